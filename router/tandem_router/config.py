@@ -1,0 +1,381 @@
+"""What a router can be told, field by field.
+
+The operator renders this class into a ConfigMap and the router parses the same class, so the
+two cannot disagree. File locations that a pod mounts are command-line arguments, never fields:
+a local node remaps them there. Importing this module costs pydantic and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tandem_router.errors import ConfigError
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Usd = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Common rules: values never change after parsing, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TierConfig(Section):
+    """One model that can answer: a pool of our workers or an external endpoint."""
+
+    name: Name = Field(description="Name of the tier; `model: <name>` in a request forces it.")
+    served_model: Name = Field(
+        description="Model name that the workers serve; `model: <served_model>` forces the tier "
+        "too, and replies carry it."
+    )
+    kind: Literal["pool", "external"] = Field(
+        default="pool",
+        description="pool: our workers, found through the endpoints; external: an "
+        "OpenAI-compatible server at `url`.",
+    )
+    url: str | None = Field(
+        default=None,
+        max_length=2048,
+        pattern=r"^https?://[^\s?#]+$",
+        description="External tier only: base URL up to and including /v1.",
+    )
+    api_key_file: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="External tier only: file with the bearer token to send; read once.",
+    )
+    usd_per_1m_input_tokens: Usd = Field(
+        default=0.0, description="Price of one million prompt tokens, US dollars."
+    )
+    usd_per_1m_output_tokens: Usd = Field(
+        default=0.0, description="Price of one million generated tokens, US dollars."
+    )
+    max_share: Fraction | None = Field(
+        default=None,
+        description="Largest share of routed requests this tier may take; absent: no limit.",
+    )
+
+    @model_validator(mode="after")
+    def _external_has_url(self) -> Self:
+        if (self.kind == "external") != (self.url is not None):
+            raise ValueError(
+                f"tier {self.name!r}: `url` belongs to kind external and only there; "
+                f"kind is {self.kind!r}"
+            )
+        return self
+
+
+class PredictorConfig(Section):
+    """Which predictor scores a prompt, and what happens when it is late."""
+
+    type: Literal["Learned", "Fixed", "Length"] = Field(
+        default="Length",
+        description="Learned: the artifact given by --predictor. Length: longer prompts are "
+        "harder. Fixed: `fixed_quality` for every prompt.",
+    )
+    deadline_ms: Positive = Field(
+        default=20.0, description="A score later than this counts as late: fallback tier."
+    )
+    max_prompt_chars: int = Field(
+        default=32_768, ge=256, le=1_000_000, description="Only so much of a prompt is scored."
+    )
+    fixed_quality: dict[str, Fraction] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Fixed only: quality of each tier, 0 to 1; a tier not named counts as 1.",
+    )
+    length_midpoint_chars: Positive = Field(
+        default=240.0, description="Length only: prompt length where gain reaches one half."
+    )
+
+
+class ObjectiveConfig(Section):
+    """What routing optimises."""
+
+    minimize: Literal["Cost", "Latency"] = Field(
+        default="Cost", description="What to save while the quality floor holds."
+    )
+    quality_floor: Fraction | None = Field(
+        default=None,
+        description="Smallest acceptable quality, as a fraction of the best tier's quality.",
+    )
+
+
+class SloConfig(Section):
+    """Latency promised to clients."""
+
+    ttft_ms: Positive | None = Field(default=None, description="Time to first token, ms.")
+    tpot_ms: Positive | None = Field(default=None, description="Time per output token, ms.")
+    percentile: float = Field(
+        default=95.0, gt=0.0, lt=100.0, description="Percentile of requests that must meet it."
+    )
+
+
+class BudgetConfig(Section):
+    """Money and machines."""
+
+    usd_per_hour: Positive | None = Field(default=None, description="Spend ceiling, $/h.")
+    gpus: int | None = Field(default=None, ge=0, description="Most GPUs all tiers may hold.")
+    on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
+        default="Downgrade",
+        description="Downgrade: cheapest tier; Queue: wait for budget; Reject: 429.",
+    )
+
+
+class CacheConfig(Section):
+    """Exact response cache; off unless switched on."""
+
+    enabled: bool = Field(default=False, description="Answer repeated requests from memory.")
+    max_bytes: int = Field(
+        default=64 * 2**20, ge=1024, description="Memory for cached responses, bytes."
+    )
+    ttl_s: Positive = Field(default=3600.0, description="Oldest response served, seconds.")
+
+
+class TenantConfig(Section):
+    """One API tenant. Where any tenant is configured, a request without a key is refused."""
+
+    name: Name = Field(description="Shown in metrics and decisions.")
+    key_hashes: tuple[str, ...] = Field(
+        default=(),
+        max_length=16,
+        description="`hmac-sha256:<64 hex digits>` of each API key under the secret given by "
+        "--key-secret-file (`python -m tandem_router.tenants` makes both).",
+    )
+    allowed_tiers: tuple[str, ...] | None = Field(
+        default=None, description="Tiers this tenant may use; absent: all."
+    )
+    max_concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
+    requests_per_minute: Positive | None = Field(default=None, description="Rate ceiling.")
+    tokens_per_minute: Positive | None = Field(
+        default=None, description="Prompt plus generated tokens per minute."
+    )
+    usd_per_hour: Positive | None = Field(default=None, description="Spend ceiling, $/h.")
+
+    @model_validator(mode="after")
+    def _hashes_well_formed(self) -> Self:
+        for entry in self.key_hashes:
+            scheme, _, digest = entry.partition(":")
+            if scheme != "hmac-sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+                raise ValueError(
+                    f"tenant {self.name!r}: key hash {entry[:24]!r} is not "
+                    "hmac-sha256:<64 lower-case hex digits>; make one with "
+                    "`python -m tandem_router.tenants`"
+                )
+        return self
+
+
+class LimitsConfig(Section):
+    """Largest request the router accepts; beyond any of these it answers 4xx."""
+
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Request body, bytes.")
+    max_header_bytes: int = Field(default=32_768, ge=1024, description="All headers, bytes.")
+    max_json_depth: int = Field(default=32, ge=4, le=500, description="Nesting of the body.")
+    max_n: int = Field(default=16, ge=1, description="Choices per request (`n`, `best_of`).")
+    max_tokens: int = Field(default=131_072, ge=1, description="`max_tokens` of one request.")
+    max_stop: int = Field(default=16, ge=1, description="Stop strings of one request.")
+    max_stop_chars: int = Field(default=1024, ge=1, description="Length of one stop string.")
+    max_messages: int = Field(default=2048, ge=1, description="Messages of one chat request.")
+    max_inflight: int = Field(default=1024, ge=1, description="Requests in flight, all tenants.")
+    body_timeout_s: Positive = Field(default=30.0, description="Time a client has to send a body.")
+
+
+class FailoverConfig(Section):
+    """How long and how often a request is carried on when workers fail."""
+
+    wait_s: Positive = Field(
+        default=30.0,
+        description="A stream that lost its worker, or a request for a tier with no worker, "
+        "waits this long for one: longer than a worker's restart with weights in page cache.",
+    )
+    tier_wait_s: float = Field(
+        default=2.0,
+        ge=0.0,
+        le=3600.0,
+        description="A routed request whose tier has no worker waits this long, then takes "
+        "another tier.",
+    )
+    max_attempts: int = Field(default=8, ge=1, description="Workers tried per request.")
+    connect_timeout_s: Positive = Field(default=2.0, description="TCP connect.")
+    stall_timeout_s: Positive = Field(
+        default=120.0,
+        description="No byte for this long counts as a dead worker: above the longest queue "
+        "wait plus prefill, because failing over a live worker only adds load.",
+    )
+    max_kept_bytes: int = Field(
+        default=256 * 1024,
+        ge=1024,
+        description="Forwarded bytes kept per stream; beyond it they are condensed to token ids.",
+    )
+
+
+class PickingConfig(Section):
+    """How a worker is chosen within a tier."""
+
+    prefix_block_bytes: int = Field(
+        default=256, ge=16, description="Bytes per hashed prefix block (about 64 tokens)."
+    )
+    max_prefix_blocks: int = Field(
+        default=256, ge=0, description="Hashed blocks per prompt; 0 switches affinity off."
+    )
+    max_prefix_entries: int = Field(
+        default=65_536, ge=1, description="Blocks remembered for each worker."
+    )
+    load_poll_s: Positive = Field(default=1.0, description="Period of GET /v1/load per worker.")
+
+
+class FileEndpoints(Section):
+    """Endpoints from the JSON file given by --endpoints, read again when it changes."""
+
+    type: Literal["file"] = "file"
+    poll_s: Positive = Field(default=0.25, description="How often the file's stamp is looked at.")
+
+
+class ServiceRef(Section):
+    """A Kubernetes Service whose EndpointSlices name the workers of one role."""
+
+    tier: Name
+    role: Literal["unified", "prefill", "decode"]
+    service: Name
+    port: int = Field(default=8100, ge=1, le=65535, description="Used where a slice names none.")
+
+
+class EndpointSliceEndpoints(Section):
+    """Endpoints from watching EndpointSlices with the pod's ServiceAccount."""
+
+    type: Literal["endpointslice"]
+    namespace: Name
+    services: tuple[ServiceRef, ...] = Field(min_length=1, max_length=64)
+    api_url: str | None = Field(
+        default=None,
+        max_length=2048,
+        description="API server; absent: KUBERNETES_SERVICE_HOST and _PORT.",
+    )
+    credentials_dir: str = Field(
+        default="/var/run/secrets/kubernetes.io/serviceaccount",
+        max_length=4096,
+        description="Folder with token and ca.crt; the token is read again as it rotates.",
+    )
+
+
+class RouterConfig(Section):
+    """Everything one router needs besides its mounted files."""
+
+    name: Name = Field(description="Model name that routes: `model: <name>`.")
+    tiers: tuple[TierConfig, ...] = Field(min_length=1, max_length=16)
+    fallback_tier: str = Field(description="Tier used when the predictor is late or broken.")
+    predictor: PredictorConfig = PredictorConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    slo: SloConfig = SloConfig()
+    budget: BudgetConfig = BudgetConfig()
+    cache: CacheConfig = CacheConfig()
+    tenants: tuple[TenantConfig, ...] = Field(default=(), max_length=1024)
+    threshold: float | None = Field(
+        default=None,
+        ge=-1.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Initial gain above which the dearer tier answers; absent: the artifact's "
+        "calibrated one, else 0.1.",
+    )
+    limits: LimitsConfig = LimitsConfig()
+    failover: FailoverConfig = FailoverConfig()
+    picking: PickingConfig = PickingConfig()
+    endpoints: Annotated[
+        FileEndpoints | EndpointSliceEndpoints, Field(discriminator="type")
+    ] = FileEndpoints()
+    http_port: int = Field(default=8000, ge=1, le=65535, description="Port of the HTTP server.")
+    drain_timeout_s: Positive = Field(
+        default=30.0, description="After SIGTERM, time for requests in flight to finish."
+    )
+    decisions_kept: int = Field(
+        default=1000, ge=1, le=100_000, description="Decisions held for /admin/decisions."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_is_the_default_source(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("endpoints"), dict):
+            endpoints = data["endpoints"]
+            if "type" not in endpoints:
+                return {**data, "endpoints": {"type": "file", **endpoints}}
+        return data
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tiers have the same name: {', '.join(sorted(names))}")
+        if self.fallback_tier not in names:
+            raise ValueError(
+                f"fallback_tier={self.fallback_tier!r} is not a tier; use one of {', '.join(names)}"
+            )
+        models = [tier.served_model for tier in self.tiers]
+        for kind, taken in (("tier", names), ("served_model", models)):
+            if self.name in taken:
+                raise ValueError(
+                    f"name={self.name!r} is also a {kind}; `model: {self.name}` would be ambiguous"
+                )
+        if len(set(models)) != len(models):
+            raise ValueError(
+                f"two tiers serve the same model: {', '.join(sorted(models))}; "
+                "give each its own served_model"
+            )
+        tenants = [tenant.name for tenant in self.tenants]
+        if len(set(tenants)) != len(tenants):
+            raise ValueError("two tenants have the same name")
+        for tenant in self.tenants:
+            for tier in tenant.allowed_tiers or ():
+                if tier not in names:
+                    raise ValueError(
+                        f"tenant {tenant.name!r}: allowed tier {tier!r} does not exist; "
+                        f"use one of {', '.join(names)}"
+                    )
+        for tier in self.predictor.fixed_quality:
+            if tier not in names:
+                raise ValueError(f"predictor.fixed_quality names {tier!r}, which is not a tier")
+        if isinstance(self.endpoints, EndpointSliceEndpoints):
+            for ref in self.endpoints.services:
+                if ref.tier not in names:
+                    raise ValueError(
+                        f"endpoints.services names tier {ref.tier!r}, which does not exist"
+                    )
+        return self
+
+    def tier(self, name: str) -> TierConfig:
+        return next(tier for tier in self.tiers if tier.name == name)
+
+
+def parse_config(text: str | bytes, source: str = "configuration") -> RouterConfig:
+    """Parse JSON text. Raises ConfigError with one line per broken field."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from error
+    try:
+        return RouterConfig.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            where = ".".join(str(part) for part in item["loc"]) or "the whole"
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = "unknown field; remove it or check its spelling"
+            lines.append(f"{source}: {where}: {message}")
+        raise ConfigError("\n".join(lines)) from error
+
+
+def load_config(path: Path) -> RouterConfig:
+    """Read and parse a file. Raises ConfigError that names the file."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_config(text, str(path))

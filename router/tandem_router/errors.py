@@ -1,0 +1,74 @@
+"""Every way a request can be refused, and how each looks on the wire.
+
+Clients of the OpenAI API read `{"error": {"message", "type", "param", "code"}}`; nothing else
+ever leaves the router, whatever went wrong. `retry` says whether the same request can succeed
+later: where it cannot, `x-should-retry: false` stops clients that retry by status code alone.
+"""
+
+from __future__ import annotations
+
+import json
+
+
+class RouterError(Exception):
+    """Base of all errors the router raises on purpose."""
+
+
+class ConfigError(RouterError):
+    """The configuration cannot be used; the message names field, value and rule."""
+
+
+class UpstreamError(RouterError):
+    """A worker could not be reached, or its reply ended or broke before it was complete."""
+
+
+class ApiError(RouterError):
+    """A reply with an OpenAI error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.retry = retry
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = []
+        if not self.retry:
+            headers.append((b"x-should-retry", b"false"))
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, round(self.retry_after_s))).encode()))
+        return headers
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def overloaded(message: str, *, code: str, retry_after_s: float, status: int = 429) -> ApiError:
+    kind = "rate_limit_error" if status == 429 else "service_unavailable"
+    return ApiError(
+        status, message, type=kind, code=code, retry=True, retry_after_s=retry_after_s
+    )
