@@ -1,0 +1,1 @@
+"""Triton operations, each with its torch reference."""

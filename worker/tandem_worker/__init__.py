@@ -1,0 +1,1 @@
+"""The inference engine: prefill, decode and unified workers."""
