@@ -1,0 +1,81 @@
+"""Moves KV blocks from the worker that computed them into the blocks another worker reserved.
+
+The wire format is described, with golden vectors, in `docs/contract.md`; thread and memory rules
+in `interface.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tandem_worker.transfer.errors import TransferError
+from tandem_worker.transfer.interface import (
+    FinalState,
+    KVReceiver,
+    KVSender,
+    Push,
+    Reservation,
+    ReservationState,
+    TransferStats,
+)
+from tandem_worker.transfer.layout import KVLayout
+from tandem_worker.transfer.link import LinkReport, kv_link_check
+from tandem_worker.transfer.pool import KVPool
+
+TransportName = Literal["tcp", "inproc"]
+
+DEFAULT_MAX_INFLIGHT_BYTES = 64 << 20
+
+__all__ = [
+    "DEFAULT_MAX_INFLIGHT_BYTES",
+    "FinalState",
+    "KVLayout",
+    "KVPool",
+    "KVReceiver",
+    "KVSender",
+    "LinkReport",
+    "Push",
+    "Reservation",
+    "ReservationState",
+    "TransferError",
+    "TransferStats",
+    "TransportName",
+    "create_receiver",
+    "create_sender",
+    "kv_link_check",
+]
+
+
+def create_receiver(
+    transport: TransportName,
+    pool: KVPool,
+    *,
+    token: bytes | None = None,
+    max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
+) -> KVReceiver:
+    """A receiver for the blocks of `pool`; `token` is the shared peer token."""
+    if transport == "inproc":
+        from tandem_worker.transfer.inproc import InprocReceiver
+
+        return InprocReceiver(pool, token=token)
+    from tandem_worker.transfer.tcp_receiver import TcpReceiver
+
+    return TcpReceiver(pool, token=token, max_inflight_bytes=max_inflight_bytes)
+
+
+def create_sender(
+    transport: TransportName,
+    pool: KVPool,
+    *,
+    token: bytes | None = None,
+    checksum: bool = False,
+    name: str = "",
+) -> KVSender:
+    """A sender of the blocks of `pool`; `name` is how the far side's errors call this worker."""
+    if transport == "inproc":
+        from tandem_worker.transfer.inproc import InprocSender
+
+        return InprocSender(pool, token=token)
+    from tandem_worker.transfer.tcp_sender import TcpSender
+
+    return TcpSender(pool, token=token, checksum=checksum, name=name)

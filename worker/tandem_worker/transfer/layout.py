@@ -1,0 +1,63 @@
+"""The shape of a KV cache, as both workers of a transfer must agree on it.
+
+No torch here: frames and reservations are checked against a layout without touching a tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tandem_worker.transfer.errors import LayoutMismatchError
+
+DTypeName = Literal["float32", "float16", "bfloat16"]
+
+DTYPE_CODES: dict[DTypeName, int] = {"float32": 1, "float16": 2, "bfloat16": 3}
+DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_NAMES: dict[int, DTypeName] = {code: name for name, code in DTYPE_CODES.items()}
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """One layer's K (and V) cache is `(num_blocks, num_kv_heads, block_size, head_dim)`.
+
+    `num_blocks` is no part of it: the two workers of a transfer may hold pools of any size.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: DTypeName
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_kv_heads", "block_size", "head_dim"):
+            value = getattr(self, name)
+            if not 1 <= value <= 0xFFFF:
+                raise LayoutMismatchError(
+                    f"KV layout {name}={value} is outside 1..65535; check the model's config.json"
+                )
+        if self.dtype not in DTYPE_CODES:
+            raise LayoutMismatchError(
+                f"KV dtype {self.dtype!r} cannot be transferred; use one of {sorted(DTYPE_CODES)}"
+            )
+
+    @property
+    def box_bytes(self) -> int:
+        """Bytes of one block of one layer's K (the same for V)."""
+        return self.num_kv_heads * self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one block of one layer, K and V: the smallest thing that is pushed."""
+        return 2 * self.box_bytes
+
+    def require_equal(self, other: KVLayout, what: str) -> None:
+        """Raise `LayoutMismatchError` naming the first field in which `other` differs."""
+        for name in ("num_layers", "num_kv_heads", "block_size", "head_dim", "dtype"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise LayoutMismatchError(
+                    f"{what} has KV {name}={theirs}, this worker has {mine}; prefill and decode "
+                    "workers must serve the same model with the same dtype and block size"
+                )
