@@ -1,0 +1,85 @@
+"""What an answer is expected to cost, and how likely it is to be late."""
+
+from __future__ import annotations
+
+import math
+
+from tandem_router.policy.terms import LatencySlo, RouteRequest, TierOption
+
+_MILLION = 1e6
+
+
+def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[float, float]:
+    """Mean and 90 % quantile of the answer's length in tokens, for one choice.
+
+    The mean of a skewed quantity from three quantiles is Swanson's 0.3/0.4/0.3 rule. Unusable
+    quantiles (absent, NaN, negative) read as `tier.default_output_tokens`, with twice as much
+    set aside; both are bounded by the request's `max_tokens`.
+    """
+    mean, high = tier.default_output_tokens, 2.0 * tier.default_output_tokens
+    lengths = request.score.output_tokens if request.score is not None else None
+    quantiles = lengths.get(tier.name) if lengths else None
+    if quantiles is not None and len(quantiles) == 3:
+        low, mid, top = sorted(float(value) for value in quantiles)
+        if low >= 0.0 and all(map(math.isfinite, (low, mid, top))):
+            mean, high = 0.3 * low + 0.4 * mid + 0.3 * top, top
+    if request.max_tokens is not None:
+        mean, high = min(mean, request.max_tokens), min(high, request.max_tokens)
+    return mean, max(mean, high)
+
+
+def expected_cost_usd(request: RouteRequest, tier: TierOption) -> tuple[float, float]:
+    """Expected cost of the request on `tier`, and what a ledger should set aside for it.
+
+    Finite and not negative whatever the inputs: an unusable price reads as free.
+    """
+    mean, high = expected_output_tokens(request, tier)
+    price_in = _usable(tier.usd_per_1m_input_tokens) / _MILLION
+    price_out = _usable(tier.usd_per_1m_output_tokens) / _MILLION
+    prompt = max(0, request.prompt_tokens) * price_in
+    choices = max(1, request.num_choices)
+    return prompt + choices * mean * price_out, prompt + choices * high * price_out
+
+
+def cost_usd(tier: TierOption, prompt_tokens: int, output_tokens: int) -> float:
+    """Realised cost of an answer, from its usage."""
+    return (
+        prompt_tokens * _usable(tier.usd_per_1m_input_tokens)
+        + output_tokens * _usable(tier.usd_per_1m_output_tokens)
+    ) / _MILLION
+
+
+def slo_miss_probability(request: RouteRequest, tier: TierOption, slo: LatencySlo) -> float:
+    """Probability that TTFT or TPOT misses its target, 0..1.
+
+    Actual latency is taken as lognormal around the prediction; a prediction or target that is
+    absent counts as met. The request's own TTFT target, when stricter or looser, replaces the
+    router's.
+    """
+    ttft_target = request.overrides.ttft_slo_s
+    if ttft_target is None:
+        ttft_target = slo.ttft_s
+    ttft = None if tier.ttft_s is None else max(0.0, tier.queue_wait_s) + tier.ttft_s
+    met = 1.0 - _late(ttft, ttft_target, slo.log_spread)
+    met *= 1.0 - _late(tier.tpot_s, slo.tpot_s, slo.log_spread)
+    return 1.0 - met
+
+
+def _late(predicted_s: float | None, target_s: float | None, log_spread: float) -> float:
+    if predicted_s is None or target_s is None:
+        return 0.0
+    if math.isnan(predicted_s) or math.isnan(target_s):
+        return 0.0
+    if predicted_s <= 0.0:
+        return 0.0
+    if target_s <= 0.0 or math.isinf(predicted_s):
+        return 1.0
+    if math.isinf(target_s):
+        return 0.0
+    if not log_spread > 0.0:
+        return float(predicted_s > target_s)
+    return 0.5 * math.erfc(math.log(target_s / predicted_s) / (log_spread * math.sqrt(2.0)))
+
+
+def _usable(price: float) -> float:
+    return price if math.isfinite(price) and price > 0.0 else 0.0

@@ -1,0 +1,361 @@
+"""Choose the tier of one request: gain against cost, inside everybody's ceilings.
+
+Utility of tier t: `p_t - lambda*c_t - theta*r_t - mu*P(late)`, where r_t is 0 for the cheapest
+and 1 for the dearest tier by list price. With two tiers and no latency term this is the gain
+rule: the large tier iff `p_large - p_small > theta + lambda*(c_large - c_small)`.
+
+By construction:
+* a tie goes to the lower expected cost, then to the lower list price, then to the tier declared
+  first, so the result never depends on iteration order;
+* a NaN or missing number is never compared: a tier whose quality is unusable has no utility;
+* the quality floor is relative to the dearest tier, which is never excluded by it, so a higher
+  floor can only move requests towards the dearest tier;
+* a smaller lambda never lowers the predicted quality (net of the latency term) of a request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tandem_router.policy.cost import expected_cost_usd, slo_miss_probability
+from tandem_router.policy.terms import (
+    Decision,
+    PolicySetPoints,
+    PolicyState,
+    Reason,
+    RouteRequest,
+    ScoreStatus,
+    TierOption,
+    TierVerdict,
+)
+
+_STATUS_REASON = {
+    ScoreStatus.OK: Reason.NO_PREDICTOR,
+    ScoreStatus.ABSENT: Reason.NO_PREDICTOR,
+    ScoreStatus.LATE: Reason.PREDICTOR_LATE,
+    ScoreStatus.FAILED: Reason.PREDICTOR_FAILED,
+}
+
+
+@dataclass(slots=True)
+class _Candidate:
+    tier: TierOption
+    rank: int  # 0 is the cheapest by list price
+    height: float  # rank scaled to 0..1
+    cost: float
+    reserve: float
+    late: float
+    quality: float | None
+    utility: float | None = None
+    excluded: Reason | None = None
+
+
+def decide(
+    request: RouteRequest,
+    tiers: Sequence[TierOption],
+    set_points: PolicySetPoints,
+    state: PolicyState | None = None,
+) -> Decision:
+    """Choose a tier for `request`; total over any numbers, NaN included; about 25 us.
+
+    Reads `state` (recent shares, prompt lengths) and never changes it: call
+    `state.record(decision.tier, request.prompt_tokens)` once the request is dispatched.
+
+    Raises:
+        ValueError: `tiers` is empty or names a tier twice, or the request forces a tier that is
+            not among them (answer 404 for an unknown model before asking).
+    """
+    candidates = _candidates(request, tiers, set_points)
+    dearest, cheapest = candidates[-1], candidates[0]
+    gain = difficulty = threshold = None
+    if cheapest.quality is not None:
+        difficulty = 1.0 - cheapest.quality
+        if dearest.quality is not None and len(candidates) > 1:
+            gain = dearest.quality - cheapest.quality
+    if len(candidates) > 1:
+        threshold = _cost_of(dearest, set_points, request) - _cost_of(cheapest, set_points, request)
+
+    _apply_hard_limits(candidates, request, set_points, state)
+    preferred, why = _preferred(candidates, request, set_points, state)
+    chosen, reason = _within_limits(candidates, preferred, why, request, set_points)
+
+    def outcome(tier: _Candidate | None, because: Reason, **extra: object) -> Decision:
+        return Decision(
+            tier=tier.tier.name if tier else None,
+            reason=because,
+            gain=gain,
+            threshold=threshold,
+            difficulty=difficulty,
+            expected_cost_usd=tier.cost if tier else 0.0,
+            reserve_cost_usd=tier.reserve if tier else 0.0,
+            slo_miss_probability=tier.late if tier else 0.0,
+            verdicts=tuple(_verdict(candidate) for candidate in candidates),
+            **extra,  # type: ignore[arg-type]
+        )
+
+    if chosen is not None:
+        return outcome(chosen, reason)
+    message = _refusal(reason, preferred, candidates, request, set_points)
+    if reason is not Reason.BUDGET:
+        return outcome(None, reason, message=message)
+    price = (
+        preferred.reserve
+        if set_points.on_exhausted != "downgrade"
+        else min(
+            (c.reserve for c in candidates if c.excluded is Reason.BUDGET),
+            default=preferred.reserve,
+        )
+    )
+    return outcome(
+        None,
+        reason,
+        message=message,
+        queue=set_points.on_exhausted == "queue",
+        retry_after_s=_refill_time(price, set_points),
+    )
+
+
+def _candidates(
+    request: RouteRequest, tiers: Sequence[TierOption], set_points: PolicySetPoints
+) -> list[_Candidate]:
+    """Tiers from cheapest to dearest, each with its cost, latency and utility."""
+    if not tiers:
+        raise ValueError("tiers is empty; a router needs at least one tier")
+    if len({tier.name for tier in tiers}) < len(tiers):
+        raise ValueError(f"tiers {[tier.name for tier in tiers]} repeat a name; make them unique")
+    ordered = sorted(tiers, key=lambda tier: tier.list_price if tier.list_price > 0 else 0.0)
+    top = max(1, len(ordered) - 1)
+    found = []
+    for rank, tier in enumerate(ordered):
+        cost, reserve = expected_cost_usd(request, tier)
+        late = slo_miss_probability(request, tier, set_points.slo)
+        candidate = _Candidate(
+            tier, rank, rank / top, cost, reserve, late, _quality(request, tier.name)
+        )
+        if candidate.quality is not None:
+            candidate.utility = candidate.quality - _cost_of(candidate, set_points, request)
+        found.append(candidate)
+    return found
+
+
+def _quality(request: RouteRequest, name: str) -> float | None:
+    if request.score is None or request.score_status is not ScoreStatus.OK:
+        return None
+    value = request.score.quality.get(name)
+    if value is None or not math.isfinite(value):
+        return None
+    return min(1.0, max(0.0, float(value)))
+
+
+def _cost_of(candidate: _Candidate, set_points: PolicySetPoints, request: RouteRequest) -> float:
+    """Everything that counts against a tier, in quality points."""
+    uses = request.num_expected_uses if request.num_expected_uses >= 1.0 else 1.0
+    money = _finite(set_points.lambda_per_usd) * candidate.cost / uses
+    height = _finite(set_points.gain_threshold) * candidate.height
+    return money + height + _finite(set_points.slo.miss_penalty) * candidate.late
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.copysign(1e9, value) if value == value else 0.0
+
+
+def _apply_hard_limits(
+    candidates: list[_Candidate],
+    request: RouteRequest,
+    set_points: PolicySetPoints,
+    state: PolicyState | None,
+) -> None:
+    """Mark each tier that this request must not use, with the first rule that forbids it."""
+    tenant, overrides = request.tenant, request.overrides
+    tenant_usd = [c for c in (tenant.max_cost_usd, tenant.remaining_usd) if c is not None]
+    for candidate in candidates:
+        tier = candidate.tier
+        if not tier.available:
+            candidate.excluded = Reason.UNAVAILABLE
+        elif _forbidden(tier.name, tenant.allowed_tiers) or any(
+            _above(candidate.reserve, ceiling) for ceiling in tenant_usd
+        ):
+            candidate.excluded = Reason.TENANT
+        elif _above(candidate.reserve, overrides.max_cost_usd):
+            candidate.excluded = Reason.MAX_COST
+        elif _above(candidate.reserve, set_points.budget_remaining_usd):
+            candidate.excluded = Reason.BUDGET
+    if state is None:
+        return
+    for candidate in candidates:
+        cap = candidate.tier.max_share
+        if cap is None or candidate.excluded is not None or state.admits(candidate.tier.name, cap):
+            continue
+        # A share is a wish about the mix, not a reason to refuse: the last tier stays.
+        if any(c is not candidate and c.excluded is None for c in candidates):
+            candidate.excluded = Reason.MAX_SHARE
+
+
+def _forbidden(name: str, allowed: frozenset[str] | None) -> bool:
+    return allowed is not None and name not in allowed
+
+
+def _above(cost: float, ceiling: float | None) -> bool:
+    return ceiling is not None and not cost <= ceiling  # a NaN ceiling forbids
+
+
+def _preferred(
+    candidates: list[_Candidate],
+    request: RouteRequest,
+    set_points: PolicySetPoints,
+    state: PolicyState | None,
+) -> tuple[_Candidate, Reason]:
+    """The tier we would take if no ceiling were in the way, and why."""
+    forced = request.overrides.tier
+    if forced is not None:
+        for candidate in candidates:
+            if candidate.tier.name == forced:
+                return candidate, Reason.FORCED
+        names = ", ".join(candidate.tier.name for candidate in candidates)
+        raise ValueError(f"tier {forced!r} does not exist; this router has {names}")
+    if len(candidates) == 1:
+        return candidates[0], Reason.ONLY_TIER
+    scored = [candidate for candidate in candidates if candidate.utility is not None]
+    if request.score is None or request.score_status is not ScoreStatus.OK:
+        why = _STATUS_REASON[request.score_status]
+        by_length = why is Reason.NO_PREDICTOR and set_points.without_predictor == "length"
+        return _without_score(candidates, request, set_points, state, by_length), why
+    if request.score.out_of_distribution:
+        by_length = set_points.out_of_distribution == "length"
+        tier = _without_score(candidates, request, set_points, state, by_length)
+        return tier, Reason.OUT_OF_DISTRIBUTION
+    if len(scored) < 2:
+        tier = _without_score(candidates, request, set_points, state, by_length=False)
+        return tier, Reason.PREDICTOR_FAILED
+    best = _best(scored)
+    floored = _best(_above_floor(scored, _floor(request, set_points)))
+    if floored is not best:
+        return floored, Reason.QUALITY_FLOOR
+    if best is not _best(scored, set_points=set_points):
+        return best, Reason.SLO
+    return best, Reason.SUFFICIENT if best.rank == 0 else Reason.GAIN
+
+
+def _without_score(
+    candidates: list[_Candidate],
+    request: RouteRequest,
+    set_points: PolicySetPoints,
+    state: PolicyState | None,
+    by_length: bool,
+) -> _Candidate:
+    if by_length and state is not None:
+        long = state.length_rank(request.prompt_tokens) >= 1.0 - set_points.length_top_share
+        return candidates[-1] if long else candidates[0]
+    for candidate in candidates:
+        if candidate.tier.name == set_points.fallback_tier:
+            return candidate
+    return candidates[-1]
+
+
+def _best(scored: Sequence[_Candidate], set_points: PolicySetPoints | None = None) -> _Candidate:
+    """Highest utility, ties to the cheaper; with `set_points`, utility without its SLO term."""
+    give_back = _finite(set_points.slo.miss_penalty) if set_points else 0.0
+
+    def key(candidate: _Candidate) -> tuple[float, float, int]:
+        utility = candidate.utility if candidate.utility is not None else -math.inf
+        return (utility + give_back * candidate.late, -candidate.cost, -candidate.rank)
+
+    return max(scored, key=key)
+
+
+def _floor(request: RouteRequest, set_points: PolicySetPoints) -> float | None:
+    floors = [
+        floor
+        for floor in (request.overrides.quality, set_points.request_quality_floor)
+        if floor is not None and math.isfinite(floor)
+    ]
+    return min(1.0, max(floors)) if floors else None
+
+
+def _above_floor(scored: list[_Candidate], floor: float | None) -> list[_Candidate]:
+    """Tiers whose predicted quality is at least `floor` times the dearest scored tier's."""
+    if floor is None:
+        return scored
+    reference = scored[-1]
+    assert reference.quality is not None
+    bar = floor * reference.quality
+    return [c for c in scored if c is reference or (c.quality is not None and c.quality >= bar)]
+
+
+def _within_limits(
+    candidates: list[_Candidate],
+    preferred: _Candidate,
+    why: Reason,
+    request: RouteRequest,
+    set_points: PolicySetPoints,
+) -> tuple[_Candidate | None, Reason]:
+    """The preferred tier, or the best one that the ceilings leave; None to refuse."""
+    if preferred.excluded is None:
+        return preferred, why
+    if preferred.excluded is Reason.MAX_SHARE and why is Reason.FORCED:
+        return preferred, why  # who names a tier gets it
+    blocked = preferred.excluded
+    if why is Reason.FORCED:
+        return None, blocked
+    if blocked is Reason.BUDGET and set_points.on_exhausted != "downgrade":
+        return None, blocked
+    left = [candidate for candidate in candidates if candidate.excluded is None]
+    if not left:
+        # A tier that was only over its share is better than a refusal.
+        spare = [c for c in candidates if c.excluded is Reason.MAX_SHARE]
+        return (spare[0], Reason.MAX_SHARE) if spare else (None, blocked)
+    scored = [candidate for candidate in left if candidate.utility is not None]
+    if scored:
+        return _best(_above_floor(scored, _floor(request, set_points))), blocked
+    # Without scores: the nearest tier below the preferred one in price, else the cheapest left.
+    below = [candidate for candidate in left if candidate.rank < preferred.rank]
+    return (below[-1] if below else left[0]), blocked
+
+
+def _refill_time(price: float, set_points: PolicySetPoints) -> float | None:
+    missing = price - max(0.0, set_points.budget_remaining_usd or 0.0)
+    rate = set_points.budget_refill_usd_per_s
+    return missing / rate if rate > 0.0 and math.isfinite(missing) and missing > 0.0 else None
+
+
+def _refusal(
+    reason: Reason,
+    preferred: _Candidate,
+    candidates: list[_Candidate],
+    request: RouteRequest,
+    set_points: PolicySetPoints,
+) -> str:
+    name, price = preferred.tier.name, f"{preferred.reserve:.6g} USD"
+    if reason is Reason.UNAVAILABLE:
+        states = ", ".join(f"{c.tier.name}: {c.excluded or 'ready'}" for c in candidates)
+        return f"tier {name!r} has no ready endpoint and no other may serve ({states}); retry later"
+    if reason is Reason.MAX_COST:
+        ceiling = request.overrides.max_cost_usd
+        return (
+            f"the request may cost up to {price} on tier {name!r}, above its "
+            f"x-tandem-max-cost-usd of {ceiling}; raise it or lower max_tokens"
+        )
+    if reason is Reason.TENANT:
+        return (
+            f"tier {name!r} is outside this tenant's ceilings (it may cost up to {price}); "
+            "ask for another tier, lower max_tokens, or have the ceiling raised"
+        )
+    left = set_points.budget_remaining_usd
+    return (
+        f"the budget has {left if left is not None else 0.0:.6g} USD left and tier {name!r} may "
+        f"cost up to {price}; retry later or raise budget.usdPerHour"
+    )
+
+
+def _verdict(candidate: _Candidate) -> TierVerdict:
+    return TierVerdict(
+        tier=candidate.tier.name,
+        quality=candidate.quality,
+        expected_cost_usd=candidate.cost,
+        reserve_cost_usd=candidate.reserve,
+        slo_miss_probability=candidate.late,
+        utility=candidate.utility,
+        excluded=candidate.excluded,
+    )

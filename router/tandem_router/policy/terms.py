@@ -1,0 +1,241 @@
+"""The words of a routing decision: what a request asks, what a tier offers, what was decided.
+
+Everything here is a plain value. Services build these from their own state (picker, predictor,
+ledger) and hand them to `decide`; the simulator and the tests build them by hand.
+
+Units: costs in USD, prices in USD per million tokens, times in seconds, qualities in 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+
+class Reason(StrEnum):
+    """Why a tier was chosen, short enough for the `x-tandem-reason` header."""
+
+    GAIN = "gain"  # a dearer tier is worth its price for this prompt
+    SUFFICIENT = "sufficient"  # the cheapest tier is good enough
+    FORCED = "forced"  # the request named the tier
+    ONLY_TIER = "only-tier"  # nothing to choose: one tier is left
+    QUALITY_FLOOR = "quality-floor"  # the utility's choice was below the request's floor
+    SLO = "slo"  # the utility's choice would have missed the latency SLO
+    MAX_SHARE = "max-share"  # the wanted tier has had its share of recent requests
+    MAX_COST = "max-cost"  # the wanted tier costs more than the request allows
+    TENANT = "tenant"  # the tenant may not use, or cannot pay, the wanted tier
+    BUDGET = "budget"  # the budget cannot pay the wanted tier now
+    UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint
+    OUT_OF_DISTRIBUTION = "out-of-distribution"  # the prompt is unlike the training data
+    NO_PREDICTOR = "no-predictor"  # none configured: fallback or length rank
+    PREDICTOR_LATE = "predictor-late"  # missed its deadline: fallback tier
+    PREDICTOR_FAILED = "predictor-failed"  # broken, or its numbers are unusable: fallback tier
+
+
+class ScoreStatus(StrEnum):
+    """What became of the predictor for this request."""
+
+    OK = "ok"
+    ABSENT = "absent"
+    LATE = "late"
+    FAILED = "failed"
+
+
+class Score(Protocol):
+    """What a predictor says about one prompt; any object with these attributes will do."""
+
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """Per tier name, the probability that its answer is good."""
+        ...
+
+    @property
+    def output_tokens(self) -> Mapping[str, tuple[float, float, float]] | None:
+        """Per tier name, the 10, 50 and 90 % quantiles of the answer's length in tokens."""
+        ...
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the prompt is too unlike the training data for `quality` to be believed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainScore:
+    """A `Score` as a value, for callers without a predictor object."""
+
+    quality: Mapping[str, float]
+    output_tokens: Mapping[str, tuple[float, float, float]] | None = None
+    out_of_distribution: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TierOption:
+    """One tier as it stands at the moment of the decision."""
+
+    name: str
+    available: bool = True  # has a ready endpoint
+    usd_per_1m_input_tokens: float = 0.0
+    usd_per_1m_output_tokens: float = 0.0
+    queue_wait_s: float = 0.0  # predicted wait before prefill starts
+    ttft_s: float | None = None  # predicted TTFT without the queue wait; None: unknown, no penalty
+    tpot_s: float | None = None  # predicted TPOT at the present load; None: unknown, no penalty
+    max_share: float | None = None  # of recent requests, 0..1
+    default_output_tokens: float = 256.0  # expected answer length where no head predicts one
+
+    @property
+    def list_price(self) -> float:
+        """Orders tiers from cheap to dear: input price plus output price."""
+        return self.usd_per_1m_input_tokens + self.usd_per_1m_output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What one request asks for itself (`x-tandem-*` headers, `model: <tier>`)."""
+
+    tier: str | None = None  # force this tier
+    quality: float | None = None  # floor, as a share of the dearest tier's predicted quality
+    max_cost_usd: float | None = None
+    ttft_slo_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCeilings:
+    """What the tenant's contract allows for this request; None means no ceiling."""
+
+    allowed_tiers: frozenset[str] | None = None
+    max_cost_usd: float | None = None  # per request
+    remaining_usd: float | None = None  # left in the tenant's own budget, reservations deducted
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """One request as the policy sees it: no text, only numbers."""
+
+    prompt_tokens: int
+    score: Score | None = None
+    score_status: ScoreStatus = ScoreStatus.OK  # with `score=None`, OK reads as ABSENT
+    max_tokens: int | None = None  # the client's bound on the answer
+    num_choices: int = 1  # OpenAI `n`
+    overrides: Overrides = field(default_factory=Overrides)
+    tenant: TenantCeilings = field(default_factory=TenantCeilings)
+    num_expected_uses: float = 1.0  # times the answer will be served, this one included (cache)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySlo:
+    """Targets and what missing one is worth, in quality points (mu of the design)."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    miss_penalty: float = 0.2  # a sure miss weighs like 20 points of quality
+    # Spread of actual over predicted latency, as the standard deviation of its logarithm.
+    log_spread: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySetPoints:
+    """The levers that online controllers (or a person) move.
+
+    A dearer tier is taken iff gain > gain_threshold + lambda_per_usd x extra expected cost.
+    """
+
+    lambda_per_usd: float = 0.0  # quality points that one dollar is worth
+    gain_threshold: float = 0.0  # quality points asked of the dearest tier over the cheapest
+    fallback_tier: str | None = None  # None: the dearest
+    request_quality_floor: float | None = None  # applies to each request, see Overrides.quality
+    slo: LatencySlo = field(default_factory=LatencySlo)
+    budget_remaining_usd: float | None = None  # token bucket level; None: no budget
+    budget_refill_usd_per_s: float = 0.0  # to say how long a refused request should wait
+    on_exhausted: Literal["downgrade", "queue", "reject"] = "downgrade"
+    out_of_distribution: Literal["fallback", "length"] = "fallback"
+    without_predictor: Literal["fallback", "length"] = "fallback"
+    length_top_share: float = 0.5  # of requests that the length rule sends to the dearest tier
+
+
+@dataclass(frozen=True, slots=True)
+class TierVerdict:
+    """How one tier fared, for dashboards and logs."""
+
+    tier: str
+    quality: float | None
+    expected_cost_usd: float
+    reserve_cost_usd: float  # what a ledger should set aside: the 90 % answer length
+    slo_miss_probability: float
+    utility: float | None  # None where the score says nothing about this tier
+    excluded: Reason | None  # the constraint that ruled it out
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where the request goes and why.
+
+    `tier is None` means refuse (or, when `queue` is true, hold and ask again after
+    `retry_after_s`); `reason` then names the rule and `message` says it in a sentence.
+    """
+
+    tier: str | None
+    reason: Reason
+    gain: float | None  # p(dearest) - p(cheapest); None without a usable score
+    threshold: float | None  # what the gain was compared with
+    difficulty: float | None  # 1 - p(cheapest)
+    expected_cost_usd: float
+    reserve_cost_usd: float
+    slo_miss_probability: float
+    verdicts: tuple[TierVerdict, ...]
+    message: str = ""
+    queue: bool = False
+    retry_after_s: float | None = None
+
+
+class PolicyState:
+    """What the policy remembers between requests: recent tier shares and prompt lengths.
+
+    Bounded memory; `record` after each dispatched decision, `decide` only reads.
+
+    Args:
+        window: number of recent requests over which `max_share` and length ranks are counted.
+    """
+
+    def __init__(self, window: int = 500) -> None:
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1 request")
+        self.window = window
+        self._recent: deque[tuple[str, int]] = deque()
+        self._counts: dict[str, int] = {}
+
+    def record(self, tier: str, prompt_tokens: int) -> None:
+        """Count one dispatched request."""
+        self._recent.append((tier, prompt_tokens))
+        self._counts[tier] = self._counts.get(tier, 0) + 1
+        if len(self._recent) > self.window:
+            old, _ = self._recent.popleft()
+            self._counts[old] -= 1
+
+    def share(self, tier: str) -> float:
+        """Share of `tier` among recent requests, 0..1; 0 before the first."""
+        return self._counts.get(tier, 0) / len(self._recent) if self._recent else 0.0
+
+    def admits(self, tier: str, max_share: float) -> bool:
+        """Whether one more request keeps `tier` within `max_share` of a full window.
+
+        Counted against the full window from the start, so that a young router does not refuse
+        the tier outright, and lets at most floor(max_share x window) through in any window.
+        """
+        count = self._counts.get(tier, 0)
+        if len(self._recent) == self.window and self._recent[0][0] == tier:
+            count -= 1  # this one leaves the window when the new request enters
+        return count + 1 <= math.floor(max_share * self.window + 1e-9)
+
+    def length_rank(self, prompt_tokens: int) -> float:
+        """Share of recent prompts that are shorter, ties counted half; 0.5 without history."""
+        if not self._recent:
+            return 0.5
+        lengths: Sequence[int] = [length for _, length in self._recent]
+        below = sum(1 for length in lengths if length < prompt_tokens)
+        equal = sum(1 for length in lengths if length == prompt_tokens)
+        return (below + 0.5 * equal) / len(lengths)
