@@ -1,0 +1,102 @@
+"""The checkout keeps clear of the traps that its layout has."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENTS = {
+    "operator": "tandem_operator",
+    "router": "tandem_router",
+    "worker": "tandem_worker",
+    "kernels": "tandem_kernels",
+}
+
+
+def tracked_files() -> list[Path]:
+    """Every file that git tracks, absolute."""
+    output = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    return [ROOT / name for name in output.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_no_python_file_lies_directly_in_a_component_root(component: str) -> None:
+    """operator/x.py or operator/__init__.py would shadow the standard library's operator."""
+    assert list((ROOT / component).glob("*.py")) == []
+
+
+def test_the_standard_library_imports_from_the_repository_root() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import json, operator; print(operator.__file__)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout.startswith(str(ROOT / "operator"))
+
+
+def test_tests_hold_no_init_file() -> None:
+    assert [p for p in (ROOT / "tests").rglob("__init__.py")] == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [
+        (("tandem_operator.cli", "tandem_operator.plan"), ("torch", "triton", "sklearn", "kopf")),
+        (("tandem_router.app", "tandem_router.predictor"), ("torch", "triton", "sklearn")),
+        (("tandem_router.config",), ("numpy", "fastapi", "torch")),
+        (("tandem_worker.config",), ("numpy", "fastapi", "torch")),
+    ],
+)
+def test_imports_stay_light(modules: tuple[str, ...], forbidden: tuple[str, ...]) -> None:
+    """Operator and router images stay small because nothing heavy is ever imported there."""
+    code = f"""
+import importlib, sys
+for name in {modules!r}: importlib.import_module(name)
+print(sorted(set({forbidden!r}) & set(sys.modules)))
+"""
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_nothing_that_executes_foreign_data_is_called() -> None:
+    """No pickle, eval or torch.load anywhere: what crosses a process is data."""
+    offenders = []
+    for path in tracked_files():
+        if path.suffix != ".py" or "tests" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                names = []
+            bad = [n for n in names if n.split(".")[0] in {"pickle", "joblib", "dill", "marshal"}]
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                bad += [called] if called in {"eval", "exec", "torch.load", "yaml.load"} else []
+            offenders += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in bad]
+
+    assert offenders == []
+
+
+def test_committed_files_stay_small() -> None:
+    """The demo models are 25 MB together at most; nothing else passes 3 MB."""
+    models = [p for p in tracked_files() if p.suffix == ".safetensors"]
+    others = [p for p in tracked_files() if p not in models and p.stat().st_size > 3_000_000]
+
+    assert sum(p.stat().st_size for p in models) <= 25_000_000
+    assert others == []
