@@ -30,3 +30,6 @@ lint: setup
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+cluster: setup
+	@exec $(VENV)/bin/python tests/controlplane/cluster.py $(ARGS)

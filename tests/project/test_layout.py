@@ -45,7 +45,7 @@ def test_the_standard_library_imports_from_the_repository_root() -> None:
 
 
 def test_tests_hold_no_init_file() -> None:
-    assert [p for p in (ROOT / "tests").rglob("__init__.py")] == []
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
 @pytest.mark.parametrize(

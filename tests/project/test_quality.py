@@ -1,4 +1,4 @@
-"""The whole tree passes the same linters, type checker and import contracts that `make lint` runs."""
+"""The whole tree passes the linters, type checker and import contracts of `make lint`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ BIN = Path(sys.executable).parent
     ids=lambda command: " ".join(command),
 )
 def test_the_tree_is_clean_for(command: tuple[str, ...]) -> None:
-    result = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True
+    )
 
     assert result.returncode == 0, result.stdout + result.stderr

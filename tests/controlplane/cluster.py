@@ -1,0 +1,299 @@
+"""A real control plane in the foreground, in a network namespace of its own.
+
+`cluster.py` prints the kubeconfig and how to enter and runs until Ctrl-C; `--exec COMMAND` runs
+one command inside, with kubectl and helm on PATH and KUBECONFIG set, and exits with its status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import build
+import network
+import pki
+
+START_TIMEOUT_S = 60.0
+SERVICE_RANGE = "10.0.0.0/24"
+SERVICE_ADDRESS = "10.0.0.1"
+CONTROLLERS = (
+    "serviceaccount-token-controller",
+    "serviceaccount-controller",
+    "root-ca-certificate-publisher-controller",
+    "clusterrole-aggregation-controller",
+    "namespace-controller",
+    "garbage-collector-controller",
+    "pod-garbage-collector-controller",
+    "replicaset-controller",
+    "deployment-controller",
+    "statefulset-controller",
+    "daemonset-controller",
+    "job-controller",
+    "cronjob-controller",
+    "ttl-after-finished-controller",
+    "endpointslice-controller",
+    "disruption-controller",
+    "horizontal-pod-autoscaler-controller",
+    "node-lifecycle-controller",
+    "taint-eviction-controller",
+    "resourcequota-controller",
+)
+
+
+class StartError(Exception):
+    """A component did not come up; the message names it and holds its last log lines."""
+
+
+class ControlPlane:
+    """etcd, kube-apiserver, kube-controller-manager and kube-scheduler as child processes.
+
+    Runs inside the namespace that `network.unshare_command` made. `stop` ends everything.
+    """
+
+    def __init__(self, binaries: Path, run_dir: Path, nodes: tuple[str, ...]) -> None:
+        self.binaries = binaries
+        self.run_dir = run_dir
+        self.pki = run_dir / "pki"
+        self.nodes = nodes
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.pki / "admin.kubeconfig"
+
+    def start(self) -> None:
+        if not self.pki.exists():
+            pki.make_pki(
+                self.pki,
+                address=network.HOST_ADDRESS,
+                service_address=SERVICE_ADDRESS,
+                nodes=self.nodes,
+            )
+        self.start_etcd()
+        self.start_apiserver()
+        self.start_controllers()
+
+    def start_etcd(self) -> None:
+        self._spawn(
+            "etcd",
+            f"--data-dir={self.run_dir / 'etcd'}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+            "--initial-cluster=default=http://127.0.0.1:2380",
+        )
+        self._wait(
+            "etcd", lambda: self._get(http.client.HTTPConnection("127.0.0.1", 2379), "/health")
+        )
+
+    def start_apiserver(self) -> None:
+        p = self.pki
+        self._spawn(
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            f"--bind-address={network.HOST_ADDRESS}",
+            "--secure-port=6443",
+            f"--advertise-address={network.HOST_ADDRESS}",
+            f"--tls-cert-file={p / 'apiserver.crt'}",
+            f"--tls-private-key-file={p / 'apiserver.key'}",
+            f"--client-ca-file={p / 'ca.crt'}",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            "--allow-privileged=true",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={p / 'sa.pub'}",
+            f"--service-account-signing-key-file={p / 'sa.key'}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            f"--kubelet-client-certificate={p / 'kubelet-client.crt'}",
+            f"--kubelet-client-key={p / 'kubelet-client.key'}",
+            f"--kubelet-certificate-authority={p / 'ca.crt'}",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--requestheader-client-ca-file={p / 'front-proxy-ca.crt'}",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={p / 'front-proxy-client.crt'}",
+            f"--proxy-client-key-file={p / 'front-proxy-client.key'}",
+            "--profiling=false",
+        )
+        self._wait("kube-apiserver", lambda: self._get(self._secure(6443), "/readyz"))
+
+    def start_controllers(self) -> None:
+        p = self.pki
+        kcm = str(p / "kcm.kubeconfig")
+        self._spawn(
+            "kube-controller-manager",
+            f"--kubeconfig={kcm}",
+            f"--authentication-kubeconfig={kcm}",
+            f"--authorization-kubeconfig={kcm}",
+            "--bind-address=127.0.0.1",
+            "--leader-elect=false",
+            "--use-service-account-credentials=true",
+            f"--service-account-private-key-file={p / 'sa.key'}",
+            f"--root-ca-file={p / 'ca.crt'}",
+            "--node-monitor-period=1s",
+            "--node-monitor-grace-period=12s",
+            "--horizontal-pod-autoscaler-sync-period=5s",
+            f"--controllers={','.join(CONTROLLERS)}",
+        )
+        scheduler = str(p / "scheduler.kubeconfig")
+        self._spawn(
+            "kube-scheduler",
+            f"--kubeconfig={scheduler}",
+            f"--authentication-kubeconfig={scheduler}",
+            f"--authorization-kubeconfig={scheduler}",
+            "--bind-address=127.0.0.1",
+            "--leader-elect=false",
+        )
+
+    def stop(self) -> None:
+        """End every component; the apiserver would drain watches for a minute, so it is killed."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+        for process in self.processes.values():
+            process.wait()
+
+    def exited(self) -> str | None:
+        """The name of a component that has ended, or None."""
+        return next((name for name, p in self.processes.items() if p.poll() is not None), None)
+
+    def _spawn(self, name: str, *arguments: str) -> None:
+        with open(self.run_dir / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(self.binaries / name), *arguments],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self.processes[name].poll() is None:
+            if ready():
+                return
+            time.sleep(0.1)
+        log = (self.run_dir / f"{name}.log").read_text(errors="replace").splitlines()
+        raise StartError(f"{name} did not become ready:\n" + "\n".join(log[-15:]))
+
+    def _secure(self, port: int) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.pki / "ca.crt"))
+        context.load_cert_chain(self.pki / "admin.crt", self.pki / "admin.key")
+        return http.client.HTTPSConnection(network.HOST_ADDRESS, port, context=context, timeout=5)
+
+    @staticmethod
+    def _get(connection: http.client.HTTPConnection, path: str) -> bool:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def run_inside(arguments: argparse.Namespace) -> int:
+    """What happens in the namespace: start everything, then wait or run one command."""
+    network.configure_loopback()
+    run_dir = Path(arguments.run_dir)
+    binaries = build.installed()
+    if binaries is None:
+        print("cluster: the binaries are missing; run tests/controlplane/build.py", file=sys.stderr)
+        return 1
+    plane = ControlPlane(binaries, run_dir, ("node-0",))
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        plane.start()
+        venv_bin = str(Path(sys.executable).parent)
+        path = os.pathsep.join([str(binaries), venv_bin, os.environ.get("PATH", "/usr/bin:/bin")])
+        env = {**os.environ, "PATH": path, "KUBECONFIG": str(plane.kubeconfig)}
+        if arguments.exec:
+            return subprocess.run(["bash", "-c", arguments.exec], env=env).returncode
+        ready = {"pid": os.getpid(), "kubeconfig": str(plane.kubeconfig), "binaries": str(binaries)}
+        partial = run_dir / "ready.partial"
+        partial.write_text(json.dumps(ready))
+        partial.rename(run_dir / "ready.json")
+        enter = " ".join(network.enter_command(os.getpid()))
+        print(
+            f"cluster: ready\n  export KUBECONFIG={plane.kubeconfig} PATH={binaries}:$PATH",
+            flush=True,
+        )
+        print(f"  {enter} bash        # a shell inside; Ctrl-C here stops the cluster", flush=True)
+        while not stopping:
+            name = plane.exited()
+            if name:
+                print(f"cluster: {name} ended; its log is {run_dir / name}.log", file=sys.stderr)
+                return 1
+            time.sleep(0.2)
+        return 0
+    except StartError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    finally:
+        plane.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cluster", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--exec", metavar="COMMAND", help="run COMMAND inside and exit with its status"
+    )
+    parser.add_argument("--run-dir", help="where state and logs go (default: a temporary folder)")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        return run_inside(arguments)
+    try:
+        build.build()
+    except build.BuildError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    temporary = arguments.run_dir is None
+    run_dir = Path(arguments.run_dir or tempfile.mkdtemp(prefix="tandem-cluster-"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    command = [
+        *network.unshare_command(),
+        sys.executable,
+        __file__,
+        "--inside",
+        "--run-dir",
+        str(run_dir),
+    ]
+    if arguments.exec:
+        command += ["--exec", arguments.exec]
+    process = subprocess.Popen(command)
+    # Ctrl-C reaches the whole foreground group; SIGTERM is passed on by unshare --kill-child.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    status = process.wait()
+    if temporary:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
