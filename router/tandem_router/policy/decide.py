@@ -48,6 +48,7 @@ class _Candidate:
     reserve: float
     late: float
     quality: float | None
+    value: float | None = None
     utility: float | None = None
     excluded: Reason | None = None
 
@@ -135,7 +136,9 @@ def _candidates(
             tier, rank, rank / top, cost, reserve, late, _quality(request, tier.name)
         )
         if candidate.quality is not None:
+            money = _money(candidate, set_points, request)
             candidate.utility = candidate.quality - _cost_of(candidate, set_points, request)
+            candidate.value = candidate.utility + money
         found.append(candidate)
     return found
 
@@ -151,10 +154,15 @@ def _quality(request: RouteRequest, name: str) -> float | None:
 
 def _cost_of(candidate: _Candidate, set_points: PolicySetPoints, request: RouteRequest) -> float:
     """Everything that counts against a tier, in quality points."""
-    uses = request.num_expected_uses if request.num_expected_uses >= 1.0 else 1.0
-    money = _finite(set_points.lambda_per_usd) * candidate.cost / uses
+    money = _money(candidate, set_points, request)
     height = _finite(set_points.gain_threshold) * candidate.height
     return money + height + _finite(set_points.slo.miss_penalty) * candidate.late
+
+
+def _money(candidate: _Candidate, set_points: PolicySetPoints, request: RouteRequest) -> float:
+    """The priced cost; an answer that will be served again costs each serving its part."""
+    uses = request.num_expected_uses if request.num_expected_uses >= 1.0 else 1.0
+    return _finite(set_points.lambda_per_usd) * candidate.cost / uses
 
 
 def _finite(value: float) -> float:
@@ -356,6 +364,7 @@ def _verdict(candidate: _Candidate) -> TierVerdict:
         expected_cost_usd=candidate.cost,
         reserve_cost_usd=candidate.reserve,
         slo_miss_probability=candidate.late,
+        value=candidate.value,
         utility=candidate.utility,
         excluded=candidate.excluded,
     )

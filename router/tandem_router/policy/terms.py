@@ -166,7 +166,8 @@ class TierVerdict:
     expected_cost_usd: float
     reserve_cost_usd: float  # what a ledger should set aside: the 90 % answer length
     slo_miss_probability: float
-    utility: float | None  # None where the score says nothing about this tier
+    value: float | None  # quality net of threshold and latency, before money; None: no score
+    utility: float | None  # `value` less the priced cost
     excluded: Reason | None  # the constraint that ruled it out
 
 
