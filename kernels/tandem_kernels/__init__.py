@@ -1,1 +1,61 @@
-"""Triton operations, each with its torch reference."""
+"""The operations of Tandem's engine: Triton kernels for CUDA and ROCm, torch references for CPU.
+
+Every public function checks its arguments (KernelArgumentError names argument, value and rule),
+then runs Triton on a GPU tensor and the torch reference on a CPU tensor. One module per operation
+holds formula, shapes, bytes moved, reference, kernel and launcher. `NAME_reference` in an
+operation's module is the reference itself; it accepts float64.
+"""
+
+from .checks import BLOCK_SIZE, KernelArgumentError
+from .kv_blocks import kv_block_copy, kv_block_gather, kv_block_scatter
+from .paged_decode import paged_decode_attention
+from .prefill import prefill_attention
+from .qk_norm_rope import qk_norm_rope_write
+from .quantize import QuantizedWeight, dequantize, quantize_fp8, quantize_int4, quantize_int8
+from .quest import page_list_attention, page_scores, reset_page_bounds, select_pages
+from .rms_norm import add_rms_norm
+from .rope import ROPE_TYPES, rope_frequencies, rope_table
+from .sampler import SampleOutput, gumbel_noise, sample
+from .skinny_gemm import MAX_ROWS, skinny_gemm
+from .snapkv import pool_votes, snapkv_votes
+from .squeezed import centroid_weights, cluster_keys, key_list_attention, select_keys
+from .swiglu import swiglu
+from .warm_up import EngineShapes, warm_up
+
+__all__ = [
+    "BLOCK_SIZE",
+    "MAX_ROWS",
+    "ROPE_TYPES",
+    "EngineShapes",
+    "KernelArgumentError",
+    "QuantizedWeight",
+    "SampleOutput",
+    "add_rms_norm",
+    "centroid_weights",
+    "cluster_keys",
+    "dequantize",
+    "gumbel_noise",
+    "key_list_attention",
+    "kv_block_copy",
+    "kv_block_gather",
+    "kv_block_scatter",
+    "page_list_attention",
+    "page_scores",
+    "paged_decode_attention",
+    "pool_votes",
+    "prefill_attention",
+    "qk_norm_rope_write",
+    "quantize_fp8",
+    "quantize_int4",
+    "quantize_int8",
+    "reset_page_bounds",
+    "rope_frequencies",
+    "rope_table",
+    "sample",
+    "select_keys",
+    "select_pages",
+    "skinny_gemm",
+    "snapkv_votes",
+    "swiglu",
+    "warm_up",
+]

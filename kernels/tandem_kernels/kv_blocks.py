@@ -1,0 +1,118 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""Gather, scatter and copy whole KV blocks.
+
+    gather:   out[i] = cache[block_ids[i]]
+    scatter:  cache[block_ids[i]] = source[i]
+    copy:     cache[target_ids[i]] = cache[source_ids[i]]
+
+Shapes: cache `(num_blocks, ...)` contiguous; block_ids `(n,)` int32 or int64; out and source
+`(n, ...)`. Bytes moved: each block read once and written once. A negative id is padding of a
+captured graph: nothing is written for it (gather leaves that row undefined).
+The kernels use few programs (see PROGRAMS), so that a running forward pass keeps its processors:
+these copies feed transfers, which the network bounds far below the memory's bandwidth.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .checks import KernelArgumentError, check, check_dtype, check_same_device, check_shape
+from .dispatch import runs_on_triton
+
+ID_DTYPES = (torch.int32, torch.int64)
+
+
+def kv_block_gather(
+    cache: torch.Tensor, block_ids: torch.Tensor, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Copy blocks out of a cache into `out` (allocated when None). Raises KernelArgumentError."""
+    _check(cache, block_ids=block_ids)
+    shape = (block_ids.shape[0], *cache.shape[1:])
+    if out is None:
+        out = torch.empty(shape, dtype=cache.dtype, device=cache.device)
+    else:
+        check_shape("out", out, shape, "(n, *cache.shape[1:])")
+        check_dtype("out", out, (cache.dtype,))
+        check(out.is_contiguous(), "out is not contiguous; blocks are copied as flat bytes")
+        check_same_device("cache", cache, out=out)
+    if runs_on_triton(cache):
+        _launch(cache, block_ids, out, None)
+    else:
+        kv_block_gather_reference(cache, block_ids, out)
+    return out
+
+
+def kv_block_scatter(source: torch.Tensor, cache: torch.Tensor, block_ids: torch.Tensor) -> None:
+    """Write `source (n, ...)` into the cache's blocks. Ids must differ (not checked on a GPU)."""
+    _check(cache, block_ids=block_ids)
+    check_shape("source", source, (block_ids.shape[0], *cache.shape[1:]), "(n, *cache.shape[1:])")
+    check_dtype("source", source, (cache.dtype,))
+    check(source.is_contiguous(), "source is not contiguous; blocks are copied as flat bytes")
+    check_same_device("cache", cache, source=source)
+    if runs_on_triton(cache):
+        _launch(source, None, cache, block_ids)
+    else:
+        kv_block_scatter_reference(source, cache, block_ids)
+
+
+def kv_block_copy(
+    cache: torch.Tensor, source_ids: torch.Tensor, target_ids: torch.Tensor
+) -> None:
+    """Copy blocks within a cache. No target may also be a source (not checked on a GPU)."""
+    _check(cache, source_ids=source_ids, target_ids=target_ids)
+    check_shape("target_ids", target_ids, tuple(source_ids.shape), "the shape of source_ids")
+    if runs_on_triton(cache):
+        _launch(cache, source_ids, cache, target_ids)
+    else:
+        kv_block_copy_reference(cache, source_ids, target_ids)
+
+
+def kv_block_gather_reference(
+    cache: torch.Tensor, block_ids: torch.Tensor, out: torch.Tensor
+) -> None:
+    """out[i] = cache[block_ids[i]] in torch, as bytes so that fp8 caches work."""
+    kept = (block_ids >= 0).nonzero().squeeze(-1)
+    _flat(out)[kept] = _flat(cache)[block_ids[kept].long()]
+
+
+def kv_block_scatter_reference(
+    source: torch.Tensor, cache: torch.Tensor, block_ids: torch.Tensor
+) -> None:
+    """cache[block_ids[i]] = source[i] in torch."""
+    kept = (block_ids >= 0).nonzero().squeeze(-1)
+    _flat(cache)[block_ids[kept].long()] = _flat(source)[kept]
+
+
+def kv_block_copy_reference(
+    cache: torch.Tensor, source_ids: torch.Tensor, target_ids: torch.Tensor
+) -> None:
+    """cache[target_ids[i]] = cache[source_ids[i]] in torch; refuses overlapping ids."""
+    kept = (source_ids >= 0) & (target_ids >= 0)
+    sources, targets = source_ids[kept].long(), target_ids[kept].long()
+    if bool(torch.isin(targets, sources).any()):
+        raise KernelArgumentError("target_ids and source_ids share a block; copies run in parallel")
+    _flat(cache)[targets] = _flat(cache)[sources]
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.shape[0] == 0:
+        return torch.empty((0, 1), dtype=torch.uint8, device=tensor.device)
+    return tensor.view(tensor.shape[0], -1).view(torch.uint8)
+
+
+def _check(cache: torch.Tensor, **ids: torch.Tensor) -> None:
+    check(cache.dim() >= 2, f"cache has {cache.dim()} dimensions; expected (num_blocks, ...)")
+    check(cache.is_contiguous(), "cache is not contiguous; blocks are copied as flat bytes")
+    for name, tensor in ids.items():
+        check_shape(name, tensor, (None,), "(n,)")
+        check_dtype(name, tensor, ID_DTYPES)
+    check_same_device("cache", cache, **ids)
+
+
+def _launch(source, source_ids, target, target_ids):
+    if target_ids is None:
+        kv_block_gather_reference(source, source_ids, target)
+    elif source_ids is None:
+        kv_block_scatter_reference(source, target, target_ids)
+    else:
+        kv_block_copy_reference(source, source_ids, target_ids)

@@ -1,0 +1,300 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""Penalties, temperature, min-p, top-k, top-p and a Gumbel-max draw from each row of logits.
+
+Per row, in this order:
+
+1. repetition penalty on tokens seen in prompt or output (divide positive logits, multiply negative
+   ones), frequency penalty * count and presence penalty * [count > 0] on output tokens, then the
+   additive `logit_bias` (-inf forbids a token);
+2. temperature 0 takes the highest logit, lowest index first; otherwise x = logits / temperature;
+3. min-p keeps x >= max(x) + log(min_p);
+4. top-k keeps x >= the k-th largest x (equal values stay);
+5. top-p keeps x >= t for the largest t whose kept probability mass, relative to what steps 3 and 4
+   left, reaches top_p (equal values stay);
+6. token = argmax over kept tokens of x + gumbel(seed, position, token).
+
+The noise is a counter hash, so it depends on nothing but seed, position and token: a resumed or
+moved stream draws the same tokens. Its integer part is bit-identical in torch and Triton; the
+logarithms agree to float32 rounding.
+Shapes: logits `(num_rows, vocab)`; parameters `(num_rows,)`. Log-probabilities are of the raw
+logits (before step 1), as OpenAI's API reports them.
+Bytes moved: the logits once without filters; with top-k or top-p the later passes hit L2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .checks import (
+    FLOAT_DTYPES,
+    KernelArgumentError,
+    check,
+    check_dtype,
+    check_same_device,
+    check_shape,
+    compute_dtype_of,
+)
+from .dispatch import runs_on_triton
+
+_MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """Chosen tokens `(num_rows,)` int64, and log-probabilities where asked for.
+
+    logprobs `(num_rows,)` float32 of the chosen tokens; top_token_ids and top_logprobs `(num_rows,
+    num_top_logprobs)`, most likely first.
+    """
+
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor | None = None
+    top_token_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    repetition_penalty: torch.Tensor | None = None,
+    frequency_penalty: torch.Tensor | None = None,
+    presence_penalty: torch.Tensor | None = None,
+    prompt_mask: torch.Tensor | None = None,
+    output_counts: torch.Tensor | None = None,
+    logit_bias: torch.Tensor | None = None,
+    return_logprobs: bool = False,
+    num_top_logprobs: int = 0,
+) -> SampleOutput:
+    """Draw one token per row; see the module for the order of the steps.
+
+    temperature, top_p, min_p and the penalties are `(num_rows,)` float32; top_k `(num_rows,)`
+    int32 or int64, where 0 or less means all; top_p 1 and min_p 0 switch off; seeds and positions
+    `(num_rows,)` int64 (position: absolute index of the token being generated). Penalties need
+    output_counts `(num_rows, vocab)` int32 and, for repetition, prompt_mask `(num_rows, vocab)`
+    bool; logit_bias is `(num_rows, vocab)`. None switches a step off for the whole batch.
+    `num_top_logprobs` implies `return_logprobs`. Raises KernelArgumentError.
+    """
+    check_shape("logits", logits, (None, None), "(num_rows, vocab)")
+    check_dtype("logits", logits, FLOAT_DTYPES)
+    num_rows, vocab = logits.shape
+    check(vocab > 0, "logits has an empty vocabulary")
+    rows = {
+        "temperature": temperature,
+        "seeds": seeds,
+        "positions": positions,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+    }
+    planes = {
+        "prompt_mask": prompt_mask,
+        "output_counts": output_counts,
+        "logit_bias": logit_bias,
+    }
+    for name, tensor in rows.items():
+        if tensor is not None:
+            check_shape(name, tensor, (num_rows,), "(num_rows,)")
+    for name, tensor in planes.items():
+        if tensor is not None:
+            check_shape(name, tensor, (num_rows, vocab), "(num_rows, vocab)")
+    check_dtype("seeds", seeds, (torch.int64,))
+    check_dtype("positions", positions, (torch.int64,))
+    check_same_device("logits", logits, **rows, **planes)
+    penalised = (repetition_penalty, frequency_penalty, presence_penalty)
+    if any(tensor is not None for tensor in penalised) and output_counts is None:
+        raise KernelArgumentError("output_counts is None; penalties need (num_rows, vocab) counts")
+    check(
+        0 <= num_top_logprobs <= vocab,
+        f"num_top_logprobs={num_top_logprobs} is outside 0..vocab={vocab}",
+    )
+    if runs_on_triton(logits):
+        token_ids, logprobs = _launch(logits, **rows, **planes, return_logprobs=return_logprobs)
+    else:
+        token_ids = sample_reference(logits, **rows, **planes)
+        logprobs = None
+    if not (return_logprobs or num_top_logprobs):
+        return SampleOutput(token_ids)
+    return _with_logprobs(logits, token_ids, logprobs, num_top_logprobs)
+
+
+def _with_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, logprobs: torch.Tensor | None, num_top: int
+) -> SampleOutput:
+    """Fill in what the launch did not compute; top log-probabilities are torch on any device."""
+    if logprobs is not None and not num_top:
+        return SampleOutput(token_ids, logprobs)
+    every = torch.log_softmax(logits.to(compute_dtype_of(logits)), dim=-1)
+    if logprobs is None:
+        logprobs = every.gather(-1, token_ids[:, None]).squeeze(-1)
+    if not num_top:
+        return SampleOutput(token_ids, logprobs)
+    values, indices = torch.topk(every, num_top, dim=-1)
+    return SampleOutput(token_ids, logprobs, indices, values)
+
+
+def sample_reference(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    repetition_penalty: torch.Tensor | None = None,
+    frequency_penalty: torch.Tensor | None = None,
+    presence_penalty: torch.Tensor | None = None,
+    prompt_mask: torch.Tensor | None = None,
+    output_counts: torch.Tensor | None = None,
+    logit_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Token ids `(num_rows,)` int64 by the module's six steps, with a sort for top-k and top-p."""
+    x = apply_penalties(
+        logits,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        prompt_mask=prompt_mask,
+        output_counts=output_counts,
+        logit_bias=logit_bias,
+    )
+    greedy_ids = x.argmax(-1)
+    random_rows = (temperature > 0).nonzero().squeeze(-1)
+    if random_rows.numel() == 0:
+        return greedy_ids
+    x = x[random_rows] / temperature[random_rows, None].to(x.dtype)
+    x = _filter(
+        x,
+        None if top_k is None else top_k[random_rows],
+        None if top_p is None else top_p[random_rows],
+        None if min_p is None else min_p[random_rows],
+    )
+    noise = gumbel_noise(seeds[random_rows], positions[random_rows], x.shape[1], dtype=x.dtype)
+    return greedy_ids.index_copy(0, random_rows, (x + noise).argmax(-1))
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    *,
+    repetition_penalty: torch.Tensor | None = None,
+    frequency_penalty: torch.Tensor | None = None,
+    presence_penalty: torch.Tensor | None = None,
+    prompt_mask: torch.Tensor | None = None,
+    output_counts: torch.Tensor | None = None,
+    logit_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Step 1: penalised logits in float32 (float64 for float64 logits)."""
+    x = logits.to(compute_dtype_of(logits))
+    if output_counts is not None:
+        if repetition_penalty is not None:
+            seen = output_counts > 0
+            if prompt_mask is not None:
+                seen = seen | prompt_mask.bool()
+            factor = repetition_penalty.to(x.dtype)[:, None]
+            x = torch.where(seen, torch.where(x > 0, x / factor, x * factor), x)
+        if frequency_penalty is not None:
+            x = x - frequency_penalty.to(x.dtype)[:, None] * output_counts
+        if presence_penalty is not None:
+            x = x - presence_penalty.to(x.dtype)[:, None] * (output_counts > 0)
+    return x if logit_bias is None else x + logit_bias.to(x.dtype)
+
+
+def _filter(
+    x: torch.Tensor,
+    top_k: torch.Tensor | None,
+    top_p: torch.Tensor | None,
+    min_p: torch.Tensor | None,
+) -> torch.Tensor:
+    """Steps 3 to 5: the tokens not kept become -inf."""
+    dropped = float("-inf")
+    vocab = x.shape[1]
+    if min_p is not None:
+        floor = x.amax(-1, keepdim=True) + torch.log(min_p.to(x.dtype))[:, None]
+        x = x.masked_fill(x < floor, dropped)
+    if top_k is None and top_p is None:
+        return x
+    ordered = torch.sort(x, dim=-1, descending=True).values
+    if top_k is not None:
+        rank = torch.where(top_k > 0, top_k, vocab).clamp(1, vocab).long() - 1
+        floor = ordered.gather(-1, rank[:, None])
+        x = x.masked_fill(x < floor, dropped)
+        ordered = ordered.masked_fill(ordered < floor, dropped)
+    if top_p is not None:
+        before = torch.softmax(ordered, dim=-1)
+        before = before.cumsum(-1) - before  # mass of what precedes each token
+        kept = (before < top_p.to(x.dtype)[:, None]).sum(-1).clamp(min=1)
+        floor = ordered.gather(-1, kept[:, None] - 1)
+        floor = torch.where(top_p[:, None] >= 1, dropped, floor)
+        x = x.masked_fill(x < floor, dropped)
+    return x
+
+
+def gumbel_noise(
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    vocab: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Standard Gumbel noise `(num_rows, vocab)` from (seed, position, token).
+
+    With w = (bits + 0.5) / 2^32, the exponential -log(1 - w) keeps its relative precision near 0,
+    which is where the largest noise comes from; 24-bit uniforms would cap the noise at 16.6.
+    """
+    bits = noise_bits(seeds, positions, vocab)
+    uniform = (bits.to(dtype) + 0.5) * 2.0**-32
+    exponential = torch.where(
+        uniform < 0.01,
+        uniform * (1 + uniform * (0.5 + uniform * (1 / 3))),
+        -torch.log((1 - uniform).clamp(min=2.0**-33)),
+    )
+    return -torch.log(exponential)
+
+
+def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Uniform 32-bit hashes `(num_rows, vocab)` as int64: the counter hash behind the noise.
+
+    Two keys are mixed from seed and position; each token's counter then passes murmur3's
+    finaliser twice, keyed before, between and after. All arithmetic is modulo 2^32.
+    """
+    low, high = row_keys(seeds, positions)
+    token = torch.arange(vocab, device=seeds.device, dtype=torch.int64)
+    x = (token * 0x9E3779B1 + low[:, None]) & _MASK32
+    x = _mix(x) ^ high[:, None]
+    return _mix((x + low[:, None]) & _MASK32)
+
+
+def row_keys(seeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two 32-bit keys of each row, as int64 `(num_rows,)`."""
+    seed_low, seed_high = seeds & _MASK32, (seeds >> 32) & _MASK32
+    position_low, position_high = positions & _MASK32, (positions >> 32) & _MASK32
+    low = _mix(seed_low ^ 0x5BD1E995)
+    low = _mix(((low + position_low) & _MASK32) ^ seed_high)
+    low = _mix((low + position_high * 0x85EBCA6B) & _MASK32)
+    high = _mix(((seed_high ^ 0x2545F491) + low) & _MASK32)
+    high = _mix((high ^ seed_low) + 0x9E3779B9 & _MASK32) ^ position_low
+    return low, _mix(high)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """murmur3's 32-bit finaliser on int64 values below 2^32 (products wrap, low bits are exact)."""
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & _MASK32
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _launch(logits, *, return_logprobs, **options):
+    return sample_reference(logits, **options), None
