@@ -1,0 +1,99 @@
+"""One real control plane per test session (and per xdist worker), in its own network namespace."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+CLUSTER = HERE / "cluster.py"
+START_TIMEOUT_S = 90.0
+
+
+def load(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"controlplane_{name}", HERE / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{HERE / name}.py cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running control plane; commands run inside its network namespace."""
+
+    enter: tuple[str, ...]
+    env: dict[str, str]
+    run_dir: Path
+
+    def run(
+        self, *command: str, stdin: str | None = None, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside and return it, whatever its status."""
+        return subprocess.run(
+            [*self.enter, *command],
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Output of a kubectl command that has to succeed."""
+        result = self.run("kubectl", *arguments, stdin=stdin)
+        assert result.returncode == 0, f"kubectl {' '.join(arguments)}: {result.stderr}"
+        return result.stdout
+
+    def get(self, *arguments: str) -> Any:
+        """What `kubectl get -o json` returns."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    network = load("network")
+    run_dir = tmp_path_factory.mktemp("cluster")
+    log = run_dir / "cluster.log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(CLUSTER), "--run-dir", str(run_dir)],
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        ready = run_dir / "ready.json"
+        load("build").build()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the control plane did not start:\n{log.read_text(errors='replace')}")
+            time.sleep(0.1)
+        facts = json.loads(ready.read_text())
+        path = os.pathsep.join([facts["binaries"], os.environ.get("PATH", "/usr/bin:/bin")])
+        yield Cluster(
+            enter=tuple(network.enter_command(facts["pid"])),
+            env={**os.environ, "PATH": path, "KUBECONFIG": facts["kubeconfig"]},
+            run_dir=run_dir,
+        )
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)

@@ -1,0 +1,49 @@
+"""The control plane of the tests is a real one, on a network of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CLUSTER = Path(__file__).resolve().parent / "cluster.py"
+
+
+def test_a_real_apiserver_answers_with_its_version(cluster) -> None:
+    assert "Server Version: v1.36" in cluster.kubectl("version")
+
+
+def test_controllers_run(cluster) -> None:
+    """The default ServiceAccount of a new namespace is made by the controller manager."""
+    cluster.kubectl("create", "namespace", "controllers-run")
+
+    cluster.kubectl(
+        "wait", "--for=create", "serviceaccount/default", "-n", "controllers-run", "--timeout=30s"
+    )
+
+
+def test_endpoint_addresses_of_the_cluster_range_are_reachable_inside(cluster) -> None:
+    code = (
+        "import socket; s = socket.create_server(('10.77.3.4', 0)); "
+        "socket.create_connection(s.getsockname(), timeout=5); print('reached')"
+    )
+
+    assert cluster.run(sys.executable, "-c", code).stdout == "reached\n"
+
+
+def test_exec_runs_one_command_and_exits_with_its_status(cluster, tmp_path: Path) -> None:
+    command = [sys.executable, str(CLUSTER), "--run-dir", str(tmp_path / "run")]
+
+    result = subprocess.run(
+        [
+            *command,
+            "--exec",
+            "kubectl get namespace default -o name && helm version --short; exit 7",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert result.returncode == 7, result.stderr
+    assert result.stdout.startswith("namespace/default\nv4.")
