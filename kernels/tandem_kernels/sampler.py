@@ -39,6 +39,10 @@ from .checks import (
 from .dispatch import runs_on_triton
 
 _MASK32 = 0xFFFFFFFF
+# murmur3's multipliers and the golden ratio, as signed 32-bit integers.
+_MIX_A = 0x85EBCA6B - 2**32
+_MIX_B = 0xC2B2AE35 - 2**32
+_GOLDEN = 0x9E3779B1 - 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +253,11 @@ def gumbel_noise(
 ) -> torch.Tensor:
     """Standard Gumbel noise `(num_rows, vocab)` from (seed, position, token).
 
-    With w = (bits + 0.5) / 2^32, the exponential -log(1 - w) keeps its relative precision near 0,
+    With w = (bits + 0.5) / 2^31, the exponential -log(1 - w) keeps its relative precision near 0,
     which is where the largest noise comes from; 24-bit uniforms would cap the noise at 16.6.
     """
-    bits = noise_bits(seeds, positions, vocab)
-    uniform = (bits.to(dtype) + 0.5) * 2.0**-32
+    bits = (noise_bits(seeds, positions, vocab) >> 1) & 0x7FFFFFFF
+    uniform = (bits.to(dtype) + 0.5) * 2.0**-31
     exponential = torch.where(
         uniform < 0.01,
         uniform * (1 + uniform * (0.5 + uniform * (1 / 3))),
@@ -263,16 +267,15 @@ def gumbel_noise(
 
 
 def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Uniform 32-bit hashes `(num_rows, vocab)` as int64: the counter hash behind the noise.
+    """Uniform 32-bit hashes `(num_rows, vocab)` as int32: the counter hash behind the noise.
 
     Two keys are mixed from seed and position; each token's counter then passes murmur3's
     finaliser twice, keyed before, between and after. All arithmetic is modulo 2^32.
     """
-    low, high = row_keys(seeds, positions)
-    token = torch.arange(vocab, device=seeds.device, dtype=torch.int64)
-    x = (token * 0x9E3779B1 + low[:, None]) & _MASK32
-    x = _mix(x) ^ high[:, None]
-    return _mix((x + low[:, None]) & _MASK32)
+    low, high = (_signed(key)[:, None] for key in row_keys(seeds, positions))
+    token = torch.arange(vocab, device=seeds.device, dtype=torch.int32)
+    x = _mix32(token * _GOLDEN + low) ^ high
+    return _mix32(x + low)
 
 
 def row_keys(seeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,6 +288,21 @@ def row_keys(seeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor
     high = _mix(((seed_high ^ 0x2545F491) + low) & _MASK32)
     high = _mix((high ^ seed_low) + 0x9E3779B9 & _MASK32) ^ position_low
     return low, _mix(high)
+
+
+def _mix32(x: torch.Tensor) -> torch.Tensor:
+    """murmur3's 32-bit finaliser on int32, whose products wrap; half the bytes of _mix."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * _MIX_A
+    x ^= (x >> 13) & 0x7FFFF
+    x *= _MIX_B
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def _signed(x: torch.Tensor) -> torch.Tensor:
+    """The int32 with the low 32 bits of x."""
+    return (((x & _MASK32) ^ 0x80000000) - 0x80000000).to(torch.int32)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
