@@ -99,7 +99,8 @@ class ClosedError(TransferError):
 
 
 def _all_codes() -> dict[int, type[TransferError]]:
-    return {cls.code: cls for cls in (TransferError, *TransferError.__subclasses__())}
+    classes: list[type[TransferError]] = [TransferError, *TransferError.__subclasses__()]
+    return {cls.code: cls for cls in classes}
 
 
 def error_from_wire(code: int, message: str) -> TransferError:

@@ -1,8 +1,8 @@
 """What the engine and the server see of a KV transfer, whichever transport carries it.
 
 The decode worker owns a `KVReceiver`: it reserves blocks, hands their ids to a prefill worker and
-awaits `Reservation.completed()`. The prefill worker owns a `KVSender`: it opens a `Push`, hands over
-each (chunk, layer) as soon as that layer is computed and ends with `finish`.
+awaits `Reservation.completed()`. The prefill worker owns a `KVSender`: it opens a `Push`, hands
+over each (chunk, layer) as soon as that layer is computed and ends with `finish`.
 
 Thread rules. Everything belongs to the event loop it was started in, with these exceptions, which
 any thread may call: `Push.layer_blocks_nowait`, `Push.abort`, `Push.failure`, `Reservation.abort`,

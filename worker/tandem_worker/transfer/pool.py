@@ -52,7 +52,7 @@ def _contiguous_runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
 
 def _byte_view(tensor: torch.Tensor) -> memoryview:
     # numpy has no bfloat16, hence bytes; the view shares memory with the tensor
-    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+    return memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
 
 
 class KVPool:
@@ -170,7 +170,8 @@ class KVPool:
         expected = len(block_ids) * self.layout.unit_bytes
         if len(data) != expected:
             raise LayoutMismatchError(
-                f"{len(data)} bytes for {len(block_ids)} blocks of layer {layer}; expected {expected}"
+                f"{len(data)} bytes for {len(block_ids)} blocks of layer {layer}; expected "
+                f"{expected}"
             )
         target = self.scatter(layer, block_ids)
         offset = 0
