@@ -1,0 +1,255 @@
+"""The arithmetic of a trained predictor on plain arrays: linear text views, trees, calibration.
+
+Each part is a frozen dataclass of numpy arrays that validates itself against hostile input when it
+is built, evaluates one prompt, and names its arrays for the artifact. Nothing here needs
+scikit-learn; :mod:`tandem_router.predictor.estimators` fits and exports to these classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem_router.predictor import text
+from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.errors import ArtifactError
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Deeper trees would make the work per prompt depend on the artifact.
+MAX_TREE_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextLinear:
+    """A linear model over the TF-IDF weights of hashed n-grams.
+
+    ``y = intercept + sum_j (1 + log tf_j) idf_j coef_j / norm`` over the n-grams in `keys`
+    (ascending uint32), norm the Euclidean length of the weighted counts: scikit-learn's
+    ``TfidfTransformer(sublinear_tf=True)``.
+    """
+
+    kind: str
+    min_n: int
+    max_n: int
+    keys: npt.NDArray[np.uint32]  # (num_features,)
+    idf: npt.NDArray[np.float32]  # (num_features,)
+    coef: npt.NDArray[np.float32]  # (num_features, num_outputs)
+    intercept: FloatArray  # (num_outputs,)
+
+    def counts(
+        self, tokens: list[str], raw: str
+    ) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
+        if self.kind == "word":
+            return text.count(text.word_hashes(tokens, self.max_n))
+        return text.count(text.char_hashes(raw, self.min_n, self.max_n))
+
+    def __call__(self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]) -> FloatArray:
+        known, weights = self.weigh(keys, counts)
+        if len(known) == 0:
+            return self.intercept
+        norm = float(np.sqrt(weights @ weights))
+        return self.intercept + (weights @ self.coef[known].astype(np.float64)) / norm
+
+    def weigh(
+        self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Columns of the known n-grams of a prompt and their unnormalised TF-IDF weights."""
+        if len(self.keys) == 0:
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        place = np.searchsorted(self.keys, keys)
+        np.minimum(place, len(self.keys) - 1, out=place)
+        hit = self.keys[place] == keys
+        known = place[hit]
+        return known, (1.0 + np.log(counts[hit])) * self.idf[known]
+
+    def arrays(self) -> Arrays:
+        return {
+            "keys": self.keys,
+            "idf": self.idf,
+            "coef": self.coef,
+            "intercept": self.intercept,
+        }
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: Arrays, num_outputs: int) -> TextLinear:
+        kind, min_n, max_n = meta.get("kind"), meta.get("min_n"), meta.get("max_n")
+        if kind not in ("word", "char"):
+            raise ArtifactError(f"kind={str(kind)[:40]!r} is neither word nor char: damaged")
+        if not (isinstance(min_n, int) and isinstance(max_n, int) and 1 <= min_n <= max_n <= 8):
+            raise ArtifactError("n-gram lengths are not between 1 and 8: damaged")
+        keys = need(arrays, "keys", np.uint32, (None,))
+        count = len(keys)
+        if count > 1 and not (keys[1:] > keys[:-1]).all():
+            raise ArtifactError("the n-gram keys are not ascending: damaged")
+        return cls(
+            kind,
+            min_n,
+            max_n,
+            keys,
+            need(arrays, "idf", np.float32, (count,)),
+            need(arrays, "coef", np.float32, (count, num_outputs)),
+            need(arrays, "intercept", np.float64, (num_outputs,)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """A sum of decision trees with vector leaves; `x[feature] <= threshold` goes left.
+
+    Child indices count from the tree's root. A leaf points at itself with an infinite threshold
+    replaced by the largest float32, so that all trees are walked together, level by level.
+    """
+
+    root: npt.NDArray[np.int32]  # (num_trees,)
+    feature: npt.NDArray[np.uint8]  # (num_nodes,)
+    threshold: npt.NDArray[np.float32]  # (num_nodes,)
+    left: npt.NDArray[np.int32]  # (num_nodes,), absolute once built
+    right: npt.NDArray[np.int32]  # (num_nodes,)
+    value: npt.NDArray[np.float32]  # (num_nodes, num_outputs)
+    base: FloatArray  # (num_outputs,)
+    depth: int
+
+    def __call__(self, row: FloatArray) -> FloatArray:
+        return self.base + self.value[self.leaves(row)].sum(axis=0, dtype=np.float64)
+
+    def leaves(self, row: FloatArray) -> npt.NDArray[np.int32]:
+        node = self.root
+        for _ in range(self.depth):
+            goes_left = row[self.feature[node]] <= self.threshold[node]
+            node = np.where(goes_left, self.left[node], self.right[node])
+        return node
+
+    def arrays(self) -> Arrays:
+        start = np.repeat(self.root, np.diff(self.root, append=len(self.feature)))
+        return {
+            "root": self.root,
+            "feature": self.feature,
+            "threshold": self.threshold,
+            "left": (self.left - start).astype(np.uint16),
+            "right": (self.right - start).astype(np.uint16),
+            "value": self.value,
+            "base": self.base,
+        }
+
+    @classmethod
+    def build(cls, arrays: Arrays, num_features: int, num_outputs: int) -> Trees:
+        root = need(arrays, "root", np.int32, (None,))
+        feature = need(arrays, "feature", np.uint8, (None,))
+        count = len(feature)
+        sizes = np.diff(root, append=count)
+        if len(root) == 0 or root[0] != 0 or (sizes <= 0).any():
+            raise ArtifactError("the roots of the trees are out of order: damaged")
+        if count and int(feature.max()) >= num_features:
+            raise ArtifactError("a tree asks for a feature that does not exist: damaged")
+        start = np.repeat(root, sizes)
+        end = np.repeat(root + sizes, sizes)
+        here = np.arange(count)
+        left = start + need(arrays, "left", np.uint16, (count,)).astype(np.int32)
+        right = start + need(arrays, "right", np.uint16, (count,)).astype(np.int32)
+        leaf = (left == here) & (right == here)
+        # Children after their parent inside the same tree: walking always ends.
+        ordered = (left > here) & (right > here) & (left < end) & (right < end)
+        if not (leaf | ordered).all():
+            raise ArtifactError("a tree points backwards or outside itself: damaged")
+        depth = 0
+        level = root
+        while not leaf[level].all():
+            depth += 1
+            if depth > MAX_TREE_DEPTH:
+                raise ArtifactError(f"a tree is deeper than {MAX_TREE_DEPTH}: damaged")
+            inner = level[~leaf[level]]
+            level = np.unique(np.concatenate((left[inner], right[inner])))
+        return cls(
+            root,
+            feature,
+            need(arrays, "threshold", np.float32, (count,)),
+            left.astype(np.int32),
+            right.astype(np.int32),
+            need(arrays, "value", np.float32, (count, num_outputs)),
+            need(arrays, "base", np.float64, (num_outputs,)),
+            depth,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HandLinear:
+    """A linear model over standardised, clipped hand features and their squares.
+
+    ``z = clip((x - mean) / scale, -4, 4)``; ``y = intercept + [z, z^2] @ coef``. Clipping bounds
+    what one absurd prompt can do to the answer.
+    """
+
+    mean: FloatArray  # (num_features,)
+    scale: FloatArray  # (num_features,)
+    coef: FloatArray  # (2 * num_features, num_outputs)
+    intercept: FloatArray  # (num_outputs,)
+
+    def __call__(self, row: FloatArray) -> FloatArray:
+        z = np.minimum(np.maximum((row - self.mean) / self.scale, -4.0), 4.0)
+        return self.intercept + np.concatenate((z, z * z)) @ self.coef
+
+    def arrays(self) -> Arrays:
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "coef": self.coef,
+            "intercept": self.intercept,
+        }
+
+    @classmethod
+    def build(cls, arrays: Arrays, num_features: int, num_outputs: int) -> HandLinear:
+        scale = need(arrays, "scale", np.float64, (num_features,))
+        if (scale <= 0).any():
+            raise ArtifactError("a feature has no spread: damaged")
+        return cls(
+            need(arrays, "mean", np.float64, (num_features,)),
+            scale,
+            need(arrays, "coef", np.float64, (2 * num_features, num_outputs)),
+            need(arrays, "intercept", np.float64, (num_outputs,)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Monotone:
+    """A non-decreasing piecewise linear map, constant outside its knots."""
+
+    x: FloatArray  # (num_knots,), ascending
+    y: FloatArray  # (num_knots,), non-decreasing
+
+    def __call__(self, value: float) -> float:
+        return float(np.interp(value, self.x, self.y))
+
+    @classmethod
+    def build(cls, x: FloatArray, y: FloatArray) -> Monotone:
+        if len(x) == 0 or len(x) != len(y) or (np.diff(x) < 0).any() or (np.diff(y) < 0).any():
+            raise ArtifactError("a calibration curve is not monotone: damaged")
+        return cls(x, y)
+
+
+def need(
+    arrays: Arrays, name: str, dtype: Any, shape: tuple[int | None, ...]
+) -> npt.NDArray[Any]:
+    """The tensor `name`, which must have this type and shape (None: any size)."""
+    array = arrays.get(name)
+    if array is None:
+        raise ArtifactError(f"the tensor {name!r} is missing: damaged, or not from `tandem train`")
+    fits = len(array.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise ArtifactError(
+            f"the tensor {name!r} is {array.dtype}{array.shape}, expected "
+            f"{np.dtype(dtype)}{tuple('any' if n is None else n for n in shape)}: damaged"
+        )
+    return array
+
+
+def scoped(arrays: Arrays, prefix: str) -> Arrays:
+    """The tensors under `prefix`, without it."""
+    return {
+        name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)
+    }

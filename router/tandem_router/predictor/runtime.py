@@ -1,0 +1,225 @@
+"""The trained predictor as the router runs it: load an artifact, score a prompt, nothing else.
+
+Only numpy is imported. The work per prompt is bounded by the excerpt
+(:data:`tandem_router.predictor.text.HEAD_CHARS`) and by the size of the artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tandem_router.predictor import artifact, hand, text
+from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.errors import ArtifactError
+from tandem_router.predictor.model import (
+    FloatArray,
+    HandLinear,
+    Monotone,
+    TextLinear,
+    Trees,
+    need,
+    scoped,
+)
+
+MAX_TIERS = 16
+MAX_VIEWS = 16
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is expected of each tier on one prompt.
+
+    `quality` is the calibrated probability that the tier's answer is good (its expected quality).
+    `utility` ranks the tiers: ``gain((a, b))`` is the expected quality won by asking `b` instead
+    of `a`, antisymmetric and additive over tiers. It is learned for the difference itself and so
+    ranks prompts better than subtracting two qualities. `output_tokens` holds (q10, q50, q90) per
+    tier whose lengths were in the training data.
+    """
+
+    quality: dict[str, float]
+    utility: dict[str, float]
+    output_tokens: dict[str, tuple[float, float, float]] | None
+    out_of_distribution: bool
+    version: str
+    novelty: float = 0.0
+
+    def gain(self, pair: tuple[str, str]) -> float:
+        """Expected quality of `pair[1]` minus that of `pair[0]`, between -1 and 1."""
+        return min(max(self.utility[pair[1]] - self.utility[pair[0]], -1.0), 1.0)
+
+    @property
+    def difficulty(self) -> float:
+        """1 - quality of the first tier: what is shown to people, never used to decide."""
+        return 1.0 - next(iter(self.quality.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    name: str
+    part: TextLinear | Trees | HandLinear
+
+
+class Predictor:
+    """Scores prompts; immutable after loading, so it may be shared between threads."""
+
+    def __init__(self, source: artifact.Artifact) -> None:
+        meta, arrays = source.meta, source.arrays
+        self.meta: Mapping[str, Any] = meta
+        self.version: str = f"{source.digest[:12]}"
+        if meta.get("kind") != "predictor":
+            raise ArtifactError(
+                f"kind={str(meta.get('kind'))[:40]!r} is not a predictor; train with `tandem train`"
+            )
+        self.tiers: tuple[str, ...] = _names(meta, "tiers", MAX_TIERS)
+        outputs = _names(meta, "outputs", MAX_TIERS * (MAX_TIERS + 1))
+        if outputs[: len(self.tiers)] != self.tiers:
+            raise ArtifactError("its outputs do not start with its tiers: damaged")
+        if tuple(meta.get("features", ())) != hand.NAMES:
+            raise ArtifactError(
+                "its features differ from those of this version; train again with `tandem train`"
+            )
+        if meta.get("excerpt") != [text.HEAD_CHARS, text.TAIL_CHARS]:
+            raise ArtifactError("it reads prompts of another length; train again")
+        views = meta.get("views")
+        if not isinstance(views, list) or not 1 <= len(views) <= MAX_VIEWS:
+            raise ArtifactError(f"it must have 1 to {MAX_VIEWS} views: damaged")
+        self._views = [
+            _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs))
+            for i, view in enumerate(views)
+        ]
+        width = len(views) * len(outputs)
+        count = len(self.tiers)
+        self._quality = need(arrays, "stack/quality", np.float64, (count, width))
+        self._quality_bias = need(arrays, "stack/quality_bias", np.float64, (count,))
+        self._utility = need(arrays, "stack/utility", np.float64, (count, width))
+        self._utility_bias = need(arrays, "stack/utility_bias", np.float64, (count,))
+        self._calibration = [
+            Monotone.build(
+                need(arrays, f"calibration/{i}/x", np.float64, (None,)),
+                need(arrays, f"calibration/{i}/y", np.float64, (None,)),
+            )
+            for i in range(count)
+        ]
+        self._lengths = self._build_lengths(meta, arrays)
+        self._ood_center = need(arrays, "ood/center", np.float64, (len(hand.NAMES),))
+        self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand.NAMES),))
+        self._ood_limits = need(arrays, "ood/limits", np.float64, (2,))
+        if (self._ood_scale <= 0).any():
+            raise ArtifactError("a feature has no spread: damaged")
+        self.reference: Arrays = scoped(arrays, "reference/")
+
+    def _build_lengths(
+        self, meta: Mapping[str, Any], arrays: Arrays
+    ) -> tuple[tuple[str, ...], HandLinear, Trees, FloatArray] | None:
+        tiers = meta.get("length_tiers") or []
+        if not tiers:
+            return None
+        if not isinstance(tiers, list) or not set(tiers) <= set(self.tiers):
+            raise ArtifactError("its length heads are for unknown tiers: damaged")
+        width = len(tiers) * len(QUANTILES)
+        return (
+            tuple(tiers),
+            HandLinear.build(scoped(arrays, "lengths/linear/"), len(hand.NAMES), width),
+            Trees.build(scoped(arrays, "lengths/trees/"), len(hand.NAMES), width),
+            need(arrays, "lengths/shift", np.float64, (width,)),
+        )
+
+    def view_outputs(self, prompt: str) -> tuple[FloatArray, FloatArray, float]:
+        """All view outputs in a row, the hand features, and the share of unknown words."""
+        item = text.excerpt(prompt)
+        row = hand.features(item)
+        tokens = text.words(item.text)
+        outputs: list[FloatArray] = []
+        unknown = 0.0
+        for view in self._views:
+            part = view.part
+            if isinstance(part, TextLinear):
+                keys, counts = part.counts(tokens, item.text)
+                known, weights = part.weigh(keys, counts)
+                if part.kind == "word" and len(keys):
+                    unknown = 1.0 - len(known) / len(keys)
+                if len(known):
+                    norm = float(np.sqrt(weights @ weights))
+                    outputs.append(part.intercept + (weights @ part.coef[known]) / norm)
+                else:
+                    outputs.append(part.intercept)
+            else:
+                outputs.append(part(row))
+        return np.concatenate(outputs), row, unknown
+
+    def score(self, prompt: str) -> Score:
+        """Scores one prompt of any length; about 1 ms, never more than a few."""
+        values, row, unknown = self.view_outputs(prompt)
+        raw = self._quality @ values + self._quality_bias
+        quality = {
+            tier: curve(float(value))
+            for tier, curve, value in zip(self.tiers, self._calibration, raw, strict=True)
+        }
+        utility = self._utility @ values + self._utility_bias
+        distance = float(np.mean(np.minimum(np.abs(row - self._ood_center) / self._ood_scale, 8.0)))
+        novelty = max(unknown / self._ood_limits[0], distance / self._ood_limits[1])
+        return Score(
+            quality,
+            {tier: float(value) for tier, value in zip(self.tiers, utility, strict=True)},
+            self._token_quantiles(row),
+            bool(novelty > 1.0),
+            self.version,
+            float(novelty),
+        )
+
+    def _token_quantiles(self, row: FloatArray) -> dict[str, tuple[float, float, float]] | None:
+        if self._lengths is None:
+            return None
+        tiers, linear, trees, shift = self._lengths
+        logs = np.clip(linear(row) + trees(row) + shift, 0.0, 16.0)
+        found: dict[str, tuple[float, float, float]] = {}
+        for index, tier in enumerate(tiers):
+            low, middle, high = np.expm1(np.sort(logs[3 * index : 3 * index + 3]))
+            found[tier] = (float(low), float(middle), float(high))
+        return found
+
+
+def load(path: str | Path) -> Predictor:
+    """The predictor in the artifact at `path`; :class:`ArtifactError` says why one will not do."""
+    where = Path(path)
+    source = artifact.read(where)
+    try:
+        return Predictor(source)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def loads(data: bytes) -> Predictor:
+    """The predictor in an artifact's bytes."""
+    return Predictor(artifact.loads(data))
+
+
+def _names(meta: Mapping[str, Any], key: str, limit: int) -> tuple[str, ...]:
+    found = meta.get(key)
+    if (
+        not isinstance(found, list)
+        or not 1 <= len(found) <= limit
+        or not all(isinstance(name, str) and 1 <= len(name) <= 200 for name in found)
+        or len(set(found)) != len(found)
+    ):
+        raise ArtifactError(f"its {key} are not 1 to {limit} different names: damaged")
+    return tuple(found)
+
+
+def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
+    if not isinstance(meta, dict):
+        raise ArtifactError("a view is not described: damaged")
+    kind, name = meta.get("type"), str(meta.get("name"))[:80]
+    if kind == "text":
+        return _View(name, TextLinear.build(meta, arrays, num_outputs))
+    if kind == "trees":
+        return _View(name, Trees.build(arrays, len(hand.NAMES), num_outputs))
+    if kind == "hand":
+        return _View(name, HandLinear.build(arrays, len(hand.NAMES), num_outputs))
+    raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")

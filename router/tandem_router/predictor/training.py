@@ -1,0 +1,496 @@
+"""Training: views by grouped cross-fitting, a stack chosen by what it predicts out of fold.
+
+Nobody knows beforehand which view of a prompt a pair of models rewards, so every view (the
+content-blind length among them) is fitted on each training part, judged on the part left out, and
+weighed by a non-negative regression on those honest predictions. Calibration, intervals and the
+out-of-distribution limits come from the same predictions. The final views are then fitted on all
+rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from tandem_router.predictor import artifact, hand, lengths, text
+from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.errors import DataError
+from tandem_router.predictor.estimators import (
+    Corpus,
+    HandView,
+    MonotoneCalibrator,
+    NonNegativeStack,
+    TextView,
+    TreeView,
+)
+from tandem_router.predictor.model import FloatArray
+
+Progress = Callable[[str], None]
+View = TextView | HandView | TreeView
+
+LABEL_FORMS = ("gain", "deterministic", "probabilistic", "transformed")
+MIN_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to train; the defaults are the study's choice (docs/studies/routing.md).
+
+    label_form: what the ranker learns: `gain` the difference of qualities, or one of Hybrid LLM's
+    forms (Ding et al. 2024): P(first at least as good as second), from one answer each, from
+    several samples, or with the margin t* that spreads the labels most.
+    max_features: n-grams kept per text view; lower it for a smaller artifact.
+    num_trees: trees of the forest.
+    num_folds: folds of the cross-fitting.
+    """
+
+    seed: int = 0
+    label_form: str = "gain"
+    max_features: int = 60_000
+    num_trees: int = 150
+    num_folds: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The artifact's content, and the out-of-fold predictions it was judged by."""
+
+    meta: dict[str, Any]
+    arrays: Arrays
+    oof_quality: FloatArray  # (num_rows, num_tiers)
+    oof_utility: FloatArray  # (num_rows, num_tiers)
+
+    def dumps(self) -> bytes:
+        return artifact.dumps(self.meta, self.arrays)
+
+
+def default_views(options: Options, num_rows: int) -> dict[str, View]:
+    """The views by name; penalties grow a little where rows are few."""
+    leaf = 15 if num_rows >= 3000 else 10
+    return {
+        "words": TextView("word", alpha=4.0, min_df=2, max_features=options.max_features),
+        "chars": TextView("char", alpha=6.0, min_df=3, max_features=options.max_features),
+        "trees": TreeView(options.num_trees, min_samples_leaf=leaf, random_state=options.seed),
+        "hand": HandView(alpha=30.0),
+        "length": HandView(alpha=1.0, columns=("log_chars",)),
+    }
+
+
+def fold_of(groups: npt.NDArray[Any], num_folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """A fold number per row; groups stay whole, the largest are placed first, ties by seed."""
+    names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    load = np.zeros(num_folds)
+    fold = np.zeros(len(names), dtype=np.int64)
+    for name in order:
+        fold[name] = int(np.argmin(load))
+        load[fold[name]] += sizes[name]
+    return fold[inverse]
+
+
+def train(
+    dataset: Dataset, options: Options | None = None, progress: Progress = lambda _: None
+) -> Trained:
+    """Fits a predictor; the same data, seed and options give the same bytes."""
+    options = options or Options()
+    check(dataset, options)
+    with threadpool_limits(limits=1):  # a sum's order, and so its last bit, depends on threads
+        return _train(dataset, options, progress)
+
+
+def check(dataset: Dataset, options: Options) -> None:
+    """Refuses data nothing can be learned from, with the way out."""
+    if options.label_form not in LABEL_FORMS:
+        raise DataError(
+            f"label_form={options.label_form!r} is not one of {', '.join(LABEL_FORMS)}"
+        )
+    if len(dataset.tiers) < 2:
+        raise DataError(
+            f"the data grades {len(dataset.tiers)} tier(s) ({', '.join(dataset.tiers) or 'none'}); "
+            "a choice needs at least two: add the other tier's grades under `quality`"
+        )
+    num_groups = len(np.unique(dataset.groups()))
+    if num_groups < MIN_ROWS:
+        raise DataError(
+            f"{len(dataset.rows)} rows with {num_groups} different prompts are too few to train "
+            f"and check on; grade at least {MIN_ROWS}, better 500"
+        )
+    labels = dataset.quality()
+    for index, tier in enumerate(dataset.tiers):
+        known = labels[~np.isnan(labels[:, index]), index]
+        if len(known) < MIN_ROWS:
+            raise DataError(
+                f"tier {tier!r} is graded on {len(known)} rows; grade at least {MIN_ROWS}, or "
+                "remove it from the data"
+            )
+    if options.label_form == "probabilistic" and not any(row.samples for row in dataset.rows):
+        raise DataError(
+            "label form `probabilistic` needs several graded answers per prompt, such as "
+            '"quality": {"small": [1, 0, 1]}; the data has one each: use `deterministic`'
+        )
+
+
+def notes(dataset: Dataset) -> list[str]:
+    """Sentences about labels that can be learned from but deserve a look."""
+    found: list[str] = []
+    labels = dataset.quality()
+    for index, tier in enumerate(dataset.tiers):
+        known = labels[~np.isnan(labels[:, index]), index]
+        if len(known) and np.ptp(known) == 0.0:
+            found.append(
+                f"every graded answer of tier {tier!r} has quality {known[0]:g}: its head is a "
+                "constant; grade harder prompts to learn where it differs"
+            )
+        if len(known) < len(labels):
+            found.append(f"tier {tier!r} is graded on {len(known)} of {len(labels)} rows")
+    prompts: dict[str, tuple[float, ...]] = {}
+    conflicts = 0
+    for row in dataset.rows:
+        graded = tuple(row.quality.get(tier, -1.0) for tier in dataset.tiers)
+        conflicts += prompts.setdefault(row.prompt, graded) != graded
+    if conflicts:
+        found.append(
+            f"{conflicts} rows repeat a prompt with other labels; they count as several samples "
+            "and stay in one fold"
+        )
+    return found
+
+
+def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
+    for note in notes(dataset):
+        progress(f"note: {note}")
+    progress(f"reading {len(dataset.rows):,} prompts")
+    corpus = Corpus.of([row.prompt for row in dataset.rows])
+    labels = dataset.quality()
+    pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
+    targets, outputs = _targets(dataset, labels, pairs, options.label_form)
+    groups = dataset.groups()
+    num_folds = min(options.num_folds, len(np.unique(groups)))
+    folds = fold_of(groups, num_folds, options.seed)
+    views = default_views(options, len(corpus))
+
+    oof, unknown = cross_fit(corpus, targets, folds, views, progress)
+    progress("weighing the views")
+    stack = Stack.fit(oof, labels, targets, pairs, list(views), outputs)
+    oof_quality, oof_utility = stack.apply_out_of_fold(oof, labels, folds)
+
+    progress("fitting the views on all rows")
+    arrays: Arrays = {}
+    described: list[dict[str, Any]] = []
+    for index, (name, view) in enumerate(views.items()):
+        fitted = view.fit(corpus, targets)
+        part = fitted.export()
+        described.append(_describe(name, fitted))
+        arrays |= {f"view/{index}/{key}": value for key, value in part.arrays().items()}
+    arrays |= stack.arrays()
+    arrays |= _ood_arrays(corpus, unknown)
+    arrays |= _reference_arrays(corpus, oof_quality, oof_utility)
+    length_tiers, length_arrays, length_report = lengths.train(
+        corpus, dataset, folds, options.seed, progress
+    )
+    arrays |= length_arrays
+    meta: dict[str, Any] = {
+        "format_version": artifact.FORMAT_VERSION,
+        "kind": "predictor",
+        "tiers": list(dataset.tiers),
+        "outputs": outputs,
+        "views": described,
+        "features": list(hand.NAMES),
+        "excerpt": [text.HEAD_CHARS, text.TAIL_CHARS],
+        "length_tiers": length_tiers,
+        "data": {
+            "digest": dataset.digest,
+            "num_rows": len(dataset.rows),
+            "num_groups": len(np.unique(groups)),
+            "num_rejected": len(dataset.rejected),
+            "tasks": sorted({row.task for row in dataset.rows if row.task})[:200],
+        },
+        "options": {
+            "seed": options.seed,
+            "label_form": options.label_form,
+            "max_features": options.max_features,
+            "num_trees": options.num_trees,
+            "num_folds": num_folds,
+        },
+        "weights": stack.report(),
+        "lengths": length_report,
+        "intervals": _intervals(oof_quality, labels, dataset.tiers),
+        "notes": notes(dataset),
+    }
+    return Trained(meta, arrays, oof_quality, oof_utility)
+
+
+def cross_fit(
+    corpus: Corpus,
+    targets: FloatArray,
+    folds: npt.NDArray[np.int64],
+    views: Mapping[str, View],
+    progress: Progress = lambda _: None,
+) -> tuple[FloatArray, FloatArray]:
+    """Out-of-fold view outputs ``(num_rows, num_views, num_outputs)`` and unknown-word shares."""
+    out = np.zeros((len(corpus), len(views), targets.shape[1]))
+    unknown = np.zeros(len(corpus))
+    for fold in range(int(folds.max()) + 1):
+        progress(f"cross-fitting, part {fold + 1} of {int(folds.max()) + 1}")
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        known_part, held_out = corpus.take(inside), corpus.take(outside)
+        for index, view in enumerate(views.values()):
+            fitted = view.fit(known_part, targets[inside])
+            out[outside, index] = fitted.predict(held_out)
+            if isinstance(fitted, TextView) and fitted.kind == "word":
+                unknown[outside] = _unknown_share(fitted, held_out)
+    return out, unknown
+
+
+def _unknown_share(view: TextView, corpus: Corpus) -> FloatArray:
+    matrix = corpus.words.matrix
+    known = np.isin(corpus.words.keys, view.keys_)
+    distinct = np.maximum(np.diff(matrix.indptr), 1)
+    seen = np.add.reduceat(
+        np.append(known[matrix.indices], 0.0), np.minimum(matrix.indptr[:-1], matrix.nnz)
+    )
+    seen[np.diff(matrix.indptr) == 0] = 0
+    share: FloatArray = 1.0 - seen / distinct
+    share[np.diff(matrix.indptr) == 0] = 0.0
+    return share
+
+
+def _targets(
+    dataset: Dataset, labels: FloatArray, pairs: list[tuple[int, int]], form: str
+) -> tuple[FloatArray, list[str]]:
+    """Columns to learn: every tier's quality, and per pair its label where it is not the gain."""
+    outputs = list(dataset.tiers)
+    if form == "gain":
+        return labels, outputs
+    columns = [labels]
+    for first, second in pairs:
+        names = dataset.tiers[first], dataset.tiers[second]
+        outputs.append(f"{names[0]} -> {names[1]}")
+        columns.append(hybrid_labels(dataset, names, form)[:, None])
+    return np.concatenate(columns, axis=1), outputs
+
+
+def hybrid_labels(dataset: Dataset, pair: tuple[str, str], form: str) -> FloatArray:
+    """1 - P(quality of the first >= quality of the second - t): Hybrid LLM's labels, turned.
+
+    `deterministic` compares the means with t = 0; `probabilistic` all pairs of samples with
+    t = 0; `transformed` all pairs with the t* that maximises the mean absolute difference between
+    two rows' labels (Ding et al. 2024, section 3.3), so that a large gap does not make every
+    label the same.
+    """
+    first, second = pair
+    gaps: list[FloatArray | None] = []
+    for row in dataset.rows:
+        if first not in row.quality or second not in row.quality:
+            gaps.append(None)
+            continue
+        a = np.array(row.samples.get(first, (row.quality[first],)))
+        b = np.array(row.samples.get(second, (row.quality[second],)))
+        if form == "deterministic":
+            a, b = a.mean(keepdims=True), b.mean(keepdims=True)
+        gaps.append(np.subtract.outer(b, a).ravel())
+
+    def labels(margin: float) -> FloatArray:
+        return np.array(
+            [np.nan if gap is None else float(np.mean(gap > margin + 1e-9)) for gap in gaps]
+        )
+
+    if form != "transformed":
+        return labels(0.0)
+    best = max(np.linspace(0.0, 0.9, 19), key=lambda margin: _spread(labels(float(margin))))
+    return labels(float(best))
+
+
+def _spread(labels: FloatArray) -> float:
+    known = np.sort(labels[~np.isnan(labels)])
+    count = len(known)
+    if count < 2:
+        return 0.0
+    return float(np.sum((2 * np.arange(count) - count + 1) * known) / (count * count))
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Linear maps from all view outputs to qualities and to utilities, and the calibration."""
+
+    quality: FloatArray  # (num_tiers, num_views * num_outputs)
+    quality_bias: FloatArray
+    utility: FloatArray
+    utility_bias: FloatArray
+    curves: tuple[tuple[FloatArray, FloatArray], ...]
+    weights: dict[str, Any]
+
+    @classmethod
+    def fit(
+        cls,
+        oof: FloatArray,
+        labels: FloatArray,
+        targets: FloatArray,
+        pairs: list[tuple[int, int]],
+        views: list[str],
+        outputs: list[str],
+    ) -> Stack:
+        num_tiers = labels.shape[1]
+        num_views, num_outputs = len(views), len(outputs)
+        quality = np.zeros((num_tiers, num_views, num_outputs))
+        quality_bias = np.zeros(num_tiers)
+        curves = []
+        report: dict[str, Any] = {"quality": {}, "gain": {}}
+        for tier in range(num_tiers):
+            rows = np.flatnonzero(~np.isnan(labels[:, tier]))
+            fitted = NonNegativeStack().fit(oof[rows, :, tier], labels[rows, tier])
+            quality[tier, :, tier] = fitted.coef_
+            quality_bias[tier] = fitted.intercept_
+            raw = fitted.predict(oof[rows, :, tier])
+            curve = MonotoneCalibrator().fit(raw[:, None], labels[rows, tier])
+            curves.append((curve.x_, np.clip(curve.y_, 0.0, 1.0)))
+            report["quality"][outputs[tier]] = _named(views, fitted.coef_)
+        gain = np.zeros((num_tiers, num_tiers, num_views, num_outputs))
+        gain_bias = np.zeros((num_tiers, num_tiers))
+        for index, (first, second) in enumerate(pairs):
+            extra = num_tiers + index if num_outputs > num_tiers else None
+            weights, bias = _fit_gain(oof, labels, first, second, extra)
+            gain[first, second], gain_bias[first, second] = weights, bias
+            gain[second, first], gain_bias[second, first] = -weights, -bias
+            report["gain"][f"{outputs[first]} -> {outputs[second]}"] = _named(
+                views, weights[:, extra if extra is not None else second]
+            )
+        # The closest additive utilities to the pairwise gains (least squares, HodgeRank).
+        return cls(
+            quality.reshape(num_tiers, -1),
+            quality_bias,
+            gain.mean(axis=0).reshape(num_tiers, -1),
+            gain_bias.mean(axis=0),
+            tuple(curves),
+            report,
+        )
+
+    def apply(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Calibrated qualities and utilities ``(num_rows, num_tiers)`` of view outputs."""
+        flat = outputs.reshape(len(outputs), -1)
+        raw = flat @ self.quality.T + self.quality_bias
+        quality = np.stack(
+            [np.interp(raw[:, i], x, y) for i, (x, y) in enumerate(self.curves)], axis=1
+        )
+        return quality, flat @ self.utility.T + self.utility_bias
+
+    def apply_out_of_fold(
+        self, oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64]
+    ) -> tuple[FloatArray, FloatArray]:
+        """As :meth:`apply`, with calibration curves refitted without each fold: honest intervals."""
+        quality, utility = self.apply(oof)
+        raw = oof.reshape(len(oof), -1) @ self.quality.T + self.quality_bias
+        for fold in range(int(folds.max()) + 1):
+            outside = folds == fold
+            for tier in range(labels.shape[1]):
+                inside = ~outside & ~np.isnan(labels[:, tier])
+                if inside.sum() >= MIN_ROWS:
+                    curve = MonotoneCalibrator().fit(raw[inside, tier, None], labels[inside, tier])
+                    quality[outside, tier] = np.clip(
+                        curve.predict(raw[outside, tier, None]), 0.0, 1.0
+                    )
+        return quality, utility
+
+    def arrays(self) -> Arrays:
+        arrays: Arrays = {
+            "stack/quality": self.quality,
+            "stack/quality_bias": self.quality_bias,
+            "stack/utility": self.utility,
+            "stack/utility_bias": self.utility_bias,
+        }
+        for index, (x, y) in enumerate(self.curves):
+            arrays[f"calibration/{index}/x"] = x
+            arrays[f"calibration/{index}/y"] = y
+        return arrays
+
+    def report(self) -> dict[str, Any]:
+        return self.weights
+
+
+def _fit_gain(
+    oof: FloatArray, labels: FloatArray, first: int, second: int, extra: int | None
+) -> tuple[FloatArray, float]:
+    """Weights ``(num_views, num_outputs)`` and offset of one pair's expected gain."""
+    num_views, num_outputs = oof.shape[1:]
+    weights = np.zeros((num_views, num_outputs))
+    gain = labels[:, second] - labels[:, first]
+    rows = np.flatnonzero(~np.isnan(gain))
+    differences = oof[:, :, second] - oof[:, :, first] if extra is None else oof[:, :, extra]
+    if len(rows) < MIN_ROWS:
+        # Never graded side by side: the difference of the heads is all there is.
+        coef, bias = np.full(num_views, 1.0 / num_views), 0.0
+    else:
+        fitted = NonNegativeStack().fit(differences[rows], gain[rows])
+        coef, bias = fitted.coef_, fitted.intercept_
+    if extra is None:
+        weights[:, second], weights[:, first] = coef, -coef
+    else:
+        weights[:, extra] = coef
+    return weights, float(bias)
+
+
+def _named(views: list[str], weights: FloatArray) -> dict[str, float]:
+    return {name: round(float(w), 4) for name, w in zip(views, weights, strict=True)}
+
+
+def _describe(name: str, view: View) -> dict[str, Any]:
+    if isinstance(view, TextView):
+        part = view.export()
+        return {
+            "name": name,
+            "type": "text",
+            "kind": part.kind,
+            "min_n": part.min_n,
+            "max_n": part.max_n,
+        }
+    return {"name": name, "type": "trees" if isinstance(view, TreeView) else "hand"}
+
+
+def _ood_arrays(corpus: Corpus, unknown: FloatArray) -> Arrays:
+    """Limits that 0.5 % of the training prompts exceed, on either measure."""
+    center = np.median(corpus.hand, axis=0)
+    scale = np.maximum(np.mean(np.abs(corpus.hand - center), axis=0), 0.05)
+    distance = np.mean(np.minimum(np.abs(corpus.hand - center) / scale, 8.0), axis=1)
+    limits = np.array(
+        [
+            max(min(float(np.quantile(unknown, 0.995)) + 0.02, 0.98), 0.2),
+            max(float(np.quantile(distance, 0.995)) * 1.05, 1e-3),
+        ]
+    )
+    return {"ood/center": center, "ood/scale": scale, "ood/limits": limits}
+
+
+def _reference_arrays(corpus: Corpus, quality: FloatArray, utility: FloatArray) -> Arrays:
+    """Deciles of what can be watched in production, to compare with later (population stability)."""
+    grid = np.linspace(0.0, 1.0, 11)
+    return {
+        "reference/hand": np.quantile(corpus.hand, grid, axis=0),
+        "reference/quality": np.quantile(quality, grid, axis=0),
+        "reference/utility": np.quantile(utility, grid, axis=0),
+    }
+
+
+def _intervals(
+    quality: FloatArray, labels: FloatArray, tiers: tuple[str, ...], level: float = 0.9
+) -> dict[str, float]:
+    """Split-conformal half-widths: |label - prediction| stays below with probability `level`."""
+    found: dict[str, float] = {}
+    for index, tier in enumerate(tiers):
+        known = ~np.isnan(labels[:, index])
+        error = np.abs(labels[known, index] - quality[known, index])
+        rank = min(int(np.ceil((len(error) + 1) * level)), len(error))
+        found[tier] = float(np.sort(error)[rank - 1])
+    return found
+
+
+def with_evaluation(trained: Trained, evaluation: Mapping[str, Any]) -> Trained:
+    """The same predictor carrying its own evaluation."""
+    return replace(trained, meta={**trained.meta, "evaluation": dict(evaluation)})
