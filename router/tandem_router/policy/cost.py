@@ -7,6 +7,7 @@ import math
 from tandem_router.policy.terms import LatencySlo, RouteRequest, TierOption
 
 _MILLION = 1e6
+_MOST_TOKENS = 1e9  # beyond any context window: a length head that says so is broken
 
 
 def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[float, float]:
@@ -21,7 +22,7 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
     quantiles = lengths.get(tier.name) if lengths else None
     if quantiles is not None and len(quantiles) == 3:
         low, mid, top = sorted(float(value) for value in quantiles)
-        if low >= 0.0 and all(map(math.isfinite, (low, mid, top))):
+        if low >= 0.0 and top <= _MOST_TOKENS and not math.isnan(low + mid + top):
             mean, high = 0.3 * low + 0.4 * mid + 0.3 * top, top
     if request.max_tokens is not None:
         mean, high = min(mean, request.max_tokens), min(high, request.max_tokens)
