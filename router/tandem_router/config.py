@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tandem_router.errors import ConfigError
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Name = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
+]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Usd = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
@@ -163,7 +165,11 @@ class TenantConfig(Section):
     def _hashes_well_formed(self) -> Self:
         for entry in self.key_hashes:
             scheme, _, digest = entry.partition(":")
-            if scheme != "hmac-sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            if (
+                scheme != "hmac-sha256"
+                or len(digest) != 64
+                or set(digest) - set("0123456789abcdef")
+            ):
                 raise ValueError(
                     f"tenant {self.name!r}: key hash {entry[:24]!r} is not "
                     "hmac-sha256:<64 lower-case hex digits>; make one with "
@@ -288,9 +294,9 @@ class RouterConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     failover: FailoverConfig = FailoverConfig()
     picking: PickingConfig = PickingConfig()
-    endpoints: Annotated[
-        FileEndpoints | EndpointSliceEndpoints, Field(discriminator="type")
-    ] = FileEndpoints()
+    endpoints: Annotated[FileEndpoints | EndpointSliceEndpoints, Field(discriminator="type")] = (
+        FileEndpoints()
+    )
     http_port: int = Field(default=8000, ge=1, le=65535, description="Port of the HTTP server.")
     drain_timeout_s: Positive = Field(
         default=30.0, description="After SIGTERM, time for requests in flight to finish."

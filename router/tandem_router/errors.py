@@ -22,6 +22,10 @@ class UpstreamError(RouterError):
     """A worker could not be reached, or its reply ended or broke before it was complete."""
 
 
+class UnreachableError(UpstreamError):
+    """No connection: the request has not been seen by any worker."""
+
+
 class ApiError(RouterError):
     """A reply with an OpenAI error object."""
 
@@ -69,6 +73,4 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 def overloaded(message: str, *, code: str, retry_after_s: float, status: int = 429) -> ApiError:
     kind = "rate_limit_error" if status == 429 else "service_unavailable"
-    return ApiError(
-        status, message, type=kind, code=code, retry=True, retry_after_s=retry_after_s
-    )
+    return ApiError(status, message, type=kind, code=code, retry=True, retry_after_s=retry_after_s)

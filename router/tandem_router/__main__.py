@@ -1,0 +1,116 @@
+"""`python -m tandem_router --config FILE`: run one router until SIGTERM, then drain."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tandem_router.config import RouterConfig, load_config
+from tandem_router.errors import ConfigError, RouterError
+
+logger = logging.getLogger("tandem.router")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tandem-router", description="Run one Tandem router.")
+    parser.add_argument("--config", type=Path, required=True, help="RouterConfig as JSON")
+    parser.add_argument("--predictor", type=Path, help="artifact of `tandem train`")
+    parser.add_argument("--endpoints", type=Path, help="JSON file with the workers of each tier")
+    parser.add_argument("--peer-token-file", type=Path, help="secret shared with the workers")
+    parser.add_argument("--key-secret-file", type=Path, help="secret of the API key hashes")
+    parser.add_argument("--host", help="address to listen on (default: $POD_IP or 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port (default: http_port of the configuration)")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return _run(args)
+    except RouterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = load_config(args.config)
+    import uvicorn
+
+    from tandem_router.app import RouterApp
+
+    predictor, threshold = _predictor(config, args.predictor)
+    app = RouterApp(
+        config,
+        predictor=predictor,
+        threshold=threshold,
+        endpoints_path=args.endpoints,
+        peer_token=_secret_text(args.peer_token_file),
+        key_secret=_key_secret(args.key_secret_file),
+    )
+    host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
+    port = args.port or config.http_port
+    # Long-lived objects leave the collector's sight: full collections otherwise stop every
+    # stream for tens of milliseconds once a predictor is loaded.
+    gc.collect()
+    gc.freeze()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="auto",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(max(1, config.drain_timeout_s)),
+        )
+    )
+    logger.info("router %r serves http://%s:%d/v1", config.name, host, port)
+    server.run()
+    return 0 if server.started else 1
+
+
+def _predictor(config: RouterConfig, path: Path | None):  # type: ignore[no-untyped-def]
+    """(predictor, its calibrated threshold); (None, None) where the configuration suffices."""
+    if config.predictor.type != "Learned":
+        return None, None
+    if path is None:
+        raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
+    from tandem_router import predictor as package
+
+    loaded = package.load(path)
+    return loaded, getattr(loaded, "threshold", None)
+
+
+def _secret_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        text = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not text:
+        raise ConfigError(f"{path}: the peer token is empty")
+    return text
+
+
+def _key_secret(path: Path | None) -> bytes | None:
+    from tandem_router.tenants import read_secret
+
+    return None if path is None else read_secret(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

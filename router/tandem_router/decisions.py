@@ -1,0 +1,97 @@
+"""The last decisions of a router, for the dashboard, /admin/decisions and the demo.
+
+A record holds numbers and names, never a word of the prompt or the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """One request; filled in as it proceeds."""
+
+    sequence: int
+    request_id: str
+    time: float
+    tenant: str
+    model: str
+    kind: str
+    stream: bool
+    tier: str
+    reason: str
+    gain: float | None
+    threshold: float | None
+    difficulty: float | None
+    quality: Mapping[str, float]
+    expected_cost_usd: float
+    status: int | None = None
+    error: str | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+    cost_all_large_usd: float | None = None
+    num_failovers: int = 0
+    decode_worker: str | None = None
+    prefill_worker: str | None = None
+
+
+@dataclass
+class TierTotals:
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass
+class DecisionLog:
+    """A bounded log and running totals since the start."""
+
+    max_kept: int
+    sequence: int = 0
+    totals: dict[str, TierTotals] = field(default_factory=dict)
+    cost_all_large_usd: float = 0.0
+    _kept: deque[DecisionRecord] = field(default_factory=deque)
+
+    def next_sequence(self) -> int:
+        self.sequence += 1
+        return self.sequence
+
+    def add(self, record: DecisionRecord) -> None:
+        self._kept.append(record)
+        if len(self._kept) > self.max_kept:
+            self._kept.popleft()
+
+    def finished(self, record: DecisionRecord) -> None:
+        totals = self.totals.setdefault(record.tier, TierTotals())
+        totals.num_requests += 1
+        totals.prompt_tokens += record.prompt_tokens or 0
+        totals.output_tokens += record.output_tokens or 0
+        totals.cost_usd += record.cost_usd or 0.0
+        self.cost_all_large_usd += record.cost_all_large_usd or 0.0
+
+    def last(self, number: int, after: int = 0) -> list[dict[str, Any]]:
+        """Newest first, at most `number`, only those with a sequence above `after`."""
+        result: list[dict[str, Any]] = []
+        for record in reversed(self._kept):
+            if len(result) >= number or record.sequence <= after:
+                break
+            result.append(asdict(record))
+        return result
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        for record in reversed(self._kept):
+            if record.request_id == request_id:
+                return asdict(record)
+        return None
+
+    def records(self) -> Iterable[DecisionRecord]:
+        return iter(self._kept)

@@ -1,0 +1,331 @@
+"""From a request to a tier: score the prompt, gather what the tiers offer, ask the policy.
+
+The policy itself is pure (`tandem_router.policy`); here its inputs are collected from the
+predictor, the picker and the tenant, and its answer is counted. A predictor that is late or
+broken costs a counter, never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from tandem_router.admission import TenantState
+from tandem_router.config import PredictorConfig, RouterConfig, TierConfig
+from tandem_router.errors import ApiError
+from tandem_router.metrics import Metrics
+from tandem_router.picking import Picker
+from tandem_router.policy import (
+    Decision,
+    LatencySlo,
+    Overrides,
+    PlainScore,
+    PolicySetPoints,
+    PolicyState,
+    RouteRequest,
+    Score,
+    ScoreStatus,
+    TenantCeilings,
+    TierOption,
+    decide,
+)
+from tandem_router.requests import DEFAULT_OUTPUT_TOKENS, InferenceRequest
+
+logger = logging.getLogger("tandem.router")
+
+DEFAULT_THRESHOLD = 0.1
+# A predictor whose slowest probe is below this runs on the event loop: a thread hop costs about
+# 0.1 ms and its wake-up competes with the streams.
+INLINE_BELOW_S = 0.002
+LATENCY_SMOOTHING = 0.2
+LATENCY_BELIEVED_S = 60.0
+
+
+class Predictor(Protocol):
+    """What routing needs of a predictor."""
+
+    def score(self, prompt: str) -> Score: ...
+
+
+class FixedPredictor:
+    """The same qualities for every prompt; a tier that is not named counts as 1."""
+
+    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
+        self._score = PlainScore(
+            {tier.name: config.fixed_quality.get(tier.name, 1.0) for tier in tiers}
+        )
+
+    def score(self, prompt: str) -> Score:
+        return self._score
+
+
+class LengthPredictor:
+    """Longer prompts are harder: the content-blind baseline, as a predictor.
+
+    Gain of the dearest tier over the cheapest rises from 0 and is one half at
+    `length_midpoint_chars`; tiers between them are spaced evenly.
+    """
+
+    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
+        by_price = sorted(
+            tiers, key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens
+        )
+        top = max(1, len(by_price) - 1)
+        self._heights = {tier.name: rank / top for rank, tier in enumerate(by_price)}
+        self._midpoint = config.length_midpoint_chars
+
+    def score(self, prompt: str) -> Score:
+        hardness = len(prompt) / (len(prompt) + self._midpoint)
+        return PlainScore(
+            {name: 1.0 - hardness * (1.0 - height) for name, height in self._heights.items()}
+        )
+
+
+class Scorer:
+    """Runs a predictor under its deadline, inline when it has shown to be quick enough."""
+
+    def __init__(
+        self, predictor: Predictor | None, config: PredictorConfig, metrics: Metrics
+    ) -> None:
+        self._predictor = predictor
+        self._deadline_s = config.deadline_ms / 1000.0
+        self._max_chars = config.max_prompt_chars
+        self._metrics = metrics
+        self._executor: ThreadPoolExecutor | None = None
+        self._running: Future[Score] | None = None
+        self._complained = False
+        if predictor is not None and not self._is_quick(predictor):
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+
+    @property
+    def inline(self) -> bool:
+        return self._executor is None
+
+    def _is_quick(self, predictor: Predictor) -> bool:
+        """Best of three on a long prompt: noise of a busy machine only ever adds time."""
+        probe = "How many tokens does a long prompt take to read, and why? 12 + 34. " * 480
+        slowest_fair = math.inf
+        try:
+            for _ in range(3):
+                start = time.perf_counter()
+                predictor.score(probe[: self._max_chars])
+                slowest_fair = min(slowest_fair, time.perf_counter() - start)
+        except Exception:
+            logger.exception("the predictor failed on the probe prompt; every request will say so")
+            return True
+        return slowest_fair <= INLINE_BELOW_S
+
+    async def score(self, prompt: str) -> tuple[Score | None, ScoreStatus]:
+        predictor = self._predictor
+        if predictor is None:
+            return None, ScoreStatus.ABSENT
+        prompt = prompt[: self._max_chars]
+        start = time.perf_counter()
+        status = ScoreStatus.OK
+        score: Score | None = None
+        try:
+            if self._executor is None:
+                score = predictor.score(prompt)
+                if time.perf_counter() - start > self._deadline_s:
+                    status = ScoreStatus.LATE
+            elif self._running is not None and not self._running.done():
+                # One late score at a time: a queue behind it would make all of them late.
+                status = ScoreStatus.LATE
+            else:
+                self._running = self._executor.submit(predictor.score, prompt)
+                async with asyncio.timeout(self._deadline_s):
+                    score = await asyncio.shield(asyncio.wrap_future(self._running))
+        except TimeoutError:
+            status = ScoreStatus.LATE
+        except Exception:
+            status = ScoreStatus.FAILED
+            if not self._complained:
+                self._complained = True
+                logger.exception("the predictor failed; the fallback tier answers (said once)")
+        self._metrics.predictor_seconds.observe(time.perf_counter() - start)
+        self._metrics.predictor_outcomes[(status.value,)].inc()
+        return (score if status is ScoreStatus.OK else None), status
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class TierLatency:
+    """Smoothed latencies of a tier as this router saw them, seconds."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    updated: float = 0.0
+
+    def saw(self, ttft_s: float | None, tpot_s: float | None, now: float) -> None:
+        self.updated = now
+        if ttft_s is not None:
+            self.ttft_s = _smoothed(self.ttft_s, ttft_s)
+        if tpot_s is not None:
+            self.tpot_s = _smoothed(self.tpot_s, tpot_s)
+
+
+def _smoothed(old: float | None, new: float) -> float:
+    return new if old is None else old + LATENCY_SMOOTHING * (new - old)
+
+
+class Routing:
+    """The tier choice of one router.
+
+    `set_points` is replaced by online controllers or by /admin/set-points.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        predictor: Predictor | None,
+        picker: Picker,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        threshold: float = DEFAULT_THRESHOLD,
+    ) -> None:
+        self._config = config
+        self._picker = picker
+        self._metrics = metrics
+        self._clock = clock
+        self.scorer = Scorer(predictor, config.predictor, metrics)
+        self.state = PolicyState()
+        self.latency = {tier.name: TierLatency() for tier in config.tiers}
+        self._set_points = PolicySetPoints(
+            gain_threshold=config.threshold if config.threshold is not None else threshold,
+            fallback_tier=config.fallback_tier,
+            slo=LatencySlo(
+                ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)
+            ),
+            on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
+        )
+        self._show_set_points()
+        self._by_model = {tier.served_model: tier.name for tier in config.tiers}
+        self._by_model.update({tier.name: tier.name for tier in config.tiers})
+        self._prices = {tier.name: tier for tier in config.tiers}
+        self.dearest = max(
+            config.tiers,
+            key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
+        ).name
+
+    @property
+    def set_points(self) -> PolicySetPoints:
+        return self._set_points
+
+    def move_set_points(self, **changes: float) -> None:
+        """Replace some set-points; names are fields of PolicySetPoints."""
+        self._set_points = replace(self._set_points, **changes)  # type: ignore[arg-type]
+        self._show_set_points()
+
+    def _show_set_points(self) -> None:
+        self._metrics.threshold.set(self._set_points.gain_threshold)
+        self._metrics.lambda_per_usd.set(self._set_points.lambda_per_usd)
+
+    def forced_tier(self, model: str) -> str | None:
+        """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
+        if model == self._config.name:
+            return None
+        tier = self._by_model.get(model)
+        if tier is None:
+            names = ", ".join([self._config.name, *self._by_model])
+            raise ApiError(
+                404,
+                f"the model {model[:100]!r} does not exist; use one of {names}",
+                param="model",
+                code="model_not_found",
+            )
+        return tier
+
+    def cost_usd(self, tier: str, prompt_tokens: float, output_tokens: float) -> float:
+        prices = self._prices[tier]
+        return (
+            prompt_tokens * prices.usd_per_1m_input_tokens
+            + output_tokens * prices.usd_per_1m_output_tokens
+        ) / 1e6
+
+    async def choose(
+        self,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        unavailable: frozenset[str] = frozenset(),
+    ) -> tuple[Decision, Score | None]:
+        """Decide, without recording: the caller records once a worker has the request.
+
+        unavailable: tiers that just failed this request. Raises ApiError when the policy refuses.
+        """
+        forced = self.forced_tier(request.model)
+        score: Score | None = None
+        status = ScoreStatus.ABSENT
+        if forced is None and request.prompt is not None:
+            score, status = await self.scorer.score(request.prompt)
+        return self.decide(request, overrides, tenant, forced, score, status, unavailable), score
+
+    def decide(
+        self,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        forced: str | None,
+        score: Score | None,
+        status: ScoreStatus,
+        unavailable: frozenset[str],
+    ) -> Decision:
+        allowed = tenant.config.allowed_tiers
+        options = [self._option(tier, request, unavailable) for tier in self._config.tiers]
+        if forced is not None or not any(option.available for option in options):
+            # Held until a worker is there rather than refused: the exchange waits.
+            options = [replace(option, available=True) for option in options]
+        route = RouteRequest(
+            prompt_tokens=request.num_prompt_tokens,
+            score=score,
+            score_status=status,
+            max_tokens=request.max_tokens,
+            num_choices=request.num_choices,
+            overrides=replace(overrides, tier=forced),
+            tenant=TenantCeilings(
+                allowed_tiers=frozenset(allowed) if allowed is not None else None,
+                remaining_usd=tenant.usd.level if tenant.usd is not None else None,
+            ),
+        )
+        return decide(route, options, self._set_points, self.state)
+
+    def _option(
+        self, tier: TierConfig, request: InferenceRequest, unavailable: frozenset[str]
+    ) -> TierOption:
+        latency = self.latency[tier.name]
+        # A tier that was slow a while ago is worth another try: without traffic the smoothed
+        # value would never recover.
+        fresh = self._clock() - latency.updated < LATENCY_BELIEVED_S
+        available = tier.name not in unavailable and (
+            tier.kind == "external" or self._picker.num_usable(tier.name) > 0
+        )
+        return TierOption(
+            name=tier.name,
+            available=available,
+            usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
+            usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
+            ttft_s=latency.ttft_s if fresh else None,
+            tpot_s=latency.tpot_s if fresh else None,
+            max_share=tier.max_share,
+            default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
+        )
+
+
+_ON_EXHAUSTED: dict[str, Literal["downgrade", "queue", "reject"]] = {
+    "Downgrade": "downgrade",
+    "Queue": "queue",
+    "Reject": "reject",
+}
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000.0
