@@ -49,7 +49,7 @@ class CreditWindows:
     def arriving(self, push: int, num_bytes: int) -> None:
         """Data of that size is about to be read; raises `CreditError` beyond what was granted."""
         granted = self._granted.get(push, 0)
-        if num_bytes > granted:
+        if push not in self._granted or num_bytes > granted:
             raise CreditError(
                 f"the writer sends {num_bytes} bytes but was granted {granted}; it must wait for "
                 "CREDIT frames"
