@@ -1,0 +1,1 @@
+"""The demonstration: a graded question suite and the run that routes it."""
