@@ -63,11 +63,11 @@ class ControlPlane:
     Runs inside the namespace that `network.unshare_command` made. `stop` ends everything.
     """
 
-    def __init__(self, binaries: Path, run_dir: Path, nodes: tuple[str, ...]) -> None:
+    def __init__(self, binaries: Path, run_dir: Path, num_nodes: int) -> None:
         self.binaries = binaries
         self.run_dir = run_dir
         self.pki = run_dir / "pki"
-        self.nodes = nodes
+        self.nodes = {f"node-{i}": network.node_address(i) for i in range(num_nodes)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -85,6 +85,7 @@ class ControlPlane:
         self.start_etcd()
         self.start_apiserver()
         self.start_controllers()
+        self.start_nodes()
 
     def start_etcd(self) -> None:
         self._spawn(
@@ -163,8 +164,34 @@ class ControlPlane:
             "--leader-elect=false",
         )
 
+    def start_nodes(self) -> None:
+        """One process node per name; each offers 8 GPUs that do not exist."""
+        for index, (name, address) in enumerate(self.nodes.items()):
+            with open(self.run_dir / f"{name}.log", "ab") as log:
+                command = [
+                    sys.executable,
+                    str(Path(__file__).resolve().parent / "kubelet.py"),
+                    f"--server=https://{network.HOST_ADDRESS}:6443",
+                    f"--pki={self.pki}",
+                    f"--folder={self.run_dir / name}",
+                    f"--name={name}",
+                    f"--address={address}",
+                    f"--subnet={16 * (index + 1)}",
+                ]
+                self.processes[name] = subprocess.Popen(
+                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
+
     def stop(self) -> None:
         """End every component; the apiserver would drain watches for a minute, so it is killed."""
+        nodes = [self.processes[name] for name in self.nodes if name in self.processes]
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            try:
+                node.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                node.kill()
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
@@ -217,7 +244,7 @@ def run_inside(arguments: argparse.Namespace) -> int:
     if binaries is None:
         print("cluster: the binaries are missing; run tests/controlplane/build.py", file=sys.stderr)
         return 1
-    plane = ControlPlane(binaries, run_dir, ("node-0",))
+    plane = ControlPlane(binaries, run_dir, arguments.nodes)
     stopping = False
 
     def stop(*_: object) -> None:
@@ -263,6 +290,7 @@ def main() -> int:
         "--exec", metavar="COMMAND", help="run COMMAND inside and exit with its status"
     )
     parser.add_argument("--run-dir", help="where state and logs go (default: a temporary folder)")
+    parser.add_argument("--nodes", type=int, default=2, help="process nodes to start (default: 2)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:

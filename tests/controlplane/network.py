@@ -14,6 +14,12 @@ import struct
 HOST_ADDRESS = "10.77.0.1"
 NETMASK = "255.255.0.0"
 
+
+def node_address(index: int) -> str:
+    """The address of a node; its pods get 10.77.(16 * (index + 1)).x onwards."""
+    return f"10.77.0.{10 + index}"
+
+
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
 _SIOCGIFFLAGS = 0x8913

@@ -124,8 +124,8 @@ def write_kubeconfig(folder: Path, user: str, server: str) -> Path:
     return path
 
 
-def make_pki(folder: Path, *, address: str, service_address: str, nodes: tuple[str, ...]) -> None:
-    """Everything that start-up needs: authorities, leaves, kubeconfigs, the token signing key."""
+def make_pki(folder: Path, *, address: str, service_address: str, nodes: dict[str, str]) -> None:
+    """Everything that start-up needs; `nodes` maps each node's name to its address."""
     folder.mkdir(parents=True)
     folder.chmod(0o700)
     server = f"https://{address}:6443"
@@ -152,14 +152,14 @@ def make_pki(folder: Path, *, address: str, service_address: str, nodes: tuple[s
     for user, (common_name, organization) in users.items():
         make_leaf(folder, user, ca, common_name, organization)
         write_kubeconfig(folder, user, server)
-    for node in nodes:
+    for node, node_address in nodes.items():
         make_leaf(
             folder,
             f"{node}-serving",
             ca,
             f"system:node:{node}",
             "system:nodes",
-            server_names=(address,),
+            server_names=(node_address,),
         )
     signing = ec.generate_private_key(ec.SECP256R1())
     _write_key(folder / "sa.key", signing)

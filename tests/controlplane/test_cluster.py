@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,38 @@ def test_exec_runs_one_command_and_exits_with_its_status(cluster, tmp_path: Path
 
     assert result.returncode == 7, result.stderr
     assert result.stdout.startswith("namespace/default\nv4.")
+
+
+def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
+    script = (
+        "import os, pathlib, time; "
+        "print('address', os.environ['MY_IP'], flush=True); "
+        "time.sleep(600)"
+    )
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "hello"},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [
+                {
+                    "name": "main",
+                    "image": "python",
+                    "command": ["python", "-c", script],
+                    "env": [
+                        {"name": "MY_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+                    ],
+                }
+            ],
+        },
+    }
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/hello", "--timeout=30s")
+    log = cluster.kubectl("logs", "hello")
+    cluster.kubectl("delete", "pod", "hello", "--timeout=30s")
+
+    assert log.startswith("address 10.77.")
+    assert cluster.run("kubectl", "get", "pod", "hello").returncode == 1
