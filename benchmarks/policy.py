@@ -358,7 +358,9 @@ def floor_run(
         large += chosen == "large"
         plan = sampler.draw(uniform, chosen, "small", "large")
         if plan:
-            controller.observe(ShadowLabel(gain[row], q[row, 0], q[row, 1], plan.probability))
+            controller.observe(
+                ShadowLabel(gain[row], q[row, 0], q[row, 1], plan.probability, p[row, 0], p[row, 1])
+            )
             labels.append((gain[row], q[row, 0], q[row, 1], 1.0 / plan.probability))
         seen.add(controller.threshold)
     # The plug-in rule on the same labels: highest threshold whose weighted mean meets the floor.
@@ -407,12 +409,7 @@ def change_run(outcomes: Outcomes, way: str, seed: int, n: int = 16_000) -> dict
     """From half-way on the small tier silently gets 30 % of its good answers wrong."""
     rng = np.random.default_rng(seed)
     floor = 0.95
-    controller = QualityFloor(
-        floor,
-        0.1,
-        smallest_probability=0.05,
-        alarm=math.inf if way == "no forgetting" else 20_000.0,
-    )
+    controller = QualityFloor(floor, 0.1, smallest_probability=0.05, drift=way != "no forgetting")
     sampler = ShadowSampler(0.05, 0.25)
     p, q = columns(outcomes, np.arange(len(outcomes)))
     gain = p[:, 1] - p[:, 0]
@@ -428,8 +425,15 @@ def change_run(outcomes: Outcomes, way: str, seed: int, n: int = 16_000) -> dict
         chosen = "large" if gain[row] > threshold else "small"
         routed[i], reference[i] = truth[row, int(chosen == "large")], truth[row, 1]
         plan = sampler.draw(uniform, chosen, "small", "large")
-        label = plan and ShadowLabel(gain[row], truth[row, 0], truth[row, 1], plan.probability)
-        if label and controller.observe(label) and i >= n // 2 and math.isnan(alarm_at):
+        label = (
+            None
+            if plan is None
+            else ShadowLabel(
+                gain[row], truth[row, 0], truth[row, 1], plan.probability, p[row, 0], p[row, 1]
+            )
+        )
+        alarmed = label is not None and controller.observe(label)
+        if way == "QualityFloor" and alarmed and i >= n // 2 and math.isnan(alarm_at):
             alarm_at = i - n // 2
     after = slice(n // 2, n)
     last = slice(3 * n // 4, n)

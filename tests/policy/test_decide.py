@@ -240,7 +240,7 @@ def tier_lists(draw: st.DrawFn, min_size: int = 1) -> tuple[TierOption, ...]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     tiers=tier_lists(),
     qualities=st.lists(anything, min_size=4, max_size=4),
@@ -277,7 +277,7 @@ def test_any_numbers_give_one_of_the_tiers_or_a_refusal_with_a_sentence(
     assert decision == decide(request, tiers, points, PolicyState())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tiers=tier_lists(2), qualities=st.lists(quality, min_size=4, max_size=4), seed=st.randoms())
 def test_the_order_of_differently_priced_tiers_does_not_matter(tiers, qualities, seed):
     if len({tier.list_price for tier in tiers}) < len(tiers):
@@ -290,7 +290,7 @@ def test_the_order_of_differently_priced_tiers_does_not_matter(tiers, qualities,
     assert decide(request, tiers, points).tier == decide(request, shuffled, points).tier
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     tiers=tier_lists(2),
     rows=st.lists(st.lists(quality, min_size=4, max_size=4), min_size=1, max_size=8),
@@ -313,7 +313,7 @@ def test_more_budget_never_lowers_expected_quality(tiers, rows, lambdas):
     assert expected(rich) >= expected(poor) - 1e-9
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     tiers=tier_lists(2),
     rows=st.lists(st.lists(quality, min_size=4, max_size=4), min_size=1, max_size=8),
@@ -335,7 +335,7 @@ def test_a_higher_floor_never_lowers_the_large_share(tiers, rows, floors, lambda
     assert large(max(floors)) >= large(min(floors))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     qualities=st.tuples(quality, quality),
     thresholds=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),

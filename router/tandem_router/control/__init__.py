@@ -14,7 +14,7 @@ Each is a small state machine; clocks and random numbers are passed in. The rout
 """
 
 from tandem_router.control.bucket import TokenBucket
-from tandem_router.control.changes import TrafficShift, ks_statistic
+from tandem_router.control.changes import ResidualDrift, TrafficShift, ks_statistic
 from tandem_router.control.loop import ControlState, OnlineControl
 from tandem_router.control.pacing import ArrivalRate, BudgetPacer, Reservation, price_of_money
 from tandem_router.control.quality import QualityFloor
@@ -28,6 +28,7 @@ __all__ = [
     "OnlineControl",
     "QualityFloor",
     "Reservation",
+    "ResidualDrift",
     "ShadowLabel",
     "ShadowPlan",
     "ShadowSampler",

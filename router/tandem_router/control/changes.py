@@ -1,8 +1,9 @@
-"""Notice that traffic has changed before any label says so.
+"""Notice that traffic, or a tier's quality, has changed.
 
-Two-sample Kolmogorov-Smirnov tests of the newest requests against those before them, on numbers
-that every request has anyway (prompt length, predicted gain). On an alarm the controllers forget:
-estimates from other traffic are worse than few estimates.
+`TrafficShift` needs no labels: two-sample Kolmogorov-Smirnov tests of the newest requests against
+those before them, on numbers that every request has anyway (prompt length, predicted gain).
+`ResidualDrift` watches what labels say against what was predicted. On an alarm the controllers
+forget: estimates from other traffic are worse than few estimates.
 """
 
 from __future__ import annotations
@@ -62,6 +63,52 @@ class TrafficShift:
         self._rows.clear()
         self._rows.extend(newest)
         return True
+
+
+class ResidualDrift:
+    """Alarms when a tier's measured quality drifts away from its predicted one.
+
+    Two one-sided CUSUMs (Page 1954) on `measured - predicted`, against the mean since the last
+    change, in units of a Gaussian log-likelihood ratio for a shift of `shift`.
+
+    Args:
+        shift: smallest drift worth an alarm, quality points.
+        log_odds: alarm level; exp(9) is about 8,000 labels between false alarms.
+        warm_up: labels that only make the baseline.
+    """
+
+    def __init__(self, shift: float = 0.15, log_odds: float = 9.0, warm_up: int = 60) -> None:
+        self.shift = shift
+        self.log_odds = log_odds
+        self.warm_up = warm_up
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new baseline."""
+        self._count = 0
+        self._mean = 0.0
+        self._square = 0.25
+        self._up = self._down = 0.0
+
+    def observe(self, measured: float, predicted: float) -> bool:
+        """Take one label; True on an alarm, after which the baseline starts anew."""
+        residual = measured - predicted
+        if not math.isfinite(residual):
+            return False
+        deviation = residual - self._mean
+        self._count += 1
+        if self._count > self.warm_up:
+            scale = self.shift / max(0.02, self._square)
+            self._up = max(0.0, self._up + scale * (deviation - self.shift / 2))
+            self._down = max(0.0, self._down + scale * (-deviation - self.shift / 2))
+            if max(self._up, self._down) >= self.log_odds:
+                self.reset()
+                return True
+        # A long baseline moves slowly, so that the drift to be found does not become part of it.
+        weight = max(1.0 / self._count, 0.002)
+        self._mean += weight * deviation
+        self._square += max(1.0 / (self._count + 10), 0.002) * (deviation**2 - self._square)
+        return False
 
 
 def ks_statistic(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -160,40 +160,48 @@ class BudgetPacer:
         rate = self._rate.per_s(now)
         if not self._sample or rate <= 0.0:
             return self._lambda
-        return price_of_money(*self._arrays(), self.target_usd_per_s(now) / rate)
+        values, costs, billed = self._arrays()
+        return price_of_money(values, costs, self.target_usd_per_s(now) / rate, billed)
 
-    def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Values and bias-corrected costs of the sample, (num_requests, num_tiers)."""
+    def _arrays(self) -> tuple[NDArray[np.float64], ...]:
+        """Values, expected costs and bias-corrected costs, each (num_requests, num_tiers)."""
         names = {name: i for i, name in enumerate({t for row in self._sample for t, _, _ in row})}
         values = np.full((len(self._sample), len(names)), _ABSENT)
         costs = np.zeros_like(values)
+        billed = np.zeros_like(values)
         for row, options in enumerate(self._sample):
             for tier, value, cost in options:
                 values[row, names[tier]] = value
-                costs[row, names[tier]] = cost * self._bias.get(tier, 1.0)
-        return values, costs
+                costs[row, names[tier]] = cost
+                billed[row, names[tier]] = cost * self._bias.get(tier, 1.0)
+        return values, costs, billed
 
 
 def price_of_money(
-    values: NDArray[np.float64], costs: NDArray[np.float64], usd_per_request: float
+    values: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    usd_per_request: float,
+    billed: NDArray[np.float64] | None = None,
 ) -> float:
     """Smallest lambda at which choosing by `value - lambda*cost` spends at most the target.
 
-    Spend never rises with lambda, so bisection finds it. Returns 0 when even the free choice
-    is affordable, and the price at which every request takes its cheapest tier when nothing is.
+    Spend falls with lambda, so bisection finds it. Returns 0 when even the free choice is
+    affordable, and the price at which every request takes its cheapest tier when nothing is.
 
     Args:
         values: worth of each tier to each request, quality points, (num_requests, num_tiers).
-        costs: expected cost, USD, same shape.
+        costs: cost the policy chooses by, USD, same shape.
         usd_per_request: mean spend to meet.
+        billed: cost that is really paid, where known better than `costs`, same shape.
     """
     rows = np.arange(len(values))
+    billed = costs if billed is None else billed
     # A tie goes to the cheaper tier here too: visit tiers from cheap to dear.
     order = np.argsort(costs.mean(axis=0), kind="stable")
-    values, costs = values[:, order], costs[:, order]
+    values, costs, billed = values[:, order], costs[:, order], billed[:, order]
 
     def spend(price: float) -> float:
-        return float(costs[rows, np.argmax(values - price * costs, axis=1)].mean())
+        return float(billed[rows, np.argmax(values - price * costs, axis=1)].mean())
 
     scale = float(costs.max())
     if scale <= 0.0 or spend(0.0) <= usd_per_request:

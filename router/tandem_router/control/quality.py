@@ -16,8 +16,10 @@ sequence, as in Learn then Test, Angelopoulos et al. 2021), so one risk covers t
 moment. The losses need not be monotone in the threshold, which plain conformal risk control
 asks for and routing breaks: on some prompts the small tier is the better one.
 
-After a change: a second martingale bets that the threshold in force *breaks* the floor. When it
-wins, all labels are forgotten, traffic goes to the large tier, and certification starts again.
+After a change: a second martingale bets that the threshold in force *breaks* the floor, and where
+labels carry predictions, CUSUMs watch each tier's residual (all labels speak there, not only
+those near the threshold, so it is several times faster). When one wins, all labels are
+forgotten, traffic goes to the large tier, and certification starts again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from tandem_router.control.changes import ResidualDrift
 from tandem_router.control.shadow import ShadowLabel
 
 # How much of the capital one label may cost; below 1 so that capital stays positive.
@@ -42,7 +45,8 @@ class QualityFloor:
         smallest_probability: lower bound of the labels' sampling probabilities.
         thresholds: candidate gain thresholds, ascending; default 81 values from -0.4 to 0.4,
             denser around zero would change little (the step is 1 point of quality).
-        alarm: mean number of labels between false alarms of the change detector.
+        alarm: mean number of labels between false alarms of the loss detector.
+        drift: whether to forget after change points; without, the claim covers one regime only.
     """
 
     def __init__(
@@ -52,7 +56,8 @@ class QualityFloor:
         *,
         smallest_probability: float = 0.05,
         thresholds: NDArray[np.float64] | None = None,
-        alarm: float = 20_000.0,
+        alarm: float = 5_000.0,
+        drift: bool = True,
     ) -> None:
         if not 0.0 <= floor <= 1.0:
             raise ValueError(f"floor={floor} must be a share between 0 and 1")
@@ -67,6 +72,7 @@ class QualityFloor:
         self.num_labels = 0
         self.num_alarms = 0
         self._log_alarm = math.log(alarm)
+        self._drift = (ResidualDrift(), ResidualDrift()) if drift else None
         self.forget()
 
     @property
@@ -85,7 +91,8 @@ class QualityFloor:
         self._count = 1.0
         self._against = 0.0  # log capital of the change detector, at the level in force
         self._against_sum, self._against_squares, self._against_count = 0.0, 0.25, 1.0
-        self._recent = 0
+        for detector in self._drift or ():
+            detector.reset()
 
     def observe(self, label: ShadowLabel) -> bool:
         """Take one label; True when it raised the change alarm.
@@ -108,8 +115,7 @@ class QualityFloor:
         mean = self._sum / self._count
         bet = np.clip(mean / (self._sum_squares / self._count), 0.0, _MAX_BET)
         self._capital += np.log1p(bet * saving)
-        alarmed = self._detect(saving)
-        if alarmed:
+        if self._drift is not None and (self._detect(saving) or self._drifted(label)):
             self.num_alarms += 1
             self.forget()
             return True
@@ -122,6 +128,13 @@ class QualityFloor:
             self._level += 1
             self._against = 0.0
         return False
+
+    def _drifted(self, label: ShadowLabel) -> bool:
+        if self._drift is None or label.predicted_small is None or label.predicted_large is None:
+            return False
+        small = self._drift[0].observe(label.quality_small, label.predicted_small)
+        large = self._drift[1].observe(label.quality_large, label.predicted_large)
+        return small or large
 
     def _detect(self, saving: NDArray[np.float64]) -> bool:
         """Bet that the threshold in force loses too much (an e-detector, restarted at zero)."""

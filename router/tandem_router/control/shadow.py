@@ -27,6 +27,9 @@ class ShadowLabel:
     quality_small: float  # 0..1
     quality_large: float  # 0..1
     probability: float  # with which this request was drawn
+    # Predicted qualities, where the caller has them: they let a change show much earlier.
+    predicted_small: float | None = None
+    predicted_large: float | None = None
 
 
 class ShadowSampler:
