@@ -1,1 +1,1 @@
-"""The inference engine: prefill, decode and unified workers."""
+"""One worker: a model, its KV blocks, a scheduler and an OpenAI-compatible server."""

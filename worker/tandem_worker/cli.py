@@ -1,0 +1,100 @@
+"""The ``tandem-worker`` command: start, serve, drain on SIGTERM, exit 0."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tandem_worker.config import WorkerConfig
+from tandem_worker.errors import ConfigError, WorkerError
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; files, addresses and secrets are given here, never in the config."""
+    parser = argparse.ArgumentParser(
+        prog="tandem-worker", description="Serve one model as a unified, prefill or decode worker."
+    )
+    parser.add_argument("--config", required=True, type=Path, help="worker config, JSON")
+    parser.add_argument("--weights", required=True, type=Path, help="Hugging Face model directory")
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("POD_IP") or "127.0.0.1",
+        help="address to listen on (default: $POD_IP or 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=int, default=None, help="HTTP port instead of http_port")
+    parser.add_argument(
+        "--peer-token-file", type=Path, default=None, help="shared secret of router and workers"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status."""
+    arguments = parse_arguments(argv)
+    # OpenMP reads these when torch is imported, which happens later; spinning threads would take
+    # the core from the HTTP side and from the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(
+        level=os.environ.get("TANDEM_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        config = WorkerConfig.load(arguments.config)
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
+        token = _read_token(arguments.peer_token_file)
+        revision = os.environ.get("TANDEM_REVISION")
+        if revision and not config.revision:
+            config = config.model_copy(update={"revision": revision})
+        if not arguments.weights.is_dir():
+            raise ConfigError(f"--weights {arguments.weights} is not a directory")
+        return asyncio.run(_serve(config, arguments, token))
+    except WorkerError as error:
+        print(f"tandem-worker: {error}", file=sys.stderr)
+        return 1
+
+
+async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: bytes) -> int:
+    from tandem_worker.server.worker import Worker
+
+    worker = Worker(
+        config, arguments.weights, host=arguments.host, port=arguments.port, peer_token=token
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(worker.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            logging.getLogger(__name__).info("ready at %s", worker.url)
+        await stopping
+        await worker.drain(config.drain_timeout_s)
+    finally:
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, WorkerError):
+            await starting
+        await worker.stop()
+    return 0
+
+
+def _read_token(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        token = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"--peer-token-file {path} cannot be read: {error}") from error
+    if not token or not token.isascii():
+        raise ConfigError(f"--peer-token-file {path} must hold one line of ASCII text")
+    return token

@@ -1,0 +1,88 @@
+"""What a step costs on this machine, fitted from the steps that ran.
+
+    prefill step = a + b * tokens + c * (query, key) pairs
+    decode step  = a + b * context tokens + c * sequences
+
+The same three numbers per kind feed the choice between local and remote prefill, the router's
+latency predictions (GET /v1/load) and the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Fit3:
+    """Least squares of ``y = a + b u + c v`` with forgetting, coefficients kept non-negative.
+
+    Args:
+        memory: Observations after which old ones have lost most of their weight.
+    """
+
+    def __init__(self, memory: int = 500) -> None:
+        self._keep = 1.0 - 1.0 / memory
+        self._xtx = [[0.0] * 3 for _ in range(3)]
+        self._xty = [0.0] * 3
+        self.count = 0
+
+    def observe(self, u: float, v: float, y: float) -> None:
+        """Add one observation."""
+        x = (1.0, u, v)
+        for i in range(3):
+            self._xty[i] = self._keep * self._xty[i] + x[i] * y
+            for j in range(3):
+                self._xtx[i][j] = self._keep * self._xtx[i][j] + x[i] * x[j]
+        self.count += 1
+
+    def coefficients(self) -> tuple[float, float, float]:
+        """Coordinate descent on the normal equations; converges as the problem is convex."""
+        xtx, xty = self._xtx, self._xty
+        scale = [max(xtx[i][i], 1e-30) ** 0.5 for i in range(3)]
+        w = [0.0, 0.0, 0.0]
+        for _ in range(200):
+            for i in range(3):
+                others = sum(xtx[i][j] * w[j] for j in range(3) if j != i)
+                # A ridge far below the data's scale picks one answer where features are collinear.
+                w[i] = max(0.0, (xty[i] - others) / (scale[i] * scale[i] * (1 + 1e-6) + 1e-30))
+        return w[0], w[1], w[2]
+
+
+class StepProfile:
+    """Fits of prefill-only and decode-only steps; mixed steps are not used."""
+
+    MIN_OBSERVATIONS = 8
+
+    def __init__(self) -> None:
+        self._prefill = Fit3()
+        self._decode = Fit3()
+
+    def observe(
+        self,
+        elapsed_s: float,
+        *,
+        decode_contexts: Sequence[int],
+        prefills: Sequence[tuple[int, int]],
+    ) -> None:
+        """Record a step: contexts of decoding sequences, (start, tokens) of prefill chunks."""
+        if prefills and not decode_contexts:
+            tokens = sum(count for _, count in prefills)
+            pairs = sum(start * count + count * count / 2 for start, count in prefills)
+            self._prefill.observe(tokens, pairs, elapsed_s)
+        elif decode_contexts and not prefills:
+            self._decode.observe(sum(decode_contexts), len(decode_contexts), elapsed_s)
+
+    def as_dict(self) -> dict[str, list[float]] | None:
+        """Both fits as ``[a, b, c]`` in seconds, or None before enough steps of either kind."""
+        if min(self._prefill.count, self._decode.count) < self.MIN_OBSERVATIONS:
+            return None
+        return {
+            "prefill": list(self._prefill.coefficients()),
+            "decode": list(self._decode.coefficients()),
+        }
+
+    def prefill_time_s(self, start: int, num_tokens: int) -> float | None:
+        """Predicted time of prefilling ``num_tokens`` after ``start`` cached ones."""
+        if self._prefill.count < self.MIN_OBSERVATIONS:
+            return None
+        a, b, c = self._prefill.coefficients()
+        return a + b * num_tokens + c * (start * num_tokens + num_tokens * num_tokens / 2)

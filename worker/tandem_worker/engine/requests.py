@@ -1,0 +1,114 @@
+"""What goes into the engine and what comes out, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from tandem_worker.sampling import SamplingParams
+from tandem_worker.scheduler import Sequence as ScheduledSequence
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token's natural log-probability under the raw logits, and the likeliest alternatives."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One drawn token."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A generated token; the last one of an answer carries the reason."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+    finish_reason: FinishReason | None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobsEvent:
+    """Log-probabilities of the prompt's tokens from the second on (echo), before any token."""
+
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedEvent:
+    """Blocks are reserved for a remote prefill.
+
+    ``block_ids`` cover positions from ``num_computed_tokens`` (block aligned) to the prompt's end.
+    """
+
+    block_ids: tuple[int, ...]
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEvent:
+    """The request failed inside the engine."""
+
+    message: str
+
+
+Event = TokenEvent | PromptLogprobsEvent | ReservedEvent | ErrorEvent
+Sink = Callable[[Event], None]
+"""Called in the event loop's thread."""
+
+
+class BlockPush(Protocol):
+    """The part of a transfer's push that the engine drives: any thread, never waits."""
+
+    @property
+    def failure(self) -> Exception | None: ...
+
+    def layer_blocks_nowait(
+        self, layer: int, local_block_ids: Sequence[int], remote_block_ids: Sequence[int]
+    ) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class EngineRequest:
+    """One sequence with everything the engine needs to compute it.
+
+    Attributes:
+        sequence: The scheduler's view.
+        sampling: How to draw.
+        sink: Receives the events.
+        push: Where to push blocks as layers finish (prefill role), or None.
+        remote_block_ids: Target blocks of the push, from position ``push_from_tokens`` on.
+        prompt_logprobs: Number of alternatives per prompt token, or None for no echo.
+    """
+
+    sequence: ScheduledSequence
+    sampling: SamplingParams
+    sink: Sink
+    push: BlockPush | None = None
+    remote_block_ids: tuple[int, ...] = ()
+    push_from_tokens: int = 0
+    num_pushed_blocks: int = 0
+    prompt_logprobs: int | None = None
+    collected_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def request_id(self) -> str:
+        """The sequence's id."""
+        return self.sequence.request_id
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens after the prompt, resumed ones included."""
+        return len(self.sequence.token_ids) - self.sequence.num_prompt_tokens

@@ -1,0 +1,303 @@
+"""Turns a scheduled step into tensors, runs the model and draws tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tandem_kernels.sampler import sample
+from tandem_worker.config import BLOCK_SIZE, WorkerConfig
+from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs
+from tandem_worker.errors import ConfigError
+from tandem_worker.models.spec import ModelSpec
+from tandem_worker.models.transformer import Batch, Transformer
+from tandem_worker.models.weights import load_weights
+from tandem_worker.sampling import SamplingParams, as_int64
+from tandem_worker.scheduler import Chunk
+from tandem_worker.scheduler import Sequence as ScheduledSequence
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEFAULT_CPU_KV_BYTES = 256 * 1024 * 1024
+_GPU_KV_FRACTION = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One chunk of the step with its request."""
+
+    chunk: Chunk
+    request: EngineRequest
+
+
+class Runner(Protocol):
+    """Computes steps: the model here, a fake in the engine's tests."""
+
+    num_blocks: int
+
+    def execute(
+        self,
+        work: Sequence[Work],
+        num_decodes: int,
+        on_layer: Callable[[int], None] | None,
+    ) -> list[Sampled | None]:
+        """Compute the chunks; one drawn token per chunk that reaches its sequence's end."""
+        ...
+
+
+class ModelRunner:
+    """A model, its KV caches and the step function, on one device.
+
+    Args:
+        config: Sizes, device and dtype.
+        weights_dir: A Hugging Face model directory.
+
+    Raises:
+        ConfigError: the device is absent or the KV blocks do not fit.
+        ModelError: the directory cannot be used.
+    """
+
+    def __init__(self, config: WorkerConfig, weights_dir: Path) -> None:
+        torch.set_num_threads(config.num_threads)
+        self.spec = ModelSpec.load(weights_dir)
+        self.device = _device(config)
+        name = config.dtype
+        if name == "auto":
+            name = "float32" if self.device.type == "cpu" else _gpu_dtype(self.spec)
+        self.dtype = _DTYPES[name]
+        weights = load_weights(self.spec, weights_dir, dtype=self.dtype, device=self.device)
+        self.num_blocks = self._count_blocks(config)
+        fitting = self.num_blocks * BLOCK_SIZE
+        self.max_model_len = min(config.max_model_len or self.spec.max_position, fitting)
+        self.model = Transformer(self.spec, weights, max_positions=self.max_model_len + 1)
+        shape = (self.num_blocks, self.spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
+        self.kv_caches = [
+            (
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+            )
+            for _ in range(self.spec.num_layers)
+        ]
+
+    @property
+    def block_bytes(self) -> int:
+        """K and V of one block over all layers."""
+        values = 2 * self.spec.num_layers * self.spec.num_kv_heads * BLOCK_SIZE * self.spec.head_dim
+        return values * self.dtype.itemsize
+
+    @torch.inference_mode()
+    def execute(
+        self,
+        work: Sequence[Work],
+        num_decodes: int,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> list[Sampled | None]:
+        """Compute the chunks; see :class:`Runner`."""
+        batch = self._pack(work, num_decodes)
+        hidden = self.model.forward(batch, self.kv_caches, on_layer)
+        ends = np.cumsum([item.chunk.num_tokens for item in work])
+        sampling = [index for index, item in enumerate(work) if item.chunk.samples]
+        for index, item in enumerate(work):
+            if item.request.prompt_logprobs is not None:
+                end = int(ends[index])
+                self._score_prompt(item, hidden[end - item.chunk.num_tokens : end])
+        drawn: list[Sampled | None] = [None] * len(work)
+        if not sampling:
+            return drawn
+        rows = hidden
+        if len(sampling) != hidden.shape[0]:
+            rows = hidden[torch.as_tensor(ends[sampling] - 1, device=self.device)]
+        logits = self.model.logits(rows)
+        requests = [work[index].request for index in sampling]
+        for index, token in zip(sampling, self._draw(logits, requests), strict=True):
+            drawn[index] = token
+        return drawn
+
+    def warm_up(self) -> None:
+        """Run a tiny prompt and a decode through every operation, before the first request."""
+        sequence = ScheduledSequence("warm-up", [0, 0, 0], 3, block_ids=[0])
+        request = EngineRequest(sequence, SamplingParams(), _ignore)
+        self.execute([Work(Chunk(sequence, 0, 2), request)], 0)
+        self.execute([Work(Chunk(sequence, 2, 1), request)], 1)
+
+    def _pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
+        tokens: list[int] = []
+        positions: list[np.ndarray] = []
+        slots: list[np.ndarray] = []
+        tables = []
+        lengths = []
+        for item in work:
+            sequence, start = item.chunk.sequence, item.chunk.start
+            end = start + item.chunk.num_tokens
+            tokens += sequence.token_ids[start:end]
+            where = np.arange(start, end, dtype=np.int64)
+            num_blocks = -(-end // BLOCK_SIZE)
+            table = np.asarray(sequence.block_ids[:num_blocks], dtype=np.int64)
+            positions.append(where)
+            slots.append(table[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE)
+            tables.append(table)
+            lengths.append(end)
+        counts = [item.chunk.num_tokens for item in work[num_decodes:]]
+        prefill_tables = tables[num_decodes:]
+        return Batch(
+            token_ids=torch.tensor(tokens, dtype=torch.int64, device=self.device),
+            positions=self._to_device(np.concatenate(positions)),
+            slot_mapping=self._to_device(np.concatenate(slots)),
+            num_decodes=num_decodes,
+            decode_block_tables=self._table(tables[:num_decodes]),
+            decode_seq_lens=self._int32(lengths[:num_decodes]) if num_decodes else None,
+            prefill_block_tables=self._table(prefill_tables),
+            prefill_query_start=self._int32([0, *np.cumsum(counts)]) if counts else None,
+            prefill_seq_lens=self._int32(lengths[num_decodes:]) if counts else None,
+        )
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _int32(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def _table(self, tables: list[np.ndarray]) -> torch.Tensor | None:
+        if not tables:
+            return None
+        padded = np.zeros((len(tables), max(len(t) for t in tables)), dtype=np.int32)
+        for row, table in enumerate(tables):
+            padded[row, : len(table)] = table
+        return self._to_device(padded)
+
+    # -- drawing ---------------------------------------------------------------------------------
+
+    def _draw(self, logits: torch.Tensor, requests: Sequence[EngineRequest]) -> list[Sampled]:
+        params = [request.sampling for request in requests]
+        if all(p.is_plain_greedy for p in params):
+            return [Sampled(token) for token in logits.argmax(-1).tolist()]
+
+        def column(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+        def wide(values: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+        penalised = any(p.has_penalties for p in params)
+        prompt_mask, output_counts = self._history(requests) if penalised else (None, None)
+        wanted = [p.num_logprobs for p in params if p.num_logprobs is not None]
+        out = sample(
+            logits,
+            temperature=column([p.temperature for p in params]),
+            seeds=wide([as_int64(p.seed) for p in params]),
+            positions=wide([len(request.sequence.token_ids) for request in requests]),
+            top_k=wide([p.top_k for p in params]) if any(p.top_k > 0 for p in params) else None,
+            top_p=column([p.top_p for p in params]) if any(p.top_p < 1 for p in params) else None,
+            min_p=column([p.min_p for p in params]) if any(p.min_p > 0 for p in params) else None,
+            repetition_penalty=column([p.repetition_penalty for p in params])
+            if penalised
+            else None,
+            frequency_penalty=column([p.frequency_penalty for p in params]) if penalised else None,
+            presence_penalty=column([p.presence_penalty for p in params]) if penalised else None,
+            prompt_mask=prompt_mask,
+            output_counts=output_counts,
+            logit_bias=self._bias(requests),
+            return_logprobs=bool(wanted),
+            num_top_logprobs=min(max(wanted, default=0), self.spec.vocab_size),
+        )
+        tokens = out.token_ids.tolist()
+        if not wanted or out.logprobs is None:
+            return [Sampled(token) for token in tokens]
+        logprobs = out.logprobs.tolist()
+        top_ids = out.top_token_ids.tolist() if out.top_token_ids is not None else None
+        tops = out.top_logprobs.tolist() if out.top_logprobs is not None else None
+        drawn = []
+        for row, (token, p) in enumerate(zip(tokens, params, strict=True)):
+            if p.num_logprobs is None:
+                drawn.append(Sampled(token))
+                continue
+            top: tuple[tuple[int, float], ...] = ()
+            if top_ids is not None and tops is not None:
+                pairs = zip(top_ids[row], tops[row], strict=True)
+                top = tuple(pairs)[: p.num_logprobs]
+            drawn.append(Sampled(token, TokenLogprobs(logprobs[row], top)))
+        return drawn
+
+    def _history(self, requests: Sequence[EngineRequest]) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (len(requests), self.spec.vocab_size)
+        prompt_mask = np.zeros(shape, dtype=bool)
+        counts = np.zeros(shape, dtype=np.int32)
+        for row, request in enumerate(requests):
+            if request.sampling.has_penalties:
+                tokens, split = request.sequence.token_ids, request.sequence.num_prompt_tokens
+                prompt_mask[row, tokens[:split]] = True
+                np.add.at(counts[row], tokens[split:], 1)
+        return self._to_device(prompt_mask), self._to_device(counts)
+
+    def _bias(self, requests: Sequence[EngineRequest]) -> torch.Tensor | None:
+        """Additive bias per token; -inf on end tokens until ``min_tokens`` are out."""
+        if not any(r.sampling.logit_bias or r.sampling.min_tokens for r in requests):
+            return None
+        bias = np.zeros((len(requests), self.spec.vocab_size), dtype=np.float32)
+        for row, request in enumerate(requests):
+            params = request.sampling
+            for token, value in params.logit_bias:
+                bias[row, token] += value
+            if request.num_generated < params.min_tokens:
+                ends = {*params.stop_token_ids, *self.spec.eos_token_ids}
+                bias[row, [token for token in ends if token < self.spec.vocab_size]] = -np.inf
+        return self._to_device(bias)
+
+    def _score_prompt(self, item: Work, hidden: torch.Tensor) -> None:
+        """Log-probabilities of the tokens that follow each position of the chunk."""
+        chunk, request = item.chunk, item.request
+        tokens = chunk.sequence.token_ids
+        # The chunk's last position predicts a token that is drawn, not given, at the prompt's end.
+        end = min(chunk.start + chunk.num_tokens, chunk.sequence.num_prompt_tokens - 1)
+        targets = tokens[chunk.start + 1 : end + 1]
+        num_top = min(request.prompt_logprobs or 0, self.spec.vocab_size)
+        for offset in range(0, len(targets), 128):  # bounds the (rows, vocab) table
+            part = targets[offset : offset + 128]
+            logprobs = self.model.logits(hidden[offset : offset + len(part)]).log_softmax(-1)
+            index = torch.tensor(part, dtype=torch.int64, device=self.device)
+            chosen = logprobs.gather(-1, index[:, None]).squeeze(-1).tolist()
+            values, ids = torch.topk(logprobs, num_top, dim=-1)
+            for value, row_ids, row_values in zip(
+                chosen, ids.tolist(), values.tolist(), strict=True
+            ):
+                top = tuple(zip(row_ids, row_values, strict=True))
+                request.collected_logprobs.append(TokenLogprobs(value, top))
+
+    def _count_blocks(self, config: WorkerConfig) -> int:
+        if config.num_kv_blocks is not None:
+            return config.num_kv_blocks
+        budget = config.kv_cache_bytes
+        if budget is None:
+            budget = _DEFAULT_CPU_KV_BYTES
+            if self.device.type == "cuda":
+                free, _ = torch.cuda.mem_get_info(self.device)
+                budget = int(free * _GPU_KV_FRACTION)
+        count = budget // self.block_bytes
+        if count < 2:
+            raise ConfigError(
+                f"kv_cache_bytes={budget} holds {count} blocks of {self.block_bytes} bytes; "
+                f"give at least {2 * self.block_bytes}"
+            )
+        return int(count)
+
+
+def _ignore(event: Event) -> None:
+    """Takes a warm-up's events."""
+
+
+def _device(config: WorkerConfig) -> torch.device:
+    available = torch.cuda.is_available() if config.device != "cpu" else False
+    if config.device == "cuda" and not available:
+        raise ConfigError(
+            "device='cuda', but torch finds no CUDA device; use 'auto' or 'cpu', or check the "
+            "driver"
+        )
+    return torch.device("cuda" if available else "cpu")
+
+
+def _gpu_dtype(spec: ModelSpec) -> str:
+    return spec.dtype if spec.dtype in _DTYPES else "bfloat16"

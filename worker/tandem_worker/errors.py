@@ -1,0 +1,59 @@
+"""The worker's exceptions: what a caller can tell apart, each with a sentence for people."""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigError(WorkerError):
+    """The configuration file or the command line breaks a rule."""
+
+
+class ModelError(WorkerError):
+    """A model directory is incomplete, inconsistent or of an unknown family."""
+
+
+class RequestError(WorkerError):
+    """A request cannot be served; rendered as an OpenAI error object.
+
+    Attributes:
+        status: HTTP status code.
+        type: OpenAI's error type, such as ``invalid_request_error``.
+        param: The request field at fault, or None.
+        code: Machine-readable reason, or None.
+        headers: Extra reply headers, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, object]:
+        """The OpenAI error object."""
+        return {
+            "error": {
+                "message": str(self),
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvariantError(WorkerError):
+    """The worker found its own bookkeeping wrong: a bug, never the caller's fault."""

@@ -1,0 +1,1 @@
+"""Dense decoder models from Hugging Face directories, in one config-driven file."""

@@ -1,0 +1,180 @@
+"""What a Hugging Face ``config.json`` says about a dense decoder, in one flat record.
+
+Llama, Mistral, Qwen2/2.5 and Qwen3 differ in a handful of switches (biases, norms on queries and
+keys, sliding windows); everything else is shared. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tandem_worker.errors import ModelError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Shapes and switches of one dense decoder.
+
+    Attributes:
+        family: One of :data:`FAMILIES`.
+        rope_scaling: As Hugging Face writes it (``rope_type``, ``factor``, ...); empty for default.
+        sliding_windows: Per layer: tokens a query sees including itself, or None for all.
+        eos_token_ids: Tokens that end an answer.
+        dtype: The checkpoint's own dtype name.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position: int
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_windows: tuple[int | None, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
+    dtype: str = "float32"
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in the model, tied ones counted once."""
+        h, d = self.hidden_size, self.head_dim
+        attention = h * d * (2 * self.num_heads + 2 * self.num_kv_heads)
+        layer = attention + 3 * h * self.intermediate_size + 2 * h
+        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_layers * layer + h
+
+    @classmethod
+    def load(cls, directory: Path) -> ModelSpec:
+        """Read ``config.json`` and ``generation_config.json``.
+
+        Raises:
+            ModelError: a file is missing, not JSON, or describes a model this worker cannot run.
+        """
+        config = read_json(directory / "config.json")
+        spec = cls.from_config(config, source=str(directory / "config.json"))
+        generation_path = directory / "generation_config.json"
+        if generation_path.exists():
+            eos = _token_ids(read_json(generation_path).get("eos_token_id"))
+            if eos:
+                spec = cls(**{**spec.__dict__, "eos_token_ids": spec.eos_token_ids | eos})
+        return spec
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, source: str = "config.json") -> ModelSpec:
+        """Translate the keys of a Hugging Face config (transformers 4 and 5 spellings).
+
+        Raises:
+            ModelError: an unknown family or activation, or a missing or impossible number.
+        """
+        family = str(config.get("model_type", ""))
+        if family not in FAMILIES:
+            raise ModelError(
+                f"{source}: model_type={family!r} is not supported; use one of {list(FAMILIES)}"
+            )
+        activation = config.get("hidden_act", "silu")
+        if activation not in ("silu", "swish"):
+            raise ModelError(f"{source}: hidden_act={activation!r} is not supported; only silu is")
+
+        def number(key: str, default: int | None = None) -> int:
+            value = config.get(key)
+            if value is None:
+                value = default
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelError(f"{source}: {key}={value!r} must be a positive integer")
+            return value
+
+        hidden_size = number("hidden_size")
+        num_heads = number("num_attention_heads")
+        num_kv_heads = number("num_key_value_heads", num_heads)
+        head_dim = number("head_dim", max(1, hidden_size // num_heads))
+        num_layers = number("num_hidden_layers")
+        if num_heads % num_kv_heads:
+            raise ModelError(
+                f"{source}: num_attention_heads={num_heads} is not a multiple of "
+                f"num_key_value_heads={num_kv_heads}"
+            )
+        if head_dim % 2:
+            raise ModelError(f"{source}: head_dim={head_dim} must be even for rotary embeddings")
+        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+        if rope.get("rope_type", rope.get("type", "default")) == "default":
+            rope = {}
+        attention_bias = bool(config.get("attention_bias", False))
+        return cls(
+            family=family,
+            vocab_size=number("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=number("intermediate_size"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            max_position=number("max_position_embeddings", 2048),
+            rope_scaling=rope,
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2" or attention_bias,
+            o_bias=family in ("llama", "qwen3") and attention_bias,
+            mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
+            qk_norm=family == "qwen3",
+            sliding_windows=_sliding_windows(config, family, num_layers),
+            eos_token_ids=_token_ids(config.get("eos_token_id")),
+            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model directory.
+
+    Raises:
+        ModelError: absent, unreadable, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds {type(data).__name__}, expected an object")
+    return data
+
+
+def _token_ids(value: Any) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset([value]) if isinstance(value, int) else frozenset(value)
+
+
+def _sliding_windows(
+    config: Mapping[str, Any], family: str, num_layers: int
+) -> tuple[int | None, ...]:
+    window = config.get("sliding_window")
+    if family.startswith("qwen") and not config.get("use_sliding_window", False):
+        window = None
+    if family == "llama" or window is None:
+        return (None,) * num_layers
+    kinds = config.get("layer_types")
+    if kinds:
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if family == "mistral":
+        return (window,) * num_layers
+    first = config.get("max_window_layers", num_layers)
+    return tuple(window if layer >= first else None for layer in range(num_layers))

@@ -1,0 +1,164 @@
+"""The forward pass that Llama, Mistral, Qwen2 and Qwen3 share, over a packed mixed batch.
+
+Shapes: ``num_tokens`` counts all tokens of the step, decodes first (one token each), then prefill
+chunks back to back; the KV cache of a layer is two tensors
+``(num_blocks, num_kv_heads, 64, head_dim)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from tandem_kernels.paged_decode import paged_decode_attention
+from tandem_kernels.prefill import prefill_attention
+from tandem_kernels.qk_norm_rope import qk_norm_rope_write
+from tandem_kernels.rms_norm import add_rms_norm
+from tandem_kernels.rope import rope_table
+from tandem_kernels.swiglu import swiglu
+from tandem_worker.models.spec import ModelSpec
+from tandem_worker.models.weights import LayerWeights, ModelWeights
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's packed input.
+
+    Attributes:
+        token_ids: ``(num_tokens,)`` int64.
+        positions: ``(num_tokens,)`` int64, position in its sequence.
+        slot_mapping: ``(num_tokens,)`` int64, block * 64 + offset where K and V go.
+        num_decodes: Leading sequences with one token each.
+        decode_block_tables: ``(num_decodes, max_blocks)`` int32.
+        decode_seq_lens: ``(num_decodes,)`` int32, context including the query.
+        prefill_block_tables: ``(num_prefills, max_blocks)`` int32.
+        prefill_query_start: ``(num_prefills + 1,)`` int32, offsets after the decodes' tokens.
+        prefill_seq_lens: ``(num_prefills,)`` int32, context including the chunk.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    num_decodes: int
+    decode_block_tables: torch.Tensor | None
+    decode_seq_lens: torch.Tensor | None
+    prefill_block_tables: torch.Tensor | None
+    prefill_query_start: torch.Tensor | None
+    prefill_seq_lens: torch.Tensor | None
+
+
+class Transformer:
+    """A dense decoder with paged KV blocks.
+
+    Args:
+        spec: Shapes and switches.
+        weights: From :func:`tandem_worker.models.weights.load_weights`.
+        max_positions: Rows of the rotary table: the longest context that will be asked for.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: ModelWeights, *, max_positions: int) -> None:
+        self.spec = spec
+        self.weights = weights
+        self._scale = spec.head_dim**-0.5
+        self._cos_sin = rope_table(
+            spec.head_dim,
+            max_positions,
+            spec.rope_theta,
+            spec.rope_scaling,
+            max_position_embeddings=spec.max_position,
+            device=weights.embed.device,
+        )
+
+    def forward(
+        self,
+        batch: Batch,
+        kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm, ``(num_tokens, hidden_size)``.
+
+        Writes K and V of the batch's tokens into their slots; ``on_layer(i)`` is called as soon as
+        layer i's are written.
+        """
+        eps = self.spec.rms_norm_eps
+        hidden = F.embedding(batch.token_ids, self.weights.embed)
+        residual: torch.Tensor | None = None
+        for index, layer in enumerate(self.weights.layers):
+            normed, residual = add_rms_norm(hidden, residual, layer.input_norm, eps)
+            k_cache, v_cache = kv_caches[index]
+            attended = self._attention(index, layer, normed, batch, k_cache, v_cache)
+            if on_layer is not None:
+                on_layer(index)
+            hidden = F.linear(attended, layer.o, layer.o_bias)
+            normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
+            gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
+            hidden = F.linear(swiglu(gate_up), layer.down, layer.down_bias)
+        normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
+        return normed
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``(rows, hidden_size)`` to float32 ``(rows, vocab_size)``."""
+        return F.linear(hidden, self.weights.lm_head).float()
+
+    def _attention(
+        self,
+        index: int,
+        layer: LayerWeights,
+        normed: torch.Tensor,
+        batch: Batch,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        spec = self.spec
+        num_tokens = normed.shape[0]
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+        q, k, v = qkv.split(
+            (
+                spec.num_heads * spec.head_dim,
+                spec.num_kv_heads * spec.head_dim,
+                spec.num_kv_heads * spec.head_dim,
+            ),
+            dim=-1,
+        )
+        q = qk_norm_rope_write(
+            q.view(num_tokens, spec.num_heads, spec.head_dim),
+            k.view(num_tokens, spec.num_kv_heads, spec.head_dim),
+            v.view(num_tokens, spec.num_kv_heads, spec.head_dim),
+            positions=batch.positions,
+            cos_sin_cache=self._cos_sin,
+            slot_mapping=batch.slot_mapping,
+            k_cache=k_cache,
+            v_cache=v_cache,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            eps=spec.rms_norm_eps,
+        )
+        window = spec.sliding_windows[index]
+        parts = []
+        if batch.decode_block_tables is not None:
+            out = paged_decode_attention(
+                q[: batch.num_decodes].unsqueeze(1),
+                k_cache,
+                v_cache,
+                batch.decode_block_tables,
+                batch.decode_seq_lens,
+                scale=self._scale,
+                sliding_window=window,
+            )
+            parts.append(out.reshape(batch.num_decodes, -1))
+        if batch.prefill_block_tables is not None:
+            out = prefill_attention(
+                q[batch.num_decodes :],
+                k_cache,
+                v_cache,
+                batch.prefill_block_tables,
+                batch.prefill_query_start,
+                batch.prefill_seq_lens,
+                scale=self._scale,
+                sliding_window=window,
+            )
+            parts.append(out.reshape(num_tokens - batch.num_decodes, -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

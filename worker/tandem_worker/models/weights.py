@@ -1,0 +1,158 @@
+"""Weights from safetensors files (one or sharded) into the fused tensors that the model runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tandem_worker.errors import ModelError
+from tandem_worker.models.spec import ModelSpec, read_json
+
+
+@dataclass
+class LayerWeights:
+    """One decoder layer; matrices are ``(out_features, in_features)``.
+
+    ``qkv`` stacks the rows of q, k and v; ``gate_up`` those of gate and up.
+    """
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    o: torch.Tensor
+    o_bias: torch.Tensor | None
+    post_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass
+class ModelWeights:
+    """All weights; ``lm_head`` is ``embed`` itself when they are tied."""
+
+    embed: torch.Tensor
+    layers: list[LayerWeights]
+    norm: torch.Tensor
+    lm_head: torch.Tensor
+
+
+class _Checkpoint:
+    """The tensors of a model directory by name, read when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        index = directory / "model.safetensors.index.json"
+        single = directory / "model.safetensors"
+        if index.exists():
+            names = read_json(index).get("weight_map")
+            if not isinstance(names, dict) or not names:
+                raise ModelError(f"{index}: weight_map is missing or empty")
+            files = sorted(set(names.values()))
+        elif single.exists():
+            files = [single.name]
+        else:
+            raise ModelError(
+                f"{directory} holds neither model.safetensors nor model.safetensors.index.json; "
+                "convert the weights to safetensors"
+            )
+        self._handles = {}
+        self._file_of: dict[str, str] = {}
+        for file in files:
+            if Path(file).name != file:
+                raise ModelError(f"{index}: shard {file!r} must be a plain file name")
+            try:
+                handle = safe_open(str(directory / file), framework="pt", device="cpu")
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{directory / file} cannot be opened: {error}") from error
+            self._handles[file] = handle
+            for name in handle.keys():  # noqa: SIM118  a handle, not a dict
+                self._file_of[name] = file
+        self._unread = set(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        file = self._file_of.get(name)
+        if file is None:
+            raise ModelError(f"{self.directory}: tensor {name} is missing")
+        tensor: torch.Tensor = self._handles[file].get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"{self.directory / file}: tensor {name} has shape {tuple(tensor.shape)}, "
+                f"config.json implies {shape}"
+            )
+        self._unread.discard(name)
+        return tensor
+
+    def unread(self) -> Iterator[str]:
+        """Tensors nobody asked for, without those known to be redundant."""
+        for name in sorted(self._unread):
+            if not name.endswith("rotary_emb.inv_freq"):
+                yield name
+
+
+def load_weights(
+    spec: ModelSpec, directory: Path, *, dtype: torch.dtype, device: torch.device
+) -> ModelWeights:
+    """Read a model directory.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected or misshapen.
+    """
+    checkpoint = _Checkpoint(directory)
+    h, inner, d = spec.hidden_size, spec.intermediate_size, spec.head_dim
+    q_rows, kv_rows = spec.num_heads * d, spec.num_kv_heads * d
+
+    def read(name: str, *shape: int) -> torch.Tensor:
+        return checkpoint.read(name, shape).to(device=device, dtype=dtype).contiguous()
+
+    def stack(parts: list[tuple[str, tuple[int, ...]]]) -> torch.Tensor:
+        return torch.cat([read(name, *shape) for name, shape in parts])
+
+    def layer(index: int) -> LayerWeights:
+        at, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+        rows = (("q", q_rows), ("k", kv_rows), ("v", kv_rows))
+        return LayerWeights(
+            input_norm=read(f"model.layers.{index}.input_layernorm.weight", h),
+            qkv=stack([(f"{at}.{p}_proj.weight", (n, h)) for p, n in rows]),
+            qkv_bias=stack([(f"{at}.{p}_proj.bias", (n,)) for p, n in rows])
+            if spec.qkv_bias
+            else None,
+            q_norm=read(f"{at}.q_norm.weight", d) if spec.qk_norm else None,
+            k_norm=read(f"{at}.k_norm.weight", d) if spec.qk_norm else None,
+            o=read(f"{at}.o_proj.weight", h, q_rows),
+            o_bias=read(f"{at}.o_proj.bias", h) if spec.o_bias else None,
+            post_norm=read(f"model.layers.{index}.post_attention_layernorm.weight", h),
+            gate_up=stack([(f"{mlp}.{p}_proj.weight", (inner, h)) for p in ("gate", "up")]),
+            gate_up_bias=stack([(f"{mlp}.{p}_proj.bias", (inner,)) for p in ("gate", "up")])
+            if spec.mlp_bias
+            else None,
+            down=read(f"{mlp}.down_proj.weight", h, inner),
+            down_bias=read(f"{mlp}.down_proj.bias", h) if spec.mlp_bias else None,
+        )
+
+    embed = read("model.embed_tokens.weight", spec.vocab_size, h)
+    layers = [layer(index) for index in range(spec.num_layers)]
+    norm = read("model.norm.weight", h)
+    if spec.tie_word_embeddings:
+        lm_head = embed
+        if "lm_head.weight" in checkpoint:
+            checkpoint.read("lm_head.weight", (spec.vocab_size, h))
+    else:
+        lm_head = read("lm_head.weight", spec.vocab_size, h)
+    unknown = list(checkpoint.unread())
+    if unknown:
+        raise ModelError(
+            f"{directory}: {len(unknown)} tensors have no place in a {spec.family} model as "
+            f"config.json describes it, first {unknown[0]}; check config.json"
+        )
+    return ModelWeights(embed=embed, layers=layers, norm=norm, lm_head=lm_head)

@@ -1,0 +1,454 @@
+"""The worker's HTTP routes as one ASGI application.
+
+Raw ASGI because each token is one write: nothing stands between the engine's event and the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tandem_worker.errors import RequestError, WorkerError
+from tandem_worker.server.generation import Generation, RequestContext
+from tandem_worker.server.openai import (
+    CompletionRequest,
+    Fields,
+    parse_body,
+    parse_chat,
+    parse_completion,
+)
+from tandem_worker.server.replies import DONE, ReplyWriter, error_chunk
+
+if TYPE_CHECKING:
+    from tandem_worker.server.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+_LONG_TEXT = 8192
+"""Texts beyond this many characters are tokenized in another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request, body read."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    receive: Receive
+    send: Send
+
+    async def reply(
+        self,
+        body: bytes | dict[str, Any],
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> None:
+        """Send a whole reply."""
+        raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        await self.start(status, content_type, {"content-length": str(len(raw)), **(headers or {})})
+        await self.send({"type": "http.response.body", "body": raw, "more_body": False})
+
+    async def start(
+        self, status: int, content_type: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send status and headers."""
+        pairs = {"content-type": content_type, **(headers or {})}
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(k.encode(), v.encode()) for k, v in pairs.items()],
+            }
+        )
+
+    async def disconnected(self) -> None:
+        """Return when the client has gone."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+Handler = Callable[[Call], Awaitable[None]]
+
+
+class WorkerApp:
+    """Routes of one worker; an ASGI application."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/v1/load"): self._load,
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/completions"): self._completions,
+            ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
+            ("POST", "/drain"): self._drain,
+            ("POST", "/internal/prefill"): self._prefill,
+            ("POST", "/internal/abort"): self._abort,
+            ("POST", "/internal/kv-link"): self._kv_link,
+        }
+        self._open = {"/health", "/ready", "/metrics"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        method, path = scope["method"], scope["path"]
+        call = Call(method, path, headers, b"", receive, send)
+        started = False
+
+        async def tracking_send(message: dict[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            handler = self._routes.get((method, path))
+            if handler is None:
+                raise _no_route(method, path, {known for _, known in self._routes})
+            if path not in self._open:
+                self._check_token(headers)
+            body = await _read_body(receive) if method == "POST" else b""
+            call = Call(method, path, headers, body, receive, tracking_send)
+            await handler(call)
+        except RequestError as error:
+            if not started:
+                await call.reply(error.body(), status=error.status, headers=error.headers)
+        except ConnectionResetError:
+            pass  # the client went away while its body was read
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("%s %s failed", method, path)
+            if not started:
+                failure = RequestError(
+                    "internal error; the worker's log has the details",
+                    status=500,
+                    type="server_error",
+                )
+                await call.reply(failure.body(), status=500)
+
+    def _check_token(self, headers: Mapping[str, str]) -> None:
+        token = self._worker.peer_token
+        given = headers.get("x-tandem-peer-token", "")
+        if token and not hmac.compare_digest(given.encode(), token):
+            raise RequestError(
+                "this worker serves the router and its peers only; send x-tandem-peer-token",
+                status=401,
+                type="authentication_error",
+                code="invalid_peer_token",
+            )
+
+    # -- small routes ----------------------------------------------------------------------------
+
+    async def _health(self, call: Call) -> None:
+        failure = self._worker.failure
+        if failure is not None:
+            await call.reply({"status": "failed", "message": failure}, status=503)
+        else:
+            await call.reply({"status": "ok"})
+
+    async def _ready(self, call: Call) -> None:
+        worker = self._worker
+        status = "ready" if worker.is_ready else "draining" if worker.is_draining else "loading"
+        await call.reply({"status": status}, status=200 if worker.is_ready else 503)
+
+    async def _metrics(self, call: Call) -> None:
+        text = self._worker.metrics.render()
+        await call.reply(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _models(self, call: Call) -> None:
+        worker = self._worker
+        model = {
+            "id": worker.config.served_model,
+            "object": "model",
+            "created": worker.started_at,
+            "owned_by": "tandem",
+            "max_model_len": worker.max_model_len,
+        }
+        await call.reply({"object": "list", "data": [model]})
+
+    async def _load(self, call: Call) -> None:
+        await call.reply(self._worker.load())
+
+    async def _drain(self, call: Call) -> None:
+        self._worker.start_draining()
+        await call.reply({"draining": True, "num_requests": self._worker.num_requests})
+
+    async def _tokenize(self, call: Call) -> None:
+        worker = self._worker
+        worker.check_loaded()
+        data = parse_body(call.body)
+        fields = Fields(data)
+        if data.get("messages") is not None:
+            (token_ids,) = await self._prompts(parse_chat(data))
+        else:
+            text = data.get("prompt")
+            if not isinstance(text, str):
+                raise RequestError("prompt must be a string", param="prompt")
+            special = fields.flag("add_special_tokens", True)
+            token_ids = await self._encode(text, special)
+        await call.reply(
+            {
+                "tokens": list(token_ids),
+                "count": len(token_ids),
+                "max_model_len": worker.max_model_len,
+            }
+        )
+
+    async def _detokenize(self, call: Call) -> None:
+        self._worker.check_loaded()
+        tokens = Fields(parse_body(call.body)).token_ids("tokens", 1 << 20)
+        self._check_vocabulary(tokens, "tokens")
+        text = self._worker.tokenizer.decode(tokens, skip_special_tokens=False)
+        await call.reply({"prompt": text})
+
+    # -- completions -----------------------------------------------------------------------------
+
+    async def _chat(self, call: Call) -> None:
+        await self._complete(call, parse_chat)
+
+    async def _completions(self, call: Call) -> None:
+        await self._complete(call, parse_completion)
+
+    async def _complete(
+        self, call: Call, parse: Callable[[Mapping[str, Any]], CompletionRequest]
+    ) -> None:
+        worker = self._worker
+        worker.check_accepting()
+        data = parse_body(call.body)
+        request = parse(data)
+        context = self._context(call.headers, data, request)
+        prompts = await self._prompts(request)
+        max_tokens = self._max_tokens(request, prompts)
+        worker.check_capacity(len(prompts) * request.n)
+        generation = worker.generate(request, prompts, context, max_tokens)
+        echo_texts = (
+            [worker.tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
+            if request.echo
+            else []
+        )
+        writer = ReplyWriter(request, context, prompts, worker.tokenizer, echo_texts)
+        answer = self._stream if request.stream else self._whole
+        work = asyncio.create_task(answer(call, generation, writer))
+        gone = asyncio.create_task(call.disconnected())
+        try:
+            with worker.counted():
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+            generation.close()
+
+    async def _whole(self, call: Call, generation: Generation, writer: ReplyWriter) -> None:
+        for delta in generation.resumed_deltas():
+            writer.collect(delta)
+        async for delta in generation.deltas():
+            writer.collect(delta)
+        await call.reply(
+            writer.body(generation.usage()),
+            headers={"x-request-id": generation.context.request_id},
+        )
+
+    async def _stream(self, call: Call, generation: Generation, writer: ReplyWriter) -> None:
+        generation.resumed_deltas()
+        await call.start(
+            200,
+            "text/event-stream; charset=utf-8",
+            {"cache-control": "no-cache", "x-request-id": generation.context.request_id},
+        )
+        try:
+            async for delta in generation.deltas():
+                chunk = writer.chunk(delta)
+                if chunk is not None:
+                    await _write(call, chunk)
+            if generation.request.include_usage or generation.context.send_usage:
+                await _write(call, writer.usage_chunk(generation.usage()))
+            await _write(call, DONE, more=False)
+        except RequestError as error:
+            await _write(call, error_chunk(error.body()), more=False)
+
+    def _context(
+        self, headers: Mapping[str, str], data: Mapping[str, Any], request: CompletionRequest
+    ) -> RequestContext:
+        seed = request.seed
+        if seed is None:
+            seed = _header_int(headers, "x-tandem-seed")
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        created = _header_int(headers, "x-tandem-created")
+        request_id = headers.get("x-request-id", "")
+        if not request_id or len(request_id) > 128 or not request_id.isprintable():
+            request_id = os.urandom(12).hex()
+        model = headers.get("x-tandem-model") or self._worker.config.served_model
+        prefill = headers.get("x-tandem-prefill") or None
+        if prefill is not None and urlsplit(prefill).scheme != "http":
+            raise RequestError(f"x-tandem-prefill={prefill!r} must look like http://HOST:PORT")
+        return RequestContext(
+            request_id=request_id,
+            created=int(time.time()) if created is None else created,
+            model=model,
+            seed=seed,
+            prefill_url=prefill,
+            deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
+            priority=_header_int(headers, "x-tandem-priority", signed=True) or 0,
+            send_token_ids=headers.get("x-tandem-token-ids") == "1",
+            send_usage=headers.get("x-tandem-usage") == "1",
+        )
+
+    async def _prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
+        """Token ids of each prompt."""
+        if request.kind == "chat":
+            text = self._worker.tokenizer.render_chat(
+                request.messages,
+                add_generation_prompt=request.add_generation_prompt,
+                **(request.template_variables or {}),
+            )
+            prompts = [await self._encode(text, False)]
+        else:
+            prompts = [
+                await self._encode(prompt, True) if isinstance(prompt, str) else prompt
+                for prompt in request.prompts
+            ]
+        for prompt in prompts:
+            if not prompt:
+                raise RequestError("the prompt has no tokens; send some text", param="prompt")
+            self._check_vocabulary(prompt, "prompt")
+        for resumed in request.resume_token_ids:
+            self._check_vocabulary(resumed, "tandem.resume_token_ids")
+        for token_id, _ in request.sampling.logit_bias:
+            self._check_vocabulary((token_id,), "logit_bias")
+        return prompts
+
+    async def _encode(self, text: str, special: bool) -> tuple[int, ...]:
+        tokenizer = self._worker.tokenizer
+        if len(text) < _LONG_TEXT:
+            return tuple(tokenizer.encode(text, add_special_tokens=special))
+        ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
+        return tuple(ids)
+
+    def _check_vocabulary(self, token_ids: tuple[int, ...], name: str) -> None:
+        limit = self._worker.vocab_size
+        if token_ids and max(token_ids) >= limit:
+            raise RequestError(
+                f"{name} holds token {max(token_ids)}; the vocabulary ends at {limit - 1}",
+                param=name,
+            )
+
+    def _max_tokens(self, request: CompletionRequest, prompts: list[tuple[int, ...]]) -> int:
+        limit = self._worker.max_model_len
+        longest = max(len(prompt) for prompt in prompts)
+        room = limit - longest
+        wanted = request.max_tokens
+        if wanted is None:
+            wanted = room if request.kind == "chat" else min(16, room)
+        if room < 1 or wanted > room:
+            if request.max_tokens == 0 and room >= 0:
+                return 0
+            raise RequestError(
+                f"the prompt has {longest} tokens and the answer may have {max(wanted, 1)}; "
+                f"together they exceed this model's context of {limit} tokens",
+                param="messages" if request.kind == "chat" else "prompt",
+                code="context_length_exceeded",
+            )
+        return wanted
+
+    # -- peers -----------------------------------------------------------------------------------
+
+    async def _prefill(self, call: Call) -> None:
+        worker = self._worker
+        worker.check_accepting()
+        data = parse_body(call.body)
+        worker.check_capacity(1)
+        work = asyncio.create_task(worker.prefill_service.prefill(data))
+        gone = asyncio.create_task(call.disconnected())
+        try:
+            with worker.counted():
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if work.cancelled():
+                    raise RequestError("aborted", status=499, code="aborted")
+                if work.done():
+                    await call.reply(work.result())
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _abort(self, call: Call) -> None:
+        self._worker.check_loaded()
+        fields = Fields(parse_body(call.body))
+        request_id = fields.raw("request_id")
+        if not isinstance(request_id, str):
+            raise RequestError("request_id must be a string", param="request_id")
+        epoch = fields.integer("epoch", 0, (1 << 64) - 1) or 0
+        found = self._worker.prefill_service.abort(request_id, epoch)
+        await call.reply({"ok": True, "found": found})
+
+    async def _kv_link(self, call: Call) -> None:
+        self._worker.check_loaded()
+        address = Fields(parse_body(call.body)).raw("address")
+        if not isinstance(address, str):
+            raise RequestError("address must be a string, IP:PORT", param="address")
+        await call.reply(await self._worker.check_kv_link(address))
+
+
+async def _write(call: Call, data: bytes, *, more: bool = True) -> None:
+    await call.send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _read_body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the client left")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise RequestError(
+                f"the body exceeds {MAX_BODY_BYTES} bytes", status=413, code="body_too_large"
+            )
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _header_int(headers: Mapping[str, str], name: str, *, signed: bool = False) -> int | None:
+    value = headers.get(name)
+    if value is None or value == "":
+        return None
+    digits = value[1:] if signed and value.startswith("-") else value
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+        raise RequestError(f"header {name}={value[:40]!r} must be an integer")
+    return int(value)
+
+
+def _no_route(method: str, path: str, known: set[str]) -> WorkerError:
+    if path in known:
+        return RequestError(f"{method} is not allowed on {path}", status=405)
+    return RequestError(f"there is no route {path[:200]!r}", status=404, code="not_found")

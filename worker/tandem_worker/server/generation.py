@@ -1,0 +1,332 @@
+"""One request's choices: submitted to the engine, turned from tokens into text, and cleaned up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from tandem_worker.engine.requests import (
+    EngineRequest,
+    ErrorEvent,
+    Event,
+    FinishReason,
+    PromptLogprobsEvent,
+    ReservedEvent,
+    TokenEvent,
+    TokenLogprobs,
+)
+from tandem_worker.engine.thread import EngineThread
+from tandem_worker.errors import RequestError
+from tandem_worker.sampling import SamplingParams, choice_seed
+from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.server.metrics import WorkerMetrics
+from tandem_worker.server.openai import CompletionRequest
+from tandem_worker.server.remote_prefill import PrefillOrder, RemotePrefill
+from tandem_worker.text import AnswerText
+from tandem_worker.tokenizer import Tokenizer
+
+_CONTEXT_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What the router says about a request in headers.
+
+    Attributes:
+        prefill_url: Prefill worker to ask, or None to prefill here.
+        deadline_ms: From arrival, for deadline-aware orders.
+        priority: Lower goes first.
+    """
+
+    request_id: str
+    created: int
+    model: str
+    seed: int
+    prefill_url: str | None = None
+    deadline_ms: int | None = None
+    priority: int = 0
+    send_token_ids: bool = False
+    send_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one event adds to a choice."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    is_first: bool = False
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Choice:
+    index: int
+    sequence_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    text: AnswerText
+    resumed: tuple[int, ...] = ()
+    num_generated: int = 0
+    last_token_s: float = 0.0
+    is_done: bool = False
+    is_first: bool = True
+    task: asyncio.Task[None] | None = None
+    followers: list[_Choice] = field(default_factory=list)
+
+
+class Generation:
+    """Runs one request; iterate :meth:`deltas`, then :meth:`close`.
+
+    Args:
+        request: Checked body.
+        prompts: Token ids, one list per prompt.
+        context: From the headers.
+        max_tokens: Per choice, resumed tokens included.
+    """
+
+    def __init__(
+        self,
+        *,
+        request: CompletionRequest,
+        prompts: Sequence[tuple[int, ...]],
+        context: RequestContext,
+        max_tokens: int,
+        engine: EngineThread,
+        remote: RemotePrefill | None,
+        tokenizer: Tokenizer,
+        eos_token_ids: frozenset[int],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.prompts = prompts
+        self.num_cached_tokens = 0
+        self._engine = engine
+        self._remote = remote if context.prefill_url else None
+        self._tokenizer = tokenizer
+        self._eos = eos_token_ids
+        self._metrics = metrics
+        self._events: asyncio.Queue[tuple[_Choice, Event]] = asyncio.Queue()
+        self._arrival_s = time.monotonic()
+        self._choices = self._make_choices(max_tokens)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Generated so far over all choices, resumed ones included."""
+        return sum(choice.num_generated for choice in self._choices)
+
+    def usage(self) -> dict[str, object]:
+        """OpenAI's usage object."""
+        prompt = sum(len(tokens) for tokens in self.prompts)
+        completion = self.num_completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+    def resumed_deltas(self) -> list[Delta]:
+        """Replay what another worker has already sent: the state moves, nothing is emitted.
+
+        The returned text is for answers that are not streamed.
+        """
+        deltas = []
+        for choice in self._choices:
+            for token_id in choice.resumed:
+                deltas.append(self._advance(choice, token_id, None, self._reason(choice, token_id)))
+                if choice.is_done:
+                    break
+        return deltas
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Everything new, as it comes; ends when all choices are done.
+
+        Raises:
+            RequestError: the engine failed.
+        """
+        for choice in self._choices:
+            if choice.index % self.request.n == 0:
+                if choice.is_done:
+                    self._release_followers(choice)
+                else:
+                    self._submit(choice)
+        while not all(choice.is_done for choice in self._choices):
+            choice, event = await self._events.get()
+            if choice.is_done:
+                continue
+            if isinstance(event, ReservedEvent):
+                self._start_remote(choice, event)
+            elif isinstance(event, ErrorEvent):
+                raise RequestError(
+                    f"the engine failed: {event.message}", status=500, type="server_error"
+                )
+            elif isinstance(event, PromptLogprobsEvent):
+                if event.finish_reason is not None:
+                    choice.is_done = True
+                    self._metrics_done(choice, event.finish_reason)
+                self._release_followers(choice)
+                yield Delta(
+                    choice.index,
+                    "",
+                    finish_reason=event.finish_reason,
+                    is_first=choice.is_first,
+                    prompt_logprobs=event.logprobs,
+                )
+                choice.is_first = False
+            else:
+                yield self._on_token(choice, event)
+
+    def close(self) -> None:
+        """Abort what still runs; harmless when everything is done."""
+        for choice in self._choices:
+            if not choice.is_done:
+                choice.is_done = True
+                if choice.task is not None and not choice.task.done():
+                    choice.task.cancel()  # aborts in the engine as well
+                else:
+                    self._engine.abort(choice.sequence_id)
+
+    # -- the parts -------------------------------------------------------------------------------
+
+    def _make_choices(self, max_tokens: int) -> list[_Choice]:
+        request = self.request
+        choices = []
+        for number, prompt in enumerate(self.prompts):
+            for nth in range(request.n):
+                index = number * request.n + nth
+                resumed: tuple[int, ...] = ()
+                if index < len(request.resume_token_ids):
+                    resumed = request.resume_token_ids[index]
+                sampling = replace(
+                    request.sampling,
+                    seed=choice_seed(self.context.seed, index),
+                    max_tokens=max_tokens,
+                )
+                choices.append(
+                    _Choice(
+                        index=index,
+                        sequence_id=f"{self.context.request_id}-{index}",
+                        prompt=prompt,
+                        sampling=sampling,
+                        text=self._answer_text(prompt, sampling),
+                        resumed=resumed,
+                        is_first=not resumed,
+                    )
+                )
+            leader = choices[number * request.n]
+            leader.followers = choices[number * request.n + 1 :]
+        return choices
+
+    def _answer_text(self, prompt: tuple[int, ...], sampling: SamplingParams) -> AnswerText:
+        skip = self.request.skip_special_tokens
+        tokenizer = self._tokenizer
+        hidden = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            hidden |= self._eos
+        return AnswerText(
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip),
+            self.request.stop,
+            include_stop=self.request.include_stop,
+            hidden=frozenset(hidden),
+            context=prompt[-_CONTEXT_TOKENS:],
+        )
+
+    def _submit(self, choice: _Choice) -> None:
+        context = self.context
+        scored = self.request.echo and self.request.sampling.num_logprobs is not None
+        is_leader = choice.index % self.request.n == 0
+        sequence = ScheduledSequence(
+            request_id=choice.sequence_id,
+            token_ids=[*choice.prompt, *choice.resumed],
+            num_prompt_tokens=len(choice.prompt),
+            arrival_s=self._arrival_s,
+            deadline_s=self._arrival_s + context.deadline_ms / 1e3 if context.deadline_ms else None,
+            priority=context.priority,
+            predicted_output_tokens=min(choice.sampling.max_tokens, 256),
+            remote_prefill=self._remote is not None and is_leader and not scored,
+            reuse_prefix=not scored,
+        )
+        self._engine.add(
+            EngineRequest(
+                sequence=sequence,
+                sampling=choice.sampling,
+                sink=lambda event: self._events.put_nowait((choice, event)),
+                prompt_logprobs=self.request.sampling.num_logprobs
+                if scored and not choice.resumed
+                else None,
+            )
+        )
+
+    def _release_followers(self, choice: _Choice) -> None:
+        """Start the other choices of a prompt once its blocks are in the prefix cache."""
+        followers, choice.followers = choice.followers, []
+        for follower in followers:
+            if not follower.is_done:
+                self._submit(follower)
+
+    def _start_remote(self, choice: _Choice, event: ReservedEvent) -> None:
+        assert self._remote is not None
+        assert self.context.prefill_url is not None
+        order = PrefillOrder(
+            request_id=choice.sequence_id,
+            token_ids=(*choice.prompt, *choice.resumed),
+            num_prompt_tokens=len(choice.prompt),
+            sampling=choice.sampling,
+            deadline_ms=self.context.deadline_ms,
+        )
+        choice.task = self._remote.start(self.context.prefill_url, order, event)
+
+    def _on_token(self, choice: _Choice, event: TokenEvent) -> Delta:
+        now_s = time.monotonic()
+        if choice.is_first:
+            self.num_cached_tokens += event.num_cached_tokens
+        if choice.last_token_s:
+            self._metrics.itl_s.observe(now_s - choice.last_token_s)
+        else:
+            self._metrics.ttft_s.observe(now_s - self._arrival_s)
+        choice.last_token_s = now_s
+        self._release_followers(choice)
+        delta = self._advance(choice, event.token_id, event.logprobs, event.finish_reason)
+        if choice.is_done:
+            if event.finish_reason is None:
+                self._engine.abort(choice.sequence_id, reason="stop")
+            self._metrics_done(choice, delta.finish_reason or "stop")
+        return delta
+
+    def _advance(
+        self,
+        choice: _Choice,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        reason: FinishReason | None,
+    ) -> Delta:
+        """Add a token to a choice's text; the same for new and for replayed tokens."""
+        choice.num_generated += 1
+        text = choice.text.push(token_id, last=reason is not None)
+        if text.stopped:
+            reason = "stop"
+        choice.is_done = reason is not None
+        delta = Delta(
+            choice.index,
+            text.text,
+            (token_id,),
+            (logprobs,) if logprobs is not None else (),
+            reason,
+            choice.is_first,
+        )
+        choice.is_first = False
+        return delta
+
+    def _reason(self, choice: _Choice, token_id: int) -> FinishReason | None:
+        return choice.sampling.finish_reason(token_id, choice.num_generated + 1, self._eos)
+
+    def _metrics_done(self, choice: _Choice, reason: FinishReason) -> None:
+        self._metrics.e2e_s.observe(time.monotonic() - self._arrival_s)
+        self._metrics.success.labels(self._metrics.model_name, reason).inc()

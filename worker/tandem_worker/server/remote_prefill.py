@@ -1,0 +1,231 @@
+"""The decode side of a remote prefill: reserve, ask, await the blocks, and never fail for it.
+
+Whatever goes wrong (refused, cut, slow, killed), the request is prefilled here instead: it is
+delayed, nothing else. Blocks that a late write may still hit stay out of use until the transfer
+says that none can come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from tandem_worker.engine.requests import ReservedEvent, TokenLogprobs
+from tandem_worker.engine.thread import EngineThread
+from tandem_worker.sampling import SamplingParams
+from tandem_worker.server.metrics import WorkerMetrics
+from tandem_worker.server.peer_client import PeerError, post_json
+from tandem_worker.transfer.errors import TransferError
+from tandem_worker.transfer.interface import FinalState, KVReceiver, Reservation
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = 1
+_GRACE_S = 5.0
+"""How long blocks may lag behind the prefill worker's HTTP answer, and a quarantine last before a
+second attempt is given up in favour of a local prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillOrder:
+    """What the prefill worker has to compute."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    deadline_ms: int | None = None
+
+
+class RemoteCosts:
+    """Measured costs of the two ways; decides which one a prompt takes.
+
+    A remote prefill costs its round trip; a local one delays every sequence decoding here by its
+    whole length. Local wins when it is cheaper in total waiting time.
+    """
+
+    def __init__(self) -> None:
+        self._overhead_s = 0.0
+        self._per_token_s = 0.0
+        self._count = 0
+
+    def observe(self, elapsed_s: float, prefill_s: float, num_tokens: int) -> None:
+        """Record a finished remote prefill: total time, and the part spent computing."""
+        weight = 1.0 / (self._count + 1) if self._count < 10 else 0.1
+        self._overhead_s += weight * (max(0.0, elapsed_s - prefill_s) - self._overhead_s)
+        self._per_token_s += weight * (prefill_s / max(1, num_tokens) - self._per_token_s)
+        self._count += 1
+
+    def remote_is_cheaper(self, num_tokens: int, local_s: float | None, num_running: int) -> bool:
+        """Compare; before either way was measured, remote is tried."""
+        if local_s is None or self._count == 0:
+            return True
+        remote_s = self._overhead_s + self._per_token_s * num_tokens
+        return local_s * (1 + num_running) > remote_s
+
+
+class RemotePrefill:
+    """Runs remote prefills of one decode worker."""
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        receiver: KVReceiver,
+        metrics: WorkerMetrics,
+        *,
+        headers: dict[str, str],
+        attempts: int,
+        reserve_timeout_s: float,
+    ) -> None:
+        self._engine = engine
+        self._receiver = receiver
+        self._metrics = metrics
+        self._headers = headers
+        self._attempts = attempts
+        self._timeout_s = reserve_timeout_s
+        self.costs = RemoteCosts()
+        # Epochs grow across restarts of this process, so that a late push to a predecessor's
+        # blocks is refused.
+        self._epochs = itertools.count(time.time_ns())
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> asyncio.Task[None]:
+        """Begin; cancelling the task also aborts the request in the engine."""
+        return self._keep(asyncio.create_task(self._run(url, order, reserved)))
+
+    async def _run(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> None:
+        reservation: Reservation | None = None
+        try:
+            for attempt in range(self._attempts):
+                epoch = next(self._epochs)
+                started = time.perf_counter()
+                try:
+                    reservation = self._receiver.reserve(
+                        order.request_id,
+                        epoch,
+                        reserved.block_ids,
+                        time.monotonic() + self._timeout_s,
+                    )
+                    final, prefill_s = await self._attempt(url, order, reserved, reservation)
+                except (TransferError, PeerError, TimeoutError) as error:
+                    self._metrics.remote_failures.inc()
+                    logger.warning(
+                        "remote prefill of %s at %s failed (attempt %d of %d): %s",
+                        order.request_id,
+                        url,
+                        attempt + 1,
+                        self._attempts,
+                        error or type(error).__name__,
+                    )
+                    if reservation is None:
+                        break
+                    reservation.abort("the remote prefill failed")
+                    if attempt + 1 == self._attempts:
+                        break
+                    try:
+                        await asyncio.wait_for(reservation.released(), _GRACE_S)
+                    except TimeoutError:
+                        break
+                    continue
+                elapsed = time.perf_counter() - started
+                num_tokens = len(order.token_ids) - reserved.num_computed_tokens
+                self.costs.observe(elapsed, prefill_s, num_tokens)
+                self._metrics.remote_prefills.inc()
+                self._metrics.remote_prefill_s.observe(elapsed)
+                self._engine.remote_done(
+                    order.request_id, final.first_token, _logprobs(order.sampling, final)
+                )
+                return
+        except asyncio.CancelledError:
+            if reservation is not None:
+                reservation.abort("the request was cancelled")
+            self._engine.abort(order.request_id, partial(self._release_later, reservation))
+            raise
+        self._metrics.local_fallbacks.inc()
+        self._engine.remote_failed(order.request_id, partial(self._release_later, reservation))
+
+    async def _attempt(
+        self,
+        url: str,
+        order: PrefillOrder,
+        reserved: ReservedEvent,
+        reservation: Reservation,
+    ) -> tuple[FinalState, float]:
+        body = {
+            "version": PROTOCOL_VERSION,
+            "request_id": order.request_id,
+            "epoch": reservation.epoch,
+            "token_ids": list(order.token_ids),
+            "num_computed_tokens": reserved.num_computed_tokens,
+            "sampling": {
+                **order.sampling.to_wire(),
+                "num_prompt_tokens": order.num_prompt_tokens,
+            },
+            "seed": order.sampling.seed,
+            "position": len(order.token_ids),
+            "deadline_ms": order.deadline_ms,
+            "kv": {"address": self._receiver.address, "block_ids": list(reserved.block_ids)},
+        }
+        post = asyncio.create_task(
+            post_json(f"{url.rstrip('/')}/internal/prefill", body, headers=self._headers)
+        )
+        arrival = asyncio.create_task(reservation.completed())
+        try:
+            await asyncio.wait({post, arrival}, return_when=asyncio.FIRST_COMPLETED)
+            if not arrival.done():
+                status, answer = post.result()
+                if status != 200 or not answer.get("ok"):
+                    raise PeerError(f"it answered {status}: {_message(answer)}")
+            final = await asyncio.wait_for(arrival, _GRACE_S)
+            if final.num_tokens != len(order.token_ids):
+                raise PeerError(f"it computed {final.num_tokens} tokens of {len(order.token_ids)}")
+            # The answer follows the last frame at once; its time tells compute from overhead.
+            prefill_s = 0.0
+            try:
+                _, answer = await asyncio.wait_for(asyncio.shield(post), 0.05)
+                prefill_s = float(answer.get("prefill_time_s") or 0.0)
+            except (TimeoutError, PeerError, TypeError, ValueError):
+                pass  # the blocks are here: nothing else matters
+            return final, prefill_s
+        finally:
+            for task in (post, arrival):
+                task.cancel()
+            await asyncio.gather(post, arrival, return_exceptions=True)
+
+    def _release_later(self, reservation: Reservation | None, block_ids: tuple[int, ...]) -> None:
+        """Give blocks back to the engine once no write can reach them."""
+        if not block_ids:
+            return
+
+        async def release() -> None:
+            if reservation is not None:
+                await reservation.released()
+            self._engine.release_blocks(block_ids)
+
+        self._keep(asyncio.create_task(release()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def aclose(self) -> None:
+        """Cancel what runs."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _logprobs(sampling: SamplingParams, final: FinalState) -> TokenLogprobs | None:
+    if sampling.num_logprobs is None or final.logprob is None:
+        return None
+    return TokenLogprobs(final.logprob, final.top_logprobs)
+
+
+def _message(answer: dict[str, object]) -> str:
+    error = answer.get("error")
+    return str(error.get("message")) if isinstance(error, dict) else str(answer)

@@ -1,0 +1,401 @@
+"""One worker put together: model, engine thread, KV transfer and HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from tandem_worker.config import WorkerConfig
+from tandem_worker.errors import RequestError, WorkerError
+from tandem_worker.kv_blocks import BlockManager
+from tandem_worker.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.server.app import WorkerApp
+from tandem_worker.server.metrics import WorkerMetrics
+
+if TYPE_CHECKING:
+    from tandem_worker.engine.thread import EngineLoad, EngineThread
+    from tandem_worker.server.generation import Generation, RequestContext
+    from tandem_worker.server.openai import CompletionRequest
+    from tandem_worker.server.prefill_service import PrefillService
+    from tandem_worker.server.remote_prefill import RemotePrefill
+    from tandem_worker.tokenizer import Tokenizer
+    from tandem_worker.transfer import KVReceiver, KVSender
+
+logger = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: draining is the worker's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Worker:
+    """One worker in the running event loop.
+
+    Args:
+        config: Settings.
+        weights_dir: A Hugging Face model directory.
+        host: Address to listen on, for HTTP and for KV blocks.
+        port: HTTP port; 0 takes a free one.
+        peer_token: Shared secret that peers must send; empty for none.
+    """
+
+    tokenizer: Tokenizer
+    engine: EngineThread
+    prefill_service: PrefillService
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        weights_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        peer_token: bytes = b"",
+    ) -> None:
+        self.config = config
+        self.weights_dir = weights_dir
+        self.host = host
+        self.port = config.http_port if port is None else port
+        self.peer_token = peer_token
+        self.metrics = WorkerMetrics(config.served_model)
+        self.started_at = int(time.time())
+        self.max_model_len = 0
+        self.vocab_size = 0
+        self.is_draining = False
+        self.num_requests = 0
+        self._is_loaded = False
+        self._load_error: str | None = None
+        self._eos: frozenset[int] = frozenset()
+        self._receiver: KVReceiver | None = None
+        self._sender: KVSender | None = None
+        self._remote: RemotePrefill | None = None
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._layout: Any = None
+        self.metrics.watch(
+            lambda: self.engine.load if self._is_loaded else None,
+            lambda: self.engine.core.counters if self._is_loaded else None,
+        )
+
+    # -- state -----------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Base URL of the HTTP server."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Loaded, healthy and accepting requests."""
+        return self._is_loaded and not self.is_draining and self.failure is None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the worker can never serve again, or None."""
+        if self._load_error is not None:
+            return self._load_error
+        if self._is_loaded and not self.engine.is_alive:
+            return "the engine thread has ended"
+        return None
+
+    @property
+    def kv_address(self) -> str | None:
+        """Where KV blocks arrive, IP:PORT; None until loaded or in the prefill role."""
+        return self._receiver.address if self._receiver is not None else None
+
+    def check_loaded(self) -> None:
+        """Raise a 503 RequestError while the model loads."""
+        if not self._is_loaded:
+            raise RequestError(
+                "the model is still loading; try again shortly",
+                status=503,
+                type="server_error",
+                code="loading",
+                headers={"retry-after": "1"},
+            )
+
+    def check_accepting(self) -> None:
+        """Raise a 503 RequestError unless new work is welcome."""
+        self.check_loaded()
+        if self.is_draining:
+            raise RequestError(
+                "this worker is draining; send the request to another one",
+                status=503,
+                type="server_error",
+                code="draining",
+                headers={"retry-after": "1", "x-tandem-draining": "1"},
+            )
+
+    def check_capacity(self, num_sequences: int) -> None:
+        """Raise a 429 RequestError when the waiting queue is full."""
+        waiting = self.engine.load.num_waiting
+        if waiting and waiting + num_sequences > self.config.max_waiting:
+            raise RequestError(
+                f"{waiting} requests wait already, {self.config.max_waiting} may; try again later",
+                status=429,
+                type="rate_limit_error",
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
+
+    def load(self) -> dict[str, Any]:
+        """The body of GET /v1/load."""
+        load: EngineLoad | None = self.engine.load if self._is_loaded else None
+        core = self.engine.core if self._is_loaded else None
+        return {
+            "role": self.config.role,
+            "served_model": self.config.served_model,
+            "revision": self.config.revision,
+            "ready": self.is_ready,
+            "draining": self.is_draining,
+            "num_running": load.num_running if load else 0,
+            "num_waiting": load.num_waiting + load.num_awaiting_kv if load else 0,
+            "pending_prefill_tokens": load.pending_prefill_tokens if load else 0,
+            "kv_blocks": {
+                "total": load.blocks_total if load else 0,
+                "free": load.blocks_free if load else 0,
+                "cached": load.blocks_cached if load else 0,
+                "used": load.blocks_used if load else 0,
+            },
+            "block_size": self.config.block_size,
+            "max_model_len": self.max_model_len,
+            "kv_address": self.kv_address,
+            "step_time_s": core.counters.step_time_s if core else 0.0,
+            "profile": core.profile.as_dict() if core else None,
+        }
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, load the model, and become ready.
+
+        Raises:
+            WorkerError: the model or the address cannot be used.
+        """
+        await self._listen()
+        try:
+            await self._load_model()
+        except WorkerError as error:
+            self._load_error = str(error)
+            raise
+        self._is_loaded = True
+
+    async def _listen(self) -> None:
+        settings = uvicorn.Config(
+            WorkerApp(self),
+            host=self.host,
+            port=self.port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=75,
+            server_header=False,
+            date_header=False,
+            log_config=None,
+        )
+        settings.load()
+        self._server = _Server(settings)
+        self._server.lifespan = settings.lifespan_class(settings)
+        try:
+            await self._server.startup()
+        except SystemExit as error:  # uvicorn's way to say that the address is taken
+            raise WorkerError(
+                f"cannot listen on {self.host}:{self.port}; is another worker running there?"
+            ) from error
+        for server in self._server.servers:
+            for sock in server.sockets:
+                self.port = sock.getsockname()[1]
+
+        async def serve() -> None:
+            assert self._server is not None
+            await self._server.main_loop()
+            await self._server.shutdown()
+
+        self._serving = asyncio.create_task(serve())
+
+    async def _load_model(self) -> None:
+        started = time.perf_counter()
+        # torch is imported here, in another thread, so that probes are answered meanwhile.
+        runner, tokenizer = await asyncio.to_thread(_load, self.config, self.weights_dir)
+        from tandem_worker.engine.core import EngineCore
+        from tandem_worker.engine.thread import EngineThread
+        from tandem_worker.server.prefill_service import PrefillService
+        from tandem_worker.server.remote_prefill import RemotePrefill
+        from tandem_worker.transfer import KVPool, create_receiver, create_sender
+
+        config = self.config
+        self.tokenizer = tokenizer
+        self.max_model_len = runner.max_model_len
+        self.vocab_size = runner.spec.vocab_size
+        self._eos = runner.spec.eos_token_ids or tokenizer.eos_token_ids
+        scheduler = Scheduler(
+            BlockManager(runner.num_blocks, prefix_cache=config.prefix_cache),
+            SchedulerLimits(
+                max_num_seqs=config.max_num_seqs, max_batched_tokens=config.max_batched_tokens
+            ),
+            order=config.scheduler,
+            choose_remote=self._choose_remote,
+        )
+        core = EngineCore(runner, scheduler, eos_token_ids=self._eos)
+        self.engine = EngineThread(core, asyncio.get_running_loop())
+        pool = KVPool(runner.kv_caches)
+        self._layout = pool.layout
+        transport = config.transfer.transport
+        token = self.peer_token or None
+        if config.role != "prefill":
+            self._receiver = create_receiver(
+                transport,
+                pool,
+                token=token,
+                max_inflight_bytes=config.transfer.max_inflight_bytes,
+            )
+            await self._receiver.start(self.host, config.kv_port)
+            self._remote = RemotePrefill(
+                self.engine,
+                self._receiver,
+                self.metrics,
+                headers={"x-tandem-peer-token": self.peer_token.decode()} if token else {},
+                attempts=config.transfer.attempts,
+                reserve_timeout_s=config.transfer.reserve_timeout_s,
+            )
+        self._sender = create_sender(
+            transport,
+            pool,
+            token=token,
+            checksum=config.transfer.checksum,
+            name=f"{config.served_model} at {self.host}:{self.port}",
+        )
+        self.prefill_service = PrefillService(
+            self.engine,
+            self._sender,
+            self.metrics,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+        )
+        self.engine.start()
+        logger.info(
+            "%s (%s): %d parameters, %d KV blocks, context %d, loaded in %.1f s",
+            config.served_model,
+            config.role,
+            runner.spec.num_parameters,
+            runner.num_blocks,
+            self.max_model_len,
+            time.perf_counter() - started,
+        )
+
+    def start_draining(self) -> None:
+        """Refuse new requests from now on; running ones go on."""
+        if not self.is_draining:
+            logger.info("draining: %d requests run", self.num_requests)
+            self.is_draining = True
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the running ones; says whether all finished."""
+        self.start_draining()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            logger.warning("drain timeout: %d requests are cut off", self.num_requests)
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Close everything; running requests are cut off."""
+        if self._remote is not None:
+            await self._remote.aclose()
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            self._server.force_exit = self.num_requests > 0
+            await self._serving
+        for side in (self._sender, self._receiver):
+            if side is not None:
+                await side.aclose()
+        if hasattr(self, "engine"):
+            await asyncio.to_thread(self.engine.stop)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request as running, for draining."""
+        self.num_requests += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
+            if self.num_requests == 0:
+                self._idle.set()
+
+    # -- work ------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        request: CompletionRequest,
+        prompts: Sequence[tuple[int, ...]],
+        context: RequestContext,
+        max_tokens: int,
+    ) -> Generation:
+        """Set up one request's generation."""
+        from tandem_worker.server.generation import Generation
+
+        if any(request.resume_token_ids):
+            self.metrics.resumed.inc()
+        return Generation(
+            request=request,
+            prompts=prompts,
+            context=context,
+            max_tokens=max_tokens,
+            engine=self.engine,
+            remote=self._remote if self.config.role == "decode" else None,
+            tokenizer=self.tokenizer,
+            eos_token_ids=self._eos,
+            metrics=self.metrics,
+        )
+
+    async def check_kv_link(self, address: str) -> dict[str, Any]:
+        """Push one test block to a decode worker and compare checksums."""
+        from tandem_worker.transfer import kv_link_check
+
+        assert self._sender is not None
+        return asdict(await kv_link_check(self._sender, address, self._layout))
+
+    def _choose_remote(self, sequence: ScheduledSequence, uncached: int) -> bool:
+        """Called by the scheduler, in the engine's thread."""
+        limit = self.config.local_prefill_max_tokens
+        if limit is not None:
+            return uncached > limit
+        assert self._remote is not None
+        start = len(sequence.token_ids) - uncached
+        core = self.engine.core
+        return self._remote.costs.remote_is_cheaper(
+            uncached, core.profile.prefill_time_s(start, uncached), len(core.scheduler.running)
+        )
+
+
+def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer]:
+    from tandem_worker.engine.runner import ModelRunner
+    from tandem_worker.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(weights_dir)
+    runner = ModelRunner(config, weights_dir)
+    if tokenizer.vocab_size > runner.spec.vocab_size:
+        raise WorkerError(
+            f"{weights_dir}: the tokenizer knows {tokenizer.vocab_size} tokens, the model "
+            f"{runner.spec.vocab_size}; they do not belong together"
+        )
+    runner.warm_up()
+    return runner, tokenizer
