@@ -252,6 +252,12 @@ class _Link:
             if not self.wire.closed:
                 self.done(push)  # refused: the connection stays good
             raise
+        except TimeoutError as error:
+            self.close()
+            raise PeerUnreachableError(
+                f"KV receiver {self.address} did not answer for request {request_id!r} within "
+                f"{self.sender.patience_s:g} s"
+            ) from error
         except OSError as error:
             self.close()
             raise PeerUnreachableError(
