@@ -144,6 +144,9 @@ class Exchange:
         except asyncio.CancelledError:
             status, error = 499, "the client went away"
             raise
+        except Exception:
+            status, error = 500, "the router failed"
+            raise
         finally:
             self._release(close=True)
             self._account(status, error)
