@@ -1,1 +1,1 @@
-"""Reconciles Tandem's custom resources, runs them locally, and holds the tandem command."""
+"""Tandem's operator: custom resources in, running workers and routers out."""

@@ -38,9 +38,7 @@ class Mounts:
         ordered = sorted(self.paths, key=len, reverse=True)
         pattern = "|".join(re.escape(p.rstrip("/")) for p in ordered)
         real = {p.rstrip("/"): v for p, v in self.paths.items()}
-        return re.sub(
-            rf"(?<![\w./-])({pattern})(?=$|[/\s:,;\"'\]\}}])", lambda m: real[m[1]], text
-        )
+        return re.sub(rf"(?<![\w./-])({pattern})(?=$|[/\s:,;\"'\]\}}])", lambda m: real[m[1]], text)
 
 
 class PodVolumes:
@@ -160,9 +158,7 @@ def contents(obj: Mapping[str, Any]) -> dict[str, bytes]:
     """The entries of a ConfigMap or Secret as bytes."""
     found: dict[str, bytes] = {}
     for key, value in (obj.get("data") or {}).items():
-        found[key] = (
-            base64.b64decode(value) if obj.get("kind") == "Secret" else str(value).encode()
-        )
+        found[key] = base64.b64decode(value) if obj.get("kind") == "Secret" else str(value).encode()
     for key, value in (obj.get("binaryData") or {}).items():
         found[key] = base64.b64decode(value)
     for key, value in (obj.get("stringData") or {}).items():

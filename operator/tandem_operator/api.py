@@ -1,0 +1,99 @@
+"""The few calls that reconciling needs from a cluster; local mode and Kubernetes both answer them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tandem_operator.resources import API_VERSION
+
+Object = dict[str, Any]
+
+FIELD_MANAGER = "tandem-operator"
+SEED_MANAGER = "tandem-operator-seed"
+
+
+@dataclass(frozen=True)
+class KindInfo:
+    """Where a kind lives in the API."""
+
+    api_version: str
+    plural: str
+
+    @property
+    def path(self) -> str:
+        """The API root of the group and version."""
+        return ("/api/" if "/" not in self.api_version else "/apis/") + self.api_version
+
+
+KIND_INFO: dict[str, KindInfo] = {
+    "Model": KindInfo(API_VERSION, "models"),
+    "Router": KindInfo(API_VERSION, "routers"),
+    "AutoscalingPolicy": KindInfo(API_VERSION, "autoscalingpolicies"),
+    "WorkerPool": KindInfo(API_VERSION, "workerpools"),
+    "Deployment": KindInfo("apps/v1", "deployments"),
+    "Service": KindInfo("v1", "services"),
+    "ConfigMap": KindInfo("v1", "configmaps"),
+    "Secret": KindInfo("v1", "secrets"),
+    "ServiceAccount": KindInfo("v1", "serviceaccounts"),
+    "PersistentVolumeClaim": KindInfo("v1", "persistentvolumeclaims"),
+    "Pod": KindInfo("v1", "pods"),
+    "Event": KindInfo("v1", "events"),
+    "PodDisruptionBudget": KindInfo("policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": KindInfo("networking.k8s.io/v1", "networkpolicies"),
+    "Role": KindInfo("rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": KindInfo("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Lease": KindInfo("coordination.k8s.io/v1", "leases"),
+}
+
+
+class ApiError(Exception):
+    """The cluster refused or failed a call; status is the HTTP status, 0 without an answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def retriable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.status in (0, 408, 409, 429) or self.status >= 500
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """A change of one object."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED"]
+    object: Object
+
+
+class ClusterApi(Protocol):
+    """Objects by kind; every method raises ApiError when the cluster says no."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object, None when there is none."""
+
+    async def select(
+        self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> list[Object]:
+        """All objects of a kind, in one or all namespaces, that carry all the labels."""
+
+    async def apply(self, obj: Object) -> Object:
+        """Server-side apply as the operator's field manager, taking over conflicting fields."""
+
+    async def create(self, obj: Object) -> Object | None:
+        """Create the object; None when it exists already."""
+
+    async def patch_spec(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
+        """Merge fields into spec once, without owning them afterwards."""
+
+    async def apply_status(self, obj: Object) -> Object:
+        """Replace the status subresource by obj["status"]."""
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete an object and what it owns; no error when it is gone."""
+
+    def watch(self, kind: str, namespace: str | None = None) -> AsyncIterator[WatchEvent]:
+        """Existing objects as ADDED, then changes; ends or raises when the stream breaks."""

@@ -1,0 +1,75 @@
+"""The `tandem` command. Each subcommand is imported only when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+# Subcommands that other parts bring: their module's register(subparsers) adds them.
+_PLUGINS = {
+    ("train", "evaluate", "score"): "tandem_router.predictor.cli",
+    ("demo",): "tandem_operator.demo.run",
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser; for a known command only the modules that it needs are imported."""
+    from tandem_operator.cli import commands
+
+    parser = argparse.ArgumentParser(
+        prog="tandem",
+        description="Serve a small and a large language model behind one endpoint.",
+        epilog="`tandem COMMAND --help` explains a command.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.register(subparsers)
+    core = set(subparsers.choices)
+    for names, module in _PLUGINS.items():
+        if command in core or (command is not None and command not in names and _brought(command)):
+            continue
+        if _exists(module):
+            importlib.import_module(module).register(subparsers)
+    return parser
+
+
+def _brought(command: str) -> bool:
+    return any(command in names for names in _PLUGINS)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0 done, 1 failed with a sentence, 2 wrong usage."""
+    from tandem_operator.cli.commands import CommandError
+
+    args = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in args if not a.startswith("-")), None)
+    parser = build_parser(command)
+    parsed = parser.parse_args(args)
+    if parsed.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return int(parsed.run(parsed) or 0)
+    except CommandError as error:
+        sys.stderr.write(f"tandem {parsed.command}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,358 @@
+"""Arguments of the commands that run and talk to a local cluster; the work is imported when used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Object = dict[str, Any]
+
+ALIASES = {
+    "model": "Model",
+    "models": "Model",
+    "mdl": "Model",
+    "router": "Router",
+    "routers": "Router",
+    "rtr": "Router",
+    "autoscalingpolicy": "AutoscalingPolicy",
+    "autoscalingpolicies": "AutoscalingPolicy",
+    "asp": "AutoscalingPolicy",
+    "workerpool": "WorkerPool",
+    "workerpools": "WorkerPool",
+    "wp": "WorkerPool",
+    "pod": "Pod",
+    "pods": "Pod",
+    "po": "Pod",
+    "deployment": "Deployment",
+    "deployments": "Deployment",
+    "deploy": "Deployment",
+    "service": "Service",
+    "services": "Service",
+    "svc": "Service",
+    "configmap": "ConfigMap",
+    "configmaps": "ConfigMap",
+    "cm": "ConfigMap",
+    "event": "Event",
+    "events": "Event",
+}
+MAIN_KINDS = ["Model", "Router", "WorkerPool"]
+
+
+class CommandError(Exception):
+    """A command failed; the message is what the user sees."""
+
+
+def kind_of(word: str) -> list[str]:
+    """The kinds that a word such as "models" or "all" names.
+
+    Raises CommandError for an unknown word.
+    """
+    if word == "all":
+        return [*MAIN_KINDS, "AutoscalingPolicy", "Pod"]
+    kind = ALIASES.get(word.lower())
+    if kind is None:
+        import difflib
+
+        close = difflib.get_close_matches(word.lower(), ALIASES, n=1)
+        hint = f"did you mean {close[0]}?" if close else "use models, routers, workerpools or pods"
+        raise CommandError(f"unknown kind {word!r}; {hint}")
+    return [kind]
+
+
+def register(subparsers: Any) -> None:
+    """Add the commands to the parser."""
+    up = _add(subparsers, "up", "run custom resources on this machine until Ctrl-C", _up)
+    up.add_argument("paths", nargs="+", metavar="FILE|DIR", help="YAML as kubectl apply takes it")
+    up.add_argument("--port", type=int, metavar="N", help="port of the endpoint (default 8000)")
+    up.add_argument("--once", action="store_true", help="exit with 0 as soon as all is ready")
+    up.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="with --once: give up after S"
+    )
+    up.add_argument("--cluster", metavar="NAME", help="name for other commands to find it")
+
+    get = _add(subparsers, "get", "list resources of the running cluster", _get)
+    get.add_argument("kind", nargs="?", default="", help="models, routers, workerpools, pods, all")
+    get.add_argument("name", nargs="?", help="one object")
+    get.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table")
+    get.add_argument("-w", "--watch", action="store_true", help="go on with every change")
+
+    describe = _add(
+        subparsers, "describe", "show one resource with conditions and events", _describe
+    )
+    describe.add_argument("kind")
+    describe.add_argument("name")
+
+    logs = _add(subparsers, "logs", "show what a pod wrote", _logs)
+    logs.add_argument("name", help="a pod, pool, Model or Router")
+    logs.add_argument("-c", "--container", help="a container of the pod")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
+
+    apply = _add(subparsers, "apply", "bring changed YAML into the running cluster", _apply)
+    apply.add_argument("paths", nargs="*", metavar="FILE|DIR")
+    apply.add_argument("-f", "--filename", action="append", default=[], metavar="FILE|DIR")
+    apply.add_argument("--dry-run", action="store_true", help="only check the YAML")
+
+    delete = _add(subparsers, "delete", "delete resources from the running cluster", _delete)
+    delete.add_argument("kind", nargs="?")
+    delete.add_argument("name", nargs="?")
+    delete.add_argument("-f", "--filename", action="append", default=[], metavar="FILE|DIR")
+
+    scale = _add(subparsers, "scale", "set the number of workers of a pool", _scale)
+    scale.add_argument("kind", help="workerpool or router, or KIND/NAME")
+    scale.add_argument("name", nargs="?")
+    scale.add_argument("--replicas", type=int, required=True, metavar="N")
+
+    events = _add(subparsers, "events", "show what happened in the running cluster", _events)
+    events.add_argument("-w", "--watch", action="store_true", help="go on with every event")
+
+    for parser in (get, describe, logs, apply, delete, scale, events):
+        parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
+
+
+def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _up(args: argparse.Namespace) -> int:
+    from tandem_operator.local.up import up
+
+    return up(args)
+
+
+def _socket(args: argparse.Namespace) -> str:
+    from tandem_operator.local.rundir import RunDirError, find_cluster
+
+    try:
+        return find_cluster(args.cluster).socket
+    except RunDirError as error:
+        raise CommandError(str(error)) from error
+
+
+def _ask(args: argparse.Namespace, request: Object) -> Object:
+    from tandem_operator.local.control import ControlError, ask
+
+    try:
+        return ask(_socket(args), request)
+    except ControlError as error:
+        raise CommandError(str(error)) from error
+
+
+def _stream(args: argparse.Namespace, request: Object) -> Iterator[Object]:
+    from tandem_operator.local.control import ControlError, stream
+
+    try:
+        yield from stream(_socket(args), request)
+    except ControlError as error:
+        raise CommandError(str(error)) from error
+
+
+def _load(paths: list[str]) -> list[Object]:
+    from tandem_operator.manifests import ManifestError, load_paths
+
+    if not paths:
+        raise CommandError("name a file or folder with YAML")
+    try:
+        return [m.obj for m in load_paths(paths)]
+    except ManifestError as error:
+        raise CommandError(f"the YAML cannot be used\n{error}") from error
+
+
+def _split(kind: str, name: str | None) -> tuple[str, str | None]:
+    if name is None and "/" in kind:
+        kind, _, name = kind.partition("/")
+    return kind, name
+
+
+def _get(args: argparse.Namespace) -> int:
+    from tandem_operator.cli import table
+
+    word, name = _split(args.kind, args.name)
+    kinds = kind_of(word) if word else MAIN_KINDS
+    if args.watch:
+        return _watch(args, kinds, name)
+    objects = _ask(args, {"op": "list", "kinds": kinds})["objects"]
+    if name is not None:
+        objects = [o for o in objects if o["metadata"]["name"] == name]
+        if not objects:
+            raise CommandError(f"{'/'.join(kinds).lower()} {name!r} not found")
+    if args.output != "table":
+        value: Any = objects[0] if name is not None and len(objects) == 1 else _as_list(objects)
+        sys.stdout.write(_dump(value, args.output))
+        return 0
+    if not objects:
+        sys.stderr.write("nothing found\n")
+    blocks = []
+    for kind in kinds:
+        rows = [table.row(kind, o) for o in objects if o["kind"] == kind]
+        if rows:
+            if len(kinds) > 1:
+                rows = [[f"{kind.lower()}/{r[0]}", *r[1:]] for r in rows]
+            blocks.append("\n".join(table.render([table.header(kind), *rows])) + "\n")
+    sys.stdout.write("\n".join(blocks))
+    return 0
+
+
+def _as_list(objects: list[Object]) -> Object:
+    return {"apiVersion": "v1", "kind": "List", "items": objects}
+
+
+def _dump(value: Any, form: str) -> str:
+    if form == "json":
+        return json.dumps(value, indent=2) + "\n"
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False, width=100))
+
+
+def _watch(args: argparse.Namespace, kinds: list[str], name: str | None) -> int:
+    from tandem_operator.cli import table
+
+    widths: dict[str, list[int]] = {}
+    last: dict[tuple[str, str], list[str]] = {}
+    for answer in _stream(args, {"op": "watch", "kinds": kinds}):
+        obj = answer["object"]
+        kind, own = obj["kind"], obj["metadata"]["name"]
+        if name is not None and own != name:
+            continue
+        cells = table.row(kind, obj)
+        if answer["type"] == "DELETED":
+            cells.append("deleted")
+        elif last.get((kind, own), [""])[:-1] == cells[:-1]:
+            continue  # nothing that the table shows has changed
+        last[(kind, own)] = cells
+        rows = [cells]
+        if kind not in widths:
+            widths[kind] = []
+            rows = [table.header(kind), cells]
+        sys.stdout.write("\n".join(table.render(rows, widths[kind])) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from tandem_operator.cli import table
+
+    kinds = kind_of(args.kind)
+    answer = _ask(args, {"op": "list", "kinds": [*kinds, "Event", "Pod"]})["objects"]
+    found = [o for o in answer if o["kind"] in kinds and o["metadata"]["name"] == args.name]
+    if not found:
+        raise CommandError(f"{args.kind} {args.name!r} not found")
+    obj = found[0]
+    out = [f"Name:     {args.name}", f"Kind:     {obj['kind']}"]
+    out.append(f"Created:  {obj['metadata']['creationTimestamp']}")
+    out.append("Spec:\n" + _indent(_dump(obj.get("spec") or {}, "yaml")))
+    status = dict(obj.get("status") or {})
+    conditions = status.pop("conditions", [])
+    if conditions:
+        rows = [["TYPE", "STATUS", "REASON", "MESSAGE"]]
+        for c in conditions:
+            rows.append([c["type"], c["status"], c.get("reason", ""), c.get("message", "")])
+        out.append("Conditions:\n" + _indent("\n".join(table.render(rows))))
+    if status:
+        out.append("Status:\n" + _indent(_dump(status, "yaml")))
+    pods = [o for o in answer if o["kind"] == "Pod" and _owned_by(o, obj)]
+    if pods and obj["kind"] != "Pod":
+        rows = [table.header("Pod"), *(table.row("Pod", p) for p in pods)]
+        out.append("Pods:\n" + _indent("\n".join(table.render(rows))))
+    events = [
+        o
+        for o in answer
+        if o["kind"] == "Event" and o["involvedObject"].get("uid") == obj["metadata"]["uid"]
+    ]
+    if events:
+        rows = [["AGE", "TYPE", "REASON", "MESSAGE"]]
+        for e in events:
+            since = table.age(e["metadata"]["creationTimestamp"])
+            rows.append([since, e["type"], e["reason"], e["message"]])
+        out.append("Events:\n" + _indent("\n".join(table.render(rows))))
+    sys.stdout.write("\n".join(out) + "\n")
+    return 0
+
+
+def _owned_by(pod: Object, obj: Object) -> bool:
+    label = {"Model": "tandem.dev/model", "Router": "tandem.dev/router"}.get(obj["kind"])
+    labels = pod["metadata"].get("labels") or {}
+    return label is not None and labels.get(label) == obj["metadata"]["name"]
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.rstrip().splitlines())
+
+
+def _logs(args: argparse.Namespace) -> int:
+    request = {"op": "log", "name": args.name, "container": args.container}
+    path = Path(_ask(args, request)["path"])
+    try:
+        with path.open("rb") as log:
+            data = log.read()
+            if args.tail >= 0:
+                lines = data.splitlines(keepends=True)
+                data = b"".join(lines[len(lines) - args.tail :] if args.tail else [])
+            sys.stdout.write(data.decode("utf-8", "replace"))
+            sys.stdout.flush()
+            while args.follow and path.exists():
+                if more := log.read():
+                    sys.stdout.write(more.decode("utf-8", "replace"))
+                    sys.stdout.flush()
+                elif os.stat(path).st_size < log.tell():
+                    log.seek(0)  # rotated
+                else:
+                    time.sleep(0.2)
+    except OSError as error:
+        raise CommandError(f"nothing was logged yet ({error.strerror})") from error
+    return 0
+
+
+def _print_results(answer: Object) -> int:
+    for line in answer["results"]:
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _apply(args: argparse.Namespace) -> int:
+    objects = _load([*args.paths, *args.filename])
+    if args.dry_run:
+        for obj in objects:
+            sys.stdout.write(f"{obj['kind'].lower()}/{obj['metadata']['name']} is valid\n")
+        return 0
+    return _print_results(_ask(args, {"op": "apply", "objects": objects}))
+
+
+def _delete(args: argparse.Namespace) -> int:
+    if args.filename:
+        targets = [(o["kind"], o["metadata"]["name"]) for o in _load(args.filename)]
+    else:
+        word, name = _split(args.kind or "", args.name)
+        if not word or name is None:
+            raise CommandError("say what to delete: KIND NAME, or -f FILE")
+        targets = [(kind_of(word)[0], name)]
+    for kind, name in targets:
+        _print_results(_ask(args, {"op": "delete", "kind": kind, "name": name}))
+    return 0
+
+
+def _scale(args: argparse.Namespace) -> int:
+    word, name = _split(args.kind, args.name)
+    if name is None:
+        raise CommandError("say what to scale: workerpool NAME")
+    if args.replicas < 0:
+        raise CommandError(f"--replicas {args.replicas} must be at least 0")
+    kind = kind_of(word)[0]
+    request = {"op": "scale", "kind": kind, "name": name, "replicas": args.replicas}
+    return _print_results(_ask(args, request))
+
+
+def _events(args: argparse.Namespace) -> int:
+    args.kind, args.name, args.output = "events", None, "table"
+    return _get(args)

@@ -1,0 +1,136 @@
+"""The node: starts and ends pods as it is told, hands out addresses and GPUs, keeps their folders."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tandem_operator.node.guardian import Guardian
+from tandem_operator.node.images import ImageTable
+from tandem_operator.node.pod import NodeSettings, PodRunner
+from tandem_operator.node.volumes import Lookup
+
+Object = dict[str, Any]
+GPU = "nvidia.com/gpu"
+
+__all__ = ["GPU", "Node", "NodeSettings", "gpus_of", "loopback_addresses"]
+
+
+def gpus_of(pod: Object) -> int:
+    """GPUs that a pod's containers ask for together."""
+    total = 0
+    for container in pod["spec"].get("containers", []):
+        limits = (container.get("resources") or {}).get("limits") or {}
+        total += int(limits.get(GPU, 0))
+    return total
+
+
+def loopback_addresses(second_byte: int) -> Iterator[str]:
+    """Addresses 127.B.0.2, 127.B.0.3, ...; Linux answers on all of 127.0.0.0/8 without set-up."""
+    for third in range(256):
+        for fourth in range(2 if third == 0 else 1, 255):
+            yield f"127.{second_byte}.{third}.{fourth}"
+
+
+class Node:
+    """Runs pods below a folder; report(pod, status) is called on each change of a pod."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        addresses: Iterator[str],
+        lookup: Lookup,
+        report: Callable[[Object, Object], None],
+        images: ImageTable | None = None,
+        settings: NodeSettings | None = None,
+        guardian: Guardian | None = None,
+        num_gpus: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.settings = settings or NodeSettings()
+        self.num_gpus = num_gpus
+        self._addresses = addresses
+        self._lookup = lookup
+        self._report = report
+        self._images = images or ImageTable()
+        self._guardian = guardian or Guardian()
+        self._own_guardian = guardian is None
+        self._pods: dict[str, PodRunner] = {}
+        self._gpus: dict[str, list[int]] = {}
+        self._stops: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def pods(self) -> list[Object]:
+        """The pods that this node runs."""
+        return [r.pod for r in self._pods.values()]
+
+    @property
+    def free_gpus(self) -> int:
+        """GPUs that no pod holds, a count."""
+        return self.num_gpus - sum(len(v) for v in self._gpus.values())
+
+    def run(self, pod: Object) -> None:
+        """Start a pod that the node does not run yet; the node must have its GPUs free."""
+        uid = pod["metadata"]["uid"]
+        if uid in self._pods:
+            return
+        taken = {i for held in self._gpus.values() for i in held}
+        self._gpus[uid] = [i for i in range(self.num_gpus) if i not in taken][: gpus_of(pod)]
+        extra = {}
+        if self._gpus[uid]:
+            extra["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus[uid]))
+        runner = PodRunner(
+            pod,
+            ip=next(self._addresses),
+            folder=self._pod_folder(pod),
+            claims=self.folder / "claims",
+            images=self._images,
+            lookup=self._lookup,
+            guardian=self._guardian,
+            settings=self.settings,
+            report=lambda status: self._report(pod, status),
+            extra_env=extra,
+        )
+        (self._pod_folder(pod) / "logs").mkdir(parents=True, exist_ok=True)
+        self._pods[uid] = runner
+        runner.start()
+
+    async def stop(
+        self, pod: Object, grace_s: float | None = None, *, pre_stop: bool = True
+    ) -> None:
+        """End a pod within its grace period and forget it; its logs go with it."""
+        uid = pod["metadata"]["uid"]
+        runner = self._pods.get(uid)
+        if runner is None:
+            return
+        await runner.stop(grace_s, pre_stop=pre_stop)
+        self._pods.pop(uid, None)
+        self._gpus.pop(uid, None)
+        shutil.rmtree(self._pod_folder(pod), ignore_errors=True)
+
+    async def config_changed(self, kind: str, namespace: str, name: str) -> None:
+        """A ConfigMap or Secret changed: bring the volumes that show it up to date."""
+        for runner in list(self._pods.values()):
+            same = runner.pod["metadata"].get("namespace", "default") == namespace
+            if same and runner.volumes.uses(kind, name):
+                await runner.refresh_volumes()
+
+    def log_path(self, uid: str, container: str | None = None) -> Path | None:
+        """The log file of a pod's container, None for a pod that is not here."""
+        runner = self._pods.get(uid)
+        return None if runner is None else runner.log_path(container)
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """End all pods at once, without preStop; SIGKILL after the grace period."""
+        runners = list(self._pods.values())
+        await asyncio.gather(*(r.stop(grace_s, pre_stop=False) for r in runners))
+        self._pods.clear()
+        if self._own_guardian:
+            await asyncio.to_thread(self._guardian.close)
+
+    def _pod_folder(self, pod: Object) -> Path:
+        return self.folder / "pods" / f"{pod['metadata']['name']}"

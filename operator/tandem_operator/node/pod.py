@@ -1,0 +1,454 @@
+"""Runs one pod: volumes, init containers, containers, probes, restarts with back-off, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tandem_operator.node.environment import environment, expand
+from tandem_operator.node.guardian import Guardian
+from tandem_operator.node.images import ImageTable, UnknownImageError
+from tandem_operator.node.probes import ProbeCounter, check, http_status
+from tandem_operator.node.process import Process, describe_exit, tail
+from tandem_operator.node.volumes import Lookup, MountError, PodVolumes
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """How a node treats its pods; times in seconds.
+
+    Defaults suit a person waiting at a terminal; a kubelet is slower in all of them.
+    """
+
+    name: str = "local"
+    backoff_first_s: float = 0.5
+    backoff_max_s: float = 30.0
+    # A container that ran this long starts again at once and with a fresh count.
+    backoff_reset_s: float = 10.0
+    # Probes are this fast until they first succeed; then the manifest's period holds.
+    starting_probe_period_s: float = 0.2
+    mount_retry_s: float = 1.0
+    # Children see this process's environment (PATH, virtual environment, thread limits) as well.
+    inherit_environment: bool = True
+    # Upper bound of a pod's own grace period, so that Ctrl-C ends in bounded time.
+    max_grace_s: float = 120.0
+
+
+def now() -> str:
+    """The time as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class ContainerState:
+    """What is known about one container."""
+
+    spec: Object
+    state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    last_state: Object = field(default_factory=dict)
+    restarts: int = 0
+    started: bool = False
+    ready: bool = False
+    process: Process | None = None
+
+    def status(self) -> Object:
+        """The container's entry in pod.status."""
+        return {
+            "name": self.spec["name"],
+            "image": self.spec.get("image", ""),
+            "imageID": "",
+            "ready": self.ready,
+            "started": self.started,
+            "restartCount": self.restarts,
+            "state": self.state,
+            "lastState": self.last_state,
+        }
+
+
+class PodRunner:
+    """One pod from start to end; report(status) is called on each change."""
+
+    def __init__(
+        self,
+        pod: Object,
+        *,
+        ip: str,
+        folder: Path,
+        claims: Path,
+        images: ImageTable,
+        lookup: Lookup,
+        guardian: Guardian,
+        settings: NodeSettings,
+        report: Callable[[Object], None],
+        extra_env: dict[str, str] | None = None,
+    ) -> None:
+        self.pod = pod
+        self.ip = ip
+        self.volumes = PodVolumes(pod, folder / "volumes", claims, lookup)
+        self._folder = folder
+        self._images = images
+        self._lookup = lookup
+        self._guardian = guardian
+        self._settings = settings
+        self._report = report
+        self._extra_env = extra_env or {}
+        self._init = [ContainerState(c) for c in pod["spec"].get("initContainers") or []]
+        self._containers = [ContainerState(c) for c in pod["spec"]["containers"]]
+        self._start_time = now()
+        self._initialized = not self._init
+        self._stopping = asyncio.Event()
+        self._last: Object | None = None
+        self._since: dict[str, tuple[str, str]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to run the pod."""
+        self._task = asyncio.create_task(self._run(), name=f"pod {self.pod['metadata']['name']}")
+
+    async def stop(self, grace_s: float | None = None, *, pre_stop: bool = True) -> None:
+        """End all containers: preStop, SIGTERM, grace period, SIGKILL. Safe to call twice."""
+        spec_grace = float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
+        grace = min(spec_grace if grace_s is None else grace_s, self._settings.max_grace_s)
+        self._stopping.set()
+        for c in self._containers:
+            c.ready = False
+        self._publish()
+        running = [c for c in [*self._init, *self._containers] if c.process is not None]
+        await asyncio.gather(*(self._end(c, grace, pre_stop) for c in running))
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for c in self._containers:
+            if c.process is not None:
+                c.process.kill_group()
+        self._publish()
+
+    def kill(self) -> None:
+        """End all containers without waiting."""
+        self._stopping.set()
+        for c in [*self._init, *self._containers]:
+            if c.process is not None:
+                c.process.kill_group()
+
+    async def refresh_volumes(self) -> None:
+        """Bring ConfigMap and Secret volumes up to date in the running pod."""
+        with contextlib.suppress(MountError):
+            await self.volumes.prepare()
+
+    def log_path(self, container: str | None = None) -> Path:
+        """The log file of a container; the first one's when no name is given."""
+        return self._folder / "logs" / f"{container or self._containers[0].spec['name']}.log"
+
+    async def _end(self, c: ContainerState, grace: float, pre_stop: bool) -> None:
+        process = c.process
+        if process is None:
+            return
+        deadline = time.monotonic() + grace
+        if pre_stop and grace > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._pre_stop(c)
+        process.terminate()
+        while process.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        process.kill_group()
+        while process.running:
+            await asyncio.sleep(0.01)
+
+    async def _pre_stop(self, c: ContainerState) -> None:
+        hook = (c.spec.get("lifecycle") or {}).get("preStop") or {}
+        if sleep := hook.get("sleep"):
+            process = c.process
+            end = time.monotonic() + float(sleep["seconds"])
+            while time.monotonic() < end and process is not None and process.running:
+                await asyncio.sleep(0.05)
+        elif http := hook.get("httpGet"):
+            await http_status(self.ip, int(http["port"]), http.get("path", "/"), 30.0)
+        elif command := (hook.get("exec") or {}).get("command"):
+            await self._exec(c, list(command), 3600.0)
+
+    async def _run(self) -> None:
+        self._publish()
+        await self._prepare_volumes()
+        for c in self._init:
+            if not await self._run_to_success(c):
+                return
+        self._initialized = True
+        self._publish()
+        (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+        async with asyncio.TaskGroup() as group:
+            for c in self._containers:
+                group.create_task(self._supervise(c))
+        self._publish()
+
+    async def _prepare_volumes(self) -> None:
+        while True:
+            try:
+                return await self.volumes.prepare()
+            except (MountError, OSError) as error:
+                self._wait_all("FailedMount", str(error))
+                await asyncio.sleep(self._settings.mount_retry_s)
+
+    def _wait_all(self, reason: str, message: str) -> None:
+        for c in [*self._init, *self._containers]:
+            c.state = {"waiting": {"reason": reason, "message": message}}
+        self._publish()
+
+    async def _run_to_success(self, c: ContainerState) -> bool:
+        policy = self.pod["spec"].get("restartPolicy", "Always")
+        failures = 0
+        while not self._stopping.is_set():
+            code = await self._run_once(c, probes=False)
+            if code == 0:
+                c.ready = True
+                return True
+            if policy == "Never":
+                return False
+            await self._back_off(c, failures)
+            failures += 1
+            c.restarts += 1
+        return False
+
+    async def _supervise(self, c: ContainerState) -> None:
+        policy = self.pod["spec"].get("restartPolicy", "Always")
+        failures = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            code = await self._run_once(c, probes=True)
+            if self._stopping.is_set() or policy == "Never":
+                return
+            if policy == "OnFailure" and code == 0:
+                return
+            if time.monotonic() - began >= self._settings.backoff_reset_s:
+                failures = 0
+            await self._back_off(c, failures)
+            failures += 1
+            c.restarts += 1
+
+    async def _back_off(self, c: ContainerState, failures: int) -> None:
+        if failures == 0:
+            return
+        delay = min(
+            self._settings.backoff_first_s * 2 ** min(failures - 1, 16),
+            self._settings.backoff_max_s,
+        )
+        detail = (c.last_state.get("terminated") or {}).get("message", "")
+        c.state = {
+            "waiting": {
+                "reason": "CrashLoopBackOff",
+                "message": f"starts again in {delay:g} s; {detail}".rstrip("; "),
+            }
+        }
+        self._publish()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._stopping.wait()
+
+    async def _run_once(self, c: ContainerState, *, probes: bool) -> int:
+        """Start the container and wait for its end; the exit code."""
+        log = self.log_path(c.spec["name"])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        began = now()
+        try:
+            argv, env, cwd = await self._command(c)
+            c.process = await Process.start(
+                argv, env=env, cwd=cwd, log=log, guardian=self._guardian
+            )
+        except UnknownImageError as error:
+            c.state = {"waiting": {"reason": "ErrImagePull", "message": str(error)}}
+            self._publish()
+            await self._stopping.wait()
+            return 1
+        except (OSError, MountError) as error:
+            reason = "CreateContainerError"
+            c.state = {"waiting": {"reason": reason, "message": str(error)}}
+            c.last_state = {
+                "terminated": {"exitCode": 128, "reason": reason, "message": str(error)}
+            }
+            self._publish()
+            return 128
+        c.state = {"running": {"startedAt": began}}
+        c.started = c.ready = False
+        self._publish()
+        prober = asyncio.create_task(self._probe(c)) if probes else None
+        try:
+            code = await c.process.wait()
+        finally:
+            if prober is not None:
+                prober.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await prober
+        c.process = None
+        c.started = c.ready = False
+        message = describe_exit(code)
+        if code != 0 and (lines := tail(log, 3)):
+            message = f"{message}: {lines.splitlines()[-1][:400]}"
+        c.last_state = c.state = {
+            "terminated": {
+                "exitCode": code if code >= 0 else 128 - code,
+                **({"signal": -code} if code < 0 else {}),
+                "reason": "Completed" if code == 0 else "Error",
+                "message": message,
+                "startedAt": began,
+                "finishedAt": now(),
+            }
+        }
+        self._publish()
+        return code
+
+    async def _command(self, c: ContainerState) -> tuple[list[str], dict[str, str], Path]:
+        mounts = self.volumes.mounts(c.spec)
+        asked = await environment(self.pod, c.spec, self.ip, self._lookup)
+        base = dict(os.environ) if self._settings.inherit_environment else {}
+        env = {**base, **self._extra_env, **{k: mounts.rewrite(v) for k, v in asked.items()}}
+
+        def words(values: list[Any] | None) -> list[str]:
+            return [mounts.rewrite(expand(str(v), asked)) for v in values or []]
+
+        argv = self._images.command(
+            c.spec.get("image", ""), words(c.spec.get("command")), words(c.spec.get("args"))
+        )
+        cwd = Path(mounts.rewrite(c.spec["workingDir"])) if "workingDir" in c.spec else self._folder
+        return argv, env, cwd
+
+    async def _exec(self, c: ContainerState, command: list[str], timeout_s: float) -> int:
+        try:
+            _, env, cwd = await self._command(c)
+            mounts = self.volumes.mounts(c.spec)
+            argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
+            log = self.log_path(c.spec["name"] + ".exec")
+            process = await Process.start(argv, env=env, cwd=cwd, log=log, guardian=self._guardian)
+        except (OSError, MountError):
+            return 126
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await process.wait()
+        except TimeoutError:
+            process.kill_group()
+            await process.wait()
+            return 124
+
+    async def _probe(self, c: ContainerState) -> None:
+        """Keep started and ready up to date; end the container when it is not alive."""
+        spec = c.spec
+
+        async def run(command: list[str], timeout_s: float) -> int:
+            return await self._exec(c, command, timeout_s)
+
+        if startup := spec.get("startupProbe"):
+            counter = ProbeCounter.of(startup)
+            period = float(startup.get("periodSeconds", 10))
+            limit = time.monotonic() + period * counter.failure_threshold
+            while not await check(startup, spec, self.ip, run):
+                if time.monotonic() > limit:
+                    self._fail(c, "startup probe failed")
+                    return
+                await asyncio.sleep(min(period, self._settings.starting_probe_period_s))
+        c.started = True
+        self._publish()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._probe_ready(c, run))
+            if spec.get("livenessProbe"):
+                group.create_task(self._probe_alive(c, run))
+            group.create_task(self._rotate(c))
+
+    async def _probe_ready(self, c: ContainerState, run: Any) -> None:
+        probe = c.spec.get("readinessProbe")
+        if probe is None:
+            c.ready = not self._stopping.is_set()
+            self._publish()
+            return
+        counter = ProbeCounter.of(probe)
+        while True:
+            verdict = counter.record(await check(probe, c.spec, self.ip, run))
+            ready = bool(verdict) and not self._stopping.is_set()
+            if ready != c.ready:
+                c.ready = ready
+                self._publish()
+            period = float(probe.get("periodSeconds", 10))
+            if not c.ready:
+                period = min(period, self._settings.starting_probe_period_s)
+            await asyncio.sleep(period)
+
+    async def _probe_alive(self, c: ContainerState, run: Any) -> None:
+        probe = c.spec["livenessProbe"]
+        counter = ProbeCounter.of(probe)
+        while True:
+            await asyncio.sleep(float(probe.get("periodSeconds", 10)))
+            if counter.record(await check(probe, c.spec, self.ip, run)) is False:
+                self._fail(c, "liveness probe failed")
+                return
+
+    async def _rotate(self, c: ContainerState) -> None:
+        while True:
+            await asyncio.sleep(10)
+            if c.process is not None:
+                c.process.rotate_log()
+
+    def _fail(self, c: ContainerState, why: str) -> None:
+        if c.process is None or self._stopping.is_set():
+            return
+        with contextlib.suppress(OSError), self.log_path(c.spec["name"]).open("a") as log:
+            log.write(f"node: {why}; the container is ended\n")
+        c.process.kill_group()
+
+    def status(self) -> Object:
+        """The pod's status now."""
+        ready = bool(self._containers) and all(c.ready for c in self._containers)
+        conditions = [
+            self._condition("PodScheduled", True),
+            self._condition("Initialized", self._initialized),
+            self._condition("ContainersReady", ready),
+            self._condition("Ready", ready and not self._stopping.is_set()),
+        ]
+        return {
+            "phase": self._phase(),
+            "podIP": self.ip,
+            "podIPs": [{"ip": self.ip}],
+            "hostIP": self.ip,
+            "startTime": self._start_time,
+            "conditions": conditions,
+            "initContainerStatuses": [c.status() for c in self._init],
+            "containerStatuses": [c.status() for c in self._containers],
+        }
+
+    def _phase(self) -> str:
+        states = [c.state for c in self._containers]
+        policy = self.pod["spec"].get("restartPolicy", "Always")
+        if all("terminated" in s for s in states) and (
+            policy != "Always" or self._stopping.is_set()
+        ):
+            codes = [s["terminated"]["exitCode"] for s in states]
+            if policy == "Never" or all(code == 0 for code in codes) or self._stopping.is_set():
+                return "Succeeded" if all(code == 0 for code in codes) else "Failed"
+        failed_init = any(
+            "terminated" in c.state and c.state["terminated"]["exitCode"] != 0 for c in self._init
+        )
+        if failed_init and policy == "Never":
+            return "Failed"
+        begun = any("running" in s or "terminated" in s for s in states) or any(
+            c.restarts for c in self._containers
+        )
+        return "Running" if begun else "Pending"
+
+    def _condition(self, kind: str, value: bool) -> Object:
+        status = "True" if value else "False"
+        if self._since.get(kind, ("", ""))[0] != status:
+            self._since[kind] = (status, now())
+        return {"type": kind, "status": status, "lastTransitionTime": self._since[kind][1]}
+
+    def _publish(self) -> None:
+        status = self.status()
+        if status != self._last:
+            self._last = status
+            self._report(status)

@@ -1,0 +1,443 @@
+"""Plans a Model: per role a WorkerPool, Deployment, Service, ConfigMap, budget and network policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from tandem_operator.plan.objects import (
+    MODEL_LABEL,
+    PEER_SECRET,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    ROUTER_LABEL,
+    SEEDED_ANNOTATION,
+    Object,
+    Plan,
+    Problem,
+    Scale,
+    Settings,
+    child,
+    digest,
+    merge_patch,
+    owner_labels,
+    peer_secret,
+    pod_security_context,
+    probe,
+    security_context,
+)
+from tandem_operator.resources import API_VERSION, Model, RoleSpec
+from tandem_operator.resources.base import quantity, seconds
+from tandem_worker.config import WorkerConfig
+
+CONFIG_DIR = "/etc/tandem/config"
+PEER_DIR = "/etc/tandem/peer"
+WEIGHTS_DIR = "/var/lib/tandem/weights"
+SCRATCH_DIR = "/var/cache/tandem"
+
+
+def pool_name(model: str, role: str) -> str:
+    """Name of the objects of one role: WorkerPool, Deployment and Service."""
+    return f"{model}-{role}"
+
+
+def worker_config(model: Model, role: str, settings: Settings, revision: str = "") -> WorkerConfig:
+    """The configuration of one role's workers.
+
+    Raises pydantic.ValidationError when the engine settings contradict each other.
+    """
+    engine, transfer = model.spec.engine, model.spec.kv_transfer
+    data: Object = {
+        "served_model": model.served_name,
+        "role": role,
+        "dtype": engine.dtype,
+        "device": engine.device,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_batched_tokens": engine.max_batched_tokens,
+        "scheduler": engine.scheduler,
+        "prefix_cache": engine.prefix_cache,
+        "http_port": settings.worker_port,
+        "drain_timeout_s": seconds(model.spec.drain.timeout),
+    }
+    if engine.max_model_len is not None:
+        data["max_model_len"] = engine.max_model_len
+    if engine.kv_cache_memory is not None:
+        data["kv_cache_bytes"] = int(quantity(engine.kv_cache_memory))
+    if role != "unified":
+        data["kv_port"] = settings.kv_port
+        data["transfer"] = {
+            "transport": transfer.transport,
+            "checksum": transfer.checksum,
+            "max_inflight_bytes": int(quantity(transfer.max_inflight)),
+        }
+        if transfer.local_prefill_max_tokens is not None:
+            data["local_prefill_max_tokens"] = transfer.local_prefill_max_tokens
+    if revision:
+        data["revision"] = revision
+    return WorkerConfig.model_validate(data)
+
+
+def revision_of(model: Model, settings: Settings) -> str:
+    """The hash that pairs the pods of all roles: it changes when any of them has to restart."""
+    parts: list[Any] = []
+    for role, spec in model.spec.roles().items():
+        parts.append(
+            worker_config(model, role, settings).model_dump(mode="json", exclude_unset=True)
+        )
+        parts.append(_pod_template(model, role, spec, "", settings))
+    return digest(parts)
+
+
+def plan_model(
+    model: Model,
+    children: Iterable[Object],
+    pods: Iterable[Object],
+    settings: Settings,
+    peer_token: str,
+) -> Plan:
+    """What should exist for a Model.
+
+    children: its observed objects; WorkerPools among them say how many workers are wanted.
+    pods: its observed pods; configuration of revisions that still run is kept.
+    peer_token: used when the namespace's Secret does not exist yet.
+    """
+    plan = Plan()
+    try:
+        revision = revision_of(model, settings)
+    except ValidationError as error:
+        message = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        plan.problems.append(Problem("Accepted", "InvalidEngine", f"spec.engine: {message}"))
+        return plan
+    observed = {(o["kind"], o["metadata"]["name"]): o for o in children}
+    plan.create.append(peer_secret(model.metadata.namespace, peer_token))
+    plan.apply.append(_service_account(model))
+    for volume in _claims(model):
+        plan.apply.append(volume)
+    for role, spec in model.spec.roles().items():
+        name = pool_name(model.metadata.name, role)
+        labels = {ROLE_LABEL: role}
+        pool = observed.get(("WorkerPool", name))
+        replicas = _plan_pool(plan, model, role, spec, pool)
+        config_name = f"{name}-{revision}"
+        config = worker_config(model, role, settings, revision)
+        plan.apply.append(
+            child(
+                model,
+                "v1",
+                "ConfigMap",
+                config_name,
+                {
+                    "immutable": True,
+                    "data": {
+                        "config.json": config.model_dump_json(exclude_unset=True, indent=1) + "\n"
+                    },
+                },
+                {**labels, REVISION_LABEL: revision},
+            )
+        )
+        plan.apply.append(_service(model, role, name, settings))
+        plan.apply.append(_deployment(model, role, spec, name, revision, replicas, settings))
+        plan.apply.append(_disruption_budget(model, role, name))
+    if settings.network_policies:
+        plan.apply.append(_network_policy(model, settings))
+    for pod in pods:
+        old = pod["metadata"].get("labels", {})
+        if (role := old.get(ROLE_LABEL)) and (rev := old.get(REVISION_LABEL)):
+            plan.keep.add(("ConfigMap", f"{pool_name(model.metadata.name, role)}-{rev}"))
+    return plan
+
+
+def _plan_pool(plan: Plan, model: Model, role: str, spec: RoleSpec, pool: Object | None) -> int:
+    """Plan one WorkerPool; the number of workers wanted.
+
+    replicas stays out of the applied body, whoever owns /scale keeps it. The Model's own count is
+    written once at the start and again only when the Model changes it.
+    """
+    name = pool_name(model.metadata.name, role)
+    body: Object = {
+        "modelRef": {"name": model.metadata.name},
+        "role": role,
+        "minReplicas": spec.min_replicas or 0,
+        "maxReplicas": spec.max_replicas or 1000,
+    }
+    annotations = {SEEDED_ANNOTATION: str(spec.replicas)}
+    applied = child(
+        model, API_VERSION, "WorkerPool", name, {"spec": body}, {ROLE_LABEL: role}, annotations
+    )
+    if pool is None:
+        seeded = child(
+            model,
+            API_VERSION,
+            "WorkerPool",
+            name,
+            {"spec": {**body, "replicas": spec.replicas}},
+            {ROLE_LABEL: role},
+            annotations,
+        )
+        plan.create.append(seeded)
+        plan.apply.append(applied)
+        return spec.replicas
+    plan.apply.append(applied)
+    seeded_count = pool["metadata"].get("annotations", {}).get(SEEDED_ANNOTATION)
+    if seeded_count is not None and seeded_count != str(spec.replicas):
+        plan.scale.append(Scale(name, spec.replicas))
+        return spec.replicas
+    return int(pool["spec"].get("replicas", spec.replicas))
+
+
+def _service_account(model: Model) -> Object:
+    return child(
+        model,
+        "v1",
+        "ServiceAccount",
+        f"{model.metadata.name}-worker",
+        {"automountServiceAccountToken": False},
+    )
+
+
+def _service(model: Model, role: str, name: str, settings: Settings) -> Object:
+    ports = [
+        {"name": "http", "port": settings.worker_port, "targetPort": "http", "protocol": "TCP"}
+    ]
+    if role != "unified":
+        ports.append(
+            {"name": "kv", "port": settings.kv_port, "targetPort": "kv", "protocol": "TCP"}
+        )
+    return child(
+        model,
+        "v1",
+        "Service",
+        name,
+        {
+            "spec": {
+                "clusterIP": "None",
+                "selector": {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role},
+                "ports": ports,
+            }
+        },
+        {ROLE_LABEL: role},
+    )
+
+
+def _disruption_budget(model: Model, role: str, name: str) -> Object:
+    return child(
+        model,
+        "policy/v1",
+        "PodDisruptionBudget",
+        name,
+        {
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role}},
+            }
+        },
+        {ROLE_LABEL: role},
+    )
+
+
+def _network_policy(model: Model, settings: Settings) -> Object:
+    """Workers listen to routers and to workers of the same Model only."""
+    peers = [
+        {"podSelector": {"matchExpressions": [{"key": ROUTER_LABEL, "operator": "Exists"}]}},
+        {"podSelector": {"matchLabels": {MODEL_LABEL: model.metadata.name}}},
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "tandem-operator"}},
+        },
+    ]
+    return child(
+        model,
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        f"{model.metadata.name}-worker",
+        {
+            "spec": {
+                "podSelector": {"matchLabels": {MODEL_LABEL: model.metadata.name}},
+                "policyTypes": ["Ingress"],
+                "ingress": [
+                    {
+                        "from": peers,
+                        "ports": [
+                            {"port": settings.worker_port, "protocol": "TCP"},
+                            {"port": settings.kv_port, "protocol": "TCP"},
+                        ],
+                    }
+                ],
+            }
+        },
+    )
+
+
+def _claims(model: Model) -> list[Object]:
+    cache = model.spec.weights.cache
+    if cache is None:
+        return []
+    spec: Object = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": cache.size}},
+    }
+    if cache.storage_class_name:
+        spec["storageClassName"] = cache.storage_class_name
+    name = f"{model.metadata.name}-weights"
+    return [child(model, "v1", "PersistentVolumeClaim", name, {"spec": spec})]
+
+
+def _deployment(
+    model: Model,
+    role: str,
+    spec: RoleSpec,
+    name: str,
+    revision: str,
+    replicas: int,
+    settings: Settings,
+) -> Object:
+    rollout = model.spec.rollout
+    return child(
+        model,
+        "apps/v1",
+        "Deployment",
+        name,
+        {
+            "spec": {
+                "replicas": replicas,
+                "revisionHistoryLimit": 2,
+                "progressDeadlineSeconds": math.ceil(seconds(rollout.startup_timeout)) + 60,
+                "selector": {"matchLabels": {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role}},
+                "strategy": {
+                    "type": "RollingUpdate",
+                    "rollingUpdate": {
+                        "maxSurge": rollout.max_surge,
+                        "maxUnavailable": rollout.max_unavailable,
+                    },
+                },
+                "template": _pod_template(model, role, spec, revision, settings),
+            }
+        },
+        {ROLE_LABEL: role, REVISION_LABEL: revision},
+    )
+
+
+def _pod_template(
+    model: Model, role: str, spec: RoleSpec, revision: str, settings: Settings
+) -> Object:
+    source, weights_volume, init = _weights(model, settings)
+    grace = seconds(model.spec.drain.timeout)
+    ports = [{"name": "http", "containerPort": settings.worker_port, "protocol": "TCP"}]
+    if role != "unified":
+        ports.append({"name": "kv", "containerPort": settings.kv_port, "protocol": "TCP"})
+    startup_s = seconds(model.spec.rollout.startup_timeout)
+    container: Object = {
+        "name": "worker",
+        "image": model.spec.image or settings.worker_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": [
+            "--config",
+            f"{CONFIG_DIR}/config.json",
+            "--weights",
+            source,
+            "--peer-token-file",
+            f"{PEER_DIR}/token",
+        ],
+        "env": [
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "TANDEM_REVISION", "value": revision},
+            {"name": "TRITON_CACHE_DIR", "value": f"{SCRATCH_DIR}/triton"},
+        ],
+        "ports": ports,
+        "resources": _resources(spec),
+        "startupProbe": probe("/health", "http", 2, max(1, math.ceil(startup_s / 2))),
+        "readinessProbe": probe("/ready", "http", 2, 2),
+        # Generous: a saturated worker answers late, and a restart would only add load.
+        "livenessProbe": probe("/health", "http", 10, 6, timeout_s=5),
+        "lifecycle": {"preStop": {"sleep": {"seconds": settings.pre_stop_s}}},
+        "securityContext": security_context(),
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
+            {"name": "peer", "mountPath": PEER_DIR, "readOnly": True},
+            {"name": "weights", "mountPath": WEIGHTS_DIR, "readOnly": True},
+            {"name": "scratch", "mountPath": SCRATCH_DIR},
+        ],
+    }
+    config_name = f"{pool_name(model.metadata.name, role)}-{revision}"
+    pod: Object = {
+        "serviceAccountName": f"{model.metadata.name}-worker",
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security_context(),
+        "terminationGracePeriodSeconds": math.ceil(grace) + settings.pre_stop_s + 5,
+        "containers": [container],
+        "volumes": [
+            {"name": "config", "configMap": {"name": config_name}},
+            {"name": "peer", "secret": {"secretName": PEER_SECRET}},
+            weights_volume,
+            {"name": "scratch", "emptyDir": {}},
+        ],
+    }
+    if init:
+        pod["initContainers"] = init
+    if spec.node_selector:
+        pod["nodeSelector"] = dict(spec.node_selector)
+    if spec.tolerations:
+        pod["tolerations"] = [t.to_wire() for t in spec.tolerations]
+    if spec.priority_class_name:
+        pod["priorityClassName"] = spec.priority_class_name
+    template: Object = {
+        "metadata": {
+            "labels": {
+                **owner_labels(model),
+                "app.kubernetes.io/name": "tandem-worker",
+                ROLE_LABEL: role,
+                REVISION_LABEL: revision,
+            }
+        },
+        "spec": pod,
+    }
+    if spec.pod_patch:
+        template = merge_patch(template, spec.pod_patch)
+    return template
+
+
+def _resources(spec: RoleSpec) -> Object:
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if spec.resources.cpu:
+        requests["cpu"] = spec.resources.cpu
+    if spec.resources.memory:
+        requests["memory"] = limits["memory"] = spec.resources.memory
+    if spec.gpus:
+        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(spec.gpus)
+    return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
+
+
+def _weights(model: Model, settings: Settings) -> tuple[str, Object, list[Object]]:
+    """The --weights argument, the volume and the containers that fetch first."""
+    weights = model.spec.weights
+    scheme, _, rest = weights.source.partition("://")
+    if scheme == "file":
+        volume: Object = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
+        return WEIGHTS_DIR, volume, []
+    if scheme == "pvc":
+        claim, _, sub = rest.partition("/")
+        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
+        return f"{WEIGHTS_DIR}/{sub}".rstrip("/"), volume, []
+    if weights.cache is None:
+        volume = {"name": "weights", "emptyDir": {}}
+    else:
+        claim = f"{model.metadata.name}-weights"
+        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
+    folder = f"{WEIGHTS_DIR}/{digest(weights.source)}"
+    fetch: Object = {
+        "name": "fetch-weights",
+        "image": model.spec.image or settings.worker_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "tandem_operator.weights"],
+        "args": [weights.source, folder],
+        "securityContext": security_context(),
+        "volumeMounts": [{"name": "weights", "mountPath": WEIGHTS_DIR}],
+    }
+    if weights.secret_ref:
+        fetch["envFrom"] = [{"secretRef": {"name": weights.secret_ref.name}}]
+    return folder, volume, [fetch]

@@ -1,0 +1,201 @@
+"""What a plan is made of, and the parts that all planned objects share."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tandem_operator.resources import API_VERSION, Model, Router
+
+Object = dict[str, Any]
+
+MODEL_LABEL = "tandem.dev/model"
+ROUTER_LABEL = "tandem.dev/router"
+ROLE_LABEL = "tandem.dev/role"
+REVISION_LABEL = "tandem.dev/revision"
+MANAGED = {"app.kubernetes.io/managed-by": "tandem"}
+SEEDED_ANNOTATION = "tandem.dev/seeded-replicas"
+PEER_SECRET = "tandem-peer-token"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator's surroundings decide, the same for all resources.
+
+    endpoints: how routers find workers: "endpointslice" watches the API; "file" reads a ConfigMap
+    that local mode keeps up to date.
+    pre_stop_s: pause between a pod leaving its Service and SIGTERM, so that routers have noticed.
+    """
+
+    worker_image: str = "tandem/worker:0.1.0"
+    router_image: str = "tandem/router:0.1.0"
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    endpoints: Literal["endpointslice", "file"] = "endpointslice"
+    pre_stop_s: int = 5
+    router_port: int = 8000
+    worker_port: int = 8100
+    kv_port: int = 8200
+    network_policies: bool = True
+    cluster_domain: str = "cluster.local"
+    # Digests of local training data by URI: changed data trains again.
+    data_digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a resource cannot be planned; becomes a False condition."""
+
+    condition: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A WorkerPool whose count is set once, because the Model's own count changed."""
+
+    pool: str
+    replicas: int
+
+
+@dataclass
+class Plan:
+    """What should exist for one resource.
+
+    create: made when absent and left alone afterwards. apply: made equal to this by server-side
+    apply. scale: written through the pool's spec once. keep: names of children of older revisions
+    that still serve.
+    """
+
+    create: list[Object] = field(default_factory=list)
+    apply: list[Object] = field(default_factory=list)
+    scale: list[Scale] = field(default_factory=list)
+    keep: set[tuple[str, str]] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def digest(value: Any) -> str:
+    """Ten hex digits that change when the value does."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def owner_reference(owner: Model | Router) -> Object:
+    """A controller reference to the resource."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": type(owner).__name__,
+        "name": owner.metadata.name,
+        "uid": owner.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def owner_labels(owner: Model | Router) -> dict[str, str]:
+    """Labels by which the children of a resource are listed."""
+    label = MODEL_LABEL if isinstance(owner, Model) else ROUTER_LABEL
+    return {**MANAGED, label: owner.metadata.name}
+
+
+def child(
+    owner: Model | Router,
+    api_version: str,
+    kind: str,
+    name: str,
+    body: Mapping[str, Any],
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Object:
+    """A manifest owned by the resource."""
+    metadata: Object = {
+        "name": name,
+        "namespace": owner.metadata.namespace,
+        "labels": {**owner_labels(owner), **(labels or {})},
+        "ownerReferences": [owner_reference(owner)],
+    }
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
+
+
+def peer_secret(namespace: str, token: str) -> Object:
+    """The Secret that lets routers and workers of a namespace know each other; made once."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": PEER_SECRET, "namespace": namespace, "labels": dict(MANAGED)},
+        "type": "Opaque",
+        "stringData": {"token": token},
+    }
+
+
+def security_context() -> Object:
+    """A container's security context under the restricted pod security standard."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def pod_security_context() -> Object:
+    """A pod's security context under the restricted pod security standard."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "fsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def probe(path: str, port: str, period_s: int, failures: int, timeout_s: int = 2) -> Object:
+    """An httpGet probe."""
+    return {
+        "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout_s,
+        "successThreshold": 1,
+    }
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Merge patch into target and return the result.
+
+    Mappings merge, null removes, lists of named items (containers, volumes, env) merge by name,
+    other lists are replaced: the useful part of Kubernetes' strategic merge.
+    """
+    if isinstance(target, dict) and isinstance(patch, Mapping):
+        result = dict(target)
+        for key, value in patch.items():
+            if value is None:
+                result.pop(key, None)
+            elif key in result:
+                result[key] = merge_patch(result[key], value)
+            else:
+                result[key] = copy.deepcopy(value)
+        return result
+    if _named(target) and _named(patch):
+        result_list = [copy.deepcopy(i) for i in target]
+        at = {item["name"]: i for i, item in enumerate(result_list)}
+        for item in patch:
+            if item["name"] in at:
+                result_list[at[item["name"]]] = merge_patch(result_list[at[item["name"]]], item)
+            else:
+                result_list.append(copy.deepcopy(item))
+        return result_list
+    return copy.deepcopy(patch)
+
+
+def _named(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(i, Mapping) and "name" in i for i in value)
+    )

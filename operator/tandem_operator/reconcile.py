@@ -1,0 +1,316 @@
+"""Reconcile one resource: observe, plan, apply, status; the same code for local mode and Kubernetes.
+
+Level-triggered: everything is read again from the API each time, nothing is remembered between
+passes, and a pass that finds the wanted state writes nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from tandem_operator.api import ApiError, ClusterApi
+from tandem_operator.manifests import explain, show_path
+from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
+from tandem_operator.plan.objects import (
+    MANAGED,
+    MODEL_LABEL,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    ROUTER_LABEL,
+    Object,
+    Problem,
+    digest,
+)
+from tandem_operator.plan.status import (
+    LinkTest,
+    condition,
+    model_status,
+    pool_status,
+    router_status,
+    service_endpoint,
+)
+from tandem_operator.resources import KINDS, Model, ModelSpec, Router
+from tandem_operator.resources.rules import violations
+
+APPLIED_ANNOTATION = "tandem.dev/applied"
+
+# Kinds of children that are removed when the plan no longer holds them.
+PRUNED_KINDS = (
+    "Deployment",
+    "WorkerPool",
+    "Service",
+    "ConfigMap",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+)
+
+LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
+Endpoint = Callable[[Router], str]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.lower()}/{self.name}"
+
+
+@dataclass
+class Result:
+    """What a pass did: number of writes, and whether something is still under way."""
+
+    writes: int = 0
+    settled: bool = True
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+async def _untested(_: list[Object]) -> LinkTest:
+    return LinkTest(None)
+
+
+@dataclass
+class Reconciler:
+    """Brings one resource at a time to its wanted state.
+
+    now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
+    endpoint: the URL under which a Router answers.
+    """
+
+    api: ClusterApi
+    settings: Settings
+    now: Callable[[], str]
+    link_tester: LinkTester = _untested
+    endpoint: Endpoint | None = None
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over one resource. Raises ApiError when the cluster fails a call."""
+        obj = await self.api.get(key.kind, key.namespace, key.name)
+        result = Result()
+        if obj is None or obj["metadata"].get("deletionTimestamp"):
+            return result
+        resource, problem = parse(obj)
+        if resource is None:
+            await self._refuse(obj, problem, result)
+        elif isinstance(resource, Model):
+            await self._model(resource, obj, result)
+        elif isinstance(resource, Router):
+            await self._router(resource, obj, result)
+        else:
+            await self._accept(obj, result)
+        return result
+
+    async def _model(self, model: Model, obj: Object, result: Result) -> None:
+        namespace = model.metadata.namespace
+        labels = {**MANAGED, MODEL_LABEL: model.metadata.name}
+        children = await self._children(namespace, labels)
+        pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
+        plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
+        await self._apply(plan, children, result)
+        pools = {
+            o["metadata"]["name"]: o for o in await self.api.select("WorkerPool", namespace, labels)
+        }
+        for name, pool in pools.items():
+            role = pool["spec"]["role"]
+            own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+            selector = f"{MODEL_LABEL}={model.metadata.name},{ROLE_LABEL}={role}"
+            status = pool_status(pool, own, selector, self.now())
+            await self._write_status(pools[name], status, result)
+        link = await self.link_tester(pods)
+        revision = "" if plan.problems else revision_of(model, self.settings)
+        old = obj.get("status") or {}
+        status = model_status(model, old, plan, revision, pools, pods, link, self.now())
+        await self._write_status(obj, status, result)
+
+    async def _router(self, router: Router, obj: Object, result: Result) -> None:
+        namespace = router.metadata.namespace
+        labels = {**MANAGED, ROUTER_LABEL: router.metadata.name}
+        models: dict[str, Model] = {}
+        objects: dict[str, Object] = {}
+        for other in await self.api.select("Model", namespace):
+            parsed, _ = parse(other)
+            if isinstance(parsed, Model):
+                models[parsed.metadata.name] = parsed
+                objects[parsed.metadata.name] = other
+        routers = [
+            r
+            for o in await self.api.select("Router", namespace)
+            for r, _ in [parse(o)]
+            if isinstance(r, Router)
+        ]
+        children = await self._children(namespace, labels)
+        pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
+        plan = plan_router(router, models, routers, self.settings, secrets.token_urlsafe(32))
+        for pod in pods:
+            if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
+                plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
+        await self._apply(plan, children, result)
+        endpoint = (
+            self.endpoint(router)
+            if self.endpoint is not None
+            else service_endpoint(router, self.settings.cluster_domain)
+        )
+        old = obj.get("status") or {}
+        status = router_status(router, old, plan, models, objects, pods, endpoint, self.now())
+        await self._write_status(obj, status, result)
+
+    async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        found: list[Object] = []
+        for kind in PRUNED_KINDS:
+            found += [{**o, "kind": kind} for o in await self.api.select(kind, namespace, labels)]
+        return found
+
+    async def _apply(self, plan: Plan, children: Iterable[Object], result: Result) -> None:
+        """Make the cluster hold what the plan says; writes only what differs."""
+        if not plan.apply:
+            return
+        live = {(o["kind"], o["metadata"]["name"]): o for o in children}
+        for obj in plan.create:
+            key = (obj["kind"], obj["metadata"]["name"])
+            if key not in live and await self._missing(obj):
+                created = await self.api.create(obj)
+                result.writes += created is not None
+        for scale in plan.scale:
+            pool = live[("WorkerPool", scale.pool)]
+            namespace = pool["metadata"]["namespace"]
+            await self.api.patch_spec(
+                "WorkerPool", namespace, scale.pool, {"replicas": scale.replicas}
+            )
+            result.writes += 1
+        for obj in plan.apply:
+            key = (obj["kind"], obj["metadata"]["name"])
+            stamped = stamp(obj)
+            if needs_apply(live.get(key), stamped):
+                await self.api.apply(stamped)
+                result.writes += 1
+        wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
+        for kind, name in live.keys() - wanted:
+            child = live[(kind, name)]
+            if child["metadata"].get("deletionTimestamp"):
+                continue
+            await self.api.delete(kind, child["metadata"]["namespace"], name)
+            result.writes += 1
+
+    async def _missing(self, obj: Object) -> bool:
+        metadata = obj["metadata"]
+        return await self.api.get(obj["kind"], metadata["namespace"], metadata["name"]) is None
+
+    async def _refuse(self, obj: Object, problem: Problem | None, result: Result) -> None:
+        """Say on the object itself why it is not run; what runs already keeps running."""
+        if problem is None:
+            return
+        generation = int(obj["metadata"].get("generation", 1))
+        old = (obj.get("status") or {}).get("conditions") or []
+        conditions = [
+            condition(
+                old,
+                kind,
+                "False",
+                problem.reason,
+                problem.message,
+                generation=generation,
+                now=self.now(),
+            )
+            for kind in ("Accepted", "Ready")
+        ]
+        status = {
+            **(obj.get("status") or {}),
+            "observedGeneration": generation,
+            "conditions": conditions,
+        }
+        await self._write_status(obj, status, result)
+
+    async def _accept(self, obj: Object, result: Result) -> None:
+        generation = int(obj["metadata"].get("generation", 1))
+        old = (obj.get("status") or {}).get("conditions") or []
+        status = {
+            "observedGeneration": generation,
+            "conditions": [
+                condition(
+                    old,
+                    "Accepted",
+                    "True",
+                    "Valid",
+                    "the specification can be used",
+                    generation=generation,
+                    now=self.now(),
+                )
+            ],
+        }
+        await self._write_status(obj, status, result)
+
+    async def _write_status(self, obj: Object, status: Object, result: Result) -> None:
+        if obj.get("status") == status:
+            return
+        result.writes += 1
+        await self.api.apply_status({**obj, "status": status})
+
+
+def parse(obj: Object) -> tuple[Any, Problem | None]:
+    """The typed resource, or None and what is wrong with it.
+
+    An apiserver with the CRDs refuses most of this earlier; fields that slip through are said here.
+    """
+    kind = KINDS[obj["kind"]]
+    try:
+        resource = kind.model_validate({"metadata": obj["metadata"], "spec": obj.get("spec") or {}})
+    except ValidationError as error:
+        texts = []
+        for item in error.errors(include_url=False):
+            loc = item["loc"]
+            spec_type = kind.model_fields["spec"].annotation or ModelSpec
+            path, message = explain(spec_type, {**item, "loc": loc[1:]})
+            texts.append(f"{show_path(('spec', *path))}: {message}")
+        return None, Problem("Accepted", "Invalid", "; ".join(texts))
+    wire = {"spec": resource.spec.to_wire()}
+    if broken := violations(obj["kind"], wire):
+        text = "; ".join(f"{show_path(v.path)}: {v.message}" for v in broken)
+        return None, Problem("Accepted", "Invalid", text)
+    return resource, None
+
+
+def stamp(obj: Object) -> Object:
+    """The object with an annotation that tells later what was applied."""
+    metadata = obj["metadata"]
+    annotations = {**metadata.get("annotations", {}), APPLIED_ANNOTATION: digest(obj)}
+    return {**obj, "metadata": {**metadata, "annotations": annotations}}
+
+
+def needs_apply(live: Object | None, wanted: Object) -> bool:
+    """Whether applying would change anything: absent, planned otherwise, or drifted."""
+    if live is None:
+        return True
+    applied = (live["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION)
+    if applied != wanted["metadata"]["annotations"][APPLIED_ANNOTATION]:
+        return True
+    return not contains(live, wanted)
+
+
+def contains(live: Any, wanted: Any) -> bool:
+    """Whether live holds everything in wanted; an apiserver adds defaults, never takes away."""
+    if isinstance(wanted, Mapping):
+        return isinstance(live, Mapping) and all(
+            contains(live.get(k), v) for k, v in wanted.items() if v not in ({}, [])
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(live, list)
+            and len(live) == len(wanted)
+            and all(contains(a, b) for a, b in zip(live, wanted, strict=True))
+        )
+    return bool(live == wanted)
+
+
+__all__ = ["ApiError", "Key", "Reconciler", "Result", "contains", "needs_apply", "parse", "stamp"]

@@ -1,0 +1,105 @@
+"""AutoscalingPolicy: how fast and on which signals a managed Router resizes its pools."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from tandem_operator.resources.base import Condition, Decimal, Duration, Metadata, Resource
+from tandem_operator.resources.router import ShortText
+
+
+class Signal(Resource):
+    """One measured value and where to hold it."""
+
+    name: Literal["PendingPrefillTokens", "KVUtilization", "RunningRequests", "Forecast"] = Field(
+        description="Tokens waiting for prefill per worker, share of KV blocks in use, running "
+        "requests per worker, or the forecast load against the performance profile."
+    )
+    target: Decimal = Field(description="Value to hold, in the signal's own unit.")
+
+
+class Steps(Resource):
+    """How fast the count may change in one direction."""
+
+    window: Duration = Field(
+        default="30s", description="The wish must have held this long; the mildest one counts."
+    )
+    max_step: int = Field(
+        default=4, ge=1, le=1000, description="Most workers added or removed at once, a count."
+    )
+    period: Duration = Field(default="15s", description="Least time between two steps.")
+
+
+class RolePolicy(Resource):
+    """Signals and speeds of one role."""
+
+    signals: list[Signal] = Field(
+        default_factory=list,
+        max_length=4,
+        description="The signal that asks for most workers wins; Forecast alone when empty.",
+    )
+    up: Steps = Field(default_factory=Steps, description="Limits when adding workers.")
+    down: Steps = Field(
+        default_factory=lambda: Steps(window="5m", max_step=1, period="60s"),
+        description="Limits when removing workers.",
+    )
+
+
+class Schedule(Resource):
+    """A floor that holds at certain times."""
+
+    name: ShortText = Field(description="Name in events and decisions.")
+    cron: Annotated[str, StringConstraints(min_length=9, max_length=100)] = Field(
+        description="When it begins: minute hour day month weekday."
+    )
+    time_zone: ShortText = Field(default="UTC", description="IANA time zone of cron.")
+    duration: Duration = Field(description="How long it holds.")
+    min_replicas: int = Field(
+        ge=0, le=1000, description="Fewest workers of every role meanwhile, a count."
+    )
+
+
+class Idle(Resource):
+    """When pools may sleep."""
+
+    scale_to_zero: bool = Field(
+        default=False, description="Stop all workers of a tier that nobody asks."
+    )
+    after: Duration = Field(default="10m", description="Time without any request before that.")
+
+
+class AutoscalingPolicySpec(Resource):
+    """What an AutoscalingPolicy should be."""
+
+    prefill: RolePolicy = Field(default_factory=RolePolicy, description="Prefill workers.")
+    decode: RolePolicy = Field(default_factory=RolePolicy, description="Decode workers.")
+    unified: RolePolicy = Field(default_factory=RolePolicy, description="Unified workers.")
+    schedules: list[Schedule] = Field(
+        default_factory=list, max_length=16, description="Floors at certain times."
+    )
+    idle: Idle = Field(default_factory=Idle, description="When pools may sleep.")
+    missing_metrics: Literal["Hold", "ScaleUp"] = Field(
+        default="Hold", description="What to do when a worker does not report."
+    )
+
+
+class AutoscalingPolicyStatus(Resource):
+    """What an AutoscalingPolicy is, as last observed."""
+
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation this status was computed from."
+    )
+    conditions: list[Condition] = Field(default_factory=list, max_length=8, description="Accepted.")
+    routers: list[ShortText] = Field(
+        default_factory=list, max_length=64, description="Routers that use it."
+    )
+
+
+class AutoscalingPolicy(Resource):
+    """How fast and on which signals a managed Router resizes its pools."""
+
+    metadata: Metadata
+    spec: AutoscalingPolicySpec = Field(default_factory=AutoscalingPolicySpec)
+    status: AutoscalingPolicyStatus = Field(default_factory=AutoscalingPolicyStatus)

@@ -1,0 +1,126 @@
+"""What all custom resources share: strings with units, references, conditions, object metadata.
+
+Numbers that must not lose digits (dollars, shares, quality) are decimal strings and times are
+strings with a unit, as the Kubernetes API conventions ask; the helpers here turn them into floats.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+GROUP = "tandem.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)){1,4}$"
+DECIMAL_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+FRACTION_PATTERN = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"
+QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN, max_length=32)]
+Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=17)]
+Fraction = Annotated[str, StringConstraints(pattern=FRACTION_PATTERN, max_length=8)]
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+Text = Annotated[str, StringConstraints(max_length=1024)]
+LabelValue = Annotated[str, StringConstraints(max_length=253)]
+
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SCALE = {
+    "": 1.0,
+    "m": 1e-3,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+}
+_QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+
+
+def seconds(duration: str) -> float:
+    """The length of a duration such as "500ms" or "1m30s" in seconds."""
+    return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(duration))
+
+
+def quantity(text: str) -> float:
+    """The value of a Kubernetes quantity such as "512Mi" or "250m".
+
+    Raises ValueError for text that is not one.
+    """
+    match = _QUANTITY.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity; write a number such as 2, 500m or 4Gi")
+    return float(match[1]) * _SCALE[match[2] or ""]
+
+
+class Resource(BaseModel):
+    """Base of all parts of a custom resource: frozen, camelCase in YAML, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, strict=True
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """The part as the YAML would hold it, defaults included, absent fields left out."""
+        return self.model_dump(by_alias=True, exclude_none=True, mode="json")
+
+
+class ObjectRef(Resource):
+    """Names an object of a known kind in the same namespace."""
+
+    name: Name = Field(description="Name of the object, in the same namespace.")
+
+
+class SecretKeyRef(Resource):
+    """Names one key of a Secret in the same namespace."""
+
+    name: Name = Field(description="Name of the Secret, in the same namespace.")
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(
+        default="token", description="Key inside the Secret whose value is used."
+    )
+
+
+class Condition(Resource):
+    """One observed fact about the object, as Kubernetes' metav1.Condition."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="Name of the fact, such as Ready."
+    )
+    status: Annotated[str, StringConstraints(pattern="^(True|False|Unknown)$", max_length=7)] = (
+        Field(description="True, False or Unknown.")
+    )
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="One word for machines: why the status is what it is."
+    )
+    message: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        default="", description="One sentence for people: what holds and what to do next."
+    )
+    last_transition_time: Annotated[str, StringConstraints(max_length=32)] | None = Field(
+        default=None, description="When status last changed, RFC 3339, UTC."
+    )
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation this condition was computed from."
+    )
+
+
+class Metadata(BaseModel):
+    """The part of object metadata that this package reads; the rest passes through."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1

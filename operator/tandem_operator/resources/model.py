@@ -1,0 +1,301 @@
+"""Model: one language model, where its weights are and which worker pools serve it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from tandem_operator.resources.base import (
+    Condition,
+    Decimal,
+    Duration,
+    LabelValue,
+    Metadata,
+    Name,
+    ObjectRef,
+    Quantity,
+    Resource,
+    Text,
+)
+
+Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Role = Literal["unified", "prefill", "decode"]
+
+
+class WeightsCache(Resource):
+    """A PersistentVolumeClaim that keeps downloaded weights between pods."""
+
+    size: Quantity = Field(description="Size of the claim, a quantity in bytes such as 80Gi.")
+    storage_class_name: Name | None = Field(
+        default=None, description="StorageClass of the claim; the cluster's default when absent."
+    )
+
+
+class Weights(Resource):
+    """Where the model's files come from."""
+
+    source: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^(file|pvc|hf|s3)://[^\s]{1,1000}$", min_length=8, max_length=1024
+        ),
+    ] = Field(
+        description="URI of a Hugging Face model directory: file:///dir (on the node; in local "
+        "mode also file://./dir, relative to the YAML file), pvc://claim/dir, hf://org/name@rev, "
+        "s3://bucket/prefix."
+    )
+    secret_ref: ObjectRef | None = Field(
+        default=None,
+        description="Secret whose keys become environment variables of the download, such as "
+        "HF_TOKEN or AWS_ACCESS_KEY_ID.",
+    )
+    cache: WeightsCache | None = Field(
+        default=None,
+        description="Keep downloads (hf, s3) in a claim shared by the pods; without it each pod "
+        "downloads into its own empty directory.",
+    )
+
+
+class Engine(Resource):
+    """Settings of the inference engine, the same for all roles."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format of weights and KV cache; auto takes the checkpoint's own on "
+        "a GPU and float32 on a CPU.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to compute; auto takes CUDA when the pod has a GPU."
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=16,
+        le=10_000_000,
+        description="Longest prompt plus output, in tokens; the checkpoint's own when absent.",
+    )
+    max_num_seqs: int = Field(
+        default=64, ge=1, le=4096, description="Most sequences in one engine step, a count."
+    )
+    max_batched_tokens: int = Field(
+        default=2048,
+        ge=64,
+        le=1_048_576,
+        description="Most tokens computed in one engine step; bounds the time of a step and so "
+        "the time between tokens of running requests.",
+    )
+    kv_cache_memory: Quantity | None = Field(
+        default=None,
+        description="Memory for KV blocks, a quantity in bytes; measured from free memory when "
+        "absent.",
+    )
+    prefix_cache: bool = Field(
+        default=True, description="Reuse the KV blocks of prompts that begin the same way."
+    )
+    scheduler: Literal["fcfs", "mlfq", "sjf", "edf"] = Field(
+        default="fcfs",
+        description="Order of waiting requests: arrival, skip-join multi-level feedback, "
+        "shortest predicted first, or earliest deadline first.",
+    )
+
+
+class Resources(Resource):
+    """CPU and memory that one replica asks for."""
+
+    cpu: Quantity | None = Field(default=None, description="CPU cores requested, such as 4.")
+    memory: Quantity | None = Field(
+        default=None, description="Memory requested and limited to, in bytes, such as 16Gi."
+    )
+
+
+class Toleration(Resource):
+    """Lets pods run on nodes with a matching taint."""
+
+    key: LabelValue | None = Field(default=None, description="Key of the taint; all when absent.")
+    operator: Literal["Exists", "Equal"] = Field(
+        default="Exists", description="How value is compared."
+    )
+    value: LabelValue | None = Field(default=None, description="Value of the taint, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Effect of the taint; all when absent."
+    )
+
+
+class RoleSpec(Resource):
+    """One pool of identical workers."""
+
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Workers to start with, a count; scaling changes the WorkerPool afterwards "
+        "and a changed value here resets it.",
+    )
+    min_replicas: int | None = Field(
+        default=None, ge=0, le=1000, description="Fewest workers that scaling may leave, a count."
+    )
+    max_replicas: int | None = Field(
+        default=None, ge=1, le=1000, description="Most workers that scaling may start, a count."
+    )
+    gpus: int = Field(
+        default=0, ge=0, le=64, description="GPUs (nvidia.com/gpu) of one worker, a count."
+    )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs that share one copy of the weights, a count; gpus must be a multiple.",
+    )
+    usd_per_hour: Decimal | None = Field(
+        default=None,
+        description='Price of one worker for one hour in US dollars, a decimal string like "1.2".',
+    )
+    resources: Resources = Field(
+        default_factory=Resources, description="CPU and memory of one worker."
+    )
+    node_selector: dict[LabelValue, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Labels that a node must have."
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=32, description="Taints that the pods tolerate."
+    )
+    priority_class_name: Name | None = Field(default=None, description="PriorityClass of the pods.")
+    pod_patch: dict[str, Any] | None = Field(
+        default=None,
+        description="Anything else: merged into the pod template last (strategic for containers, "
+        "by name).",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
+
+class KVTransfer(Resource):
+    """How KV blocks travel from prefill to decode workers."""
+
+    transport: Literal["tcp", "inproc"] = Field(
+        default="tcp", description="Wire protocol; inproc needs both roles in one process."
+    )
+    checksum: bool = Field(
+        default=False, description="Check every block after the transfer; costs about a tenth."
+    )
+    max_inflight: Quantity = Field(
+        default="64Mi", description="Most bytes under way to one decode worker, a quantity."
+    )
+    local_prefill_max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Prompts with at most this many uncached tokens are prefilled by the decode "
+        "worker itself; measured when absent.",
+    )
+
+
+class Rollout(Resource):
+    """How a changed Model reaches its pods."""
+
+    max_surge: int = Field(
+        default=1, ge=0, le=1000, description="Extra workers per role during a rollout, a count."
+    )
+    max_unavailable: int = Field(
+        default=0, ge=0, le=1000, description="Workers per role that may be missing, a count."
+    )
+    startup_timeout: Duration = Field(
+        default="10m", description="Time a worker may take to load its weights."
+    )
+
+
+class Drain(Resource):
+    """How a worker leaves."""
+
+    timeout: Duration = Field(
+        default="60s",
+        description="Time a worker gets to finish running requests before it is killed.",
+    )
+
+
+class ModelSpec(Resource):
+    """What a Model should be."""
+
+    weights: Weights = Field(description="Where the model's files come from.")
+    served_name: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = Field(
+        default=None, description="Name in API replies and /v1/models; metadata.name when absent."
+    )
+    engine: Engine = Field(default_factory=Engine, description="Settings of the engine.")
+    unified: RoleSpec | None = Field(
+        default=None,
+        description="Workers that prefill and decode; excludes prefill and decode.",
+    )
+    prefill: RoleSpec | None = Field(
+        default=None, description="Workers that read prompts; needs decode."
+    )
+    decode: RoleSpec | None = Field(
+        default=None, description="Workers that write answers; needs prefill."
+    )
+    kv_transfer: KVTransfer = Field(
+        default_factory=KVTransfer, description="How KV blocks travel between the roles."
+    )
+    rollout: Rollout = Field(default_factory=Rollout, description="How changes reach the pods.")
+    drain: Drain = Field(default_factory=Drain, description="How a worker leaves.")
+    image: Image | None = Field(
+        default=None, description="Worker image; the operator's own version when absent."
+    )
+
+    def roles(self) -> dict[Role, RoleSpec]:
+        """The roles that are set, in the order in which they are shown."""
+        pairs: tuple[tuple[Role, RoleSpec | None], ...] = (
+            ("unified", self.unified),
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+        )
+        return {name: role for name, role in pairs if role is not None}
+
+
+class RoleStatus(Resource):
+    """What is running for one role."""
+
+    role: Annotated[str, StringConstraints(max_length=16)] = Field(
+        description="unified, prefill or decode."
+    )
+    wanted: int = Field(default=0, ge=0, description="Workers wanted, a count.")
+    ready: int = Field(default=0, ge=0, description="Workers ready, a count.")
+    updated: int = Field(default=0, ge=0, description="Workers on the current revision, a count.")
+
+
+class ModelStatus(Resource):
+    """What a Model is, as last observed."""
+
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation this status was computed from."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Accepted, WeightsReady, PrefillReady, DecodeReady, KVLinkReady, Progressing "
+        "and Ready; Ready's reason is the first blocking cause.",
+    )
+    revision: LabelValue | None = Field(
+        default=None, description="Hash that pairs the pods of both roles."
+    )
+    roles: list[RoleStatus] = Field(
+        default_factory=list, max_length=3, description="Worker counts per role."
+    )
+    ready: Annotated[str, StringConstraints(max_length=16)] | None = Field(
+        default=None, description="Ready and wanted workers, such as 2/2."
+    )
+    gpus: int | None = Field(default=None, ge=0, description="GPUs in use, a count.")
+    usd_per_hour: Decimal | None = Field(
+        default=None, description="Price of the running workers in US dollars per hour."
+    )
+    message: Text | None = Field(default=None, description="Ready's message, for one-line views.")
+
+
+class Model(Resource):
+    """A language model and the worker pools that serve it."""
+
+    metadata: Metadata
+    spec: ModelSpec
+    status: ModelStatus = Field(default_factory=ModelStatus)
+
+    @property
+    def served_name(self) -> str:
+        """The name that API replies carry."""
+        return self.spec.served_name or self.metadata.name

@@ -1,0 +1,349 @@
+"""Router: one endpoint over two or more tiers, with its predictor, objective, SLO and budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from tandem_operator.resources.base import (
+    Condition,
+    Decimal,
+    Duration,
+    Fraction,
+    LabelValue,
+    Metadata,
+    Name,
+    ObjectRef,
+    Quantity,
+    Resource,
+    SecretKeyRef,
+    Text,
+)
+from tandem_operator.resources.model import Image, Resources
+
+ShortText = Annotated[str, StringConstraints(max_length=64)]
+
+
+class ExternalEndpoint(Resource):
+    """An OpenAI-compatible service outside the cluster."""
+
+    url: Annotated[
+        str, StringConstraints(pattern=r"^https?://[^\s]{1,1000}$", min_length=8, max_length=1024)
+    ] = Field(description="Base URL up to and including /v1, http or https.")
+    model: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(
+        description="Model name that the service knows."
+    )
+    api_key_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Secret with the API key, sent as a bearer token."
+    )
+    usd_per_1m_input_tokens: Decimal = Field(
+        default="0", description="Price of a million prompt tokens in US dollars."
+    )
+    usd_per_1m_output_tokens: Decimal = Field(
+        default="0", description="Price of a million output tokens in US dollars."
+    )
+
+
+class TierSpec(Resource):
+    """One choice of the router, cheapest first."""
+
+    name: Name = Field(description="Name of the tier in replies, metrics and overrides.")
+    model_ref: ObjectRef | None = Field(
+        default=None, description="A Model in this namespace; excludes external."
+    )
+    external: ExternalEndpoint | None = Field(
+        default=None, description="A service outside the cluster; excludes modelRef."
+    )
+    max_share: Fraction | None = Field(
+        default=None,
+        description='Largest share of requests that may go here, a decimal string, 0 to "1".',
+    )
+    usd_per_1m_input_tokens: Decimal | None = Field(
+        default=None,
+        description="Price of a million prompt tokens in US dollars, for a tier with modelRef; "
+        "derived from its price per hour when absent.",
+    )
+    usd_per_1m_output_tokens: Decimal | None = Field(
+        default=None,
+        description="Price of a million output tokens in US dollars, for a tier with modelRef.",
+    )
+
+
+class Training(Resource):
+    """Train the predictor from measured outcomes."""
+
+    data: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^(file|pvc|configmap)://[^\s]{1,1000}$", min_length=8, max_length=1024
+        ),
+    ] = Field(
+        description="JSON lines (plain or .gz) of prompts and the quality of each tier: "
+        "file:///path, in local mode also file://./path, pvc://claim/path or configmap://name/key."
+    )
+
+
+class Predictor(Resource):
+    """How the gain of the larger tier is predicted for a prompt."""
+
+    type: Literal["Learned", "Length", "Fixed"] = Field(
+        default="Length",
+        description="Learned from outcomes, prompt length alone, or always the fallback tier.",
+    )
+    artifact: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^(file|pvc|configmap)://[^\s]{1,1000}$", min_length=8, max_length=1024
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="A trained predictor: configmap://name, pvc://claim/dir, file:///dir, in "
+        "local mode also file://./dir.",
+    )
+    training: Training | None = Field(
+        default=None, description="Train one before use; the router answers meanwhile."
+    )
+    deadline: Duration = Field(
+        default="20ms", description="A prediction later than this means the fallback tier."
+    )
+
+
+class Objective(Resource):
+    """What the router optimises."""
+
+    minimize: Literal["Cost", "Latency"] = Field(
+        default="Cost", description="What to spend as little of as possible."
+    )
+    quality_floor: Fraction = Field(
+        default="0.95",
+        description="Least quality to keep, as a fraction of the last tier's quality.",
+    )
+
+
+class LatencyTarget(Resource):
+    """A latency that a share of requests must meet."""
+
+    percentile: int = Field(
+        default=95, ge=50, le=99, description="Share of requests that must meet it, in percent."
+    )
+    target: Duration = Field(description="The latency, such as 500ms.")
+
+
+class SLO(Resource):
+    """Latency objectives."""
+
+    ttft: LatencyTarget | None = Field(default=None, description="Time to first token.")
+    tpot: LatencyTarget | None = Field(
+        default=None, description="Time per output token after the first."
+    )
+
+
+class Budget(Resource):
+    """What may be spent."""
+
+    gpus: int | None = Field(
+        default=None, ge=0, le=100_000, description="Most GPUs over all tiers, a count."
+    )
+    usd_per_hour: Decimal | None = Field(
+        default=None, description="Most US dollars per hour, worker hours plus external tokens."
+    )
+    on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
+        default="Downgrade", description="What happens to requests beyond the budget."
+    )
+
+
+class Cache(Resource):
+    """Cache of exact responses."""
+
+    enabled: bool = Field(default=False, description="Answer repeated requests from the cache.")
+    max_memory: Quantity = Field(
+        default="64Mi", description="Memory for cached responses, a quantity in bytes."
+    )
+    ttl: Duration = Field(default="1h", description="Age at which a response is dropped.")
+
+
+class Tenant(Resource):
+    """One customer with API keys and limits."""
+
+    name: Name = Field(description="Name in metrics and logs.")
+    key_hashes: list[
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^hmac-sha256:[0-9a-f]{64}$", min_length=76, max_length=76),
+        ]
+    ] = Field(
+        min_length=1,
+        max_length=16,
+        description="Keyed hashes of the tenant's API keys, hmac-sha256:<64 hex digits>; "
+        "`python -m tandem_router.tenants` makes key and hash.",
+    )
+    allowed_tiers: list[Name] | None = Field(
+        default=None, max_length=8, description="Tiers that the tenant may use; all when absent."
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=100_000, description="Most requests at the same time, a count."
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Most requests in a minute, a count."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000_000, description="Most prompt plus output tokens a minute."
+    )
+    usd_per_hour: Decimal | None = Field(default=None, description="Most US dollars in an hour.")
+
+
+class Scaling(Resource):
+    """Who sets the replica counts of the pools."""
+
+    mode: Literal["Managed", "External", "Fixed"] = Field(
+        default="Fixed",
+        description="Managed: this Router's control loop; External: an HPA or KEDA on the "
+        "WorkerPools; Fixed: the Models' own counts.",
+    )
+    policy_ref: ObjectRef | None = Field(
+        default=None, description="AutoscalingPolicy for Managed; built-in values when absent."
+    )
+
+
+class RouterSpec(Resource):
+    """What a Router should be."""
+
+    tiers: list[TierSpec] = Field(
+        min_length=1, max_length=8, description="The choices, cheapest first; the last is the best."
+    )
+    fallback_tier: Name | None = Field(
+        default=None,
+        description="Tier used when the predictor is late, missing or broken; the last tier when "
+        "absent.",
+    )
+    predictor: Predictor = Field(
+        default_factory=Predictor, description="How the gain of the larger tier is predicted."
+    )
+    threshold: Fraction | None = Field(
+        default=None,
+        description="Predicted gain above which the larger tier is taken, at start; learned from "
+        "then on.",
+    )
+    objective: Objective = Field(
+        default_factory=Objective, description="What the router optimises."
+    )
+    slo: SLO = Field(default_factory=SLO, description="Latency objectives.")
+    budget: Budget = Field(default_factory=Budget, description="What may be spent.")
+    cache: Cache = Field(default_factory=Cache, description="Cache of exact responses.")
+    tenants: list[Tenant] = Field(
+        default_factory=list,
+        max_length=256,
+        description="Customers with API keys; without any, the endpoint is open.",
+    )
+    key_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Secret with the key of the tenants' hashes."
+    )
+    scaling: Scaling = Field(
+        default_factory=Scaling, description="Who sets the replica counts of the pools."
+    )
+    replicas: int = Field(default=1, ge=0, le=100, description="Router pods, a count.")
+    resources: Resources = Field(
+        default_factory=Resources, description="CPU and memory of one router pod."
+    )
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
+        default="ClusterIP", description="Type of the endpoint's Service."
+    )
+    port: int = Field(default=8000, ge=1, le=65_535, description="Port of the Service.")
+    image: Image | None = Field(
+        default=None, description="Router image; the operator's own version when absent."
+    )
+    pod_patch: dict[str, Any] | None = Field(
+        default=None,
+        description="Anything else: merged into the pod template last (strategic for containers, "
+        "by name).",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
+    @property
+    def fallback(self) -> str:
+        """The fallback tier's name, with its default."""
+        return self.fallback_tier or self.tiers[-1].name
+
+
+class TierStatus(Resource):
+    """What one tier does."""
+
+    name: Name = Field(description="Name of the tier.")
+    ready: bool = Field(default=False, description="Whether it can answer.")
+    share: Decimal | None = Field(default=None, description="Share of requests, 0 to 1.")
+    ttft: Duration | None = Field(default=None, description="p95 time to first token.")
+    tpot: Duration | None = Field(default=None, description="p95 time per output token.")
+    usd_per_hour: Decimal | None = Field(default=None, description="US dollars per hour.")
+
+
+class PredictorStatus(Resource):
+    """The predictor in use."""
+
+    version: ShortText | None = Field(default=None, description="Version of the artifact.")
+    threshold: ShortText | None = Field(
+        default=None, description="Predicted gain above which the larger tier is taken."
+    )
+    calibration_time: ShortText | None = Field(
+        default=None, description="When it was last calibrated, RFC 3339, UTC."
+    )
+    quality_ratio: ShortText | None = Field(
+        default=None, description="Measured quality as a fraction of the last tier's."
+    )
+    quality_ratio_low: ShortText | None = Field(
+        default=None, description="Lower end of its 95 % interval."
+    )
+    quality_ratio_high: ShortText | None = Field(
+        default=None, description="Upper end of its 95 % interval."
+    )
+    baseline_quality_ratio: ShortText | None = Field(
+        default=None, description="The same for content-blind routing at equal cost."
+    )
+
+
+class ScalingDecision(Resource):
+    """One step of the control loop."""
+
+    time: ShortText = Field(description="When, RFC 3339, UTC.")
+    pool: ShortText = Field(description="WorkerPool, or threshold.")
+    before: ShortText = Field(description="Value before.")
+    after: ShortText = Field(description="Value after.")
+    reason: Text = Field(description="Why.")
+
+
+class RouterStatus(Resource):
+    """What a Router is, as last observed."""
+
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation this status was computed from."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget and Ready.",
+    )
+    endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
+    ready: ShortText | None = Field(
+        default=None, description="Ready and wanted router pods, such as 1/1."
+    )
+    tiers: list[TierStatus] = Field(default_factory=list, max_length=8, description="Per tier.")
+    predictor: PredictorStatus | None = Field(default=None, description="The predictor in use.")
+    decisions: list[ScalingDecision] = Field(
+        default_factory=list, max_length=10, description="The last scaling decisions."
+    )
+    gpus: int | None = Field(default=None, ge=0, description="GPUs of all tiers, a count.")
+    usd_per_hour: Decimal | None = Field(
+        default=None, description="US dollars per hour of all tiers."
+    )
+    message: Text | None = Field(default=None, description="Ready's message, for one-line views.")
+
+
+class Router(Resource):
+    """One OpenAI-compatible endpoint over several tiers."""
+
+    metadata: Metadata
+    spec: RouterSpec
+    status: RouterStatus = Field(default_factory=RouterStatus)

@@ -1,0 +1,276 @@
+"""The rules between fields: each once as CEL for the apiserver and once as Python for local mode.
+
+Both read the object with defaults filled in. A CEL rule on an object that defaults to {} sees the
+bare default, so optional fields are guarded with has().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Obj = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule on one object of the schema.
+
+    path: where in the kind it hangs, such as ("spec", "tiers", "*"); "*" is any list item.
+    field: the field to name in the error, relative to path; "" names the object itself.
+    check: true when the rule holds; the second argument is the old object for transition rules.
+    """
+
+    path: tuple[str, ...]
+    cel: str
+    message: str
+    check: Callable[[Obj, Obj | None], bool]
+    field: str = ""
+    transition: bool = False
+
+
+def _role_rules(role: str) -> list[Rule]:
+    path = ("spec", role)
+    return [
+        Rule(
+            path,
+            "!has(self.minReplicas) || !has(self.maxReplicas) || "
+            "self.minReplicas <= self.maxReplicas",
+            "minReplicas must be at most maxReplicas; raise maxReplicas or lower minReplicas",
+            lambda o, _: o.get("minReplicas", 0) <= o.get("maxReplicas", 1 << 30),
+            "minReplicas",
+        ),
+        Rule(
+            path,
+            "!has(self.minReplicas) || self.replicas >= self.minReplicas || self.replicas == 0",
+            "replicas must be at least minReplicas; raise replicas or lower minReplicas",
+            lambda o, _: o["replicas"] == 0 or o["replicas"] >= o.get("minReplicas", 0),
+            "replicas",
+        ),
+        Rule(
+            path,
+            "!has(self.maxReplicas) || self.replicas <= self.maxReplicas",
+            "replicas must be at most maxReplicas; lower replicas or raise maxReplicas",
+            lambda o, _: o["replicas"] <= o.get("maxReplicas", 1 << 30),
+            "replicas",
+        ),
+        Rule(
+            path,
+            "self.gpus % self.tensorParallel == 0",
+            "gpus must be a multiple of tensorParallel; use gpus = tensorParallel or set "
+            "tensorParallel to 1",
+            lambda o, _: o["gpus"] % o["tensorParallel"] == 0,
+            "gpus",
+        ),
+        Rule(
+            path,
+            "self.tensorParallel == 1 || self.gpus > 0",
+            "tensorParallel above 1 needs gpus; set gpus to a multiple of tensorParallel",
+            lambda o, _: o["tensorParallel"] == 1 or o["gpus"] > 0,
+            "tensorParallel",
+        ),
+    ]
+
+
+MODEL_RULES: list[Rule] = [
+    Rule(
+        ("spec",),
+        "has(self.unified) != (has(self.prefill) || has(self.decode))",
+        "set either unified or prefill and decode; exactly one of the two forms is needed",
+        lambda o, _: ("unified" in o) != ("prefill" in o or "decode" in o),
+    ),
+    Rule(
+        ("spec",),
+        "has(self.prefill) == has(self.decode)",
+        "prefill and decode go together; add the missing one or use unified",
+        lambda o, _: ("prefill" in o) == ("decode" in o),
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.prefill) || !has(self.decode) || "
+        "(self.prefill.replicas == 0) == (self.decode.replicas == 0)",
+        "prefill and decode must both have replicas or both have none; set both to 0 to stop "
+        "the model",
+        lambda o, _: (
+            "prefill" not in o
+            or "decode" not in o
+            or (o["prefill"]["replicas"] == 0) == (o["decode"]["replicas"] == 0)
+        ),
+        "prefill.replicas",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.prefill) || !has(self.decode) || "
+        "(has(self.prefill.minReplicas) && self.prefill.minReplicas == 0) == "
+        "(has(self.decode.minReplicas) && self.decode.minReplicas == 0)",
+        "prefill and decode must both be able to reach zero or neither; set minReplicas: 0 on "
+        "both or on none",
+        lambda o, _: (
+            "prefill" not in o
+            or "decode" not in o
+            or (o["prefill"].get("minReplicas") == 0) == (o["decode"].get("minReplicas") == 0)
+        ),
+        "prefill.minReplicas",
+    ),
+    Rule(
+        ("spec",),
+        "(has(self.servedName) ? self.servedName : '') == "
+        "(has(oldSelf.servedName) ? oldSelf.servedName : '')",
+        "servedName cannot change, clients know it; delete the Model and create it anew",
+        lambda o, old: old is None or o.get("servedName") == old.get("servedName"),
+        "servedName",
+        transition=True,
+    ),
+    Rule(
+        ("spec", "rollout"),
+        "self.maxSurge + self.maxUnavailable > 0",
+        "maxSurge and maxUnavailable cannot both be 0, nothing could move; set maxSurge: 1",
+        lambda o, _: o["maxSurge"] + o["maxUnavailable"] > 0,
+        "maxSurge",
+    ),
+    Rule(
+        ("spec", "weights"),
+        "!has(self.cache) || self.source.startsWith('hf://') || self.source.startsWith('s3://')",
+        "cache is for downloads; remove it or use an hf:// or s3:// source",
+        lambda o, _: "cache" not in o or o["source"].startswith(("hf://", "s3://")),
+        "cache",
+    ),
+    *_role_rules("unified"),
+    *_role_rules("prefill"),
+    *_role_rules("decode"),
+]
+
+ROUTER_RULES: list[Rule] = [
+    Rule(
+        ("spec",),
+        "self.tiers.all(t, self.tiers.exists_one(u, u.name == t.name))",
+        "tier names must be unique; rename one",
+        lambda o, _: len({t["name"] for t in o["tiers"]}) == len(o["tiers"]),
+        "tiers",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.fallbackTier) || self.tiers.exists(t, t.name == self.fallbackTier)",
+        "fallbackTier must be the name of a tier",
+        lambda o, _: (
+            "fallbackTier" not in o or o["fallbackTier"] in {t["name"] for t in o["tiers"]}
+        ),
+        "fallbackTier",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.tenants) || self.tenants.all(t, self.tenants.exists_one(u, u.name == t.name))",
+        "tenant names must be unique; rename one",
+        lambda o, _: len({t["name"] for t in o.get("tenants", [])}) == len(o.get("tenants", [])),
+        "tenants",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.tenants) || size(self.tenants) == 0 || has(self.keySecretRef)",
+        "tenants need keySecretRef, the Secret with the key of their hashes",
+        lambda o, _: not o.get("tenants") or "keySecretRef" in o,
+        "keySecretRef",
+    ),
+    Rule(
+        ("spec", "tiers", "*"),
+        "has(self.modelRef) != has(self.external)",
+        "a tier has either modelRef or external, exactly one of them",
+        lambda o, _: ("modelRef" in o) != ("external" in o),
+    ),
+    Rule(
+        ("spec", "predictor"),
+        "self.type != 'Learned' || has(self.artifact) || has(self.training)",
+        "a Learned predictor needs artifact or training; add one or use type: Length",
+        lambda o, _: o["type"] != "Learned" or "artifact" in o or "training" in o,
+        "type",
+    ),
+    Rule(
+        ("spec", "predictor"),
+        "!(has(self.artifact) && has(self.training))",
+        "artifact and training exclude each other; keep one",
+        lambda o, _: not ("artifact" in o and "training" in o),
+        "training",
+    ),
+    Rule(
+        ("spec", "scaling"),
+        "self.mode == 'Managed' || !has(self.policyRef)",
+        "policyRef is only used with mode: Managed; remove it or set mode: Managed",
+        lambda o, _: o["mode"] == "Managed" or "policyRef" not in o,
+        "policyRef",
+    ),
+]
+
+POLICY_RULES: list[Rule] = [
+    Rule(
+        ("spec", role),
+        "!has(self.signals) || self.signals.all(s, self.signals.exists_one(u, u.name == s.name))",
+        "a signal may be listed once; remove the second",
+        lambda o, _: len({s["name"] for s in o.get("signals", [])}) == len(o.get("signals", [])),
+        "signals",
+    )
+    for role in ("prefill", "decode", "unified")
+]
+
+POOL_RULES: list[Rule] = [
+    Rule(
+        ("spec",),
+        "self.minReplicas <= self.maxReplicas",
+        "minReplicas must be at most maxReplicas",
+        lambda o, _: o["minReplicas"] <= o["maxReplicas"],
+        "minReplicas",
+    ),
+    Rule(
+        ("spec",),
+        "self.modelRef == oldSelf.modelRef && self.role == oldSelf.role",
+        "modelRef and role cannot change; the operator creates one WorkerPool per Model and role",
+        lambda o, old: old is None or (o["modelRef"], o["role"]) == (old["modelRef"], old["role"]),
+        "role",
+        transition=True,
+    ),
+]
+
+RULES: dict[str, list[Rule]] = {
+    "Model": MODEL_RULES,
+    "Router": ROUTER_RULES,
+    "AutoscalingPolicy": POLICY_RULES,
+    "WorkerPool": POOL_RULES,
+}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that does not hold: where, and its sentence."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+def _find(obj: Any, path: tuple[str, ...], at: tuple[str | int, ...]) -> list[Any]:
+    """All (location, value) pairs that path names in obj."""
+    if not path:
+        return [(at, obj)]
+    head, rest = path[0], path[1:]
+    if head == "*":
+        return [x for i, item in enumerate(obj) for x in _find(item, rest, (*at, i))]
+    if not isinstance(obj, Mapping) or head not in obj:
+        return []
+    return _find(obj[head], rest, (*at, head))
+
+
+def violations(kind: str, obj: Obj, old: Obj | None = None) -> list[Violation]:
+    """The rules of the kind that the object breaks.
+
+    obj and old hold all defaults, as Resource.to_wire gives them; without old, rules that compare
+    with the previous object are left out.
+    """
+    found: list[Violation] = []
+    for rule in RULES[kind]:
+        if rule.transition and old is None:
+            continue
+        before = dict(_find(old, rule.path, ())) if rule.transition and old is not None else {}
+        for at, value in _find(obj, rule.path, ()):
+            if not rule.check(value, before.get(at)):
+                field = tuple(rule.field.split(".")) if rule.field else ()
+                found.append(Violation((*at, *field), rule.message))
+    return found
