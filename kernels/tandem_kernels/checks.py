@@ -106,3 +106,15 @@ def compute_dtype_of(*tensors: torch.Tensor | None) -> torch.dtype:
     if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
         return torch.float64
     return torch.float32
+
+
+def check_fp8_support(tensor: torch.Tensor, *caches: torch.Tensor) -> None:
+    """Raise where a GPU cannot convert a cache's fp8 format (e4m3 needs sm_89 or ROCm)."""
+    if not tensor.is_cuda or torch.version.hip:
+        return
+    if any(cache.dtype == torch.float8_e4m3fn for cache in caches):
+        check(
+            torch.cuda.get_device_capability(tensor.device) >= (8, 9),
+            f"float8_e4m3fn needs compute capability 8.9, {tensor.device} is older; "
+            "use float8_e5m2",
+        )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from .checks import KernelArgumentError, check, check_dtype, check_same_device, check_shape
-from .dispatch import runs_on_triton
+from .dispatch import runs_on_triton, tl, triton
 
 ID_DTYPES = (torch.int32, torch.int64)
 
@@ -109,10 +109,48 @@ def _check(cache: torch.Tensor, **ids: torch.Tensor) -> None:
     check_same_device("cache", cache, **ids)
 
 
+# Programs of one copy, and elements of 8 bytes each moves at a time. Untuned: 16 of an H200's 132
+# processors should carry a few hundred GB/s, an order of magnitude above a 400 Gb/s network card.
+PROGRAMS = 16
+_BLOCK = 1024
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _kernel(
+    source_ptr, source_ids_ptr, target_ptr, target_ids_ptr, num_blocks, words_per_block,
+    HAS_SOURCE_IDS: tl.constexpr, HAS_TARGET_IDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    chunks = (words_per_block + BLOCK - 1) // BLOCK
+    work = tl.program_id(0)
+    total = num_blocks * chunks
+    for index in range(work, total, tl.num_programs(0)):
+        row = index // chunks
+        source = row.to(tl.int64)
+        target = row.to(tl.int64)
+        if HAS_SOURCE_IDS:
+            source = tl.load(source_ids_ptr + row).to(tl.int64)
+        if HAS_TARGET_IDS:
+            target = tl.load(target_ids_ptr + row).to(tl.int64)
+        word = (index % chunks) * BLOCK + tl.arange(0, BLOCK)
+        mask = (word < words_per_block) & (source >= 0) & (target >= 0)
+        values = tl.load(source_ptr + source * words_per_block + word, mask=mask, other=0)
+        tl.store(target_ptr + target * words_per_block + word, values, mask=mask)
+
+
 def _launch(source, source_ids, target, target_ids):
-    if target_ids is None:
-        kv_block_gather_reference(source, source_ids, target)
-    elif source_ids is None:
-        kv_block_scatter_reference(source, target, target_ids)
-    else:
-        kv_block_copy_reference(source, source_ids, target_ids)
+    ids = source_ids if source_ids is not None else target_ids
+    num_blocks = ids.shape[0]
+    if num_blocks == 0 or source.shape[0] == 0:
+        return
+    source_bytes, target_bytes = _flat(source), _flat(target)
+    size = source_bytes.shape[1]
+    words = torch.int64 if size % 8 == 0 else torch.uint8
+    source_words, target_words = source_bytes.view(words), target_bytes.view(words)
+    per_block = source_words.shape[1]
+    programs = min(PROGRAMS, num_blocks * -(-per_block // _BLOCK))
+    _kernel[(programs,)](
+        source_words, source_ids, target_words, target_ids, num_blocks, per_block,
+        HAS_SOURCE_IDS=source_ids is not None, HAS_TARGET_IDS=target_ids is not None,
+        BLOCK=_BLOCK, num_warps=_NUM_WARPS,
+    )  # fmt: skip

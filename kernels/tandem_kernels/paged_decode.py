@@ -24,13 +24,24 @@ from .checks import (
     FP8_DTYPES,
     check,
     check_dtype,
+    check_fp8_support,
     check_heads,
+    check_last_contiguous,
     check_paged_cache,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import architecture, num_processors, runs_on_triton, tl, triton
+from .online_softmax import (
+    accumulate,
+    cap_scale,
+    cap_scores,
+    combine_splits,
+    dot_precision,
+    padded,
+    score_scale,
+)
 
 INTEGER_DTYPES = (torch.int32, torch.int64)
 
@@ -246,10 +257,265 @@ def _lse_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
+# Per architecture: programs per processor the splits aim at, warps, loads in flight (tiles of
+# 64 keys). All untuned: chosen so that two programs with all tiles in flight fit one processor's
+# shared memory (head_dim 128, 16 bit: 32 KiB per stage); to be replaced by measurements.
+TUNING: dict[str, dict[str, int]] = {
+    "sm_80": {"programs": 2, "num_warps": 4, "num_stages": 2},  # untuned
+    "sm_90": {"programs": 2, "num_warps": 4, "num_stages": 3},  # untuned
+    "sm_100": {"programs": 2, "num_warps": 4, "num_stages": 3},  # untuned
+    "gfx942": {"programs": 2, "num_warps": 4, "num_stages": 2},  # untuned
+}
+DEFAULT_TUNING = {"programs": 2, "num_warps": 4, "num_stages": 2}  # untuned
+
+# Sequences read at a time while a program finds its work. Untuned.
+_PLAN_CHUNK = 128
+
+
+@triton.jit
+def _tile_range(length, NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr):
+    """First tile any row can see, and one past the last."""
+    last = (length + 63) // 64
+    if WINDOW > 0:
+        first = tl.maximum(length - NUM_ROWS - WINDOW + 1, 0) // 64
+    else:
+        first = length * 0
+    return first, last
+
+
+@triton.jit
+def _tiles_per_item(
+    seq_lens_ptr, num_seqs, target_items,
+    NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Tiles each work item takes, from the whole batch's tiles: equal shares for all programs."""
+    lanes = tl.arange(0, CHUNK)
+    total = tl.zeros((), tl.int32)
+    for start in range(0, num_seqs, CHUNK):
+        lens = tl.load(seq_lens_ptr + start + lanes, mask=start + lanes < num_seqs, other=0)
+        first, last = _tile_range(lens.to(tl.int32), NUM_ROWS, WINDOW)
+        total += tl.sum(last - first, 0)
+    return tl.maximum((total + target_items - 1) // target_items, 1)
+
+
+@triton.jit
+def _items_before(
+    seq_lens_ptr, num_seqs, per_item, item, seq,
+    NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Place in the flat list of work items, where sequence s has ceil(tiles / per_item) items.
+
+    Returns (the sequence owning `item`, that sequence's first item, the first item of `seq`).
+    """
+    lanes = tl.arange(0, CHUNK)
+    before = tl.zeros((), tl.int32)
+    owner = tl.zeros((), tl.int32)
+    owner_first = tl.zeros((), tl.int32)
+    seq_first = tl.zeros((), tl.int32)
+    for start in range(0, num_seqs, CHUNK):
+        index = start + lanes
+        lens = tl.load(seq_lens_ptr + index, mask=index < num_seqs, other=0)
+        first, last = _tile_range(lens.to(tl.int32), NUM_ROWS, WINDOW)
+        items = (last - first + per_item - 1) // per_item
+        ends = before + tl.cumsum(items, 0)
+        passed = (ends <= item) & (index < num_seqs)
+        owner += tl.sum(passed.to(tl.int32), 0)
+        owner_first = tl.maximum(owner_first, tl.max(tl.where(passed, ends, 0), 0))
+        seq_first += tl.sum(tl.where(index < seq, items, 0), 0)
+        before += tl.sum(items, 0)
+    return owner, owner_first, seq_first
+
+
+@triton.jit
+def _decode_kernel(
+    q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr, k_scale_ptr, v_scale_ptr,
+    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr,
+    num_seqs, target_items, scale, cap,
+    stride_qs, stride_qr, stride_qh, stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt, stride_table,
+    NUM_ROWS: tl.constexpr, GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_K_SCALE: tl.constexpr,
+    HAS_V_SCALE: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    per_item = _tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
+    seq, seq_first, _ = _items_before(
+        seq_lens_ptr, num_seqs, per_item, item, 0, NUM_ROWS, WINDOW, CHUNK
+    )
+    if seq >= num_seqs:
+        return
+    length = tl.load(seq_lens_ptr + seq).to(tl.int32)
+    first_tile, last_tile = _tile_range(length, NUM_ROWS, WINDOW)
+    alone = last_tile - first_tile <= per_item
+    first_tile += (item - seq_first) * per_item
+    last_tile = tl.minimum(first_tile + per_item, last_tile)
+
+    # Row m of the tile is query row m // GROUP, head m % GROUP of this KV head.
+    m = tl.arange(0, BLOCK_M)
+    m_mask = m < NUM_ROWS * GROUP
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    keys = tl.arange(0, 64)
+    q_offset = (
+        seq.to(tl.int64) * stride_qs
+        + (m // GROUP) * stride_qr
+        + (kv_head * GROUP + m % GROUP) * stride_qh
+    )
+    q = tl.load(
+        q_ptr + q_offset[:, None] + dims[None, :],
+        mask=m_mask[:, None] & dim_mask[None, :],
+        other=0.0,
+    )
+    row_position = length - NUM_ROWS + m // GROUP
+    if HAS_K_SCALE:
+        scale *= tl.load(k_scale_ptr + kv_head)
+
+    k_offset = kv_head * stride_kh + keys[None, :] * stride_kt + dims[:, None]
+    v_offset = kv_head * stride_vh + keys[:, None] * stride_vt + dims[None, :]
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    table = table_ptr + seq.to(tl.int64) * stride_table
+    # The next tile's block id is loaded one iteration ahead: a look-up between two dependent
+    # loads would halve the depth of Triton's load pipeline.
+    block = tl.load(table + first_tile).to(tl.int64)
+    for tile in range(first_tile, last_tile):
+        next_block = tl.load(table + tile + 1, mask=tile + 1 < last_tile, other=0).to(tl.int64)
+        position = tile * 64 + keys
+        k = tl.load(k_ptr + block * stride_kb + k_offset, mask=dim_mask[:, None], other=0.0)
+        # Values past the end may be NaN, and 0 * NaN is NaN: load zeros in their place.
+        v = tl.load(
+            v_ptr + block * stride_vb + v_offset,
+            mask=(position < length)[:, None] & dim_mask[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = cap_scores(scores, cap, HAS_CAP)
+        visible = position[None, :] <= row_position[:, None]
+        if WINDOW > 0:
+            visible = visible & (position[None, :] > row_position[:, None] - WINDOW)
+        scores = tl.where(visible, scores, float("-inf"))
+        highest, total, acc = accumulate(
+            scores, v.to(q.dtype), highest, total, acc, PRECISION
+        )
+        block = next_block
+
+    if HAS_V_SCALE:
+        acc *= tl.load(v_scale_ptr + kv_head)
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
+    store_mask = m_mask[:, None] & dim_mask[None, :]
+    if alone:
+        out_row = (seq * NUM_ROWS + m // GROUP).to(tl.int64) * (NUM_KV_HEADS * GROUP)
+        out_row += kv_head * GROUP + m % GROUP
+        tl.store(
+            out_ptr + out_row[:, None] * HEAD_DIM + dims[None, :],
+            acc.to(out_ptr.dtype.element_ty),
+            mask=store_mask,
+        )
+        tl.store(lse_ptr + out_row, lse * 0.6931471805599453, mask=m_mask)
+    else:
+        row = (item.to(tl.int64) * NUM_KV_HEADS + kv_head) * (NUM_ROWS * GROUP) + m
+        tl.store(
+            partial_out_ptr + row[:, None] * HEAD_DIM + dims[None, :], acc, mask=store_mask
+        )
+        tl.store(partial_lse_ptr + row, lse, mask=m_mask)
+
+
+@triton.jit
+def _combine_kernel(
+    seq_lens_ptr, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, num_seqs, target_items,
+    NUM_ROWS: tl.constexpr, GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    seq = tl.program_id(0)
+    head_row = tl.program_id(1)  # query row * num_heads + head
+    per_item = _tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
+    length = tl.load(seq_lens_ptr + seq).to(tl.int32)
+    first_tile, last_tile = _tile_range(length, NUM_ROWS, WINDOW)
+    count = (last_tile - first_tile + per_item - 1) // per_item
+    if count == 1:
+        return  # the one item wrote the result itself
+    _, _, first = _items_before(
+        seq_lens_ptr, num_seqs, per_item, 0, seq, NUM_ROWS, WINDOW, CHUNK
+    )
+    head = head_row % (NUM_KV_HEADS * GROUP)
+    query_row = head_row // (NUM_KV_HEADS * GROUP)
+    row = (head // GROUP) * (NUM_ROWS * GROUP) + query_row * GROUP + head % GROUP
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    rows_per_item: tl.constexpr = NUM_KV_HEADS * NUM_ROWS * GROUP
+    out, lse = combine_splits(
+        partial_out_ptr, partial_lse_ptr, first, count, row, rows_per_item * HEAD_DIM,
+        rows_per_item, dims, dim_mask, HEAD_DIM, SPLITS, BLOCK_D,
+    )  # fmt: skip
+    out_row = seq.to(tl.int64) * rows_per_item + head_row
+    tl.store(
+        out_ptr + out_row * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dim_mask
+    )
+    tl.store(lse_ptr + out_row, lse * 0.6931471805599453)
+
+
 def _launch(
     q, k_cache, v_cache, block_tables, seq_lens, scale, sliding_window, soft_cap, k_scale, v_scale
 ):
-    return paged_decode_attention_reference(
-        q, k_cache, v_cache, block_tables, seq_lens, scale=scale, sliding_window=sliding_window,
-        soft_cap=soft_cap, k_scale=k_scale, v_scale=v_scale,
+    check_last_contiguous("q", q)
+    num_seqs, num_rows, num_heads, head_dim = q.shape
+    num_kv_heads = k_cache.shape[1]
+    rows = num_rows * (num_heads // num_kv_heads)
+    check(
+        rows <= 128,
+        f"q packs {rows} rows per KV head (query rows * heads per KV head); at most 128 fit, "
+        "verify fewer drafted tokens at a time",
+    )
+    check_fp8_support(q, k_cache)
+    tuning = TUNING.get(architecture(q), DEFAULT_TUNING)
+    target = max(1, num_processors(q) * tuning["programs"] // num_kv_heads)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if num_seqs == 0 or num_rows == 0:
+        return out, lse
+    items = target + num_seqs
+    shape = (items, num_kv_heads, rows)
+    partial_out = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    variant = decode_variant(q, k_cache, sliding_window, soft_cap, k_scale, v_scale)
+    _decode_kernel[(num_kv_heads, items)](
+        q, k_cache, v_cache, block_tables, seq_lens, k_scale, v_scale,
+        out, lse, partial_out, partial_lse,
+        num_seqs, target, score_scale(scale, soft_cap), cap_scale(soft_cap),
+        q.stride(0), q.stride(1), q.stride(2), *k_cache.stride()[:3], *v_cache.stride()[:3],
+        block_tables.stride(0),
+        **variant, num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
     )  # fmt: skip
+    combined = ("NUM_ROWS", "GROUP", "NUM_KV_HEADS", "HEAD_DIM", "BLOCK_D", "WINDOW", "CHUNK")
+    _combine_kernel[(num_seqs, num_rows * num_heads)](
+        seq_lens, out, lse, partial_out, partial_lse, num_seqs, target,
+        **{name: variant[name] for name in combined}, SPLITS=16, num_warps=2,
+    )  # fmt: skip
+    return out, lse
+
+
+def decode_variant(q, k_cache, sliding_window, soft_cap, k_scale, v_scale):
+    """The kernel's compile-time arguments for these tensors."""
+    num_rows, num_heads, head_dim = q.shape[1:]
+    num_kv_heads = k_cache.shape[1]
+    group = num_heads // num_kv_heads
+    return {
+        "NUM_ROWS": num_rows,
+        "GROUP": group,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_M": padded(num_rows * group),
+        "BLOCK_D": padded(head_dim),
+        "WINDOW": sliding_window or 0,
+        "HAS_CAP": soft_cap is not None,
+        "HAS_K_SCALE": k_scale is not None,
+        "HAS_V_SCALE": v_scale is not None,
+        "PRECISION": dot_precision(q.dtype),
+        "CHUNK": _PLAN_CHUNK,
+    }

@@ -24,13 +24,16 @@ from .checks import (
     FP8_DTYPES,
     check,
     check_dtype,
+    check_fp8_support,
     check_heads,
+    check_last_contiguous,
     check_paged_cache,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import padded
 
 
 def qk_norm_rope_write(
@@ -212,12 +215,170 @@ def _check(q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache):
     return num_tokens, num_heads, head_dim
 
 
+# Heads per program and warps. Untuned.
+_HEADS = 8
+_NUM_WARPS = 2
+
+
+@triton.jit
+def _load_rotated(
+    base_ptr, offsets, head_mask, weight_ptr, table_ptr, eps,
+    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Heads as (first half, second half, channels beyond the rotation), normed and rotated."""
+    half = tl.arange(0, BLOCK_HALF)
+    half_mask = half < HALF
+    mask = head_mask[:, None] & half_mask[None, :]
+    pointers = base_ptr + offsets[:, None] + half[None, :]
+    first = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
+    rest_index = 2 * HALF + tl.arange(0, BLOCK_REST)
+    rest_mask = rest_index < HEAD_DIM
+    rest = tl.load(
+        base_ptr + offsets[:, None] + rest_index[None, :],
+        mask=head_mask[:, None] & rest_mask[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    if HAS_NORM:
+        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1) + tl.sum(rest * rest, 1)
+        scale = 1.0 / tl.sqrt(squares / HEAD_DIM + eps)
+        weight_first = tl.load(weight_ptr + half, mask=half_mask, other=0.0).to(tl.float32)
+        weight_second = tl.load(weight_ptr + HALF + half, mask=half_mask, other=0.0)
+        weight_rest = tl.load(weight_ptr + rest_index, mask=rest_mask, other=0.0)
+        first *= scale[:, None] * weight_first[None, :]
+        second *= scale[:, None] * weight_second.to(tl.float32)[None, :]
+        rest *= scale[:, None] * weight_rest.to(tl.float32)[None, :]
+    cos = tl.load(table_ptr + half, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+    sin = tl.load(table_ptr + HALF + half, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+    return first * cos - second * sin, second * cos + first * sin, rest
+
+
+@triton.jit
+def _to_cache(values, scale, LIMIT: tl.constexpr, HAS_SCALE: tl.constexpr):
+    """Divide by the head's scale and saturate; LIMIT 0 is a cache that is not fp8."""
+    if HAS_SCALE:
+        values = values / scale[:, None]
+    if LIMIT > 0:
+        values = tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
+    return values
+
+
+@triton.jit
+def _kernel(
+    q_ptr, k_ptr, v_ptr, positions_ptr, table_ptr, slots_ptr, k_cache_ptr, v_cache_ptr, out_ptr,
+    q_weight_ptr, k_weight_ptr, k_scale_ptr, v_scale_ptr, key_min_ptr, key_max_ptr, eps,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_table,
+    stride_kcb, stride_kch, stride_kct, stride_vcb, stride_vch, stride_vct,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+    BLOCK_D: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_K_SCALE: tl.constexpr, HAS_V_SCALE: tl.constexpr, HAS_BOUNDS: tl.constexpr,
+    LIMIT: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    q_parts: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
+    table = table_ptr + tl.load(positions_ptr + token).to(tl.int64) * stride_table
+    half = tl.arange(0, BLOCK_HALF)
+    rest_index = 2 * HALF + tl.arange(0, BLOCK_REST)
+    if part < q_parts:
+        head = part * HEADS + tl.arange(0, HEADS)
+        head_mask = head < NUM_HEADS
+        first, second, rest = _load_rotated(
+            q_ptr, token * stride_qt + head * stride_qh, head_mask, q_weight_ptr, table, eps,
+            HEAD_DIM, HALF, BLOCK_HALF, BLOCK_REST, HAS_NORM,
+        )  # fmt: skip
+        mask = head_mask[:, None] & (half < HALF)[None, :]
+        rest_mask = head_mask[:, None] & (rest_index < HEAD_DIM)[None, :]
+        out = out_ptr + ((token * NUM_HEADS + head) * HEAD_DIM)[:, None]
+        kind = out_ptr.dtype.element_ty
+        tl.store(out + half[None, :], first.to(kind), mask=mask)
+        tl.store(out + HALF + half[None, :], second.to(kind), mask=mask)
+        tl.store(out + rest_index[None, :], rest.to(kind), mask=rest_mask)
+    else:
+        slot = tl.load(slots_ptr + token)
+        if slot >= 0:
+            block = slot // 64
+            offset = slot % 64
+            head = (part - q_parts) * HEADS + tl.arange(0, HEADS)
+            head_mask = head < NUM_KV_HEADS
+            mask = head_mask[:, None] & (half < HALF)[None, :]
+            rest_mask = head_mask[:, None] & (rest_index < HEAD_DIM)[None, :]
+            first, second, rest = _load_rotated(
+                k_ptr, token * stride_kt + head * stride_kh, head_mask, k_weight_ptr, table, eps,
+                HEAD_DIM, HALF, BLOCK_HALF, BLOCK_REST, HAS_NORM,
+            )  # fmt: skip
+            if HAS_BOUNDS:
+                bounds = ((block * NUM_KV_HEADS + head) * HEAD_DIM)[:, None]
+                at = bounds + half[None, :]
+                tl.atomic_min(key_min_ptr + at, first, mask=mask, sem="relaxed")
+                tl.atomic_max(key_max_ptr + at, first, mask=mask, sem="relaxed")
+                tl.atomic_min(key_min_ptr + at + HALF, second, mask=mask, sem="relaxed")
+                tl.atomic_max(key_max_ptr + at + HALF, second, mask=mask, sem="relaxed")
+                if 2 * HALF < HEAD_DIM:
+                    at = bounds + rest_index[None, :]
+                    tl.atomic_min(key_min_ptr + at, rest, mask=rest_mask, sem="relaxed")
+                    tl.atomic_max(key_max_ptr + at, rest, mask=rest_mask, sem="relaxed")
+            k_scale = tl.full((HEADS,), 1.0, tl.float32)
+            v_scale = tl.full((HEADS,), 1.0, tl.float32)
+            if HAS_K_SCALE:
+                k_scale = tl.load(k_scale_ptr + head, mask=head_mask, other=1.0)
+            if HAS_V_SCALE:
+                v_scale = tl.load(v_scale_ptr + head, mask=head_mask, other=1.0)
+            kind = k_cache_ptr.dtype.element_ty
+            target = k_cache_ptr + (block * stride_kcb + head * stride_kch + offset * stride_kct)[
+                :, None
+            ]
+            first = _to_cache(first, k_scale, LIMIT, HAS_K_SCALE)
+            second = _to_cache(second, k_scale, LIMIT, HAS_K_SCALE)
+            rest = _to_cache(rest, k_scale, LIMIT, HAS_K_SCALE)
+            tl.store(target + half[None, :], first.to(kind), mask=mask)
+            tl.store(target + HALF + half[None, :], second.to(kind), mask=mask)
+            tl.store(target + rest_index[None, :], rest.to(kind), mask=rest_mask)
+
+            dims = tl.arange(0, BLOCK_D)
+            dim_mask = head_mask[:, None] & (dims < HEAD_DIM)[None, :]
+            v = tl.load(
+                v_ptr + (token * stride_vt + head * stride_vh)[:, None] + dims[None, :],
+                mask=dim_mask,
+                other=0.0,
+            ).to(tl.float32)
+            v = _to_cache(v, v_scale, LIMIT, HAS_V_SCALE)
+            target = v_cache_ptr + (block * stride_vcb + head * stride_vch + offset * stride_vct)[
+                :, None
+            ]
+            tl.store(target + dims[None, :], v.to(kind), mask=dim_mask)
+
+
 def _launch(
     q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache,
     q_weight, k_weight, eps, k_scale, v_scale, key_min, key_max,
 ):  # fmt: skip
-    return qk_norm_rope_write_reference(
-        q, k, v, positions=positions, cos_sin_cache=cos_sin_cache, slot_mapping=slot_mapping,
-        k_cache=k_cache, v_cache=v_cache, q_weight=q_weight, k_weight=k_weight, eps=eps,
-        k_scale=k_scale, v_scale=v_scale, key_min=key_min, key_max=key_max,
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("cos_sin_cache", cos_sin_cache)):
+        check_last_contiguous(name, tensor)
+    for name, tensor in (("key_min", key_min), ("key_max", key_max)):
+        check(tensor is None or tensor.is_contiguous(), f"{name} must be contiguous")
+    check_fp8_support(q, k_cache)
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[1]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if num_tokens == 0:
+        return out
+    half = cos_sin_cache.shape[1] // 2
+    heads = min(_HEADS, padded(num_heads, 1))
+    parts = -(-num_heads // heads) + -(-num_kv_heads // heads)
+    _kernel[(num_tokens, parts)](
+        q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache, out,
+        q_weight, k_weight, k_scale, v_scale, key_min, key_max, eps,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos_sin_cache.stride(0),
+        *k_cache.stride()[:3], *v_cache.stride()[:3],
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=half,
+        BLOCK_HALF=padded(half, 1), BLOCK_REST=padded(head_dim - 2 * half, 1),
+        BLOCK_D=padded(head_dim, 1), HEADS=heads, HAS_NORM=q_weight is not None,
+        HAS_K_SCALE=k_scale is not None, HAS_V_SCALE=v_scale is not None,
+        HAS_BOUNDS=key_min is not None,
+        LIMIT=torch.finfo(k_cache.dtype).max if k_cache.dtype in FP8_DTYPES else 0.0,
+        num_warps=_NUM_WARPS,
     )  # fmt: skip
+    return out

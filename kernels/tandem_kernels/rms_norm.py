@@ -14,8 +14,16 @@ from __future__ import annotations
 
 import torch
 
-from .checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape, compute_dtype_of
-from .dispatch import runs_on_triton
+from .checks import (
+    FLOAT_DTYPES,
+    check_dtype,
+    check_last_contiguous,
+    check_same_device,
+    check_shape,
+    compute_dtype_of,
+)
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import padded
 
 
 def add_rms_norm(
@@ -55,5 +63,48 @@ def add_rms_norm_reference(
     return (normed * weight.to(compute)).to(x.dtype), summed
 
 
+# One program per row. Warps by row length: enough that a thread holds at most 32 values. Untuned.
+def _num_warps(block: int) -> int:
+    return min(16, max(1, block // 512))
+
+
+@triton.jit
+def _kernel(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr, eps, stride_x, stride_residual,
+    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    mask = column < HIDDEN
+    x = tl.load(x_ptr + row * stride_x + column, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + row * stride_residual + column, mask=mask, other=0.0)
+        rounded = (x + residual.to(tl.float32)).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * HIDDEN + column, rounded, mask=mask)
+        x = rounded.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, 0) / HIDDEN + eps)
+    weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    normed = x * scale * weight
+    tl.store(out_ptr + row * HIDDEN + column, normed.to(out_ptr.dtype.element_ty), mask=mask)
+
+
 def _launch(x, residual, weight, eps):
-    return add_rms_norm_reference(x, residual, weight, eps)
+    hidden = x.shape[-1]
+    rows = x.reshape(-1, hidden)
+    check_last_contiguous("x", rows)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    summed = x
+    residual_rows = None
+    if residual is not None:
+        residual_rows = residual.reshape(-1, hidden)
+        check_last_contiguous("residual", residual_rows)
+        summed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if rows.shape[0] and hidden:
+        block = padded(hidden)
+        _kernel[(rows.shape[0],)](
+            rows, residual_rows, weight, out, summed, eps, rows.stride(0),
+            0 if residual_rows is None else residual_rows.stride(0),
+            HIDDEN=hidden, BLOCK=block, HAS_RESIDUAL=residual is not None,
+            num_warps=_num_warps(block),
+        )  # fmt: skip
+    return out, summed

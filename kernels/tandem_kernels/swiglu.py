@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .checks import FLOAT_DTYPES, check, check_dtype, compute_dtype_of
-from .dispatch import runs_on_triton
+from .checks import FLOAT_DTYPES, check, check_dtype, check_last_contiguous, compute_dtype_of
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import padded
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -35,5 +36,30 @@ def swiglu_reference(
     return (functional.silu(gate) * up).to(gate_up.dtype)
 
 
+# Columns per program and warps. Untuned.
+_BLOCK = 1024
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _kernel(gate_up_ptr, out_ptr, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < SIZE
+    gate = tl.load(gate_up_ptr + row * stride + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * stride + SIZE + column, mask=mask, other=0.0).to(tl.float32)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * SIZE + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
 def _launch(gate_up):
-    return swiglu_reference(gate_up)
+    size = gate_up.shape[-1] // 2
+    rows = gate_up.reshape(-1, 2 * size)
+    check_last_contiguous("gate_up", rows)
+    out = torch.empty((*gate_up.shape[:-1], size), dtype=gate_up.dtype, device=gate_up.device)
+    if rows.shape[0] and size:
+        block = min(_BLOCK, padded(size))
+        _kernel[(rows.shape[0], -(-size // block))](
+            rows, out, rows.stride(0), SIZE=size, BLOCK=block, num_warps=_NUM_WARPS
+        )
+    return out

@@ -1,0 +1,145 @@
+"""RMSNorm, SwiGLU, RoPE with cache write, and block copies against float64."""
+
+import harness
+import pytest
+import torch
+from tandem_kernels import (
+    add_rms_norm,
+    kv_block_copy,
+    kv_block_gather,
+    kv_block_scatter,
+    qk_norm_rope_write,
+    reset_page_bounds,
+    rope_table,
+    swiglu,
+)
+from tandem_kernels.qk_norm_rope import qk_norm_rope_write_reference
+from tandem_kernels.rms_norm import add_rms_norm_reference
+from tandem_kernels.swiglu import swiglu_reference
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64), (3, 80), (2, 2, 896), (5, 1000)], ids=str)
+def check_add_rms_norm(shape, dtype):
+    x = harness.randn(*shape, dtype=dtype)
+    residual = harness.randn(*shape, dtype=dtype, seed=1)
+    weight = harness.randn(shape[-1], dtype=dtype, seed=2)
+    for other in (None, residual):
+        normed, summed = add_rms_norm(x, other, weight, 1e-6)
+
+        rounded = x.cpu() if other is None else x.cpu() + other.cpu()
+        assert torch.equal(summed.cpu(), rounded)
+        exact, _ = add_rms_norm_reference(harness.wide(rounded), None, harness.wide(weight), 1e-6)
+        torchs, _ = add_rms_norm_reference(rounded, None, weight.cpu(), 1e-6, compute_dtype=dtype)
+        harness.assert_as_exact_as_torch(normed, exact, torchs)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 160), (2, 2, 2600)], ids=str)
+def check_swiglu(shape, dtype):
+    x = harness.randn(*shape, dtype=dtype, scale=3)
+
+    out = swiglu(x)
+
+    torchs = swiglu_reference(x.cpu(), compute_dtype=dtype)
+    harness.assert_as_exact_as_torch(out, swiglu_reference(harness.wide(x)), torchs)
+
+
+def _rope_case(heads, kv_heads, head_dim, dtype, *, tokens=7, rotary_dim=None, **options):
+    """Run kernel, float64 and torch on one case; return their (q, k_cache, v_cache, bounds)."""
+    fused = harness.randn(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
+    kv_dtype = options.pop("kv_dtype", dtype)
+    table = rope_table(rotary_dim or head_dim, 400)
+    positions = torch.tensor([0, 399, 5, 6, 7, 63, 64])[:tokens]
+    slots = torch.tensor([64, 0, -1, 127, 130, 131, 132])[:tokens]
+    results = []
+    for kind in ("kernel", "float64", "torch"):
+        place = harness.wide if kind == "float64" else (lambda t: t if t is None else t.cpu())
+        if kind == "kernel":
+            place = lambda t: t if t is None else t.to(harness.DEVICE)  # noqa: E731
+        cache_dtype = torch.float64 if kind == "float64" else kv_dtype
+        cache = [
+            torch.zeros(4, kv_heads, 64, head_dim, dtype=cache_dtype, device=place(slots).device)
+            for _ in range(2)
+        ]
+        extra = {name: place(value) for name, value in options.items()}
+        bounds = [torch.zeros(4, kv_heads, head_dim, device=place(slots).device) for _ in range(2)]
+        if kind == "float64":
+            bounds = [bound.double() for bound in bounds]
+        reset_page_bounds(*bounds, torch.arange(4, device=bounds[0].device))
+        call = qk_norm_rope_write if kind == "kernel" else qk_norm_rope_write_reference
+        if kind == "torch":
+            extra["compute_dtype"] = dtype
+        out = call(
+            place(q), place(k), place(v), positions=place(positions), cos_sin_cache=place(table),
+            slot_mapping=place(slots), k_cache=cache[0], v_cache=cache[1],
+            key_min=bounds[0], key_max=bounds[1], **extra,
+        )  # fmt: skip
+        results.append((out, *cache, *bounds))
+    return results
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary_dim"),
+    [(4, 2, 64, None), (14, 2, 32, None), (8, 1, 80, 20), (28, 4, 96, None)],
+)
+def check_qk_norm_rope_write(heads, kv_heads, head_dim, rotary_dim, dtype):
+    q_weight = harness.randn(head_dim, dtype=dtype, seed=3)
+    k_weight = harness.randn(head_dim, dtype=dtype, seed=4)
+
+    got, exact, torchs = _rope_case(
+        heads, kv_heads, head_dim, dtype, rotary_dim=rotary_dim,
+        q_weight=q_weight, k_weight=k_weight,
+    )  # fmt: skip
+
+    names = ("q", "k_cache", "v_cache", "key_min", "key_max")
+    for name, ours, want, theirs in zip(names, got, exact, torchs, strict=True):
+        harness.assert_as_exact_as_torch(ours, want, theirs, what=name)
+
+
+def check_rope_without_norm_leaves_padding_slots_alone():
+    got, exact, torchs = _rope_case(4, 2, 64, torch.float32)
+
+    harness.assert_as_exact_as_torch(got[0], exact[0], torchs[0])
+    assert int((got[1] != 0).any(-1).any(1).sum()) == 6
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def check_fp8_write_divides_by_the_scale_and_saturates(kv_dtype):
+    scale = torch.tensor([0.5, 1e-5])
+
+    got, exact, _ = _rope_case(
+        4, 2, 64, torch.float32, kv_dtype=kv_dtype, k_scale=scale, v_scale=scale
+    )
+
+    limit = torch.finfo(kv_dtype).max
+    for ours, want in zip(got[1:3], exact[1:3], strict=True):
+        divided = (want / scale.double()[:, None, None]).clamp(-limit, limit)
+        rounding = 2.0 ** -(3 if kv_dtype == torch.float8_e4m3fn else 2) / 2
+        error = (ours.cpu().double() - divided).abs()
+        assert bool((error <= divided.abs() * rounding + 2.0**-10).all())
+        assert ours.float().abs().max() == limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32], ids=str)
+@pytest.mark.parametrize("tail", [(2, 64, 32), (3,)], ids=str)
+def check_blocks_are_gathered_scattered_and_copied(dtype, tail):
+    cache = harness.randn(9, *tail).to(dtype)
+    before = cache.clone()
+    ids = torch.tensor([4, 0, -1, 7], device=harness.DEVICE)
+    kept = ids >= 0
+
+    gathered = kv_block_gather(cache, ids)
+    same = gathered[kept].float() == before[ids[kept]].float()
+    assert bool(same.all())
+
+    target = torch.zeros_like(cache)
+    kv_block_scatter(gathered, target, ids)
+    assert torch.equal(target[ids[kept]].float(), before[ids[kept]].float())
+    assert not target[[1, 2, 3, 5, 6, 8]].float().any()
+
+    kv_block_copy(cache, ids, torch.tensor([1, 2, 3, -1], device=harness.DEVICE))
+    assert torch.equal(cache[[1, 2]].float(), before[[4, 0]].float())
+    assert torch.equal(cache[[0, 3, 4, 5, 6, 7, 8]].float(), before[[0, 3, 4, 5, 6, 7, 8]].float())
