@@ -99,9 +99,7 @@ def reference(tiny_llama: Path) -> Any:
     import transformers
 
     torch.set_num_threads(1)
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        tiny_llama, dtype=torch.float32
-    ).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")

@@ -63,9 +63,7 @@ def text_of(events: list[dict[str, Any]], index: int = 0) -> str:
     return "".join(parts)
 
 
-async def test_greedy_answers_are_those_of_transformers(
-    start_worker: Any, greedy: Greedy
-) -> None:
+async def test_greedy_answers_are_those_of_transformers(start_worker: Any, greedy: Greedy) -> None:
     worker = await start_worker()
     prompts = [worker.tokenizer.encode(prompt) for prompt in PROMPTS]
 

@@ -37,11 +37,15 @@ async def post_json(
         PeerError: unreachable, connection lost, or no HTTP.
     """
     parts = urlsplit(url)
+    try:
+        port = parts.port or 80
+    except ValueError as error:
+        raise PeerError(f"peer URL {url!r}: {error}") from error
     if parts.scheme != "http" or not parts.hostname:
         raise PeerError(f"peer URL {url!r} must look like http://HOST:PORT")
     try:
         reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(parts.hostname, parts.port or 80), connect_timeout_s
+            asyncio.open_connection(parts.hostname, port), connect_timeout_s
         )
     except (OSError, TimeoutError) as error:
         raise PeerError(f"{parts.netloc} cannot be reached: {error or 'timed out'}") from error

@@ -101,6 +101,7 @@ class RemotePrefill:
         reservation: Reservation | None = None
         try:
             for attempt in range(self._attempts):
+                reservation = None
                 epoch = next(self._epochs)
                 started = time.perf_counter()
                 try:
@@ -145,6 +146,11 @@ class RemotePrefill:
                 reservation.abort("the request was cancelled")
             self._engine.abort(order.request_id, partial(self._release_later, reservation))
             raise
+        except Exception:
+            # A bug here must not cost the request either.
+            logger.exception("remote prefill of %s failed", order.request_id)
+            if reservation is not None:
+                reservation.abort("the remote prefill failed")
         self._metrics.local_fallbacks.inc()
         self._engine.remote_failed(order.request_id, partial(self._release_later, reservation))
 
