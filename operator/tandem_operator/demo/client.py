@@ -76,6 +76,7 @@ async def ask(
     first = last = None
     pieces: list[str] = []
     usage: dict[str, Any] = {}
+    billed: float | None = None
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
             detail = (await response.aread()).decode(errors="replace")
@@ -90,11 +91,11 @@ async def ask(
                     first = first or last
                     pieces.append(text)
             usage = event.get("usage") or usage
+            billed = (event.get("tandem") or {}).get("cost_usd", billed)
     ended = time.perf_counter()
     first, last = first or ended, last or ended
     text = "".join(pieces)
     tokens = int(usage.get("completion_tokens", len(pieces)))
-    billed = (usage.get("tandem") or {}).get("cost_usd")
     cost = billed if billed is not None else _number(response.headers.get("x-tandem-cost-usd"))
     return Answer(
         question=question,
