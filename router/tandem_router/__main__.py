@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tandem_router.config import RouterConfig, load_config
+from tandem_router.config import load_config
 from tandem_router.errors import ConfigError, RouterError
 
 logger = logging.getLogger("tandem.router")
@@ -47,11 +47,9 @@ def _run(args: argparse.Namespace) -> int:
 
     from tandem_router.app import RouterApp
 
-    predictor, threshold = _predictor(config, args.predictor)
     app = RouterApp(
         config,
-        predictor=predictor,
-        threshold=threshold,
+        artifact_path=args.predictor,
         endpoints_path=args.endpoints,
         peer_token=_secret_text(args.peer_token_file),
         key_secret=_key_secret(args.key_secret_file),
@@ -80,18 +78,6 @@ def _run(args: argparse.Namespace) -> int:
     logger.info("router %r serves http://%s:%d/v1", config.name, host, port)
     server.run()
     return 0 if server.started else 1
-
-
-def _predictor(config: RouterConfig, path: Path | None):  # type: ignore[no-untyped-def]
-    """(predictor, its calibrated threshold); (None, None) where the configuration suffices."""
-    if config.predictor.type != "Learned":
-        return None, None
-    if path is None:
-        raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
-    from tandem_router import predictor as package
-
-    loaded = package.load(path)
-    return loaded, getattr(loaded, "threshold", None)
 
 
 def _secret_text(path: Path | None) -> str | None:

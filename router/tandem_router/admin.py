@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_router.decisions import TierTotals
@@ -53,14 +53,14 @@ def routes(services: Services) -> APIRouter:
     async def state() -> dict[str, Any]:
         return router_state(services)
 
-    @router.put("/set-points")
-    async def set_points(
-        body: SetPoints, x_tandem_peer_token: Annotated[str | None, Header()] = None
-    ) -> dict[str, Any]:
+    def needs_peer_token(x_tandem_peer_token: Annotated[str | None, Header()] = None) -> None:
         token = services.peer_token
         presented = (x_tandem_peer_token or "").encode()
         if token and not hmac.compare_digest(presented, token.encode()):
             raise ApiError(401, "set-points need x-tandem-peer-token", type="authentication_error")
+
+    @router.put("/set-points", dependencies=[Depends(needs_peer_token)])
+    async def set_points(body: SetPoints) -> dict[str, Any]:
         services.routing.move_set_points(**body.model_dump(exclude_none=True))
         return asdict(services.routing.set_points)
 
@@ -109,6 +109,7 @@ def router_state(services: Services) -> dict[str, Any]:
         "dearest_tier": services.routing.dearest,
         "slo": config.slo.model_dump(),
         "set_points": asdict(services.routing.set_points),
+        "control": asdict(services.routing.control.state(now)),
         "num_inflight": services.admission.num_inflight,
         "cost_usd": cost,
         "cost_all_large_usd": services.decisions.cost_all_large_usd,
@@ -120,6 +121,9 @@ def router_state(services: Services) -> dict[str, Any]:
 def refresh_gauges(services: Services) -> None:
     """Gauges that are read off the picker when somebody asks for metrics."""
     now = services.clock()
+    points = services.routing.set_points
+    services.metrics.threshold.set(points.gain_threshold)
+    services.metrics.lambda_per_usd.set(points.lambda_per_usd)
     counts = Counter(
         (worker.tier, worker.role, "usable" if worker.usable(now) else "unusable")
         for worker in services.picker.workers

@@ -30,13 +30,8 @@ from tandem_router.exchange import Send, Services
 from tandem_router.loads import poll_loads
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
-from tandem_router.routing import (
-    DEFAULT_THRESHOLD,
-    FixedPredictor,
-    LengthPredictor,
-    Predictor,
-    Routing,
-)
+from tandem_router.predictors import ArtifactPredictor, Predictor, configured_predictor
+from tandem_router.routing import DEFAULT_THRESHOLD, Routing
 from tandem_router.tenants import Authenticator
 from tandem_router.upstream import UpstreamClient
 
@@ -46,7 +41,8 @@ logger = logging.getLogger("tandem.router")
 class RouterApp:
     """ASGI application of one router.
 
-    predictor: overrides the configured one (tests, embedding). endpoints_path: the static file,
+    predictor: overrides the configured one (tests, embedding). artifact_path: the learned
+    predictor's file, needed where the configuration says Learned. endpoints_path: the static file,
     needed unless the configuration says endpointslice. peer_token: shared secret of router and
     workers. clock: monotonic seconds. rng: used for picking.
     """
@@ -56,7 +52,7 @@ class RouterApp:
         config: RouterConfig,
         *,
         predictor: Predictor | None = None,
-        threshold: float | None = None,
+        artifact_path: Path | None = None,
         endpoints_path: Path | None = None,
         peer_token: str | None = None,
         key_secret: bytes | None = None,
@@ -72,6 +68,13 @@ class RouterApp:
                     f"tiers {', '.join(pools)} are pools, so --endpoints FILE is needed "
                     "(or `endpoints: {type: endpointslice}` in the configuration)"
                 )
+        self._artifact: ArtifactPredictor | None = None
+        if predictor is None and config.predictor.type == "Learned":
+            if artifact_path is None:
+                raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
+            predictor = self._artifact = ArtifactPredictor(
+                artifact_path, tuple(tier.name for tier in config.tiers)
+            )
         self.config = config
         self._endpoints_path = endpoints_path
         self.picker = Picker(config.picking, rng or random.Random(), clock)
@@ -82,7 +85,7 @@ class RouterApp:
             self.picker,
             metrics,
             clock,
-            threshold if threshold is not None else DEFAULT_THRESHOLD,
+            DEFAULT_THRESHOLD,
         )
         self.services = Services(
             config=config,
@@ -154,6 +157,8 @@ class RouterApp:
             from tandem_router.endpointslices import watch_slices
 
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
+        if self._artifact is not None:
+            tasks.append(asyncio.ensure_future(self._artifact.watch()))
         for task in tasks:
             task.add_done_callback(_say_why)
         try:
@@ -169,15 +174,6 @@ class RouterApp:
 def _say_why(task: asyncio.Future[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.error("background work stopped", exc_info=task.exception())
-
-
-def configured_predictor(config: RouterConfig) -> Predictor | None:
-    """Fixed and Length come from the configuration alone; Learned is loaded by the caller."""
-    if config.predictor.type == "Fixed":
-        return FixedPredictor(config.tiers, config.predictor)
-    if config.predictor.type == "Length":
-        return LengthPredictor(config.tiers, config.predictor)
-    return None
 
 
 def _external_keys(config: RouterConfig) -> dict[str, str]:

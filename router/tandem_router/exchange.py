@@ -19,6 +19,7 @@ from typing import Any
 
 from tandem_router.admission import Admission, Reservation
 from tandem_router.config import RouterConfig, TierConfig
+from tandem_router.control import Reservation as Budgeted
 from tandem_router.decisions import DecisionLog, DecisionRecord
 from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
 from tandem_router.events import (
@@ -31,7 +32,7 @@ from tandem_router.events import (
 )
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Pick, Picker
-from tandem_router.policy import Decision, Score
+from tandem_router.policy import Decision, Reason, Score
 from tandem_router.requests import InferenceRequest, RequestHeaders
 from tandem_router.routing import Routing
 from tandem_router.upstream import Response, UpstreamClient
@@ -115,6 +116,7 @@ class Exchange:
         self._score: Score | None = None
         self._tier: TierConfig | None = None
         self._failed_tiers: frozenset[str] = frozenset()
+        self._budgeted: Budgeted | None = None
         self._pick: Pick | None = None
         self._response: Response | None = None
         self._num_attempts = 0
@@ -164,16 +166,32 @@ class Exchange:
                 self._failed_tiers,
             )
             if decision.tier is not None:
-                break
+                self._budgeted = services.routing.decided(decision, self._request)
+                if self._budgeted is not None or not services.routing.has_budget:
+                    break
+                # Concurrent requests took the money in between: ask again, soon.
+                await asyncio.sleep(0.01)
+                if services.clock() < deadline:
+                    continue
             if not decision.queue or services.clock() >= deadline:
-                raise overloaded(
-                    decision.message,
-                    code=str(decision.reason),
-                    retry_after_s=decision.retry_after_s or 1.0,
-                )
+                raise self._refusal(decision)
             await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
         self._score = score
         self._decided(decision)
+
+    def _refusal(self, decision: Decision) -> ApiError:
+        code = str(decision.reason)
+        allowed = self._reservation.tenant.config.allowed_tiers
+        if decision.reason is Reason.TENANT and allowed is not None:
+            if self._forced is not None and self._forced not in allowed:
+                return ApiError(403, decision.message, type="permission_error", code=code)
+        if decision.reason is Reason.MAX_COST:
+            return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
+        return overloaded(
+            decision.message or "the budget was taken by other requests; retry later",
+            code=code,
+            retry_after_s=decision.retry_after_s or 1.0,
+        )
 
     def _decided(self, decision: Decision) -> None:
         services = self._services
@@ -224,6 +242,9 @@ class Exchange:
         )
         if decision.tier is None or decision.tier in failed:
             return False
+        if self._budgeted is not None:
+            self._services.routing.settled(self._budgeted, 0.0)
+            self._budgeted = self._services.routing.decided(decision, self._request)
         self._decided(decision)
         return True
 
@@ -612,6 +633,8 @@ class Exchange:
         services = self._services
         record = self.record
         if record is None or self._tier is None:
+            if self._budgeted is not None:
+                services.routing.settled(self._budgeted, 0.0)
             services.admission.settle(self._reservation, 0.0, 0.0)
             return
         now = services.clock()
@@ -619,6 +642,8 @@ class Exchange:
         prompt_tokens, output_tokens = self._num_tokens()
         cost = self._cost()
         services.admission.settle(self._reservation, float(prompt_tokens + output_tokens), cost)
+        if self._budgeted is not None:
+            services.routing.settled(self._budgeted, cost)
         record.status = status
         record.error = record.error or error
         record.e2e_s = now - self._started_at

@@ -55,7 +55,8 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
         raise ValueError(f"{name} is not allowed in JSON")
 
     try:
-        data = json.loads(body, parse_constant=no_constant)
+        # Decoded here: json.loads on bytes would also accept UTF-16 and UTF-32.
+        data = json.loads(body.decode(), parse_constant=no_constant)
     except RecursionError:
         raise _too_deep(max_depth) from None
     except UnicodeDecodeError as error:

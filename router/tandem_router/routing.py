@@ -11,13 +11,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from tandem_router.admission import TenantState
 from tandem_router.config import PredictorConfig, RouterConfig, TierConfig
+from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, TrafficShift
+from tandem_router.control import Reservation as Budgeted
 from tandem_router.errors import ApiError
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
@@ -35,6 +37,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.predictors import Predictor
 from tandem_router.requests import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 
 logger = logging.getLogger("tandem.router")
@@ -45,46 +48,6 @@ DEFAULT_THRESHOLD = 0.1
 INLINE_BELOW_S = 0.002
 LATENCY_SMOOTHING = 0.2
 LATENCY_BELIEVED_S = 60.0
-
-
-class Predictor(Protocol):
-    """What routing needs of a predictor."""
-
-    def score(self, prompt: str) -> Score: ...
-
-
-class FixedPredictor:
-    """The same qualities for every prompt; a tier that is not named counts as 1."""
-
-    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
-        self._score = PlainScore(
-            {tier.name: config.fixed_quality.get(tier.name, 1.0) for tier in tiers}
-        )
-
-    def score(self, prompt: str) -> Score:
-        return self._score
-
-
-class LengthPredictor:
-    """Longer prompts are harder: the content-blind baseline, as a predictor.
-
-    Gain of the dearest tier over the cheapest rises from 0 and is one half at
-    `length_midpoint_chars`; tiers between them are spaced evenly.
-    """
-
-    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
-        by_price = sorted(
-            tiers, key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens
-        )
-        top = max(1, len(by_price) - 1)
-        self._heights = {tier.name: rank / top for rank, tier in enumerate(by_price)}
-        self._midpoint = config.length_midpoint_chars
-
-    def score(self, prompt: str) -> Score:
-        hardness = len(prompt) / (len(prompt) + self._midpoint)
-        return PlainScore(
-            {name: 1.0 - hardness * (1.0 - height) for name, height in self._heights.items()}
-        )
 
 
 class Scorer:
@@ -199,7 +162,7 @@ class Routing:
         self.scorer = Scorer(predictor, config.predictor, metrics)
         self.state = PolicyState()
         self.latency = {tier.name: TierLatency() for tier in config.tiers}
-        self._set_points = PolicySetPoints(
+        base = PolicySetPoints(
             gain_threshold=config.threshold if config.threshold is not None else threshold,
             fallback_tier=config.fallback_tier,
             slo=LatencySlo(
@@ -207,27 +170,52 @@ class Routing:
             ),
             on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
         )
-        self._show_set_points()
-        self._by_model = {tier.served_model: tier.name for tier in config.tiers}
-        self._by_model.update({tier.name: tier.name for tier in config.tiers})
-        self._prices = {tier.name: tier for tier in config.tiers}
         self.dearest = max(
             config.tiers,
             key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
         ).name
+        cap = config.tier(self.dearest).max_share
+        budget = config.budget.usd_per_hour
+        self.control = OnlineControl(
+            base,
+            pacer=BudgetPacer(budget, clock()) if budget is not None else None,
+            share=ShareTracker(cap) if cap is not None and len(config.tiers) > 1 else None,
+            share_ceiling=True,
+            shift=TrafficShift() if budget is not None or cap is not None else None,
+        )
+        self._show_set_points()
+        self._by_model = {tier.served_model: tier.name for tier in config.tiers}
+        self._by_model.update({tier.name: tier.name for tier in config.tiers})
+        self._prices = {tier.name: tier for tier in config.tiers}
 
     @property
     def set_points(self) -> PolicySetPoints:
-        return self._set_points
+        return self.control.set_points(self._clock())
 
     def move_set_points(self, **changes: float) -> None:
-        """Replace some set-points; names are fields of PolicySetPoints."""
-        self._set_points = replace(self._set_points, **changes)  # type: ignore[arg-type]
+        """Replace some base set-points; names are fields of PolicySetPoints."""
+        self.control.base = replace(self.control.base, **changes)  # type: ignore[arg-type]
         self._show_set_points()
 
     def _show_set_points(self) -> None:
-        self._metrics.threshold.set(self._set_points.gain_threshold)
-        self._metrics.lambda_per_usd.set(self._set_points.lambda_per_usd)
+        points = self.set_points
+        self._metrics.threshold.set(points.gain_threshold)
+        self._metrics.lambda_per_usd.set(points.lambda_per_usd)
+
+    def decided(self, decision: Decision, request: InferenceRequest) -> Budgeted | None:
+        """Tell the controllers; what they set aside goes to `settled`.
+
+        None without a budget, and also when concurrent requests took the money in between:
+        `has_budget` tells the two apart.
+        """
+        return self.control.decided(self._clock(), decision, request.num_prompt_tokens)
+
+    @property
+    def has_budget(self) -> bool:
+        return self.control.pacer is not None
+
+    def settled(self, budgeted: Budgeted, cost_usd: float) -> None:
+        self.control.settle(self._clock(), budgeted, cost_usd)
 
     def forced_tier(self, model: str) -> str | None:
         """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
@@ -286,7 +274,7 @@ class Routing:
             options = [replace(option, available=True) for option in options]
         route = RouteRequest(
             prompt_tokens=request.num_prompt_tokens,
-            score=score,
+            score=_with_gains(score),
             score_status=status,
             max_tokens=request.max_tokens,
             num_choices=request.num_choices,
@@ -296,7 +284,12 @@ class Routing:
                 remaining_usd=tenant.usd.level if tenant.usd is not None else None,
             ),
         )
-        return decide(route, options, self._set_points, self.state)
+        decision = decide(route, options, self.set_points, self.state)
+        if score is not None and decision.difficulty is not None:
+            cheapest = score.quality.get(decision.verdicts[0].tier)
+            if cheapest is not None:
+                decision = replace(decision, difficulty=1.0 - cheapest)
+        return decision
 
     def _option(
         self, tier: TierConfig, request: InferenceRequest, unavailable: frozenset[str]
@@ -318,6 +311,29 @@ class Routing:
             max_share=tier.max_share,
             default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
         )
+
+
+def _with_gains(score: Score | None) -> Score | None:
+    """The score with qualities whose differences are the predictor's gains.
+
+    A learned predictor's `utility` is trained on differences between tiers and ranks prompts
+    better than subtracting two calibrated qualities does. The dearest tier's quality stays where
+    it is, unless the scale 0..1 forces a shift.
+    """
+    utility: Mapping[str, float] | None = getattr(score, "utility", None)
+    if score is None or not utility or set(utility) != set(score.quality):
+        return score
+    if not all(map(math.isfinite, utility.values())):
+        return score
+    best = max(utility, key=lambda tier: utility[tier])
+    offset = score.quality[best] - utility[best]
+    lowest = min(utility.values()) + offset
+    offset += max(0.0, -lowest)
+    return PlainScore(
+        {tier: min(1.0, max(0.0, value + offset)) for tier, value in utility.items()},
+        score.output_tokens,
+        score.out_of_distribution,
+    )
 
 
 _ON_EXHAUSTED: dict[str, Literal["downgrade", "queue", "reject"]] = {

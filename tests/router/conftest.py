@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from tandem_router.app import RouterApp
 from tandem_router.config import RouterConfig, parse_config
 
@@ -138,9 +139,9 @@ class FakeWorker:
                     chunk([choice(index, token_text(tokens[position]), [tokens[position]], None)])
         for index, _, _ in queues:
             chunk([choice(index, "", [], "length")])
-        if seen.headers.get("x-tandem-usage") == "1" or (
-            body.get("stream_options") or {}
-        ).get("include_usage"):
+        if seen.headers.get("x-tandem-usage") == "1" or (body.get("stream_options") or {}).get(
+            "include_usage"
+        ):
             usage = {"prompt_tokens": 5, "completion_tokens": num_generated}
             chunk([], usage={**usage, "total_tokens": 5 + num_generated})
         events.append(b"data: [DONE]\n\n")
@@ -300,7 +301,9 @@ class Client:
         leave_after: int | None = None,
     ) -> Reply:
         """leave_after: disconnect once so many body messages have come."""
-        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        raw = (
+            body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        )
         left = asyncio.Event()
         inbox = [{"type": "http.request", "body": raw, "more_body": False}]
         status, reply_headers, parts = 0, {}, []
@@ -410,9 +413,7 @@ async def make_worker() -> AsyncIterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def run_router(
-    make_config: Callable[..., RouterConfig], tmp_path: Any
-) -> Callable[..., Any]:
+def run_router(make_config: Callable[..., RouterConfig], tmp_path: Any) -> Callable[..., Any]:
     """`async with run_router({"large": {"decode": [worker]}}) as (client, app)`."""
 
     @asynccontextmanager

@@ -1,0 +1,135 @@
+"""Where a router's predictor comes from: configuration alone, or an artifact file that may change.
+
+An artifact that is missing, broken or hostile never stops the router: it is said in the log, each
+request is counted as `predictor-failed` and the fallback tier answers until a good file is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from tandem_router.config import PredictorConfig, RouterConfig, TierConfig
+from tandem_router.errors import RouterError
+from tandem_router.policy import PlainScore, Score
+
+logger = logging.getLogger("tandem.router")
+
+ARTIFACT_POLL_S = 2.0
+
+
+class Predictor(Protocol):
+    """What routing needs of a predictor."""
+
+    def score(self, prompt: str) -> Score: ...
+
+
+class PredictorUnavailableError(RouterError):
+    """There is no usable artifact at present."""
+
+
+class FixedPredictor:
+    """The same qualities for every prompt; a tier that is not named counts as 1."""
+
+    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
+        self._score = PlainScore(
+            {tier.name: config.fixed_quality.get(tier.name, 1.0) for tier in tiers}
+        )
+
+    def score(self, prompt: str) -> Score:
+        return self._score
+
+
+class LengthPredictor:
+    """Longer prompts are harder: the content-blind baseline, as a predictor.
+
+    Gain of the dearest tier over the cheapest rises from 0 and is one half at
+    `length_midpoint_chars`; tiers between them are spaced evenly.
+    """
+
+    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
+        by_price = sorted(
+            tiers, key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens
+        )
+        top = max(1, len(by_price) - 1)
+        self._heights = {tier.name: rank / top for rank, tier in enumerate(by_price)}
+        self._midpoint = config.length_midpoint_chars
+
+    def score(self, prompt: str) -> Score:
+        hardness = len(prompt) / (len(prompt) + self._midpoint)
+        return PlainScore(
+            {name: 1.0 - hardness * (1.0 - height) for name, height in self._heights.items()}
+        )
+
+
+class ArtifactPredictor:
+    """The predictor in a file; a new file is taken into use while requests go on."""
+
+    def __init__(self, path: Path, tiers: tuple[str, ...]) -> None:
+        self._path = path
+        self._tiers = tiers
+        self._stamp: tuple[int, int, int] | None = None
+        self._loaded: Predictor | None = None
+        self._problem = f"{path} has not been read"
+        self.version: str | None = None
+        self.reload()
+
+    @property
+    def loaded(self) -> bool:
+        return self._loaded is not None
+
+    def score(self, prompt: str) -> Score:
+        """Raises PredictorUnavailableError while there is no usable artifact."""
+        if self._loaded is None:
+            raise PredictorUnavailableError(self._problem)
+        return self._loaded.score(prompt)
+
+    def reload(self) -> bool:
+        """Read the file if it changed; True when a new predictor is in use.
+
+        A file that turns bad leaves the good one in use.
+        """
+        from tandem_router import predictor
+
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp == self._stamp:
+                return False
+            self._stamp = stamp
+            loaded = predictor.load(self._path)
+        except (OSError, predictor.PredictorError) as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                logger.error("predictor not loaded: %s", error)
+            return False
+        missing = [tier for tier in self._tiers if tier not in loaded.tiers]
+        if missing:
+            logger.warning(
+                "predictor %s knows tiers %s but not %s; train it on outcomes of every tier",
+                loaded.version,
+                ", ".join(loaded.tiers),
+                ", ".join(missing),
+            )
+        self._loaded = loaded
+        self._problem = ""
+        self.version = loaded.version
+        logger.info("predictor %s loaded from %s", loaded.version, self._path)
+        return True
+
+    async def watch(self) -> None:
+        """Look for a new file until cancelled; reading happens off the event loop."""
+        while True:
+            await asyncio.sleep(ARTIFACT_POLL_S)
+            await asyncio.to_thread(self.reload)
+
+
+def configured_predictor(config: RouterConfig) -> Predictor | None:
+    """Fixed and Length come from the configuration alone; None for Learned."""
+    if config.predictor.type == "Fixed":
+        return FixedPredictor(config.tiers, config.predictor)
+    if config.predictor.type == "Length":
+        return LengthPredictor(config.tiers, config.predictor)
+    return None
