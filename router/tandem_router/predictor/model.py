@@ -24,35 +24,40 @@ MAX_TREE_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Grams:
+    """Which n-grams a text part reads; parts with equal grams share one count per prompt."""
+
+    kind: str
+    min_n: int
+    max_n: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextLinear:
     """A linear model over the TF-IDF weights of hashed n-grams.
 
-    ``y = intercept + sum_j (1 + log tf_j) idf_j coef_j / norm`` over the n-grams in `keys`
+    ``y = link(intercept + sum_j (1 + log tf_j) idf_j coef_j / norm)`` over the n-grams in `keys`
     (ascending uint32), norm the Euclidean length of the weighted counts: scikit-learn's
-    ``TfidfTransformer(sublinear_tf=True)``.
+    ``TfidfTransformer(sublinear_tf=True)``. The link is the identity, or the logistic function.
     """
 
     kind: str
     min_n: int
     max_n: int
+    logistic: bool
     keys: npt.NDArray[np.uint32]  # (num_features,)
     idf: npt.NDArray[np.float32]  # (num_features,)
-    coef: npt.NDArray[np.float32]  # (num_features, num_outputs)
+    coef: npt.NDArray[np.floating[Any]]  # (num_features, num_outputs), float32 or float16
     intercept: FloatArray  # (num_outputs,)
 
-    def counts(
-        self, tokens: list[str], raw: str
-    ) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
-        if self.kind == "word":
-            return text.count(text.word_hashes(tokens, self.max_n))
-        return text.count(text.char_hashes(raw, self.min_n, self.max_n))
-
-    def __call__(self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]) -> FloatArray:
-        known, weights = self.weigh(keys, counts)
+    def __call__(self, known: npt.NDArray[np.int64], weights: FloatArray) -> FloatArray:
+        """Outputs for the known columns and unnormalised weights that :meth:`weigh` found."""
         if len(known) == 0:
-            return self.intercept
-        norm = float(np.sqrt(weights @ weights))
-        return self.intercept + (weights @ self.coef[known].astype(np.float64)) / norm
+            linear = self.intercept
+        else:
+            norm = float(np.sqrt(weights @ weights))
+            linear = self.intercept + (weights / norm) @ self.coef[known].astype(np.float64)
+        return 1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))) if self.logistic else linear
 
     def weigh(
         self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]
@@ -66,6 +71,19 @@ class TextLinear:
         known = place[hit]
         return known, (1.0 + np.log(counts[hit])) * self.idf[known]
 
+    @property
+    def grams(self) -> Grams:
+        return Grams(self.kind, self.min_n, self.max_n)
+
+    def describe(self) -> dict[str, Any]:
+        """What the artifact's metadata says about this part."""
+        return {
+            "kind": self.kind,
+            "min_n": self.min_n,
+            "max_n": self.max_n,
+            "link": "logistic" if self.logistic else "identity",
+        }
+
     def arrays(self) -> Arrays:
         return {
             "keys": self.keys,
@@ -75,7 +93,13 @@ class TextLinear:
         }
 
     @classmethod
-    def build(cls, meta: dict[str, Any], arrays: Arrays, num_outputs: int) -> TextLinear:
+    def build(
+        cls,
+        meta: dict[str, Any],
+        arrays: Arrays,
+        num_outputs: int,
+        precision: type[np.floating[Any]] = np.float32,
+    ) -> TextLinear:
         kind, min_n, max_n = meta.get("kind"), meta.get("min_n"), meta.get("max_n")
         if kind not in ("word", "char"):
             raise ArtifactError(f"kind={str(kind)[:40]!r} is neither word nor char: damaged")
@@ -89,9 +113,10 @@ class TextLinear:
             kind,
             min_n,
             max_n,
+            meta.get("link") == "logistic",
             keys,
             need(arrays, "idf", np.float32, (count,)),
-            need(arrays, "coef", np.float32, (count, num_outputs)),
+            need(arrays, "coef", precision, (count, num_outputs)),
             need(arrays, "intercept", np.float64, (num_outputs,)),
         )
 
@@ -228,6 +253,22 @@ class Monotone:
         if len(x) == 0 or len(x) != len(y) or (np.diff(x) < 0).any() or (np.diff(y) < 0).any():
             raise ArtifactError("a calibration curve is not monotone: damaged")
         return cls(x, y)
+
+
+def combine(heads: FloatArray, utility: FloatArray) -> FloatArray:
+    """Qualities that keep the heads' level and differ by exactly the utilities, within 0..1.
+
+    The level of a prompt (how good the tiers are on average) comes from the calibrated heads, the
+    difference between tiers from what was learned for the difference. Tiers are the last axis.
+    """
+    level = heads.mean(axis=-1, keepdims=True)
+    moved = level + utility - utility.mean(axis=-1, keepdims=True)
+    return np.asarray(np.minimum(np.maximum(moved, 0.0), 1.0))
+
+
+def round_topics(values: FloatArray) -> FloatArray:
+    """Topic weights on a grid of 2^-12: sums in another order still land in the same tree leaf."""
+    return np.asarray(np.round(values * 4096.0) / 4096.0)
 
 
 def need(

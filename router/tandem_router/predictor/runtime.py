@@ -12,22 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tandem_router.predictor import artifact, hand, text
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError
 from tandem_router.predictor.model import (
     FloatArray,
+    Grams,
     HandLinear,
     Monotone,
     TextLinear,
     Trees,
+    combine,
     need,
+    round_topics,
     scoped,
 )
 
 MAX_TIERS = 16
 MAX_VIEWS = 16
+MAX_TOPICS = 128
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -61,8 +66,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class _View:
+    """A linear text view (text only), trees on text topics (both), or hand features (part only)."""
+
     name: str
-    part: TextLinear | Trees | HandLinear
+    text: TextLinear | None
+    part: Trees | HandLinear | None
 
 
 class Predictor:
@@ -93,6 +101,7 @@ class Predictor:
             _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs))
             for i, view in enumerate(views)
         ]
+        self._grams = {view.text.grams for view in self._views if view.text is not None}
         width = len(views) * len(outputs)
         count = len(self.tiers)
         self._quality = need(arrays, "stack/quality", np.float64, (count, width))
@@ -134,39 +143,43 @@ class Predictor:
         """All view outputs in a row, the hand features, and the share of unknown words."""
         item = text.excerpt(prompt)
         row = hand.features(item)
-        tokens = text.words(item.text)
-        outputs: list[FloatArray] = []
+        counted = {
+            grams: _count(grams, item.text, tokens)
+            for tokens in [text.words(item.text)]
+            for grams in self._grams
+        }
         unknown = 0.0
+        outputs: list[FloatArray] = []
         for view in self._views:
-            part = view.part
-            if isinstance(part, TextLinear):
-                keys, counts = part.counts(tokens, item.text)
-                known, weights = part.weigh(keys, counts)
-                if part.kind == "word" and len(keys):
-                    unknown = 1.0 - len(known) / len(keys)
-                if len(known):
-                    norm = float(np.sqrt(weights @ weights))
-                    outputs.append(part.intercept + (weights @ part.coef[known]) / norm)
-                else:
-                    outputs.append(part.intercept)
-            else:
-                outputs.append(part(row))
+            features = row
+            if view.text is not None:
+                keys, counts = counted[view.text.grams]
+                known, weights = view.text.weigh(keys, counts)
+                values = view.text(known, weights)
+                if view.part is None:
+                    outputs.append(values)
+                    if view.text.kind == "word" and len(keys):
+                        unknown = 1.0 - len(known) / len(keys)
+                    continue
+                features = np.concatenate((row, round_topics(values).astype(np.float32)))
+            assert view.part is not None  # a view without text has one
+            outputs.append(view.part(features))
         return np.concatenate(outputs), row, unknown
 
     def score(self, prompt: str) -> Score:
         """Scores one prompt of any length; about 1 ms, never more than a few."""
         values, row, unknown = self.view_outputs(prompt)
         raw = self._quality @ values + self._quality_bias
-        quality = {
-            tier: curve(float(value))
-            for tier, curve, value in zip(self.tiers, self._calibration, raw, strict=True)
-        }
+        heads = np.array(
+            [curve(float(value)) for curve, value in zip(self._calibration, raw, strict=True)]
+        )
         utility = self._utility @ values + self._utility_bias
+        quality = combine(heads, utility)
         distance = float(np.mean(np.minimum(np.abs(row - self._ood_center) / self._ood_scale, 8.0)))
         novelty = max(unknown / self._ood_limits[0], distance / self._ood_limits[1])
         return Score(
-            quality,
-            {tier: float(value) for tier, value in zip(self.tiers, utility, strict=True)},
+            dict(zip(self.tiers, quality.tolist(), strict=True)),
+            dict(zip(self.tiers, utility.tolist(), strict=True)),
             self._token_quantiles(row),
             bool(novelty > 1.0),
             self.version,
@@ -217,9 +230,26 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
         raise ArtifactError("a view is not described: damaged")
     kind, name = meta.get("type"), str(meta.get("name"))[:80]
     if kind == "text":
-        return _View(name, TextLinear.build(meta, arrays, num_outputs))
-    if kind == "trees":
-        return _View(name, Trees.build(arrays, len(hand.NAMES), num_outputs))
+        return _View(name, TextLinear.build(meta, arrays, num_outputs), None)
     if kind == "hand":
-        return _View(name, HandLinear.build(arrays, len(hand.NAMES), num_outputs))
-    raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
+        return _View(name, None, HandLinear.build(arrays, len(hand.NAMES), num_outputs))
+    if kind != "trees":
+        raise ArtifactError(
+            f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged"
+        )
+    described = meta.get("topics")
+    if described is None:
+        return _View(name, None, Trees.build(arrays, len(hand.NAMES), num_outputs))
+    width = described.get("width") if isinstance(described, dict) else None
+    if not isinstance(width, int) or not 1 <= width <= MAX_TOPICS:
+        raise ArtifactError(f"the view {name!r} has {str(width)[:40]} topics: damaged")
+    topics = TextLinear.build(described, scoped(arrays, "topics/"), width, np.float16)
+    return _View(name, topics, Trees.build(arrays, len(hand.NAMES) + width, num_outputs))
+
+
+def _count(
+    grams: Grams, raw: str, tokens: list[str]
+) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
+    if grams.kind == "word":
+        return text.count(text.word_hashes(tokens, grams.max_n))
+    return text.count(text.char_hashes(raw, grams.min_n, grams.max_n))

@@ -18,15 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from tandem_router.predictor import artifact, hand, lengths, text
+from tandem_router.predictor import artifact, hand, lengths, stacking, text
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.estimators import (
     Corpus,
     HandView,
-    MonotoneCalibrator,
-    NonNegativeStack,
     TextView,
     TreeView,
 )
@@ -54,7 +52,7 @@ class Options:
     seed: int = 0
     label_form: str = "gain"
     max_features: int = 60_000
-    num_trees: int = 150
+    num_trees: int = 100
     num_folds: int = 5
 
 
@@ -71,13 +69,17 @@ class Trained:
         return artifact.dumps(self.meta, self.arrays)
 
 
-def default_views(options: Options, num_rows: int) -> dict[str, View]:
-    """The views by name; penalties grow a little where rows are few."""
-    leaf = 15 if num_rows >= 3000 else 10
+#: Views whose plain average is the ranking to beat.
+CORE_VIEWS = ("words", "chars", "trees", "topics")
+
+
+def default_views(options: Options) -> dict[str, View]:
+    """The views by name; what each is worth stands in docs/studies/routing.md."""
     return {
-        "words": TextView("word", alpha=4.0, min_df=2, max_features=options.max_features),
-        "chars": TextView("char", alpha=6.0, min_df=3, max_features=options.max_features),
-        "trees": TreeView(options.num_trees, min_samples_leaf=leaf, random_state=options.seed),
+        "words": TextView("word", "logistic", 1.0, 2, options.max_features),
+        "chars": TextView("char", "squared", 10.0, 3, options.max_features),
+        "trees": TreeView(0, options.num_trees, random_state=options.seed),
+        "topics": TreeView(40, options.num_trees, random_state=options.seed),
         "hand": HandView(alpha=30.0),
         "length": HandView(alpha=1.0, columns=("log_chars",)),
     }
@@ -175,21 +177,23 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     groups = dataset.groups()
     num_folds = min(options.num_folds, len(np.unique(groups)))
     folds = fold_of(groups, num_folds, options.seed)
-    views = default_views(options, len(corpus))
+    views = default_views(options)
+    layout = stacking.Layout(
+        dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(outputs)
+    )
 
     oof, unknown = cross_fit(corpus, targets, folds, views, progress)
     progress("weighing the views")
-    stack = Stack.fit(oof, labels, targets, pairs, list(views), outputs)
-    oof_quality, oof_utility = stack.apply_out_of_fold(oof, labels, folds)
+    stack = stacking.fit(oof, labels, folds, layout)
+    oof_quality, oof_utility = stacking.out_of_fold(oof, labels, folds, layout)
 
     progress("fitting the views on all rows")
     arrays: Arrays = {}
     described: list[dict[str, Any]] = []
     for index, (name, view) in enumerate(views.items()):
-        fitted = view.fit(corpus, targets)
-        part = fitted.export()
-        described.append(_describe(name, fitted))
-        arrays |= {f"view/{index}/{key}": value for key, value in part.arrays().items()}
+        description, parts = _export(name, view.fit(corpus, targets))
+        described.append(description)
+        arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
     arrays |= _ood_arrays(corpus, unknown)
     arrays |= _reference_arrays(corpus, oof_quality, oof_utility)
@@ -220,7 +224,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
             "num_trees": options.num_trees,
             "num_folds": num_folds,
         },
-        "weights": stack.report(),
+        "weights": stack.report,
         "lengths": length_report,
         "intervals": _intervals(oof_quality, labels, dataset.tiers),
         "notes": notes(dataset),
@@ -252,7 +256,7 @@ def cross_fit(
 
 def _unknown_share(view: TextView, corpus: Corpus) -> FloatArray:
     matrix = corpus.words.matrix
-    known = np.isin(corpus.words.keys, view.keys_)
+    known = np.isin(corpus.words.keys, view.tfidf_.keys_)
     distinct = np.maximum(np.diff(matrix.indptr), 1)
     seen = np.add.reduceat(
         np.append(known[matrix.indices], 0.0), np.minimum(matrix.indptr[:-1], matrix.nnz)
@@ -317,141 +321,20 @@ def _spread(labels: FloatArray) -> float:
     return float(np.sum((2 * np.arange(count) - count + 1) * known) / (count * count))
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Linear maps from all view outputs to qualities and to utilities, and the calibration."""
-
-    quality: FloatArray  # (num_tiers, num_views * num_outputs)
-    quality_bias: FloatArray
-    utility: FloatArray
-    utility_bias: FloatArray
-    curves: tuple[tuple[FloatArray, FloatArray], ...]
-    weights: dict[str, Any]
-
-    @classmethod
-    def fit(
-        cls,
-        oof: FloatArray,
-        labels: FloatArray,
-        targets: FloatArray,
-        pairs: list[tuple[int, int]],
-        views: list[str],
-        outputs: list[str],
-    ) -> Stack:
-        num_tiers = labels.shape[1]
-        num_views, num_outputs = len(views), len(outputs)
-        quality = np.zeros((num_tiers, num_views, num_outputs))
-        quality_bias = np.zeros(num_tiers)
-        curves = []
-        report: dict[str, Any] = {"quality": {}, "gain": {}}
-        for tier in range(num_tiers):
-            rows = np.flatnonzero(~np.isnan(labels[:, tier]))
-            fitted = NonNegativeStack().fit(oof[rows, :, tier], labels[rows, tier])
-            quality[tier, :, tier] = fitted.coef_
-            quality_bias[tier] = fitted.intercept_
-            raw = fitted.predict(oof[rows, :, tier])
-            curve = MonotoneCalibrator().fit(raw[:, None], labels[rows, tier])
-            curves.append((curve.x_, np.clip(curve.y_, 0.0, 1.0)))
-            report["quality"][outputs[tier]] = _named(views, fitted.coef_)
-        gain = np.zeros((num_tiers, num_tiers, num_views, num_outputs))
-        gain_bias = np.zeros((num_tiers, num_tiers))
-        for index, (first, second) in enumerate(pairs):
-            extra = num_tiers + index if num_outputs > num_tiers else None
-            weights, bias = _fit_gain(oof, labels, first, second, extra)
-            gain[first, second], gain_bias[first, second] = weights, bias
-            gain[second, first], gain_bias[second, first] = -weights, -bias
-            report["gain"][f"{outputs[first]} -> {outputs[second]}"] = _named(
-                views, weights[:, extra if extra is not None else second]
-            )
-        # The closest additive utilities to the pairwise gains (least squares, HodgeRank).
-        return cls(
-            quality.reshape(num_tiers, -1),
-            quality_bias,
-            gain.mean(axis=0).reshape(num_tiers, -1),
-            gain_bias.mean(axis=0),
-            tuple(curves),
-            report,
-        )
-
-    def apply(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Calibrated qualities and utilities ``(num_rows, num_tiers)`` of view outputs."""
-        flat = outputs.reshape(len(outputs), -1)
-        raw = flat @ self.quality.T + self.quality_bias
-        quality = np.stack(
-            [np.interp(raw[:, i], x, y) for i, (x, y) in enumerate(self.curves)], axis=1
-        )
-        return quality, flat @ self.utility.T + self.utility_bias
-
-    def apply_out_of_fold(
-        self, oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64]
-    ) -> tuple[FloatArray, FloatArray]:
-        """As :meth:`apply`, with calibration curves refitted without each fold: honest intervals."""
-        quality, utility = self.apply(oof)
-        raw = oof.reshape(len(oof), -1) @ self.quality.T + self.quality_bias
-        for fold in range(int(folds.max()) + 1):
-            outside = folds == fold
-            for tier in range(labels.shape[1]):
-                inside = ~outside & ~np.isnan(labels[:, tier])
-                if inside.sum() >= MIN_ROWS:
-                    curve = MonotoneCalibrator().fit(raw[inside, tier, None], labels[inside, tier])
-                    quality[outside, tier] = np.clip(
-                        curve.predict(raw[outside, tier, None]), 0.0, 1.0
-                    )
-        return quality, utility
-
-    def arrays(self) -> Arrays:
-        arrays: Arrays = {
-            "stack/quality": self.quality,
-            "stack/quality_bias": self.quality_bias,
-            "stack/utility": self.utility,
-            "stack/utility_bias": self.utility_bias,
-        }
-        for index, (x, y) in enumerate(self.curves):
-            arrays[f"calibration/{index}/x"] = x
-            arrays[f"calibration/{index}/y"] = y
-        return arrays
-
-    def report(self) -> dict[str, Any]:
-        return self.weights
-
-
-def _fit_gain(
-    oof: FloatArray, labels: FloatArray, first: int, second: int, extra: int | None
-) -> tuple[FloatArray, float]:
-    """Weights ``(num_views, num_outputs)`` and offset of one pair's expected gain."""
-    num_views, num_outputs = oof.shape[1:]
-    weights = np.zeros((num_views, num_outputs))
-    gain = labels[:, second] - labels[:, first]
-    rows = np.flatnonzero(~np.isnan(gain))
-    differences = oof[:, :, second] - oof[:, :, first] if extra is None else oof[:, :, extra]
-    if len(rows) < MIN_ROWS:
-        # Never graded side by side: the difference of the heads is all there is.
-        coef, bias = np.full(num_views, 1.0 / num_views), 0.0
-    else:
-        fitted = NonNegativeStack().fit(differences[rows], gain[rows])
-        coef, bias = fitted.coef_, fitted.intercept_
-    if extra is None:
-        weights[:, second], weights[:, first] = coef, -coef
-    else:
-        weights[:, extra] = coef
-    return weights, float(bias)
-
-
-def _named(views: list[str], weights: FloatArray) -> dict[str, float]:
-    return {name: round(float(w), 4) for name, w in zip(views, weights, strict=True)}
-
-
-def _describe(name: str, view: View) -> dict[str, Any]:
+def _export(name: str, view: View) -> tuple[dict[str, Any], Arrays]:
+    """A fitted view as metadata and arrays."""
     if isinstance(view, TextView):
-        part = view.export()
-        return {
-            "name": name,
-            "type": "text",
-            "kind": part.kind,
-            "min_n": part.min_n,
-            "max_n": part.max_n,
-        }
-    return {"name": name, "type": "trees" if isinstance(view, TreeView) else "hand"}
+        text_part = view.export()
+        return {"name": name, "type": "text", **text_part.describe()}, text_part.arrays()
+    if isinstance(view, HandView):
+        return {"name": name, "type": "hand"}, view.export().arrays()
+    topics, trees = view.export()
+    described: dict[str, Any] = {"name": name, "type": "trees"}
+    arrays = trees.arrays()
+    if topics is not None:
+        described |= {"topics": {**topics.describe(), "width": topics.coef.shape[1]}}
+        arrays |= {f"topics/{key}": value for key, value in topics.arrays().items()}
+    return described, arrays
 
 
 def _ood_arrays(corpus: Corpus, unknown: FloatArray) -> Arrays:
