@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.requests import EngineRequest
 from tandem_worker.engine.runner import ModelRunner, Work
@@ -127,7 +128,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, tiny_llama: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
 
-    with pytest.raises(ModelError, match="model.layers.1.mlp.down_proj.weight is missing"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj\.weight is missing"):
         make_runner(tmp_path)
 
 

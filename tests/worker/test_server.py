@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tandem_worker.server.worker import Worker
 
 PROMPTS = [
@@ -316,7 +317,7 @@ async def test_a_client_that_leaves_frees_its_blocks(start_worker: Any) -> None:
     ):
         await anext(reply.aiter_lines())
     async with asyncio.timeout(20):
-        while worker.num_requests or not worker.engine.load.is_idle:
+        while worker.num_requests or not worker.engine.load.is_idle:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     assert await worker.engine.call(lambda core: core.scheduler.blocks.num_used) == 0
@@ -328,7 +329,7 @@ async def test_a_draining_worker_finishes_what_runs_and_refuses_the_rest(
     worker = await start_worker()
     body = {"prompt": "x", "max_tokens": 60, "ignore_eos": True}
     running = asyncio.create_task(post(worker, "/v1/completions", body))
-    while not worker.num_requests:
+    while not worker.num_requests:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
     drained = asyncio.create_task(worker.drain(30))

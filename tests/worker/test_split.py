@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 
@@ -206,7 +207,7 @@ async def test_a_client_that_leaves_during_a_remote_prefill_leaks_nothing(
 
     assert await used_blocks(decode) == await used_blocks(prefill) == 0
     async with asyncio.timeout(20):
-        while decode.num_requests or prefill.num_requests:
+        while decode.num_requests or prefill.num_requests:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -263,7 +264,7 @@ async def test_killing_the_prefill_worker_during_a_prefill_only_delays_the_reque
 
     request = asyncio.create_task(complete(decode, prompt, url, temperature=0, max_tokens=8))
     async with httpx.AsyncClient(base_url=url) as client:
-        while (await client.get("/v1/load")).json()["num_running"] == 0:
+        while (await client.get("/v1/load")).json()["num_running"] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     tokens, _ = await request

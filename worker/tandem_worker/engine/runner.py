@@ -15,7 +15,7 @@ from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.spec import ModelSpec
-from tandem_worker.models.transformer import Batch, Transformer
+from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
 from tandem_worker.models.weights import load_weights
 from tandem_worker.sampling import SamplingParams, as_int64
 from tandem_worker.scheduler import Chunk
@@ -65,7 +65,7 @@ class ModelRunner:
         torch.set_num_threads(config.num_threads)
         self.spec = ModelSpec.load(weights_dir)
         self.device = _device(config)
-        name = config.dtype
+        name: str = config.dtype
         if name == "auto":
             name = "float32" if self.device.type == "cpu" else _gpu_dtype(self.spec)
         self.dtype = _DTYPES[name]
@@ -142,17 +142,21 @@ class ModelRunner:
             tables.append(table)
             lengths.append(end)
         counts = [item.chunk.num_tokens for item in work[num_decodes:]]
-        prefill_tables = tables[num_decodes:]
         return Batch(
             token_ids=torch.tensor(tokens, dtype=torch.int64, device=self.device),
             positions=self._to_device(np.concatenate(positions)),
             slot_mapping=self._to_device(np.concatenate(slots)),
             num_decodes=num_decodes,
-            decode_block_tables=self._table(tables[:num_decodes]),
-            decode_seq_lens=self._int32(lengths[:num_decodes]) if num_decodes else None,
-            prefill_block_tables=self._table(prefill_tables),
-            prefill_query_start=self._int32([0, *np.cumsum(counts)]) if counts else None,
-            prefill_seq_lens=self._int32(lengths[num_decodes:]) if counts else None,
+            decodes=Decodes(self._table(tables[:num_decodes]), self._int32(lengths[:num_decodes]))
+            if num_decodes
+            else None,
+            prefills=Prefills(
+                self._table(tables[num_decodes:]),
+                self._int32([0, *np.cumsum(counts)]),
+                self._int32(lengths[num_decodes:]),
+            )
+            if counts
+            else None,
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
@@ -161,9 +165,7 @@ class ModelRunner:
     def _int32(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
 
-    def _table(self, tables: list[np.ndarray]) -> torch.Tensor | None:
-        if not tables:
-            return None
+    def _table(self, tables: list[np.ndarray]) -> torch.Tensor:
         padded = np.zeros((len(tables), max(len(t) for t in tables)), dtype=np.int32)
         for row, table in enumerate(tables):
             padded[row, : len(table)] = table

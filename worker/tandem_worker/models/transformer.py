@@ -24,6 +24,34 @@ from tandem_worker.models.weights import LayerWeights, ModelWeights
 
 
 @dataclass(frozen=True)
+class Decodes:
+    """Sequences that compute one token each.
+
+    Attributes:
+        block_tables: ``(num_decodes, max_blocks)`` int32.
+        seq_lens: ``(num_decodes,)`` int32, context including the query.
+    """
+
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prefills:
+    """Sequences that compute a chunk of their prompt.
+
+    Attributes:
+        block_tables: ``(num_prefills, max_blocks)`` int32.
+        query_start: ``(num_prefills + 1,)`` int32, offsets after the decodes' tokens.
+        seq_lens: ``(num_prefills,)`` int32, context including the chunk.
+    """
+
+    block_tables: torch.Tensor
+    query_start: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's packed input.
 
@@ -31,23 +59,15 @@ class Batch:
         token_ids: ``(num_tokens,)`` int64.
         positions: ``(num_tokens,)`` int64, position in its sequence.
         slot_mapping: ``(num_tokens,)`` int64, block * 64 + offset where K and V go.
-        num_decodes: Leading sequences with one token each.
-        decode_block_tables: ``(num_decodes, max_blocks)`` int32.
-        decode_seq_lens: ``(num_decodes,)`` int32, context including the query.
-        prefill_block_tables: ``(num_prefills, max_blocks)`` int32.
-        prefill_query_start: ``(num_prefills + 1,)`` int32, offsets after the decodes' tokens.
-        prefill_seq_lens: ``(num_prefills,)`` int32, context including the chunk.
+        num_decodes: Leading tokens that belong to ``decodes``.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     slot_mapping: torch.Tensor
     num_decodes: int
-    decode_block_tables: torch.Tensor | None
-    decode_seq_lens: torch.Tensor | None
-    prefill_block_tables: torch.Tensor | None
-    prefill_query_start: torch.Tensor | None
-    prefill_seq_lens: torch.Tensor | None
+    decodes: Decodes | None
+    prefills: Prefills | None
 
 
 class Transformer:
@@ -115,18 +135,12 @@ class Transformer:
         spec = self.spec
         num_tokens = normed.shape[0]
         qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
-        q, k, v = qkv.split(
-            (
-                spec.num_heads * spec.head_dim,
-                spec.num_kv_heads * spec.head_dim,
-                spec.num_kv_heads * spec.head_dim,
-            ),
-            dim=-1,
-        )
+        rows = qkv.view(num_tokens, -1, spec.head_dim)
+        num_q, num_kv = spec.num_heads, spec.num_kv_heads
         q = qk_norm_rope_write(
-            q.view(num_tokens, spec.num_heads, spec.head_dim),
-            k.view(num_tokens, spec.num_kv_heads, spec.head_dim),
-            v.view(num_tokens, spec.num_kv_heads, spec.head_dim),
+            rows[:, :num_q],
+            rows[:, num_q : num_q + num_kv],
+            rows[:, num_q + num_kv :],
             positions=batch.positions,
             cos_sin_cache=self._cos_sin,
             slot_mapping=batch.slot_mapping,
@@ -138,25 +152,26 @@ class Transformer:
         )
         window = spec.sliding_windows[index]
         parts = []
-        if batch.decode_block_tables is not None:
+        if batch.decodes is not None:
             out = paged_decode_attention(
                 q[: batch.num_decodes].unsqueeze(1),
                 k_cache,
                 v_cache,
-                batch.decode_block_tables,
-                batch.decode_seq_lens,
+                batch.decodes.block_tables,
+                batch.decodes.seq_lens,
                 scale=self._scale,
                 sliding_window=window,
             )
+            assert isinstance(out, torch.Tensor), "only return_lse makes it a pair"
             parts.append(out.reshape(batch.num_decodes, -1))
-        if batch.prefill_block_tables is not None:
+        if batch.prefills is not None:
             out = prefill_attention(
                 q[batch.num_decodes :],
                 k_cache,
                 v_cache,
-                batch.prefill_block_tables,
-                batch.prefill_query_start,
-                batch.prefill_seq_lens,
+                batch.prefills.block_tables,
+                batch.prefills.query_start,
+                batch.prefills.seq_lens,
                 scale=self._scale,
                 sliding_window=window,
             )

@@ -73,7 +73,7 @@ class _Checkpoint:
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{directory / file} cannot be opened: {error}") from error
             self._handles[file] = handle
-            for name in handle.keys():  # noqa: SIM118  a handle, not a dict
+            for name in handle.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
                 self._file_of[name] = file
         self._unread = set(self._file_of)
 
@@ -84,7 +84,7 @@ class _Checkpoint:
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"{self.directory}: tensor {name} is missing")
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)
+        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"{self.directory / file}: tensor {name} has shape {tuple(tensor.shape)}, "
