@@ -133,9 +133,10 @@ def _kernel(
         if HAS_TARGET_IDS:
             target = tl.load(target_ids_ptr + row).to(tl.int64)
         word = (index % chunks) * BLOCK + tl.arange(0, BLOCK)
-        mask = (word < words_per_block) & (source >= 0) & (target >= 0)
-        values = tl.load(source_ptr + source * words_per_block + word, mask=mask, other=0)
-        tl.store(target_ptr + target * words_per_block + word, values, mask=mask)
+        if (source >= 0) & (target >= 0):
+            mask = word < words_per_block
+            values = tl.load(source_ptr + source * words_per_block + word, mask=mask, other=0)
+            tl.store(target_ptr + target * words_per_block + word, values, mask=mask)
 
 
 def _launch(source, source_ids, target, target_ids):

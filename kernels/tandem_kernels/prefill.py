@@ -17,8 +17,23 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .checks import BLOCK_SIZE, check_dtype, check_shape, compute_dtype_of
-from .dispatch import runs_on_triton
+from .checks import (
+    BLOCK_SIZE,
+    check_dtype,
+    check_fp8_support,
+    check_last_contiguous,
+    check_shape,
+    compute_dtype_of,
+)
+from .dispatch import architecture, runs_on_triton, tl, triton
+from .online_softmax import (
+    accumulate,
+    cap_scale,
+    cap_scores,
+    dot_precision,
+    padded,
+    score_scale,
+)
 from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options, gather_blocks
 
 # Query rows per score matrix of the reference: bounds its memory to 256 * context * num_heads.
@@ -155,11 +170,187 @@ def _attend(query, keys, values, scale, window, soft_cap):
     return torch.cat(parts, dim=2)
 
 
+# Per architecture: query rows per program, warps, tiles of 64 keys in flight. All untuned: chosen
+# by shared memory (head_dim 128, 16 bit: 32 KiB per stage) and by two warp groups of 64 rows.
+TUNING: dict[str, dict[str, int]] = {
+    "sm_80": {"block_m": 128, "num_warps": 8, "num_stages": 2},  # untuned
+    "sm_90": {"block_m": 128, "num_warps": 8, "num_stages": 3},  # untuned
+    "sm_100": {"block_m": 128, "num_warps": 8, "num_stages": 3},  # untuned
+    "gfx942": {"block_m": 128, "num_warps": 4, "num_stages": 2},  # untuned
+    "interpreter": {"block_m": 32, "num_warps": 4, "num_stages": 1},  # several tiles at test size
+}
+DEFAULT_TUNING = {"block_m": 64, "num_warps": 4, "num_stages": 2}  # untuned
+
+# Sequences read at a time while a program finds its rows. Untuned.
+_PLAN_CHUNK = 128
+
+
+@triton.jit
+def _find_tile(start_loc_ptr, num_seqs, tile, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
+    """The sequence owning a tile of query rows, and that sequence's first tile."""
+    lanes = tl.arange(0, CHUNK)
+    before = tl.zeros((), tl.int32)
+    owner = tl.zeros((), tl.int32)
+    owner_first = tl.zeros((), tl.int32)
+    for start in range(0, num_seqs, CHUNK):
+        index = start + lanes
+        mask = index < num_seqs
+        low = tl.load(start_loc_ptr + index, mask=mask, other=0).to(tl.int32)
+        high = tl.load(start_loc_ptr + index + 1, mask=mask, other=0).to(tl.int32)
+        tiles = (high - low + BLOCK_M - 1) // BLOCK_M
+        ends = before + tl.cumsum(tiles, 0)
+        passed = (ends <= tile) & mask
+        owner += tl.sum(passed.to(tl.int32), 0)
+        owner_first = tl.maximum(owner_first, tl.max(tl.where(passed, ends, 0), 0))
+        before += tl.sum(tiles, 0)
+    return owner, owner_first
+
+
+@triton.jit
+def _attend_tiles(
+    q, highest, total, acc, k_ptr, v_ptr, table, first_tile, last_tile, row_position, length,
+    scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One phase of the loop over key tiles; only the masked phases compare positions."""
+    keys = tl.arange(0, 64)
+    # Block ids are loaded one iteration ahead, as in paged_decode.
+    block = tl.load(table + first_tile, mask=first_tile < last_tile, other=0).to(tl.int64)
+    for tile in range(first_tile, last_tile):
+        next_block = tl.load(table + tile + 1, mask=tile + 1 < last_tile, other=0).to(tl.int64)
+        k = tl.load(k_ptr + block * stride_kb + k_offset, mask=dim_mask[:, None], other=0.0)
+        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = cap_scores(scores, cap, HAS_CAP)
+        if MASKED:
+            position = tile * 64 + keys
+            visible = position[None, :] <= row_position[:, None]
+            if WINDOW > 0:
+                visible = visible & (position[None, :] > row_position[:, None] - WINDOW)
+            scores = tl.where(visible, scores, float("-inf"))
+            v = tl.load(
+                v_ptr + block * stride_vb + v_offset,
+                mask=(position < length)[:, None] & dim_mask[None, :],
+                other=0.0,
+            )
+        else:
+            v = tl.load(v_ptr + block * stride_vb + v_offset, mask=dim_mask[None, :], other=0.0)
+        highest, total, acc = accumulate(
+            scores, v.to(q.dtype), highest, total, acc, PRECISION
+        )
+        block = next_block
+    return highest, total, acc
+
+
+@triton.jit
+def _prefill_kernel(
+    q_ptr, k_ptr, v_ptr, table_ptr, start_loc_ptr, seq_lens_ptr, k_scale_ptr, v_scale_ptr,
+    out_ptr, lse_ptr, num_seqs, scale, cap,
+    stride_qt, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_table,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_K_SCALE: tl.constexpr, HAS_V_SCALE: tl.constexpr, HAS_LSE: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    # Later tiles see more keys: start them first, so that the last wave is short.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    seq, seq_first = _find_tile(start_loc_ptr, num_seqs, tile, BLOCK_M, CHUNK)
+    if seq >= num_seqs:
+        return
+    start = tl.load(start_loc_ptr + seq).to(tl.int32)
+    num_rows = tl.load(start_loc_ptr + seq + 1).to(tl.int32) - start
+    length = tl.load(seq_lens_ptr + seq).to(tl.int32)
+    m = (tile - seq_first) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_mask = m < num_rows
+    prefix = length - num_rows
+    lowest = prefix + (tile - seq_first) * BLOCK_M
+    top = prefix + tl.minimum((tile - seq_first + 1) * BLOCK_M, num_rows) - 1
+
+    kv_head = head // GROUP
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    keys = tl.arange(0, 64)
+    q_row = (start + m).to(tl.int64)
+    store_mask = m_mask[:, None] & dim_mask[None, :]
+    q = tl.load(
+        q_ptr + q_row[:, None] * stride_qt + head * stride_qh + dims[None, :],
+        mask=store_mask,
+        other=0.0,
+    )
+    if HAS_K_SCALE:
+        scale *= tl.load(k_scale_ptr + kv_head)
+    k_offset = kv_head * stride_kh + keys[None, :] * stride_kt + dims[:, None]
+    v_offset = kv_head * stride_vh + keys[:, None] * stride_vt + dims[None, :]
+    table = table_ptr + seq.to(tl.int64) * stride_table
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    row_position = prefix + m
+
+    # Tiles [first, full_first) and [full_last, last) need a mask; those between are seen whole by
+    # every row of the program.
+    last = top // 64 + 1
+    full_last = (lowest + 1) // 64
+    first = length * 0
+    full_first = first
+    if WINDOW > 0:
+        first = tl.maximum(lowest - WINDOW + 1, 0) // 64
+        full_first = tl.maximum(top - WINDOW + 64, 0) // 64
+        full_first = tl.minimum(tl.maximum(full_first, first), last)
+        full_last = tl.maximum(full_last, full_first)
+        highest, total, acc = _attend_tiles(
+            q, highest, total, acc, k_ptr, v_ptr, table, first, full_first, row_position, length,
+            scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
+            True, WINDOW, HAS_CAP, PRECISION,
+        )  # fmt: skip
+    highest, total, acc = _attend_tiles(
+        q, highest, total, acc, k_ptr, v_ptr, table, full_first, full_last, row_position, length,
+        scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
+        False, WINDOW, HAS_CAP, PRECISION,
+    )  # fmt: skip
+    highest, total, acc = _attend_tiles(
+        q, highest, total, acc, k_ptr, v_ptr, table, full_last, last, row_position, length,
+        scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
+        True, WINDOW, HAS_CAP, PRECISION,
+    )  # fmt: skip
+
+    if HAS_V_SCALE:
+        acc *= tl.load(v_scale_ptr + kv_head)
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    out = out_ptr + ((q_row * NUM_HEADS + head) * HEAD_DIM)[:, None] + dims[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=store_mask)
+    if HAS_LSE:
+        base = tl.where(highest == float("-inf"), 0.0, highest)
+        lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
+        tl.store(lse_ptr + q_row * NUM_HEADS + head, lse, mask=m_mask)
+
+
 def _launch(
     q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, scale, sliding_window, soft_cap,
-    k_scale, v_scale,
+    k_scale, v_scale, lse=None,
 ):  # fmt: skip
-    return prefill_attention_reference(
-        q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, scale=scale,
-        sliding_window=sliding_window, soft_cap=soft_cap, k_scale=k_scale, v_scale=v_scale,
+    """Run the kernel; `lse (num_tokens, num_heads)` float32, when given, gets base-2 values."""
+    check_last_contiguous("q", q)
+    check_fp8_support(q, k_cache)
+    num_tokens, num_heads, head_dim = q.shape
+    num_seqs = seq_lens.shape[0]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if num_tokens == 0 or num_seqs == 0:
+        return out
+    tuning = dict(TUNING.get(architecture(q), DEFAULT_TUNING))
+    if q.dtype == torch.float32 and q.is_cuda:  # twice the shared memory per tile
+        tuning |= {"block_m": 64, "num_stages": 1}
+    block_m = tuning["block_m"]
+    _prefill_kernel[(num_heads, -(-num_tokens // block_m) + num_seqs)](
+        q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, k_scale, v_scale,
+        out, lse, num_seqs, score_scale(scale, soft_cap), cap_scale(soft_cap),
+        *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_tables.stride(0),
+        NUM_HEADS=num_heads, GROUP=num_heads // k_cache.shape[1], HEAD_DIM=head_dim,
+        BLOCK_M=block_m, BLOCK_D=padded(head_dim), WINDOW=sliding_window or 0,
+        HAS_CAP=soft_cap is not None, HAS_K_SCALE=k_scale is not None,
+        HAS_V_SCALE=v_scale is not None, HAS_LSE=lse is not None,
+        PRECISION=dot_precision(q.dtype), CHUNK=_PLAN_CHUNK,
+        num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
     )  # fmt: skip
+    return out

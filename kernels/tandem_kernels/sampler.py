@@ -32,11 +32,13 @@ from .checks import (
     KernelArgumentError,
     check,
     check_dtype,
+    check_last_contiguous,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import padded
 
 _MASK32 = 0xFFFFFFFF
 # murmur3's multipliers and the golden ratio, as signed 32-bit integers.
@@ -314,5 +316,319 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 16)
 
 
-def _launch(logits, *, return_logprobs, **options):
-    return sample_reference(logits, **options), None
+# Tokens per program of the draw, tokens per step of the threshold search, warps. Untuned.
+_CHUNK = 4096
+_SEARCH_BLOCK = 8192
+_DRAW_WARPS = 8
+_SEARCH_WARPS = 16
+
+
+@triton.jit
+def _mix_kernel(x):
+    x = x ^ (x >> 16)
+    x = x * 0x85EBCA6B
+    x = x ^ (x >> 13)
+    x = x * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _gumbel(seed, position, token):
+    """gumbel_noise in the kernel: the same integers, then two logarithms."""
+    seed_low = seed.to(tl.uint32)
+    seed_high = (seed >> 32).to(tl.uint32)
+    position_low = position.to(tl.uint32)
+    position_high = (position >> 32).to(tl.uint32)
+    low = _mix_kernel(seed_low ^ 0x5BD1E995)
+    low = _mix_kernel((low + position_low) ^ seed_high)
+    low = _mix_kernel(low + position_high * 0x85EBCA6B)
+    high = _mix_kernel((seed_high ^ 0x2545F491) + low)
+    high = _mix_kernel((high ^ seed_low) + 0x9E3779B9) ^ position_low
+    high = _mix_kernel(high)
+    x = _mix_kernel(token.to(tl.uint32) * 0x9E3779B1 + low) ^ high
+    bits = _mix_kernel(x + low)
+    uniform = ((bits >> 1).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
+    series = uniform * (1 + uniform * (0.5 + uniform * 0.3333333333333333))
+    rest = tl.maximum(1 - uniform, 1.1641532182693481e-10)
+    return -tl.log(tl.where(uniform < 0.01, series, -tl.log(rest)))
+
+
+@triton.jit
+def _load_logits(
+    logits_ptr, stride, row, token, mask, repetition_ptr, frequency_ptr, presence_ptr,
+    prompt_ptr, counts_ptr, bias_ptr, vocab,
+    HAS_REPETITION: tl.constexpr, HAS_FREQUENCY: tl.constexpr, HAS_PRESENCE: tl.constexpr,
+    HAS_PROMPT: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Step 1: (raw, penalised) logits in float32, -inf outside the vocabulary."""
+    raw = tl.load(logits_ptr + row * stride + token, mask=mask, other=float("-inf"))
+    raw = raw.to(tl.float32)
+    x = raw
+    plane = row * vocab + token
+    if HAS_REPETITION or HAS_FREQUENCY or HAS_PRESENCE:
+        count = tl.load(counts_ptr + plane, mask=mask, other=0).to(tl.int32)
+        if HAS_REPETITION:
+            seen = count > 0
+            if HAS_PROMPT:
+                seen = seen | (tl.load(prompt_ptr + plane, mask=mask, other=0) != 0)
+            factor = tl.load(repetition_ptr + row).to(tl.float32)
+            x = tl.where(seen, tl.where(x > 0, x / factor, x * factor), x)
+        if HAS_FREQUENCY:
+            x -= tl.load(frequency_ptr + row).to(tl.float32) * count.to(tl.float32)
+        if HAS_PRESENCE:
+            presence = tl.load(presence_ptr + row).to(tl.float32)
+            x -= tl.where(count > 0, presence, 0.0)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + plane, mask=mask, other=0.0).to(tl.float32)
+    return raw, x
+
+
+@triton.jit
+def _to_order(x):
+    """A non-negative int64 that rises with the float32 x."""
+    bits = x.to(tl.int32, bitcast=True).to(tl.int64)
+    return tl.where(bits < 0, -1 - bits - 2147483648, bits) + 2147483648
+
+
+@triton.jit
+def _from_order(order):
+    order = order - 2147483648
+    bits = tl.where(order < 0, -1 - order - 2147483648, order)
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _threshold_kernel(
+    logits_ptr, stride, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    repetition_ptr, frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr,
+    threshold_ptr, vocab,
+    HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, HAS_MIN_P: tl.constexpr,
+    HAS_REPETITION: tl.constexpr, HAS_FREQUENCY: tl.constexpr, HAS_PRESENCE: tl.constexpr,
+    HAS_PROMPT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The lowest kept logit of one row (after temperature), by quartering the float32 values.
+
+    Each pass over the row tests three pivots at once, so 16 passes fix all 32 bits of the exact
+    threshold. A row of 128k logits stays in L2 between passes.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
+    if temperature <= 0:
+        tl.store(threshold_ptr + row, float("-inf"))
+        return
+    lanes = tl.arange(0, BLOCK)
+    highest = tl.full((), float("-inf"), tl.float32)
+    for start in range(0, vocab, BLOCK):
+        token = start + lanes
+        _, x = _load_logits(
+            logits_ptr, stride, row, token, token < vocab, repetition_ptr, frequency_ptr,
+            presence_ptr, prompt_ptr, counts_ptr, bias_ptr, vocab,
+            HAS_REPETITION, HAS_FREQUENCY, HAS_PRESENCE, HAS_PROMPT, HAS_BIAS,
+        )  # fmt: skip
+        highest = tl.maximum(highest, tl.max(x / temperature, 0))
+    floor = tl.full((), float("-inf"), tl.float32)
+    if HAS_MIN_P:
+        floor = highest + tl.log(tl.load(min_p_ptr + row).to(tl.float32))
+
+    if HAS_TOP_K:
+        top_k = tl.load(top_k_ptr + row).to(tl.int32)
+        if (top_k > 0) & (top_k < vocab):
+            low = _to_order(floor)
+            high = _to_order(highest) + 1
+            while high - low > 1:
+                first = low + (high - low) // 4
+                second = low + (high - low) // 2
+                third = low + (high - low) * 3 // 4
+                first_value = _from_order(first)
+                second_value = _from_order(second)
+                third_value = _from_order(third)
+                first_count = tl.zeros((), tl.int32)
+                second_count = tl.zeros((), tl.int32)
+                third_count = tl.zeros((), tl.int32)
+                for start in range(0, vocab, BLOCK):
+                    token = start + lanes
+                    _, x = _load_logits(
+                        logits_ptr, stride, row, token, token < vocab, repetition_ptr,
+                        frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr, vocab,
+                        HAS_REPETITION, HAS_FREQUENCY, HAS_PRESENCE, HAS_PROMPT, HAS_BIAS,
+                    )  # fmt: skip
+                    x = x / temperature
+                    first_count += tl.sum((x >= first_value).to(tl.int32), 0)
+                    second_count += tl.sum((x >= second_value).to(tl.int32), 0)
+                    third_count += tl.sum((x >= third_value).to(tl.int32), 0)
+                low = tl.where(first_count >= top_k, first, low)
+                low = tl.where(second_count >= top_k, second, low)
+                low = tl.where(third_count >= top_k, third, low)
+                high = tl.where(third_count < top_k, third, high)
+                high = tl.where(second_count < top_k, second, high)
+                high = tl.where(first_count < top_k, first, high)
+                # A pivot equal to low repeats what is known: never below the floor.
+                high = tl.maximum(high, low + 1)
+            floor = _from_order(low)
+
+    if HAS_TOP_P:
+        top_p = tl.load(top_p_ptr + row).to(tl.float32)
+        if top_p < 1:
+            mass = tl.zeros((), tl.float32)
+            for start in range(0, vocab, BLOCK):
+                token = start + lanes
+                _, x = _load_logits(
+                    logits_ptr, stride, row, token, token < vocab, repetition_ptr,
+                    frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr, vocab,
+                    HAS_REPETITION, HAS_FREQUENCY, HAS_PRESENCE, HAS_PROMPT, HAS_BIAS,
+                )  # fmt: skip
+                x = x / temperature
+                mass += tl.sum(tl.where(x >= floor, tl.exp(x - highest), 0.0), 0)
+            wanted = tl.maximum(top_p, 0.0) * mass
+            # exp(-104) is 0 in float32: values further below the maximum carry no mass.
+            low = _to_order(tl.maximum(floor, highest - 104.0))
+            high = _to_order(highest) + 1
+            while high - low > 1:
+                first = low + (high - low) // 4
+                second = low + (high - low) // 2
+                third = low + (high - low) * 3 // 4
+                first_value = _from_order(first)
+                second_value = _from_order(second)
+                third_value = _from_order(third)
+                first_mass = tl.zeros((), tl.float32)
+                second_mass = tl.zeros((), tl.float32)
+                third_mass = tl.zeros((), tl.float32)
+                for start in range(0, vocab, BLOCK):
+                    token = start + lanes
+                    _, x = _load_logits(
+                        logits_ptr, stride, row, token, token < vocab, repetition_ptr,
+                        frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr, vocab,
+                        HAS_REPETITION, HAS_FREQUENCY, HAS_PRESENCE, HAS_PROMPT, HAS_BIAS,
+                    )  # fmt: skip
+                    x = x / temperature
+                    weight = tl.exp(x - highest)
+                    first_mass += tl.sum(tl.where(x >= first_value, weight, 0.0), 0)
+                    second_mass += tl.sum(tl.where(x >= second_value, weight, 0.0), 0)
+                    third_mass += tl.sum(tl.where(x >= third_value, weight, 0.0), 0)
+                low = tl.where(first_mass >= wanted, first, low)
+                low = tl.where(second_mass >= wanted, second, low)
+                low = tl.where(third_mass >= wanted, third, low)
+                high = tl.where(third_mass < wanted, third, high)
+                high = tl.where(second_mass < wanted, second, high)
+                high = tl.where(first_mass < wanted, first, high)
+                high = tl.maximum(high, low + 1)
+            floor = _from_order(low)
+    tl.store(threshold_ptr + row, floor)
+
+
+@triton.jit
+def _draw_kernel(
+    logits_ptr, stride, temperature_ptr, seeds_ptr, positions_ptr, threshold_ptr,
+    repetition_ptr, frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr,
+    best_ptr, index_ptr, raw_ptr, highest_ptr, total_ptr, vocab,
+    HAS_THRESHOLD: tl.constexpr, HAS_REPETITION: tl.constexpr, HAS_FREQUENCY: tl.constexpr,
+    HAS_PRESENCE: tl.constexpr, HAS_PROMPT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    LOGPROBS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Best candidate of one chunk of one row, and the chunk's part of the raw log-sum-exp."""
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    mask = token < vocab
+    raw, x = _load_logits(
+        logits_ptr, stride, row, token, mask, repetition_ptr, frequency_ptr, presence_ptr,
+        prompt_ptr, counts_ptr, bias_ptr, vocab,
+        HAS_REPETITION, HAS_FREQUENCY, HAS_PRESENCE, HAS_PROMPT, HAS_BIAS,
+    )  # fmt: skip
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
+    if temperature > 0:
+        x = x / temperature
+        if HAS_THRESHOLD:
+            x = tl.where(x >= tl.load(threshold_ptr + row), x, float("-inf"))
+        x += _gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
+    best = tl.max(x, 0)
+    index = tl.min(tl.where((x == best) & mask, token, 2147483647), 0)
+    at = row * tl.num_programs(1) + chunk
+    tl.store(best_ptr + at, best)
+    tl.store(index_ptr + at, index)
+    if LOGPROBS:
+        tl.store(raw_ptr + at, tl.max(tl.where(token == index, raw, float("-inf")), 0))
+        highest = tl.max(raw, 0)
+        base = tl.where(highest == float("-inf"), 0.0, highest)
+        tl.store(highest_ptr + at, highest)
+        tl.store(total_ptr + at, tl.sum(tl.exp(raw - base), 0))
+
+
+@triton.jit
+def _pick_kernel(
+    best_ptr, index_ptr, raw_ptr, highest_ptr, total_ptr, token_ptr, logprob_ptr, num_chunks,
+    LOGPROBS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Reduce the chunks of one row; among equal candidates the lowest token wins."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, BLOCK)
+    mask = lanes < num_chunks
+    at = row * num_chunks + lanes
+    best = tl.load(best_ptr + at, mask=mask, other=float("-inf"))
+    index = tl.load(index_ptr + at, mask=mask, other=2147483647)
+    token = tl.min(tl.where(best == tl.max(best, 0), index, 2147483647), 0)
+    tl.store(token_ptr + row, token.to(tl.int64))
+    if LOGPROBS:
+        highest = tl.load(highest_ptr + at, mask=mask, other=float("-inf"))
+        total = tl.load(total_ptr + at, mask=mask, other=0.0)
+        raw = tl.load(raw_ptr + at, mask=mask, other=float("-inf"))
+        top = tl.max(highest, 0)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        whole = tl.sum(total * tl.exp(highest - base), 0)
+        chosen = tl.max(tl.where(index == token, raw, float("-inf")), 0)
+        tl.store(logprob_ptr + row, chosen - base - tl.log(whole))
+
+
+def _launch(
+    logits, *, temperature, seeds, positions, top_k, top_p, min_p, repetition_penalty,
+    frequency_penalty, presence_penalty, prompt_mask, output_counts, logit_bias, return_logprobs,
+):  # fmt: skip
+    check_last_contiguous("logits", logits)
+    planes = (("prompt_mask", prompt_mask), ("output_counts", output_counts),
+              ("logit_bias", logit_bias))  # fmt: skip
+    for name, plane in planes:
+        check(plane is None or plane.is_contiguous(), f"{name} must be contiguous")
+    num_rows, vocab = logits.shape
+    device = logits.device
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
+    logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
+    if num_rows == 0:
+        return token_ids, logprobs
+    if prompt_mask is not None and prompt_mask.dtype == torch.bool:
+        prompt_mask = prompt_mask.view(torch.uint8)
+    penalties = (
+        repetition_penalty, frequency_penalty, presence_penalty, prompt_mask, output_counts,
+        logit_bias,
+    )  # fmt: skip
+    has = {
+        "HAS_REPETITION": repetition_penalty is not None,
+        "HAS_FREQUENCY": frequency_penalty is not None,
+        "HAS_PRESENCE": presence_penalty is not None,
+        "HAS_PROMPT": prompt_mask is not None,
+        "HAS_BIAS": logit_bias is not None,
+    }
+    threshold = None
+    if top_k is not None or top_p is not None or min_p is not None:
+        threshold = torch.empty(num_rows, dtype=torch.float32, device=device)
+        block = min(_SEARCH_BLOCK, padded(vocab))
+        _threshold_kernel[(num_rows,)](
+            logits, logits.stride(0), temperature, top_k, top_p, min_p, *penalties, threshold,
+            vocab, HAS_TOP_K=top_k is not None, HAS_TOP_P=top_p is not None,
+            HAS_MIN_P=min_p is not None, **has, BLOCK=block,
+            num_warps=_SEARCH_WARPS if block == _SEARCH_BLOCK else 4,
+        )  # fmt: skip
+    chunk = min(_CHUNK, padded(vocab))
+    num_chunks = -(-vocab // chunk)
+    parts = torch.empty((4, num_rows, num_chunks), dtype=torch.float32, device=device)
+    index = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
+    best, raw, highest, total = parts
+    _draw_kernel[(num_rows, num_chunks)](
+        logits, logits.stride(0), temperature, seeds, positions, threshold, *penalties,
+        best, index, raw, highest, total, vocab, HAS_THRESHOLD=threshold is not None, **has,
+        LOGPROBS=return_logprobs, CHUNK=chunk, num_warps=_DRAW_WARPS,
+    )  # fmt: skip
+    _pick_kernel[(num_rows,)](
+        best, index, raw, highest, total, token_ids, logprobs, num_chunks,
+        LOGPROBS=return_logprobs, BLOCK=padded(num_chunks), num_warps=1,
+    )  # fmt: skip
+    return token_ids, logprobs if return_logprobs else None
