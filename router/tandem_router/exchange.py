@@ -182,9 +182,9 @@ class Exchange:
     def _refusal(self, decision: Decision) -> ApiError:
         code = str(decision.reason)
         allowed = self._reservation.tenant.config.allowed_tiers
-        if decision.reason is Reason.TENANT and allowed is not None:
-            if self._forced is not None and self._forced not in allowed:
-                return ApiError(403, decision.message, type="permission_error", code=code)
+        forbidden = allowed is not None and self._forced is not None and self._forced not in allowed
+        if decision.reason is Reason.TENANT and forbidden:
+            return ApiError(403, decision.message, type="permission_error", code=code)
         if decision.reason is Reason.MAX_COST:
             return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
         return overloaded(

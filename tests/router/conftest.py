@@ -59,6 +59,7 @@ class FakeWorker:
     write_size: int | None = None
     seen: list[Seen] = field(default_factory=list)
     num_disconnects: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     port: int = 0
@@ -174,6 +175,8 @@ class FakeWorker:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 seen = Seen(first.split(" ")[1], headers, body)
                 self.seen.append(seen)
+                if seen.path != "/v1/load":
+                    self.asked.set()
                 if not await self._answer(seen, writer):
                     writer.transport.abort()
                     return

@@ -88,7 +88,7 @@ async def test_the_body_reaches_the_worker_byte_for_byte(run_router: Any, make_w
 async def test_cost_is_exact_in_the_header_of_a_whole_reply_and_in_the_usage_of_a_stream(
     run_router: Any, make_worker: Any
 ) -> None:
-    async with run_router(await both(make_worker)) as (client, app):
+    async with run_router(await both(make_worker)) as (client, _):
         whole = await client.chat(model="large")
         stream = await client.chat(
             model="large", stream=True, stream_options={"include_usage": True}
