@@ -241,7 +241,7 @@ class Scheduler:
         """Choose the next step's chunks and allocate their blocks."""
         step = Step()
         budget = self.limits.max_batched_tokens
-        selected = self._select(now_s)
+        selected, paused = self._select(now_s)
         decodes = [s for s in selected if s.num_uncomputed_tokens == 1]
         prefills = [s for s in selected if s.num_uncomputed_tokens > 1]
 
@@ -267,7 +267,7 @@ class Scheduler:
 
         if not step.preempted:
             budget = self.limits.max_batched_tokens - step.num_tokens
-            self._admit(step, budget, now_s)
+            self._admit(step, budget, paused, now_s)
         return step
 
     def advance(self, step: Step) -> None:
@@ -287,22 +287,23 @@ class Scheduler:
 
     # -- the parts of a step ---------------------------------------------------------------------
 
-    def _select(self, now_s: float) -> list[Sequence]:
-        """Running sequences that take part in this step, best first."""
+    def _select(self, now_s: float) -> tuple[list[Sequence], list[Sequence]]:
+        """Running sequences that take part in this step, and those that sit it out, best first."""
         if self.order != "mlfq":
-            return list(self.running)
+            return list(self.running), []
         # Under MLFQ a waiting sequence of a higher level pauses running ones: they keep their
         # blocks (unless memory is needed) and simply sit out.
         for sequence in self.waiting:
             if now_s - sequence.queued_since_s > self.limits.mlfq_starvation_s:
                 sequence.level = 0
                 sequence.queued_since_s = now_s
-        ranked = sorted(self.running, key=lambda s: self._rank(s, now_s))
-        best_waiting = min((s.level for s in self.waiting), default=_NUM_LEVELS)
-        num_slots = self.limits.max_num_seqs
-        stay = [s for s in ranked if s.level <= best_waiting]
-        pause = [s for s in ranked if s.level > best_waiting]
-        return stay + pause[: max(0, num_slots - len(stay) - len(self.waiting))]
+        everyone = sorted(self.running + self.waiting, key=lambda s: self._rank(s, now_s))
+        chosen = {id(s) for s in everyone[: self.limits.max_num_seqs]}
+        running = [s for s in everyone if s.state is State.RUNNING]
+        return (
+            [s for s in running if id(s) in chosen],
+            [s for s in running if id(s) not in chosen],
+        )
 
     def _rank(self, sequence: Sequence, now_s: float) -> tuple[float, ...]:
         """Sort key; the smallest goes first."""
@@ -320,28 +321,29 @@ class Scheduler:
             return (sequence.priority, sequence.level, arrival)
         return (sequence.priority, arrival)
 
-    def _admit(self, step: Step, budget: int, now_s: float) -> None:
+    def _admit(self, step: Step, budget: int, paused: list[Sequence], now_s: float) -> None:
         """Move waiting sequences in while blocks, slots and budget last."""
         if not self.waiting:
             return
         self.waiting.sort(key=lambda s: self._rank(s, now_s))
-        slots = self.limits.max_num_seqs
-        if self.order == "mlfq":
-            slots += self.limits.max_num_seqs  # paused sequences keep their place
-        slots -= len(self.running) + len(self.awaiting_kv)
+        in_use = len(self.running) - len(paused) + len(self.awaiting_kv)
+        slots = self.limits.max_num_seqs - in_use
         taken: list[Sequence] = []
-        for sequence in self.waiting:
-            if slots == 0:
+        for sequence in list(self.waiting):
+            if slots <= 0:
                 break
+            while paused and not self._fits(sequence):
+                # Those that sit out hold the blocks; the last in rank gives its own up.
+                self._preempt(paused.pop(), step, now_s)
             hits = self._lookup(sequence)
             num_cached = len(hits) * self.blocks.block_size
             uncached = len(sequence.token_ids) - num_cached
             remote = sequence.remote_prefill and self._choose_remote(sequence, uncached)
             if budget == 0 and not remote:
                 break
-            needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
-            if needed + self.blocks.num_idle(hits) > self.blocks.num_available:
+            if not self._fits(sequence):
                 break  # in order: a later, smaller one must not starve this one
+            needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
             self.blocks.acquire(hits)
             fresh = self.blocks.allocate(needed)
             assert fresh is not None, "availability was checked above"
@@ -367,6 +369,12 @@ class Scheduler:
         for sequence in taken:
             self.waiting.remove(sequence)
 
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether blocks for the whole sequence could be had now."""
+        hits = self._lookup(sequence)
+        needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
+        return needed + self.blocks.num_idle(hits) <= self.blocks.num_available
+
     def _lookup(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's prefix; always leaves one token to compute."""
         if not sequence.reuse_prefix or not self.blocks.prefix_cache:
@@ -387,7 +395,8 @@ class Scheduler:
             candidates = [s for s in self.running if not s.pinned]
             if not candidates:
                 return False
-            victim = max(candidates, key=lambda s: self._rank(s, now_s))
+            # Of equals the last to come: max keeps the first it sees.
+            victim = max(reversed(candidates), key=lambda s: self._rank(s, now_s))
             self._preempt(victim, step, now_s)
             if victim is sequence:
                 return False

@@ -1,0 +1,91 @@
+"""Worker configuration: defaults that work, errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tandem_worker.cli import main
+from tandem_worker.config import WorkerConfig
+from tandem_worker.errors import ConfigError
+
+
+def test_a_name_is_all_a_config_needs() -> None:
+    config = WorkerConfig.parse({"served_model": "m"})
+
+    assert config.role == "unified"
+    assert WorkerConfig.parse(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "served_model is required"),
+        ({"served_model": "m", "rol": "decode"}, "rol is not a known field"),
+        ({"served_model": "m", "role": "both"}, "role='both': should be 'unified'"),
+        ({"served_model": "m", "block_size": 24}, "block_size=24: should be 64"),
+        ({"served_model": "m", "max_num_seqs": 0}, "max_num_seqs=0: should be greater than"),
+        (
+            {"served_model": "m", "kv_cache_bytes": 10**8, "num_kv_blocks": 9},
+            "kv_cache_bytes and num_kv_blocks are both set",
+        ),
+        (
+            {"served_model": "m", "max_num_seqs": 64, "max_batched_tokens": 32},
+            "max_batched_tokens=32 is below max_num_seqs=64",
+        ),
+        ({"served_model": "m", "transfer": {"transport": "ftp"}}, "transfer.transport='ftp'"),
+        ([], "expected a JSON object, got list"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_value(data: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        WorkerConfig.parse(data)
+
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_json_is_located(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"served_model": }')
+
+    with pytest.raises(ConfigError, match="line 1, column 18"):
+        WorkerConfig.load(tmp_path / "c.json")
+
+
+def test_config_and_the_pure_modules_import_without_torch() -> None:
+    code = (
+        "import sys, tandem_worker.config, tandem_worker.scheduler, tandem_worker.kv_blocks, "
+        "tandem_worker.sampling, tandem_worker.cli; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'triton', 'tokenizers')))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "said"),
+    [
+        ('{"served_model": "m", "x": 1}', ".", "x is not a known field"),
+        ('{"served_model": "m"}', "nowhere", "nowhere is not a directory"),
+        ('{"served_model": "m"}', ".", "tokenizer.json is missing"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, weights: str, said: str
+) -> None:
+    (tmp_path / "c.json").write_text(config)
+
+    status = main(
+        [
+            *("--config", str(tmp_path / "c.json"), "--weights", str(tmp_path / weights)),
+            *("--host", "127.0.0.1", "--port", "0"),
+        ]
+    )
+
+    error = capsys.readouterr().err
+    assert status == 1
+    assert said in error.splitlines()[-1]
+    assert "Traceback" not in error

@@ -1,0 +1,157 @@
+"""KV blocks: counts always add up, prefixes are found, and the cheapest are forgotten first."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from tandem_worker.errors import InvariantError
+from tandem_worker.kv_blocks import ROOT, BlockManager, chain_hashes, hash_block
+
+NUM_BLOCKS = 12
+
+
+class BlockMachine(RuleBasedStateMachine):
+    """Sequences come, share prefixes and go in any order."""
+
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = BlockManager(NUM_BLOCKS, block_size=2)
+        self.holders: list[list[int]] = []
+
+    @rule(target=held, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def start(self, tokens: list[int]) -> list[int]:
+        """A sequence takes its cached prefix and new blocks, and publishes the full ones."""
+        hashes = chain_hashes(tokens, 2)
+        hits = self.blocks.lookup(hashes)
+        needed = -(-len(tokens) // 2) - len(hits)
+        if needed + self.blocks.num_idle(hits) > self.blocks.num_available:
+            return []
+        self.blocks.acquire(hits)
+        fresh = self.blocks.allocate(needed)
+        assert fresh is not None
+        taken = hits + fresh
+        assert len(set(taken)) == len(taken)
+        for index in range(len(hits), len(hashes)):
+            parent = hashes[index - 1] if index else ROOT
+            self.blocks.publish(taken[index], hashes[index], parent, index)
+        self.holders.append(taken)
+        return taken
+
+    @rule(block_ids=consumes(held))
+    def stop(self, block_ids: list[int]) -> None:
+        """A sequence ends."""
+        if block_ids:
+            self.holders.remove(block_ids)
+            self.blocks.release(block_ids)
+
+    @rule()
+    def forget(self) -> None:
+        """The cache is emptied; what is in use stays."""
+        self.blocks.forget_cached()
+        assert self.blocks.num_cached == 0
+
+    @invariant()
+    def counts_add_up(self) -> None:
+        blocks = self.blocks
+        blocks.check()
+        assert blocks.num_free + blocks.num_cached + blocks.num_used == NUM_BLOCKS
+        assert blocks.num_used == len({b for holder in self.holders for b in holder})
+
+
+TestBlocks = BlockMachine.TestCase
+TestBlocks.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def fill(blocks: BlockManager, tokens: list[int]) -> list[int]:
+    """Compute and release one sequence, as a finished request does."""
+    hashes = chain_hashes(tokens, blocks.block_size)
+    hits = blocks.lookup(hashes)
+    blocks.acquire(hits)
+    fresh = blocks.allocate(len(hashes) - len(hits))
+    assert fresh is not None
+    taken = hits + fresh
+    for index in range(len(hits), len(hashes)):
+        blocks.publish(taken[index], hashes[index], hashes[index - 1] if index else ROOT, index)
+    blocks.release(taken)
+    return taken
+
+
+def test_a_finished_sequence_is_found_again_block_by_block() -> None:
+    blocks = BlockManager(8, block_size=4)
+    taken = fill(blocks, list(range(12)))
+
+    same_start = chain_hashes([*range(8), 99, 99, 99, 99], 4)
+
+    assert blocks.lookup(chain_hashes(list(range(12)), 4)) == taken
+    assert blocks.lookup(same_start) == taken[:2]
+    assert blocks.lookup(chain_hashes([7, *range(11)], 4)) == []
+
+
+def test_equal_blocks_after_different_prefixes_are_different() -> None:
+    first, second = chain_hashes([1, 2, 5, 6], 2), chain_hashes([3, 4, 5, 6], 2)
+
+    assert first[1] != second[1]
+
+
+def test_a_salt_keeps_owners_apart() -> None:
+    assert hash_block(ROOT, [1, 2], b"a") != hash_block(ROOT, [1, 2], b"b")
+
+
+def test_too_many_blocks_are_refused_whole() -> None:
+    blocks = BlockManager(3)
+
+    assert blocks.allocate(4) is None
+    assert blocks.num_free == 3
+
+
+def test_the_end_of_a_prefix_is_forgotten_before_its_start() -> None:
+    blocks = BlockManager(4, block_size=1)
+    taken = fill(blocks, [1, 2, 3, 4])
+
+    blocks.allocate(2)
+
+    assert blocks.lookup(chain_hashes([1, 2, 3, 4], 1)) == taken[:2]
+
+
+def test_often_hit_prefixes_outlive_newer_ones() -> None:
+    blocks = BlockManager(2, block_size=1)
+    fill(blocks, [1])
+    fill(blocks, [1])
+    fill(blocks, [1])
+    fill(blocks, [2])
+
+    blocks.allocate(1)
+
+    assert blocks.lookup(chain_hashes([1], 1))
+    assert not blocks.lookup(chain_hashes([2], 1))
+
+
+def test_old_popularity_fades() -> None:
+    blocks = BlockManager(2, block_size=1)
+    for _ in range(5):
+        fill(blocks, [1])
+    for token in range(10, 30):
+        fill(blocks, [token])
+
+    assert not blocks.lookup(chain_hashes([1], 1))
+
+
+def test_a_block_released_twice_is_a_bug_that_shows() -> None:
+    blocks = BlockManager(2)
+    taken = blocks.allocate(1)
+    assert taken is not None
+    blocks.release(taken)
+
+    with pytest.raises(InvariantError, match="released more often"):
+        blocks.release(taken)
+
+
+def test_without_a_prefix_cache_nothing_is_kept() -> None:
+    blocks = BlockManager(4, block_size=1, prefix_cache=False)
+    fill(blocks, [1, 2])
+
+    assert blocks.num_free == 4
