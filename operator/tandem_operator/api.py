@@ -1,8 +1,8 @@
-"""The few calls that reconciling needs from a cluster; local mode and Kubernetes both answer them."""
+"""The few calls that reconciling needs of a cluster; local mode and Kubernetes answer them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,3 @@ class ClusterApi(Protocol):
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object and what it owns; no error when it is gone."""
-
-    def watch(self, kind: str, namespace: str | None = None) -> AsyncIterator[WatchEvent]:
-        """Existing objects as ADDED, then changes; ends or raises when the stream breaks."""

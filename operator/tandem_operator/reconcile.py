@@ -1,4 +1,4 @@
-"""Reconcile one resource: observe, plan, apply, status; the same code for local mode and Kubernetes.
+"""Reconcile one resource: observe, plan, apply, status; for local mode and Kubernetes alike.
 
 Level-triggered: everything is read again from the API each time, nothing is remembered between
 passes, and a pass that finds the wanted state writes nothing.
@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tandem_operator.api import ApiError, ClusterApi
+from tandem_operator.api import FIELD_MANAGER, ApiError, ClusterApi
 from tandem_operator.manifests import explain, show_path
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.objects import (
     MANAGED,
     MODEL_LABEL,
+    PEER_SECRET,
     REVISION_LABEL,
     ROLE_LABEL,
     ROUTER_LABEL,
@@ -29,12 +30,14 @@ from tandem_operator.plan.objects import (
 from tandem_operator.plan.status import (
     LinkTest,
     condition,
+    first_blocker,
+    is_ready,
     model_status,
     pool_status,
     router_status,
     service_endpoint,
 )
-from tandem_operator.resources import KINDS, Model, ModelSpec, Router
+from tandem_operator.resources import KINDS, SPECS, Model, Router
 from tandem_operator.resources.rules import violations
 
 APPLIED_ANNOTATION = "tandem.dev/applied"
@@ -99,7 +102,10 @@ class Reconciler:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
         obj = await self.api.get(key.kind, key.namespace, key.name)
         result = Result()
-        if obj is None or obj["metadata"].get("deletionTimestamp"):
+        if obj is None:
+            await self._clean_up(key.namespace)
+            return result
+        if obj["metadata"].get("deletionTimestamp"):
             return result
         resource, problem = parse(obj)
         if resource is None:
@@ -118,7 +124,7 @@ class Reconciler:
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
         plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
-        await self._apply(plan, children, result)
+        await self._apply(plan, children, pods, result)
         pools = {
             o["metadata"]["name"]: o for o in await self.api.select("WorkerPool", namespace, labels)
         }
@@ -129,6 +135,7 @@ class Reconciler:
             status = pool_status(pool, own, selector, self.now())
             await self._write_status(pools[name], status, result)
         link = await self.link_tester(pods)
+        result.settled = link.ok is True or not _both_roles_ready(pods)
         revision = "" if plan.problems else revision_of(model, self.settings)
         old = obj.get("status") or {}
         status = model_status(model, old, plan, revision, pools, pods, link, self.now())
@@ -156,7 +163,7 @@ class Reconciler:
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
-        await self._apply(plan, children, result)
+        await self._apply(plan, children, pods, result)
         endpoint = (
             self.endpoint(router)
             if self.endpoint is not None
@@ -172,16 +179,23 @@ class Reconciler:
             found += [{**o, "kind": kind} for o in await self.api.select(kind, namespace, labels)]
         return found
 
-    async def _apply(self, plan: Plan, children: Iterable[Object], result: Result) -> None:
+    async def _apply(
+        self, plan: Plan, children: Iterable[Object], pods: list[Object], result: Result
+    ) -> None:
         """Make the cluster hold what the plan says; writes only what differs."""
         if not plan.apply:
             return
         live = {(o["kind"], o["metadata"]["name"]): o for o in children}
+        # The shared Secret is not listed, so it is made first and again when pods miss a volume.
+        cause = first_blocker(pods)
+        begun = any(kind == "Deployment" for kind, _ in live)
+        whole = begun and not (cause and cause.reason == "VolumeMissing")
         for obj in plan.create:
-            key = (obj["kind"], obj["metadata"]["name"])
-            if key not in live and await self._missing(obj):
-                created = await self.api.create(obj)
-                result.writes += created is not None
+            if (obj["kind"], obj["metadata"]["name"]) in live:
+                continue
+            if obj["kind"] == "Secret" and whole:
+                continue
+            result.writes += await self.api.create(obj) is not None
         for scale in plan.scale:
             pool = live[("WorkerPool", scale.pool)]
             namespace = pool["metadata"]["namespace"]
@@ -203,9 +217,12 @@ class Reconciler:
             await self.api.delete(kind, child["metadata"]["namespace"], name)
             result.writes += 1
 
-    async def _missing(self, obj: Object) -> bool:
-        metadata = obj["metadata"]
-        return await self.api.get(obj["kind"], metadata["namespace"], metadata["name"]) is None
+    async def _clean_up(self, namespace: str) -> None:
+        """With the last resource of a namespace goes the Secret that they shared."""
+        for kind in ("Model", "Router"):
+            if await self.api.select(kind, namespace):
+                return
+        await self.api.delete("Secret", namespace, PEER_SECRET)
 
     async def _refuse(self, obj: Object, problem: Problem | None, result: Result) -> None:
         """Say on the object itself why it is not run; what runs already keeps running."""
@@ -256,6 +273,53 @@ class Reconciler:
             return
         result.writes += 1
         await self.api.apply_status({**obj, "status": status})
+        if obj["kind"] in ("Model", "Router") and (change := _turn(obj.get("status"), status)):
+            await self.api.create(self._event(obj, *change))
+
+    def _event(self, obj: Object, kind: str, reason: str, message: str) -> Object:
+        metadata, now = obj["metadata"], self.now()
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{metadata['name']}.{secrets.token_hex(8)}",
+                "namespace": metadata["namespace"],
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message[:1024],
+            "involvedObject": {
+                "apiVersion": obj["apiVersion"],
+                "kind": obj["kind"],
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "source": {"component": FIELD_MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+
+def _both_roles_ready(pods: list[Object]) -> bool:
+    roles = {p["metadata"]["labels"].get(ROLE_LABEL) for p in pods if is_ready(p)}
+    return {"prefill", "decode"} <= roles
+
+
+def _turn(old: Object | None, new: Object) -> tuple[str, str, str] | None:
+    """Type, reason and message of an event when Ready changed, None when it did not."""
+
+    def ready(status: Object | None) -> Object:
+        found = (status or {}).get("conditions") or []
+        return next((c for c in found if c["type"] == "Ready"), {})
+
+    before, after = ready(old), ready(new)
+    same = [before.get(k) == after.get(k) for k in ("status", "reason")]
+    if all(same) or not after:
+        return None
+    good = after["status"] == "True" or after["reason"] == "Starting"
+    return ("Normal" if good else "Warning"), after["reason"], after["message"]
 
 
 def parse(obj: Object) -> tuple[Any, Problem | None]:
@@ -270,8 +334,7 @@ def parse(obj: Object) -> tuple[Any, Problem | None]:
         texts = []
         for item in error.errors(include_url=False):
             loc = item["loc"]
-            spec_type = kind.model_fields["spec"].annotation or ModelSpec
-            path, message = explain(spec_type, {**item, "loc": loc[1:]})
+            path, message = explain(SPECS[obj["kind"]], {**item, "loc": loc[1:]})
             texts.append(f"{show_path(('spec', *path))}: {message}")
         return None, Problem("Accepted", "Invalid", "; ".join(texts))
     wire = {"spec": resource.spec.to_wire()}

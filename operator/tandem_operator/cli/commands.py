@@ -1,4 +1,4 @@
-"""Arguments of the commands that run and talk to a local cluster; the work is imported when used."""
+"""Arguments of the commands that run and talk to a local cluster; work is imported when used."""
 
 from __future__ import annotations
 

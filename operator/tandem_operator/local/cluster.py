@@ -6,12 +6,14 @@ import asyncio
 import glob
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from tandem_operator.api import ApiError, WatchEvent
+from tandem_operator.link import LinkTester
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
 from tandem_operator.local.rundir import RunDir, free_ports
@@ -21,7 +23,7 @@ from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
-from tandem_operator.plan.status import LinkTest, is_ready
+from tandem_operator.plan.status import is_ready
 from tandem_operator.reconcile import Key, Reconciler
 
 Object = dict[str, Any]
@@ -98,11 +100,11 @@ class LocalCluster:
         self._deployments = Deployments(self.store)
         self._endpoints = Endpoints(self.store, worker_port)
         self._forwarders: dict[str, Forwarder] = {}
-        self._links: dict[tuple[str, ...], LinkTest] = {}
         self._reconciler = Reconciler(
             api=self.store,
             settings=self.settings,
             now=timestamp,
+            link_tester=LinkTester(self.store, self.settings, time.monotonic),
             endpoint=lambda router: self.url(router.metadata.name),
         )
         self._queue: dict[Key, None] = {}
@@ -296,7 +298,9 @@ class LocalCluster:
         keys, self._queue = list(self._queue), {}
         for key in keys:
             try:
-                await self._reconciler.reconcile(key)
+                result = await self._reconciler.reconcile(key)
+                if not result.settled:
+                    asyncio.get_running_loop().call_later(5.0, self._enqueue, key)
             except ApiError as error:
                 self.on_problem(f"{key}: {error}")
                 asyncio.get_running_loop().call_later(2.0, self._enqueue, key)

@@ -96,8 +96,8 @@ class ControlServer:
         exact = [p for p in pods if p["metadata"]["name"] == name]
         matching = exact or [p for p in pods if _belongs(p, name)]
         if not matching:
-            names = ", ".join(p["metadata"]["name"] for p in pods) or "none"
-            raise ClusterError(f"no pod {name!r}; running: {names}")
+            running = ", ".join(p["metadata"]["name"] for p in pods) or "none"
+            raise ClusterError(f"no pod {name!r}; running: {running}")
         pod = matching[-1]
         names = [
             c["name"] for c in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]

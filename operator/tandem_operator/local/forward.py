@@ -1,4 +1,4 @@
-"""Gives a Router one address on this machine: a TCP listener that hands connections to ready pods."""
+"""Gives a Router one address on this machine; connections go on to its ready pods."""
 
 from __future__ import annotations
 

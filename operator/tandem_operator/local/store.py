@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.api import FIELD_MANAGER, ApiError, WatchEvent
-from tandem_operator.resources import KINDS
+from tandem_operator.resources import SPECS
 from tandem_operator.resources.rules import violations
 
 Object = dict[str, Any]
@@ -248,9 +248,12 @@ def _remove_left_out(base: Object, before: Mapping[str, Any], after: Mapping[str
                     base.pop(key)
             else:
                 base.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(after[key], Mapping):
-            if isinstance(base.get(key), dict):
-                _remove_left_out(base[key], value, after[key])
+        elif (
+            isinstance(value, Mapping)
+            and isinstance(after[key], Mapping)
+            and isinstance(base.get(key), dict)
+        ):
+            _remove_left_out(base[key], value, after[key])
 
 
 def _restore(base: Object, fields: Mapping[str, Any]) -> None:
@@ -269,10 +272,7 @@ def _without_version(obj: Object) -> Object:
 
 def _admit(obj: Object, old: Object | None) -> Object:
     """Defaults and rules of the custom resources, as the CRDs have them."""
-    kind = KINDS.get(obj["kind"])
-    if kind is None:
-        return obj
-    spec_type = kind.model_fields["spec"].annotation
+    spec_type = SPECS.get(obj["kind"])
     if spec_type is None:
         return obj
     try:

@@ -53,7 +53,7 @@ async def _up(args: argparse.Namespace, manifests: list[Manifest], rundir: RunDi
     async with cluster:
         server = ControlServer(cluster, rundir.socket)
         await server.start()
-        shower = asyncio.create_task(_show(cluster))
+        shower = asyncio.create_task(show_changes(cluster))
         try:
             await cluster.apply_manifests(manifests)
             waiter = asyncio.create_task(cluster.wait_ready(args.timeout if args.once else 1e9))
@@ -97,7 +97,7 @@ def _summary(cluster: LocalCluster, elapsed_s: float) -> None:
     _say("stop with Ctrl-C; see `tandem get`, `tandem logs NAME`, `tandem apply FILE`")
 
 
-async def _show(cluster: LocalCluster) -> None:
+async def show_changes(cluster: LocalCluster) -> None:
     """Print a row for each visible change of a Model or Router, as `kubectl get -w` does."""
     widths: dict[str, list[int]] = {}
     last: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The node: starts and ends pods as it is told, hands out addresses and GPUs, keeps their folders."""
+"""The node: starts and ends pods as told, hands out addresses and GPUs, keeps their folders."""
 
 from __future__ import annotations
 

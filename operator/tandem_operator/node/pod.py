@@ -159,19 +159,19 @@ class PodRunner:
                 async with asyncio.timeout(grace):
                     await self._pre_stop(c)
         process.terminate()
-        while process.running and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await process.ended()
         process.kill_group()
-        while process.running:
-            await asyncio.sleep(0.01)
+        await process.ended()
 
     async def _pre_stop(self, c: ContainerState) -> None:
         hook = (c.spec.get("lifecycle") or {}).get("preStop") or {}
         if sleep := hook.get("sleep"):
-            process = c.process
-            end = time.monotonic() + float(sleep["seconds"])
-            while time.monotonic() < end and process is not None and process.running:
-                await asyncio.sleep(0.05)
+            if (process := c.process) is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(float(sleep["seconds"])):
+                        await process.ended()
         elif http := hook.get("httpGet"):
             await http_status(self.ip, int(http["port"]), http.get("path", "/"), 30.0)
         elif command := (hook.get("exec") or {}).get("command"):
@@ -291,7 +291,8 @@ class PodRunner:
         c.process = None
         c.started = c.ready = False
         message = describe_exit(code)
-        if code != 0 and (lines := tail(log, 3)):
+        # After a signal the last line says nothing about the cause.
+        if code > 0 and (lines := tail(log, 3)):
             message = f"{message}: {lines.splitlines()[-1][:400]}"
         c.last_state = c.state = {
             "terminated": {

@@ -1,4 +1,4 @@
-"""One child process: started in its own session, bound to this process's life, killed as a group."""
+"""One child process: its own session, bound to this process's life, killed as a group."""
 
 from __future__ import annotations
 
@@ -72,6 +72,10 @@ class Process:
     def running(self) -> bool:
         """Whether the child itself has not ended."""
         return self._process.returncode is None
+
+    async def ended(self) -> None:
+        """Wait for the end, any number of callers."""
+        await self._process.wait()
 
     async def wait(self) -> int:
         """Wait for the end; the exit code, negative for a signal. Ends the rest of the group."""

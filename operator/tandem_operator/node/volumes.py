@@ -98,21 +98,16 @@ class PodVolumes:
         elif (projected := volume.get("projected")) is not None:
             await self._project(projected.get("sources") or [], path)
         elif (host := volume.get("hostPath")) is not None:
-            if host.get("type") == "DirectoryOrCreate":
-                path.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                raise MountError(f"{path} does not exist on this machine; create it or correct it")
-            if host.get("type") == "Directory" and not path.is_dir():
-                raise MountError(f"{path} is not a folder; name the folder that holds the files")
+            _check_host_path(path, host.get("type", ""))
         else:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
 
     async def _files(self, kind: str, name: str, source: Mapping[str, Any], folder: Path) -> None:
         obj = await self._lookup(kind, self._namespace, name)
         if obj is None:
             if not source.get("optional"):
                 raise MountError(f"{kind} {name!r} does not exist")
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             return
         files = contents(obj)
         if kind == "ConfigMap":
@@ -152,6 +147,19 @@ class PodVolumes:
         for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
             paths.update(self.mounts(container).paths)
         return Mounts(paths)
+
+
+def _check_host_path(path: Path, kind: str) -> None:
+    if kind == "DirectoryOrCreate":
+        path.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        raise MountError(f"{path} does not exist on this machine; create it or correct it")
+    if kind == "Directory" and not path.is_dir():
+        raise MountError(f"{path} is not a folder; name the folder that holds the files")
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def contents(obj: Mapping[str, Any]) -> dict[str, bytes]:

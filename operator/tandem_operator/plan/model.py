@@ -1,4 +1,4 @@
-"""Plans a Model: per role a WorkerPool, Deployment, Service, ConfigMap, budget and network policy."""
+"""Plans a Model: per role a WorkerPool, Deployment, Service, ConfigMap and disruption budget."""
 
 from __future__ import annotations
 

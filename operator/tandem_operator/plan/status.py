@@ -1,4 +1,4 @@
-"""Pure status: from what was observed to conditions, printed columns and the first blocking cause."""
+"""Pure status: what was observed becomes conditions, columns and the first blocking cause."""
 
 from __future__ import annotations
 
@@ -339,8 +339,8 @@ def router_status(
     ready_pods = [p for p in pods if is_ready(p)]
     cause = first_blocker(pods)
     if router.spec.predictor.type != "Learned":
-        kind = router.spec.predictor.type
-        conditions.add("PredictorReady", True, kind, f"type {kind} needs no artifact")
+        chosen = router.spec.predictor.type
+        conditions.add("PredictorReady", True, chosen, f"type {chosen} needs no artifact")
     elif cause and cause.reason in ("PredictorTraining", "VolumeMissing") and not ready_pods:
         conditions.add("PredictorReady", False, cause.reason, cause.message)
     elif ready_pods:

@@ -1,5 +1,7 @@
 """The four custom resources as types; the CRD YAML, the loader and the planner all start here."""
 
+from pydantic import BaseModel
+
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
 from tandem_operator.resources.base import API_VERSION, GROUP, VERSION, Condition, Metadata
 from tandem_operator.resources.model import Model, ModelSpec, ModelStatus, RoleSpec
@@ -13,10 +15,18 @@ KINDS: dict[str, type[Model] | type[Router] | type[AutoscalingPolicy] | type[Wor
     "WorkerPool": WorkerPool,
 }
 
+SPECS: dict[str, type[BaseModel]] = {
+    "Model": ModelSpec,
+    "Router": RouterSpec,
+    "AutoscalingPolicy": AutoscalingPolicySpec,
+    "WorkerPool": WorkerPoolSpec,
+}
+
 __all__ = [
     "API_VERSION",
     "GROUP",
     "KINDS",
+    "SPECS",
     "VERSION",
     "AutoscalingPolicy",
     "AutoscalingPolicySpec",

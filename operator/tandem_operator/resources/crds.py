@@ -100,9 +100,16 @@ def open_api(kind: str) -> Schema:
     needs_spec = bool(spec.get("required"))
     if not needs_spec:
         spec["default"] = {}
+    # Names of children are the resource's name with a suffix, and 63 is their limit.
+    limit = 50 if kind == "WorkerPool" else 40
+    name_rule = {
+        "rule": f"size(self.metadata.name) <= {limit}",
+        "message": f"metadata.name must have at most {limit} characters; shorten it",
+    }
     return {
         "type": "object",
         "description": description,
+        "x-kubernetes-validations": [name_rule],
         **({"required": ["spec"]} if needs_spec else {}),
         "properties": {
             "apiVersion": {

@@ -1,0 +1,32 @@
+"""`python -m tandem_operator`: the operator of a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from tandem_operator.api import ApiError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the operator until it is told to stop; the exit status."""
+    from tandem_operator.kube.operator import build_parser, serve
+
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return asyncio.run(serve(args))
+    except ApiError as error:
+        sys.stderr.write(f"tandem-operator: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"tandem-operator: port {args.port} cannot be used: {error.strerror}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Kubernetes: the operator's client, its caches, leader election and main loop."""

@@ -1,0 +1,268 @@
+"""The calls that the operator makes to an apiserver, over kubernetes.aio, on plain objects.
+
+The generated model classes are left out: they drop fields that they do not know and cost more than
+the calls themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from tandem_operator.api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
+
+Object = dict[str, Any]
+PAGE = 500
+WATCH_S = 300
+CALL_TIMEOUT_S = 30.0
+
+
+class Gone(Exception):
+    """The apiserver no longer knows the version to watch from; list again."""
+
+
+async def connect(kubeconfig: str | None = None) -> client.ApiClient:
+    """A client from the pod's ServiceAccount, or from a kubeconfig outside a cluster.
+
+    Raises ApiError 0 when neither works.
+    """
+    configuration = client.Configuration()
+    # Above the number of reconciles at the same time plus one watch per kind.
+    configuration.connection_pool_maxsize = 64
+    try:
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(
+                config_file=kubeconfig, client_configuration=configuration
+            )
+    except (config.ConfigException, OSError) as error:
+        raise ApiError(0, f"no access to a cluster: {error}; set KUBECONFIG") from error
+    return client.ApiClient(configuration)
+
+
+class KubeApi:
+    """A ClusterApi over a real apiserver."""
+
+    def __init__(self, api_client: client.ApiClient, user_agent: str = FIELD_MANAGER) -> None:
+        self._client = api_client
+        self._client.set_default_header("User-Agent", user_agent)
+        self.num_writes = 0
+        self.num_reads = 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """See ClusterApi."""
+        self.num_reads += 1
+        try:
+            return await self._call("GET", path(kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def select(
+        self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> list[Object]:
+        """See ClusterApi."""
+        selector = ",".join(f"{k}={v}" for k, v in (labels or {}).items())
+        items, _ = await self.list_page(kind, namespace, selector)
+        return items
+
+    async def list_page(
+        self, kind: str, namespace: str | None, selector: str
+    ) -> tuple[list[Object], str]:
+        """All objects and the version of the list, page by page."""
+        items: list[Object] = []
+        query: dict[str, str] = {"limit": str(PAGE)}
+        if selector:
+            query["labelSelector"] = selector
+        while True:
+            self.num_reads += 1
+            page = await self._call("GET", path(kind, namespace), query)
+            info = KIND_INFO[kind]
+            for item in page.get("items") or []:
+                item["kind"], item["apiVersion"] = kind, info.api_version
+                items.append(item)
+            more = page["metadata"].get("continue")
+            if not more:
+                return items, page["metadata"].get("resourceVersion", "")
+            query["continue"] = more
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Changes since a version, until the server ends the stream; bookmarks included.
+
+        Raises Gone when the version is too old and ApiError when the stream breaks.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(WATCH_S),
+        }
+        if selector:
+            query["labelSelector"] = selector
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_S + 30)
+        response = await self._send("GET", path(kind, namespace), query, None, None, timeout)
+        try:
+            if response.status == 410:
+                raise Gone
+            if response.status >= 400:
+                raise ApiError(response.status, f"watch {kind}: {response.reason}")
+            async for line in response.content:
+                event = json.loads(line)
+                obj = event["object"]
+                if event["type"] == "ERROR":
+                    if obj.get("code") == 410:
+                        raise Gone
+                    raise ApiError(int(obj.get("code") or 0), str(obj.get("message")))
+                yield event["type"], obj
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise ApiError(0, f"watch {kind}: {error!r}") from error
+        finally:
+            response.close()
+
+    async def apply(self, obj: Object) -> Object:
+        """See ClusterApi."""
+        return await self._apply(obj, "")
+
+    async def apply_status(self, obj: Object) -> Object:
+        """See ClusterApi."""
+        metadata = obj["metadata"]
+        body = {
+            "apiVersion": obj.get("apiVersion") or KIND_INFO[obj["kind"]].api_version,
+            "kind": obj["kind"],
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": obj["status"],
+        }
+        return await self._apply(body, "/status")
+
+    async def _apply(self, obj: Object, subresource: str) -> Object:
+        metadata = obj["metadata"]
+        target = path(obj["kind"], metadata["namespace"], metadata["name"]) + subresource
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._write("PATCH", target, query, obj, "application/apply-patch+yaml")
+
+    async def create(self, obj: Object) -> Object | None:
+        """See ClusterApi."""
+        target = path(obj["kind"], obj["metadata"]["namespace"])
+        try:
+            return await self._write("POST", target, {"fieldManager": SEED_MANAGER}, obj)
+        except ApiError as error:
+            if error.status == 409:
+                return None
+            raise
+
+    async def replace(self, obj: Object) -> Object:
+        """Write the whole object; ApiError 409 when someone else wrote since it was read."""
+        metadata = obj["metadata"]
+        target = path(obj["kind"], metadata["namespace"], metadata["name"])
+        return await self._write("PUT", target, {}, obj)
+
+    async def patch_spec(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
+        """See ClusterApi."""
+        return await self._write(
+            "PATCH",
+            path(kind, namespace, name),
+            {"fieldManager": SEED_MANAGER},
+            {"spec": spec},
+            "application/merge-patch+json",
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        """See ClusterApi."""
+        try:
+            await self._write(
+                "DELETE", path(kind, namespace, name), {"propagationPolicy": "Background"}, None
+            )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def _write(
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, str],
+        body: Object | None,
+        content_type: str = "application/json",
+    ) -> Object:
+        self.num_writes += 1
+        return await self._call(method, target, query, body, content_type)
+
+    async def _call(
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
+        response = await self._send(method, target, query or {}, body, content_type, timeout)
+        try:
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, f"{method} {target}: {error!r}") from error
+        try:
+            parsed = json.loads(data) if data else {}
+        except ValueError as error:
+            raise ApiError(response.status, f"{method} {target}: the reply is cut") from error
+        if response.status >= 400:
+            message = parsed.get("message") if isinstance(parsed, dict) else None
+            raise ApiError(response.status, f"{method} {target}: {message or response.reason}")
+        found: Object = parsed
+        return found
+
+    async def _send(
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, str],
+        body: Object | None,
+        content_type: str | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        headers: dict[str, str] = {"Accept": "application/json"}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        try:
+            _, url, full, _, _ = await self._client.param_serialize(
+                method,
+                target,
+                query_params=list(query.items()),
+                header_params=headers,
+                auth_settings=["BearerToken"],
+            )
+            answer = await self._client.call_api(
+                method, url, header_params=full, body=body, _request_timeout=timeout
+            )
+        except ApiException as error:
+            raise ApiError(int(error.status or 0), f"{method} {target}: {error.reason}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, f"{method} {target}: {error!r}") from error
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+
+def path(kind: str, namespace: str | None, name: str | None = None) -> str:
+    """The API path of a kind, a namespace's objects of that kind, or one object."""
+    info = KIND_INFO[kind]
+    parts = [info.path]
+    if namespace is not None:
+        parts.append(f"namespaces/{namespace}")
+    parts.append(info.plural)
+    if name is not None:
+        parts.append(name)
+    return "/".join(parts)

@@ -1,0 +1,73 @@
+"""Which resources to reconcile next: each at most once at a time, failures later and later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from tandem_operator.reconcile import Key
+
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+
+
+class WorkQueue:
+    """A set of keys with an order. A key added while it is worked on is worked on again."""
+
+    def __init__(self, call_later: Callable[..., Any]) -> None:
+        self._waiting: dict[Key, None] = {}
+        self._working: set[Key] = set()
+        self._again: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._delayed: dict[Key, Any] = {}
+        self._call_later = call_later
+        self._ready = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._working)
+
+    def add(self, key: Key) -> None:
+        """Reconcile this resource soon."""
+        if key in self._working:
+            self._again.add(key)
+            return
+        self._waiting[key] = None
+        self._ready.set()
+
+    def add_later(self, key: Key, delay_s: float) -> None:
+        """Reconcile this resource after a while; an earlier appointment stays."""
+        if key not in self._delayed:
+            self._delayed[key] = self._call_later(delay_s, self._due, key)
+
+    def _due(self, key: Key) -> None:
+        self._delayed.pop(key, None)
+        self.add(key)
+
+    async def take(self) -> Key:
+        """The next resource; tell done or failed afterwards."""
+        while not self._waiting:
+            self._ready.clear()
+            await self._ready.wait()
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        self._working.add(key)
+        return key
+
+    def done(self, key: Key) -> None:
+        """The pass went well."""
+        self._failures.pop(key, None)
+        self._finish(key)
+
+    def failed(self, key: Key) -> float:
+        """The pass failed; it is tried again after the returned number of seconds."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(FIRST_DELAY_S * 2.0 ** min(failures - 1, 16), MAX_DELAY_S)
+        self._finish(key)
+        self.add_later(key, delay)
+        return delay
+
+    def _finish(self, key: Key) -> None:
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
