@@ -23,11 +23,21 @@ from .checks import (
     check,
     check_dtype,
     check_heads,
+    check_last_contiguous,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import num_processors, runs_on_triton, tl, triton
+from .online_softmax import (
+    accumulate,
+    cap_scale,
+    cap_scores,
+    combine_splits,
+    dot_precision,
+    padded,
+    score_scale,
+)
 from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options
 
 
@@ -192,11 +202,201 @@ def _used_blocks(
     return used, torch.where(used, block_tables, 0).long()
 
 
+# Pages per scoring program, programs per processor of the attention's splits, warps and tiles in
+# flight. Untuned.
+_PAGES = 32
+_PROGRAMS = 2
+_NUM_WARPS = 4
+_NUM_STAGES = 2
+
+
+@triton.jit
+def _scores_kernel(
+    q_ptr, key_min_ptr, key_max_ptr, table_ptr, seq_lens_ptr, out_ptr, max_blocks,
+    stride_qs, stride_qh, stride_table,
+    GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, PAGES: tl.constexpr,
+):  # fmt: skip
+    seq = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    page = tl.program_id(2) * PAGES + tl.arange(0, PAGES)
+    used = page * 64 < tl.load(seq_lens_ptr + seq)
+    block = tl.load(table_ptr + seq * stride_table + page, mask=used, other=0).to(tl.int64)
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    bounds = ((block * NUM_KV_HEADS + kv_head) * HEAD_DIM)[:, None] + dims[None, :]
+    mask = used[:, None] & dim_mask[None, :]
+    low = tl.load(key_min_ptr + bounds, mask=mask, other=0.0)
+    high = tl.load(key_max_ptr + bounds, mask=mask, other=0.0)
+    best = tl.full((PAGES,), float("-inf"), tl.float32)
+    for g in range(GROUP):
+        head = kv_head * GROUP + g
+        q = tl.load(q_ptr + seq * stride_qs + head * stride_qh + dims, mask=dim_mask, other=0.0)
+        q = q.to(tl.float32)[None, :]
+        best = tl.maximum(best, tl.sum(tl.maximum(q * low, q * high), 1))
+    best = tl.where(used, best, float("-inf"))
+    out = out_ptr + (seq * NUM_KV_HEADS + kv_head) * max_blocks + page
+    tl.store(out, best, mask=page < max_blocks)
+
+
+@triton.jit
+def _list_kernel(
+    q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr, list_ptr, count_ptr,
+    partial_out_ptr, partial_lse_ptr, list_size, tiles_per_split, scale, cap,
+    stride_qs, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_table, stride_list_seq, stride_list_head,
+    GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr, PAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One split of one (sequence, KV head): 64 listed keys at a time.
+
+    PAGES: the list names pages, each tile is one; otherwise token positions, a tile is 64 of them
+    gathered row by row, and count_ptr holds how many are listed.
+    """
+    seq = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    m = tl.arange(0, BLOCK_M)
+    m_mask = m < GROUP
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    lanes = tl.arange(0, 64)
+    q = tl.load(
+        q_ptr + seq * stride_qs + ((kv_head * GROUP + m) * stride_qh)[:, None] + dims[None, :],
+        mask=m_mask[:, None] & dim_mask[None, :],
+        other=0.0,
+    )
+    listed = list_ptr + seq * stride_list_seq + kv_head * stride_list_head
+    table = table_ptr + seq * stride_table
+    if PAGES:
+        length = tl.load(seq_lens_ptr + seq).to(tl.int32)
+        num_tiles = list_size
+    else:
+        length = tl.load(count_ptr + seq * NUM_KV_HEADS + kv_head)
+        num_tiles = (length + 63) // 64
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, num_tiles)
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for tile in range(first, last):
+        if PAGES:
+            page = tl.load(listed + tile)
+            page = tl.where(page * 64 < length, page, -1)
+            position = tl.where(page >= 0, page * 64 + lanes, length)
+            visible = position < length
+            block = tl.load(table + page, mask=page >= 0, other=0)
+            block = block.to(tl.int64) + lanes * 0
+            offset = lanes
+        else:
+            visible = tile * 64 + lanes < length
+            position = tl.load(listed + tile * 64 + lanes, mask=visible, other=0)
+            block = tl.load(table + position // 64, mask=visible, other=0).to(tl.int64)
+            offset = position % 64
+        k = tl.load(
+            k_ptr
+            + (block * stride_kb + kv_head * stride_kh + offset * stride_kt)[None, :]
+            + dims[:, None],
+            mask=dim_mask[:, None] & visible[None, :],
+            other=0.0,
+        )
+        v = tl.load(
+            v_ptr
+            + (block * stride_vb + kv_head * stride_vh + offset * stride_vt)[:, None]
+            + dims[None, :],
+            mask=visible[:, None] & dim_mask[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = cap_scores(scores, cap, HAS_CAP)
+        scores = tl.where(visible[None, :], scores, float("-inf"))
+        highest, total, acc = accumulate(
+            scores, v.to(q.dtype), highest, total, acc, PRECISION
+        )
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
+    row = ((seq * tl.num_programs(2) + split) * NUM_KV_HEADS + kv_head) * GROUP + m
+    mask = m_mask[:, None] & dim_mask[None, :]
+    tl.store(partial_out_ptr + row[:, None] * HEAD_DIM + dims[None, :], acc, mask=mask)
+    tl.store(partial_lse_ptr + row, lse, mask=m_mask)
+
+
+@triton.jit
+def _merge_kernel(
+    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, splits,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+):  # fmt: skip
+    seq = tl.program_id(0)
+    head = tl.program_id(1)
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    out, lse = combine_splits(
+        partial_out_ptr, partial_lse_ptr, seq * splits, splits, head, NUM_HEADS * HEAD_DIM,
+        NUM_HEADS, dims, dim_mask, HEAD_DIM, SPLITS, BLOCK_D,
+    )  # fmt: skip
+    row = seq.to(tl.int64) * NUM_HEADS + head
+    tl.store(out_ptr + row * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dim_mask)
+    tl.store(lse_ptr + row, lse * 0.6931471805599453)
+
+
 def _launch_scores(q, key_min, key_max, block_tables, seq_lens):
-    return page_scores_reference(q, key_min, key_max, block_tables, seq_lens)
+    check_last_contiguous("q", q)
+    for name, bound in (("key_min", key_min), ("key_max", key_max)):
+        check(bound.is_contiguous(), f"{name} must be contiguous")
+    num_seqs, num_heads, head_dim = q.shape
+    num_kv_heads, max_blocks = key_min.shape[1], block_tables.shape[1]
+    shape = (num_seqs, num_kv_heads, max_blocks)
+    out = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if out.numel():
+        _scores_kernel[(num_seqs, num_kv_heads, -(-max_blocks // _PAGES))](
+            q, key_min, key_max, block_tables, seq_lens, out, max_blocks,
+            *q.stride()[:2], block_tables.stride(0),
+            GROUP=num_heads // num_kv_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
+            BLOCK_D=padded(head_dim), PAGES=_PAGES, num_warps=_NUM_WARPS,
+        )  # fmt: skip
+    return out
+
+
+def launch_listed(
+    q, k_cache, v_cache, block_tables, seq_lens, listed, counts, scale, soft_cap, list_tiles
+):
+    """Attention over pages (counts None) or token positions; also used by squeezed."""
+    check_last_contiguous("q", q)
+    check_last_contiguous("list", listed)
+    num_seqs, num_heads, head_dim = q.shape
+    num_kv_heads = k_cache.shape[1]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((num_seqs, num_heads), dtype=torch.float32, device=q.device)
+    if num_seqs == 0:
+        return out, lse
+    wanted = max(1, num_processors(q) * _PROGRAMS // (num_seqs * num_kv_heads))
+    per_split = max(1, -(-list_tiles // wanted))
+    splits = max(1, -(-list_tiles // per_split))
+    shape = (num_seqs, splits, num_heads)
+    partial_out = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    group = num_heads // num_kv_heads
+    _list_kernel[(num_seqs, num_kv_heads, splits)](
+        q, k_cache, v_cache, block_tables, seq_lens, listed, counts, partial_out, partial_lse,
+        list_tiles, per_split, score_scale(scale, soft_cap), cap_scale(soft_cap),
+        *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_tables.stride(0),
+        *listed.stride()[:2],
+        GROUP=group, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_M=padded(group),
+        BLOCK_D=padded(head_dim), HAS_CAP=soft_cap is not None, PAGES=counts is None,
+        PRECISION=dot_precision(q.dtype), num_warps=_NUM_WARPS, num_stages=_NUM_STAGES,
+    )  # fmt: skip
+    _merge_kernel[(num_seqs, num_heads)](
+        out, lse, partial_out, partial_lse, splits, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
+        BLOCK_D=padded(head_dim), SPLITS=16, num_warps=2,
+    )  # fmt: skip
+    return out, lse
 
 
 def _launch_attention(q, k_cache, v_cache, block_tables, seq_lens, page_list, scale, soft_cap):
-    return page_list_attention_reference(
-        q, k_cache, v_cache, block_tables, seq_lens, page_list, scale=scale, soft_cap=soft_cap
-    )
+    return launch_listed(
+        q, k_cache, v_cache, block_tables, seq_lens, page_list, None, scale, soft_cap,
+        page_list.shape[2],
+    )  # fmt: skip

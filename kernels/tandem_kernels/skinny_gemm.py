@@ -18,15 +18,20 @@ from .checks import (
     KernelArgumentError,
     check,
     check_dtype,
+    check_fp8_support,
     check_last_contiguous,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import architecture, num_processors, runs_on_triton, tl, triton
+from .online_softmax import dot_precision, padded
 from .quantize import QuantizedWeight, dequantize
 
 MAX_ROWS = 64
+# Most parts k is cut into, and outputs per program of their sum. Untuned.
+_MAX_SPLITS = 16
+_REDUCE_BLOCK = 256
 WEIGHT_DTYPES = (*FLOAT_DTYPES, torch.int8, torch.uint8, torch.float8_e4m3fn)
 
 
@@ -117,7 +122,135 @@ def _check_quantized(
     check_shape("zeros", zeros, (n, k // group_size), "(n, k / group_size)")
 
 
+# Per architecture: output features and inputs per tile, warps, tiles in flight, programs per
+# processor the split over k aims at. All untuned: 64 x 128 16-bit weights are 16 KiB per stage.
+TUNING: dict[str, dict[str, int]] = {
+    "sm_80": {"block_n": 64, "block_k": 128, "num_warps": 4, "num_stages": 3, "programs": 2},
+    "sm_90": {"block_n": 64, "block_k": 128, "num_warps": 4, "num_stages": 4, "programs": 2},
+    "sm_100": {"block_n": 64, "block_k": 128, "num_warps": 4, "num_stages": 4, "programs": 2},
+    "gfx942": {"block_n": 64, "block_k": 128, "num_warps": 4, "num_stages": 2, "programs": 2},
+}
+DEFAULT_TUNING = {"block_n": 64, "block_k": 64, "num_warps": 4, "num_stages": 2, "programs": 2}
+
+
+@triton.jit
+def _kernel(
+    x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, partial_ptr,
+    m, n, k, tiles_per_split, stride_x, stride_weight, stride_scales,
+    KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y.T = w @ x.T: the weight's rows fill the tensor core's long side, x's rows the short one.
+
+    KIND: 0 weight in x's dtype, 1 one scale per row (int8, fp8), 2 int4 in groups of BLOCK_K.
+    """
+    tile_n = tl.program_id(0)
+    split = tl.program_id(1)
+    row = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask = row < n
+    token = tl.arange(0, BLOCK_M)
+    token_mask = token < m
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, (k + BLOCK_K - 1) // BLOCK_K)
+    weight_row = weight_ptr + (row.to(tl.int64) * stride_weight)[:, None]
+    x_column = x_ptr + (token * stride_x)[None, :]
+    for tile in range(first, last):
+        if KIND == 2:
+            half: tl.constexpr = BLOCK_K // 2
+            inner = tl.arange(0, half)
+            packed = tl.load(
+                weight_row + (tile * half + inner)[None, :], mask=row_mask[:, None], other=0
+            )
+            at = row * stride_scales + tile
+            scale = tl.load(scales_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
+            zero = tl.load(zeros_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
+            column = tile * BLOCK_K + inner
+            x_low = tl.load(x_column + column[:, None], mask=token_mask[None, :], other=0.0)
+            x_high = tl.load(
+                x_column + (column + half)[:, None], mask=token_mask[None, :], other=0.0
+            )
+            # Codes minus an integer zero point are exact in 16 bits; the scale waits for the sum.
+            low = ((packed & 15).to(tl.float32) - zero[:, None]).to(x_low.dtype)
+            high = ((packed >> 4).to(tl.float32) - zero[:, None]).to(x_low.dtype)
+            part = tl.dot(low, x_low, input_precision=PRECISION)
+            part = tl.dot(high, x_high, part, input_precision=PRECISION)
+            acc += part * scale[:, None]
+        else:
+            column = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+            column_mask = column < k
+            weight = tl.load(
+                weight_row + column[None, :],
+                mask=row_mask[:, None] & column_mask[None, :],
+                other=0.0,
+            )
+            x = tl.load(
+                x_column + column[:, None],
+                mask=column_mask[:, None] & token_mask[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(weight.to(x.dtype), x, acc, input_precision=PRECISION)
+    if KIND == 1:
+        acc *= tl.load(scales_ptr + row, mask=row_mask, other=0.0).to(tl.float32)[:, None]
+    mask = token_mask[None, :] & row_mask[:, None]
+    offset = (token * n)[None, :] + row[:, None]
+    if SPLITS == 1:
+        if HAS_BIAS:
+            acc += tl.load(bias_ptr + row, mask=row_mask, other=0.0).to(tl.float32)[:, None]
+        tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_ptr + split.to(tl.int64) * m * n + offset, acc, mask=mask)
+
+
+@triton.jit
+def _reduce_kernel(
+    partial_ptr, bias_ptr, out_ptr, m, n, splits,
+    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the splits in order, so that a result does not depend on timing."""
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < n
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for split in range(0, splits):
+        at = (split * m + row).to(tl.int64) * n
+        acc += tl.load(partial_ptr + at + column, mask=mask, other=0.0)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * n + column, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
 def _launch(x, weight, bias, scales, zeros, group_size):
-    return skinny_gemm_reference(
-        x, weight, bias=bias, scales=scales, zeros=zeros, group_size=group_size
-    )
+    m, k = x.shape
+    n = weight.shape[0]
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if m == 0 or n == 0:
+        return out
+    check_fp8_support(x, weight)
+    for name, tensor in (("scales", scales), ("zeros", zeros)):
+        check(tensor is None or tensor.is_contiguous(), f"{name} must be contiguous")
+    tuning = TUNING.get(architecture(x), DEFAULT_TUNING)
+    kind = 0 if scales is None else 2 if weight.dtype == torch.uint8 else 1
+    block_k = group_size if kind == 2 else tuning["block_k"]
+    if x.dtype == torch.float32:  # twice the shared memory per tile
+        block_k = min(block_k, 64) if kind != 2 else block_k
+    tiles = max(1, -(-k // block_k))
+    columns = -(-n // tuning["block_n"])
+    wanted = max(1, num_processors(x) * tuning["programs"] // columns)
+    per_split = -(-tiles // min(wanted, tiles, _MAX_SPLITS))
+    splits = -(-tiles // per_split)
+    partial = torch.empty((splits, m, n), dtype=torch.float32, device=x.device)
+    _kernel[(columns, splits)](
+        x, weight, scales, zeros, bias, out, partial, m, n, k, per_split,
+        x.stride(0), weight.stride(0), 0 if scales is None else scales.stride(0),
+        KIND=kind, BLOCK_M=padded(m), BLOCK_N=tuning["block_n"], BLOCK_K=block_k,
+        HAS_BIAS=bias is not None, SPLITS=1 if splits == 1 else 2,
+        PRECISION=dot_precision(x.dtype),
+        num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
+    )  # fmt: skip
+    if splits > 1:
+        _reduce_kernel[(m, -(-n // _REDUCE_BLOCK))](
+            partial, bias, out, m, n, splits, HAS_BIAS=bias is not None, BLOCK=_REDUCE_BLOCK,
+            num_warps=2,
+        )  # fmt: skip
+    return out

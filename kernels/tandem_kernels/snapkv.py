@@ -15,9 +15,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .checks import BLOCK_SIZE, check, check_shape, compute_dtype_of
-from .dispatch import runs_on_triton
+from .checks import BLOCK_SIZE, check, check_last_contiguous, check_shape, compute_dtype_of
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import dot_precision, padded, score_scale
 from .paged_decode import check_attention
+from .prefill import _launch as launch_prefill
 from .quest import _used_blocks
 
 
@@ -75,5 +77,77 @@ def pool_votes(votes: torch.Tensor, kernel_size: int = 7) -> torch.Tensor:
     return functional.max_pool1d(votes, kernel_size, stride=1, padding=kernel_size // 2)
 
 
+# Warps of the vote. Untuned.
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _votes_kernel(
+    q_ptr, k_ptr, table_ptr, seq_lens_ptr, lse_ptr, out_ptr, scale,
+    stride_qs, stride_qr, stride_qh, stride_kb, stride_kh, stride_kt, stride_table,
+    WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Votes for the 64 keys of one block: the window's probabilities, summed over rows and heads."""
+    seq = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    tile = tl.program_id(2)
+    length = tl.load(seq_lens_ptr + seq).to(tl.int32)
+    position = tile * 64 + tl.arange(0, 64)
+    counted = position < length - WINDOW
+    block = tl.load(
+        table_ptr + seq * stride_table + tile, mask=tile * 64 < length - WINDOW, other=0
+    ).to(tl.int64)
+    row = tl.arange(0, BLOCK_M)
+    row_mask = (row < WINDOW) & (length - WINDOW + row >= 0)
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    k = tl.load(
+        k_ptr + block * stride_kb + kv_head * stride_kh + (tl.arange(0, 64) * stride_kt)[None, :]
+        + dims[:, None],
+        mask=dim_mask[:, None] & counted[None, :],
+        other=0.0,
+    )
+    votes = tl.zeros((64,), tl.float32)
+    for g in range(GROUP):
+        head = kv_head * GROUP + g
+        q = tl.load(
+            q_ptr + seq * stride_qs + (row * stride_qr)[:, None] + head * stride_qh
+            + dims[None, :],
+            mask=row_mask[:, None] & dim_mask[None, :],
+            other=0.0,
+        )
+        lse = tl.load(
+            lse_ptr + (seq * WINDOW + row) * NUM_HEADS + head, mask=row_mask, other=float("inf")
+        )
+        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        votes += tl.sum(tl.exp2(scores - lse[:, None]), 0)
+    votes = tl.where(counted, votes, 0.0)
+    num_kv_heads: tl.constexpr = NUM_HEADS // GROUP
+    out = out_ptr + (seq * num_kv_heads + kv_head) * tl.num_programs(2) * 64 + position
+    tl.store(out, votes)
+
+
 def _launch(q, k_cache, block_tables, seq_lens, scale):
-    return snapkv_votes_reference(q, k_cache, block_tables, seq_lens, scale=scale)
+    check_last_contiguous("q", q)
+    num_seqs, window, num_heads, head_dim = q.shape
+    num_kv_heads, max_blocks = k_cache.shape[1], block_tables.shape[1]
+    shape = (num_seqs, num_kv_heads, max_blocks * BLOCK_SIZE)
+    out = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out
+    # The prefill kernel yields each row's log-sum-exp; its values are the keys, and unused.
+    lse = torch.empty((num_seqs * window, num_heads), dtype=torch.float32, device=q.device)
+    starts = torch.arange(0, num_seqs * window + 1, window, dtype=torch.int32, device=q.device)
+    rows = q.reshape(num_seqs * window, num_heads, head_dim)
+    launch_prefill(
+        rows, k_cache, k_cache, block_tables, starts, seq_lens, scale, None, None, None, None, lse
+    )
+    _votes_kernel[(num_seqs, num_kv_heads, max_blocks)](
+        q, k_cache, block_tables, seq_lens, lse, out, score_scale(scale, None),
+        *q.stride()[:3], *k_cache.stride()[:3], block_tables.stride(0),
+        WINDOW=window, NUM_HEADS=num_heads, GROUP=num_heads // num_kv_heads, HEAD_DIM=head_dim,
+        BLOCK_M=padded(window), BLOCK_D=padded(head_dim), PRECISION=dot_precision(q.dtype),
+        num_warps=_NUM_WARPS,
+    )  # fmt: skip
+    return out

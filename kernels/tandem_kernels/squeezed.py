@@ -27,13 +27,15 @@ from .checks import (
     check,
     check_dtype,
     check_heads,
+    check_last_contiguous,
     check_same_device,
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import runs_on_triton
+from .dispatch import runs_on_triton, tl, triton
+from .online_softmax import dot_precision, padded, score_scale
 from .paged_decode import check_attention, check_attention_options
-from .quest import attend_listed
+from .quest import attend_listed, launch_listed
 
 
 def cluster_keys(
@@ -198,11 +200,89 @@ def key_list_attention_reference(
     return attend_listed(q, keys, values, visible, scale, None, compute)
 
 
+# Clusters per step and warps of the look-up. Untuned.
+_CLUSTERS = 64
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _weights_kernel(
+    q_ptr, centroids_ptr, sizes_ptr, out_ptr, num_clusters, scale, stride_qs, stride_qh,
+    stride_centroid_head, stride_centroid,
+    GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, CLUSTERS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One (sequence, KV head): the weighted log-sum-exp over clusters, then each weight."""
+    seq = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, BLOCK_D)
+    dim_mask = dims < HEAD_DIM
+    q = tl.load(
+        q_ptr + seq * stride_qs + ((kv_head * GROUP + m) * stride_qh)[:, None] + dims[None, :],
+        mask=(m < GROUP)[:, None] & dim_mask[None, :],
+        other=0.0,
+    )
+    base = centroids_ptr + kv_head * stride_centroid_head + dims[:, None]
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, num_clusters, CLUSTERS):
+        cluster = start + tl.arange(0, CLUSTERS)
+        mask = cluster < num_clusters
+        size = tl.load(sizes_ptr + kv_head * num_clusters + cluster, mask=mask, other=0)
+        centroid = tl.load(
+            base + (cluster * stride_centroid)[None, :],
+            mask=dim_mask[:, None] & mask[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(q, centroid.to(q.dtype), input_precision=PRECISION) * scale
+        scores = tl.where((size > 0)[None, :], scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        weights = tl.exp2(scores - shift[:, None]) * size.to(tl.float32)[None, :]
+        total = total * tl.exp2(highest - shift) + tl.sum(weights, 1)
+        highest = new_highest
+    shift = tl.where(highest == float("-inf"), 0.0, highest)
+    for start in range(0, num_clusters, CLUSTERS):
+        cluster = start + tl.arange(0, CLUSTERS)
+        mask = cluster < num_clusters
+        size = tl.load(sizes_ptr + kv_head * num_clusters + cluster, mask=mask, other=0)
+        centroid = tl.load(
+            base + (cluster * stride_centroid)[None, :],
+            mask=dim_mask[:, None] & mask[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(q, centroid.to(q.dtype), input_precision=PRECISION) * scale
+        weights = tl.exp2(scores - shift[:, None]) / tl.where(total > 0, total, 1.0)[:, None]
+        weights = tl.where((m < GROUP)[:, None] & (size > 0)[None, :], weights, 0.0)
+        out = out_ptr + (seq * NUM_KV_HEADS + kv_head) * num_clusters + cluster
+        tl.store(out, tl.max(weights, 0), mask=mask)
+
+
 def _launch_weights(q, centroids, cluster_sizes, scale):
-    return centroid_weights_reference(q, centroids, cluster_sizes, scale=scale)
+    check_last_contiguous("q", q)
+    check_last_contiguous("centroids", centroids)
+    check(cluster_sizes.is_contiguous(), "cluster_sizes must be contiguous")
+    num_seqs, num_heads, head_dim = q.shape
+    num_kv_heads, num_clusters = centroids.shape[:2]
+    shape = (num_seqs, num_kv_heads, num_clusters)
+    out = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if out.numel():
+        group = num_heads // num_kv_heads
+        _weights_kernel[(num_seqs, num_kv_heads)](
+            q, centroids, cluster_sizes, out, num_clusters, score_scale(scale, None),
+            *q.stride()[:2], *centroids.stride()[:2],
+            GROUP=group, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_M=padded(group),
+            BLOCK_D=padded(head_dim), CLUSTERS=_CLUSTERS, PRECISION=dot_precision(q.dtype),
+            num_warps=_NUM_WARPS,
+        )  # fmt: skip
+    return out
 
 
 def _launch_attention(q, k_cache, v_cache, block_tables, key_list, key_counts, scale):
-    return key_list_attention_reference(
-        q, k_cache, v_cache, block_tables, key_list, key_counts, scale=scale
-    )
+    check(key_counts.is_contiguous(), "key_counts must be contiguous")
+    return launch_listed(
+        q, k_cache, v_cache, block_tables, None, key_list, key_counts, scale, None,
+        -(-key_list.shape[2] // BLOCK_SIZE),
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""Skinny GEMM in every weight format against float64."""
+
+import harness
+import pytest
+import torch
+from tandem_kernels import quantize_fp8, quantize_int4, quantize_int8, skinny_gemm
+from tandem_kernels.skinny_gemm import skinny_gemm_reference
+
+FORMATS = {
+    "int8": quantize_int8,
+    "fp8": quantize_fp8,
+    "int4 groups of 32": lambda weight: quantize_int4(weight, 32),
+    "int4 groups of 128": lambda weight: quantize_int4(weight, 128),
+}
+
+
+def check(x, weight, bias, **quantized):
+    placed = {k: v.to(harness.DEVICE) if torch.is_tensor(v) else v for k, v in quantized.items()}
+    out = skinny_gemm(x, weight.to(harness.DEVICE), bias=bias, **placed)
+
+    exact_weight = weight if quantized else harness.wide(weight)
+    exact = skinny_gemm_reference(
+        harness.wide(x), exact_weight.cpu(), bias=harness.wide(bias), compute_dtype=torch.float64,
+        **quantized,
+    )  # fmt: skip
+    torchs = skinny_gemm_reference(
+        x.cpu(), weight.cpu(), bias=None if bias is None else bias.cpu(), compute_dtype=x.dtype,
+        **quantized,
+    )  # fmt: skip
+    # Sums of k products in float32, whose order differs from torch's.
+    floor = 1e-6 * x.shape[1] ** 0.5 if x.dtype == torch.float32 else None
+    harness.assert_as_exact_as_torch(out, exact, torchs, floor=floor)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 70, 200), (17, 64, 640), (64, 130, 96), (2, 1, 1)])
+def check_float_weights(m, n, k, dtype):
+    x, weight = harness.randn(m, k, dtype=dtype), harness.randn(n, k, dtype=dtype, seed=1)
+    bias = harness.randn(n, dtype=dtype, seed=2) if m > 1 else None
+
+    check(x, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize("kind", FORMATS)
+def check_quantized_weights(kind, dtype):
+    x, bias = harness.randn(5, 384, dtype=dtype), harness.randn(70, dtype=dtype, seed=2)
+    weight = FORMATS[kind](harness.randn(70, 384, seed=1).cpu())
+    fields = {"scales": weight.scales}
+    if weight.zeros is not None:
+        fields |= {"zeros": weight.zeros, "group_size": weight.group_size}
+
+    check(x, weight.data, bias, **fields)
