@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tandem_router import admin
+from tandem_router import admin, dashboard
 from tandem_router.admission import Admission
 from tandem_router.config import FileEndpoints, RouterConfig
 from tandem_router.data_path import DataPath, Receive, Scope
@@ -234,6 +234,7 @@ def _control_app(app: RouterApp) -> FastAPI:
         )
 
     api.include_router(admin.routes(app.services))
+    api.include_router(dashboard.routes(app.services))
     return api
 
 

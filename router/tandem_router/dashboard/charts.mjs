@@ -1,0 +1,136 @@
+// Two small charts as SVG, drawn through the DOM so that no style or markup is ever inline.
+
+const SVG = "http://www.w3.org/2000/svg";
+const MARGIN = { left: 46, right: 10, top: 8, bottom: 22 };
+
+function node(name, attributes, text) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function niceTicks(low, high, count = 4) {
+  const span = high - low || 1;
+  const raw = span / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const ticks = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) {
+    ticks.push(Math.abs(value) < step * 1e-9 ? 0 : value);
+  }
+  return ticks;
+}
+
+// A frame with a y axis; `draw` gets (svg, x, y) where x takes 0..1 and y takes data values.
+function frame(holder, low, high, format, draw) {
+  const width = holder.clientWidth || 480;
+  const height = holder.clientHeight || 220;
+  const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const x = (part) => MARGIN.left + part * (width - MARGIN.left - MARGIN.right);
+  const y = (value) =>
+    height - MARGIN.bottom - ((value - low) / (high - low || 1)) * (height - MARGIN.top - MARGIN.bottom);
+  for (const tick of niceTicks(low, high)) {
+    svg.append(
+      node("line", { class: "grid", x1: x(0), x2: x(1), y1: y(tick), y2: y(tick) }),
+      node("text", { x: MARGIN.left - 6, y: y(tick) + 4, "text-anchor": "end" }, format(tick)),
+    );
+  }
+  svg.append(node("line", { class: "axis", x1: x(0), x2: x(1), y1: y(low), y2: y(low) }));
+  draw(svg, x, y, width, height);
+  holder.replaceChildren(svg);
+  return svg;
+}
+
+function tooltip(holder, svg, width, pick) {
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.hidden = true;
+  holder.append(tip);
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const at = ((event.clientX - box.left) / box.width) * width;
+    const found = pick((at - MARGIN.left) / (width - MARGIN.left - MARGIN.right), event);
+    tip.hidden = !found;
+    if (!found) return;
+    tip.textContent = found.text;
+    const left = (found.x / width) * box.width;
+    tip.style.left = `${left > box.width / 2 ? left - tip.offsetWidth - 12 : left + 12}px`;
+    tip.style.top = `${Math.max(0, found.y - 20)}px`;
+  });
+  svg.addEventListener("pointerleave", () => { tip.hidden = true; });
+}
+
+function empty(holder, text) {
+  const note = document.createElement("p");
+  note.className = "empty";
+  note.textContent = text;
+  holder.replaceChildren(note);
+}
+
+// points: [{gain, tier (class index), text}], oldest first.
+export function gainChart(holder, points, threshold) {
+  const shown = points.filter((point) => point.gain !== null);
+  if (!shown.length) return empty(holder, "No routed request with a prediction yet");
+  const values = [...shown.map((point) => point.gain), threshold ?? 0, 0];
+  const pad = 0.06 * (Math.max(...values) - Math.min(...values) || 1);
+  const low = Math.min(...values) - pad;
+  const high = Math.max(...values) + pad;
+  const spread = Math.max(1, shown.length - 1);
+  let place;
+  const svg = frame(holder, low, high, (v) => v.toFixed(2), (svg, x, y, width, height) => {
+    place = (index) => [x(shown.length === 1 ? 0.5 : index / spread), y(shown[index].gain)];
+    shown.forEach((point, index) => {
+      const [cx, cy] = place(index);
+      svg.append(node("circle", { class: `dot tier-${point.tier}`, cx, cy, r: 4 }));
+    });
+    if (threshold !== null) {
+      svg.append(
+        node("line", { class: "rule", x1: x(0), x2: x(1), y1: y(threshold), y2: y(threshold) }),
+        node("text", { x: x(1), y: y(threshold) - 5, "text-anchor": "end" },
+          `threshold ${threshold.toFixed(3)}`),
+      );
+    }
+    svg.append(
+      node("text", { x: x(0), y: height - 4 }, `${shown.length} requests ago`),
+      node("text", { x: x(1), y: height - 4, "text-anchor": "end" }, "now"),
+    );
+  });
+  const width = svg.viewBox.baseVal.width;
+  tooltip(holder, svg, width, (part) => {
+    const index = Math.min(shown.length - 1, Math.max(0, Math.round(part * spread)));
+    const [px, py] = place(index);
+    return { x: px, y: py, text: shown[index].text };
+  });
+}
+
+// series: [{name, className, values}], equally long, cumulative.
+export function lineChart(holder, series, format) {
+  const length = series[0].values.length;
+  if (length < 2) return empty(holder, "Not enough requests yet");
+  const high = Math.max(...series.flatMap((one) => one.values)) * 1.05 || 1;
+  let scaleX;
+  let scaleY;
+  let cross;
+  const svg = frame(holder, 0, high, format, (svg, x, y, width, height) => {
+    scaleX = (index) => x(index / (length - 1));
+    scaleY = y;
+    cross = node("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, x1: -9, x2: -9 });
+    svg.append(cross);
+    for (const one of series) {
+      const path = one.values.map((v, i) => `${i ? "L" : "M"}${scaleX(i).toFixed(1)},${y(v).toFixed(1)}`);
+      svg.append(node("path", { class: `series ${one.className}`, d: path.join("") }));
+    }
+    svg.append(
+      node("text", { x: x(0), y: height - 4 }, `${length} requests ago`),
+      node("text", { x: x(1), y: height - 4, "text-anchor": "end" }, "now"),
+    );
+  });
+  tooltip(holder, svg, svg.viewBox.baseVal.width, (part) => {
+    const index = Math.min(length - 1, Math.max(0, Math.round(part * (length - 1))));
+    cross.setAttribute("x1", scaleX(index));
+    cross.setAttribute("x2", scaleX(index));
+    const text = series.map((one) => `${one.name}  ${format(one.values[index])}`).join("\n");
+    return { x: scaleX(index), y: scaleY(series[0].values[index]), text };
+  });
+}

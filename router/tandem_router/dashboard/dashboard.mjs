@@ -1,0 +1,264 @@
+// Keeps the page live from /admin/state and /admin/decisions, and runs the playground.
+
+import { gainChart, lineChart } from "./charts.mjs";
+
+const byId = (id) => document.getElementById(id);
+const dearest = document.body.dataset.dearest;
+const routerName = document.body.dataset.name;
+const MAX_SHOWN = 300;
+const PERIOD_MS = 1000;
+
+let decisions = [];
+let lastSequence = 0;
+let tierNames = [];
+
+const tierClass = (name) => Math.max(0, tierNames.indexOf(name)) % 4;
+const usd = (value) => (value >= 0.01 ? value.toFixed(4) : value.toFixed(6));
+const ms = (seconds) => (seconds === null || seconds === undefined ? "–" : `${(seconds * 1000).toFixed(0)} ms`);
+const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
+function put(id, text) {
+  byId(id).textContent = text;
+}
+
+function row(cells) {
+  const tr = document.createElement("tr");
+  for (const cell of cells) {
+    const td = document.createElement("td");
+    if (cell !== null && typeof cell === "object") {
+      td.textContent = cell.text;
+      if (cell.className) td.className = cell.className;
+      if (cell.title) td.title = cell.title;
+    } else {
+      td.textContent = cell;
+    }
+    tr.append(td);
+  }
+  return tr;
+}
+
+function tierCell(name) {
+  const td = document.createElement("td");
+  const key = document.createElement("span");
+  key.className = `key tier-${tierClass(name)}`;
+  td.append(key, name);
+  return td;
+}
+
+function withTier(name, cells) {
+  const tr = row(cells);
+  tr.prepend(tierCell(name));
+  return tr;
+}
+
+function percentile(values, part) {
+  if (!values.length) return null;
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.ceil(part * sorted.length) - 1)];
+}
+
+function latencyTile(id, values, targetMs, part) {
+  const value = percentile(values, part);
+  put(id, ms(value));
+  if (targetMs && values.length) {
+    const met = values.filter((v) => v * 1000 <= targetMs).length / values.length;
+    put(`${id}-note`, `${(met * 100).toFixed(0)} % within ${targetMs} ms`);
+  } else {
+    put(`${id}-note`, values.length ? `${values.length} streams` : "");
+  }
+}
+
+function showState(state) {
+  tierNames = state.tiers.map((tier) => tier.name);
+  put("threshold", number(state.set_points.gain_threshold));
+  put("inflight", state.num_inflight);
+  const total = state.tiers.reduce((sum, tier) => sum + tier.num_requests, 0);
+  const large = state.tiers.find((tier) => tier.name === dearest);
+  put("requests", total);
+  put("share", total ? `${((large.num_requests / total) * 100).toFixed(1)} %` : "–");
+  put("share-note", `${(large.recent_share * 100).toFixed(1)} % of the last 500 routed`);
+  put("cost", usd(state.cost_usd));
+  const saved = state.cost_all_large_usd - state.cost_usd;
+  put("saved", usd(saved));
+  put("saved-note", state.cost_all_large_usd > 0
+    ? `${((saved / state.cost_all_large_usd) * 100).toFixed(1)} % of ${usd(state.cost_all_large_usd)}` : "");
+
+  byId("tiers").tBodies[0].replaceChildren(...state.tiers.map((tier) =>
+    withTier(tier.name, [tier.served_model, tier.usable_workers, tier.num_requests, usd(tier.cost_usd)])));
+  byId("workers").tBodies[0].replaceChildren(...state.workers.map((worker) =>
+    withTier(worker.tier, [
+      worker.role,
+      worker.url,
+      worker.usable ? { text: "usable", className: "good" } : { text: "not usable", className: "bad" },
+      worker.num_inflight,
+      worker.load ? worker.load.num_requests : "–",
+      worker.load ? `${(worker.load.kv_free_share * 100).toFixed(0)} %` : "–",
+      worker.last_error ?? "",
+    ])));
+  return state;
+}
+
+function showDecisions(state) {
+  const streams = decisions.filter((one) => one.ttft_s !== null);
+  const part = (state.slo.percentile ?? 95) / 100;
+  latencyTile("ttft", streams.map((one) => one.ttft_s), state.slo.ttft_ms, part);
+  latencyTile("tpot", streams.filter((one) => one.tpot_s !== null).map((one) => one.tpot_s), state.slo.tpot_ms, part);
+
+  const oldestFirst = [...decisions].reverse();
+  gainChart(byId("gain-chart"), oldestFirst.map((one) => ({
+    gain: one.gain,
+    tier: tierClass(one.tier),
+    text: `${one.tier} (${one.reason})\ngain ${number(one.gain)}\ndifficulty ${number(one.difficulty)}`,
+  })), state.set_points.gain_threshold);
+  const spent = [];
+  const allLarge = [];
+  for (const one of oldestFirst.filter((each) => each.cost_usd !== null)) {
+    spent.push((spent.at(-1) ?? 0) + one.cost_usd);
+    allLarge.push((allLarge.at(-1) ?? 0) + (one.cost_all_large_usd ?? 0));
+  }
+  const large = `tier-${tierClass(dearest)}`;
+  lineChart(byId("cost-chart"), [
+    { name: `all-${dearest}`, className: large, values: allLarge },
+    { name: "routed", className: "tier-2", values: spent },
+  ], usd);
+  legend("gain-legend", tierNames.map((name) => [`tier-${tierClass(name)}`, name]));
+  legend("cost-legend", [["tier-2", "routed"], [large, `all-${dearest}`]]);
+
+  byId("decisions").tBodies[0].replaceChildren(...decisions.slice(0, 100).map((one) => {
+    const failed = one.status !== null && one.status !== 200;
+    const tr = row([
+      new Date(one.time * 1000).toLocaleTimeString(),
+      one.reason,
+      number(one.gain),
+      number(one.difficulty),
+      ms(one.ttft_s),
+      ms(one.tpot_s),
+      one.prompt_tokens === null ? "–" : `${one.prompt_tokens} / ${one.output_tokens}`,
+      one.cost_usd === null ? "–" : (one.cost_usd * 1e6).toFixed(1),
+      one.num_failovers || "",
+      { text: one.status === null ? "running" : one.error && !failed ? "broke off" : one.status,
+        className: failed || one.error ? "bad" : "", title: one.error ?? "" },
+    ]);
+    tr.insertBefore(tierCell(one.tier), tr.children[1]);
+    return tr;
+  }));
+}
+
+function legend(id, entries) {
+  byId(id).replaceChildren(...entries.map(([className, name]) => {
+    const span = document.createElement("span");
+    const key = document.createElement("span");
+    key.className = `key ${className}`;
+    span.append(key, name);
+    return span;
+  }));
+}
+
+async function refresh() {
+  try {
+    // Requests that were running last time are asked for again until they have ended.
+    const running = decisions.findLast((one) => one.status === null);
+    const after = running ? running.sequence - 1 : lastSequence;
+    const [state, news] = await Promise.all([
+      fetch("/admin/state").then((reply) => reply.json()),
+      fetch(`/admin/decisions?limit=${MAX_SHOWN}&after=${after}`).then((reply) => reply.json()),
+    ]);
+    const known = new Set(news.decisions.map((one) => one.sequence));
+    decisions = [...news.decisions, ...decisions.filter((one) => !known.has(one.sequence))].slice(0, MAX_SHOWN);
+    lastSequence = news.sequence;
+    showDecisions(showState(state));
+    put("link", "live");
+    byId("link").className = "good";
+  } catch {
+    put("link", "the router does not answer");
+    byId("link").className = "bad";
+  } finally {
+    setTimeout(refresh, PERIOD_MS);
+  }
+}
+
+async function* events(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    buffer += value;
+    const parts = buffer.split("\n\n");
+    buffer = parts.pop();
+    for (const part of parts) {
+      const data = part.replace(/^data: ?/, "");
+      if (data && data !== "[DONE]" && !part.startsWith(":")) yield JSON.parse(data);
+    }
+  }
+}
+
+async function ask(model) {
+  const panel = document.createElement("article");
+  panel.className = "answer";
+  const title = document.createElement("h3");
+  const note = document.createElement("p");
+  const text = document.createElement("pre");
+  title.textContent = model;
+  note.textContent = "waiting";
+  panel.append(title, note, text);
+  byId("answers").append(panel);
+
+  const headers = { "content-type": "application/json" };
+  const key = byId("api-key").value;
+  if (key) headers.authorization = `Bearer ${key}`;
+  const started = performance.now();
+  let first = null;
+  try {
+    const reply = await fetch("/v1/chat/completions", {
+      method: "POST",
+      headers,
+      body: JSON.stringify({
+        model,
+        messages: [{ role: "user", content: byId("prompt").value }],
+        max_tokens: Number(byId("max-tokens").value),
+        temperature: Number(byId("temperature").value),
+        stream: true,
+        stream_options: { include_usage: true },
+      }),
+    });
+    if (!reply.ok) throw new Error((await reply.json()).error.message);
+    const tier = reply.headers.get("x-tandem-tier");
+    const reason = reply.headers.get("x-tandem-reason");
+    const gain = reply.headers.get("x-tandem-gain");
+    panel.classList.add(`tier-${tierClass(tier)}`);
+    title.textContent = `${tier} · ${reason}${gain === null ? "" : ` · gain ${gain}`}`;
+    for await (const chunk of events(reply)) {
+      if (chunk.error) throw new Error(chunk.error.message);
+      for (const choice of chunk.choices) {
+        if (first === null && choice.delta.content) first = performance.now() - started;
+        text.textContent += choice.delta.content ?? "";
+      }
+      if (chunk.usage) {
+        const seconds = (performance.now() - started) / 1000;
+        note.textContent = `${first === null ? "no text" : `first token ${first.toFixed(0)} ms`} · `
+          + `${chunk.usage.completion_tokens} tokens in ${seconds.toFixed(2)} s · `
+          + `${(chunk.tandem.cost_usd * 1e6).toFixed(1)} µUSD`;
+      }
+    }
+  } catch (error) {
+    note.textContent = error.message;
+    note.className = "bad";
+  }
+}
+
+byId("playground").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (!byId("prompt").value.trim()) {
+    byId("prompt").focus();
+    return;
+  }
+  const compare = event.submitter?.value === "compare";
+  const buttons = [...event.target.querySelectorAll("button")];
+  for (const button of buttons) button.disabled = true;
+  byId("answers").replaceChildren();
+  await Promise.all((compare ? tierNames : [routerName]).map(ask));
+  for (const button of buttons) button.disabled = false;
+});
+
+refresh();
