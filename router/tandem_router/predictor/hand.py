@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ _CODE = re.compile(
 )
 _LATEX = re.compile(r"\\[a-zA-Z]+|\$|\^|_\{")
 _PROPER = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")
+_DIGIT = re.compile(r"\d")
 _QUOTED = re.compile(r"['\"“]([^\s'\"”]{2,40})['\"”]")
 _FRACTION = re.compile(r"\d\s*/\s*\d")
 
@@ -120,6 +122,15 @@ NAMES: tuple[str, ...] = (
 ) + tuple(f"words_{name}" for name in _WORD_SETS)
 
 
+_GROUPS_OF: dict[str, tuple[int, ...]] = {
+    word: tuple(i for i, group in enumerate(_WORD_SETS.values()) if word in group)
+    for word in frozenset().union(*_WORD_SETS.values())
+}
+_KNOWN_WORDS = _GROUPS_OF.keys()
+#: Bytes the compressibility is measured on; more changes little and costs much.
+_COMPRESSED_BYTES = 2048
+
+
 def features(item: Excerpt) -> npt.NDArray[np.float64]:
     """The hand features of one prompt, float64 ``(len(NAMES),)``, all finite.
 
@@ -128,48 +139,49 @@ def features(item: Excerpt) -> npt.NDArray[np.float64]:
     """
     text = item.text
     num_chars = len(text)
+    raw = text.encode("utf-8", "replace")
+    of = np.bincount(np.frombuffer(raw, dtype=np.uint8), minlength=256).tolist()
     lowered = text.lower()
     tokens = _LETTERS.findall(lowered)
     num_words = len(tokens)
-    lengths = [len(word) for word in tokens] or [0]
-    distinct = set(tokens)
-    numbers = _NUMBER.findall(text)
-    digit_lengths = sorted((sum(c.isdigit() for c in n) for n in numbers), reverse=True)
-    values = [_value(n) for n in numbers]
-    sentences = len(_SENTENCE_END.findall(text)) or 1
-    raw = text.encode("utf-8", "replace")
-    compressed = len(zlib.compress(raw, 1)) if raw else 0
-    options = [match[1].strip() for match in _OPTION.findall(text)]
-    option_words = [len(option.split()) for option in options]
-    non_space = sum(map(len, text.split())) or 1
-    num_digits = sum(digit_lengths)
+    share = 1.0 / max(num_words, 1)
+    lengths = list(map(len, tokens)) or [0]
     letters = sum(lengths)
-    per = 1.0 / max(num_chars, 1)
-    first = tokens[0] if tokens else ""
-    option_chars = sum(map(len, options))
+    by_length = Counter(lengths)
+    distinct = Counter(tokens)
+    numbers = _NUMBER.findall(text) if any(of[48:58]) else []
+    digit_lengths = sorted((len(n) - n.count(".") - n.count(",") for n in numbers), reverse=True)
+    values = list(map(_value, numbers))
+    num_digits = sum(digit_lengths)
+    sentences = len(_SENTENCE_END.findall(text)) or 1
+    head = raw[:_COMPRESSED_BYTES]
+    options = [match[1].strip() for match in _OPTION.findall(text)] if of[10] else []
+    option_words = [len(option.split()) for option in options]
+    non_space = max(num_chars - of[32] - of[10] - of[9] - of[13], 1)
+    has_quote = of[34] or of[39] or num_chars != len(raw)
 
     row = [
         math.log1p(item.num_chars),
         math.log1p(num_words),
-        letters / max(num_words, 1),
+        letters * share,
         max(lengths),
-        sum(length > 6 for length in lengths) / max(num_words, 1),
-        len(_VOWELS.findall(lowered)) / max(num_words, 1),
+        sum(n for length, n in by_length.items() if length > 6) * share,
+        len(_VOWELS.findall(lowered)) * share,
         math.log1p(sentences),
         num_words / sentences,
-        len(distinct) / max(num_words, 1),
-        compressed / max(len(raw), 1) if len(raw) > 60 else 1.0,
-        math.log1p(text.count("\n")),
+        len(distinct) * share,
+        len(zlib.compress(head, 1)) / len(head) if len(head) > 60 else 1.0,
+        math.log1p(of[10]),
         len(_LIST_LINE.findall(text)),
-        sum(map(str.isupper, text)) * per,
+        sum(of[65:91]) / max(num_chars, 1),
         num_digits / non_space,
         (non_space - num_digits - letters) / non_space,
-        (len(raw) - num_chars) * per,
+        (len(raw) - num_chars) / max(num_chars, 1),
         len(_PROPER.findall(text)),
-        text.count("?"),
-        text.count(","),
-        text.count('"') + text.count("“") + text.count("'"),
-        text.count("(") + text.count("[") + text.count("{"),
+        of[63],
+        of[44],
+        of[34] + of[39] + text.count("“"),
+        of[40] + of[91] + of[123],
         len(numbers),
         num_digits,
         digit_lengths[0] if digit_lengths else 0,
@@ -178,30 +190,34 @@ def features(item: Excerpt) -> npt.NDArray[np.float64]:
         math.log1p(min(values, default=0.0)),
         len(set(numbers)),
         sum("." in n for n in numbers),
-        len(_FRACTION.findall(text)),
-        text.count("+"),
-        text.count("-") + text.count("−"),
-        text.count("*") + text.count("×"),
-        text.count("/") + text.count("÷"),
-        text.count("="),
-        text.count("%"),
-        text.count("$"),
+        len(_FRACTION.findall(text)) if of[47] else 0,
+        of[43],
+        of[45] + text.count("−"),
+        of[42] + text.count("×"),
+        of[47] + text.count("÷"),
+        of[61],
+        of[37],
+        of[36],
         len(_CODE.findall(text)),
-        len(_LATEX.findall(text)),
+        len(_LATEX.findall(text)) if of[92] or of[36] or of[94] or of[95] else 0,
         len(options),
         sum(option_words) / max(len(options), 1),
         max(option_words, default=0) - min(option_words, default=0),
-        sum(any(c.isdigit() for c in option) for option in options) / max(len(options), 1),
-        max(num_chars - option_chars, 0) / 6.0,
+        sum(_DIGIT.search(option) is not None for option in options) / max(len(options), 1),
+        max(num_chars - sum(map(len, options)), 0) / 6.0,
         text.count("__"),
         float(text.rstrip().endswith("?")),
-        max(map(len, _QUOTED.findall(text)), default=0),
-        sum(length <= 2 for length in lengths) / max(num_words, 1),
-        len(first),
-        sum(length == 1 for length in lengths),
+        max(map(len, _QUOTED.findall(text)), default=0) if has_quote else 0,
+        (by_length[1] + by_length[2]) * share,
+        len(tokens[0]) if tokens else 0,
+        by_length[1],
     ]
-    for group in _WORD_SETS.values():
-        row.append(sum(word in group for word in tokens) / max(num_words, 1) ** 0.5)
+    groups = [0] * len(_WORD_SETS)
+    for word in distinct.keys() & _KNOWN_WORDS:
+        for group in _GROUPS_OF[word]:
+            groups[group] += distinct[word]
+    scale = share**0.5
+    row += [found * scale for found in groups]
     return np.array(row, dtype=np.float32).astype(np.float64)
 
 

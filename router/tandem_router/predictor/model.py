@@ -20,7 +20,7 @@ from tandem_router.predictor.errors import ArtifactError
 FloatArray = npt.NDArray[np.float64]
 
 #: Deeper trees would make the work per prompt depend on the artifact.
-MAX_TREE_DEPTH = 64
+MAX_TREE_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +123,15 @@ class TextLinear:
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """A sum of decision trees with vector leaves; `x[feature] <= threshold` goes left.
+    """A sum of decision trees with vector leaves; ``x[feature] <= threshold`` goes left.
 
-    Child indices count from the tree's root. A leaf points at itself with an infinite threshold
-    replaced by the largest float32, so that all trees are walked together, level by level.
+    All trees are walked together, one level per step. A leaf has itself as both children.
     """
 
     root: npt.NDArray[np.int32]  # (num_trees,)
     feature: npt.NDArray[np.uint8]  # (num_nodes,)
     threshold: npt.NDArray[np.float32]  # (num_nodes,)
-    left: npt.NDArray[np.int32]  # (num_nodes,), absolute once built
-    right: npt.NDArray[np.int32]  # (num_nodes,)
+    child: npt.NDArray[np.int32]  # (2 * num_nodes,): left and right of node n at 2n and 2n + 1
     value: npt.NDArray[np.float32]  # (num_nodes, num_outputs)
     base: FloatArray  # (num_outputs,)
     depth: int
@@ -143,9 +141,11 @@ class Trees:
 
     def leaves(self, row: FloatArray) -> npt.NDArray[np.int32]:
         node = self.root
+        # float32 like the thresholds: mixed types would be converted at every step
+        narrow = row.astype(np.float32)
         for _ in range(self.depth):
-            goes_left = row[self.feature[node]] <= self.threshold[node]
-            node = np.where(goes_left, self.left[node], self.right[node])
+            goes_right = narrow[self.feature[node]] > self.threshold[node]
+            node = self.child[2 * node + goes_right]
         return node
 
     def arrays(self) -> Arrays:
@@ -154,8 +154,8 @@ class Trees:
             "root": self.root,
             "feature": self.feature,
             "threshold": self.threshold,
-            "left": (self.left - start).astype(np.uint16),
-            "right": (self.right - start).astype(np.uint16),
+            "left": (self.child[0::2] - start).astype(np.uint16),
+            "right": (self.child[1::2] - start).astype(np.uint16),
             "value": self.value,
             "base": self.base,
         }
@@ -168,7 +168,7 @@ class Trees:
         sizes = np.diff(root, append=count)
         if len(root) == 0 or root[0] != 0 or (sizes <= 0).any():
             raise ArtifactError("the roots of the trees are out of order: damaged")
-        if count and int(feature.max()) >= num_features:
+        if int(feature.max()) >= num_features:
             raise ArtifactError("a tree asks for a feature that does not exist: damaged")
         start = np.repeat(root, sizes)
         end = np.repeat(root + sizes, sizes)
@@ -181,19 +181,18 @@ class Trees:
         if not (leaf | ordered).all():
             raise ArtifactError("a tree points backwards or outside itself: damaged")
         depth = 0
-        level = root
-        while not leaf[level].all():
+        level = root[~leaf[root]]
+        while len(level):
             depth += 1
             if depth > MAX_TREE_DEPTH:
                 raise ArtifactError(f"a tree is deeper than {MAX_TREE_DEPTH}: damaged")
-            inner = level[~leaf[level]]
-            level = np.unique(np.concatenate((left[inner], right[inner])))
+            level = np.unique(np.concatenate((left[level], right[level])))
+            level = level[~leaf[level]]
         return cls(
             root,
             feature,
             need(arrays, "threshold", np.float32, (count,)),
-            left.astype(np.int32),
-            right.astype(np.int32),
+            np.stack((left, right), axis=1).ravel().astype(np.int32),
             need(arrays, "value", np.float32, (count, num_outputs)),
             need(arrays, "base", np.float64, (num_outputs,)),
             depth,

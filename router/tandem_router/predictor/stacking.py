@@ -27,6 +27,8 @@ MIN_ROWS = 20
 RIVAL_PRIOR = 0.05
 LEAD_RATE = 1.5
 MAX_LEAD = 5.0
+#: Rows' worth of belief that the average needs no rescaling.
+SLOPE_ROWS = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +171,15 @@ def _fit_gain(
     scores["stacked"] = honest
     shares = _shares(scores, known)
     blend, direction = np.zeros(len(rows)), np.zeros(oof.shape[1:])
+    unit = float(scores["average"].std())
     for name, share in shares.items():
         spread = float(scores[name].std())
         if share > 0.0 and spread > 1e-12:
-            blend += share * scores[name] / spread
-            direction += share * directions[name] / spread
+            blend += share * unit / spread * scores[name]
+            direction += share * unit / spread * directions[name]
     slope = max(float(np.cov(blend, known)[0, 1]), 0.0) / max(float(blend.var(ddof=1)), 1e-12)
+    # The average is in units of the gain already; a slope from few rows would only add noise.
+    slope = (len(rows) * slope + SLOPE_ROWS) / (len(rows) + SLOPE_ROWS)
     bias = float(known.mean() - slope * blend.mean())
     return slope * direction, bias, {name: round(share, 3) for name, share in shares.items()}
 
