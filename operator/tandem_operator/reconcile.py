@@ -272,7 +272,12 @@ class Reconciler:
         if obj.get("status") == status:
             return
         result.writes += 1
-        await self.api.apply_status({**obj, "status": status})
+        try:
+            await self.api.apply_status({**obj, "status": status})
+        except ApiError as error:
+            if error.status == 404:  # deleted meanwhile
+                return
+            raise
         if obj["kind"] in ("Model", "Router") and (change := _turn(obj.get("status"), status)):
             await self.api.create(self._event(obj, *change))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tandem_operator.node.process import Process, describe_exit, tail
 from tandem_operator.node.volumes import Lookup, MountError, PodVolumes
 
 Object = dict[str, Any]
+logger = logging.getLogger("tandem.node")
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,7 @@ class PodRunner:
         await asyncio.gather(*(self._end(c, grace, pre_stop) for c in running))
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         for c in self._containers:
             if c.process is not None:
                 c.process.kill_group()
@@ -142,8 +143,10 @@ class PodRunner:
 
     async def refresh_volumes(self) -> None:
         """Bring ConfigMap and Secret volumes up to date in the running pod."""
-        with contextlib.suppress(MountError):
+        try:
             await self.volumes.prepare()
+        except Exception as error:
+            logger.warning("%s: volumes: %s", self.pod["metadata"]["name"], error)
 
     def log_path(self, container: str | None = None) -> Path:
         """The log file of a container; the first one's when no name is given."""
@@ -195,8 +198,9 @@ class PodRunner:
         while True:
             try:
                 return await self.volumes.prepare()
-            except (MountError, OSError) as error:
-                self._wait_all("FailedMount", str(error))
+            except Exception as error:
+                # The lookup is not ours and may fail in its own ways; the pod waits for any of them.
+                self._wait_all("FailedMount", str(error) or repr(error))
                 await asyncio.sleep(self._settings.mount_retry_s)
 
     def _wait_all(self, reason: str, message: str) -> None:
@@ -269,7 +273,7 @@ class PodRunner:
             self._publish()
             await self._stopping.wait()
             return 1
-        except (OSError, MountError) as error:
+        except Exception as error:
             reason = "CreateContainerError"
             c.state = {"waiting": {"reason": reason, "message": str(error)}}
             c.last_state = {

@@ -134,6 +134,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
             "type": "endpointslice",
             "namespace": router.metadata.namespace,
             "services": services,
+            # Written out, so that a node without mount namespaces can put the real path in.
+            "credentials_dir": "/var/run/secrets/kubernetes.io/serviceaccount",
         }
     else:
         data["endpoints"] = {"type": "file"}
