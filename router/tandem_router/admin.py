@@ -104,7 +104,7 @@ def router_state(services: Services) -> dict[str, Any]:
     cost = sum(tier["cost_usd"] for tier in tiers)
     return {
         "name": config.name,
-        "predictor": config.predictor.type,
+        "predictor": services.routing.scorer.name,
         "fallback_tier": config.fallback_tier,
         "dearest_tier": services.routing.dearest,
         "slo": config.slo.model_dump(),

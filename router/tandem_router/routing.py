@@ -57,6 +57,7 @@ class Scorer:
         self, predictor: Predictor | None, config: PredictorConfig, metrics: Metrics
     ) -> None:
         self._predictor = predictor
+        self._type = config.type
         self._deadline_s = config.deadline_ms / 1000.0
         self._max_chars = config.max_prompt_chars
         self._metrics = metrics
@@ -65,6 +66,12 @@ class Scorer:
         self._complained = False
         if predictor is not None and not self._is_quick(predictor):
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+
+    @property
+    def name(self) -> str:
+        """For people: the configured type, and the version of a learned predictor."""
+        version = getattr(self._predictor, "version", None)
+        return f"{self._type} {version}" if isinstance(version, str) else self._type
 
     @property
     def inline(self) -> bool:

@@ -115,7 +115,7 @@ export function lineChart(holder, series, format) {
   const svg = frame(holder, 0, high, format, (svg, x, y, width, height) => {
     scaleX = (index) => x(index / (length - 1));
     scaleY = y;
-    cross = node("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, x1: -9, x2: -9 });
+    cross = node("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
     svg.append(cross);
     for (const one of series) {
       const path = one.values.map((v, i) => `${i ? "L" : "M"}${scaleX(i).toFixed(1)},${y(v).toFixed(1)}`);
@@ -128,6 +128,7 @@ export function lineChart(holder, series, format) {
   });
   tooltip(holder, svg, svg.viewBox.baseVal.width, (part) => {
     const index = Math.min(length - 1, Math.max(0, Math.round(part * (length - 1))));
+    cross.setAttribute("visibility", "visible");
     cross.setAttribute("x1", scaleX(index));
     cross.setAttribute("x2", scaleX(index));
     const text = series.map((one) => `${one.name}  ${format(one.values[index])}`).join("\n");

@@ -13,7 +13,7 @@ let lastSequence = 0;
 let tierNames = [];
 
 const tierClass = (name) => Math.max(0, tierNames.indexOf(name)) % 4;
-const usd = (value) => (value >= 0.01 ? value.toFixed(4) : value.toFixed(6));
+const usd = (value) => (value === 0 ? "0" : value >= 0.01 ? value.toFixed(4) : value.toFixed(6));
 const ms = (seconds) => (seconds === null || seconds === undefined ? "–" : `${(seconds * 1000).toFixed(0)} ms`);
 const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
@@ -70,6 +70,7 @@ function latencyTile(id, values, targetMs, part) {
 
 function showState(state) {
   tierNames = state.tiers.map((tier) => tier.name);
+  put("predictor", state.predictor);
   put("threshold", number(state.set_points.gain_threshold));
   put("inflight", state.num_inflight);
   const total = state.tiers.reduce((sum, tier) => sum + tier.num_requests, 0);
