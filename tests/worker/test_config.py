@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tandem_worker.cli import main
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import ConfigError

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
 from tandem_worker.errors import InvariantError
 from tandem_worker.kv_blocks import ROOT, BlockManager, chain_hashes, hash_block
 

@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+
 from tandem_worker.engine.core import EngineCore
 from tandem_worker.engine.requests import (
     EngineRequest,

@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+
 from tandem_worker.errors import RequestError
 from tandem_worker.text import AnswerText, IncrementalDetokenizer, StopChecker
 from tandem_worker.tokenizer import Tokenizer
