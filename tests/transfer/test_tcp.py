@@ -791,6 +791,21 @@ async def test_too_little_room_for_one_block_is_refused_at_start() -> None:
         TcpReceiver(KVPool.allocate(LAYOUT, 2), max_inflight_bytes=10)
 
 
+async def test_what_a_peer_writes_into_a_log_stays_on_one_line(
+    hasty_sender: TcpSender,
+) -> None:
+    async def forges_a_log_line(peer: RawPeer) -> None:
+        await peer.send(Error(3, "no\nERROR root: all is lost\x1b[2J"))
+        await peer.reader.read()
+
+    server, address = await fake_receiver(forges_a_log_line)
+
+    with pytest.raises(AuthenticationError, match=r"no[?]ERROR root: all is lost[?]"):
+        await hasty_sender.open(address, "r1", 1)
+
+    server.close()
+
+
 async def test_two_link_checks_at_once_take_turns_or_say_so(
     target: TcpReceiver, sender: TcpSender
 ) -> None:

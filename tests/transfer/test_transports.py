@@ -10,7 +10,14 @@ import pytest
 import torch
 from transfer_kit import FINAL, LAYOUT, Pair, random_pool, soon
 
-from tandem_worker.transfer import FinalState, ReservationState, kv_link_check
+from tandem_worker.transfer import (
+    FinalState,
+    KVPool,
+    ReservationState,
+    create_receiver,
+    create_sender,
+    kv_link_check,
+)
 from tandem_worker.transfer.errors import (
     AuthenticationError,
     BlockConflictError,
@@ -356,10 +363,28 @@ async def test_link_checks_one_after_the_other_do_not_disturb_a_push(pair: Pair)
     assert pair.same_bytes([1], [3])
 
 
+async def test_caches_that_are_staged_through_host_memory_travel() -> None:
+    """The way of a GPU's cache, on a cache in host memory."""
+    source, k, v = torch.randn(4, 2, 64, 8), torch.zeros(4, 2, 64, 8), torch.zeros(4, 2, 64, 8)
+    receiver = create_receiver("tcp", KVPool([(k, v)], staged=True))
+    await receiver.start("127.0.0.1", 0)
+    sender = create_sender("tcp", KVPool([(source, source + 1)], staged=True), checksum=True)
+    reservation = receiver.reserve("r1", 0, [3, 1], soon())
+
+    push = await sender.open(receiver.address, "r1", 0)
+    await push.layer_blocks(0, [0, 2], [3, 1])
+    await push.finish(FINAL)
+    await reservation.completed()
+
+    assert torch.equal(k[[3, 1]], source[[0, 2]])
+    assert torch.equal(v[[3, 1]], source[[0, 2]] + 1)
+    assert torch.equal(k[[0, 2]], torch.zeros(2, 2, 64, 8))
+    await sender.aclose()
+    await receiver.aclose()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 async def test_half_precision_caches_travel(dtype: torch.dtype) -> None:
-    from tandem_worker.transfer import KVPool, create_receiver, create_sender
-
     source = KVPool([(torch.randn(4, 2, 64, 8).to(dtype), torch.randn(4, 2, 64, 8).to(dtype))])
     k, v = torch.zeros(4, 2, 64, 8, dtype=dtype), torch.zeros(4, 2, 64, 8, dtype=dtype)
     receiver = create_receiver("tcp", KVPool([(k, v)]))

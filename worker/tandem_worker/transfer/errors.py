@@ -105,4 +105,9 @@ def _all_codes() -> dict[int, type[TransferError]]:
 
 def error_from_wire(code: int, message: str) -> TransferError:
     """The exception that an ERROR or ABORT frame stands for; unknown codes become the base."""
-    return _all_codes().get(code, TransferError)(message)
+    return _all_codes().get(code, TransferError)(printable(message))
+
+
+def printable(text: str) -> str:
+    """What a peer sent, fit for one line of a log."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -61,11 +61,17 @@ class KVPool:
     Each tensor is contiguous, `(num_blocks, num_kv_heads, block_size, head_dim)`, all of one shape,
     dtype (float32, float16 or bfloat16) and device. Raises `LayoutMismatchError` otherwise.
 
-    On CUDA, `gather` copies on the current stream of the calling thread and waits for it: compute
-    on the default stream, or synchronise before pushing.
+    `staged` sends blocks through host memory; the default does where the host cannot address the
+    cache. On CUDA, `gather` copies on the current stream of the calling thread and waits for it:
+    compute on the default stream, or synchronise before pushing.
     """
 
-    def __init__(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        *,
+        staged: bool | None = None,
+    ) -> None:
         if not caches:
             raise LayoutMismatchError("a KV pool needs at least one layer, got none")
         first = caches[0][0]
@@ -103,7 +109,7 @@ class KVPool:
         )
         self.device = first.device
         self._bytes: list[tuple[memoryview, memoryview]] | None = None
-        if first.device.type == "cpu":
+        if not (first.device.type != "cpu" if staged is None else staged):
             self._bytes = [(_byte_view(k), _byte_view(v)) for k, v in caches]
 
     @classmethod

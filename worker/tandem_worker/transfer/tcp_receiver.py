@@ -28,6 +28,7 @@ from tandem_worker.transfer.errors import (
     ReservationBusyError,
     TransferError,
     error_from_wire,
+    printable,
 )
 from tandem_worker.transfer.frames import (
     NONCE_BYTES,
@@ -362,7 +363,7 @@ class _Connection:
             )
         self._authenticated = True
         if hello.name:
-            self._peer = f"{hello.name} ({self._peer})"
+            self._peer = f"{printable(hello.name)} ({self._peer})"
         receiver.layout.require_equal(hello.layout, f"sender {self._peer}")
         mac = receiver_mac(receiver._token, challenge, hello.nonce, receiver.layout)
         await self.wire.send(Welcome(mac, receiver.layout))

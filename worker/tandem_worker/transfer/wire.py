@@ -28,7 +28,7 @@ except (ValueError, OSError, AttributeError):
     _IOV_MAX = 16
 
 # one call moves at most this much, then other tasks of the event loop get a turn
-_SLICE_BYTES = 1 << 20
+_SLICE_BYTES = (1 << 20) + (1 << 16)
 _DISCARD = bytearray(1 << 16)
 
 
