@@ -288,12 +288,14 @@ class TreeView(RegressorMixin, BaseEstimator):
     ----------
     num_topics : 0, or the number of latent semantic directions of the words (truncated SVD of the
         TF-IDF rows) the trees may also split on: what a prompt is about, as a few numbers.
+    topic_features : words and word pairs the topics are found in.
     num_trees, min_samples_leaf, max_leaf_nodes, max_features, random_state : as in scikit-learn.
     """
 
     def __init__(
         self,
         num_topics: int = 0,
+        topic_features: int = TOPIC_FEATURES,
         num_trees: int = 100,
         min_samples_leaf: int = 15,
         max_leaf_nodes: int | None = None,
@@ -301,6 +303,7 @@ class TreeView(RegressorMixin, BaseEstimator):
         random_state: int = 0,
     ) -> None:
         self.num_topics = num_topics
+        self.topic_features = topic_features
         self.num_trees = num_trees
         self.min_samples_leaf = min_samples_leaf
         self.max_leaf_nodes = max_leaf_nodes
@@ -328,7 +331,7 @@ class TreeView(RegressorMixin, BaseEstimator):
         return self
 
     def _fit_topics(self, corpus: Corpus) -> None:
-        self.tfidf_ = Tfidf("word", min_df=3, max_features=TOPIC_FEATURES).fit(corpus)
+        self.tfidf_ = Tfidf("word", min_df=3, max_features=self.topic_features).fit(corpus)
         rows = self.tfidf_.transform(corpus)
         width = min(self.num_topics, max(min(rows.shape) - 1, 0))
         self.topics_ = np.zeros((rows.shape[1], width), dtype=np.float16)

@@ -6,10 +6,12 @@ expectation over their order, so that a constant score is exactly random routing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tandem_router.predictor.model import FloatArray
 
@@ -99,29 +101,25 @@ def pinball(predicted: FloatArray, actual: FloatArray, quantile: float) -> float
     return float(np.mean(np.maximum(quantile * error, (quantile - 1.0) * error)))
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float | None],
-    num_rows: int,
-    *,
-    groups: Sequence[int] | None = None,
-    repeats: int = 200,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float] | None:
-    """Percentile interval of ``statistic(row_indices)``; groups are drawn whole where given."""
+def resamples(
+    groups: npt.NDArray[Any], repeats: int, seed: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Row indices of bootstrap samples that draw whole groups with replacement."""
     generator = np.random.default_rng(seed)
-    ids = np.arange(num_rows) if groups is None else np.asarray(groups)
-    order = np.argsort(ids, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
-    alone = all(len(rows) == 1 for rows in members)
-    values: list[float] = []
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    alone = len(members) == len(order)
     for _ in range(repeats):
         drawn = generator.integers(0, len(members), len(members))
-        rows = order[drawn] if alone else np.concatenate([members[i] for i in drawn])
-        value = statistic(rows)
-        if value is not None:
-            values.append(value)
-    if len(values) < repeats // 2:
+        yield order[drawn] if alone else np.concatenate([members[i] for i in drawn])
+
+
+def interval(
+    values: Sequence[float | None], level: float = 0.95
+) -> tuple[float, float] | None:
+    """The percentile interval, or None where most samples have no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2 or len(known) < len(values) / 2:
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

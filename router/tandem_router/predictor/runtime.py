@@ -166,9 +166,20 @@ class Predictor:
             outputs.append(view.part(features))
         return np.concatenate(outputs), row, unknown
 
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        return tuple(view.name for view in self._views)
+
     def score(self, prompt: str) -> Score:
         """Scores one prompt of any length; about 1 ms, never more than a few."""
+        return self._score(*self.view_outputs(prompt))
+
+    def score_with_views(self, prompt: str) -> tuple[Score, FloatArray]:
+        """The score and what each view said, ``(num_views, num_outputs)``; for evaluation."""
         values, row, unknown = self.view_outputs(prompt)
+        return self._score(values, row, unknown), values.reshape(len(self._views), -1)
+
+    def _score(self, values: FloatArray, row: FloatArray, unknown: float) -> Score:
         raw = self._quality @ values + self._quality_bias
         heads = np.array(
             [curve(float(value)) for curve, value in zip(self._calibration, raw, strict=True)]
@@ -200,12 +211,24 @@ class Predictor:
 
 def load(path: str | Path) -> Predictor:
     """The predictor in the artifact at `path`; :class:`ArtifactError` says why one will not do."""
-    where = Path(path)
+    where = _only_file(Path(path))
     source = artifact.read(where)
     try:
         return Predictor(source)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
+
+
+def _only_file(path: Path) -> Path:
+    """The one file in a directory, as a mounted ConfigMap has it; any other path as it is."""
+    try:
+        if path.is_dir():
+            inside = [file for file in path.iterdir() if not file.name.startswith(".")]
+            if len(inside) == 1:
+                return inside[0]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    return path
 
 
 def loads(data: bytes) -> Predictor:

@@ -178,9 +178,10 @@ def _fit_gain(
             blend += share * unit / spread * scores[name]
             direction += share * unit / spread * directions[name]
     slope = max(float(np.cov(blend, known)[0, 1]), 0.0) / max(float(blend.var(ddof=1)), 1e-12)
-    # The average is in units of the gain already; a slope from few rows would only add noise.
-    slope = (len(rows) * slope + SLOPE_ROWS) / (len(rows) + SLOPE_ROWS)
-    bias = float(known.mean() - slope * blend.mean())
+    # The average is in units of the gain already: few rows would add noise, not knowledge.
+    trust = len(rows) / (len(rows) + SLOPE_ROWS)
+    slope = trust * slope + 1.0 - trust
+    bias = trust * float(known.mean() - slope * blend.mean())
     return slope * direction, bias, {name: round(share, 3) for name, share in shares.items()}
 
 

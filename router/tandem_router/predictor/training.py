@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from tandem_router.predictor import artifact, hand, lengths, stacking, text
+from tandem_router.predictor import artifact, evaluation, hand, lengths, stacking, text
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.estimators import (
+    TOPIC_FEATURES,
     Corpus,
     HandView,
     TextView,
@@ -44,7 +45,8 @@ class Options:
     label_form: what the ranker learns: `gain` the difference of qualities, or one of Hybrid LLM's
     forms (Ding et al. 2024): P(first at least as good as second), from one answer each, from
     several samples, or with the margin t* that spreads the labels most.
-    max_features: n-grams kept per text view; lower it for a smaller artifact.
+    max_features: n-grams kept per text view.
+    max_bytes: size the artifact may take, shared out between the views; a ConfigMap holds 1 MiB.
     num_trees: trees of the forest.
     num_folds: folds of the cross-fitting.
     """
@@ -52,6 +54,7 @@ class Options:
     seed: int = 0
     label_form: str = "gain"
     max_features: int = 60_000
+    max_bytes: int | None = None
     num_trees: int = 100
     num_folds: int = 5
 
@@ -71,15 +74,35 @@ class Trained:
 
 #: Views whose plain average is the ranking to beat.
 CORE_VIEWS = ("words", "chars", "trees", "topics")
+NUM_TOPICS = 40
+#: Header, evaluation, calibration and length heads under a size limit.
+RESERVED_BYTES = 120_000
 
 
-def default_views(options: Options) -> dict[str, View]:
-    """The views by name; what each is worth stands in docs/studies/routing.md."""
+def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
+    """The views by name; what each is worth stands in docs/studies/routing.md.
+
+    Under a size limit a fifth goes to each text view, a fifth to the topics' words, and what is
+    left, less a reserve for the rest, to the two forests.
+    """
+    features, topic_features, leaves = options.max_features, TOPIC_FEATURES, None
+    if options.max_bytes is not None:
+        outputs = num_tiers + (0 if options.label_form == "gain" else num_tiers**2 // 2)
+        part = max(options.max_bytes - RESERVED_BYTES, 0) / 5.0
+        features = min(features, max(int(part / (8 + 4 * outputs)), 100))
+        topic_features = min(topic_features, max(int(part / (8 + 2 * NUM_TOPICS)), 50))
+        nodes = part / options.num_trees / (9 + 4 * outputs)
+        leaves = max(int(nodes / 2), 4)
+    forest = {
+        "num_trees": options.num_trees,
+        "max_leaf_nodes": leaves,
+        "random_state": options.seed,
+    }
     return {
-        "words": TextView("word", "logistic", 1.0, 2, options.max_features),
-        "chars": TextView("char", "squared", 10.0, 3, options.max_features),
-        "trees": TreeView(0, options.num_trees, random_state=options.seed),
-        "topics": TreeView(40, options.num_trees, random_state=options.seed),
+        "words": TextView("word", "logistic", 1.0, 2, features),
+        "chars": TextView("char", "squared", 10.0, 3, features),
+        "trees": TreeView(0, **forest),
+        "topics": TreeView(NUM_TOPICS, topic_features, **forest),
         "hand": HandView(alpha=30.0),
         "length": HandView(alpha=1.0, columns=("log_chars",)),
     }
@@ -177,7 +200,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     groups = dataset.groups()
     num_folds = min(options.num_folds, len(np.unique(groups)))
     folds = fold_of(groups, num_folds, options.seed)
-    views = default_views(options)
+    views = default_views(options, len(dataset.tiers))
     layout = stacking.Layout(
         dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(outputs)
     )
@@ -221,6 +244,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
             "seed": options.seed,
             "label_form": options.label_form,
             "max_features": options.max_features,
+            "max_bytes": options.max_bytes,
             "num_trees": options.num_trees,
             "num_folds": num_folds,
         },
@@ -228,8 +252,42 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "lengths": length_report,
         "intervals": _intervals(oof_quality, labels, dataset.tiers),
         "notes": notes(dataset),
+        **evaluation.training_facts(dataset),
     }
+    progress("judging the out-of-fold predictions")
+    names = tuple(views)
+    honest = evaluation.Predictions(
+        dataset.tiers,
+        oof_quality,
+        oof_utility,
+        evaluation.baselines(
+            dataset, dataset.tiers, oof[:, :, : len(dataset.tiers)], names, meta
+        ),
+        {},
+        np.zeros(len(corpus), dtype=bool),
+        folds,
+    )
+    if any(len(_graded(labels, pair)) >= evaluation.MIN_ROWS for pair in pairs):
+        found = evaluation.report(dataset, honest, repeats=100, seed=options.seed, curves=False)
+        # Prompts stay out of artifacts; rounding keeps the last bits of a sum out of its digest.
+        meta["evaluation"] = _rounded(
+            {key: value for key, value in found.items() if key in ("pairs", "heads")}
+        )
     return Trained(meta, arrays, oof_quality, oof_utility)
+
+
+def _graded(labels: FloatArray, pair: tuple[int, int]) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(~np.isnan(labels[:, pair[0]]) & ~np.isnan(labels[:, pair[1]]))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
 
 
 def cross_fit(
@@ -372,8 +430,3 @@ def _intervals(
         rank = min(int(np.ceil((len(error) + 1) * level)), len(error))
         found[tier] = float(np.sort(error)[rank - 1])
     return found
-
-
-def with_evaluation(trained: Trained, evaluation: Mapping[str, Any]) -> Trained:
-    """The same predictor carrying its own evaluation."""
-    return replace(trained, meta={**trained.meta, "evaluation": dict(evaluation)})

@@ -1,0 +1,66 @@
+"""Cross-validation of the whole method: every part is predicted by an artifact that never saw it.
+
+Each fold trains an artifact on the other folds, inner cross-fitting included, and scores its rows
+through the serving code, so that the numbers are those of the thing that would be deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tandem_router.predictor import evaluation, runtime, training
+from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.errors import DataError
+from tandem_router.predictor.evaluation import Predictions
+
+
+def predict(
+    dataset: Dataset,
+    options: training.Options,
+    num_folds: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Predictions:
+    """Predictions for every row from `num_folds` artifacts; groups are never split."""
+    training.check(dataset, options)
+    groups = dataset.groups()
+    most = len(np.unique(groups)) // training.MIN_ROWS + 1
+    if not 2 <= num_folds <= most:
+        raise DataError(
+            f"--cross-validate {num_folds} is not possible with {len(np.unique(groups))} different "
+            f"prompts; use 2 to {most}"
+        )
+    folds = training.fold_of(groups, num_folds, options.seed + 1)
+    parts: list[tuple[np.ndarray, Predictions]] = []
+    for fold in range(num_folds):
+        progress(f"fold {fold + 1} of {num_folds}")
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        trained = training.train(dataset.take(inside), options)
+        predictor = runtime.loads(trained.dumps())
+        parts.append((outside, evaluation.predict(predictor, dataset.take(outside))))
+    return _joined(parts, folds)
+
+
+def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> Predictions:
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
+    found = [predictions for _, predictions in parts]
+    shared = set.intersection(*(set(part.baselines) for part in found))
+    lengths = set.intersection(*(set(part.tokens) for part in found))
+    return Predictions(
+        found[0].tiers,
+        np.concatenate([part.quality for part in found])[order],
+        np.concatenate([part.utility for part in found])[order],
+        {
+            name: np.concatenate([part.baselines[name] for part in found])[order]
+            for name in found[0].baselines
+            if name in shared
+        },
+        {
+            tier: np.concatenate([part.tokens[tier] for part in found])[order]
+            for tier in found[0].tokens
+            if tier in lengths
+        },
+        np.concatenate([part.unusual for part in found])[order],
+        folds,
+    )

@@ -1,0 +1,445 @@
+"""How good a predictor is, beside everything simpler: numbers, intervals and an honest sentence.
+
+The same report is made of an artifact on graded data, of cross-validation, and of the
+out-of-fold predictions an artifact carries about itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem_router.predictor import metrics
+from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.errors import DataError
+from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor.runtime import QUANTILES, Predictor
+
+PREDICTOR = "predictor"
+ORACLE = "oracle"
+NUM_CURVE_POINTS = 201
+NUM_SURPRISES = 12
+MIN_ROWS = 5
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What was predicted for the rows of a dataset, by the predictor and by its baselines.
+
+    `baselines` maps a name to the expected quality per tier ``(num_rows, num_tiers)``; only
+    differences between tiers matter. `fold` says which training part a row was predicted from.
+    """
+
+    tiers: tuple[str, ...]
+    quality: FloatArray  # (num_rows, num_tiers)
+    utility: FloatArray  # (num_rows, num_tiers)
+    baselines: Mapping[str, FloatArray]
+    tokens: Mapping[str, FloatArray]  # tier -> (num_rows, 3)
+    unusual: npt.NDArray[np.bool_]  # (num_rows,), out of distribution
+    fold: npt.NDArray[np.int64]
+
+    def gain(self, first: int, second: int) -> FloatArray:
+        return self.utility[:, second] - self.utility[:, first]
+
+
+def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
+    """Scores every row with the artifact exactly as the router would."""
+    count = len(dataset.rows)
+    num_tiers = len(predictor.tiers)
+    quality, utility = np.zeros((count, num_tiers)), np.zeros((count, num_tiers))
+    views = np.zeros((count, len(predictor.view_names), num_tiers))
+    unusual = np.zeros(count, dtype=bool)
+    tokens: dict[str, FloatArray] = {}
+    for index, row in enumerate(dataset.rows):
+        score, outputs = predictor.score_with_views(row.prompt)
+        quality[index] = list(score.quality.values())
+        utility[index] = list(score.utility.values())
+        views[index] = outputs[:, :num_tiers]
+        unusual[index] = score.out_of_distribution
+        for tier, quantiles in (score.output_tokens or {}).items():
+            tokens.setdefault(tier, np.zeros((count, len(QUANTILES))))[index] = quantiles
+    return Predictions(
+        predictor.tiers,
+        quality,
+        utility,
+        baselines(dataset, predictor.tiers, views, predictor.view_names, predictor.meta),
+        tokens,
+        unusual,
+        np.zeros(count, dtype=np.int64),
+    )
+
+
+def baselines(
+    dataset: Dataset,
+    tiers: Sequence[str],
+    views: FloatArray,
+    names: Sequence[str],
+    meta: Mapping[str, Any],
+) -> dict[str, FloatArray]:
+    """Simpler predictors, learned from the same training rows, as qualities per tier.
+
+    random: nothing is known. prompt length: longer prompts to the tier that is better on average.
+    task table: the mean quality of the row's `task`. TF-IDF pair: one logistic head per tier on
+    words. trees: a forest on the hand features. P(<tier> wrong) is made per pair by :func:`report`.
+    """
+    count = len(dataset.rows)
+    length = np.array([float(len(row.prompt)) for row in dataset.rows])
+    means = np.asarray(meta.get("mean_quality", [0.0] * len(tiers)), dtype=float)
+    direction = np.argsort(np.argsort(means, kind="stable"), kind="stable").astype(float)
+    found = {
+        "random": np.zeros((count, len(tiers))),
+        "prompt length": np.log1p(length)[:, None] * direction,
+    }
+    table = meta.get("task_table") or {}
+    if table and any(row.task in table for row in dataset.rows):
+        usual = np.mean(list(table.values()), axis=0)
+        found["task table"] = np.array([table.get(row.task, usual) for row in dataset.rows])
+    for name, view in (("TF-IDF pair", "words"), ("trees", "trees")):
+        if view in names:
+            found[name] = views[:, list(names).index(view)]
+    return found
+
+
+def training_facts(dataset: Dataset) -> dict[str, Any]:
+    """What the content-blind baselines learn: mean quality per tier, and per task and tier."""
+    labels = dataset.quality()
+    overall = [float(column[~np.isnan(column)].mean()) for column in labels.T]
+    table: dict[str, list[float]] = {}
+    tasks = sorted({row.task for row in dataset.rows if row.task})
+    if 2 <= len(tasks) <= 200:
+        of = np.array([row.task for row in dataset.rows])
+        for task in tasks:
+            part = labels[of == task]
+            counts = (~np.isnan(part)).sum(axis=0)
+            sums = np.nansum(part, axis=0)
+            # five rows' worth of the overall mean: a task seen twice says little
+            means = (sums + 5.0 * np.array(overall)) / (counts + 5.0)
+            table[task] = [round(float(m), 6) for m in means]
+    return {"mean_quality": [round(mean, 6) for mean in overall], "task_table": table}
+
+
+def report(
+    dataset: Dataset,
+    predictions: Predictions,
+    *,
+    repeats: int = 200,
+    seed: int = 0,
+    curves: bool = True,
+) -> Report:
+    """All numbers of the evaluation as plain JSON values."""
+    labels = _aligned(dataset, predictions.tiers)
+    groups = dataset.groups()
+    pairs: dict[str, Any] = {}
+    for first, second in itertools.permutations(range(len(predictions.tiers)), 2):
+        known = np.flatnonzero(~np.isnan(labels[:, first]) & ~np.isnan(labels[:, second]))
+        name = f"{predictions.tiers[first]} -> {predictions.tiers[second]}"
+        if len(known) >= MIN_ROWS:
+            pairs[name] = _pair(
+                predictions, labels, groups, known, (first, second), repeats, seed, curves
+            )
+    if not pairs:
+        raise DataError(
+            f"no two of the tiers {', '.join(predictions.tiers)} are graded on the same "
+            f"{MIN_ROWS} rows; evaluation needs prompts that both tiers answered"
+        )
+    return {
+        "data": {
+            "digest": dataset.digest,
+            "num_rows": len(dataset.rows),
+            "num_groups": len(np.unique(groups)),
+            "num_rejected": len(dataset.rejected),
+        },
+        "pairs": pairs,
+        "heads": _heads(predictions, labels, groups, repeats, seed),
+        "lengths": _lengths(dataset, predictions),
+        "out_of_distribution_share": float(predictions.unusual.mean()),
+        "surprises": _surprises(dataset, predictions, labels),
+    }
+
+
+def _aligned(dataset: Dataset, tiers: Sequence[str]) -> FloatArray:
+    unknown = [tier for tier in tiers if tier not in dataset.tiers]
+    if len(unknown) > len(tiers) - 2:
+        raise DataError(
+            f"the data grades {', '.join(dataset.tiers) or 'no tier'}, the predictor knows "
+            f"{', '.join(tiers)}; evaluation needs two tiers in common"
+        )
+    labels = dataset.quality()
+    return np.stack(
+        [
+            labels[:, dataset.tiers.index(tier)]
+            if tier in dataset.tiers
+            else np.full(len(labels), np.nan)
+            for tier in tiers
+        ],
+        axis=1,
+    )
+
+
+def _pair(
+    predictions: Predictions,
+    labels: FloatArray,
+    groups: npt.NDArray[Any],
+    known: npt.NDArray[np.int64],
+    pair: tuple[int, int],
+    repeats: int,
+    seed: int,
+    curves: bool,
+) -> Report:
+    first, second = pair
+    low, high = labels[known, first], labels[known, second]
+    scores = {PREDICTOR: predictions.gain(first, second)[known]}
+    for name, value in predictions.baselines.items():
+        scores[name] = (value[:, second] - value[:, first])[known]
+    wrong = f"P({predictions.tiers[first]} wrong)"
+    scores[wrong] = -predictions.quality[known, first]
+    scores[ORACLE] = high - low
+    methods = {
+        name: _method(score, low, high, groups[known], repeats, seed)
+        for name, score in scores.items()
+    }
+    found: Report = {
+        "num_rows": len(known),
+        "quality": {
+            predictions.tiers[first]: float(low.mean()),
+            predictions.tiers[second]: float(high.mean()),
+        },
+        "methods": methods,
+    }
+    folds = predictions.fold[known]
+    if len(np.unique(folds)) > 1:
+        by_fold = [
+            metrics.apgr(scores[PREDICTOR][folds == fold], low[folds == fold], high[folds == fold])
+            for fold in np.unique(folds)
+        ]
+        usable = [value for value in by_fold if value is not None]
+        found["apgr_mean_of_folds"] = float(np.mean(usable)) if usable else None
+    rivals = {
+        name: method["apgr"]
+        for name, method in methods.items()
+        if name not in (PREDICTOR, ORACLE) and method["apgr"] is not None
+    }
+    if rivals:
+        found["best_baseline"] = max(rivals, key=lambda name: rivals[name])
+    found["routable"], found["sentence"] = _verdict(
+        predictions.tiers[first], predictions.tiers[second], found
+    )
+    if curves:
+        found["curves"] = {
+            name: _thinned(metrics.curve(score, low, high)) for name, score in scores.items()
+        }
+    return found
+
+
+_STATISTICS = ("apgr", "cpt50", "cpt80", "saved_at_no_drop", "saved_at_1_percent_drop")
+
+
+def _statistics(curve: metrics.Curve) -> dict[str, float | None]:
+    return {
+        "apgr": curve.apgr(),
+        "cpt50": curve.cpt(50.0),
+        "cpt80": curve.cpt(80.0),
+        "saved_at_no_drop": curve.saved(0.0),
+        "saved_at_1_percent_drop": curve.saved(0.01),
+    }
+
+
+def _method(
+    score: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
+    groups: npt.NDArray[Any],
+    repeats: int,
+    seed: int,
+) -> Report:
+    found: Report = dict(_statistics(metrics.curve(score, low, high)))
+    drawn = [
+        _statistics(metrics.curve(score[rows], low[rows], high[rows]))
+        for rows in metrics.resamples(groups, repeats, seed)
+    ]
+    for name in _STATISTICS:
+        found[f"{name}_interval"] = metrics.interval([values[name] for values in drawn])
+    return found
+
+
+def _verdict(first: str, second: str, found: Report) -> tuple[bool, str]:
+    """Whether the pair is worth routing, and the sentence a person needs."""
+    own = found["methods"][PREDICTOR]
+    low, high = found["quality"][first], found["quality"][second]
+    levels = f"{first} {low:.3f}, {second} {high:.3f}"
+    if own["apgr"] is None:
+        return False, (
+            f"{first} -> {second} is not routable: {second} is not better on average ({levels}), "
+            f"so sending it calls wins nothing; use {first} for all."
+        )
+    if not found["methods"][ORACLE]["saved_at_no_drop"] > 0.0:
+        return False, f"{first} -> {second} is not routable: {second} is better on every prompt."
+    interval = own["apgr_interval"]
+    saved, nearly = own["saved_at_no_drop"], own["saved_at_1_percent_drop"]
+    if interval is not None and interval[0] <= 0.5:
+        return False, (
+            f"{first} -> {second} is not routable on this evidence: the ranking recovers "
+            f"{own['apgr']:.3f} of the quality gap on average (95 % interval {interval[0]:.3f} to "
+            f"{interval[1]:.3f}), which chance (0.500) can do; grade more prompts, or choose by "
+            "price."
+        )
+    best = found.get("best_baseline")
+    beside = ""
+    if best is not None:
+        beside = f"; the best baseline, {best}, {found['methods'][best]['apgr']:.3f}"
+    return True, (
+        f"{first} -> {second} is worth routing: {saved:.0%} of the {second} calls can be saved at "
+        f"no drop below all-{second} and {nearly:.0%} at a 1 % drop ({levels}; share of the gap "
+        f"recovered {own['apgr']:.3f}{beside}; random 0.500)."
+    )
+
+
+def _thinned(curve: metrics.Curve) -> dict[str, list[float]]:
+    at = np.unique(np.linspace(0, len(curve.share) - 1, NUM_CURVE_POINTS).astype(int))
+    return {
+        "share": [round(float(x), 5) for x in curve.share[at]],
+        "quality": [round(float(y), 5) for y in curve.quality[at]],
+    }
+
+
+def _heads(
+    predictions: Predictions,
+    labels: FloatArray,
+    groups: npt.NDArray[Any],
+    repeats: int,
+    seed: int,
+) -> Report:
+    heads: Report = {}
+    for index, tier in enumerate(predictions.tiers):
+        known = np.flatnonzero(~np.isnan(labels[:, index]))
+        if len(known) < MIN_ROWS:
+            continue
+        predicted, actual = predictions.quality[known, index], labels[known, index]
+        drawn = metrics.resamples(groups[known], repeats, seed)
+        bins = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(known)))
+        heads[tier] = {
+            "num_rows": len(known),
+            "mean_quality": float(actual.mean()),
+            "ece": metrics.expected_calibration_error(predicted, actual),
+            "ece_interval": metrics.interval(
+                [metrics.expected_calibration_error(predicted[r], actual[r]) for r in drawn]
+            ),
+            "brier": metrics.brier(predicted, actual),
+            "brier_interval": metrics.interval(
+                [metrics.brier(predicted[r], actual[r]) for r in drawn]
+            ),
+            "brier_of_the_mean": metrics.brier(np.full(len(known), actual.mean()), actual),
+            "reliability": [
+                {
+                    "predicted": float(predicted[rows].mean()),
+                    "actual": float(actual[rows].mean()),
+                    "num_rows": len(rows),
+                }
+                for rows in bins
+            ],
+        }
+    return heads
+
+
+def _lengths(dataset: Dataset, predictions: Predictions) -> Report:
+    found: Report = {}
+    actual = dataset.output_tokens()
+    for tier, quantiles in predictions.tokens.items():
+        if tier not in dataset.tiers:
+            continue
+        column = actual[:, dataset.tiers.index(tier)]
+        known = ~np.isnan(column)
+        if not known.any():
+            continue
+        found[tier] = {
+            "num_rows": int(known.sum()),
+            "mean_tokens": float(column[known].mean()),
+            "inside_q10_to_q90": float(
+                np.mean((column >= quantiles[:, 0])[known] & (column <= quantiles[:, 2])[known])
+            ),
+        }
+        for position, quantile in enumerate(QUANTILES):
+            name = f"pinball_q{round(100 * quantile)}"
+            found[tier][name] = metrics.pinball(quantiles[known, position], column[known], quantile)
+            constant = np.full(int(known.sum()), np.quantile(column[known], quantile))
+            found[tier][f"{name}_of_a_constant"] = metrics.pinball(
+                constant, column[known], quantile
+            )
+    return found
+
+
+def _surprises(
+    dataset: Dataset, predictions: Predictions, labels: FloatArray
+) -> list[dict[str, Any]]:
+    """Rows whose outcome is farthest from the forecast, one per group."""
+    means = np.nanmean(labels, axis=0) if len(labels) else np.zeros(0)
+    order = np.argsort(np.where(np.isnan(means), 0.0, means), kind="stable")
+    first, second = int(order[0]), int(order[-1])
+    actual = labels[:, second] - labels[:, first]
+    distance = np.abs(actual - predictions.gain(first, second))
+    found = []
+    for index in np.argsort(-np.nan_to_num(distance, nan=-1.0), kind="stable")[:NUM_SURPRISES]:
+        if np.isnan(distance[index]):
+            break
+        row = dataset.rows[int(index)]
+        found.append(
+            {
+                "line": row.line,
+                "prompt": " ".join(row.prompt[:600].split())[:240],
+                "task": row.task,
+                "quality": dict(row.quality),
+                "predicted": {
+                    tier: round(float(value), 4)
+                    for tier, value in zip(
+                        predictions.tiers, predictions.quality[index], strict=True
+                    )
+                },
+                "out_of_distribution": bool(predictions.unusual[index]),
+            }
+        )
+    return found
+
+
+def lines(found: Report) -> list[str]:
+    """The report as a person reads it in a terminal."""
+    out: list[str] = []
+    for name, pair in found["pairs"].items():
+        if pair["methods"][PREDICTOR]["apgr"] is None:
+            continue
+        out.append(f"{name}, {pair['num_rows']:,} rows")
+        out.append(
+            f"  {'':<24}{'APGR':>7}{'95 % interval':>16}{'CPT50':>8}{'CPT80':>8}"
+            f"{'saved, no drop':>16}{'1 % drop':>10}"
+        )
+        ranked = sorted(pair["methods"].items(), key=lambda item: -(item[1]["apgr"] or 0.0))
+        for method, values in ranked:
+            interval = values["apgr_interval"]
+            shown = f"{interval[0]:.3f} - {interval[1]:.3f}" if interval else ""
+            out.append(
+                f"  {method[:24]:<24}{values['apgr']:>7.3f}{shown:>16}"
+                f"{values['cpt50']:>8.1%}{values['cpt80']:>8.1%}"
+                f"{values['saved_at_no_drop']:>16.1%}{values['saved_at_1_percent_drop']:>10.1%}"
+            )
+    for tier, head in found["heads"].items():
+        out.append(
+            f"{tier}: quality {head['mean_quality']:.3f}, ECE {head['ece']:.3f}, Brier "
+            f"{head['brier']:.4f} (a constant: {head['brier_of_the_mean']:.4f})"
+        )
+    for tier, length in found["lengths"].items():
+        out.append(
+            f"{tier}: answers of {length['mean_tokens']:.0f} tokens, pinball q50 "
+            f"{length['pinball_q50']:.1f} (a constant: {length['pinball_q50_of_a_constant']:.1f}), "
+            f"{length['inside_q10_to_q90']:.0%} inside q10..q90"
+        )
+    verifier = found.get("cascade")
+    if verifier:
+        out.append(verifier["sentence"])
+    out += [pair["sentence"] for pair in found["pairs"].values()]
+    return out
