@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,10 @@ def _run(args: argparse.Namespace) -> int:
         )
     )
     logger.info("router %r serves http://%s:%d/v1", config.name, host, port)
+    # uvicorn drains on the first signal and then raises it again for whoever listened before;
+    # a drained router has ended well, so nobody does.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
 

@@ -146,8 +146,9 @@ class DataPath:
             nonlocal gone
             while (await receive())["type"] != "http.disconnect":
                 pass
-            gone = True
-            task.cancel()
+            if not exchange.complete:
+                gone = True
+                task.cancel()
 
         watcher = asyncio.ensure_future(watch())
         try:

@@ -126,6 +126,9 @@ class Exchange:
         self._journal = StreamJournal(services.config.failover.max_kept_bytes)
         self.record: DecisionRecord | None = None
         self.headers_sent = False
+        # Set just before the last bytes are sent: from then on a closed connection is normal.
+        self.complete = False
+        self._completed_at: float | None = None
 
     async def run(self) -> None:
         """Raises ApiError or PassedThrough while no header has been sent; never after."""
@@ -453,7 +456,7 @@ class Exchange:
         ]
         self.headers_sent = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send_last(body)
 
     def _failed_over(self, kind: str) -> None:
         assert self._tier is not None
@@ -518,13 +521,18 @@ class Exchange:
                 failure = ApiError(502, message, type="server_error", code="stream_lost")
                 await self._end_with(b"data: " + failure.body() + b"\n\n", message)
                 return
-        await self._send({"type": "http.response.body", "body": DONE})
+        await self._send_last(DONE)
         await self._drain(response)
 
     async def _end_with(self, event: bytes, message: str = "the worker reported an error") -> None:
         if self.record is not None:
             self.record.error = message
-        await self._send({"type": "http.response.body", "body": event})
+        await self._send_last(event)
+
+    async def _send_last(self, body: bytes) -> None:
+        self.complete = True
+        self._completed_at = self._services.clock()
+        await self._send({"type": "http.response.body", "body": body})
 
     async def _drain(self, response: Response) -> None:
         """Let the reply end by itself, so that its connection can be used again."""
@@ -637,7 +645,7 @@ class Exchange:
                 services.routing.settled(self._budgeted, 0.0)
             services.admission.settle(self._reservation, 0.0, 0.0)
             return
-        now = services.clock()
+        now = self._completed_at if self._completed_at is not None else services.clock()
         tier = self._tier.name
         prompt_tokens, output_tokens = self._num_tokens()
         cost = self._cost()

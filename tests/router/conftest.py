@@ -328,7 +328,9 @@ class Client:
             else:
                 parts.append(message.get("body", b""))
                 num_messages += 1
-                if leave_after is not None and num_messages >= leave_after:
+                last = not message.get("more_body", False)
+                # A server says "disconnected" once a reply is complete, too.
+                if last or (leave_after is not None and num_messages >= leave_after):
                     left.set()
             await asyncio.sleep(0)
 
