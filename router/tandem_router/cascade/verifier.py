@@ -32,7 +32,7 @@ VIEWS: Mapping[str, float] = {
     "features": 1.0,
     "answer_words": 1.2,
     "prompt_words": 1.2,
-    "references": 0.0,
+    "references": 0.5,
 }
 MIN_ROWS = 40
 _MAX_REFERENCES = 2048

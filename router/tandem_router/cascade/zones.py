@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from tandem_router.cascade.verifier import Verdict
 
-
 # Rounding must not open a middle zone: verifying has to gain this much.
 _MARGIN = 1e-9
 
