@@ -16,6 +16,13 @@ import torch
 
 from .checks import KernelArgumentError
 
+
+def _without_triton(function: Any = None, **options: Any) -> Any:
+    """Stand in for triton.jit, so that the modules import; the result is never launched."""
+    del options
+    return (lambda inner: inner) if function is None else function
+
+
 try:
     import triton
     import triton.language as tl
@@ -23,7 +30,7 @@ try:
     HAS_TRITON = True
 except ImportError:  # pragma: no cover - triton is a dependency wherever a GPU is
     HAS_TRITON = False
-    triton = SimpleNamespace(jit=lambda function: function)
+    triton = SimpleNamespace(jit=_without_triton)
     tl = SimpleNamespace(constexpr=object)
 
 __all__ = ["HAS_TRITON", "architecture", "num_processors", "runs_on_triton", "tl", "triton"]
@@ -58,11 +65,16 @@ def _device_facts(index: int) -> tuple[str, int]:
     return name, int(properties.multi_processor_count)
 
 
+def _facts(tensor: torch.Tensor) -> tuple[str, int]:
+    """(key of the tuning tables, processors); the interpreter passes for a very small GPU."""
+    return _device_facts(tensor.device.index or 0) if tensor.is_cuda else ("interpreter", 4)
+
+
 def architecture(tensor: torch.Tensor) -> str:
     """Key of the tuning tables: "sm_90", "gfx942", or "interpreter" for a CPU tensor."""
-    return _device_facts(tensor.device.index or 0)[0] if tensor.is_cuda else "interpreter"
+    return _facts(tensor)[0]
 
 
 def num_processors(tensor: torch.Tensor) -> int:
     """Streaming multiprocessors (compute units) of the tensor's device; 4 in the interpreter."""
-    return _device_facts(tensor.device.index or 0)[1] if tensor.is_cuda else 4
+    return _facts(tensor)[1]

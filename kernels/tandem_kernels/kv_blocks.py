@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Gather, scatter and copy whole KV blocks.
 
     gather:   out[i] = cache[block_ids[i]]
@@ -55,9 +55,7 @@ def kv_block_scatter(source: torch.Tensor, cache: torch.Tensor, block_ids: torch
         kv_block_scatter_reference(source, cache, block_ids)
 
 
-def kv_block_copy(
-    cache: torch.Tensor, source_ids: torch.Tensor, target_ids: torch.Tensor
-) -> None:
+def kv_block_copy(cache: torch.Tensor, source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
     """Copy blocks within a cache. No target may also be a source (not checked on a GPU)."""
     _check(cache, source_ids=source_ids, target_ids=target_ids)
     check_shape("target_ids", target_ids, tuple(source_ids.shape), "the shape of source_ids")
@@ -116,7 +114,7 @@ _BLOCK = 1024
 _NUM_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _kernel(
     source_ptr, source_ids_ptr, target_ptr, target_ids_ptr, num_blocks, words_per_block,
     HAS_SOURCE_IDS: tl.constexpr, HAS_TARGET_IDS: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Decode attention over a paged KV cache, a few query rows per sequence.
 
     o[s, r, h] = sum_j softmax_j(cap(scale * q[s, r, h] . k[s, j, h / group])) v[s, j, h / group]
@@ -14,6 +14,8 @@ sum, and the output are accumulated in float32; a sequence of length 0 yields ze
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -122,7 +124,7 @@ def paged_decode_attention_reference(
     fused = not return_lse and soft_cap is None and compute_dtype is None
     lens = seq_lens.long()
     length = max(int(lens.max()), 0) if num_seqs else 0
-    options = {"scale": scale, "sliding_window": sliding_window, "k_scale": k_scale,
+    options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "k_scale": k_scale,
                "v_scale": v_scale, "return_lse": False}  # fmt: skip
     if length == 0:
         empty = torch.full(q.shape[:3], float("-inf"), dtype=_lse_dtype(compute))
@@ -326,7 +328,7 @@ def _items_before(
     return owner, owner_first, seq_first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "target_items", "stride_table"])
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr, k_scale_ptr, v_scale_ptr,
     out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr,
@@ -397,9 +399,7 @@ def _decode_kernel(
         if WINDOW > 0:
             visible = visible & (position[None, :] > row_position[:, None] - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
-        highest, total, acc = accumulate(
-            scores, v.to(q.dtype), highest, total, acc, PRECISION
-        )
+        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
         block = next_block
 
     if HAS_V_SCALE:
@@ -419,13 +419,11 @@ def _decode_kernel(
         tl.store(lse_ptr + out_row, lse * 0.6931471805599453, mask=m_mask)
     else:
         row = (item.to(tl.int64) * NUM_KV_HEADS + kv_head) * (NUM_ROWS * GROUP) + m
-        tl.store(
-            partial_out_ptr + row[:, None] * HEAD_DIM + dims[None, :], acc, mask=store_mask
-        )
+        tl.store(partial_out_ptr + row[:, None] * HEAD_DIM + dims[None, :], acc, mask=store_mask)
         tl.store(partial_lse_ptr + row, lse, mask=m_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "target_items"])
 def _combine_kernel(
     seq_lens_ptr, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, num_seqs, target_items,
     NUM_ROWS: tl.constexpr, GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
@@ -440,9 +438,7 @@ def _combine_kernel(
     count = (last_tile - first_tile + per_item - 1) // per_item
     if count == 1:
         return  # the one item wrote the result itself
-    _, _, first = _items_before(
-        seq_lens_ptr, num_seqs, per_item, 0, seq, NUM_ROWS, WINDOW, CHUNK
-    )
+    _, _, first = _items_before(seq_lens_ptr, num_seqs, per_item, 0, seq, NUM_ROWS, WINDOW, CHUNK)
     head = head_row % (NUM_KV_HEADS * GROUP)
     query_row = head_row // (NUM_KV_HEADS * GROUP)
     row = (head // GROUP) * (NUM_ROWS * GROUP) + query_row * GROUP + head % GROUP
@@ -454,9 +450,7 @@ def _combine_kernel(
         rows_per_item, dims, dim_mask, HEAD_DIM, SPLITS, BLOCK_D,
     )  # fmt: skip
     out_row = seq.to(tl.int64) * rows_per_item + head_row
-    tl.store(
-        out_ptr + out_row * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dim_mask
-    )
+    tl.store(out_ptr + out_row * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dim_mask)
     tl.store(lse_ptr + out_row, lse * 0.6931471805599453)
 
 

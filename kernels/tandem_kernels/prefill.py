@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Attention of a ragged batch of prompt chunks over the paged KV cache.
 
 The formula is that of paged_decode. Sequence s owns query rows query_start_loc[s] ..
@@ -143,7 +143,7 @@ def _attend_fused(query, keys, values, scale, window, soft_cap):
     rows, length = query.shape[2], keys.shape[2]
     shape = (keys.shape[0], query.shape[1], *keys.shape[2:])
     causal = rows == length and window is None
-    mask = None if causal or rows == 1 and window is None else _mask(
+    mask = None if causal or (rows == 1 and window is None) else _mask(
         rows, length, length - rows, window
     )  # fmt: skip
     return functional.scaled_dot_product_attention(
@@ -234,14 +234,12 @@ def _attend_tiles(
             )
         else:
             v = tl.load(v_ptr + block * stride_vb + v_offset, mask=dim_mask[None, :], other=0.0)
-        highest, total, acc = accumulate(
-            scores, v.to(q.dtype), highest, total, acc, PRECISION
-        )
+        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
         block = next_block
     return highest, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "stride_table"])
 def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, start_loc_ptr, seq_lens_ptr, k_scale_ptr, v_scale_ptr,
     out_ptr, lse_ptr, num_seqs, scale, cap,

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Per-head RMSNorm of Q and K, rotary embedding, and the write of K and V into the paged cache.
 
     q' = rope(norm(q) * q_weight),  k' = rope(norm(k) * k_weight)
@@ -63,9 +63,8 @@ def qk_norm_rope_write(
     page scoring; the engine resets a block's bounds with `quest.reset_page_bounds` when it
     allocates the block. Raises KernelArgumentError.
     """
-    num_tokens, num_heads, head_dim = _check(
-        q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache
-    )
+    _check(q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache)
+    head_dim = q.shape[2]
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
         if weight is not None:
             check_shape(name, weight, (head_dim,), "(head_dim,)")
@@ -212,7 +211,6 @@ def _check(q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache):
         k_cache=k_cache,
         v_cache=v_cache,
     )
-    return num_tokens, num_heads, head_dim
 
 
 # Heads per program and warps. Untuned.
@@ -327,9 +325,10 @@ def _kernel(
             if HAS_V_SCALE:
                 v_scale = tl.load(v_scale_ptr + head, mask=head_mask, other=1.0)
             kind = k_cache_ptr.dtype.element_ty
-            target = k_cache_ptr + (block * stride_kcb + head * stride_kch + offset * stride_kct)[
-                :, None
-            ]
+            target = (
+                k_cache_ptr
+                + (block * stride_kcb + head * stride_kch + offset * stride_kct)[:, None]
+            )
             first = _to_cache(first, k_scale, LIMIT, HAS_K_SCALE)
             second = _to_cache(second, k_scale, LIMIT, HAS_K_SCALE)
             rest = _to_cache(rest, k_scale, LIMIT, HAS_K_SCALE)
@@ -345,9 +344,10 @@ def _kernel(
                 other=0.0,
             ).to(tl.float32)
             v = _to_cache(v, v_scale, LIMIT, HAS_V_SCALE)
-            target = v_cache_ptr + (block * stride_vcb + head * stride_vch + offset * stride_vct)[
-                :, None
-            ]
+            target = (
+                v_cache_ptr
+                + (block * stride_vcb + head * stride_vch + offset * stride_vct)[:, None]
+            )
             tl.store(target + dims[None, :], v.to(kind), mask=dim_mask)
 
 

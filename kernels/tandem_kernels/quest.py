@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Page scoring and attention over a page list (Quest, Tang et al. 2024, sections 3.2 and 3.3).
 
     score[s, h, page] = max over query heads of h of  sum_d max(q_d * key_min_d, q_d * key_max_d)
@@ -60,7 +60,8 @@ def page_scores(
     """Upper bounds of attention scores per page `(num_seqs, num_kv_heads, max_blocks)` float32."""
     check_shape("q", q, (None, None, None), "(num_seqs, num_heads, head_dim)")
     check_dtype("q", q, FLOAT_DTYPES)
-    check_shape("key_min", key_min, (None, None, q.shape[2]), "(num_blocks, num_kv_heads, head_dim)")
+    wanted = (None, None, q.shape[2])
+    check_shape("key_min", key_min, wanted, "(num_blocks, num_kv_heads, head_dim)")
     check_shape("key_max", key_max, tuple(key_min.shape), "the shape of key_min")
     check_dtype("key_min", key_min, (torch.float32, torch.float64))
     check_heads(q.shape[1], key_min.shape[1])
@@ -86,7 +87,7 @@ def page_scores_reference(
 ) -> torch.Tensor:
     """The formula in torch over padded block tables."""
     compute = compute_dtype or compute_dtype_of(q, key_min)
-    num_seqs, num_heads, head_dim = q.shape
+    num_seqs, _, head_dim = q.shape
     num_kv_heads = key_min.shape[1]
     used, blocks = _used_blocks(block_tables, seq_lens)
     low, high = (bound[blocks].to(compute).transpose(1, 2) for bound in (key_min, key_max))
@@ -210,7 +211,7 @@ _NUM_WARPS = 4
 _NUM_STAGES = 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_blocks", "stride_table"])
 def _scores_kernel(
     q_ptr, key_min_ptr, key_max_ptr, table_ptr, seq_lens_ptr, out_ptr, max_blocks,
     stride_qs, stride_qh, stride_table,
@@ -239,7 +240,11 @@ def _scores_kernel(
     tl.store(out, best, mask=page < max_blocks)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "list_size", "tiles_per_split", "stride_table", "stride_list_seq", "stride_list_head",
+    ]
+)  # fmt: skip
 def _list_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr, list_ptr, count_ptr,
     partial_out_ptr, partial_lse_ptr, list_size, tiles_per_split, scale, cap,
@@ -311,9 +316,7 @@ def _list_kernel(
         scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
         scores = cap_scores(scores, cap, HAS_CAP)
         scores = tl.where(visible[None, :], scores, float("-inf"))
-        highest, total, acc = accumulate(
-            scores, v.to(q.dtype), highest, total, acc, PRECISION
-        )
+        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     base = tl.where(highest == float("-inf"), 0.0, highest)
     lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
@@ -323,7 +326,7 @@ def _list_kernel(
     tl.store(partial_lse_ptr + row, lse, mask=m_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_kernel(
     out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, splits,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Penalties, temperature, min-p, top-k, top-p and a Gumbel-max draw from each row of logits.
 
 Per row, in this order:
@@ -24,6 +24,7 @@ Bytes moved: the logits once without filters; with top-k or top-p the later pass
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -92,7 +93,7 @@ def sample(
     check_dtype("logits", logits, FLOAT_DTYPES)
     num_rows, vocab = logits.shape
     check(vocab > 0, "logits has an empty vocabulary")
-    rows = {
+    rows: dict[str, Any] = {
         "temperature": temperature,
         "seeds": seeds,
         "positions": positions,
@@ -103,7 +104,7 @@ def sample(
         "frequency_penalty": frequency_penalty,
         "presence_penalty": presence_penalty,
     }
-    planes = {
+    planes: dict[str, Any] = {
         "prompt_mask": prompt_mask,
         "output_counts": output_counts,
         "logit_bias": logit_bias,
@@ -554,7 +555,7 @@ def _draw_kernel(
         tl.store(total_ptr + at, tl.sum(tl.exp(raw - base), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks"])
 def _pick_kernel(
     best_ptr, index_ptr, raw_ptr, highest_ptr, total_ptr, token_ptr, logprob_ptr, num_chunks,
     LOGPROBS: tl.constexpr, BLOCK: tl.constexpr,

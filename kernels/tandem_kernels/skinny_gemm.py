@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Linear layer for a few rows: y = x @ w.T + bias with w in bf16, fp16, int8, int4 or fp8.
 
 Shapes: x `(m, k)` with m up to 64; w `(n, k)` or packed int4 `(n, k / 2)` (see quantize);
@@ -133,7 +133,7 @@ TUNING: dict[str, dict[str, int]] = {
 DEFAULT_TUNING = {"block_n": 64, "block_k": 64, "num_warps": 4, "num_stages": 2, "programs": 2}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "tiles_per_split"])
 def _kernel(
     x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, partial_ptr,
     m, n, k, tiles_per_split, stride_x, stride_weight, stride_scales,
@@ -202,7 +202,7 @@ def _kernel(
         tl.store(partial_ptr + split.to(tl.int64) * m * n + offset, acc, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "splits"])
 def _reduce_kernel(
     partial_ptr, bias_ptr, out_ptr, m, n, splits,
     HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
@@ -212,7 +212,7 @@ def _reduce_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < n
     acc = tl.zeros((BLOCK,), tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         at = (split * m + row).to(tl.int64) * n
         acc += tl.load(partial_ptr + at + column, mask=mask, other=0.0)
     if HAS_BIAS:

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """SnapKV scoring: which prompt keys the last queries look at (Li et al. 2024, section 4).
 
     votes[s, h, j] = sum over window rows r and query heads of h of softmax_j(scale * q[r] . k[j])
@@ -50,7 +50,7 @@ def snapkv_votes_reference(
 ) -> torch.Tensor:
     """The formula in torch over padded block tables."""
     compute = compute_dtype or compute_dtype_of(q, k_cache)
-    num_seqs, window, num_heads, head_dim = q.shape
+    num_seqs, window, _, head_dim = q.shape
     num_kv_heads = k_cache.shape[1]
     _, blocks = _used_blocks(block_tables, seq_lens)
     keys = k_cache[blocks].to(compute).transpose(1, 2).flatten(2, 3)
@@ -81,14 +81,14 @@ def pool_votes(votes: torch.Tensor, kernel_size: int = 7) -> torch.Tensor:
 _NUM_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"])
 def _votes_kernel(
     q_ptr, k_ptr, table_ptr, seq_lens_ptr, lse_ptr, out_ptr, scale,
     stride_qs, stride_qr, stride_qh, stride_kb, stride_kh, stride_kt, stride_table,
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Votes for the 64 keys of one block: the window's probabilities, summed over rows and heads."""
+    """Votes for the 64 keys of one block: the window's probabilities over rows and heads."""
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     tile = tl.program_id(2)
@@ -103,7 +103,10 @@ def _votes_kernel(
     dims = tl.arange(0, BLOCK_D)
     dim_mask = dims < HEAD_DIM
     k = tl.load(
-        k_ptr + block * stride_kb + kv_head * stride_kh + (tl.arange(0, 64) * stride_kt)[None, :]
+        k_ptr
+        + block * stride_kb
+        + kv_head * stride_kh
+        + (tl.arange(0, 64) * stride_kt)[None, :]
         + dims[:, None],
         mask=dim_mask[:, None] & counted[None, :],
         other=0.0,
@@ -112,8 +115,7 @@ def _votes_kernel(
     for g in range(GROUP):
         head = kv_head * GROUP + g
         q = tl.load(
-            q_ptr + seq * stride_qs + (row * stride_qr)[:, None] + head * stride_qh
-            + dims[None, :],
+            q_ptr + seq * stride_qs + (row * stride_qr)[:, None] + head * stride_qh + dims[None, :],
             mask=row_mask[:, None] & dim_mask[None, :],
             other=0.0,
         )

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
 """Centroid look-up and sparse attention over a fixed context (Squeezed Attention, Hooper et al.
 2024, sections 3.1 and 3.2).
 
@@ -101,7 +101,7 @@ def centroid_weights_reference(
 ) -> torch.Tensor:
     """The formula in torch."""
     compute = compute_dtype or compute_dtype_of(q, centroids)
-    num_seqs, num_heads, head_dim = q.shape
+    num_seqs, _, head_dim = q.shape
     query = q.to(compute).view(num_seqs, centroids.shape[0], -1, head_dim)
     scores = torch.matmul(query * scale, centroids.to(compute).transpose(1, 2))
     sizes = cluster_sizes.to(compute)[None, :, None]

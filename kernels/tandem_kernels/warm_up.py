@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from . import kv_blocks, quest
-from .checks import BLOCK_SIZE
+from .checks import BLOCK_SIZE, FP8_DTYPES
 from .paged_decode import paged_decode_attention
 from .prefill import prefill_attention
 from .qk_norm_rope import qk_norm_rope_write
@@ -45,7 +47,6 @@ class EngineShapes:
     sliding_window: int | None = None
     soft_cap: float | None = None
     query_rows: tuple[int, ...] = (1,)
-    max_num_seqs: int = 64
     skinny_linears: tuple[tuple[int, int], ...] = ()
     page_scoring: bool = False
     device: str = "cuda"
@@ -54,7 +55,9 @@ class EngineShapes:
 def warm_up(config: EngineShapes) -> dict[str, float]:
     """Run every variant once; return seconds per variant, in order. A CPU device runs references.
 
-    Call it on the stream and device that will serve, before CUDA graphs are captured.
+    Call it on the stream and device that will serve, before CUDA graphs are captured. Batch sizes
+    and table widths do not make variants (the kernels do not specialise on them); tensors that
+    do not start on 16 bytes do, so an engine should slice its buffers at such boundaries.
     """
     seconds: dict[str, float] = {}
     for name, launch in _variants(config):
@@ -67,109 +70,113 @@ def warm_up(config: EngineShapes) -> dict[str, float]:
 
 
 def _variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
-    def zeros(*shape: int, dtype: torch.dtype = config.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=config.device)
-
-    kv_dtype = config.kv_dtype or config.dtype
-    fp8 = kv_dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
-    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    cache_shape = (2, kv_heads, BLOCK_SIZE, dim)
-    k_cache, v_cache = zeros(*cache_shape, dtype=kv_dtype), zeros(*cache_shape, dtype=kv_dtype)
-    scales = zeros(kv_heads, dtype=torch.float32) + 1 if fp8 else None
-    scale = dim**-0.5
-
-    # 1, 2 and many rows: Triton specialises a kernel for an integer argument equal to 1.
-    for rows in (1, 2, 16):
-        x = zeros(rows, config.hidden_size)
-        weight = zeros(config.hidden_size)
-        yield f"add_rms_norm rows={rows}", lambda x=x, w=weight: add_rms_norm(x, None, w, 1e-6)
-        yield f"add_rms_norm residual rows={rows}", lambda x=x, w=weight: (
-            add_rms_norm(x, x, w, 1e-6)
-        )
-        gate_up = zeros(rows, 2 * config.intermediate_size)
-        yield f"swiglu rows={rows}", lambda g=gate_up: swiglu(g)
-
-    rotary = config.rotary_dim or dim
-    norm_weight = zeros(dim) if config.qk_norm else None
-    bounds = zeros(2, kv_heads, dim, dtype=torch.float32) if config.page_scoring else None
-    for tokens in (1, 2, 16):
-        yield f"qk_norm_rope_write tokens={tokens}", lambda tokens=tokens: qk_norm_rope_write(
-            zeros(tokens, heads, dim),
-            zeros(tokens, kv_heads, dim),
-            zeros(tokens, kv_heads, dim),
-            positions=zeros(tokens, dtype=torch.int64),
-            cos_sin_cache=zeros(16, rotary, dtype=torch.float32),
-            slot_mapping=torch.arange(tokens, device=config.device),
-            k_cache=k_cache,
-            v_cache=v_cache,
-            q_weight=norm_weight,
-            k_weight=norm_weight,
-            k_scale=scales,
-            v_scale=scales,
-            key_min=bounds,
-            key_max=bounds,
-        )
-
-    for num_seqs in (1, 2, 16):
-        tables = zeros(num_seqs, 2, dtype=torch.int32)
-        lens = zeros(num_seqs, dtype=torch.int32) + 32
-        for rows in config.query_rows:
-            yield f"paged_decode rows={rows} seqs={num_seqs}", lambda n=num_seqs, r=rows, t=tables, lens=lens: (
-                paged_decode_attention(
-                    zeros(n, r, heads, dim), k_cache, v_cache, t, lens, scale=scale,
-                    sliding_window=config.sliding_window, soft_cap=config.soft_cap,
-                    k_scale=scales, v_scale=scales,
-                )
-            )  # fmt: skip
-        starts = torch.arange(0, 4 * num_seqs + 1, 4, dtype=torch.int32, device=config.device)
-        yield f"prefill seqs={num_seqs}", lambda n=num_seqs, s=starts, t=tables, lens=lens: (
-            prefill_attention(
-                zeros(4 * n, heads, dim), k_cache, v_cache, t, s, lens, scale=scale,
-                sliding_window=config.sliding_window, soft_cap=config.soft_cap,
-                k_scale=scales, v_scale=scales,
-            )
-        )  # fmt: skip
-        if config.page_scoring:
-            q = zeros(num_seqs, heads, dim)
-            pages = zeros(num_seqs, kv_heads, 1, dtype=torch.int32)
-            yield f"page_scores seqs={num_seqs}", lambda q=q, t=tables, lens=lens: (
-                quest.page_scores(q, bounds, bounds, t, lens)
-            )
-            yield f"page_list_attention seqs={num_seqs}", lambda q=q, t=tables, lens=lens, p=pages: (
-                quest.page_list_attention(q, k_cache, v_cache, t, lens, p, scale=scale)
-            )
-
+    yield from _elementwise_variants(config)
+    yield from _attention_variants(config)
     yield from _sampler_variants(config)
     for n, k in config.skinny_linears:
-        weight = zeros(n, k)
-        for rows in (1, 16, 32, 64):
-            yield f"skinny_gemm {n}x{k} rows={rows}", lambda w=weight, r=rows, k=k: (
-                skinny_gemm(zeros(r, k), w)
-            )
+        weight = _zeros(config, n, k)
+        for rows in (16, 32, 64):
+            x = _zeros(config, rows, k)
+            yield f"skinny_gemm {n}x{k} rows={rows}", partial(skinny_gemm, x, weight)
+    cache = _zeros(config, *_cache_shape(config), dtype=config.kv_dtype or config.dtype)
     ids = torch.zeros(1, dtype=torch.int64, device=config.device)
-    yield "kv_block_gather", lambda: kv_blocks.kv_block_gather(k_cache, ids)
-    yield "kv_block_scatter", lambda: kv_blocks.kv_block_scatter(
-        kv_blocks.kv_block_gather(k_cache, ids), k_cache, ids
+    yield "kv_block_gather", partial(kv_blocks.kv_block_gather, cache, ids)
+    yield "kv_block_scatter", partial(kv_blocks.kv_block_scatter, cache[:1].clone(), cache, ids)
+    yield "kv_block_copy", partial(kv_blocks.kv_block_copy, cache, ids, ids + 1)
+
+
+def _zeros(config: EngineShapes, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype or config.dtype, device=config.device)
+
+
+def _cache_shape(config: EngineShapes) -> tuple[int, int, int, int]:
+    return (2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+
+
+def _elementwise_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
+    x, weight = _zeros(config, 2, config.hidden_size), _zeros(config, config.hidden_size)
+    yield "add_rms_norm", partial(add_rms_norm, x, None, weight, 1e-6)
+    yield "add_rms_norm residual", partial(add_rms_norm, x, x, weight, 1e-6)
+    yield "swiglu", partial(swiglu, _zeros(config, 2, 2 * config.intermediate_size))
+
+
+def _attention_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
+    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+    int32, float32 = torch.int32, torch.float32
+    kv_dtype = config.kv_dtype or config.dtype
+    k_cache = _zeros(config, *_cache_shape(config), dtype=kv_dtype)
+    v_cache = k_cache.clone()
+    scales = None
+    if kv_dtype in FP8_DTYPES:
+        scales = torch.ones(kv_heads, dtype=float32, device=config.device)
+    norm = _zeros(config, dim) if config.qk_norm else None
+    bounds = _zeros(config, 2, kv_heads, dim, dtype=float32)
+    kept_bounds = bounds if config.page_scoring else None
+
+    fused = _zeros(config, 2, heads + 2 * kv_heads, dim)
+    q, k, v = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
+    yield "qk_norm_rope_write", partial(
+        qk_norm_rope_write, q, k, v,
+        positions=_zeros(config, 2, dtype=torch.int64),
+        cos_sin_cache=_zeros(config, 16, config.rotary_dim or dim, dtype=float32),
+        slot_mapping=torch.arange(2, device=config.device),
+        k_cache=k_cache, v_cache=v_cache, q_weight=norm, k_weight=norm,
+        k_scale=scales, v_scale=scales, key_min=kept_bounds, key_max=kept_bounds,
+    )  # fmt: skip
+
+    tables = _zeros(config, 2, 2, dtype=int32)
+    lens = _zeros(config, 2, dtype=int32) + 32
+    starts = torch.tensor([0, 4, 8], dtype=int32, device=config.device)
+    options: dict[str, Any] = {
+        "scale": dim**-0.5,
+        "sliding_window": config.sliding_window,
+        "soft_cap": config.soft_cap,
+        "k_scale": scales,
+        "v_scale": scales,
+    }
+    for rows in config.query_rows:
+        q = _zeros(config, 2, rows, heads, dim)
+        launch = partial(paged_decode_attention, q, k_cache, v_cache, tables, lens, **options)
+        yield f"paged_decode_attention rows={rows}", launch
+    q = _zeros(config, 8, heads, dim)
+    yield (
+        "prefill_attention",
+        partial(prefill_attention, q, k_cache, v_cache, tables, starts, lens, **options),
     )
-    yield "kv_block_copy", lambda: kv_blocks.kv_block_copy(k_cache, ids, ids + 1)
+    if config.page_scoring:
+        q = _zeros(config, 2, heads, dim)
+        pages = _zeros(config, 2, kv_heads, 1, dtype=int32)
+        yield "page_scores", partial(quest.page_scores, q, bounds, bounds, tables, lens)
+        yield (
+            "page_list_attention",
+            partial(
+                quest.page_list_attention, q, k_cache, v_cache, tables, lens, pages, scale=dim**-0.5
+            ),
+        )
 
 
 def _sampler_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
-    for rows in (1, 2, 16):
-        logits = torch.zeros(rows, config.vocab_size, dtype=config.dtype, device=config.device)
-        row = torch.ones(rows, dtype=torch.float32, device=config.device)
-        seeds = torch.zeros(rows, dtype=torch.int64, device=config.device)
-        counts = torch.zeros(rows, config.vocab_size, dtype=torch.int32, device=config.device)
-        penalties = {
-            "repetition_penalty": row,
-            "frequency_penalty": row,
-            "presence_penalty": row,
-            "output_counts": counts,
-            "prompt_mask": counts.bool(),
-        }
-        filters = {"top_k": seeds + 5, "top_p": row, "min_p": row}
-        for name, options in (("plain", {}), ("filters", filters), ("all", filters | penalties)):
-            for logprobs in (False, True):
-                yield f"sample {name} rows={rows} logprobs={logprobs}", lambda o=options, x=logits, t=row, s=seeds, want=logprobs: (
-                    sample(x, temperature=t, seeds=s, positions=s, return_logprobs=want, **o)
-                )  # fmt: skip
+    logits = _zeros(config, 2, config.vocab_size)
+    row = torch.ones(2, dtype=torch.float32, device=config.device)
+    ids = torch.zeros(2, dtype=torch.int64, device=config.device)
+    counts = _zeros(config, 2, config.vocab_size, dtype=torch.int32)
+    penalties = {
+        "repetition_penalty": row,
+        "frequency_penalty": row,
+        "presence_penalty": row,
+        "output_counts": counts,
+        "prompt_mask": counts.bool(),
+    }
+    filters = {"top_k": ids + 5, "top_p": row, "min_p": row}
+    steps: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "filters": filters,
+        "penalties": penalties,
+        "all": filters | penalties,
+    }
+    for name, options in steps.items():
+        for logprobs in (False, True):
+            yield f"sample {name} logprobs={logprobs}", partial(
+                sample, logits, temperature=row, seeds=ids, positions=ids,
+                return_logprobs=logprobs, **options,
+            )  # fmt: skip

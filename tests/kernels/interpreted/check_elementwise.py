@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+
 from tandem_kernels import (
     add_rms_norm,
     kv_block_copy,

@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+
 from tandem_kernels import paged_decode
 from tandem_kernels.paged_decode import paged_decode_attention, paged_decode_attention_reference
 

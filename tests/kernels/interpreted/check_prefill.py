@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+
 from tandem_kernels import prefill
 from tandem_kernels.prefill import prefill_attention, prefill_attention_reference
 

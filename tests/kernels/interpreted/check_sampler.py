@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+
 from tandem_kernels import sample, sampler
 from tandem_kernels.dispatch import tl, triton
 from tandem_kernels.sampler import _gumbel, gumbel_noise, sample_reference

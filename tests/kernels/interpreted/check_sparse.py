@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+
 from tandem_kernels import (
     centroid_weights,
     cluster_keys,
@@ -102,9 +103,7 @@ def check_squeezed_attention_over_a_fixed_context(dtype):
     chosen = select_keys(weights, cluster_of_key, cache[3], 128, threshold=1 / context)
     arguments = (q, *cache[:3], *chosen)
 
-    out, lse = key_list_attention(
-        q, *cache, *chosen, scale=0.125, return_lse=True
-    )
+    out, lse = key_list_attention(q, *cache, *chosen, scale=0.125, return_lse=True)
 
     exact = key_list_attention_reference(*map(harness.wide, arguments), scale=0.125)
     torchs = key_list_attention_reference(
