@@ -168,7 +168,8 @@ def _tensors(header: dict[str, Any], data: bytes, start: int) -> Arrays:
         dtype = _DTYPES.get(str(entry.get("dtype")))
         shape = entry.get("shape")
         if dtype is None:
-            raise ArtifactError(f"tensor {name[:80]!r} has the type {entry.get('dtype')!r}; damaged")
+            kind = str(entry.get("dtype"))[:40]
+            raise ArtifactError(f"tensor {name[:80]!r} has the unknown type {kind!r}: damaged")
         if (
             not isinstance(shape, list)
             or len(shape) > 3

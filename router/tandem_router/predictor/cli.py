@@ -1,12 +1,13 @@
-"""The commands ``train``, ``evaluate`` and ``score``; everything heavy is imported when one runs."""
+"""The commands ``train``, ``evaluate`` and ``score``; what is heavy is imported when one runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tandem_router.predictor.errors import PredictorError
 
@@ -183,21 +184,27 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(name: str) -> Any:
+def _prompts(name: str) -> Iterator[str]:
     from tandem_router.predictor.errors import DataError
 
     try:
-        stream = sys.stdin.buffer if name == "-" else Path(name).open("rb")
+        if name == "-":
+            yield from _prompts_of(sys.stdin.buffer)
+        else:
+            with Path(name).open("rb") as stream:
+                yield from _prompts_of(stream)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror}") from error
-    with stream:
-        for raw in stream:
-            line = raw.decode("utf-8", "replace").rstrip("\r\n")
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = line
-            prompt = value.get("prompt") if isinstance(value, dict) else value
-            yield prompt if isinstance(prompt, str) else line
+
+
+def _prompts_of(stream: BinaryIO) -> Iterator[str]:
+    for raw in stream:
+        line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = line
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        yield prompt if isinstance(prompt, str) else line

@@ -164,7 +164,7 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
             if len(numbers) > 1:
                 samples[tier] = numbers
     if need_quality and not quality:
-        raise DataError("has no label under `quality`, like {\"small\": 1, \"large\": 0.5}")
+        raise DataError('has no label under `quality`, like {"small": 1, "large": 0.5}')
     tokens: dict[str, float] = {}
     for tier, given in _mapping(value, "output_tokens").items():
         if given is None:

@@ -1,4 +1,4 @@
-"""The exceptions of the predictor: each message names the thing, its value, the rule, the way out."""
+"""The predictor's exceptions: each message names the thing, its value, the rule, the way out."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def label_groups(targets: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
             yield np.array(group), rows
 
 
-class Tfidf(TransformerMixin, BaseEstimator):
+class Tfidf(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Unit-length TF-IDF rows over the n-grams worth keeping.
 
     Parameters
@@ -157,12 +157,10 @@ class Tfidf(TransformerMixin, BaseEstimator):
 
     def export(self, coef: npt.NDArray[Any], intercept: FloatArray, logistic: bool) -> TextLinear:
         low, high = WORD_NGRAMS if self.kind == "word" else CHAR_NGRAMS
-        return TextLinear(
-            self.kind, low, high, logistic, self.keys_, self.idf_, coef, intercept
-        )
+        return TextLinear(self.kind, low, high, logistic, self.keys_, self.idf_, coef, intercept)
 
 
-class TextView(RegressorMixin, BaseEstimator):
+class TextView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Logistic or ridge regression on the TF-IDF weights of hashed word or character n-grams.
 
     Parameters
@@ -237,7 +235,7 @@ class TextView(RegressorMixin, BaseEstimator):
         )
 
 
-class HandView(RegressorMixin, BaseEstimator):
+class HandView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Ridge regression on standardised hand features and their squares.
 
     `columns` restricts it to some features by name: ``("log_chars",)`` is the prompt-length
@@ -278,7 +276,7 @@ class HandView(RegressorMixin, BaseEstimator):
         return HandLinear(self.mean_, self.scale_, self.coef_, self.intercept_)
 
 
-class TreeView(RegressorMixin, BaseEstimator):
+class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Extremely randomised trees over the hand features, all columns in one forest.
 
     A shared forest splits where the columns differ, which is what a gain needs: on the 14-task
@@ -366,9 +364,7 @@ class TreeView(RegressorMixin, BaseEstimator):
         return topics, export_trees(trees, np.zeros(self.num_outputs_))
 
 
-def export_trees(
-    trees: Sequence[tuple[Any, IntArray, float]], base: FloatArray
-) -> Trees:
+def export_trees(trees: Sequence[tuple[Any, IntArray, float]], base: FloatArray) -> Trees:
     """scikit-learn trees as one array forest; each with its output columns and its weight."""
     roots: list[int] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {
@@ -407,7 +403,7 @@ def floor32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     ).astype(np.float32)
 
 
-class NonNegativeStack(RegressorMixin, BaseEstimator):
+class NonNegativeStack(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Least squares with weights >= 0, pulled towards a prior (Breiman 1996, stacked regressions).
 
     Parameters
@@ -416,9 +412,7 @@ class NonNegativeStack(RegressorMixin, BaseEstimator):
     prior : weight per column the data has to argue against; uniform, summing to one, where absent.
     """
 
-    def __init__(
-        self, strength: float = 300.0, prior: tuple[float, ...] | None = None
-    ) -> None:
+    def __init__(self, strength: float = 300.0, prior: tuple[float, ...] | None = None) -> None:
         self.strength = strength
         self.prior = prior
 
@@ -446,7 +440,7 @@ class NonNegativeStack(RegressorMixin, BaseEstimator):
         return np.asarray(X @ self.coef_ + self.intercept_)
 
 
-class MonotoneCalibrator(RegressorMixin, BaseEstimator):
+class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Isotonic regression summarised by a few knots and shrunk towards the mean.
 
     Plain isotonic steps tie neighbouring scores and overfit the ends; averaging the fit within

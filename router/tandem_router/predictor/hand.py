@@ -60,7 +60,7 @@ _WORD_SETS: dict[str, frozenset[str]] = {
     "which": frozenset(["which", "following", "best", "describes", "correct", "answer"]),
     "how": frozenset(["how", "many", "much"]),
     "why": frozenset(["why", "because", "reason", "cause", "causes", "due"]),
-    "money": frozenset("$ dollar dollars cost costs price pays paid earn earns cents money".split()),
+    "money": frozenset("dollar dollars cost costs price pays paid earn earns cents money".split()),
     "person": frozenset("he she his her him they their them i you your my we our".split()),
     "common": frozenset(
         "the of and to a in is that for it as was with be by on are at this from or an which "

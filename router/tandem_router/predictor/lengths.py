@@ -111,4 +111,4 @@ class _Heads:
 
     def predict(self, corpus: Corpus) -> FloatArray:
         boosted = np.stack([model.predict(corpus.hand) for model in self.models], axis=1)
-        return self.linear.predict(corpus) + boosted
+        return np.asarray(self.linear.predict(corpus) + boosted)

@@ -20,7 +20,8 @@ from tandem_router.predictor.model import FloatArray
 class Curve:
     """Mean quality against the share of calls sent to the second tier of a pair.
 
-    `share` and `quality` have num_rows + 1 points; `share[0] = 0` is all-first, the last all-second.
+    `share` and `quality` have num_rows + 1 points, from all calls to the first tier to all to the
+    second.
     """
 
     share: FloatArray
@@ -101,9 +102,7 @@ def pinball(predicted: FloatArray, actual: FloatArray, quantile: float) -> float
     return float(np.mean(np.maximum(quantile * error, (quantile - 1.0) * error)))
 
 
-def resamples(
-    groups: npt.NDArray[Any], repeats: int, seed: int
-) -> Iterator[npt.NDArray[np.int64]]:
+def resamples(groups: npt.NDArray[Any], repeats: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     """Row indices of bootstrap samples that draw whole groups with replacement."""
     generator = np.random.default_rng(seed)
     order = np.argsort(groups, kind="stable")
@@ -114,9 +113,7 @@ def resamples(
         yield order[drawn] if alone else np.concatenate([members[i] for i in drawn])
 
 
-def interval(
-    values: Sequence[float | None], level: float = 0.95
-) -> tuple[float, float] | None:
+def interval(values: Sequence[float | None], level: float = 0.95) -> tuple[float, float] | None:
     """The percentile interval, or None where most samples have no value."""
     known = [value for value in values if value is not None]
     if len(known) < 2 or len(known) < len(values) / 2:

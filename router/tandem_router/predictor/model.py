@@ -57,7 +57,9 @@ class TextLinear:
         else:
             norm = float(np.sqrt(weights @ weights))
             linear = self.intercept + (weights / norm) @ self.coef[known].astype(np.float64)
-        return 1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))) if self.logistic else linear
+        if not self.logistic:
+            return linear
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))))
 
     def weigh(
         self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]
@@ -137,7 +139,8 @@ class Trees:
     depth: int
 
     def __call__(self, row: FloatArray) -> FloatArray:
-        return self.base + self.value[self.leaves(row)].sum(axis=0, dtype=np.float64)
+        total = self.value[self.leaves(row)].sum(axis=0, dtype=np.float64)
+        return np.asarray(self.base + total)
 
     def leaves(self, row: FloatArray) -> npt.NDArray[np.int32]:
         node = self.root
@@ -270,9 +273,7 @@ def round_topics(values: FloatArray) -> FloatArray:
     return np.asarray(np.round(values * 4096.0) / 4096.0)
 
 
-def need(
-    arrays: Arrays, name: str, dtype: Any, shape: tuple[int | None, ...]
-) -> npt.NDArray[Any]:
+def need(arrays: Arrays, name: str, dtype: Any, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
     """The tensor `name`, which must have this type and shape (None: any size)."""
     array = arrays.get(name)
     if array is None:
@@ -290,6 +291,4 @@ def need(
 
 def scoped(arrays: Arrays, prefix: str) -> Arrays:
     """The tensors under `prefix`, without it."""
-    return {
-        name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)
-    }
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}

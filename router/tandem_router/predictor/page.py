@@ -94,7 +94,7 @@ def _pair(name: str, pair: Report) -> list[str]:
             ),
         ]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
-        out.append(f'<tr{" class=own" if method == PREDICTOR else ""}>{row}</tr>')
+        out.append(f"<tr{' class=own' if method == PREDICTOR else ''}>{row}</tr>")
     out.append("</table></div>")
     return out
 

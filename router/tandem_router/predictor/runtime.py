@@ -257,9 +257,7 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
     if kind == "hand":
         return _View(name, None, HandLinear.build(arrays, len(hand.NAMES), num_outputs))
     if kind != "trees":
-        raise ArtifactError(
-            f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged"
-        )
+        raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
     described = meta.get("topics")
     if described is None:
         return _View(name, None, Trees.build(arrays, len(hand.NAMES), num_outputs))

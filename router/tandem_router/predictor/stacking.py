@@ -45,7 +45,7 @@ class Layout:
     def average(self) -> FloatArray:
         """Weights ``(num_views,)`` of the plain average."""
         inside = np.array([name in self.core for name in self.views], dtype=float)
-        return inside / inside.sum()
+        return np.asarray(inside / inside.sum())
 
     def pair_output(self, index: int) -> int | None:
         """The output that learned the pair's own label, if there is one."""
@@ -86,9 +86,7 @@ class Stack:
         return arrays
 
 
-def fit(
-    oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layout: Layout
-) -> Stack:
+def fit(oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layout: Layout) -> Stack:
     """The stack for all rows; `labels` may hold NaN."""
     num_tiers, num_views, num_outputs = len(layout.tiers), *oof.shape[1:]
     quality = np.zeros((num_tiers, num_views, num_outputs))
@@ -155,7 +153,7 @@ def _fit_gain(
     columns = [name for name in directions if name not in ("average", "first tier wrong")]
     columns.append("first tier wrong")
     matrix = np.stack([scores[name] for name in columns], axis=1)
-    prior = tuple([*layout.average.tolist(), 0.0])
+    prior = (*layout.average.tolist(), 0.0)
     honest = np.zeros(len(rows))
     for fold in np.unique(folds[rows]):
         outside = folds[rows] == fold
@@ -185,9 +183,7 @@ def _fit_gain(
     return slope * direction, bias, {name: round(share, 3) for name, share in shares.items()}
 
 
-def _rankings(
-    layout: Layout, index: int, shape: tuple[int, ...]
-) -> dict[str, FloatArray]:
+def _rankings(layout: Layout, index: int, shape: tuple[int, ...]) -> dict[str, FloatArray]:
     """Each competing ranking as weights on the view outputs, in the direction of the gain."""
     first, second = layout.pairs[index]
     own = layout.pair_output(index)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tandem_router.predictor import artifact, evaluation, hand, lengths, stacking, text
 from tandem_router.predictor.artifact import Arrays
@@ -93,16 +93,18 @@ def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
         topic_features = min(topic_features, max(int(part / (8 + 2 * NUM_TOPICS)), 50))
         nodes = part / options.num_trees / (9 + 4 * outputs)
         leaves = max(int(nodes / 2), 4)
-    forest = {
-        "num_trees": options.num_trees,
-        "max_leaf_nodes": leaves,
-        "random_state": options.seed,
-    }
+    num_trees, seed = options.num_trees, options.seed
     return {
         "words": TextView("word", "logistic", 1.0, 2, features),
         "chars": TextView("char", "squared", 10.0, 3, features),
-        "trees": TreeView(0, **forest),
-        "topics": TreeView(NUM_TOPICS, topic_features, **forest),
+        "trees": TreeView(0, num_trees=num_trees, max_leaf_nodes=leaves, random_state=seed),
+        "topics": TreeView(
+            NUM_TOPICS,
+            topic_features,
+            num_trees=num_trees,
+            max_leaf_nodes=leaves,
+            random_state=seed,
+        ),
         "hand": HandView(alpha=30.0),
         "length": HandView(alpha=1.0, columns=("log_chars",)),
     }
@@ -134,9 +136,7 @@ def train(
 def check(dataset: Dataset, options: Options) -> None:
     """Refuses data nothing can be learned from, with the way out."""
     if options.label_form not in LABEL_FORMS:
-        raise DataError(
-            f"label_form={options.label_form!r} is not one of {', '.join(LABEL_FORMS)}"
-        )
+        raise DataError(f"label_form={options.label_form!r} is not one of {', '.join(LABEL_FORMS)}")
     if len(dataset.tiers) < 2:
         raise DataError(
             f"the data grades {len(dataset.tiers)} tier(s) ({', '.join(dataset.tiers) or 'none'}); "
@@ -201,9 +201,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     num_folds = min(options.num_folds, len(np.unique(groups)))
     folds = fold_of(groups, num_folds, options.seed)
     views = default_views(options, len(dataset.tiers))
-    layout = stacking.Layout(
-        dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(outputs)
-    )
+    layout = stacking.Layout(dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(outputs))
 
     oof, unknown = cross_fit(corpus, targets, folds, views, progress)
     progress("weighing the views")
@@ -260,9 +258,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         dataset.tiers,
         oof_quality,
         oof_utility,
-        evaluation.baselines(
-            dataset, dataset.tiers, oof[:, :, : len(dataset.tiers)], names, meta
-        ),
+        evaluation.baselines(dataset, dataset.tiers, oof[:, :, : len(dataset.tiers)], names, meta),
         {},
         np.zeros(len(corpus), dtype=bool),
         folds,
@@ -410,7 +406,7 @@ def _ood_arrays(corpus: Corpus, unknown: FloatArray) -> Arrays:
 
 
 def _reference_arrays(corpus: Corpus, quality: FloatArray, utility: FloatArray) -> Arrays:
-    """Deciles of what can be watched in production, to compare with later (population stability)."""
+    """Deciles of what can be watched in production, to compare with later traffic."""
     grid = np.linspace(0.0, 1.0, 11)
     return {
         "reference/hand": np.quantile(corpus.hand, grid, axis=0),

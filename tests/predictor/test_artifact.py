@@ -1,0 +1,183 @@
+"""An artifact is data: reproducible, checked, and refused with a sentence when it is not right."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tandem_router.predictor import ArtifactError, artifact, data, load, loads, training
+
+
+def test_same_data_and_seed_give_the_same_bytes(
+    dataset: data.Dataset, small_options: training.Options, content: bytes
+) -> None:
+    assert training.train(dataset, small_options).dumps() == content
+
+
+def test_another_seed_gives_another_artifact(dataset: data.Dataset, content: bytes) -> None:
+    options = training.Options(seed=1, num_trees=12, num_folds=2, max_features=3000)
+
+    assert training.train(dataset, options).dumps() != content
+
+
+def test_a_size_limit_is_kept(dataset: data.Dataset) -> None:
+    options = training.Options(num_folds=2, num_trees=20, max_bytes=200_000)
+
+    assert len(training.train(dataset, options).dumps()) <= 200_000
+
+
+def test_it_carries_digest_schema_calibration_and_evaluation(
+    content: bytes, dataset: data.Dataset
+) -> None:
+    meta = artifact.loads(content).meta
+
+    assert meta["data"]["digest"] == dataset.digest
+    assert "log_chars" in meta["features"]
+    assert 0.0 <= meta["evaluation"]["heads"]["small"]["ece"] <= 0.2
+    assert meta["evaluation"]["pairs"]["small -> large"]["methods"]["predictor"]["apgr"] > 0.55
+    assert set(meta["intervals"]) == {"small", "large"}
+
+
+def test_it_holds_no_text_of_the_training_data(content: bytes) -> None:
+    assert b"Norford" not in content
+    assert b"Which crop" not in content
+
+
+def edited(content: bytes, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> bytes:
+    source = artifact.loads(content)
+    meta, arrays = json.loads(json.dumps(source.meta)), dict(source.arrays)
+    change(meta, arrays)
+    return artifact.dumps(meta, arrays)
+
+
+def set_meta(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, np.ndarray]], None]:
+    def change(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        del arrays
+        meta[key] = value
+
+    return change
+
+
+def set_array(
+    name: str, make: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[dict[str, Any], dict[str, np.ndarray]], None]:
+    def change(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        del meta
+        arrays[name] = make(arrays[name])
+
+    return change
+
+
+def drop_array(name: str) -> Callable[[dict[str, Any], dict[str, np.ndarray]], None]:
+    def change(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        del meta
+        del arrays[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_meta("format_version", 99), "another version of Tandem.*train again"),
+        (set_meta("kind", "cake"), "not a predictor"),
+        (set_meta("tiers", []), "tiers are not 1 to"),
+        (set_meta("tiers", ["small", "small"]), "different names"),
+        (set_meta("features", ["length"]), "features differ"),
+        (set_meta("views", [{"type": "eval"}] * 6), "unknown type 'eval'"),
+        (set_meta("views", [{}] * 99), "1 to 16 views"),
+        (set_meta("length_tiers", ["other"]), "unknown tiers"),
+        (set_meta("excerpt", [1, 2]), "another length"),
+        (drop_array("view/0/keys"), "'keys' is missing"),
+        (drop_array("stack/utility"), "'stack/utility' is missing"),
+        (set_array("view/0/keys", lambda a: a[::-1]), "not ascending"),
+        (set_array("view/0/coef", lambda a: a[:, :1]), "expected float32"),
+        (set_array("view/2/left", lambda a: a * 0), "backwards or outside"),
+        (set_array("view/2/right", lambda a: a + 60_000), "backwards or outside"),
+        (set_array("view/2/feature", lambda a: a * 0 + 255), "feature that does not exist"),
+        (set_array("view/2/root", lambda a: a + 1), "roots of the trees"),
+        (set_array("calibration/0/y", lambda a: -a), "not monotone"),
+        (set_array("ood/scale", lambda a: a * 0), "no spread"),
+        (set_array("stack/quality", lambda a: a * np.nan), "NaN or infinity"),
+    ],
+)
+def test_a_wrong_part_is_named(content: bytes, change: Any, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        loads(edited(content, change))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "truncated"),
+        (b"PK\x03\x04 a zip file perhaps", "not an artifact"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "announces a header"),
+        (struct.pack("<Q", 100) + b"{}", "truncated"),
+        (struct.pack("<Q", 2) + b"[]", "not a JSON object"),
+        (struct.pack("<Q", 2) + b"{}", "no `tandem` metadata"),
+        (struct.pack("<Q", 4) + b"\xff\xfe\x00\x00", "not JSON"),
+        (struct.pack("<Q", 100_000) + b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_files_that_are_no_artifact_are_refused(raw: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        loads(raw)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.9999])
+def test_a_truncated_file_is_refused_by_name(content: bytes, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "half.tandem"
+    path.write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(ArtifactError, match=r"half\.tandem: .*(truncated|not an artifact)"):
+        load(path)
+
+
+def test_a_file_too_large_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.tandem"
+    with path.open("wb") as out:
+        out.truncate(artifact.MAX_BYTES + 1)
+
+    with pytest.raises(ArtifactError, match="more than the 20,000,000"):
+        load(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(position=st.integers(0, 3000), value=st.integers(0, 255))
+def test_no_damaged_header_byte_raises_anything_else(
+    content: bytes, position: int, value: int
+) -> None:
+    damaged = bytearray(content)
+    damaged[position] = value
+
+    try:
+        predictor = loads(bytes(damaged))
+    except ArtifactError:
+        return
+    predictor.score("What is 12 + 34?")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.lists(st.integers(-5, 1 << 40), max_size=5),
+    offsets=st.lists(st.integers(-5, 1 << 40), max_size=3),
+    dtype=st.sampled_from(["F32", "U8", "O", "BOOL", 7, None]),
+)
+def test_hostile_tensor_entries_are_refused(shape: list[int], offsets: list[int], dtype: Any) -> None:
+    meta = json.dumps({"format_version": 1, "kind": "predictor"})
+    header = {
+        "__metadata__": {"tandem": meta},
+        "x": {"dtype": dtype, "shape": shape, "data_offsets": offsets},
+    }
+    raw = json.dumps(header).encode()
+
+    with pytest.raises(ArtifactError):
+        loads(struct.pack("<Q", len(raw)) + raw + b"\x00" * 64)

@@ -1,0 +1,168 @@
+"""Reading graded answers: formats, groups, and a sentence for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tandem_router.predictor import DataError, data
+
+GOOD = {"prompt": "What is 2 + 2?", "quality": {"small": 1, "large": 0.5}}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_json_lines_are_read_plain_and_gzipped(write: Callable[..., Path], name: str) -> None:
+    found = data.read([write([GOOD, GOOD], name)])
+
+    assert found.tiers == ("small", "large")
+    np.testing.assert_array_equal(found.quality(), [[1.0, 0.5], [1.0, 0.5]])
+
+
+def test_csv_has_dotted_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        'prompt,quality.small,quality.large,output_tokens.large,task\n"a, b",1,,12,t\nc,0,0.5,,t\n'
+    )
+
+    found = data.read([path])
+
+    assert [row.prompt for row in found.rows] == ["a, b", "c"]
+    np.testing.assert_array_equal(found.quality(), [[1.0, np.nan], [0.0, 0.5]])
+    assert found.rows[0].output_tokens == {"large": 12.0}
+
+
+def test_several_samples_are_kept_and_averaged(write: Callable[..., Path]) -> None:
+    found = data.read([write([{"prompt": "p", "quality": {"small": [1, 0, 1, 1]}}])])
+
+    assert found.rows[0].quality["small"] == 0.75
+    assert found.rows[0].samples["small"] == (1.0, 0.0, 1.0, 1.0)
+
+
+def test_rows_with_the_same_prompt_or_group_share_a_group(write: Callable[..., Path]) -> None:
+    rows = [
+        {**GOOD, "prompt": "a", "group": "x"},
+        {**GOOD, "prompt": "a  ", "group": "y"},
+        {**GOOD, "prompt": "b", "group": "y"},
+        {**GOOD, "prompt": "c"},
+    ]
+
+    groups = data.read([write(rows)]).groups()
+
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"quality": {"small": 1}}, "has no text under `prompt`"),
+        ({"prompt": 7, "quality": {"small": 1}}, "has no text under `prompt`"),
+        ({"prompt": "p"}, "has no label under `quality`"),
+        ({"prompt": "p", "quality": {}}, "has no label under `quality`"),
+        ({"prompt": "p", "quality": 1}, "not an object from tier to value"),
+        ({"prompt": "p", "quality": {"small": 1.5}}, r"quality.small=1.5 is outside 0..1; scale"),
+        ({"prompt": "p", "quality": {"small": -1}}, r"quality.small=-1 is outside 0..1"),
+        ({"prompt": "p", "quality": {"small": "good"}}, "quality.small='good' is not a number"),
+        ({"prompt": "p", "quality": {"s" * 99: 1}}, "tier of 99 characters"),
+        (
+            {"prompt": "p", "quality": {"small": 1}, "output_tokens": {"small": -3}},
+            "output_tokens.small=-3 is not between",
+        ),
+        (["prompt"], "is a list, not an object"),
+    ],
+)
+def test_an_unusable_row_is_named_by_reason(row: Any, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        data.parse(row)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "p", "quality": {"small": NaN}}', "quality.small is nan, not a number"),
+        (b'{"prompt": "p", "quality": {"small": 1e999}}', "quality.small is inf"),
+        (b'{"prompt": "p"', "is not JSON"),
+        (b"\xff\xfe\xfa", "is not"),
+        (b'"just text"', "is text, not an object"),
+        (b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_one_bad_line_in_many_is_left_out_with_its_place(
+    write: Callable[..., Path], line: bytes, reason: str
+) -> None:
+    found = data.read([write([GOOD] * 120 + [line] + [GOOD] * 3)])
+
+    assert len(found.rows) == 123
+    assert found.rejected[0].line == "data.jsonl:121"
+    assert reason in found.rejected[0].reason
+
+
+def test_more_than_one_percent_bad_rows_stops(write: Callable[..., Path]) -> None:
+    path = write([GOOD] * 50 + [{"prompt": "p", "quality": {"small": 2}}])
+
+    with pytest.raises(DataError, match=r"1 of 51 rows .* more than 1%(.|\n)*data.jsonl:51"):
+        data.read([path])
+
+
+def test_a_prompt_beyond_the_limit_is_named() -> None:
+    row = {"prompt": "x" * (data.MAX_PROMPT_CHARS + 1), "quality": {"small": 1}}
+
+    with pytest.raises(DataError, match="10,000,001 characters, more than 10,000,000; cut it"):
+        data.parse(row)
+
+
+def test_binary_in_a_prompt_is_only_text(write: Callable[..., Path]) -> None:
+    found = data.read([write([{**GOOD, "prompt": "\x00\x1b[2J\ud800"}])])
+
+    assert len(found.rows) == 1
+    assert len(found.groups()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "none.jsonl", "does not exist"),
+        (lambda p: p, "cannot read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        data.read([make(tmp_path)])
+
+
+def test_an_empty_file_says_what_was_expected(write: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="holds no rows; expected one JSON object"):
+        data.read([write([])])
+
+
+def test_a_damaged_gzip_file_is_named(write: Callable[..., Path]) -> None:
+    path = write([GOOD] * 500, "rows.jsonl.gz")
+    path.write_bytes(path.read_bytes()[:60])
+
+    with pytest.raises(DataError, match="damaged gzip"):
+        data.read([path])
+
+
+def test_too_many_tiers_are_probably_no_tiers(write: Callable[..., Path]) -> None:
+    rows = [{"prompt": "p", "quality": {f"t{i}": 1 for i in range(20)}}]
+
+    with pytest.raises(DataError, match="names 20 tiers"):
+        data.read([write(rows)])
+
+
+def test_the_digest_is_of_the_content_not_of_the_packing(write: Callable[..., Path]) -> None:
+    plain, packed = write([GOOD], "a.jsonl"), write([GOOD], "a.jsonl.gz")
+
+    assert data.read([plain]).digest == data.read([packed]).digest
+
+
+def test_quality_of_json_true_is_one() -> None:
+    row = data.parse(json.loads('{"prompt": "p", "quality": {"small": true, "large": null}}'))
+
+    assert row.quality == {"small": 1.0}

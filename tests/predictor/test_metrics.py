@@ -1,0 +1,100 @@
+"""The routing metrics are exact: checked against enumeration and by their own laws."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem_router.predictor import metrics
+
+numbers = st.floats(0, 1, allow_nan=False)
+
+
+def test_the_curve_of_a_known_case() -> None:
+    first, second = np.array([1.0, 0.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])
+
+    curve = metrics.curve(np.array([0.1, 0.9, 0.8, 0.0]), first, second)
+
+    np.testing.assert_allclose(curve.quality, [0.5, 0.75, 1.0, 1.0, 0.75])
+    assert curve.apgr() == pytest.approx((0 + 1 + 2 + 2 + 0.5) / 4)
+    assert curve.cpt(50.0) == pytest.approx(0.125)
+    assert curve.saved(0.0) == pytest.approx(0.75)
+
+
+def test_ties_count_as_the_mean_over_all_orders() -> None:
+    draw = np.random.default_rng(0)
+    first, second = draw.random(5), draw.random(5) + 0.3
+    score = np.array([1.0, 0.0, 0.0, 0.0, 2.0])
+    orders = [[4, 0, *rest] for rest in itertools.permutations([1, 2, 3])]
+
+    exact = metrics.curve(score, first, second).quality
+    listed = [
+        metrics.curve(-np.argsort(np.array(order)).astype(float), first, second).quality
+        for order in orders
+    ]
+
+    np.testing.assert_allclose(exact, np.mean(listed, axis=0))
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=40))
+def test_a_constant_score_is_random_routing(rows: list[tuple[float, float]]) -> None:
+    first, second = np.array(rows).T
+
+    curve = metrics.curve(np.zeros(len(rows)), first, second)
+
+    if curve.routable:
+        assert curve.apgr() == pytest.approx(0.5)
+        assert curve.cpt(80.0) == pytest.approx(0.8)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=3, max_size=40))
+def test_no_score_beats_the_oracle_and_a_score_and_its_opposite_add_up(
+    rows: list[tuple[float, float, float]],
+) -> None:
+    score, first, second = np.array(rows).T
+    curve = metrics.curve(score, first, second)
+    if not curve.routable:
+        assert curve.apgr() is None
+        return
+
+    own, oracle = curve.apgr(), metrics.apgr(second - first, first, second)
+    opposite = metrics.apgr(-score, first, second)
+
+    assert own is not None
+    assert oracle is not None
+    assert opposite is not None
+    assert own <= oracle + 1e-6 * (1 + abs(oracle))
+    assert own + opposite == pytest.approx(1.0, abs=1e-6 * (1 + abs(oracle)))
+
+
+def test_calibration_error_of_known_cases() -> None:
+    predicted = np.repeat([0.2, 0.8], 500)
+    actual = np.tile([1, 0, 0, 0, 0], 100).astype(float)
+
+    assert metrics.expected_calibration_error(predicted[:500], actual, 1) == pytest.approx(0.0)
+    assert metrics.expected_calibration_error(predicted[500:], actual, 1) == pytest.approx(0.6)
+
+
+def test_pinball_is_least_at_the_quantile() -> None:
+    actual = np.arange(101.0)
+    losses = [metrics.pinball(np.full(101, q), actual, 0.9) for q in (50.0, 90.0, 99.0)]
+
+    assert losses[1] == min(losses)
+
+
+def test_bootstrap_intervals_hold_the_truth_and_draw_groups_whole() -> None:
+    groups = np.repeat(np.arange(50), 2)
+    samples = list(metrics.resamples(groups, 20, 0))
+
+    for rows in samples:
+        counts = np.bincount(rows, minlength=100)
+        assert (counts[0::2] == counts[1::2]).all()
+    values = np.random.default_rng(1).normal(3.0, 1.0, 400)
+    found = metrics.interval([values[r].mean() for r in metrics.resamples(np.arange(400), 200, 0)])
+    assert found is not None
+    assert found[0] < 3.0 < found[1]
+    assert metrics.interval([None, None, 1.0]) is None
