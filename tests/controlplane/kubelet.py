@@ -99,7 +99,7 @@ class Kubelet:
             addresses=pod_addresses(subnet),
             lookup=self.lookup,
             report=self._report,
-            settings=NodeSettings(name=name, max_grace_s=60.0),
+            settings=NodeSettings(name=name, max_grace_s=60.0, mount_namespaces=True),
             num_gpus=gpus,
         )
         self._known: dict[str, Object] = {}

@@ -53,7 +53,9 @@ def test_exec_runs_one_command_and_exits_with_its_status(cluster, tmp_path: Path
 def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
     script = (
         "import os, pathlib, time; "
-        "print('address', os.environ['MY_IP'], flush=True); "
+        "account = pathlib.Path('/var/run/secrets/kubernetes.io/serviceaccount'); "
+        "print('address', os.environ['MY_IP'], (account / 'namespace').read_text(), "
+        "sorted(p.name for p in account.iterdir()), flush=True); "
         "time.sleep(600)"
     )
     pod = {
@@ -82,4 +84,6 @@ def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
     cluster.kubectl("delete", "pod", "hello", "--timeout=30s")
 
     assert log.startswith("address 10.77.")
+    assert log.endswith("default ['ca.crt', 'namespace', 'token']\n")
+    assert not Path("/var/run/secrets/kubernetes.io").exists()
     assert cluster.run("kubectl", "get", "pod", "hello").returncode == 1

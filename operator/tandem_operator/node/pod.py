@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.node.probes import ProbeCounter, check, http_status
 from tandem_operator.node.process import Process, describe_exit, tail
-from tandem_operator.node.volumes import Lookup, MountError, PodVolumes
+from tandem_operator.node.volumes import Lookup, MountError, Mounts, PodVolumes
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.node")
@@ -41,8 +43,23 @@ class NodeSettings:
     mount_retry_s: float = 1.0
     # Children see this process's environment (PATH, virtual environment, thread limits) as well.
     inherit_environment: bool = True
+    # Volumes appear at their real paths, through a mount namespace per container (needs root);
+    # otherwise the paths in arguments and environment are rewritten.
+    mount_namespaces: bool = False
     # Upper bound of a pod's own grace period, so that Ctrl-C ends in bounded time.
     max_grace_s: float = 120.0
+
+
+def mounted_command(binds: list[tuple[str, str, bool]]) -> list[str]:
+    """The words before a command that make it see its volumes at their real paths."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(__file__).parent / "mounted.py"),
+        json.dumps(binds),
+        "--",
+    ]
 
 
 def now() -> str:
@@ -95,7 +112,9 @@ class PodRunner:
     ) -> None:
         self.pod = pod
         self.ip = ip
-        self.volumes = PodVolumes(pod, folder / "volumes", claims, lookup)
+        self.volumes = PodVolumes(
+            pod, folder / "volumes", claims, lookup, rewrite=not settings.mount_namespaces
+        )
         self._folder = folder
         self._images = images
         self._lookup = lookup
@@ -199,7 +218,7 @@ class PodRunner:
             try:
                 return await self.volumes.prepare()
             except Exception as error:
-                # The lookup is not ours and may fail in its own ways; the pod waits for any of them.
+                # The lookup is not ours and fails in its own ways; the pod waits for any of them.
                 self._wait_all("FailedMount", str(error) or repr(error))
                 await asyncio.sleep(self._settings.mount_retry_s)
 
@@ -312,7 +331,8 @@ class PodRunner:
         return code
 
     async def _command(self, c: ContainerState) -> tuple[list[str], dict[str, str], Path]:
-        mounts = self.volumes.mounts(c.spec)
+        real = self.volumes.mounts(c.spec)
+        mounts = Mounts({}) if self._settings.mount_namespaces else real
         asked = await environment(self.pod, c.spec, self.ip, self._lookup)
         base = dict(os.environ) if self._settings.inherit_environment else {}
         env = {**base, **self._extra_env, **{k: mounts.rewrite(v) for k, v in asked.items()}}
@@ -324,13 +344,19 @@ class PodRunner:
             c.spec.get("image", ""), words(c.spec.get("command")), words(c.spec.get("args"))
         )
         cwd = Path(mounts.rewrite(c.spec["workingDir"])) if "workingDir" in c.spec else self._folder
+        if self._settings.mount_namespaces:
+            argv = [*mounted_command(self.volumes.binds(c.spec)), *argv]
         return argv, env, cwd
 
     async def _exec(self, c: ContainerState, command: list[str], timeout_s: float) -> int:
         try:
             _, env, cwd = await self._command(c)
-            mounts = self.volumes.mounts(c.spec)
-            argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
+            if self._settings.mount_namespaces:
+                argv = self._images.command("", command, [])
+                argv = [*mounted_command(self.volumes.binds(c.spec)), *argv]
+            else:
+                mounts = self.volumes.mounts(c.spec)
+                argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
             log = self.log_path(c.spec["name"] + ".exec")
             process = await Process.start(argv, env=env, cwd=cwd, log=log, guardian=self._guardian)
         except (OSError, MountError):

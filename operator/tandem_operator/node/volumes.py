@@ -44,7 +44,16 @@ class Mounts:
 class PodVolumes:
     """The volumes of one pod below one folder."""
 
-    def __init__(self, pod: Mapping[str, Any], folder: Path, claims: Path, lookup: Lookup) -> None:
+    def __init__(
+        self,
+        pod: Mapping[str, Any],
+        folder: Path,
+        claims: Path,
+        lookup: Lookup,
+        *,
+        rewrite: bool = True,
+    ) -> None:
+        self._rewrite = rewrite
         self._pod = pod
         self._namespace = str(pod["metadata"].get("namespace", "default"))
         self._folder = folder
@@ -74,6 +83,14 @@ class PodVolumes:
             sub = mount.get("subPath")
             paths[mount["mountPath"]] = str(base / sub) if sub else str(base)
         return Mounts(paths)
+
+    def binds(self, container: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+        """(path on this machine, path in the container, read-only) of each mount."""
+        paths = self.mounts(container).paths
+        return [
+            (paths[mount["mountPath"]], str(mount["mountPath"]), bool(mount.get("readOnly")))
+            for mount in container.get("volumeMounts", [])
+        ]
 
     def remove(self) -> None:
         """Delete what belongs to the pod alone."""
@@ -142,6 +159,8 @@ class PodVolumes:
         write_files(folder, files, None, secret=True)
 
     def _all_mounts(self) -> Mounts:
+        if not self._rewrite:
+            return Mounts({})
         paths: dict[str, str] = {}
         spec = self._pod["spec"]
         for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
