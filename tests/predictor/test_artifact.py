@@ -51,7 +51,9 @@ def test_it_holds_no_text_of_the_training_data(content: bytes) -> None:
     assert b"Which crop" not in content
 
 
-def edited(content: bytes, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> bytes:
+def edited(
+    content: bytes, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]
+) -> bytes:
     source = artifact.loads(content)
     meta, arrays = json.loads(json.dumps(source.meta)), dict(source.arrays)
     change(meta, arrays)
@@ -171,7 +173,9 @@ def test_no_damaged_header_byte_raises_anything_else(
     offsets=st.lists(st.integers(-5, 1 << 40), max_size=3),
     dtype=st.sampled_from(["F32", "U8", "O", "BOOL", 7, None]),
 )
-def test_hostile_tensor_entries_are_refused(shape: list[int], offsets: list[int], dtype: Any) -> None:
+def test_hostile_tensor_entries_are_refused(
+    shape: list[int], offsets: list[int], dtype: Any
+) -> None:
     meta = json.dumps({"format_version": 1, "kind": "predictor"})
     header = {
         "__metadata__": {"tandem": meta},

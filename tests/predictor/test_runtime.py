@@ -73,7 +73,15 @@ def test_prompts_unlike_the_training_data_are_flagged(predictor: Predictor) -> N
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", " ", "\x00\x01\xff" * 50, "\ud800 lone surrogate", "7" * 40_000, "a" * 10_000_000, "\n" * 99],
+    [
+        "",
+        " ",
+        "\x00\x01\xff" * 50,
+        "\ud800 lone surrogate",
+        "7" * 40_000,
+        "a" * 10_000_000,
+        "\n" * 99,
+    ],
     ids=["empty", "space", "binary", "surrogate", "digits", "10 MB", "newlines"],
 )
 def test_absurd_prompts_are_scored_within_bounds(predictor: Predictor, prompt: str) -> None:

@@ -1,9 +1,11 @@
-"""How long an answer will be: quantiles of the output tokens per tier, conformally widened.
+"""How long an answer will be: quantiles of the output tokens per tier, calibrated out of fold.
 
-Costs, schedulers and latency estimates need a range, not a mean. Each tier's 10 %, 50 % and 90 %
-quantiles of log(1 + tokens) are a ridge on the hand features plus boosted quantile trees on what
-it leaves; the outer two are then moved by what cross-fitting shows is missing (Romano et al. 2019,
-conformalized quantile regression).
+Costs, schedulers and latency estimates need a range, not a mean. One forest predicts
+log(1 + tokens) of every tier, a second how far off the first was on prompts it had not seen. The
+10 %, 50 % and 90 % quantiles are ``middle + spread * k``, each k the conformal quantile of the
+scaled out-of-fold errors (Lei et al. 2018, locally weighted conformal prediction): on new prompts
+from the same source each quantile is exceeded as often as it says. Boosted quantile trees were
+tried instead: forty times the training time, the same pinball loss.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.ensemble import GradientBoostingRegressor
 
 from tandem_router.predictor import metrics
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
-from tandem_router.predictor.estimators import Corpus, HandView, export_trees
+from tandem_router.predictor.estimators import Corpus, TreeView, join_trees
 from tandem_router.predictor.model import FloatArray
-from tandem_router.predictor.runtime import QUANTILES
+from tandem_router.predictor.runtime import MIN_SPREAD, QUANTILES
 
 MIN_ROWS = 50
+NUM_FOLDS = 3
 
 
 def train(
@@ -31,6 +33,9 @@ def train(
     folds: npt.NDArray[np.int64],
     seed: int,
     progress: Callable[[str], None],
+    *,
+    num_trees: int = 50,
+    max_leaf_nodes: int | None = 256,
 ) -> tuple[list[str], Arrays, dict[str, Any]]:
     """Tiers with enough lengths, the heads' arrays, and a report with pinball losses."""
     tokens = dataset.output_tokens()
@@ -42,73 +47,44 @@ def train(
     if not tiers:
         return [], {}, {}
     progress("fitting the answer lengths")
-    width = len(tiers) * len(QUANTILES)
     target = np.log1p(tokens[:, tiers])
-    out_of_fold = np.full((len(corpus), width), np.nan)
-    for fold in range(min(int(folds.max()) + 1, 3)):
-        share = folds % 3 == fold
-        inside, outside = np.flatnonzero(~share), np.flatnonzero(share)
-        head = _Heads(seed).fit(corpus.take(inside), target[inside])
-        out_of_fold[outside] = head.predict(corpus.take(outside))
-    shift = np.zeros(width)
+    forest = TreeView(
+        num_trees=num_trees, min_samples_leaf=8, max_leaf_nodes=max_leaf_nodes, random_state=seed
+    )
+    middle = _out_of_fold(forest, corpus, target, folds)
+    missed = np.abs(target - middle)
+    spread = np.maximum(_out_of_fold(forest, corpus, missed, folds), MIN_SPREAD)
+    scaled = (target - middle) / spread
+    factors = np.zeros((len(tiers), len(QUANTILES)))
     report: dict[str, Any] = {}
     for position, index in enumerate(tiers):
-        known = ~np.isnan(target[:, position]) & ~np.isnan(out_of_fold[:, 3 * position])
-        actual = target[known, position]
+        known = ~np.isnan(scaled[:, position])
+        errors = np.sort(scaled[known, position])
         loss = {}
-        for offset, quantile in enumerate(QUANTILES):
-            column = 3 * position + offset
-            error = np.sort(actual - out_of_fold[known, column])
-            rank = min(max(int(np.ceil((len(error) + 1) * quantile)) - 1, 0), len(error) - 1)
-            shift[column] = error[rank]
-            forecast = np.expm1(out_of_fold[known, column] + shift[column])
+        for column, quantile in enumerate(QUANTILES):
+            rank = int(np.ceil((len(errors) + 1) * quantile)) - 1
+            factors[position, column] = errors[min(max(rank, 0), len(errors) - 1)]
+            forecast = middle[known, position] + spread[known, position] * factors[position, column]
             loss[f"q{round(100 * quantile)}"] = metrics.pinball(
-                forecast, np.expm1(actual), quantile
+                np.expm1(forecast), tokens[known, index], quantile
             )
         report[dataset.tiers[index]] = {"pinball_tokens": loss, "num_rows": int(known.sum())}
-    head = _Heads(seed).fit(corpus, target)
-    arrays: Arrays = {f"lengths/linear/{k}": v for k, v in head.linear.export().arrays().items()}
-    trees = export_trees(
-        [
-            (tree.tree_, np.array([column]), model.learning_rate)
-            for column, model in enumerate(head.models)
-            for tree in model.estimators_[:, 0]
-        ],
-        np.array([model.init_.constant_.ravel()[0] for model in head.models]),
-    )
-    arrays |= {f"lengths/trees/{k}": v for k, v in trees.arrays().items()}
-    arrays["lengths/shift"] = shift
+    _, middles = forest.fit(corpus, target).export()
+    _, spreads = forest.fit(corpus, missed).export()
+    joined = join_trees(middles, spreads)
+    arrays: Arrays = {f"lengths/trees/{key}": value for key, value in joined.arrays().items()}
+    arrays["lengths/factors"] = factors
     return [dataset.tiers[index] for index in tiers], arrays, report
 
 
-class _Heads:
-    """A ridge for the middle and, per tier and quantile, boosted trees on its residuals."""
-
-    def __init__(self, seed: int, num_trees: int = 40) -> None:
-        self.seed = seed
-        self.num_trees = num_trees
-
-    def fit(self, corpus: Corpus, target: FloatArray) -> _Heads:
-        repeated = np.repeat(target, len(QUANTILES), axis=1)
-        self.linear = HandView(alpha=30.0).fit(corpus, repeated)
-        residual = repeated - self.linear.predict(corpus)
-        self.models = []
-        for column in range(residual.shape[1]):
-            known = ~np.isnan(residual[:, column])
-            model = GradientBoostingRegressor(
-                loss="quantile",
-                alpha=QUANTILES[column % len(QUANTILES)],
-                n_estimators=self.num_trees,
-                max_depth=3,
-                learning_rate=0.1,
-                subsample=0.5,
-                max_features=0.3,
-                min_samples_leaf=10,
-                random_state=self.seed,
-            )
-            self.models.append(model.fit(corpus.hand[known], residual[known, column]))
-        return self
-
-    def predict(self, corpus: Corpus) -> FloatArray:
-        boosted = np.stack([model.predict(corpus.hand) for model in self.models], axis=1)
-        return np.asarray(self.linear.predict(corpus) + boosted)
+def _out_of_fold(
+    forest: TreeView, corpus: Corpus, target: FloatArray, folds: npt.NDArray[np.int64]
+) -> FloatArray:
+    out = np.zeros_like(target)
+    for fold in range(NUM_FOLDS):
+        held_out = folds % NUM_FOLDS == fold
+        inside, outside = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if len(inside) and len(outside):
+            fitted = forest.fit(corpus.take(inside), target[inside])
+            out[outside] = fitted.predict(corpus.take(outside))
+    return out

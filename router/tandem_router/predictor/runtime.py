@@ -34,6 +34,8 @@ MAX_TIERS = 16
 MAX_VIEWS = 16
 MAX_TOPICS = 128
 QUANTILES = (0.1, 0.5, 0.9)
+#: Least spread of log(1 + tokens): 2 %, whatever a forest that fits everything says.
+MIN_SPREAD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +127,16 @@ class Predictor:
 
     def _build_lengths(
         self, meta: Mapping[str, Any], arrays: Arrays
-    ) -> tuple[tuple[str, ...], HandLinear, Trees, FloatArray] | None:
+    ) -> tuple[tuple[str, ...], Trees, FloatArray] | None:
         tiers = meta.get("length_tiers") or []
         if not tiers:
             return None
         if not isinstance(tiers, list) or not set(tiers) <= set(self.tiers):
             raise ArtifactError("its length heads are for unknown tiers: damaged")
-        width = len(tiers) * len(QUANTILES)
         return (
             tuple(tiers),
-            HandLinear.build(scoped(arrays, "lengths/linear/"), len(hand.NAMES), width),
-            Trees.build(scoped(arrays, "lengths/trees/"), len(hand.NAMES), width),
-            need(arrays, "lengths/shift", np.float64, (width,)),
+            Trees.build(scoped(arrays, "lengths/trees/"), len(hand.NAMES), 2 * len(tiers)),
+            need(arrays, "lengths/factors", np.float64, (len(tiers), len(QUANTILES))),
         )
 
     def view_outputs(self, prompt: str) -> tuple[FloatArray, FloatArray, float]:
@@ -200,13 +200,15 @@ class Predictor:
     def _token_quantiles(self, row: FloatArray) -> dict[str, tuple[float, float, float]] | None:
         if self._lengths is None:
             return None
-        tiers, linear, trees, shift = self._lengths
-        logs = np.clip(linear(row) + trees(row) + shift, 0.0, 16.0)
-        found: dict[str, tuple[float, float, float]] = {}
-        for index, tier in enumerate(tiers):
-            low, middle, high = np.expm1(np.sort(logs[3 * index : 3 * index + 3]))
-            found[tier] = (float(low), float(middle), float(high))
-        return found
+        tiers, trees, factors = self._lengths
+        outputs = trees(row)
+        middle, spread = outputs[: len(tiers)], np.maximum(outputs[len(tiers) :], MIN_SPREAD)
+        logs = middle[:, None] + spread[:, None] * factors
+        quantiles = np.sort(np.expm1(np.minimum(np.maximum(logs, 0.0), 16.0)), axis=1)
+        return {
+            tier: (low, median, high)
+            for tier, (low, median, high) in zip(tiers, quantiles.tolist(), strict=True)
+        }
 
 
 def load(path: str | Path) -> Predictor:

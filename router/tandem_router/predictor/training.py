@@ -219,7 +219,13 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     arrays |= _ood_arrays(corpus, unknown)
     arrays |= _reference_arrays(corpus, oof_quality, oof_utility)
     length_tiers, length_arrays, length_report = lengths.train(
-        corpus, dataset, folds, options.seed, progress
+        corpus,
+        dataset,
+        folds,
+        options.seed,
+        progress,
+        # a size limit is for the views; 2 * 24 * 63 nodes fit into its reserve
+        **({} if options.max_bytes is None else {"num_trees": 24, "max_leaf_nodes": 32}),
     )
     arrays |= length_arrays
     meta: dict[str, Any] = {
