@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_router.decisions import TierTotals
 from tandem_router.errors import ApiError
-from tandem_router.exchange import Services
+from tandem_router.services import Services
 
 
 class SetPoints(BaseModel):
@@ -115,6 +115,7 @@ def router_state(services: Services) -> dict[str, Any]:
         "cost_all_large_usd": services.decisions.cost_all_large_usd,
         "tiers": tiers,
         "workers": workers,
+        "cache": asdict(cache.stats) if (cache := services.reuse.cache) is not None else None,
     }
 
 

@@ -26,12 +26,14 @@ from tandem_router.data_path import DataPath, Receive, Scope
 from tandem_router.decisions import DecisionLog
 from tandem_router.endpoints import EndpointTable, watch_file
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.exchange import Send, Services
+from tandem_router.exchange import Send
 from tandem_router.loads import poll_loads
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
 from tandem_router.predictors import ArtifactPredictor, Predictor, configured_predictor
+from tandem_router.reuse import Reuse
 from tandem_router.routing import DEFAULT_THRESHOLD, Routing
+from tandem_router.services import Services
 from tandem_router.tenants import Authenticator
 from tandem_router.upstream import UpstreamClient
 
@@ -104,6 +106,7 @@ class RouterApp:
             peer_token=peer_token,
             external_keys=_external_keys(config),
             workers_changed=asyncio.Event(),
+            reuse=Reuse(config, clock),
         )
         self.set_table({})
         self._data_path = DataPath(self.services, Authenticator(config.tenants, key_secret))
@@ -142,6 +145,7 @@ class RouterApp:
                     poll_s=config.picking.load_poll_s,
                     peer_token=self.services.peer_token,
                     skip_tiers=external,
+                    dead_after_s=config.failover.dead_after_s,
                     on_change=self.services.workers_changed.set,
                 )
             )

@@ -215,6 +215,11 @@ class FailoverConfig(Section):
         description="No byte for this long counts as a dead worker: above the longest queue "
         "wait plus prefill, because failing over a live worker only adds load.",
     )
+    dead_after_s: Positive = Field(
+        default=15.0,
+        description="A worker without a load report for this long loses its requests to others; "
+        "well above what a report takes on an overloaded machine.",
+    )
     max_kept_bytes: int = Field(
         default=256 * 1024,
         ge=1024,

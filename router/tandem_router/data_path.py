@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from tandem_router.config import LimitsConfig
+from tandem_router.dispatch import PassedThrough
 from tandem_router.errors import ApiError, UpstreamError
-from tandem_router.exchange import Exchange, PassedThrough, Send, Services
+from tandem_router.exchange import Exchange, Send
 from tandem_router.requests import (
     DEFAULT_OUTPUT_TOKENS,
     Kind,
@@ -24,6 +25,7 @@ from tandem_router.requests import (
     parse_inference,
     parse_json,
 )
+from tandem_router.services import Services
 from tandem_router.tenants import Authenticator
 
 logger = logging.getLogger("tandem.router")

@@ -125,10 +125,16 @@ class StreamJournal:
         # Characters of each choice still to be dropped after a restart from the beginning.
         self._skip_chars: dict[int, int] = {}
         self.resumed = False
+        self._condensed = False
 
     @property
     def num_kept_bytes(self) -> int:
         return self._num_kept_bytes
+
+    @property
+    def events(self) -> bytes | None:
+        """All that was forwarded, as long as nothing had to be condensed; else None."""
+        return None if self._condensed else b"".join(self._kept)
 
     def forwarded(self, events: bytes) -> None:
         """Remember complete events that were sent to the client."""
@@ -139,6 +145,7 @@ class StreamJournal:
 
     def _condense(self) -> None:
         kept = b"".join(self._kept)
+        self._condensed = self._condensed or bool(kept)
         self._kept.clear()
         self._num_kept_bytes = 0
         for event in split_events(kept):

@@ -14,14 +14,16 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from tandem_router.admission import Admission, Reservation
-from tandem_router.config import RouterConfig, TierConfig
+from tandem_router.admission import Reservation
+from tandem_router.cache import CachedAnswer
+from tandem_router.config import TierConfig
 from tandem_router.control import Reservation as Budgeted
-from tandem_router.decisions import DecisionLog, DecisionRecord
-from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
+from tandem_router.decisions import DecisionRecord
+from tandem_router.dispatch import MAX_SERVER_ERRORS, Dispatch, PassedThrough
+from tandem_router.errors import ApiError, UpstreamError, overloaded
 from tandem_router.events import (
     DONE,
     EventSplitter,
@@ -30,51 +32,17 @@ from tandem_router.events import (
     event_data,
     split_events,
 )
-from tandem_router.metrics import Metrics
-from tandem_router.picking import Pick, Picker
 from tandem_router.policy import Decision, Reason, Score
 from tandem_router.requests import InferenceRequest, RequestHeaders
-from tandem_router.routing import Routing
-from tandem_router.upstream import Response, UpstreamClient
+from tandem_router.reuse import as_stream, assemble, with_new_id
+from tandem_router.services import Services
+from tandem_router.upstream import Response
 
 logger = logging.getLogger("tandem.router")
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 FIRST_TOKEN = re.compile(rb'"token_ids":\s*\[\s*\d|"(?:content|text)":\s*"(?!")')
-# How often a held request looks for a worker; it is also woken when a load report arrives.
-LOOK_AGAIN_S = 0.1
-MAX_SERVER_ERRORS = 2
-# A whole reply sends nothing until it is complete, so silence says less than in a stream.
-WHOLE_REPLY_PATIENCE = 10.0
-
-
-@dataclass(eq=False)
-class Services:
-    """What an exchange works with; one set per router."""
-
-    config: RouterConfig
-    picker: Picker
-    client: UpstreamClient
-    routing: Routing
-    admission: Admission
-    metrics: Metrics
-    decisions: DecisionLog
-    clock: Callable[[], float]
-    wall_clock: Callable[[], float]
-    peer_token: str | None
-    external_keys: Mapping[str, str]
-    workers_changed: asyncio.Event
-
-
-class PassedThrough(Exception):
-    """A worker's own refusal (4xx), to be handed to the client as it is."""
-
-    def __init__(self, status: int, body: bytes, retry_after: bytes | None) -> None:
-        super().__init__(f"worker answered {status}")
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
 
 
 class _StreamError(Exception):
@@ -111,16 +79,14 @@ class Exchange:
         self._started_at = started_at
         self._created = int(services.wall_clock())
         self._forced = services.routing.forced_tier(request.model)
-        self._chain = services.picker.chain(request.prefix_bytes)
         self._decision: Decision | None = None
         self._score: Score | None = None
         self._tier: TierConfig | None = None
         self._failed_tiers: frozenset[str] = frozenset()
+        self._cache_key = services.reuse.key(request, reservation.tenant.config.name)
+        self._cached: CachedAnswer | None = None
         self._budgeted: Budgeted | None = None
-        self._pick: Pick | None = None
-        self._response: Response | None = None
-        self._num_attempts = 0
-        self._num_server_errors = 0
+        self._dispatch: Dispatch | None = None
         self._first_token_at: float | None = None
         self._usage: Mapping[str, Any] | None = None
         self._journal = StreamJournal(services.config.failover.max_kept_bytes)
@@ -136,7 +102,9 @@ class Exchange:
         error: str | None = None
         try:
             await self._decide()
-            if self._request.stream:
+            if self._cached is not None:
+                await self._serve_cached(self._cached)
+            elif self._request.stream:
                 await self._stream()
             else:
                 await self._whole()
@@ -153,7 +121,8 @@ class Exchange:
             status, error = 500, "the router failed"
             raise
         finally:
-            self._release(close=True)
+            if self._dispatch is not None:
+                self._dispatch.release(close=True)
             self._account(status, error)
 
     # -- deciding ---------------------------------------------------------------------------
@@ -167,8 +136,12 @@ class Exchange:
                 self._headers.overrides,
                 self._reservation.tenant,
                 self._failed_tiers,
+                services.reuse.expected_uses(self._cache_key),
             )
             if decision.tier is not None:
+                self._cached = self._find_cached(decision)
+                if self._cached is not None:
+                    break
                 self._budgeted = services.routing.decided(decision, self._request)
                 if self._budgeted is not None or not services.routing.has_budget:
                     break
@@ -181,6 +154,42 @@ class Exchange:
             await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
         self._score = score
         self._decided(decision)
+
+    def _find_cached(self, decision: Decision) -> CachedAnswer | None:
+        if self._cache_key is None or self._headers.no_cache:
+            return None
+        routing = self._services.routing
+        return self._services.reuse.find(
+            self._cache_key,
+            decision,
+            self._forced,
+            self._headers.overrides.quality is not None,
+            routing.set_points.lambda_per_usd,
+        )
+
+    async def _serve_cached(self, answer: CachedAnswer) -> None:
+        """A hit costs nothing and is said in `x-tandem-cache`."""
+        request = self._request
+        reply = with_new_id(answer.body, request.kind, self._request_id, self._created)
+        if request.stream:
+            body = as_stream(reply, request.kind, request.include_usage)
+            content_type = b"text/event-stream; charset=utf-8"
+        else:
+            body = json.dumps(reply, ensure_ascii=False).encode()
+            content_type = b"application/json"
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-tandem-cache", b"hit"),
+            *self._reply_headers(0.0),
+        ]
+        self.headers_sent = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send_last(body)
+
+    def _keep_answer(self, body: bytes | None) -> None:
+        if self._cache_key is not None and body is not None and self._tier is not None:
+            self._services.reuse.keep(self._cache_key, body, self._tier.name, self._cost())
 
     def _refusal(self, decision: Decision) -> ApiError:
         code = str(decision.reason)
@@ -199,12 +208,17 @@ class Exchange:
     def _decided(self, decision: Decision) -> None:
         services = self._services
         assert decision.tier is not None
+        if self._cached is not None:
+            decision = replace(decision, tier=self._cached.tier)
+        assert decision.tier is not None
         self._decision = decision
         self._tier = self._config.tier(decision.tier)
-        services.metrics.decisions[(decision.tier, str(decision.reason))].inc()
+        reason = "cached" if self._cached is not None else str(decision.reason)
+        services.metrics.decisions[(decision.tier, reason)].inc()
         if self.record is None:
-            services.routing.state.record(decision.tier, self._request.num_prompt_tokens)
-            services.admission.reserve_cost(self._reservation, decision.reserve_cost_usd)
+            if self._cached is None:
+                services.routing.state.record(decision.tier, self._request.num_prompt_tokens)
+                services.admission.reserve_cost(self._reservation, decision.reserve_cost_usd)
             self.record = DecisionRecord(
                 sequence=services.decisions.next_sequence(),
                 request_id=self._request_id,
@@ -214,7 +228,7 @@ class Exchange:
                 kind=self._request.kind,
                 stream=self._request.stream,
                 tier=decision.tier,
-                reason=str(decision.reason),
+                reason=reason,
                 gain=decision.gain,
                 threshold=decision.threshold,
                 difficulty=decision.difficulty,
@@ -222,7 +236,20 @@ class Exchange:
                 expected_cost_usd=decision.expected_cost_usd,
             )
             services.decisions.add(self.record)
+            self._dispatch = Dispatch(
+                services,
+                self._request,
+                self._headers,
+                self.record,
+                self._tier,
+                seed=self._seed,
+                created=self._created,
+                started_at=self._started_at,
+                change_tier=self._change_tier,
+            )
         else:
+            assert self._dispatch is not None
+            self._dispatch.tier = self._tier
             self.record.tier = decision.tier
             self.record.reason = str(decision.reason)
             self.record.expected_cost_usd = decision.expected_cost_usd
@@ -251,203 +278,23 @@ class Exchange:
         self._decided(decision)
         return True
 
-    # -- reaching a worker ------------------------------------------------------------------
-
-    async def _open(self, body: bytes) -> Response:
-        """A 200 reply from some worker, its headers read.
-
-        Raises ApiError when none can be had in time, PassedThrough when the request is refused.
-        """
-        services = self._services
-        failover = self._config.failover
-        deadline = services.clock() + failover.wait_s
-        refused: set[str] = set()
-        full: PassedThrough | None = None
-        while True:
-            pick = await self._acquire(refused, deadline, full)
-            worker = pick.decode
-            self._pick = pick
-            assert self._tier is not None
-            if self.record is not None:
-                self.record.decode_worker = worker.url
-                self.record.prefill_worker = pick.prefill.url if pick.prefill else None
-            self._num_attempts += 1
-            try:
-                response = await services.client.request(
-                    "POST",
-                    self._target(worker.url),
-                    headers=self._upstream_headers(pick),
-                    body=self._external_body(body) if self._tier.kind == "external" else body,
-                    stall_timeout_s=failover.stall_timeout_s
-                    * (1.0 if self._request.stream else WHOLE_REPLY_PATIENCE),
-                )
-                self._response = response
-                if response.status == 200:
-                    services.picker.answered(worker)
-                    return response
-                payload = await response.read_all(4 * 2**20)
-            except UpstreamError as error:
-                if isinstance(error, UnreachableError):
-                    # Waiting for a restart is bounded by time, not by knocks on its door.
-                    self._num_attempts -= 1
-                self._broken(error)
-                continue
-            retry_after = response.headers.get(b"retry-after")
-            self._release()
-            status = response.status
-            if status == 429 or status == 503:
-                services.metrics.upstream_errors[(self._tier.name, str(status))].inc()
-                refused.add(worker.url)
-                if b"x-tandem-draining" in response.headers:
-                    worker.draining = True
-                full = PassedThrough(status, payload, retry_after)
-            elif status >= 500:
-                services.picker.failed(worker, f"answered {status}")
-                services.metrics.upstream_errors[(self._tier.name, str(status))].inc()
-                self._num_server_errors += 1
-                if self._num_server_errors >= MAX_SERVER_ERRORS:
-                    raise PassedThrough(502, _checked_error(status, payload), None)
-                refused.add(worker.url)
-            else:
-                raise PassedThrough(status, _checked_error(status, payload), retry_after)
-
-    async def _acquire(
-        self, refused: set[str], deadline: float, full: PassedThrough | None
-    ) -> Pick:
-        """Workers for this request; waits for one that restarts, changes tier where allowed."""
-        services = self._services
-        failover = self._config.failover
-        assert self._tier is not None
-        tier_deadline = services.clock() + failover.tier_wait_s
-        if self._num_attempts >= failover.max_attempts:
-            raise self._unavailable(f"{self._num_attempts} attempts failed")
-        waiting = None
-        try:
-            while True:
-                pick = services.picker.pick(
-                    self._tier.name, self._chain, float(self._request.num_prompt_tokens), refused
-                )
-                if pick is not None:
-                    services.metrics.tiers[self._tier.name].inflight.inc()
-                    return pick
-                now = services.clock()
-                all_full = full is not None and services.picker.num_usable(self._tier.name) > 0
-                if all_full and not self.headers_sent:
-                    on_exhausted = self._config.budget.on_exhausted
-                    if on_exhausted == "Downgrade" and await self._change_tier():
-                        continue
-                    if on_exhausted != "Queue" and full is not None:
-                        raise PassedThrough(full.status, full.body, full.retry_after or b"1")
-                if now >= tier_deadline and not all_full and await self._change_tier():
-                    tier_deadline = services.clock() + failover.tier_wait_s
-                    continue
-                if now >= deadline:
-                    raise self._unavailable(f"none came within {failover.wait_s:g} s")
-                if waiting is None:
-                    waiting = services.metrics.tiers[self._tier.name].waiting
-                    waiting.inc()
-                services.workers_changed.clear()
-                try:
-                    async with asyncio.timeout(LOOK_AGAIN_S):
-                        await services.workers_changed.wait()
-                except TimeoutError:
-                    pass
-                refused.clear()
-        finally:
-            if waiting is not None:
-                waiting.dec()
-
-    def _unavailable(self, why: str) -> ApiError:
-        name = self._tier.name if self._tier is not None else ""
-        return overloaded(
-            f"tier {name!r} has no worker that can take the request: {why}; retry later",
-            code="no_worker",
-            retry_after_s=5.0,
-            status=503,
-        )
-
-    def _target(self, base: str) -> str:
-        assert self._tier is not None
-        path = self._request.path
-        return base + (path.removeprefix("/v1") if self._tier.kind == "external" else path)
-
-    def _upstream_headers(self, pick: Pick) -> list[tuple[bytes, bytes]]:
-        assert self._tier is not None
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"x-request-id", self._request_id.encode()),
-        ]
-        if self._tier.kind == "external":
-            key = self._services.external_keys.get(self._tier.name)
-            if key:
-                headers.append((b"authorization", b"Bearer " + key.encode()))
-            return headers
-        headers += [
-            (b"x-tandem-created", str(self._created).encode()),
-            (b"x-tandem-model", self._tier.served_model.encode()),
-            (b"x-tandem-seed", str(self._seed).encode()),
-        ]
-        if self._request.stream:
-            headers += [(b"x-tandem-token-ids", b"1"), (b"x-tandem-usage", b"1")]
-        if pick.prefill is not None:
-            headers.append((b"x-tandem-prefill", pick.prefill.url.encode()))
-        slo_s = self._headers.overrides.ttft_slo_s
-        slo_ms = slo_s * 1000.0 if slo_s is not None else self._config.slo.ttft_ms
-        if slo_ms is not None:
-            elapsed_ms = (self._services.clock() - self._started_at) * 1000.0
-            headers.append(
-                (b"x-tandem-deadline-ms", str(max(1, round(slo_ms - elapsed_ms))).encode())
-            )
-        if self._headers.priority is not None:
-            headers.append((b"x-tandem-priority", str(self._headers.priority).encode()))
-        if self._services.peer_token:
-            headers.append((b"x-tandem-peer-token", self._services.peer_token.encode()))
-        return headers
-
-    def _external_body(self, body: bytes) -> bytes:
-        assert self._tier is not None
-        fields = {**self._request.fields, "model": self._tier.served_model}
-        if self._request.stream:
-            options = dict(fields.get("stream_options") or {})
-            fields["stream_options"] = {**options, "include_usage": True}
-        return json.dumps(fields, ensure_ascii=False).encode()
-
-    def _broken(self, error: UpstreamError) -> None:
-        """The worker died or cannot be reached: back off from it and let go of it."""
-        assert self._tier is not None
-        if self._pick is not None:
-            self._services.picker.failed(self._pick.decode, str(error))
-            self._services.metrics.upstream_errors[(self._tier.name, "broken")].inc()
-            logger.warning(
-                "request %s: worker %s: %s", self._request_id, self._pick.decode.url, error
-            )
-        self._release(close=True)
-
-    def _release(self, close: bool = False) -> None:
-        if self._pick is not None:
-            assert self._tier is not None
-            self._services.picker.finished(self._pick)
-            self._services.metrics.tiers[self._tier.name].inflight.dec()
-            self._pick = None
-        if self._response is not None and close:
-            self._response.close()
-            self._response = None
-
     # -- whole replies ----------------------------------------------------------------------
 
     async def _whole(self) -> None:
+        dispatch = self._dispatch
+        assert dispatch is not None
         while True:
-            response = await self._open(self._request.body)
+            response = await dispatch.open(self._request.body)
             try:
                 body = await response.read_all()
             except UpstreamError as error:
-                self._broken(error)
+                dispatch.broken(error)
                 self._failed_over("whole")
                 continue
             break
         self._saw_first_token()
         self._usage = _usage_of(body)
-        self._release()
+        dispatch.release()
         content_type = response.headers.get(b"content-type", b"application/json")
         headers = [
             (b"content-type", content_type),
@@ -457,6 +304,8 @@ class Exchange:
         self.headers_sent = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send_last(body)
+        if self._usage is not None:
+            self._keep_answer(body)
 
     def _failed_over(self, kind: str) -> None:
         assert self._tier is not None
@@ -471,7 +320,10 @@ class Exchange:
         headers = [
             (b"x-request-id", self._request_id.encode()),
             (b"x-tandem-tier", self._tier.name.encode()),
-            (b"x-tandem-reason", str(decision.reason).encode()),
+            (
+                b"x-tandem-reason",
+                b"cached" if self._cached is not None else str(decision.reason).encode(),
+            ),
             (b"x-tandem-cost-usd", f"{cost_usd:.9f}".encode()),
         ]
         if decision.difficulty is not None:
@@ -483,9 +335,11 @@ class Exchange:
     # -- streams ----------------------------------------------------------------------------
 
     async def _stream(self) -> None:
-        response = await self._open(self._request.body)
+        dispatch = self._dispatch
+        assert dispatch is not None
+        response = await dispatch.open(self._request.body)
         assert self._decision is not None
-        self.headers_sent = True
+        self.headers_sent = dispatch.headers_sent = True
         await self._send(
             {
                 "type": "http.response.start",
@@ -503,16 +357,16 @@ class Exchange:
                 await self._relay(response)
                 break
             except UpstreamError as error:
-                self._broken(error)
+                dispatch.broken(error)
             except _StreamError as error:
-                if not error.retriable or self._num_server_errors >= MAX_SERVER_ERRORS:
+                if not error.retriable or dispatch.num_server_errors >= MAX_SERVER_ERRORS:
                     await self._end_with(error.event)
                     return
-                self._num_server_errors += 1
-                self._broken(UpstreamError("ended its stream with an error event"))
+                dispatch.num_server_errors += 1
+                dispatch.broken(UpstreamError("ended its stream with an error event"))
             self._failed_over("stream")
             try:
-                response = await self._open(self._resume_body())
+                response = await dispatch.open(self._resume_body())
             except ApiError as refusal:
                 await self._end_with(b"data: " + refusal.body() + b"\n\n", refusal.message)
                 return
@@ -522,6 +376,8 @@ class Exchange:
                 await self._end_with(b"data: " + failure.body() + b"\n\n", message)
                 return
         await self._send_last(DONE)
+        if self._cache_key is not None and (events := self._journal.events) is not None:
+            self._keep_answer(assemble(events, self._request.kind, self._usage))
         await self._drain(response)
 
     async def _end_with(self, event: bytes, message: str = "the worker reported an error") -> None:
@@ -583,8 +439,8 @@ class Exchange:
     def _saw_first_token(self) -> None:
         if self._first_token_at is None:
             self._first_token_at = self._services.clock()
-        if self._pick is not None:
-            self._services.picker.first_token(self._pick)
+        if self._dispatch is not None:
+            self._dispatch.first_token()
 
     def _look_at(self, events: bytes) -> tuple[bytes, bool, _StreamError | None]:
         """(events to forward, whether the stream is done, the error that ended it)."""
@@ -625,10 +481,10 @@ class Exchange:
     def _num_tokens(self) -> tuple[int, int]:
         """(prompt, generated) from the worker's usage, else our estimate of what was used."""
         usage = self._usage
+        if self._cached is not None:
+            return 0, 0
         if usage is not None:
-            prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            if isinstance(prompt, int) and prompt >= 0:
-                return prompt, output if isinstance(output, int) and output >= 0 else 0
+            return _tokens_of(usage)
         if not self.headers_sent and self._first_token_at is None:
             return 0, 0
         return self._request.num_prompt_tokens, self._journal.num_tokens()
@@ -649,19 +505,22 @@ class Exchange:
         tier = self._tier.name
         prompt_tokens, output_tokens = self._num_tokens()
         cost = self._cost()
+        served = (prompt_tokens, output_tokens)
+        if self._cached is not None:
+            # Nothing was computed or billed, but this much was answered.
+            served = _tokens_of(json.loads(self._cached.body).get("usage"))
         services.admission.settle(self._reservation, float(prompt_tokens + output_tokens), cost)
         if self._budgeted is not None:
             services.routing.settled(self._budgeted, cost)
         record.status = status
         record.error = record.error or error
         record.e2e_s = now - self._started_at
-        record.prompt_tokens = prompt_tokens
-        record.output_tokens = output_tokens
+        record.prompt_tokens, record.output_tokens = served
         record.cost_usd = cost
         record.cost_all_large_usd = services.routing.cost_usd(
             services.routing.dearest,
-            prompt_tokens,
-            self._expected_output(services.routing.dearest, output_tokens),
+            served[0],
+            self._expected_output(services.routing.dearest, served[1]),
         )
         metrics = services.metrics
         bound = metrics.tiers[tier]
@@ -702,24 +561,17 @@ def _usage_of(body: bytes) -> Mapping[str, Any] | None:
     return usage if isinstance(usage, dict) else None
 
 
+def _tokens_of(usage: Any) -> tuple[int, int]:
+    """(prompt, generated) tokens; 0 for what is missing or senseless."""
+    numbers = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        value = usage.get(name) if isinstance(usage, dict) else None
+        numbers.append(value if isinstance(value, int) and value >= 0 else 0)
+    return numbers[0], numbers[1]
+
+
 def _is_retriable(chunk: Mapping[str, Any]) -> bool:
     """An error about the request would come again; one about the server need not."""
     error = chunk.get("error")
     kind = error.get("type") if isinstance(error, dict) else None
     return kind not in ("invalid_request_error", "authentication_error", "not_found_error")
-
-
-def _checked_error(status: int, payload: bytes) -> bytes:
-    """The worker's error body when it is an OpenAI error object, else one that says so."""
-    try:
-        if isinstance(json.loads(payload)["error"]["message"], str):
-            return payload
-    except (ValueError, KeyError, TypeError):
-        pass
-    error = ApiError(
-        status,
-        f"the worker answered {status} without an error object",
-        type="server_error" if status >= 500 else "invalid_request_error",
-        code="worker_error",
-    )
-    return error.body()

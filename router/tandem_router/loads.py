@@ -27,6 +27,7 @@ async def poll_loads(
     poll_s: float,
     peer_token: str | None,
     skip_tiers: frozenset[str],
+    dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
     """Keep one polling task per worker until cancelled; skip_tiers are not ours to ask."""
@@ -39,7 +40,7 @@ async def poll_loads(
                 tasks.pop(worker).cancel()
             for worker in present - tasks.keys():
                 tasks[worker] = asyncio.ensure_future(
-                    _poll(worker, picker, client, poll_s, headers, on_change)
+                    _poll(worker, picker, client, poll_s, headers, dead_after_s, on_change)
                 )
             await asyncio.sleep(min(poll_s, DOWN_POLL_S))
     finally:
@@ -53,8 +54,11 @@ async def _poll(
     client: UpstreamClient,
     poll_s: float,
     headers: list[tuple[bytes, bytes]],
+    dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
+    loop = asyncio.get_running_loop()
+    last_answer = loop.time()
     while True:
         was_usable = worker.load is not None and worker.num_failures == 0
         try:
@@ -64,10 +68,15 @@ async def _poll(
             if status != 200:
                 raise UpstreamError(f"GET /v1/load answered {status}")
             picker.observed(worker, Load.parse(json.loads(body)))
+            last_answer = loop.time()
             if not was_usable:
                 on_change()
         except (UpstreamError, ValueError) as error:
             picker.failed(worker, str(error))
             if was_usable:
                 logger.warning("worker %s: %s", worker.url, error)
+            if loop.time() - last_answer > dead_after_s:
+                # Stopped or cut off: its sockets stay open, so its streams would wait for long.
+                client.abandon(worker.url, f"no load report for {dead_after_s:g} s")
+                last_answer = loop.time()
         await asyncio.sleep(poll_s if worker.num_failures == 0 else min(poll_s, DOWN_POLL_S))

@@ -224,6 +224,7 @@ class RequestHeaders:
 
     overrides: Overrides
     priority: int | None
+    no_cache: bool
     api_key: str | None
 
 
@@ -232,11 +233,14 @@ def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> R
     if sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes:
         raise ApiError(431, f"request headers are larger than {limits.max_header_bytes} bytes")
     quality = cost = ttft = priority = api_key = None
+    no_cache = False
     for name, value in headers:
         if name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
                 api_key = key.strip()
+        elif name == b"cache-control":
+            no_cache = b"no-cache" in value or b"no-store" in value
         elif name == b"x-tandem-quality":
             quality = _number(name, value, 0.0, 1.0)
         elif name == b"x-tandem-max-cost-usd":
@@ -246,7 +250,7 @@ def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> R
         elif name == b"x-tandem-priority":
             priority = int(_number(name, value, -100, 100, whole=True))
     overrides = Overrides(quality=quality, max_cost_usd=cost, ttft_slo_s=ttft)
-    return RequestHeaders(overrides, priority, api_key)
+    return RequestHeaders(overrides, priority, no_cache, api_key)
 
 
 def _number(name: bytes, value: bytes, low: float, high: float, whole: bool = False) -> float:

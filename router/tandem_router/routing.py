@@ -252,17 +252,22 @@ class Routing:
         overrides: Overrides,
         tenant: TenantState,
         unavailable: frozenset[str] = frozenset(),
+        expected_uses: float = 1.0,
     ) -> tuple[Decision, Score | None]:
         """Decide, without recording: the caller records once a worker has the request.
 
-        unavailable: tiers that just failed this request. Raises ApiError when the policy refuses.
+        unavailable: tiers that just failed this request. expected_uses: how often the answer will
+        be served, this time included. Raises ApiError when the policy refuses.
         """
         forced = self.forced_tier(request.model)
         score: Score | None = None
         status = ScoreStatus.ABSENT
         if forced is None and request.prompt is not None:
             score, status = await self.scorer.score(request.prompt)
-        return self.decide(request, overrides, tenant, forced, score, status, unavailable), score
+        decision = self.decide(
+            request, overrides, tenant, forced, score, status, unavailable, expected_uses
+        )
+        return decision, score
 
     def decide(
         self,
@@ -273,6 +278,7 @@ class Routing:
         score: Score | None,
         status: ScoreStatus,
         unavailable: frozenset[str],
+        expected_uses: float,
     ) -> Decision:
         allowed = tenant.config.allowed_tiers
         options = [self._option(tier, request, unavailable) for tier in self._config.tiers]
@@ -285,6 +291,7 @@ class Routing:
             score_status=status,
             max_tokens=request.max_tokens,
             num_choices=request.num_choices,
+            num_expected_uses=expected_uses,
             overrides=replace(overrides, tier=forced),
             tenant=TenantCeilings(
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,

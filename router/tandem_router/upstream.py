@@ -343,6 +343,14 @@ class _OriginPool:
         if connection in self.idle:
             self.idle.remove(connection)
 
+    def abandon(self, why: str) -> None:
+        for connection in list(self.busy):
+            response = connection.response
+            connection.response = None
+            if response is not None:
+                response._fail(UpstreamError(f"{self.name}: {why}"))
+            connection.abort()
+
     def close(self) -> None:
         for connection in [*self.idle, *self.busy]:
             connection.abort()
@@ -440,6 +448,12 @@ class UpstreamClient:
                     response.close()
         except TimeoutError as error:
             raise UpstreamError(f"GET {url}: no reply within {timeout_s:g} s") from error
+
+    def abandon(self, url: str, why: str) -> None:
+        """Break every exchange with an origin, for one that is connected but does not answer."""
+        pool = self._pools.get(split_url(url)[0])
+        if pool is not None:
+            pool.abandon(why)
 
     def close(self) -> None:
         for pool in self._pools.values():

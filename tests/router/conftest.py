@@ -52,7 +52,9 @@ class FakeWorker:
     refuse: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     ready: bool = True
     draining: bool = False
-    hang: bool = False
+    # Bytes of the next stream after which the worker answers nobody any more.
+    freeze_after: int | None = None
+    frozen: asyncio.Event = field(default_factory=asyncio.Event)
     revision: str = ""
     token_ids_in_chunks: bool = True
     pause_s: float = 0.0
@@ -187,6 +189,8 @@ class FakeWorker:
             writer.close()
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        if self.frozen.is_set():
+            await asyncio.Event().wait()
         if seen.path == "/v1/load":
             load = {
                 "ready": self.ready,
@@ -195,8 +199,6 @@ class FakeWorker:
                 "revision": self.revision,
             }
             return await self._plain(writer, 200, {}, json.dumps(load).encode())
-        if self.hang:
-            await asyncio.Event().wait()
         if self.refuse:
             return await self._plain(writer, *self.refuse.pop(0))
         cut = self.cut_after.pop(0) if self.cut_after else None
@@ -216,6 +218,11 @@ class FakeWorker:
         )
         data = b"".join(self.events(seen))
         sent = data if cut is None else data[:cut]
+        if self.freeze_after is not None:
+            writer.write(b"%x\r\n%b\r\n" % (self.freeze_after, data[: self.freeze_after]))
+            await writer.drain()
+            self.frozen.set()
+            await asyncio.Event().wait()
         size = self.write_size or len(sent) or 1
         for start in range(0, len(sent), size):
             part = sent[start : start + size]

@@ -242,3 +242,22 @@ def test_journal_refuses_token_ids_that_are_none() -> None:
 
     with pytest.raises(UpstreamError, match="token_ids"):
         journal.resume_token_ids(1)
+
+
+async def test_a_stopped_worker_loses_its_streams_to_another(
+    run_router: Any, make_worker: Any
+) -> None:
+    """It keeps its connections open and says nothing: only the missing load report tells."""
+    stopped, healthy = await make_worker(num_tokens=8), await make_worker(num_tokens=8)
+    failover = {"wait_s": 5.0, "dead_after_s": 0.2}
+
+    async with run_router({"large": {"decode": [stopped]}}, failover=failover) as (client, app):
+        expected = await client.chat(**LARGE)
+        stopped.freeze_after = 900
+        task = asyncio.ensure_future(client.chat(**LARGE))
+        await stopped.frozen.wait()
+        app.set_table({"large": {"decode": (stopped.url, healthy.url)}})
+        reply = await task
+
+    assert reply.text() == expected.text()
+    assert healthy.inference

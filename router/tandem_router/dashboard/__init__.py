@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from tandem_router.admin import router_state
-from tandem_router.exchange import Services
+from tandem_router.services import Services
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
