@@ -42,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 ROW = 128
 """Tokens per packed row; the longest question with its scratchpad has fewer."""
 VOCAB, END_ID, PAD_ID = 960, 0, 1
+PROBES_PER_CELL = 8
 Tables = tuple[Tensor, ...]
 
 
@@ -251,44 +252,60 @@ def orthogonal(g: Tensor) -> Tensor:
 
 WEIGHT = {"facts": 2.5, "sorting": 1.5, "edits": 1.5, "lookup": 1.3, "logic": 1.3}
 """Families drawn more often than once: short ones, and those that need content look-up."""
-DRILL_SHARE, DRILL_END = 0.25, 0.3
-"""Share of look-up drills at the start, falling to zero after this part of the run."""
+DRILL_SHARE, DRILL_HOLD, DRILL_END = 0.4, 0.4, 0.7
+"""Share of look-up drills: held for the first part of the run, then falling to zero."""
 _CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Pieces = list[tuple[str, bool]]
+"""A completion in pieces; False marks what is given rather than learned."""
 
 
-def drill(rng: random.Random) -> tuple[str, str]:
-    """Bare copying and look-up: what content look-up is made of, many targets per token."""
+def drill(rng: random.Random) -> tuple[str, Pieces]:
+    """Bare copying and look-up: what content look-up is made of, many targets per token.
+
+    Keys are drawn at random and are no targets; what follows them is.
+    """
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.12:
         letters = "".join(rng.choices(_CAPITALS, k=rng.randint(5, 14)))
-        return letters, letters
-    if kind < 0.65:
-        keys = rng.sample(_CAPITALS, rng.randint(3, 8))
+        return letters, [(letters, True)]
+    if kind < 0.4:
+        words = rng.random() < 0.4
+        line = [f" {i}" for i in ITEMS] if words else list(_CAPITALS)
+        line = rng.sample(line, rng.randint(6, 14))
+        asked = rng.choices(range(len(line) - 1), k=rng.randint(6, 16))
+        return "".join(line), [(line[i + d], d == 1) for i in asked for d in (0, 1)]
+    if kind < 0.72:
+        keys = rng.sample(_CAPITALS, rng.randint(3, 9))
         rows = {k: rng.choice(_CAPITALS + "0123456789") for k in keys}
-        asked = rng.sample(keys, len(keys))
         listed = ", ".join(f"{k}:{rows[k]}" for k in keys)
-        return f"{listed} {''.join(asked)}", ", ".join(f"{k}:{rows[k]}" for k in asked)
-    items = rng.sample(ITEMS, rng.randint(3, 7))
+        asked_keys = rng.choices(keys, k=rng.randint(4, 10))
+        return listed, [p for k in asked_keys for p in ((f"{k}:", False), (f"{rows[k]},", True))]
+    items = rng.sample(ITEMS, rng.randint(3, 8))
     price = {i: rng.randint(2, 99) for i in items}
-    asked = rng.sample(items, len(items))
     listed = ", ".join(f"{i} {price[i]}" for i in items)
-    return f"the {listed}: {' '.join(asked)}", ",".join(f" {i} {price[i]}" for i in asked)
+    asked_items = rng.choices(items, k=rng.randint(3, 7))
+    return f"the {listed}", [
+        p for i in asked_items for p in ((f" {i}", False), (f" {price[i]},", True))
+    ]
 
 
-def samples(rng: random.Random, hard: float, progress: list[float]) -> Iterator[tuple[str, str]]:
+def drill_share(progress: float) -> float:
+    return DRILL_SHARE * min(1.0, max(0.0, (DRILL_END - progress) / (DRILL_END - DRILL_HOLD)))
+
+
+def samples(rng: random.Random, hard: float, progress: list[float]) -> Iterator[tuple[str, Pieces]]:
     """Endless (prompt, completion) pairs of the training split, with drills early on."""
     families = tuple(FAMILIES)
     weights = [WEIGHT.get(f, 1.0) for f in families]
     while True:
-        if rng.random() < DRILL_SHARE * max(0.0, 1 - progress[0] / DRILL_END):
-            prompt, work = drill(rng)
-            yield prompt, work + ">"
+        if rng.random() < drill_share(progress[0]):
+            yield drill(rng)
             continue
         family = rng.choices(families, weights)[0]
         slope = max(1.0, hard) if family == "facts" else hard
         level = rng.choices(LEVELS, [slope**i for i in range(4)])[0]
         question = draw(rng, "train", family, level)
-        yield question.prompt, question.completion
+        yield question.prompt, [(question.completion, True)]
 
 
 def batches(
@@ -300,7 +317,7 @@ def batches(
     token is not drowned by a sum of forty.
     """
     source = samples(rng, hard, progress)
-    pending: list[tuple[list[int], int]] = []
+    pending: list[tuple[list[int], list[bool]]] = []
     while True:
         tokens = torch.full((rows, ROW), PAD_ID)
         owner, weight = torch.zeros(rows, ROW, dtype=torch.long), torch.zeros(rows, ROW)
@@ -308,19 +325,22 @@ def batches(
             at, number = 0, 0
             while True:
                 while len(pending) < 24:
-                    for prompt, completion in (next(source) for _ in range(64)):
-                        head = tokenizer.encode(prompt + "\n").ids
-                        tail = [*tokenizer.encode(completion).ids, END_ID]
-                        if len(head) + len(tail) <= ROW:
-                            pending.append((head + tail, len(tail)))
+                    for prompt, pieces in (next(source) for _ in range(64)):
+                        ids = tokenizer.encode(prompt + "\n").ids
+                        wanted = [False] * len(ids)
+                        for text, learned in pieces:
+                            more = tokenizer.encode(text).ids
+                            ids, wanted = ids + more, wanted + [learned] * len(more)
+                        if len(ids) < ROW:
+                            pending.append(([*ids, END_ID], [*wanted, pieces[-1][1]]))
                 fits = next((i for i, (s, _) in enumerate(pending) if len(s) <= ROW - at), None)
                 if fits is None or (fits >= 24 and at > ROW - 12):
                     break
-                ids, targets = pending.pop(fits)
+                ids, wanted = pending.pop(fits)
                 number, end = number + 1, at + len(ids)
                 tokens[row, at:end] = torch.tensor(ids)
                 owner[row, at:end] = number
-                weight[row, end - targets : end] = targets**-0.5
+                weight[row, at:end] = torch.tensor(wanted) * sum(wanted) ** -0.5
                 at = end
         yield tokens, owner, weight
 
@@ -403,7 +423,7 @@ def main(argv: list[str] | None = None) -> None:
     progress = [step / total]
     rng = random.Random(f"{args.seed}|{step}")
     feed = batches(rng, tokenizer, recipe.rows, recipe.hard, progress)
-    probe = generate("validation", 7, 48 * 8)
+    probe = generate("validation", 7, 48 * PROBES_PER_CELL)
     loss_of = mean_loss if args.no_compile else torch.compile(mean_loss)
     started = reported = shown = time.monotonic()
     running, seen = 0.0, 0
