@@ -459,3 +459,8 @@ def run_router(make_config: Callable[..., RouterConfig], tmp_path: Any) -> Calla
             app.services.client.close()
 
     return run
+
+
+@pytest.fixture
+def token_text_of() -> Callable[[int], str]:
+    return token_text

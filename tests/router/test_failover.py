@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import pytest
@@ -261,3 +262,53 @@ async def test_a_stopped_worker_loses_its_streams_to_another(
 
     assert reply.text() == expected.text()
     assert healthy.inference
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_many_streams_over_workers_that_keep_failing_are_all_exact(
+    run_router: Any, make_worker: Any, token_text_of: Any, seed: int
+) -> None:
+    rng = random.Random(seed)
+    full = (429, {"retry-after": "1"}, b'{"error": {"message": "full"}}')
+    draining = (503, {}, b'{"error": {"message": "busy"}}')
+    workers = []
+    for _ in range(3):
+        worker = await make_worker(
+            num_tokens=10,
+            cut_after=[rng.choice([None, rng.randrange(3000)]) for _ in range(6)],
+            refuse=[rng.choice([full, draining]) for _ in range(3)],
+            write_size=rng.choice([7, 100, None]),
+        )
+        workers.append(worker)
+    judge = await make_worker(num_tokens=10)
+    fields = [
+        {
+            "content": f"question {number % 5}",
+            "model": "large",
+            "stream": number % 4 != 0,
+            "seed": number,
+            "n": 1 + number % 2,
+        }
+        for number in range(24)
+    ]
+
+    async with run_router(
+        {"large": {"decode": workers}},
+        budget={"on_exhausted": "Queue"},
+        failover={"wait_s": 10.0, "tier_wait_s": 0.05, "max_attempts": 30},
+    ) as (client, app):
+        replies = await asyncio.gather(*(client.chat(**each) for each in fields))
+
+    for each, reply in zip(fields, replies, strict=True):
+        body = {"messages": [{"role": "user", "content": each["content"]}]}
+        for index in range(each["n"]):
+            ids = judge.tokens(body, str(each["seed"]), index)
+            expected = "".join(map(token_text_of, ids))
+            if each["stream"]:
+                assert reply.token_ids(index) == ids
+                assert reply.text(index) == expected
+            else:
+                assert reply.json["choices"][index]["message"]["content"] == expected
+    assert app.services.admission.num_inflight == 0
+    for known in app.picker.workers:
+        assert (known.num_inflight, known.pending_tokens) == (0, 0.0)
