@@ -124,7 +124,7 @@ def run_joint(world: World, capacity: int, price: float, reuse: bool):
         tokens = float(world.tokens[query])
         score = PlainScore(
             {"small": float(world.p[query, 0]), "large": float(world.p[query, 1])},
-            {name: (tokens, tokens, tokens) for name in ("small", "large")},
+            dict.fromkeys(("small", "large"), (tokens, tokens, tokens)),
         )
         request = RouteRequest(int(world.prompt_tokens[query]), score, num_expected_uses=uses)
         if answer is None or (reuse and answer.tier_rank == 0):

@@ -1,6 +1,6 @@
 """What the online controllers are worth on real outcomes with real arrival times.
 
-    python benchmarks/policy.py [budget|share|floor|change|all] [--runs 200] [--json FILE]
+    python benchmarks/policy.py [budget|share|floor|change|cascade|all] [--runs 200] [--json FILE]
 
 Outcomes: mmlu and gsm8k of `shared/data/routing` (Mixtral-8x7B against GPT-4-1106); arrivals,
 prompt and answer lengths: Azure's conversation trace of 2023. Compared with
@@ -17,6 +17,7 @@ Everything is replayed on a virtual clock through the production `decide` and co
 from __future__ import annotations
 
 import argparse
+import gzip
 import heapq
 import json
 import math
@@ -26,8 +27,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from outcomes import LARGE_PRICE, SMALL_PRICE, Outcomes, azure_arrivals, load
+from outcomes import DATA, LARGE_PRICE, SMALL_PRICE, Outcomes, azure_arrivals, load
 
+from tandem_router.cascade import (
+    VIEWS,
+    AnswerVerifier,
+    CascadeTerms,
+    Verdict,
+    VerifierPower,
+    Zone,
+    choose_zone,
+    escalate,
+)
 from tandem_router.control import (
     BudgetPacer,
     OnlineControl,
@@ -480,6 +491,84 @@ def _drift_stream(mmlu: Outcomes, seed: int) -> list[tuple[float, float]]:
     return rows
 
 
+# ---------------------------------------------------------------- cascade
+
+
+def apgr(score: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """Mean performance gap recovered over all shares of large calls, exact."""
+    step = (q[:, 1] - q[:, 0])[np.argsort(-score, kind="stable")]
+    curve = np.concatenate([[0.0], np.cumsum(step)]) / step.sum()
+    return float((curve[1:] + curve[:-1]).mean() / 2)
+
+
+def cascade_study(seeds: int) -> dict[str, object]:
+    """The verifier on gsm8k answers: ranking by view, and what the three zones buy."""
+    with gzip.open(DATA / "routing" / "gsm8k.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    prompts = [row["prompt"] for row in rows]
+    answers = [row["responses"]["small"] for row in rows]
+    q = np.array([[row["quality"]["small"], row["quality"]["large"]] for row in rows])
+    prior = load("gsm8k")
+    only = dict.fromkeys(VIEWS, 0.0)
+    ways = {"all views": dict(VIEWS), "learned before the answer (TF-IDF heads)": None}
+    ways |= {f"without {view}": {**VIEWS, view: 0.0} for view in VIEWS}
+    ways |= {f"{view} only": {**only, view: 1.0} for view in VIEWS}
+    results: dict[str, list[dict[str, float]]] = {}
+    for seed in range(seeds):
+        folds = np.random.default_rng(seed).permutation(len(rows)) % 5
+        beliefs = {name: np.zeros((len(rows), 2)) for name in ways}
+        for fold in range(5):
+            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            part = [prompts[i] for i in train], [answers[i] for i in train]
+            verifier = AnswerVerifier().fit(*part, q[train])
+            part = [prompts[i] for i in test], [answers[i] for i in test]
+            for name, views in ways.items():
+                if views is not None:
+                    verifier.views = views
+                    beliefs[name][test] = verifier.predict(*part)
+        for name, views in ways.items():
+            gain = beliefs[name][:, 1] - beliefs[name][:, 0] if views else prior.gain
+            results.setdefault(name, []).append({"apgr": apgr(gain, q)})
+        for price in (0.05, 0.1, 0.2):
+            for name, value in zones_utility(beliefs["all views"], prior, q, price).items():
+                results.setdefault(f"large costs {price:g} quality points, {name}", []).append(
+                    value
+                )
+    return {
+        name: {key: float(np.mean([row[key] for row in rows_])) for key in rows_[0]}
+        for name, rows_ in results.items()
+    }
+
+
+def zones_utility(
+    belief: NDArray[np.float64], prior: Outcomes, q: NDArray[np.float64], price: float
+) -> dict[str, dict[str, float]]:
+    """Realised quality less priced calls, for routing, for always verifying, and for zones."""
+    terms = CascadeTerms(cost_small=price * SMALL_PRICE[1] / LARGE_PRICE[1], cost_large=price)
+    power = VerifierPower.measure(belief[:, 0], q[:, 0])
+    outcome: dict[str, list[tuple[float, bool, bool]]] = {}
+    for i in range(len(q)):
+        escalated = escalate(Verdict(*belief[i]), terms)
+        zone = choose_zone(float(prior.p_small[i]), float(prior.p_large[i]), power, terms)
+        direct = prior.gain[i] > terms.cost_large - terms.cost_small
+        for name, small, large in (
+            ("routing before the answer", not direct, direct),
+            ("always verify", True, escalated),
+            (
+                "three zones",
+                zone is not Zone.LARGE,
+                zone is Zone.LARGE or (zone is Zone.VERIFY and escalated),
+            ),
+        ):
+            outcome.setdefault(name, []).append((q[i, int(large)], small, large))
+    table = {}
+    for name, rows in outcome.items():
+        quality, small, large = np.array(rows, dtype=float).mean(axis=0)
+        utility = quality - small * terms.cost_small - large * terms.cost_large
+        table[name] = {"utility": utility, "quality": quality, "large_share": large}
+    return table
+
+
 def show(title: str, table: dict[str, object]) -> None:
     print(f"\n## {title}")
     for name, row in table.items():
@@ -502,6 +591,7 @@ def main() -> None:
         "share": lambda: share_study(mmlu, gsm8k, options.seeds),
         "floor": lambda: floor_study(mmlu, gsm8k, options.runs),
         "change": lambda: change_study(mmlu, 4 * options.seeds),
+        "cascade": lambda: cascade_study(options.seeds),
     }
     if options.part != "all" and options.part not in studies:
         parser.error(f"part {options.part!r} is not one of {', '.join(studies)}, all")

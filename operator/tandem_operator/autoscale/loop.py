@@ -1,0 +1,257 @@
+"""One control loop per Router: observed load in, replicas and threshold with reasons out.
+
+Scaling up happens at once; scaling down only to the highest number wanted within a window, so
+that a dip does not throw away workers that the next minute needs. Missing metrics hold
+everything as it is. A worker that has been idle long enough may go, if its pool may sleep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tandem_operator.autoscale.forecast import RateForecast
+from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
+from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec, Role, size
+
+KEPT_DECISIONS = 10
+BURST_OVER_FORECAST = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What the Router and its AutoscalingPolicy ask for."""
+
+    pools: tuple[PoolSpec, ...]
+    slo: Slo
+    ceilings: Ceilings = field(default_factory=Ceilings)
+    quality_floor: float | None = None
+    startup_s: float = 60.0  # forecast horizon: a worker started now serves then
+    scale_down_window_s: float = 300.0
+    max_step_up: int = 8  # workers added to a pool in one step
+    max_step_down: int = 2
+    idle_after_s: float | None = None  # None: pools never go below one worker
+    missing_metrics: str = "Hold"  # Hold | ScaleUp
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was measured since the last step; None where a metric is missing."""
+
+    load: Load | None
+    workers: Mapping[tuple[str, Role], int]
+    curve: Sequence[Operating]
+    profiles: Mapping[str, PerformanceProfile]
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingDecision:
+    """One change, or a refusal to change, with its reason in a sentence."""
+
+    at_s: float
+    pool: str  # "<tier>/<role>", "threshold", or "all"
+    before: float
+    after: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write: replicas to WorkerPools, the threshold to routers."""
+
+    workers: Mapping[tuple[str, Role], int]
+    threshold: float
+    decisions: tuple[ScalingDecision, ...]
+    slo_met: bool | None  # None while holding
+    within_budget: bool
+
+
+class Autoscaler:
+    """The loop's memory between steps; `step` is its only verb."""
+
+    def __init__(self, settings: LoopSettings) -> None:
+        self.settings = settings
+        self.recent: deque[ScalingDecision] = deque(maxlen=KEPT_DECISIONS)
+        self._forecast = RateForecast(settings.startup_s)
+        self._wanted: dict[tuple[str, Role], deque[tuple[float, int]]] = {
+            pool.key: deque() for pool in settings.pools
+        }
+        self._busy_at: float | None = None
+
+    def step(self, now: float, seen: Observation) -> Plan:
+        """Decide once; call every few seconds with what was observed."""
+        settings = self.settings
+        current = {pool.key: seen.workers.get(pool.key, 0) for pool in settings.pools}
+        problem = self._problem(seen)
+        if problem is not None:
+            return self._hold(now, seen, current, problem)
+        load = seen.load
+        assert load is not None
+        self._forecast.observe(now, load.requests_per_s)
+        if load.requests_per_s > 0.0 or self._busy_at is None:
+            self._busy_at = now
+        ahead = self._forecast.predict() or 0.0
+        # The forecast smooths noise; a burst far above it is not noise and will not wait.
+        burst = load.requests_per_s > BURST_OVER_FORECAST * ahead
+        rate = load.requests_per_s if burst else ahead
+        future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
+        sizes = size(
+            settings.pools,
+            future,
+            seen.curve,
+            seen.profiles,
+            settings.slo,
+            settings.quality_floor,
+            settings.ceilings,
+        )
+        asleep = self._may_sleep(now)
+        decisions: list[ScalingDecision] = []
+        wanted = {
+            pool.key: self._wish(pool, sizes.workers[pool.key], asleep) for pool in settings.pools
+        }
+        steps = {
+            pool.key: self._damped(now, pool, current[pool.key], wanted[pool.key])
+            for pool in settings.pools
+        }
+        workers = {key: count for key, (count, _) in steps.items()}
+        taken_back = self._take_back(workers, wanted, current)
+        for pool in settings.pools:
+            if workers[pool.key] != current[pool.key]:
+                why = "the budget" if pool.key in taken_back else steps[pool.key][1]
+                latency = predicted(sizes.ttft_s, sizes.tpot_s, pool.tier)
+                decisions.append(
+                    self._record(
+                        now,
+                        f"{pool.tier}/{pool.role}",
+                        current[pool.key],
+                        workers[pool.key],
+                        f"{why}: {rate:.3g} requests/s forecast, {latency}",
+                    )
+                )
+        if not _same(sizes.threshold, seen.threshold):
+            reason = "; ".join(sizes.notes) or "cheapest threshold that meets the quality floor"
+            decisions.append(
+                self._record(now, "threshold", seen.threshold, sizes.threshold, reason)
+            )
+        return Plan(
+            workers,
+            sizes.threshold,
+            tuple(decisions),
+            sizes.slo_met,
+            within_budget=_within(settings, workers),
+        )
+
+    def _problem(self, seen: Observation) -> str | None:
+        if seen.load is None or not seen.load.usable:
+            return "the load is not measured"
+        if not seen.curve:
+            return "no routing curve is known"
+        missing = sorted({pool.tier for pool in self.settings.pools} - set(seen.profiles))
+        if missing:
+            return f"no performance profile for {', '.join(missing)}"
+        return None
+
+    def _hold(
+        self,
+        now: float,
+        seen: Observation,
+        current: Mapping[tuple[str, Role], int],
+        problem: str,
+    ) -> Plan:
+        workers = dict(current)
+        for pool in self.settings.pools:
+            if self.settings.missing_metrics == "ScaleUp":
+                workers[pool.key] = min(pool.maximum, max(pool.minimum, workers[pool.key] + 1))
+            else:
+                workers[pool.key] = max(pool.minimum, workers[pool.key])
+        if self.settings.missing_metrics == "ScaleUp" and not _within(self.settings, workers):
+            workers = dict(current)
+        decision = ScalingDecision(now, "all", 0, 0, f"{problem}: holding")
+        if not self.recent or self.recent[-1].reason != decision.reason:
+            self.recent.append(decision)
+        return Plan(workers, seen.threshold, (decision,), None, _within(self.settings, workers))
+
+    def _may_sleep(self, now: float) -> bool:
+        idle_after = self.settings.idle_after_s
+        if idle_after is None or self._busy_at is None:
+            return False
+        return now - self._busy_at >= idle_after
+
+    def _wish(self, pool: PoolSpec, wanted: int, asleep: bool) -> int:
+        """Within the pool's bounds; an awake pool keeps a worker, a sleeping one none."""
+        if asleep:
+            return pool.minimum
+        return min(pool.maximum, max(pool.minimum, wanted, 1))
+
+    def _damped(self, now: float, pool: PoolSpec, current: int, wanted: int) -> tuple[int, str]:
+        """Bounded steps; down only to the most that was wanted within the window."""
+        history = self._wanted[pool.key]
+        history.append((now, wanted))
+        window = self.settings.scale_down_window_s
+        while history[0][0] < now - window:
+            history.popleft()
+        if current < pool.minimum:
+            return pool.minimum, "below the pool's minimum"
+        if current > pool.maximum:
+            return pool.maximum, "above the pool's maximum"
+        if wanted > current:
+            return min(wanted, current + self.settings.max_step_up), "more load"
+        recent_most = min(pool.maximum, max(count for _, count in history))
+        settled = now - history[0][0] >= 0.9 * window or len(history) == 1
+        if recent_most < current and settled and len(history) > 1:
+            return max(recent_most, current - self.settings.max_step_down), "less load for a while"
+        return current, ""
+
+    def _take_back(
+        self,
+        workers: dict[tuple[str, Role], int],
+        wanted: Mapping[tuple[str, Role], int],
+        current: Mapping[tuple[str, Role], int],
+    ) -> set[tuple[str, Role]]:
+        """Bring damped sizes under the ceilings; a budget waits for no window.
+
+        First workers that are kept only because a window has not passed, then workers just added.
+        """
+        touched: set[tuple[str, Role]] = set()
+        for floor in (wanted, {key: min(wanted[key], current[key]) for key in wanted}):
+            while not _within(self.settings, workers):
+                spare = [p for p in self.settings.pools if workers[p.key] > floor[p.key]]
+                if not spare:
+                    break
+                pool = max(spare, key=lambda p: (workers[p.key] - floor[p.key], p.usd_per_hour))
+                workers[pool.key] -= 1
+                touched.add(pool.key)
+        return touched
+
+    def _record(
+        self, now: float, pool: str, before: float, after: float, reason: str
+    ) -> ScalingDecision:
+        decision = ScalingDecision(now, pool, before, after, reason)
+        self.recent.append(decision)
+        return decision
+
+
+def _within(settings: LoopSettings, workers: Mapping[tuple[str, Role], int]) -> bool:
+    gpus = sum(pool.gpus * workers[pool.key] for pool in settings.pools)
+    usd = sum(pool.usd_per_hour * workers[pool.key] for pool in settings.pools)
+    ceilings = settings.ceilings
+    return (ceilings.gpus is None or gpus <= ceilings.gpus) and (
+        ceilings.usd_per_hour is None or usd <= ceilings.usd_per_hour + 1e-9
+    )
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def predicted(ttft: Mapping[str, float], tpot: Mapping[str, float], tier: str) -> str:
+    """The tier's predicted latencies in words."""
+    parts = []
+    for name, table in (("TTFT", ttft), ("TPOT", tpot)):
+        if tier in table:
+            value = table[tier]
+            parts.append(f"{name} {'saturated' if math.isinf(value) else f'{1000 * value:.3g} ms'}")
+    return ", ".join(parts) + " predicted"

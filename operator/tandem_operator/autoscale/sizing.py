@@ -1,0 +1,335 @@
+"""How many workers each role of each tier needs, and which threshold fits into the budget.
+
+The large share, and with it the load of every tier, is a function of the routing threshold. So
+the two levers are one search: take the highest threshold that meets the quality floor; size
+every pool to the SLO; while that is over the budget, move the threshold to cheaper tiers; when
+the cheapest mix still does not fit, give out what there is one worker at a time, each to the pool
+where it saves most SLO misses per unit of budget (water-filling).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo, tpot_s, ttft_s
+
+Role = Literal["prefill", "decode", "unified"]
+MAX_WORKERS = 4096  # bound of every search
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """One pool as the plan may size it."""
+
+    tier: str
+    role: Role
+    gpus: int  # per worker
+    usd_per_hour: float  # per worker
+    minimum: int = 0
+    maximum: int = 64
+
+    @property
+    def key(self) -> tuple[str, Role]:
+        """Name of the pool in every mapping."""
+        return self.tier, self.role
+
+
+@dataclass(frozen=True, slots=True)
+class Operating:
+    """One point of the routing curve: where a threshold leads, cheapest tier first."""
+
+    threshold: float
+    shares: Mapping[str, float]  # of requests per tier, sum 1
+    quality_ratio: float  # of the best tier's quality
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What may be spent; None means no ceiling."""
+
+    gpus: int | None = None
+    usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Workers per pool, what they cost and what latency they are predicted to give."""
+
+    workers: Mapping[tuple[str, Role], int]
+    threshold: float
+    quality_ratio: float
+    gpus: int
+    usd_per_hour: float
+    ttft_s: Mapping[str, float]
+    tpot_s: Mapping[str, float]
+    slo_met: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+def workers_for_slo(
+    pool: PoolSpec, load: Load, profile: PerformanceProfile, slo: Slo
+) -> tuple[int, bool]:
+    """Fewest workers within the pool's bounds that meet the SLO, and whether they do.
+
+    Latency never rises with workers, so bisection finds them. A promise that no number of workers
+    can meet (one prompt alone takes longer) is sized to the point of no return: twice the workers
+    would gain less than 5 %.
+    """
+    if load.requests_per_s <= 0.0:
+        return pool.minimum, True
+    low, high = max(1, pool.minimum), max(1, min(pool.maximum, MAX_WORKERS))
+    if _meets(pool.role, load, profile, low, slo):
+        return low, True
+    if not _meets(pool.role, load, profile, high, slo):
+        return _knee(pool.role, load, profile, low, high, slo), False
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _meets(pool.role, load, profile, middle, slo):
+            high = middle
+        else:
+            low = middle
+    return high, True
+
+
+def _latency(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: Slo) -> float:
+    """Worst latency of the role as a share of its target; a stable queue is the least asked."""
+    found = 0.0
+    if role != "decode":
+        value = ttft_s(load, profile, n, slo.percentile)
+        found = max(
+            found, value / slo.ttft_s if slo.ttft_s else (0.0 if value < math.inf else value)
+        )
+    if role != "prefill":
+        value = tpot_s(load, profile, n, slo.percentile)
+        found = max(
+            found, value / slo.tpot_s if slo.tpot_s else (0.0 if value < math.inf else value)
+        )
+    return found
+
+
+def _meets(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: Slo) -> bool:
+    return _latency(role, load, profile, n, slo) <= 1.0
+
+
+def _knee(
+    role: Role, load: Load, profile: PerformanceProfile, low: int, high: int, slo: Slo
+) -> int:
+    best = _latency(role, load, profile, high, slo)
+    if math.isinf(best):
+        return high
+    while high > low and _latency(role, load, profile, max(low, high // 2), slo) <= 1.05 * best:
+        high = max(low, high // 2)
+    return high
+
+
+def size(
+    pools: Sequence[PoolSpec],
+    load: Load,
+    curve: Sequence[Operating],
+    profiles: Mapping[str, PerformanceProfile],
+    slo: Slo,
+    quality_floor: float | None,
+    ceilings: Ceilings,
+) -> Sizes:
+    """Choose threshold and workers together.
+
+    Args:
+        pools: every pool that may be sized; tiers without a pool are external and cost nothing
+            here.
+        load: all requests of the router.
+        curve: operating points, at least one; searched from the lowest that meets the floor
+            downwards.
+        profiles: per tier.
+        slo: applied to every tier.
+        quality_floor: share of the best tier's quality; None: the lowest point.
+        ceilings: GPUs and dollars.
+
+    Raises:
+        ValueError: no pools, no curve, or a pool whose tier has no profile.
+    """
+    if not pools or not curve:
+        raise ValueError("sizing needs at least one pool and one operating point")
+    missing = sorted({pool.tier for pool in pools} - set(profiles))
+    if missing:
+        raise ValueError(f"no performance profile for {', '.join(missing)}; run `tandem profile`")
+    points = _towards_cheaper(curve, pools, load, profiles, slo, quality_floor)
+    notes: list[str] = []
+    for number, (point, sizes) in enumerate(points):
+        if _fits(sizes, ceilings):
+            if number:
+                notes.append(
+                    f"threshold moved to {point.threshold:.3g}: at {points[0][0].threshold:.3g} "
+                    f"the pools would need {_bill(points[0][1])}, over {_limits(ceilings)}"
+                )
+            return replace(sizes, notes=(*sizes.notes, *notes))
+    point, wanted = points[-1]
+    filled = _water_fill(pools, load, point, profiles, slo, wanted, ceilings)
+    note = (
+        f"even the cheapest mix needs {_bill(wanted)}, over {_limits(ceilings)}; workers go "
+        "where they save most SLO misses"
+    )
+    return replace(filled, notes=(*filled.notes, note))
+
+
+def _towards_cheaper(
+    curve: Sequence[Operating],
+    pools: Sequence[PoolSpec],
+    load: Load,
+    profiles: Mapping[str, PerformanceProfile],
+    slo: Slo,
+    quality_floor: float | None,
+) -> list[tuple[Operating, Sizes]]:
+    """The lowest point that meets the floor, then every lower one, best first.
+
+    Ordered by quality and not by today's bill: bills are whole workers, and a threshold that
+    followed their rounding would move with every breath of the load.
+    """
+    sized = [(point, _sizes_at(pools, load, point, profiles, slo)) for point in curve]
+    sized.sort(key=lambda item: (-item[0].quality_ratio, -item[1].usd_per_hour))
+    meeting = [
+        index
+        for index, (point, _) in enumerate(sized)
+        if quality_floor is not None and point.quality_ratio >= quality_floor
+    ]
+    if quality_floor is None:
+        start = len(sized) - 1
+    elif meeting:
+        start = meeting[-1]
+    else:
+        start = 0
+        point, sizes = sized[start]
+        note = (
+            f"no threshold reaches the quality floor {quality_floor:.3g}; the best measured is "
+            f"{point.quality_ratio:.3g}"
+        )
+        sized[start] = point, replace(sizes, notes=(note,))
+    return sized[start:]
+
+
+def _sizes_at(
+    pools: Sequence[PoolSpec],
+    load: Load,
+    point: Operating,
+    profiles: Mapping[str, PerformanceProfile],
+    slo: Slo,
+) -> Sizes:
+    workers: dict[tuple[str, Role], int] = {}
+    met = True
+    for pool in pools:
+        part = load.scaled(point.shares.get(pool.tier, 0.0))
+        count, good = workers_for_slo(pool, part, profiles[pool.tier], slo)
+        workers[pool.key] = count
+        met = met and good
+    return _described(pools, workers, load, point, profiles, slo, met)
+
+
+def _described(
+    pools: Sequence[PoolSpec],
+    workers: Mapping[tuple[str, Role], int],
+    load: Load,
+    point: Operating,
+    profiles: Mapping[str, PerformanceProfile],
+    slo: Slo,
+    met: bool,
+) -> Sizes:
+    ttft: dict[str, float] = {}
+    tpot: dict[str, float] = {}
+    for pool in pools:
+        part = load.scaled(point.shares.get(pool.tier, 0.0))
+        count, profile = workers[pool.key], profiles[pool.tier]
+        if pool.role != "decode":
+            ttft[pool.tier] = ttft_s(part, profile, count, slo.percentile)
+        if pool.role != "prefill":
+            tpot[pool.tier] = tpot_s(part, profile, count, slo.percentile)
+    return Sizes(
+        workers=dict(workers),
+        threshold=point.threshold,
+        quality_ratio=point.quality_ratio,
+        gpus=sum(pool.gpus * workers[pool.key] for pool in pools),
+        usd_per_hour=sum(pool.usd_per_hour * workers[pool.key] for pool in pools),
+        ttft_s=ttft,
+        tpot_s=tpot,
+        slo_met=met,
+    )
+
+
+def _fits(sizes: Sizes, ceilings: Ceilings) -> bool:
+    if ceilings.gpus is not None and sizes.gpus > ceilings.gpus:
+        return False
+    return ceilings.usd_per_hour is None or sizes.usd_per_hour <= ceilings.usd_per_hour + 1e-9
+
+
+def _water_fill(
+    pools: Sequence[PoolSpec],
+    load: Load,
+    point: Operating,
+    profiles: Mapping[str, PerformanceProfile],
+    slo: Slo,
+    wanted: Sizes,
+    ceilings: Ceilings,
+) -> Sizes:
+    """Start from the minimum that serves at all, then add one worker at a time.
+
+    The minimum itself is given even when it is over the budget: it is what the user asked to
+    keep running.
+    """
+    shares = {pool.key: point.shares.get(pool.tier, 0.0) for pool in pools}
+    workers = {pool.key: pool.minimum for pool in pools}
+
+    def misses(pool: PoolSpec, count: int) -> float:
+        """Traffic-weighted misses: 1 a request while saturated, falling as latency nears target."""
+        share = shares[pool.key]
+        if share <= 0.0 or load.requests_per_s <= 0.0:
+            return 0.0
+        part = load.scaled(share)
+        ratio = _latency(pool.role, part, profiles[pool.tier], count, slo) if count else math.inf
+        if ratio <= 1.0:
+            return 0.0
+        if math.isinf(ratio):
+            need = max(1, wanted.workers[pool.key])
+            return share * (2.0 - min(1.0, count / need))
+        return share * (1.0 - 1.0 / ratio)
+
+    while True:
+        best: tuple[float, PoolSpec] | None = None
+        for pool in pools:
+            count = workers[pool.key]
+            if count >= min(pool.maximum, wanted.workers[pool.key]):
+                continue
+            after = dict(workers) | {pool.key: count + 1}
+            if not _fits(_described(pools, after, load, point, profiles, slo, False), ceilings):
+                continue
+            price = _price(pool, ceilings)
+            value = (misses(pool, count) - misses(pool, count + 1)) / price
+            if best is None or value > best[0]:
+                best = value, pool
+        if best is None or best[0] <= 0.0:
+            break
+        workers[best[1].key] += 1
+    return _described(pools, workers, load, point, profiles, slo, met=False)
+
+
+def _price(pool: PoolSpec, ceilings: Ceilings) -> float:
+    """Share of the scarcest budget that one worker takes."""
+    parts = [1e-9]
+    if ceilings.gpus:
+        parts.append(pool.gpus / ceilings.gpus)
+    if ceilings.usd_per_hour:
+        parts.append(pool.usd_per_hour / ceilings.usd_per_hour)
+    return max(parts)
+
+
+def _bill(sizes: Sizes) -> str:
+    return f"{sizes.gpus} GPUs and {sizes.usd_per_hour:.4g} USD/h"
+
+
+def _limits(ceilings: Ceilings) -> str:
+    parts = []
+    if ceilings.gpus is not None:
+        parts.append(f"{ceilings.gpus} GPUs")
+    if ceilings.usd_per_hour is not None:
+        parts.append(f"{ceilings.usd_per_hour:.4g} USD/h")
+    return " and ".join(parts) or "no ceiling"
