@@ -173,7 +173,8 @@ def _attend(query, keys, values, scale, window, soft_cap):
 # Per architecture: query rows per program, warps, tiles of 64 keys in flight. All untuned: chosen
 # by shared memory (head_dim 128, 16 bit: 32 KiB per stage) and by two warp groups of 64 rows.
 TUNING: dict[str, dict[str, int]] = {
-    "sm_80": {"block_m": 128, "num_warps": 8, "num_stages": 2},  # untuned
+    # 128 rows on 8 warps spill 67 times on sm_80 (Triton 3.9), 64 rows on 8 warps do not.
+    "sm_80": {"block_m": 64, "num_warps": 8, "num_stages": 2},  # untuned
     "sm_90": {"block_m": 128, "num_warps": 8, "num_stages": 3},  # untuned
     "sm_100": {"block_m": 128, "num_warps": 8, "num_stages": 3},  # untuned
     "gfx942": {"block_m": 128, "num_warps": 4, "num_stages": 2},  # untuned

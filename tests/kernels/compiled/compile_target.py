@@ -261,7 +261,10 @@ def resources_nvidia(compiled, binaries):
 
 
 def resources_amd(compiled):
-    """The same from the assembly's metadata; registers are vector registers."""
+    """The same from the assembly's metadata; registers are vector registers.
+
+    Scalar registers spilled into lanes of vector registers touch no memory and are not counted.
+    """
     text = compiled.asm["amdgcn"]
 
     def last(key):
@@ -270,8 +273,8 @@ def resources_amd(compiled):
     return {
         "registers": last("vgpr_count"),
         "stack": last("private_segment_fixed_size"),
-        "shared": last("group_segment_fixed_size"),
-        "spills": last("vgpr_spill_count") + last("sgpr_spill_count"),
+        "shared": compiled.metadata.shared,  # allocated at launch, so 0 in the assembly
+        "spills": last("vgpr_spill_count"),
         "tensor_core": len(re.findall(r"\bv_s?mfmac?_", text)),
     }
 
