@@ -103,7 +103,6 @@ class RemotePrefill:
             for attempt in range(self._attempts):
                 reservation = None
                 epoch = next(self._epochs)
-                started = time.perf_counter()
                 try:
                     reservation = self._receiver.reserve(
                         order.request_id,
@@ -111,7 +110,7 @@ class RemotePrefill:
                         reserved.block_ids,
                         time.monotonic() + self._timeout_s,
                     )
-                    final, prefill_s = await self._attempt(url, order, reserved, reservation)
+                    await self._attempt(url, order, reserved, reservation)
                 except (TransferError, PeerError, TimeoutError) as error:
                     self._metrics.remote_failures.inc()
                     logger.warning(
@@ -132,14 +131,6 @@ class RemotePrefill:
                     except TimeoutError:
                         break
                     continue
-                elapsed = time.perf_counter() - started
-                num_tokens = len(order.token_ids) - reserved.num_computed_tokens
-                self.costs.observe(elapsed, prefill_s, num_tokens)
-                self._metrics.remote_prefills.inc()
-                self._metrics.remote_prefill_s.observe(elapsed)
-                self._engine.remote_done(
-                    order.request_id, final.first_token, _logprobs(order.sampling, final)
-                )
                 return
         except asyncio.CancelledError:
             if reservation is not None:
@@ -160,7 +151,9 @@ class RemotePrefill:
         order: PrefillOrder,
         reserved: ReservedEvent,
         reservation: Reservation,
-    ) -> tuple[FinalState, float]:
+    ) -> None:
+        """Have the blocks filled, tell the engine, learn what it cost."""
+        started = time.perf_counter()
         body = {
             "version": PROTOCOL_VERSION,
             "request_id": order.request_id,
@@ -189,6 +182,12 @@ class RemotePrefill:
             final = await asyncio.wait_for(arrival, _GRACE_S)
             if final.num_tokens != len(order.token_ids):
                 raise PeerError(f"it computed {final.num_tokens} tokens of {len(order.token_ids)}")
+            self._engine.remote_done(
+                order.request_id, final.first_token, _logprobs(order.sampling, final)
+            )
+            elapsed = time.perf_counter() - started
+            self._metrics.remote_prefills.inc()
+            self._metrics.remote_prefill_s.observe(elapsed)
             # The answer follows the last frame at once; its time tells compute from overhead.
             prefill_s = 0.0
             try:
@@ -196,7 +195,8 @@ class RemotePrefill:
                 prefill_s = float(answer.get("prefill_time_s") or 0.0)
             except (TimeoutError, PeerError, TypeError, ValueError):
                 pass  # the blocks are here: nothing else matters
-            return final, prefill_s
+            num_tokens = len(order.token_ids) - reserved.num_computed_tokens
+            self.costs.observe(elapsed, prefill_s, num_tokens)
         finally:
             for task in (post, arrival):
                 task.cancel()
