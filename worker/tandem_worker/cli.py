@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem_worker.allocator import keep_freed_memory
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import ConfigError, WorkerError
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = WorkerConfig.load(arguments.config)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
+        keep_freed_memory()
         token = _read_token(arguments.peer_token_file)
         revision = os.environ.get("TANDEM_REVISION")
         if revision and not config.revision:
