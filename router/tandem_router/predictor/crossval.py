@@ -47,6 +47,7 @@ def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> P
     found = [predictions for _, predictions in parts]
     shared = set.intersection(*(set(part.baselines) for part in found))
     lengths = set.intersection(*(set(part.tokens) for part in found))
+    agreed = found[0].cascade is not None and len({part.cascade for part in found}) == 1
     return Predictions(
         found[0].tiers,
         np.concatenate([part.quality for part in found])[order],
@@ -63,4 +64,8 @@ def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> P
         },
         np.concatenate([part.unusual for part in found])[order],
         folds,
+        found[0].cascade if agreed else None,
+        np.concatenate([part.verdicts for part in found if part.verdicts is not None])[order]
+        if agreed
+        else None,
     )

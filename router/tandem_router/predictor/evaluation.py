@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import metrics
+from tandem_router.predictor import answers, metrics
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.model import FloatArray
@@ -44,6 +44,8 @@ class Predictions:
     tokens: Mapping[str, FloatArray]  # tier -> (num_rows, 3)
     unusual: npt.NDArray[np.bool_]  # (num_rows,), out of distribution
     fold: npt.NDArray[np.int64]
+    cascade: tuple[str, str] | None = None
+    verdicts: FloatArray | None = None  # (num_rows, 2): both qualities after the first's answer
 
     def gain(self, first: int, second: int) -> FloatArray:
         return self.utility[:, second] - self.utility[:, first]
@@ -56,6 +58,7 @@ def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
     quality, utility = np.zeros((count, num_tiers)), np.zeros((count, num_tiers))
     views = np.zeros((count, len(predictor.view_names), num_tiers))
     unusual = np.zeros(count, dtype=bool)
+    cascade = predictor.cascade
     tokens: dict[str, FloatArray] = {}
     for index, row in enumerate(dataset.rows):
         score, outputs = predictor.score_with_views(row.prompt)
@@ -73,6 +76,8 @@ def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
         tokens,
         unusual,
         np.zeros(count, dtype=np.int64),
+        (cascade.first, cascade.second) if cascade else None,
+        answers.verdicts(cascade, dataset) if cascade else None,
     )
 
 
@@ -149,6 +154,18 @@ def report(
             f"no two of the tiers {', '.join(predictions.tiers)} are graded on the same "
             f"{MIN_ROWS} rows; evaluation needs prompts that both tiers answered"
         )
+    cascade = None
+    if predictions.cascade and predictions.verdicts is not None:
+        first, second = (predictions.tiers.index(tier) for tier in predictions.cascade)
+        cascade = answers.report(
+            predictions.verdicts,
+            labels[:, [first, second]],
+            predictions.cascade,
+            groups,
+            predictions.fold,
+            repeats,
+            seed,
+        )
     return {
         "data": {
             "digest": dataset.digest,
@@ -159,6 +176,7 @@ def report(
         "pairs": pairs,
         "heads": _heads(predictions, labels, groups, repeats, seed),
         "lengths": _lengths(dataset, predictions),
+        "cascade": cascade,
         "out_of_distribution_share": float(predictions.unusual.mean()),
         "surprises": _surprises(dataset, predictions, labels),
     }

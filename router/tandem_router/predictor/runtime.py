@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor import artifact, hand, text
+from tandem_router.predictor.answers import Cascade
+from tandem_router.predictor.answers import build as build_cascade
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError
 from tandem_router.predictor.model import (
@@ -123,6 +125,10 @@ class Predictor:
         self._ood_limits = need(arrays, "ood/limits", np.float64, (2,))
         if (self._ood_scale <= 0).any():
             raise ArtifactError("a feature has no spread: damaged")
+        #: The verifier of the first tier's answers, where the training data held answers.
+        self.cascade: Cascade | None = build_cascade(
+            meta.get("cascade"), scoped(arrays, "cascade/"), self.tiers
+        )
         self.reference: Arrays = scoped(arrays, "reference/")
 
     def _build_lengths(

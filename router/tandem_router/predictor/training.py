@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tandem_router.predictor import artifact, evaluation, hand, lengths, stacking, text
+from tandem_router.predictor import answers, artifact, evaluation, hand, lengths, stacking, text
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
@@ -77,6 +77,8 @@ CORE_VIEWS = ("words", "chars", "trees", "topics")
 NUM_TOPICS = 40
 #: Header, evaluation, calibration and length heads under a size limit.
 RESERVED_BYTES = 120_000
+#: Below this limit the verifier of answers (half a megabyte) is left out.
+CASCADE_MIN_BYTES = 2_000_000
 
 
 def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
@@ -228,6 +230,10 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         **({} if options.max_bytes is None else {"num_trees": 24, "max_leaf_nodes": 32}),
     )
     arrays |= length_arrays
+    cascade, cascade_arrays = None, {}
+    if options.max_bytes is None or options.max_bytes >= CASCADE_MIN_BYTES:
+        cascade, cascade_arrays = answers.train(dataset, folds, options.seed, progress)
+        arrays |= cascade_arrays
     meta: dict[str, Any] = {
         "format_version": artifact.FORMAT_VERSION,
         "kind": "predictor",
@@ -237,6 +243,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "features": list(hand.NAMES),
         "excerpt": [text.HEAD_CHARS, text.TAIL_CHARS],
         "length_tiers": length_tiers,
+        "cascade": cascade,
         "data": {
             "digest": dataset.digest,
             "num_rows": len(dataset.rows),

@@ -1,0 +1,170 @@
+"""The cascade's verifier, trained and judged with the predictor where the data holds answers.
+
+The tier that is worst on average answers first; where its answers (`responses`) are in the data,
+:class:`tandem_router.cascade.AnswerVerifier` learns to tell right from wrong ones. It travels in
+the same artifact, with its power: how its score falls for right and for wrong answers held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem_router.cascade import AnswerVerifier, VerifierPower
+from tandem_router.predictor import metrics
+from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.errors import ArtifactError
+from tandem_router.predictor.model import FloatArray
+
+MIN_ROWS = 100
+NUM_FOLDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A verifier with the tiers it stands between."""
+
+    first: str
+    second: str
+    verifier: AnswerVerifier
+    power: VerifierPower
+
+
+def train(
+    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int, progress: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, Arrays]:
+    """Metadata and arrays of a verifier, or None where too few graded answers are given."""
+    labels = dataset.quality()
+    means = np.array([np.nanmean(column) for column in labels.T])
+    first, second = int(np.argmin(means)), int(np.argmax(means))
+    name = dataset.tiers[first]
+    rows = np.array(
+        [
+            index
+            for index, row in enumerate(dataset.rows)
+            if name in row.responses and not np.isnan(labels[index, [first, second]]).any()
+        ],
+        dtype=np.int64,
+    )
+    if first == second or len(rows) < MIN_ROWS:
+        return None, {}
+    progress(f"learning to read the answers of {name}")
+    prompts = [dataset.rows[i].prompt for i in rows]
+    answers = [dataset.rows[i].responses[name] for i in rows]
+    quality = labels[rows][:, [first, second]]
+    held_out = np.zeros_like(quality)
+    for fold in range(NUM_FOLDS):
+        outside = folds[rows] % NUM_FOLDS == fold
+        inside = np.flatnonzero(~outside)
+        part = AnswerVerifier(seed).fit(
+            [prompts[i] for i in inside], [answers[i] for i in inside], quality[inside]
+        )
+        chosen = np.flatnonzero(outside)
+        held_out[chosen] = part.predict([prompts[i] for i in chosen], [answers[i] for i in chosen])
+    verifier = AnswerVerifier(seed).fit(prompts, answers, quality)
+    power = VerifierPower.measure(held_out[:, 0], quality[:, 0])
+    apgr = metrics.apgr(held_out[:, 1] - held_out[:, 0], quality[:, 0], quality[:, 1])
+    described = {
+        "first": name,
+        "second": dataset.tiers[second],
+        "num_rows": len(rows),
+        "given_right": [round(float(value), 9) for value in power.given_right],
+        "given_wrong": [round(float(value), 9) for value in power.given_wrong],
+        "apgr_out_of_fold": None if apgr is None else round(apgr, 6),
+    }
+    arrays = {
+        f"cascade/{key}": value.astype(np.int32) if value.dtype.kind == "i" else value
+        for key, value in verifier.to_arrays().items()
+    }
+    return described, arrays
+
+
+def build(described: Any, arrays: Arrays, tiers: tuple[str, ...]) -> Cascade | None:
+    """The cascade of an artifact; :class:`ArtifactError` where its parts do not fit."""
+    if described is None:
+        return None
+    try:
+        first, second = described["first"], described["second"]
+        if first not in tiers or second not in tiers:
+            raise ArtifactError("its verifier is for unknown tiers: damaged")
+        power = [
+            tuple(float(value) for value in described[key])
+            for key in ("given_right", "given_wrong")
+        ]
+        if (
+            len(power[0]) != len(power[1])
+            or not 2 <= len(power[0]) <= 64
+            or min(map(min, power)) <= 0
+        ):
+            raise ArtifactError("its verifier's power is not two rows of shares: damaged")
+        return Cascade(first, second, AnswerVerifier.from_arrays(arrays), VerifierPower(*power))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"its verifier cannot be used ({error}): damaged; train again"
+        ) from error
+
+
+def verdicts(cascade: Cascade, dataset: Dataset) -> FloatArray:
+    """Quality of both tiers after the first one's answer ``(num_rows, 2)``; NaN without one."""
+    out = np.full((len(dataset.rows), 2), np.nan)
+    rows = [i for i, row in enumerate(dataset.rows) if cascade.first in row.responses]
+    if rows:
+        out[rows] = cascade.verifier.predict(
+            [dataset.rows[i].prompt for i in rows],
+            [dataset.rows[i].responses[cascade.first] for i in rows],
+        )
+    return out
+
+
+def report(
+    found: FloatArray,
+    quality: FloatArray,
+    names: tuple[str, str],
+    groups: npt.NDArray[Any],
+    folds: npt.NDArray[np.int64],
+    repeats: int,
+    seed: int,
+) -> Mapping[str, Any] | None:
+    """What routing gains when the first tier's answer is read before deciding."""
+    rows = np.flatnonzero(~np.isnan(found).any(axis=1) & ~np.isnan(quality).any(axis=1))
+    if len(rows) < 5:
+        return None
+    score, low, high = found[rows, 1] - found[rows, 0], quality[rows, 0], quality[rows, 1]
+    curve = metrics.curve(score, low, high)
+    apgr = curve.apgr()
+    if apgr is None:
+        return None
+    interval = metrics.interval(
+        [
+            metrics.apgr(score[r], low[r], high[r])
+            for r in metrics.resamples(groups[rows], repeats, seed)
+        ]
+    )
+    by_fold = [
+        metrics.apgr(score[folds[rows] == f], low[folds[rows] == f], high[folds[rows] == f])
+        for f in np.unique(folds[rows])
+    ]
+    usable = [value for value in by_fold if value is not None]
+    first, second = names
+    return {
+        "first": first,
+        "second": second,
+        "num_rows": len(rows),
+        "apgr": apgr,
+        "apgr_interval": interval,
+        "apgr_mean_of_folds": float(np.mean(usable)) if usable else None,
+        "cpt50": curve.cpt(50.0),
+        "cpt80": curve.cpt(80.0),
+        "saved_at_no_drop": curve.saved(0.0),
+        "saved_at_1_percent_drop": curve.saved(0.01),
+        "ece": metrics.expected_calibration_error(found[rows, 0], low),
+        "sentence": (
+            f"reading {first}'s answer first: share of the gap recovered {apgr:.3f}, "
+            f"{curve.saved(0.0):.0%} of the {second} calls saved at no drop"
+        ),
+    }
