@@ -96,11 +96,8 @@ def build(described: Any, arrays: Arrays, tiers: tuple[str, ...]) -> Cascade | N
             tuple(float(value) for value in described[key])
             for key in ("given_right", "given_wrong")
         ]
-        if (
-            len(power[0]) != len(power[1])
-            or not 2 <= len(power[0]) <= 64
-            or min(map(min, power)) <= 0
-        ):
+        lengths = {len(shares) for shares in power}
+        if len(lengths) != 1 or not 2 <= lengths.pop() <= 64 or min(map(min, power)) <= 0:
             raise ArtifactError("its verifier's power is not two rows of shares: damaged")
         return Cascade(first, second, AnswerVerifier.from_arrays(arrays), VerifierPower(*power))
     except (KeyError, TypeError, ValueError) as error:
@@ -139,12 +136,8 @@ def report(
     apgr = curve.apgr()
     if apgr is None:
         return None
-    interval = metrics.interval(
-        [
-            metrics.apgr(score[r], low[r], high[r])
-            for r in metrics.resamples(groups[rows], repeats, seed)
-        ]
-    )
+    drawn = metrics.resamples(groups[rows], repeats, seed)
+    interval = metrics.interval([metrics.apgr(score[r], low[r], high[r]) for r in drawn])
     by_fold = [
         metrics.apgr(score[folds[rows] == f], low[folds[rows] == f], high[folds[rows] == f])
         for f in np.unique(folds[rows])

@@ -21,15 +21,19 @@ def predict(
     options: training.Options,
     num_folds: int,
     progress: Callable[[str], None] = lambda _: None,
+    by: np.ndarray | None = None,
 ) -> Predictions:
-    """Predictions for every row from `num_folds` artifacts; groups are never split."""
+    """Predictions for every row from `num_folds` artifacts; groups are never split.
+
+    `by` replaces the groups by something coarser that must not be split, such as the subject.
+    """
     training.check(dataset, options)
-    groups = dataset.groups()
-    most = len(np.unique(groups)) // training.MIN_ROWS + 1
+    groups = dataset.groups() if by is None else by
+    most = len(dataset.rows) // training.MIN_ROWS + 1 if by is None else len(np.unique(groups))
     if not 2 <= num_folds <= most:
         raise DataError(
-            f"--cross-validate {num_folds} is not possible with {len(np.unique(groups))} different "
-            f"prompts; use 2 to {most}"
+            f"{num_folds} folds are not possible with {len(dataset.rows)} rows in "
+            f"{len(np.unique(groups))} groups; use --cross-validate 2 to {most}"
         )
     folds = training.fold_of(groups, num_folds, options.seed + 1)
     parts: list[tuple[np.ndarray, Predictions]] = []
@@ -64,6 +68,10 @@ def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> P
         },
         np.concatenate([part.unusual for part in found])[order],
         folds,
+        {
+            name: np.concatenate([part.views[name] for part in found])[order]
+            for name in found[0].views
+        },
         found[0].cascade if agreed else None,
         np.concatenate([part.verdicts for part in found if part.verdicts is not None])[order]
         if agreed

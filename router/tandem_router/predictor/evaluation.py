@@ -44,6 +44,7 @@ class Predictions:
     tokens: Mapping[str, FloatArray]  # tier -> (num_rows, 3)
     unusual: npt.NDArray[np.bool_]  # (num_rows,), out of distribution
     fold: npt.NDArray[np.int64]
+    views: Mapping[str, FloatArray]  # what each view said of the tiers, for ablations
     cascade: tuple[str, str] | None = None
     verdicts: FloatArray | None = None  # (num_rows, 2): both qualities after the first's answer
 
@@ -76,6 +77,7 @@ def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
         tokens,
         unusual,
         np.zeros(count, dtype=np.int64),
+        {name: views[:, index] for index, name in enumerate(predictor.view_names)},
         (cascade.first, cascade.second) if cascade else None,
         answers.verdicts(cascade, dataset) if cascade else None,
     )

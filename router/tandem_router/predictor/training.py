@@ -230,10 +230,10 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         **({} if options.max_bytes is None else {"num_trees": 24, "max_leaf_nodes": 32}),
     )
     arrays |= length_arrays
-    cascade, cascade_arrays = None, {}
+    cascade: dict[str, Any] | None = None
     if options.max_bytes is None or options.max_bytes >= CASCADE_MIN_BYTES:
-        cascade, cascade_arrays = answers.train(dataset, folds, options.seed, progress)
-        arrays |= cascade_arrays
+        cascade, answer_arrays = answers.train(dataset, folds, options.seed, progress)
+        arrays |= answer_arrays
     meta: dict[str, Any] = {
         "format_version": artifact.FORMAT_VERSION,
         "kind": "predictor",
@@ -275,6 +275,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         {},
         np.zeros(len(corpus), dtype=bool),
         folds,
+        {},
     )
     if any(len(_graded(labels, pair)) >= evaluation.MIN_ROWS for pair in pairs):
         found = evaluation.report(dataset, honest, repeats=100, seed=options.seed, curves=False)
