@@ -76,7 +76,10 @@ def enter(binds: list[tuple[str, str, bool]]) -> None:
     cwd = os.getcwd()
     _check(libc.unshare(CLONE_NEWNS), "unshare")
     _mount(libc, "none", "/", None, MS_REC | MS_PRIVATE)
-    real = [(source, os.path.realpath(target), ro) for source, target, ro in binds]
+    resolved = [(source, os.path.realpath(target), ro) for source, target, ro in binds]
+    # A volume over the folder of this interpreter or of the pod (/tmp, say) would hide them.
+    needed = [os.path.realpath(path) + "/" for path in (cwd, sys.prefix, __file__)]
+    real = [b for b in resolved if not any(path.startswith(b[1] + "/") for path in needed)]
     rebuild = folders_to_rebuild([target for _, target, _ in real])
     if rebuild:
         staging = tempfile.mkdtemp(prefix="root-", dir=cwd)
