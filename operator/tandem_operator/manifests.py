@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tandem_operator.resources import API_VERSION, GROUP, KINDS, SPECS
-from tandem_operator.resources.base import NAME_PATTERN
+from tandem_operator.resources.base import DURATION_PATTERN, NAME_PATTERN
 from tandem_operator.resources.rules import violations
 
 YamlPath = tuple[str | int, ...]
@@ -148,7 +148,7 @@ def _files(path: Path) -> list[Path]:
         message = "no such file or folder; check the path"
         if path.parent.is_dir():
             names = [p.name for p in path.parent.iterdir()]
-            if close := difflib.get_close_matches(path.name, names, n=1):
+            if close := difflib.get_close_matches(path.name, names, n=1, cutoff=0.8):
                 message = f"no such file or folder; did you mean {path.parent / close[0]}?"
         raise ManifestError([Problem(str(path), 1, "", "", message)])
     return [path]
@@ -416,6 +416,8 @@ def explain(root: type[BaseModel], item: dict[str, Any]) -> tuple[YamlPath, str]
     if kind == "string_type":
         if value is None:
             return path, "is empty; give a value or remove the field"
+        if isinstance(value, (int, float)) and DURATION_PATTERN in _patterns_at(root, path):
+            return path, f'{value} has no unit; write a duration such as "{value}s" or "{value}m"'
         if isinstance(value, (int, float)):
             return path, f'{value} is a number; this field takes text, write it quoted: "{value}"'
         return path, f"must be text, not {_word(value)}"
@@ -472,6 +474,22 @@ def fields_at(root: type[BaseModel], path: YamlPath) -> list[str]:
                     return []
                 current = child
     return [f.alias or n for n, f in current.model_fields.items()]
+
+
+def _patterns_at(root: type[BaseModel], path: YamlPath) -> str:
+    """The patterns of the text field at a path below root, as one string."""
+    names = [p for p in path if not isinstance(p, int)]
+    current: type[BaseModel] | None = root
+    for i, name in enumerate(names):
+        if current is None:
+            return ""
+        found = next((f for f in current.model_fields.values() if f.alias == name), None)
+        if found is None:
+            return ""
+        if i == len(names) - 1:
+            return repr((found.metadata, found.annotation)).replace("\\\\", "\\")
+        current = _model_in(found.annotation)
+    return ""
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -55,6 +55,9 @@ PRUNED_KINDS = (
     "RoleBinding",
 )
 
+# Claims hold downloaded data: compared and made, never removed before their Model.
+OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
+
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Endpoint = Callable[[Router], str]
 
@@ -175,7 +178,7 @@ class Reconciler:
 
     async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
         found: list[Object] = []
-        for kind in PRUNED_KINDS:
+        for kind in OBSERVED_KINDS:
             found += [{**o, "kind": kind} for o in await self.api.select(kind, namespace, labels)]
         return found
 
@@ -212,7 +215,7 @@ class Reconciler:
         wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
         for kind, name in live.keys() - wanted:
             child = live[(kind, name)]
-            if child["metadata"].get("deletionTimestamp"):
+            if child["metadata"].get("deletionTimestamp") or kind not in PRUNED_KINDS:
                 continue
             await self.api.delete(kind, child["metadata"]["namespace"], name)
             result.writes += 1

@@ -34,6 +34,7 @@ MANAGED_KINDS = (
     "PodDisruptionBudget",
     "NetworkPolicy",
     "ServiceAccount",
+    "PersistentVolumeClaim",
     "Role",
     "RoleBinding",
     "Pod",

@@ -50,7 +50,7 @@ def running_clusters(base: Path | None = None) -> list[ClusterInfo]:
             continue
         with contextlib.suppress(OSError, ValueError, TypeError):
             found.append(ClusterInfo(**json.loads((folder / "state.json").read_text())))
-    return found
+    return sorted(found, key=lambda c: c.name)
 
 
 def find_cluster(name: str | None, base: Path | None = None) -> ClusterInfo:

@@ -126,7 +126,8 @@ class Store:
                 self.remove(k, ns, n)
 
     def _save(self, key: StoreKey, old: Object | None, new: Object) -> Object:
-        new = _admit(new, old)
+        if old is None or old.get("spec") != new.get("spec"):
+            new = _admit(new, old)
         metadata = new["metadata"]
         if old is not None:
             if _without_version(old) == _without_version(new):

@@ -44,6 +44,7 @@ class RolePolicy(Resource):
     down: Steps = Field(
         default_factory=lambda: Steps(window="5m", max_step=1, period="60s"),
         description="Limits when removing workers.",
+        json_schema_extra={"default": {"window": "5m", "maxStep": 1, "period": "60s"}},
     )
 
 

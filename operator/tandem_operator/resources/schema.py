@@ -81,8 +81,14 @@ def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], at: tuple[str, ..
         for name, child in schema["properties"].items():
             if not child.get("description"):
                 raise SchemaError(f"{where}.{name}: has no description")
-        if required := merged.get("required"):
+        required = merged.get("required", [])
+        if required:
             schema["required"] = sorted(required)
+        for name, child in schema["properties"].items():
+            # A field made by a default factory: its own fields' defaults fill the object.
+            made = "default" not in merged["properties"][name] and name not in required
+            if made and "properties" in child:
+                child.setdefault("default", {})
         if schema.get("default") is not None:
             # Nested defaults fill the rest; the bare object is the shortest form.
             schema["default"] = _bare_default(schema["default"], schema["properties"])
