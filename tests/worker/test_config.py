@@ -59,9 +59,15 @@ def test_a_file_that_is_no_json_is_located(tmp_path: Path) -> None:
 def test_config_and_the_pure_modules_import_without_torch() -> None:
     code = (
         "import sys, tandem_worker.config, tandem_worker.scheduler, tandem_worker.kv_blocks, "
-        "tandem_worker.sampling, tandem_worker.cli; "
+        "tandem_worker.sampling, tandem_worker.cli, tandem_worker.engine.core; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'triton', 'tokenizers')))"
     )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_server_can_listen_before_torch_is_imported() -> None:
+    code = "import sys, tandem_worker.server.worker; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

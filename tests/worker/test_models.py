@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tandem_worker.config import WorkerConfig
-from tandem_worker.engine.requests import EngineRequest
-from tandem_worker.engine.runner import ModelRunner, Work
+from tandem_worker.engine.requests import EngineRequest, Work
+from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.errors import ModelError
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.sampling import SamplingParams

@@ -17,8 +17,8 @@ from tandem_worker.engine.requests import (
     ReservedEvent,
     Sampled,
     TokenEvent,
+    Work,
 )
-from tandem_worker.engine.runner import Work
 from tandem_worker.kv_blocks import BlockManager
 from tandem_worker.sampling import SamplingParams
 from tandem_worker.scheduler import Order, Scheduler, SchedulerLimits

@@ -41,7 +41,7 @@ class TransferConfig(BaseModel):
         description="Checksum each frame. TCP already checks; on for tests and link self-tests.",
     )
     reserve_timeout_s: float = Field(
-        default=60.0,
+        default=30.0,
         gt=0,
         le=3600,
         description="How long a decode worker keeps blocks reserved for a prefill worker, seconds.",

@@ -15,12 +15,13 @@ from tandem_worker.engine.requests import (
     FinishReason,
     PromptLogprobsEvent,
     ReservedEvent,
+    Runner,
     Sampled,
     Sink,
     TokenEvent,
     TokenLogprobs,
+    Work,
 )
-from tandem_worker.engine.runner import Runner, Work
 from tandem_worker.scheduler import Chunk, Scheduler, State, Step
 
 Delivery = tuple[Sink, Event]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tandem_worker.sampling import SamplingParams
+from tandem_worker.scheduler import Chunk
 from tandem_worker.scheduler import Sequence as ScheduledSequence
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -112,3 +113,26 @@ class EngineRequest:
     def num_generated(self) -> int:
         """Tokens after the prompt, resumed ones included."""
         return len(self.sequence.token_ids) - self.sequence.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One chunk of the step with its request."""
+
+    chunk: Chunk
+    request: EngineRequest
+
+
+class Runner(Protocol):
+    """Computes steps: :class:`~tandem_worker.engine.runner.ModelRunner`, or a fake in tests."""
+
+    num_blocks: int
+
+    def execute(
+        self,
+        work: Sequence[Work],
+        num_decodes: int,
+        on_layer: Callable[[int], None] | None,
+    ) -> list[Sampled | None]:
+        """Compute the chunks; one drawn token per chunk that reaches its sequence's end."""
+        ...

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from tandem_kernels.sampler import sample
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
-from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs
+from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs, Work
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
@@ -24,29 +22,6 @@ from tandem_worker.scheduler import Sequence as ScheduledSequence
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_CPU_KV_BYTES = 256 * 1024 * 1024
 _GPU_KV_FRACTION = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One chunk of the step with its request."""
-
-    chunk: Chunk
-    request: EngineRequest
-
-
-class Runner(Protocol):
-    """Computes steps: the model here, a fake in the engine's tests."""
-
-    num_blocks: int
-
-    def execute(
-        self,
-        work: Sequence[Work],
-        num_decodes: int,
-        on_layer: Callable[[int], None] | None,
-    ) -> list[Sampled | None]:
-        """Compute the chunks; one drawn token per chunk that reaches its sequence's end."""
-        ...
 
 
 class ModelRunner:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from tandem_worker.engine.requests import (
     EngineRequest,
@@ -23,9 +24,11 @@ from tandem_worker.sampling import SamplingParams, choice_seed
 from tandem_worker.scheduler import Sequence as ScheduledSequence
 from tandem_worker.server.metrics import WorkerMetrics
 from tandem_worker.server.openai import CompletionRequest
-from tandem_worker.server.remote_prefill import PrefillOrder, RemotePrefill
 from tandem_worker.text import AnswerText
 from tandem_worker.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tandem_worker.server.remote_prefill import RemotePrefill
 
 _CONTEXT_TOKENS = 5
 
@@ -272,6 +275,8 @@ class Generation:
                 self._submit(follower)
 
     def _start_remote(self, choice: _Choice, event: ReservedEvent) -> None:
+        from tandem_worker.server.remote_prefill import PrefillOrder
+
         assert self._remote is not None
         assert self.context.prefill_url is not None
         order = PrefillOrder(
