@@ -25,6 +25,7 @@ from tandem_router.requests import (
     parse_inference,
     parse_json,
 )
+from tandem_router.responses import ResponsesSend, to_chat
 from tandem_router.services import Services
 from tandem_router.tenants import Authenticator
 
@@ -47,7 +48,6 @@ NOT_SERVED = (
     "images",
     "moderations",
     "realtime",
-    "responses",
     "threads",
     "uploads",
     "vector_stores",
@@ -102,6 +102,15 @@ class DataPath:
             _require_method(scope, "POST")
             body = await read_body(scope, receive, limits)
             await self._tokenize(path.removeprefix("/v1"), body, send, request_id)
+            return
+        if path == "/v1/responses":
+            _require_method(scope, "POST")
+            fields = parse_json(await read_body(scope, receive, limits), limits.max_json_depth)
+            body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
+            send = ResponsesSend(send, fields, request_id)
+            await self._infer(
+                "chat", body, headers, tenant_name, receive, send, request_id, started_at
+            )
             return
         kind = INFERENCE.get(path)
         if kind is None:
@@ -237,7 +246,8 @@ def _unknown_path(path: str) -> ApiError:
     if family in NOT_SERVED:
         return ApiError(
             404,
-            f"/v1/{family} is not served here; use /v1/chat/completions or /v1/completions",
+            f"/v1/{family} is not served here; /v1/chat/completions, /v1/completions and "
+            "/v1/responses are",
             code="unsupported_endpoint",
         )
     return ApiError(404, f"there is no {path[:200]}", code="unknown_url")

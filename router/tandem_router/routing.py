@@ -43,15 +43,22 @@ from tandem_router.requests import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 logger = logging.getLogger("tandem.router")
 
 DEFAULT_THRESHOLD = 0.1
-# A predictor whose slowest probe is below this runs on the event loop: a thread hop costs about
+# A predictor that scores a long prompt within this runs on the event loop: a thread hop costs about
 # 0.1 ms and its wake-up competes with the streams.
-INLINE_BELOW_S = 0.002
+INLINE_BELOW_S = 0.005
+# Inline scores above the deadline, in a row, before the predictor is moved to a thread.
+SLOW_IN_A_ROW = 3
 LATENCY_SMOOTHING = 0.2
 LATENCY_BELIEVED_S = 60.0
 
 
 class Scorer:
-    """Runs a predictor under its deadline, inline when it has shown to be quick enough."""
+    """Runs a predictor under its deadline, inline as long as it is quick.
+
+    Late is a score that was not ready in time, not one whose result waited for a busy event loop:
+    a finished score is used. Inline there is nothing to be saved by throwing a slow score away;
+    it moves the predictor to a thread instead, where lateness costs no stream anything.
+    """
 
     def __init__(
         self, predictor: Predictor | None, config: PredictorConfig, metrics: Metrics
@@ -62,10 +69,11 @@ class Scorer:
         self._max_chars = config.max_prompt_chars
         self._metrics = metrics
         self._executor: ThreadPoolExecutor | None = None
-        self._running: Future[Score] | None = None
+        self._running: Future[tuple[Score, float]] | None = None
+        self._num_slow = 0
         self._complained = False
         if predictor is not None and not self._is_quick(predictor):
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+            self._leave_the_loop()
 
     @property
     def name(self) -> str:
@@ -77,54 +85,78 @@ class Scorer:
     def inline(self) -> bool:
         return self._executor is None
 
+    def _leave_the_loop(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+
     def _is_quick(self, predictor: Predictor) -> bool:
         """Best of three on a long prompt: noise of a busy machine only ever adds time."""
         probe = "How many tokens does a long prompt take to read, and why? 12 + 34. " * 480
-        slowest_fair = math.inf
+        best = math.inf
         try:
             for _ in range(3):
                 start = time.perf_counter()
                 predictor.score(probe[: self._max_chars])
-                slowest_fair = min(slowest_fair, time.perf_counter() - start)
-        except Exception:
-            logger.exception("the predictor failed on the probe prompt; every request will say so")
+                best = min(best, time.perf_counter() - start)
+        except Exception as error:
+            logger.warning("the predictor failed on a probe prompt: %s", error)
             return True
-        return slowest_fair <= INLINE_BELOW_S
+        return best <= INLINE_BELOW_S
 
     async def score(self, prompt: str) -> tuple[Score | None, ScoreStatus]:
         predictor = self._predictor
         if predictor is None:
             return None, ScoreStatus.ABSENT
         prompt = prompt[: self._max_chars]
-        start = time.perf_counter()
         status = ScoreStatus.OK
         score: Score | None = None
+        took_s: float | None = None
         try:
             if self._executor is None:
-                score = predictor.score(prompt)
-                if time.perf_counter() - start > self._deadline_s:
-                    status = ScoreStatus.LATE
-            elif self._running is not None and not self._running.done():
-                # One late score at a time: a queue behind it would make all of them late.
-                status = ScoreStatus.LATE
+                score, took_s = _timed(predictor, prompt)
+                self._num_slow = self._num_slow + 1 if took_s > self._deadline_s else 0
+                if self._num_slow >= SLOW_IN_A_ROW:
+                    logger.warning("the predictor has become slow; it now runs in a thread")
+                    self._leave_the_loop()
             else:
-                self._running = self._executor.submit(predictor.score, prompt)
-                async with asyncio.timeout(self._deadline_s):
-                    score = await asyncio.shield(asyncio.wrap_future(self._running))
-        except TimeoutError:
-            status = ScoreStatus.LATE
+                score, took_s = await self._in_thread(self._executor, predictor, prompt)
+                if score is None:
+                    status = ScoreStatus.LATE
         except Exception:
             status = ScoreStatus.FAILED
             if not self._complained:
                 self._complained = True
                 logger.exception("the predictor failed; the fallback tier answers (said once)")
-        self._metrics.predictor_seconds.observe(time.perf_counter() - start)
+        if took_s is not None:
+            self._metrics.predictor_seconds.observe(took_s)
         self._metrics.predictor_outcomes[(status.value,)].inc()
-        return (score if status is ScoreStatus.OK else None), status
+        return score, status
+
+    async def _in_thread(
+        self, executor: ThreadPoolExecutor, predictor: Predictor, prompt: str
+    ) -> tuple[Score | None, float | None]:
+        if self._running is not None and not self._running.done():
+            # One late score at a time: a queue behind it would make all of them late.
+            return None, None
+        running = self._running = executor.submit(_timed, predictor, prompt)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await asyncio.shield(asyncio.wrap_future(running))
+        except TimeoutError:
+            if running.done():
+                score, took_s = running.result()
+                if took_s <= self._deadline_s:
+                    return score, took_s
+            return None, None
 
     def close(self) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(predictor: Predictor, prompt: str) -> tuple[Score, float]:
+    start = time.perf_counter()
+    score = predictor.score(prompt)
+    return score, time.perf_counter() - start
 
 
 @dataclass
@@ -177,8 +209,9 @@ class Routing:
             ),
             on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
         )
+        # Of equally priced tiers the last declared, as the policy ranks them.
         self.dearest = max(
-            config.tiers,
+            reversed(config.tiers),
             key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
         ).name
         cap = config.tier(self.dearest).max_share

@@ -74,7 +74,13 @@ async def test_the_openai_client_is_served_and_sigterm_lets_streams_finish(
         client = openai.AsyncOpenAI(base_url=url + "/v1", api_key="none")
         await ready(client)
         messages: Any = [{"role": "user", "content": "hello"}]
+        seed = {"seed": 1}
         whole = await client.chat.completions.create(model="chat", messages=messages, seed=1)
+        response = await client.responses.create(model="chat", input="hello", extra_body=seed)
+        async with client.responses.stream(model="chat", input="hello", extra_body=seed) as events:
+            async for _ in events:
+                pass
+            final = await events.get_final_response()
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             await client.chat.completions.create(model="nothing", messages=messages)
 
@@ -96,6 +102,7 @@ async def test_the_openai_client_is_served_and_sigterm_lets_streams_finish(
         await client.close()
 
     assert whole.choices[0].message.content == text
+    assert response.output_text == final.output_text == text
     assert last.usage is not None
     assert last.usage.completion_tokens == expected.num_tokens
     assert status == 0

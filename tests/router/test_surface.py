@@ -222,7 +222,7 @@ async def test_a_bad_request_gets_an_openai_error_that_names_the_field(
     ("method", "path", "status", "code"),
     [
         ("POST", "/v1/embeddings", 404, "unsupported_endpoint"),
-        ("POST", "/v1/responses", 404, "unsupported_endpoint"),
+        ("GET", "/v1/responses", 405, "method_not_allowed"),
         ("POST", "/v1/audio/speech", 404, "unsupported_endpoint"),
         ("GET", "/v1/nothing", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),

@@ -1,0 +1,104 @@
+"""/v1/responses says the same as chat completions, in its own envelope."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+
+async def ask(client: Any, **fields: Any) -> Any:
+    body = {"model": "large", "input": "hello", "seed": 4, **fields}
+    return await client.request("POST", "/v1/responses", body)
+
+
+def events(reply: Any) -> list[dict[str, Any]]:
+    found = []
+    for event in reply.body.decode().split("\n\n")[:-1]:
+        name, data = event.split("\n")
+        payload = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {payload['type']}"
+        found.append(payload)
+    return found
+
+
+async def test_a_response_holds_the_chat_answer_and_its_usage(
+    run_router: Any, make_worker: Any
+) -> None:
+    async with run_router({"large": {"decode": [await make_worker()]}}) as (client, _):
+        chat = await client.chat(model="large", seed=4)
+        reply = await ask(client)
+
+    response = reply.json
+    assert response["object"] == "response"
+    assert response["status"] == "completed"
+    assert (
+        response["output"][0]["content"][0]["text"] == chat.json["choices"][0]["message"]["content"]
+    )
+    assert response["usage"]["output_tokens"] == 8
+    assert reply.headers["x-tandem-tier"] == "large"
+    assert int(reply.headers["content-length"]) == len(reply.body)
+
+
+async def test_a_streamed_response_survives_its_worker_and_ends_complete(
+    run_router: Any, make_worker: Any
+) -> None:
+    cuts = [None, 900]
+    workers = [await make_worker(cut_after=cuts) for _ in range(2)]
+
+    async with run_router({"large": {"decode": workers}}) as (client, app):
+        whole = await ask(client)
+        stream = events(await ask(client, stream=True))
+
+    text = "".join(e["delta"] for e in stream if e["type"] == "response.output_text.delta")
+    assert text == whole.json["output"][0]["content"][0]["text"]
+    assert [event["sequence_number"] for event in stream] == list(range(len(stream)))
+    assert stream[0]["type"] == "response.created"
+    assert stream[-1]["type"] in ("response.completed", "response.incomplete")
+    assert stream[-1]["response"]["output"][0]["content"][0]["text"] == text
+    assert stream[-1]["response"]["usage"]["output_tokens"] == 8
+    assert app.services.decisions.last(1)[0]["num_failovers"] == 1
+
+
+async def test_instructions_and_messages_become_chat_messages(
+    run_router: Any, make_worker: Any
+) -> None:
+    worker = await make_worker()
+    turns = [
+        {"role": "developer", "content": "short"},
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    ]
+
+    async with run_router({"large": {"decode": [worker]}}) as (client, _):
+        await ask(client, instructions="be kind", input=turns, max_output_tokens=5)
+
+    body = worker.inference[0].json
+    assert body["messages"] == [
+        {"role": "system", "content": "be kind"},
+        {"role": "system", "content": "short"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert body["max_completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"input": None}, "`input`"),
+        ({"input": []}, "`input`"),
+        ({"input": [{"type": "function_call"}]}, "`input[0]`"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),
+        ({"tools": [{"type": "web_search"}]}, "`tools`"),
+        ({"previous_response_id": "resp_1"}, "`previous_response_id`"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_by_name(
+    run_router: Any, fields: dict[str, Any], said: str
+) -> None:
+    async with run_router({}) as (client, _):
+        reply = await ask(client, **fields)
+
+    assert reply.status == 400
+    assert said in reply.error["message"]
