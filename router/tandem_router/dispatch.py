@@ -24,6 +24,7 @@ logger = logging.getLogger("tandem.router")
 # How often a held request looks for a worker; it is also woken when a load report arrives.
 LOOK_AGAIN_S = 0.1
 MAX_SERVER_ERRORS = 2
+CONTEXT_EXCEEDED = b'"context_length_exceeded"'
 # A whole reply sends nothing until it is complete, so silence says less than in a stream.
 WHOLE_REPLY_PATIENCE = 10.0
 
@@ -135,6 +136,9 @@ class Dispatch:
                 if self.num_server_errors >= MAX_SERVER_ERRORS:
                     raise PassedThrough(502, _checked_error(status, payload), None)
                 refused.add(worker.url)
+            elif CONTEXT_EXCEEDED in payload and await self._change_tier():
+                # Another tier may have the longer context; the client named none.
+                continue
             else:
                 raise PassedThrough(status, _checked_error(status, payload), retry_after)
 

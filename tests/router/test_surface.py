@@ -393,6 +393,22 @@ async def test_a_workers_refusal_of_the_request_is_passed_on(
     assert "418" in wordless.error["message"]
 
 
+async def test_a_prompt_too_long_for_one_tier_goes_to_another_unless_the_tier_was_named(
+    run_router: Any, make_worker: Any
+) -> None:
+    error = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+    refusal = (400, {}, json.dumps(error).encode())
+    small = await make_worker(refuse=[refusal, refusal])
+    table = {"small": {"unified": [small]}, "large": {"decode": [await make_worker()]}}
+
+    async with run_router(table, predictor=Scores(0.9, 0.9)) as (client, _):
+        routed = await client.chat()
+        forced = await client.chat(model="small")
+
+    assert routed.headers["x-tandem-tier"] == "large"
+    assert (forced.status, forced.json) == (400, error)
+
+
 async def test_a_full_tier_is_left_for_another_one_or_refused_with_retry_after(
     run_router: Any, make_worker: Any
 ) -> None:
