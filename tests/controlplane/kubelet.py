@@ -124,8 +124,19 @@ class Kubelet:
             response.raise_for_status()
             return {"data": {"token": response.json()["status"]["token"]}}
         plural = {"ConfigMap": "configmaps", "Secret": "secrets"}[kind]
-        found = await self.api.get(f"/api/v1/namespaces/{namespace}/{plural}/{name}")
-        return None if found is None else {**found, "kind": kind}
+        path = f"/api/v1/namespaces/{namespace}/{plural}/{name}"
+        for attempt in range(50):
+            try:
+                found = await self.api.get(path)
+            except httpx.HTTPStatusError as error:
+                # The authorizer lets a node read only what its pods name, and hears of a pod
+                # a moment after the node does.
+                if error.response.status_code != 403 or attempt == 49:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return None if found is None else {**found, "kind": kind}
+        return None
 
     async def run(self) -> None:
         """Serve until cancelled."""

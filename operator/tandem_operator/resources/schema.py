@@ -53,6 +53,9 @@ def structural(model: type[BaseModel], rules: list[Rule], root: tuple[str, ...])
         if rule.field and "*" not in rule.path:
             entry["fieldPath"] = "." + rule.field
         target.setdefault("x-kubernetes-validations", []).append(entry)
+        if isinstance(target.get("default"), dict):
+            # The apiserver checks a default before it fills in those of its fields.
+            target["default"] = _full_default(target)
     return schema
 
 
@@ -107,6 +110,17 @@ def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], at: tuple[str, ..
     elif kind == "integer":
         schema["format"] = "int64"
     return schema
+
+
+def _full_default(schema: Schema) -> Schema:
+    """The default of an object with its fields' own defaults put in, at any depth."""
+    given: Schema = schema.get("default", {})
+    fields = {
+        name: _full_default(child) if isinstance(child["default"], dict) else child["default"]
+        for name, child in schema["properties"].items()
+        if "default" in child
+    }
+    return {**fields, **given}
 
 
 def _bare_default(default: Mapping[str, Any], properties: Mapping[str, Schema]) -> Schema:

@@ -1,0 +1,158 @@
+"""Chart, operator, workers and router on a real control plane, from install to nothing left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT = str(Path(__file__).resolve().parent / "client.py")
+MODELS = ROOT / "examples" / "models"
+ROUTER = "tandem.dev/router=chat"
+NAMESPACE = "tandem-system"
+
+
+def manifest() -> str:
+    """The example's YAML with the weights named by their absolute path."""
+    texts = [p.read_text() for p in sorted((ROOT / "examples" / "01-hybrid").glob("*.yaml"))]
+    return "\n---\n".join(texts).replace("file://./../", f"file://{ROOT}/examples/")
+
+
+@pytest.fixture(scope="module")
+def hybrid(cluster: Any) -> Iterator[Any]:
+    """The chart installed and the example Ready."""
+    if not all((MODELS / tier / "model.safetensors").exists() for tier in ("small", "large")):
+        pytest.skip("the demo pair is not in this checkout; examples/models/train.py makes it")
+    chart = str(ROOT / "charts" / "tandem")
+    common = ("--namespace", NAMESPACE, "--create-namespace", "--set", "images.pullPolicy=Never")
+    installed = cluster.run("helm", "install", "tandem", chart, *common)
+    assert installed.returncode == 0, installed.stderr
+    rollout = ("rollout", "status", "deployment/tandem-operator", "-n", NAMESPACE)
+    cluster.kubectl(*rollout, "--timeout=120s")
+    cluster.kubectl("apply", "-f", "-", stdin=manifest())
+    try:
+        ready(cluster)
+        yield cluster
+    finally:
+        cluster.run("kubectl", "delete", "-f", "-", stdin=manifest())
+        cluster.run("helm", "uninstall", "tandem", "--namespace", NAMESPACE)
+
+
+def ready(cluster: Any) -> None:
+    wait = ("wait", "--for=condition=Ready", "--timeout=180s")
+    result = cluster.run(
+        "kubectl", *wait, "model/small", "model/large", "router/chat", timeout_s=200.0
+    )
+    if result.returncode != 0:
+        state = cluster.kubectl("get", "models,routers,workerpools,pods", "-o", "wide")
+        log = cluster.kubectl("logs", "deployment/tandem-operator", "-n", NAMESPACE, "--tail=30")
+        pytest.fail(f"not Ready: {result.stderr}\n{state}\n{log}")
+
+
+def ask(cluster: Any, seconds: float, concurrency: int, *models: str) -> dict[str, Any]:
+    """Run the client inside; its summary."""
+    command = (sys.executable, CLIENT, ROUTER, str(seconds), str(concurrency), *models)
+    result = cluster.run(*command, timeout_s=seconds + 150.0)
+    assert result.returncode == 0, result.stderr
+    summary: dict[str, Any] = json.loads(result.stdout)
+    return summary
+
+
+def pod_of(cluster: Any, selector: str) -> str:
+    pods = cluster.get("pods", "-l", selector)["items"]
+    return str(pods[0]["metadata"]["name"])
+
+
+def test_both_tiers_answer_and_prefill_and_decode_are_different_pods(hybrid: Any) -> None:
+    found = ask(hybrid, 3, 4, "small", "large", "chat")
+    large = hybrid.get("pods", "-l", "tandem.dev/model=large")["items"]
+
+    assert found["broken"] == []
+    assert set(found["tiers"]) == {"small", "large"}
+    assert {p["metadata"]["labels"]["tandem.dev/role"] for p in large} == {"prefill", "decode"}
+    assert len({p["status"]["podIP"] for p in large}) == 2
+
+
+def test_the_kv_link_was_tested_with_a_real_block(hybrid: Any) -> None:
+    conditions = hybrid.get("model", "large")["status"]["conditions"]
+
+    found = {c["type"]: c["status"] for c in conditions}
+    assert found["KVLinkReady"] == "True"
+    assert found["Ready"] == "True"
+
+
+def test_a_second_look_writes_nothing(hybrid: Any) -> None:
+    """Level-triggered and idempotent: the resource versions of all children stand still."""
+    kinds = "models,routers,workerpools,deployments,services,configmaps"
+
+    def versions() -> dict[str, str]:
+        items = hybrid.get(kinds)["items"]
+        return {
+            f"{i['kind']}/{i['metadata']['name']}": i["metadata"]["resourceVersion"] for i in items
+        }
+
+    before = versions()
+    time.sleep(8)
+
+    assert versions() == before
+
+
+def test_a_deleted_child_comes_back(hybrid: Any) -> None:
+    hybrid.kubectl("delete", "service", "chat-router", "--wait=true")
+
+    hybrid.kubectl("wait", "--for=create", "service/chat-router", "--timeout=30s")
+
+
+def test_killed_pods_cost_no_request(hybrid: Any) -> None:
+    """Prefill and decode pods are deleted while clients stream."""
+    import threading
+
+    summary: dict[str, Any] = {}
+    asking = threading.Thread(target=lambda: summary.update(ask(hybrid, 25, 4, "large", "chat")))
+    asking.start()
+    time.sleep(4)
+    for role in ("decode", "prefill"):
+        pod = pod_of(hybrid, f"tandem.dev/model=large,tandem.dev/role={role}")
+        hybrid.kubectl("delete", "pod", pod, "--wait=false")
+        time.sleep(6)
+    asking.join()
+
+    assert summary["asked"] > 4
+    assert summary["broken"] == []
+    ready(hybrid)
+
+
+def test_scale_is_the_users_and_stays(hybrid: Any) -> None:
+    hybrid.kubectl("scale", "workerpool", "small-unified", "--replicas=2")
+    hybrid.kubectl(
+        "wait",
+        "--for=jsonpath={.status.readyReplicas}=2",
+        "workerpool/small-unified",
+        "--timeout=120s",
+    )
+
+    pods = hybrid.get("pods", "-l", "tandem.dev/model=small")["items"]
+    hybrid.kubectl("scale", "workerpool", "small-unified", "--replicas=1")
+
+    assert len(pods) == 2
+
+
+def test_deleting_the_resources_leaves_nothing(hybrid: Any) -> None:
+    hybrid.kubectl("delete", "-f", "-", "--timeout=120s", stdin=manifest())
+    deadline = time.monotonic() + 120
+    kinds = "deployments,replicasets,services,pods,workerpools,poddisruptionbudgets,networkpolicies"
+
+    def left() -> list[str]:
+        items = hybrid.get(kinds)["items"]
+        return [f"{i['kind']}/{i['metadata']['name']}" for i in items]
+
+    while set(left()) != {"Service/kubernetes"} and time.monotonic() < deadline:
+        time.sleep(1)
+
+    assert set(left()) == {"Service/kubernetes"}
