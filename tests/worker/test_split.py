@@ -275,6 +275,28 @@ async def test_killing_the_prefill_worker_during_a_prefill_only_delays_the_reque
     assert await used_blocks(decode) == 0
 
 
+async def test_a_frozen_prefill_worker_only_delays_the_request(
+    start_worker: Any,
+    prefill_process: tuple[asyncio.subprocess.Process, str],
+    greedy: Greedy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tandem_worker.server import remote_prefill
+
+    process, url = prefill_process
+    decode = await start_worker("decode")
+    prompt = decode.tokenizer.encode(TEXT * 3)
+    monkeypatch.setattr(remote_prefill, "_LOOK_AFTER_S", 0.2)
+    process.send_signal(signal.SIGSTOP)
+
+    tokens, _ = await complete(decode, prompt, url, temperature=0, max_tokens=8)
+
+    assert tokens == greedy(prompt, 8)
+    assert metric(decode, "tandem_worker_local_prefill_fallbacks_total") == 1
+    process.kill()
+    assert await used_blocks(decode) == 0
+
+
 async def test_sigterm_ends_a_worker_with_status_zero(
     prefill_process: tuple[asyncio.subprocess.Process, str],
 ) -> None:

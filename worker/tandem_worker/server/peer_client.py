@@ -1,4 +1,4 @@
-"""One POST to a peer worker: a fresh connection per request, whose closing aborts the work there.
+"""Requests to a peer worker: a fresh connection each, whose closing aborts the work there.
 
 A pool would save a third of a millisecond on loopback and cost the certainty that a closed
 connection means exactly one aborted request.
@@ -21,14 +21,27 @@ class PeerError(WorkerError):
     """A peer worker could not be reached or did not answer as agreed."""
 
 
-async def post_json(
+async def is_alive(url: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether a peer answers GET /health in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            status, _ = await request_json("GET", f"{url.rstrip('/')}/health")
+    except (PeerError, TimeoutError):
+        return False
+    return status == 200
+
+
+async def request_json(
+    method: str,
     url: str,
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | None = None,
     *,
-    headers: Mapping[str, str],
+    headers: Mapping[str, str] | None = None,
     connect_timeout_s: float = 2.0,
 ) -> tuple[int, dict[str, Any]]:
-    """POST a JSON object and wait for the answer; cancelling closes the connection.
+    """Send a request, with a JSON object or none, and wait for the answer.
+
+    Cancelling closes the connection.
 
     Returns:
         Status code and the answer's object.
@@ -50,14 +63,14 @@ async def post_json(
     except (OSError, TimeoutError) as error:
         raise PeerError(f"{parts.netloc} cannot be reached: {error or 'timed out'}") from error
     try:
-        payload = json.dumps(body, separators=(",", ":")).encode()
+        payload = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         lines = [
-            f"POST {parts.path or '/'} HTTP/1.1",
+            f"{method} {parts.path or '/'} HTTP/1.1",
             f"host: {parts.netloc}",
             "content-type: application/json",
             f"content-length: {len(payload)}",
             "connection: close",
-            *(f"{name}: {value}" for name, value in headers.items()),
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]
         writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + payload)
         await writer.drain()

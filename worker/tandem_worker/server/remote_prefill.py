@@ -13,14 +13,17 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from tandem_worker.engine.requests import ReservedEvent, TokenLogprobs
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.sampling import SamplingParams
 from tandem_worker.server.metrics import WorkerMetrics
-from tandem_worker.server.peer_client import PeerError, post_json
+from tandem_worker.server.peer_client import PeerError, is_alive, request_json
 from tandem_worker.transfer.errors import TransferError
 from tandem_worker.transfer.interface import FinalState, KVReceiver, Reservation
+
+_LOOK_AFTER_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +173,11 @@ class RemotePrefill:
             "kv": {"address": self._receiver.address, "block_ids": list(reserved.block_ids)},
         }
         post = asyncio.create_task(
-            post_json(f"{url.rstrip('/')}/internal/prefill", body, headers=self._headers)
+            request_json("POST", f"{url.rstrip('/')}/internal/prefill", body, headers=self._headers)
         )
         arrival = asyncio.create_task(reservation.completed())
         try:
-            await asyncio.wait({post, arrival}, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait(url, {post, arrival})
             if not arrival.done():
                 status, answer = post.result()
                 if status != 200 or not answer.get("ok"):
@@ -201,6 +204,23 @@ class RemotePrefill:
             for task in (post, arrival):
                 task.cancel()
             await asyncio.gather(post, arrival, return_exceptions=True)
+
+    async def _wait(self, url: str, tasks: set[asyncio.Task[Any]]) -> None:
+        """Wait for the first of the tasks, looking now and then whether the peer still lives.
+
+        A stopped process or a cut cable closes no connection: without this look, only the
+        reservation's deadline would end the wait.
+        """
+        failures = 0
+        while True:
+            done, _ = await asyncio.wait(
+                tasks, timeout=_LOOK_AFTER_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            failures = 0 if await is_alive(url) else failures + 1
+            if failures == 2 and not any(task.done() for task in tasks):
+                raise PeerError(f"{url} has stopped answering")
 
     def _release_later(self, reservation: Reservation | None, block_ids: tuple[int, ...]) -> None:
         """Give blocks back to the engine once no write can reach them."""
