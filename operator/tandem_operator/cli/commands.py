@@ -75,6 +75,13 @@ def register(subparsers: Any) -> None:
         "--timeout", type=float, default=600.0, metavar="S", help="with --once: give up after S"
     )
     up.add_argument("--cluster", metavar="NAME", help="name for other commands to find it")
+    up.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="run this command for an image, such as tandem/worker='python my_worker.py'",
+    )
 
     get = _add(subparsers, "get", "list resources of the running cluster", _get)
     get.add_argument("kind", nargs="?", default="", help="models, routers, workerpools, pods, all")

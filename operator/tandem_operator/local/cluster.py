@@ -16,7 +16,7 @@ from tandem_operator.api import ApiError, WatchEvent
 from tandem_operator.link import LinkTester
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
-from tandem_operator.local.rundir import RunDir, free_ports
+from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
 from tandem_operator.local.store import Store, timestamp
 from tandem_operator.manifests import Manifest
 from tandem_operator.node.guardian import Guardian
@@ -75,6 +75,7 @@ class LocalCluster:
         self.settings = replace(
             base,
             endpoints="file",
+            predictor_cache=str(predictor_cache()),
             router_port=router_port,
             worker_port=worker_port,
             kv_port=kv_port,
@@ -109,7 +110,8 @@ class LocalCluster:
         )
         self._queue: dict[Key, None] = {}
         self._wake = asyncio.Event()
-        self._changed = asyncio.Condition()
+        # Told after every pass; wait_for on it to see what a pass made true.
+        self.changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._refreshes: set[asyncio.Task[None]] = set()
         self.on_problem: Callable[[str], None] = lambda text: logger.warning("%s", text)
@@ -229,8 +231,8 @@ class LocalCluster:
         """Wait until all_ready. Raises TimeoutError that names what is missing."""
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._changed:
-                    await self._changed.wait_for(self.all_ready)
+                async with self.changed:
+                    await self.changed.wait_for(self.all_ready)
         except TimeoutError as error:
             missing = "; ".join(
                 f"{o['kind']} {o['metadata']['name']}: {(o.get('status') or {}).get('message', '')}"
@@ -290,8 +292,8 @@ class LocalCluster:
                         self._queue[Key(kind, metadata["namespace"], metadata["name"])] = None
             self._wake.clear()
             await self._pass()
-            async with self._changed:
-                self._changed.notify_all()
+            async with self.changed:
+                self.changed.notify_all()
             await asyncio.sleep(0.02)  # several changes at once make one pass
 
     async def _pass(self) -> None:

@@ -40,6 +40,12 @@ def base_folder() -> Path:
     return Path(cache) / "tandem" / "run"
 
 
+def predictor_cache() -> Path:
+    """The folder that keeps trained predictors between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "tandem" / "predictors"
+
+
 def running_clusters(base: Path | None = None) -> list[ClusterInfo]:
     """All clusters that run now; folders that a dead one left are removed."""
     base = base or base_folder()

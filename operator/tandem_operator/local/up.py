@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from tandem_operator.local.control import ControlServer
 from tandem_operator.local.forward import PortInUseError
 from tandem_operator.local.rundir import RunDir, RunDirError
 from tandem_operator.manifests import Manifest, ManifestError, load_paths
+from tandem_operator.node.images import ImageTable
 
 Object = dict[str, Any]
 SHOWN = ("Model", "Router")
@@ -48,7 +50,12 @@ async def _up(args: argparse.Namespace, manifests: list[Manifest], rundir: RunDi
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(sig, stop.set)
-    cluster = LocalCluster(rundir, port=args.port or 8000, exact_port=args.port is not None)
+    cluster = LocalCluster(
+        rundir,
+        port=args.port or 8000,
+        exact_port=args.port is not None,
+        images=_images(args.image),
+    )
     cluster.on_problem = lambda text: print(text, file=sys.stderr)
     async with cluster:
         server = ControlServer(cluster, rundir.socket)
@@ -79,6 +86,17 @@ async def _up(args: argparse.Namespace, manifests: list[Manifest], rundir: RunDi
             with contextlib.suppress(asyncio.CancelledError):
                 await shower
             await server.close()
+
+
+def _images(overrides: list[str]) -> ImageTable:
+    table = ImageTable()
+    entrypoints = dict(table.entrypoints)
+    for override in overrides:
+        name, _, command = override.partition("=")
+        if not name or not command:
+            raise ClusterError(f"--image {override!r} is not NAME=COMMAND")
+        entrypoints[name] = tuple(shlex.split(command))
+    return ImageTable(entrypoints, table.commands)
 
 
 def _say(text: str) -> None:

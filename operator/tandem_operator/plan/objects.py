@@ -41,6 +41,8 @@ class Settings:
     kv_port: int = 8200
     network_policies: bool = True
     cluster_domain: str = "cluster.local"
+    # Local mode: folder on this machine that keeps trained predictors between runs.
+    predictor_cache: str = ""
     # Digests of local training data by URI: changed data trains again.
     data_digests: Mapping[str, str] = field(default_factory=dict)
 

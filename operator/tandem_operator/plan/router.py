@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -482,20 +481,27 @@ def _predictor(
         volume = {"name": "training", "hostPath": {"path": folder or "/"}}
     else:
         volume, inside = _source(uri, "training")
-    volumes += [volume, {"name": "predictor", "emptyDir": {}}]
+    known = settings.data_digests.get(uri)
+    store: Object = {"name": "predictor", "emptyDir": {}}
+    if settings.predictor_cache and known:
+        path = f"{settings.predictor_cache}/{known}"
+        store = {"name": "predictor", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+    volumes += [volume, store]
     mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
     args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
-    command: list[Any] = ["tandem", "train", f"{TRAINING_DIR}/{inside}".rstrip("/")]
     init.append(
         {
             "name": "train-predictor",
             "image": image,
             "imagePullPolicy": settings.image_pull_policy,
-            "command": [*command, "-o", f"{PREDICTOR_DIR}/artifact"],
+            "command": ["python", "-m", "tandem_operator.training"],
+            "args": [f"{TRAINING_DIR}/{inside}".rstrip("/"), PREDICTOR_DIR],
+            "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
             "securityContext": security_context(),
             "volumeMounts": [
                 {"name": "training", "mountPath": TRAINING_DIR, "readOnly": True},
                 {"name": "predictor", "mountPath": PREDICTOR_DIR},
+                {"name": "scratch", "mountPath": SCRATCH_DIR},
             ],
         }
     )
