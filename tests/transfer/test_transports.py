@@ -268,7 +268,7 @@ async def test_the_same_or_a_lower_epoch_cannot_be_reserved_again(pair: Pair) ->
 
 
 async def test_the_deadline_ends_a_reservation(pair: Pair) -> None:
-    reservation = pair.receiver.reserve("r1", 1, [3], soon(0.02))
+    reservation = pair.receiver.reserve("r1", 1, [3], soon(0.5))
     push = await pair.sender.open(pair.receiver.address, "r1", 1)
 
     with pytest.raises(ReservationAbortedError, match="deadline with 3"):

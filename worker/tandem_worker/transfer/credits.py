@@ -1,8 +1,9 @@
 """Bounds the bytes in flight: the receiver lends each push a window, the sender spends it.
 
-Pure. Each open push holds one window, returned byte by byte as its data is consumed; when all
-windows are lent, further pushes wait with nothing until one closes. So the bytes that senders may
-have under way never exceed `capacity_bytes`, and an idle push cannot starve a busy one.
+Pure. Each open push holds one window, granted again in quarters as its data is consumed (a short
+push never waits for credit and costs no CREDIT frame); when all windows are lent, further pushes
+wait with nothing until one closes. So the bytes that senders may have under way never exceed
+`capacity_bytes`, and an idle push cannot starve a busy one.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ class CreditWindows:
             )
         self.capacity_bytes = capacity_bytes
         self.window_bytes = max(unit_bytes, capacity_bytes // num_windows)
+        quarter = self.window_bytes // 4
+        self.max_frame_bytes = max(unit_bytes, quarter // unit_bytes * unit_bytes)
+        # a sender with everything consumed but this much not granted can still send a frame
+        self._grant_bytes = min(quarter, self.window_bytes - self.max_frame_bytes)
         self._free = capacity_bytes // self.window_bytes
         self._granted: dict[int, int] = {}  # push -> bytes it may still send
         self._arriving: dict[int, int] = {}  # push -> bytes received, not yet consumed
+        self._consumed: dict[int, int] = {}  # push -> bytes consumed, not yet granted again
         self._waiting: deque[int] = deque()
 
     @property
@@ -58,13 +64,17 @@ class CreditWindows:
         self._arriving[push] += num_bytes
 
     def consumed(self, push: int, num_bytes: int) -> int:
-        """That data is in place; returns the bytes to grant again (0 after `close`)."""
+        """That data is in place; returns the bytes to grant now, often 0 (always after `close`)."""
         if push not in self._arriving:
             return 0
         assert self._arriving[push] >= num_bytes
         self._arriving[push] -= num_bytes
-        self._granted[push] += num_bytes
-        return num_bytes
+        self._consumed[push] += num_bytes
+        if self._consumed[push] < self._grant_bytes:
+            return 0
+        grant, self._consumed[push] = self._consumed[push], 0
+        self._granted[push] += grant
+        return grant
 
     def close(self, push: int) -> list[tuple[int, int]]:
         """Take a window back; returns `(push, bytes)` of waiting pushes that got one."""
@@ -73,7 +83,7 @@ class CreditWindows:
             return []
         if self._granted.pop(push, None) is None:
             return []
-        del self._arriving[push]
+        del self._arriving[push], self._consumed[push]
         self._free += 1
         if not self._waiting:
             return []
@@ -84,4 +94,5 @@ class CreditWindows:
         self._free -= 1
         self._granted[push] = self.window_bytes
         self._arriving[push] = 0
+        self._consumed[push] = 0
         return self.window_bytes

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from tandem_worker.transfer.frames import (
     Open,
     Opened,
     Stopped,
+    encode,
 )
 from tandem_worker.transfer.interface import FinalState
 from tandem_worker.transfer.pool import KVPool
@@ -38,6 +39,10 @@ from tandem_worker.transfer.wire import Wire
 
 if TYPE_CHECKING:
     from tandem_worker.transfer.tcp_sender import TcpSender
+
+
+# frames are collected up to this much before they are sent
+_BATCH_BYTES = 1 << 18
 
 
 @dataclass
@@ -157,6 +162,7 @@ class TcpPush:
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self._items: deque[_Item] = deque()
+        self._unsent: list[_Item] = []  # in the batch that is being sent
         self._wake = asyncio.Event()
         self._balance = 0
         self._max_frame_bytes = 0
@@ -318,12 +324,7 @@ class TcpPush:
     async def _send_all(self) -> None:
         while self._failure is None:
             if self._items:
-                item = self._items[0]
-                await self._send_item(item)
-                if self._failure is None:
-                    self._items.popleft()
-                    if item.sent is not None and not item.sent.done():
-                        item.sent.set_result(None)
+                await self._send_items()
             elif self._final is not None:
                 await self._link.wire.send(Finish(self.number, self._final))
                 await self._wait_until(lambda: self._acked, "the ack")
@@ -335,32 +336,68 @@ class TcpPush:
                 if not self._items and self._final is None and self._failure is None:
                     await self._wake.wait()
 
-    async def _send_item(self, item: _Item) -> None:
-        layout = self._pool.layout
-        step = min(MAX_BLOCKS_PER_FRAME, self._max_frame_bytes // layout.unit_bytes)
+    async def _send_items(self) -> None:
+        """Send what is handed over; small frames of several layers leave in one call."""
+        batch: list[memoryview] = []
+        size = 0
+        while self._items and self._failure is None:
+            item = self._items.popleft()
+            self._unsent.append(item)
+            for local, remote in self._frames_of(item):
+                need = len(local) * self._pool.layout.unit_bytes
+                if self._balance < need:
+                    await self._flush(batch)
+                    size = 0
+                    await self._wait_until(lambda need=need: self._balance >= need, "credit")  # type: ignore[misc]
+                    if self._failure is not None:
+                        return
+                self._balance -= need
+                batch += self._frame(item.layer, local, remote)
+                size += need
+                if size >= _BATCH_BYTES:
+                    await self._flush(batch)
+                    size = 0
+            if not batch:
+                self._mark_sent()
+        await self._flush(batch)
+        self._mark_sent()
+
+    def _frames_of(self, item: _Item) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        step = min(MAX_BLOCKS_PER_FRAME, self._max_frame_bytes // self._pool.layout.unit_bytes)
         for start in range(0, len(item.local), step):
-            local = item.local[start : start + step]
-            need = len(local) * layout.unit_bytes
-            await self._wait_until(lambda need=need: self._balance >= need, "credit")  # type: ignore[misc]
-            if self._failure is not None:
-                return
-            self._balance -= need
-            views = self._pool.gather(item.layer, local)
-            crc: int | None = None
-            if self._link.sender.checksum:
-                crc = 0
-                for view in views:
-                    crc = zlib.crc32(view, crc)
-            frame = Blocks(
-                self.number,
-                item.layer,
-                layout.num_kv_heads,
-                layout.block_size,
-                layout.head_dim,
-                layout.dtype,
-                item.remote[start : start + step],
-            )
-            await self._link.wire.send_with_data(frame, views, crc)
+            yield item.local[start : start + step], item.remote[start : start + step]
+
+    def _frame(
+        self, layer: int, local: tuple[int, ...], remote: tuple[int, ...]
+    ) -> list[memoryview]:
+        layout = self._pool.layout
+        views = self._pool.gather(layer, local)
+        crc: int | None = None
+        if self._link.sender.checksum:
+            crc = 0
+            for view in views:
+                crc = zlib.crc32(view, crc)
+        frame = Blocks(
+            self.number,
+            layer,
+            layout.num_kv_heads,
+            layout.block_size,
+            layout.head_dim,
+            layout.dtype,
+            remote,
+        )
+        return [memoryview(encode(frame, len(local) * layout.unit_bytes, crc)), *views]
+
+    async def _flush(self, batch: list[memoryview]) -> None:
+        if batch:
+            await self._link.wire.send_views(batch)
+            batch.clear()
+
+    def _mark_sent(self) -> None:
+        for item in self._unsent:
+            if item.sent is not None and not item.sent.done():
+                item.sent.set_result(None)
+        self._unsent.clear()
 
     async def _wait_until(self, ready: Callable[[], bool], what: str) -> None:
         """Wait for `ready` or a failure, at most `patience_s`."""
@@ -391,8 +428,9 @@ class TcpPush:
         self._link.close()
 
     def _settle_items(self) -> None:
-        while self._items:
-            item = self._items.popleft()
+        self._unsent += self._items
+        self._items.clear()
+        for item in self._unsent:
             if item.sent is not None and not item.sent.done():
                 item.sent.set_exception(
                     self._failure or ClosedError(f"the push of {self.request_id!r} is over")

@@ -97,8 +97,6 @@ class TcpReceiver:
         self._stall_s = stall_s
         self._clock = clock
         self._credits = CreditWindows(max_inflight_bytes, pool.layout.unit_bytes)
-        unit = pool.layout.unit_bytes
-        self._max_frame_bytes = max(unit, self._credits.window_bytes // 4 // unit * unit)
         self._scratch: KVPool | None = None
         self._desk = self._new_desk(pool, quarantine_grace_s)
         self._probe_desk: ReservationDesk | None = None
@@ -387,7 +385,7 @@ class _Connection:
             return
         self._target = _Target(frame.push, entry.key, desk, pool, frame.probe)
         credit = receiver._credits.open(self.writer)
-        await self.wire.send(Opened(frame.push, credit, receiver._max_frame_bytes))
+        await self.wire.send(Opened(frame.push, credit, receiver._credits.max_frame_bytes))
 
     async def _on_blocks(self, header: Header, frame: Blocks) -> None:
         target = self._require_target(frame.push, "BLOCKS")

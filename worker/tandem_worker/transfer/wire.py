@@ -30,6 +30,8 @@ except (ValueError, OSError, AttributeError):
 # one call moves at most this much, then other tasks of the event loop get a turn
 _SLICE_BYTES = (1 << 20) + (1 << 16)
 _DISCARD = bytearray(1 << 16)
+# headers and fields of several small frames; data beyond this is received where it belongs
+_SPILL_BYTES = 1 << 12
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -81,17 +83,20 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._send_lock = asyncio.Lock()
         self._waits: dict[bool, asyncio.Future[None]] = {}  # writable? -> waiter
+        self._spill = memoryview(bytearray(_SPILL_BYTES))
+        self._spilled = (0, 0)  # start and end of what is read and not yet used
         self.closed = False
-        self.sending_data = False
 
     async def read_header(self) -> Header | None:
         """The next frame's header, or None when the peer closed between frames."""
+        start, end = self._spilled
+        if start == end:
+            end = await self._recv([self._spill], None)
+            if end == 0:
+                return None
+            self._spilled = (0, end)
         raw = bytearray(HEADER_BYTES)
-        view = memoryview(raw)
-        count = await self._recv([view], None)
-        if count == 0:
-            return None
-        await self._fill([view[count:]])
+        await self._fill([memoryview(raw)])
         return decode_header(bytes(raw))
 
     async def read_meta(self, header: Header) -> Frame:
@@ -108,30 +113,23 @@ class Wire:
         """Read data that nobody wants."""
         view = memoryview(_DISCARD)
         while num_bytes:
-            count = await self._recv([view[:num_bytes]], self._stall_s)
-            if count == 0:
-                raise ConnectionResetError("the peer closed the connection inside a frame")
-            num_bytes -= count
+            part = min(num_bytes, len(view))
+            await self._fill([view[:part]])
+            num_bytes -= part
 
     async def send(self, frame: Frame) -> None:
         """Send a frame without data."""
         async with self._send_lock:
             await self._send_views([memoryview(encode(frame))])
 
-    async def send_with_data(
-        self, frame: Frame, views: Sequence[memoryview], data_crc32: int | None
-    ) -> None:
-        """Send a frame and its data; a cancelled or failed send closes the connection."""
-        length = sum(len(view) for view in views)
+    async def send_views(self, views: Sequence[memoryview]) -> None:
+        """Send encoded frames and their data; a cancelled or failed send closes the connection."""
         async with self._send_lock:
-            self.sending_data = True
             try:
-                await self._send_views([memoryview(encode(frame, length, data_crc32)), *views])
+                await self._send_views(list(views))
             except BaseException:
                 self.close()  # the peer waits for the rest of a frame that never comes
                 raise
-            finally:
-                self.sending_data = False
 
     async def linger(self, timeout_s: float = 0.5) -> None:
         """Let the peer read what was sent last (closing at once would reset it away)."""
@@ -156,12 +154,28 @@ class Wire:
         self._sock.close()
 
     async def _fill(self, views: list[memoryview]) -> None:
+        """Fill the views in order; what comes after them in the same call is kept in the spill.
+
+        So a small frame costs one call, and large data still goes straight into the views.
+        """
         views = [view for view in views if len(view)]
+        start, end = self._spilled
+        while views and start < end:
+            count = min(len(views[0]), end - start)
+            views[0][:count] = self._spill[start : start + count]
+            start += count
+            _advance(views, count)
+        self._spilled = (start, end)
         while views:
-            count = await self._recv(_head(views), self._stall_s)
+            head, num_wanted, is_all = _head(views)
+            if is_all:
+                head.append(self._spill)
+            count = await self._recv(head, self._stall_s)
             if count == 0:
                 raise ConnectionResetError("the peer closed the connection inside a frame")
-            _advance(views, count)
+            if count >= num_wanted:
+                self._spilled = (0, count - num_wanted)
+            _advance(views, min(count, num_wanted))
             if views and count >= _SLICE_BYTES:
                 await asyncio.sleep(0)
 
@@ -180,7 +194,7 @@ class Wire:
             if self.closed:
                 raise ConnectionResetError("the connection was closed")
             try:
-                count = self._sock.sendmsg(_head(views))
+                count = self._sock.sendmsg(_head(views)[0])
             except (BlockingIOError, InterruptedError):
                 await self._ready(True, self._stall_s)
                 continue
@@ -222,16 +236,20 @@ def _stalled(future: asyncio.Future[None], stall_s: float, writable: bool) -> No
         )
 
 
-def _head(views: list[memoryview]) -> list[memoryview]:
-    """The first views, at most a slice of bytes and as many as one call takes."""
+def _head(views: list[memoryview]) -> tuple[list[memoryview], int, bool]:
+    """The first views, at most a slice of bytes and as many as one call takes.
+
+    Returns them, their bytes, and whether they are all there is.
+    """
     head: list[memoryview] = []
     room = _SLICE_BYTES
-    for view in views[:_IOV_MAX]:
+    for view in views[: _IOV_MAX - 1]:
         head.append(view[:room])
         room -= len(head[-1])
         if room == 0:
             break
-    return head
+    is_all = len(head) == len(views) and len(head[-1]) == len(views[-1])
+    return head, _SLICE_BYTES - room, is_all
 
 
 def _advance(views: list[memoryview], count: int) -> None:
