@@ -32,7 +32,7 @@ from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
 from tandem_router.predictors import ArtifactPredictor, Predictor, configured_predictor
 from tandem_router.reuse import Reuse
-from tandem_router.routing import DEFAULT_THRESHOLD, Routing
+from tandem_router.routing import Routing
 from tandem_router.services import Services
 from tandem_router.tenants import Authenticator
 from tandem_router.upstream import UpstreamClient
@@ -87,7 +87,6 @@ class RouterApp:
             self.picker,
             metrics,
             clock,
-            DEFAULT_THRESHOLD,
         )
         self.services = Services(
             config=config,
@@ -136,6 +135,7 @@ class RouterApp:
     async def running(self) -> AsyncIterator[None]:
         """Background work: endpoints and load reports."""
         config = self.config
+        routing = self.services.routing
         external = frozenset(tier.name for tier in config.tiers if tier.kind == "external")
         tasks = [
             asyncio.ensure_future(
@@ -162,7 +162,7 @@ class RouterApp:
 
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
         if self._artifact is not None:
-            tasks.append(asyncio.ensure_future(self._artifact.watch()))
+            tasks.append(asyncio.ensure_future(self._artifact.watch(routing.predictor_changed)))
         for task in tasks:
             task.add_done_callback(_say_why)
         try:

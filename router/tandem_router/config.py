@@ -106,7 +106,8 @@ class ObjectiveConfig(Section):
     )
     quality_floor: Fraction | None = Field(
         default=None,
-        description="Smallest acceptable quality, as a fraction of the best tier's quality.",
+        description="Smallest acceptable mean quality, as a fraction of the dearest tier's; "
+        "without `threshold`, a learned predictor's threshold is chosen to hold it.",
     )
 
 
@@ -293,8 +294,8 @@ class RouterConfig(Section):
         ge=-1.0,
         le=1.0,
         allow_inf_nan=False,
-        description="Initial gain above which the dearer tier answers; absent: the artifact's "
-        "calibrated one, else 0.1.",
+        description="Gain above which the dearest tier answers; absent: what holds "
+        "`objective.quality_floor`, else 0.1 (Length: 0.5).",
     )
     limits: LimitsConfig = LimitsConfig()
     failover: FailoverConfig = FailoverConfig()

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 from tandem_router.config import PredictorConfig, RouterConfig, TierConfig
 from tandem_router.errors import RouterError
 from tandem_router.policy import PlainScore, Score
+from tandem_router.predictor import Predictor as LearnedPredictor
+from tandem_router.predictor import PredictorError
+from tandem_router.predictor import load as load_artifact
 
 logger = logging.getLogger("tandem.router")
 
 ARTIFACT_POLL_S = 2.0
+TRAINING_SAMPLES = 200
 
 
 class Predictor(Protocol):
@@ -71,7 +77,7 @@ class ArtifactPredictor:
         self._path = path
         self._tiers = tiers
         self._stamp: tuple[int, int, int] | None = None
-        self._loaded: Predictor | None = None
+        self._loaded: LearnedPredictor | None = None
         self._problem = f"{path} has not been read"
         self.version: str | None = None
         self.reload()
@@ -91,16 +97,14 @@ class ArtifactPredictor:
 
         A file that turns bad leaves the good one in use.
         """
-        from tandem_router import predictor
-
         try:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp == self._stamp:
                 return False
             self._stamp = stamp
-            loaded = predictor.load(self._path)
-        except (OSError, predictor.PredictorError) as error:
+            loaded = load_artifact(self._path)
+        except (OSError, PredictorError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
                 logger.error("predictor not loaded: %s", error)
@@ -119,11 +123,35 @@ class ArtifactPredictor:
         logger.info("predictor %s loaded from %s", loaded.version, self._path)
         return True
 
-    async def watch(self) -> None:
+    def training_gains(self, dearest: str, cheapest: str) -> list[tuple[float, float]]:
+        """(gain, quality of the dearest tier) of typical prompts; empty where nothing is known.
+
+        The artifact holds deciles of its out-of-fold utilities, which sum to zero over tiers;
+        with two tiers a gain is therefore twice the dearest tier's utility.
+        """
+        loaded = self._loaded
+        if loaded is None or set(loaded.tiers) != {dearest, cheapest}:
+            return []
+        deciles = loaded.reference.get("utility")
+        means = loaded.meta.get("mean_quality")
+        if deciles is None or not isinstance(means, list) or len(means) != len(loaded.tiers):
+            return []
+        column = loaded.tiers.index(dearest)
+        gains = [2.0 * float(value) for value in deciles[:, column]]
+        steps = TRAINING_SAMPLES // (len(gains) - 1)
+        between = [
+            low + (high - low) * (step + 0.5) / steps
+            for low, high in pairwise(gains)
+            for step in range(steps)
+        ]
+        return [(gain, float(means[column])) for gain in between]
+
+    async def watch(self, on_change: Callable[[Predictor], None]) -> None:
         """Look for a new file until cancelled; reading happens off the event loop."""
         while True:
             await asyncio.sleep(ARTIFACT_POLL_S)
-            await asyncio.to_thread(self.reload)
+            if await asyncio.to_thread(self.reload):
+                on_change(self)
 
 
 def configured_predictor(config: RouterConfig) -> Predictor | None:

@@ -21,6 +21,7 @@ from tandem_router.config import PredictorConfig, RouterConfig, TierConfig
 from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, TrafficShift
 from tandem_router.control import Reservation as Budgeted
 from tandem_router.errors import ApiError
+from tandem_router.floor import PredictedFloor
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
 from tandem_router.policy import (
@@ -37,12 +38,12 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
-from tandem_router.predictors import Predictor
+from tandem_router.predictors import ArtifactPredictor, Predictor
 from tandem_router.requests import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 
 logger = logging.getLogger("tandem.router")
 
-DEFAULT_THRESHOLD = 0.1
+DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 # A predictor that scores a long prompt within this runs on the event loop: a thread hop costs about
 # 0.1 ms and its wake-up competes with the streams.
 INLINE_BELOW_S = 0.005
@@ -192,7 +193,6 @@ class Routing:
         picker: Picker,
         metrics: Metrics,
         clock: Callable[[], float],
-        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         self._config = config
         self._picker = picker
@@ -201,8 +201,11 @@ class Routing:
         self.scorer = Scorer(predictor, config.predictor, metrics)
         self.state = PolicyState()
         self.latency = {tier.name: TierLatency() for tier in config.tiers}
+        threshold = config.threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS[config.predictor.type]
         base = PolicySetPoints(
-            gain_threshold=config.threshold if config.threshold is not None else threshold,
+            gain_threshold=threshold,
             fallback_tier=config.fallback_tier,
             slo=LatencySlo(
                 ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)
@@ -214,6 +217,10 @@ class Routing:
             reversed(config.tiers),
             key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
         ).name
+        self.cheapest = min(
+            config.tiers,
+            key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
+        ).name
         cap = config.tier(self.dearest).max_share
         budget = config.budget.usd_per_hour
         self.control = OnlineControl(
@@ -223,6 +230,8 @@ class Routing:
             share_ceiling=True,
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
+        self._floor: PredictedFloor | None = None
+        self._set_floor(predictor, threshold)
         self._show_set_points()
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
@@ -232,8 +241,34 @@ class Routing:
     def set_points(self) -> PolicySetPoints:
         return self.control.set_points(self._clock())
 
+    def _set_floor(self, predictor: Predictor | None, threshold: float) -> None:
+        """A quality floor without a threshold is held by the predictor's expectation.
+
+        Only a learned predictor's qualities are measured ones; a fixed or length predictor keeps
+        its threshold.
+        """
+        floor = self._config.objective.quality_floor
+        if floor is None or self._config.threshold is not None or len(self._config.tiers) < 2:
+            return
+        if not isinstance(predictor, ArtifactPredictor):
+            return
+        training = predictor.training_gains(self.dearest, self.cheapest)
+        self._floor = PredictedFloor(floor, threshold, training)
+        self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
+
+    def predictor_changed(self, predictor: Predictor) -> None:
+        """A new artifact is in use: its gains are on another scale."""
+        if self._floor is not None:
+            self._set_floor(predictor, self._floor.threshold)
+            self._show_set_points()
+
     def move_set_points(self, **changes: float) -> None:
-        """Replace some base set-points; names are fields of PolicySetPoints."""
+        """Replace some base set-points; names are fields of PolicySetPoints.
+
+        Whoever sets the gain threshold holds the quality floor from then on.
+        """
+        if "gain_threshold" in changes:
+            self._floor = None
         self.control.base = replace(self.control.base, **changes)  # type: ignore[arg-type]
         self._show_set_points()
 
@@ -243,11 +278,15 @@ class Routing:
         self._metrics.lambda_per_usd.set(points.lambda_per_usd)
 
     def decided(self, decision: Decision, request: InferenceRequest) -> Budgeted | None:
-        """Tell the controllers; what they set aside goes to `settled`.
+        """Tell the controllers of a choice; what they set aside goes to `settled`.
 
         None without a budget, and also when concurrent requests took the money in between:
         `has_budget` tells the two apart.
         """
+        if self._floor is not None and decision.gain is not None:
+            dearest = decision.verdicts[-1].quality
+            if dearest is not None and self._floor.observe(decision.gain, dearest):
+                self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
         return self.control.decided(self._clock(), decision, request.num_prompt_tokens)
 
     @property

@@ -1,0 +1,71 @@
+"""Turn a quality floor into a gain threshold from what the predictor expects.
+
+The predictor's qualities are calibrated, so over many requests their mean is what will be
+measured. With gain g = p_large - p_small and requests with g <= theta sent to the small tier, the
+quality expected is mean(p_large) - mean(g * 1[g <= theta]); the floor allows a loss of
+(1 - floor) * mean(p_large). The largest theta within it saves most. Recent requests are the
+sample, so the threshold follows the traffic; the training data's gains stand in until there are
+enough. `control.QualityFloor` replaces this estimate by a certificate where shadow labels exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable
+
+WINDOW = 512
+# Without training gains, the given threshold stands until so many requests have been seen.
+MIN_OBSERVED = 64
+RECOMPUTE_EVERY = 16
+
+
+def threshold_for_floor(pairs: Collection[tuple[float, float]], floor: float) -> float:
+    """Largest gain threshold that keeps the expected quality at `floor` of the dearest tier's.
+
+    pairs: (gain of the dearest tier, quality of the dearest tier) per request, both finite.
+    """
+    ordered = sorted(gain for gain, _ in pairs)
+    allowed = (1.0 - floor) * sum(quality for _, quality in pairs) + 1e-9
+    # Just below the smallest gain everything goes to the dearest tier: always within the floor.
+    best = ordered[0] - 1e-6
+    lost = 0.0
+    for index, gain in enumerate(ordered):
+        lost += gain
+        last_of_equals = index + 1 == len(ordered) or ordered[index + 1] > gain
+        if last_of_equals and lost <= allowed:
+            best = gain
+    return min(1.0, max(-1.0, best))
+
+
+class PredictedFloor:
+    """The threshold for a floor, kept up to date; pure.
+
+    training: (gain, quality of the dearest tier) pairs that stand for traffic at the start.
+    """
+
+    def __init__(
+        self,
+        floor: float,
+        initial_threshold: float,
+        training: Iterable[tuple[float, float]] = (),
+        window: int = WINDOW,
+    ) -> None:
+        self._floor = floor
+        self._recent: deque[tuple[float, float]] = deque(training, maxlen=window)
+        self._since = 0
+        self.threshold = initial_threshold
+        if self._recent:
+            self.threshold = threshold_for_floor(self._recent, floor)
+
+    def observe(self, gain: float, dearest_quality: float) -> bool:
+        """One scored request; True when the threshold was computed anew."""
+        if not (math.isfinite(gain) and math.isfinite(dearest_quality)):
+            return False
+        self._recent.append((gain, dearest_quality))
+        self._since += 1
+        if self._since < RECOMPUTE_EVERY or len(self._recent) < MIN_OBSERVED:
+            return False
+        self._since = 0
+        self.threshold = threshold_for_floor(self._recent, self._floor)
+        return True
