@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from outcomes import LARGE_PRICE, SMALL_PRICE, azure_arrivals, load
+from outcomes import LARGE_PRICE, SMALL_PRICE, azure_arrivals, load, markdown
 
 from tandem_router.cache import (
     CachedAnswer,
@@ -154,33 +154,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write all numbers to this file")
     options = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for exponent in (0.7, 0.9, 1.1):
         world = make_world(exponent, options.requests, options.seed)
         total = int((world.tokens * BYTES_PER_TOKEN + 256).sum())
         for share in (0.02, 0.1):
             capacity = int(share * total)
-            print(f"\n## Zipf {exponent}, cache of {share:.0%} of all answers")
-            base = None
-            for eviction in Eviction:
+            table: dict[str, dict[str, float]] = {}
+            for eviction in (Eviction.LRU, Eviction.GDSF, Eviction.LEC):
                 for selector in (None, 0.8, 1.0):
                     who = "always large" if selector is None else f"selector {selector:.0%}"
-                    row = run(world, eviction, capacity, selector, options.seed)
-                    name = f"zipf {exponent} cache {share} {eviction} {who}"
-                    if eviction is Eviction.LRU and selector is None:
-                        base = row["usd_per_1k"]
-                    results[name] = row
-            for name in [n for n in results if n.startswith(f"zipf {exponent} cache {share} ")]:
-                row = results[name]
-                row["cost_over_lru_always_large"] = row["usd_per_1k"] / (base or 1.0)
-                print(f"  {name:50s} " + "  ".join(f"{k}={v:.4f}" for k, v in row.items()))
-            for price in (10.0, 20.0):
+                    table[f"{eviction.value.upper()}, {who}"] = run(
+                        world, eviction, capacity, selector, options.seed
+                    )
+            base = table["LRU, always large"]["usd_per_1k"]
+            for row in table.values():
+                row["times_cheaper"] = base / row["usd_per_1k"]
+            joint = {}
+            for price in (5.0, 10.0, 20.0, 40.0):
                 for reuse in (False, True):
-                    row = run_joint(world, capacity, price, reuse)
-                    who = "predicted, joint with reuse" if reuse else "predicted, per request"
-                    name = f"zipf {exponent} cache {share} lec {who}, lambda {price:g}"
-                    results[name] = row
-                    print(f"  {name:50s} " + "  ".join(f"{k}={v:.4f}" for k, v in row.items()))
+                    who = "counting reuse" if reuse else "per request"
+                    joint[f"LEC, predicted, {who}, lambda {price:g}"] = run_joint(
+                        world, capacity, price, reuse
+                    )
+            title = f"Zipf {exponent}, cache of {share:.0%} of all answers"
+            results[title] = table | joint
+            print(markdown({title: results[title]}), flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -109,3 +109,30 @@ def azure_arrivals(kind: str = "conv") -> tuple[Floats, NDArray[np.int64], NDArr
     answer = np.array([int(row["GeneratedTokens"]) for row in rows])
     order = np.argsort(seconds, kind="stable")
     return seconds[order], prompt[order], answer[order]
+
+
+def markdown(results: dict[str, object], level: int = 3) -> str:
+    """Nested results as Markdown tables: a dict of dicts of numbers is one table."""
+    parts = []
+    for title, rows in results.items():
+        if not isinstance(rows, dict):
+            continue
+        nested = all(
+            isinstance(row, dict) and all(isinstance(v, dict) for v in row.values())
+            for row in rows.values()
+        )
+        parts.append(f"{'#' * level} {title}\n")
+        if nested:
+            parts.append(markdown(rows, level + 1))
+            continue
+        by_columns: dict[tuple[str, ...], list[tuple[str, dict[str, float]]]] = {}
+        for name, row in rows.items():
+            by_columns.setdefault(tuple(row), []).append((name, row))
+        for names, members in by_columns.items():
+            lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
+            lines.append("|---" * (len(names) + 1) + "|")
+            for name, row in members:
+                cells = ("-" if v != v else f"{v:.4g}" for v in row.values())
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from outcomes import DATA, LARGE_PRICE, SMALL_PRICE, Outcomes, azure_arrivals, load
+from outcomes import DATA, LARGE_PRICE, SMALL_PRICE, Outcomes, azure_arrivals, load, markdown
 
 from tandem_router.cascade import (
     VIEWS,
@@ -569,15 +569,6 @@ def zones_utility(
     return table
 
 
-def show(title: str, table: dict[str, object]) -> None:
-    print(f"\n## {title}")
-    for name, row in table.items():
-        if isinstance(row, dict) and all(isinstance(value, dict) for value in row.values()):
-            show(f"{title}: {name}", row)
-        elif isinstance(row, dict):
-            print(f"  {name:45s} " + "  ".join(f"{k}={v:.4f}" for k, v in row.items()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="?", default="all")
@@ -600,7 +591,8 @@ def main() -> None:
         if options.part in (name, "all"):
             started = time.monotonic()
             results[name] = study()
-            show(f"{name} ({time.monotonic() - started:.0f} s)", results[name])  # type: ignore[arg-type]
+            print(markdown({name: results[name]}), flush=True)
+            print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=1)
