@@ -64,10 +64,16 @@ class RemoteCosts:
         self._count += 1
 
     def remote_is_cheaper(self, num_tokens: int, local_s: float | None, num_running: int) -> bool:
-        """Compare; before either way was measured, remote is tried."""
-        if local_s is None or self._count == 0:
+        """Compare; before a remote prefill was measured, one is tried.
+
+        Where no local one was measured yet, the prefill worker's computing time stands for it.
+        """
+        if self._count == 0:
             return True
-        remote_s = self._overhead_s + self._per_token_s * num_tokens
+        compute_s = self._per_token_s * num_tokens
+        remote_s = self._overhead_s + compute_s
+        if local_s is None:
+            local_s = compute_s
         return local_s * (1 + num_running) > remote_s
 
 
