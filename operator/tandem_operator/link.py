@@ -1,4 +1,4 @@
-"""Tests the KV link of a Model: one prefill worker pushes a block to one decode worker."""
+"""Asks running pods: the KV link test of a Model, the traffic of a Router."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tandem_operator.api import ClusterApi
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
-from tandem_operator.plan.status import LinkTest, is_ready
+from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, is_ready
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0
@@ -20,18 +20,23 @@ TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 64 * 1024
 
 
-async def post_json(
-    host: str, port: int, path: str, body: Object, token: str, timeout_s: float = TIMEOUT_S
+async def ask_json(
+    host: str,
+    port: int,
+    path: str,
+    body: Object | None = None,
+    token: str = "",
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[int, Any]:
-    """POST a small JSON object; status and parsed reply.
+    """GET, or POST a small JSON object; status and parsed reply.
 
     Raises OSError, TimeoutError or ValueError when there is no usable answer.
     """
-    data = json.dumps(body).encode()
+    data = b"" if body is None else json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-        f"x-tandem-peer-token: {token}\r\n\r\n"
+        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Connection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\nx-tandem-peer-token: {token}\r\n\r\n"
     )
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection(host, port)
@@ -96,7 +101,7 @@ class LinkTester:
         host, port = prefill["status"]["podIP"], self._settings.worker_port
         pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
         try:
-            status, reply = await post_json(
+            status, reply = await ask_json(
                 host, port, "/internal/kv-link", {"address": address}, token
             )
         except (OSError, TimeoutError, ValueError, IndexError) as error:
@@ -117,3 +122,40 @@ def _first(pods: list[Object], role: str) -> Object | None:
 def _identity(pod: Object) -> tuple[str, str]:
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     return pod["metadata"]["uid"], str(sum(s.get("restartCount", 0) for s in statuses))
+
+
+async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
+    """What the ready pods of a Router measured, averaged; None when none answers."""
+    ready = [p for p in pods if is_ready(p)]
+    answers = await asyncio.gather(
+        *(ask_json(p["status"]["podIP"], port, "/admin/state", timeout_s=2.0) for p in ready),
+        return_exceptions=True,
+    )
+    states: list[Object] = [
+        a[1] for a in answers if isinstance(a, tuple) and a[0] == 200 and isinstance(a[1], dict)
+    ]
+    if not states:
+        return None
+    tiers: dict[str, list[Object]] = {}
+    for state in states:
+        for tier in state.get("tiers") or []:
+            tiers.setdefault(str(tier.get("name")), []).append(tier)
+    first = states[0]
+    points = first.get("set_points") or {}
+    return TrafficFacts(
+        predictor=str(first.get("predictor") or ""),
+        threshold=_mean([points], "gain_threshold"),
+        tiers={
+            name: TierFacts(
+                share=_mean(entries, "recent_share"),
+                ttft_s=_mean(entries, "ttft_s"),
+                tpot_s=_mean(entries, "tpot_s"),
+            )
+            for name, entries in tiers.items()
+        },
+    )
+
+
+def _mean(entries: list[Object], key: str) -> float | None:
+    values = [float(e[key]) for e in entries if isinstance(e.get(key), (int, float))]
+    return sum(values) / len(values) if values else None

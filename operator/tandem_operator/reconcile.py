@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +29,7 @@ from tandem_operator.plan.objects import (
 )
 from tandem_operator.plan.status import (
     LinkTest,
+    TrafficFacts,
     condition,
     first_blocker,
     is_ready,
@@ -41,6 +42,8 @@ from tandem_operator.resources import KINDS, SPECS, Model, Router
 from tandem_operator.resources.rules import violations
 
 APPLIED_ANNOTATION = "tandem.dev/applied"
+
+LINK_RETRY_S = 5.0
 
 # Kinds of children that are removed when the plan no longer holds them.
 PRUNED_KINDS = (
@@ -59,6 +62,7 @@ PRUNED_KINDS = (
 OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
+Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Endpoint = Callable[[Router], str]
 
 
@@ -76,11 +80,14 @@ class Key:
 
 @dataclass
 class Result:
-    """What a pass did: number of writes, and whether something is still under way."""
+    """What a pass did: number of writes, and when to look again without any event."""
 
     writes: int = 0
-    settled: bool = True
-    events: list[tuple[str, str, str]] = field(default_factory=list)
+    again_s: float | None = None
+
+
+async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
+    return None
 
 
 async def _untested(_: list[Object]) -> LinkTest:
@@ -92,6 +99,7 @@ class Reconciler:
     """Brings one resource at a time to its wanted state.
 
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
+    traffic: what a Router's pods measured.
     endpoint: the URL under which a Router answers.
     """
 
@@ -99,6 +107,7 @@ class Reconciler:
     settings: Settings
     now: Callable[[], str]
     link_tester: LinkTester = _untested
+    traffic: Traffic = _unmeasured
     endpoint: Endpoint | None = None
 
     async def reconcile(self, key: Key) -> Result:
@@ -138,7 +147,8 @@ class Reconciler:
             status = pool_status(pool, own, selector, self.now())
             await self._write_status(pools[name], status, result)
         link = await self.link_tester(pods)
-        result.settled = link.ok is True or not _both_roles_ready(pods)
+        if link.ok is not True and _both_roles_ready(pods):
+            result.again_s = LINK_RETRY_S
         revision = "" if plan.problems else revision_of(model, self.settings)
         old = obj.get("status") or {}
         status = model_status(model, old, plan, revision, pools, pods, link, self.now())
@@ -173,7 +183,12 @@ class Reconciler:
             else service_endpoint(router, self.settings.cluster_domain)
         )
         old = obj.get("status") or {}
-        status = router_status(router, old, plan, models, objects, pods, endpoint, self.now())
+        traffic = await self.traffic(pods)
+        if any(is_ready(p) for p in pods):
+            result.again_s = self.settings.status_period_s
+        status = router_status(
+            router, old, plan, models, objects, pods, endpoint, traffic, self.now()
+        )
         await self._write_status(obj, status, result)
 
     async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:

@@ -69,7 +69,9 @@ def register(subparsers: Any) -> None:
     """Add the commands to the parser."""
     up = _add(subparsers, "up", "run custom resources on this machine until Ctrl-C", _up)
     up.add_argument("paths", nargs="+", metavar="FILE|DIR", help="YAML as kubectl apply takes it")
-    up.add_argument("--port", type=int, metavar="N", help="port of the endpoint (default 8000)")
+    up.add_argument(
+        "--port", type=port_number, metavar="N", help="port of the endpoint (default 8000)"
+    )
     up.add_argument("--once", action="store_true", help="exit with 0 as soon as all is ready")
     up.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="with --once: give up after S"
@@ -121,6 +123,13 @@ def register(subparsers: Any) -> None:
 
     for parser in (get, describe, logs, apply, delete, scale, events):
         parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
+
+
+def port_number(text: str) -> int:
+    """A TCP port from an argument. Raises ArgumentTypeError for anything but 1 to 65535."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use a number from 1 to 65535")
+    return int(text)
 
 
 def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:

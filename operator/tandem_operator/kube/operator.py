@@ -18,7 +18,7 @@ from tandem_operator.kube.cache import OWN_KINDS, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.queue import WorkQueue
-from tandem_operator.link import LinkTester
+from tandem_operator.link import LinkTester, router_traffic
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.reconcile import Key, Reconciler
 
@@ -86,6 +86,7 @@ class Operator:
             settings=settings,
             now=_now,
             link_tester=LinkTester(self.cache, settings, time.monotonic),
+            traffic=lambda pods: router_traffic(pods, settings.router_port),
         )
         self.num_passes = 0
         self.num_failures = 0
@@ -117,8 +118,8 @@ class Operator:
                 logger.exception("%s: unexpected; again in %.1f s", key, delay)
             else:
                 self.queue.done(key)
-                if not result.settled:
-                    self.queue.add_later(key, 5.0)
+                if result.again_s is not None:
+                    self.queue.add_later(key, result.again_s)
                 if result.writes:
                     logger.debug("%s: %d writes", key, result.writes)
 

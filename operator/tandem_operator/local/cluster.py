@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tandem_operator.api import ApiError, WatchEvent
-from tandem_operator.link import LinkTester
+from tandem_operator.link import LinkTester, router_traffic
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
 from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
@@ -75,6 +75,7 @@ class LocalCluster:
         self.settings = replace(
             base,
             endpoints="file",
+            status_period_s=5.0,
             predictor_cache=str(predictor_cache()),
             router_port=router_port,
             worker_port=worker_port,
@@ -106,9 +107,11 @@ class LocalCluster:
             settings=self.settings,
             now=timestamp,
             link_tester=LinkTester(self.store, self.settings, time.monotonic),
+            traffic=lambda pods: router_traffic(pods, router_port),
             endpoint=lambda router: self.url(router.metadata.name),
         )
         self._queue: dict[Key, None] = {}
+        self._appointments: dict[Key, asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
         # Told after every pass; wait_for on it to see what a pass made true.
         self.changed = asyncio.Condition()
@@ -136,6 +139,8 @@ class LocalCluster:
 
     async def close(self, grace_s: float = 10.0) -> None:
         """End everything that runs; nothing stays behind."""
+        for timer in self._appointments.values():
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -280,6 +285,16 @@ class LocalCluster:
         self._queue[key] = None
         self._wake.set()
 
+    def _enqueue_later(self, key: Key, delay_s: float) -> None:
+        if key in self._appointments:
+            return
+
+        def due() -> None:
+            self._appointments.pop(key, None)
+            self._enqueue(key)
+
+        self._appointments[key] = asyncio.get_running_loop().call_later(delay_s, due)
+
     async def _run(self) -> None:
         while True:
             try:
@@ -301,11 +316,11 @@ class LocalCluster:
         for key in keys:
             try:
                 result = await self._reconciler.reconcile(key)
-                if not result.settled:
-                    asyncio.get_running_loop().call_later(5.0, self._enqueue, key)
+                if result.again_s is not None:
+                    self._enqueue_later(key, result.again_s)
             except ApiError as error:
                 self.on_problem(f"{key}: {error}")
-                asyncio.get_running_loop().call_later(2.0, self._enqueue, key)
+                self._enqueue_later(key, 2.0)
         self._deployments.sync()
         self._kubelet.sync()
         self._endpoints.sync()

@@ -40,6 +40,8 @@ class Settings:
     worker_port: int = 8100
     kv_port: int = 8200
     network_policies: bool = True
+    # How often a Router's pods are asked what they measured; each answer may be a status write.
+    status_period_s: float = 30.0
     cluster_domain: str = "cluster.local"
     # Local mode: folder on this machine that keeps trained predictors between runs.
     predictor_cache: str = ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import REVISION_LABEL, ROLE_LABEL, Object, Plan
 from tandem_operator.plan.router import missing_models, router_name, usd_per_hour
 from tandem_operator.resources import Model, Router
+from tandem_operator.resources.base import seconds
 
 MAX_MESSAGE = 1024
 
@@ -28,6 +29,24 @@ class LinkTest:
 
     ok: bool | None
     message: str = ""
+
+
+@dataclass(frozen=True)
+class TierFacts:
+    """What routers measured for one tier: share of requests and smoothed latencies in seconds."""
+
+    share: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TrafficFacts:
+    """What the pods of a Router measured."""
+
+    predictor: str = ""
+    threshold: float | None = None
+    tiers: Mapping[str, TierFacts] = field(default_factory=dict)
 
 
 def is_ready(pod: Object) -> bool:
@@ -320,9 +339,13 @@ def router_status(
     model_objects: Mapping[str, Object],
     pods: list[Object],
     endpoint: str,
+    traffic: TrafficFacts | None,
     now: str,
 ) -> Object:
-    """The status of a Router. model_objects: the raw Models with their status, by name."""
+    """The status of a Router.
+
+    model_objects: the raw Models with their status, by name. traffic: what its pods measured.
+    """
     conditions = _Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
     blocking: Blocker | None = None
@@ -347,8 +370,7 @@ def router_status(
         conditions.add("PredictorReady", True, "Loaded", "a router pod has loaded it")
     else:
         conditions.add("PredictorReady", None, "NotLoaded", "no router pod has loaded it yet")
-    tiers, any_ready = _tiers(router, model_objects)
-    reported = {c["type"]: c for c in old_status.get("conditions") or []}
+    tiers, any_ready = _tiers(router, model_objects, traffic)
     for kind, unset in (
         ("SLOMet", router.spec.slo.ttft is None and router.spec.slo.tpot is None),
         ("WithinBudget", router.spec.budget.usd_per_hour is None),
@@ -358,12 +380,7 @@ def router_status(
         elif kind == "WithinBudget":
             _budget(conditions, router, models, model_objects)
         else:
-            old = reported.get(kind)
-            if old and old.get("reason") in ("Met", "Missed"):
-                ok = old["status"] == "True"
-                conditions.add(kind, ok, old["reason"], old.get("message", ""))
-            else:
-                conditions.add(kind, None, "NoTraffic", "nothing was measured yet")
+            _slo(conditions, router, traffic)
     wanted = router.spec.replicas
     if blocking is None and wanted == 0:
         blocking = Blocker("ScaledToZero", "no router pod is wanted")
@@ -391,9 +408,12 @@ def router_status(
     }
     if (price := _router_price(router, model_objects)) is not None:
         status["usdPerHour"] = money(price)
-    for key in ("predictor", "decisions"):
-        if old_status.get(key):
-            status[key] = old_status[key]
+    if traffic is not None:
+        status["predictor"] = {"version": traffic.predictor[:64]}
+        if traffic.threshold is not None:
+            status["predictor"]["threshold"] = f"{traffic.threshold:.3g}"
+    if old_status.get("decisions"):
+        status["decisions"] = old_status["decisions"]
     return status
 
 
@@ -401,13 +421,49 @@ def _used(router: Router) -> list[str]:
     return list(dict.fromkeys(t.model_ref.name for t in router.spec.tiers if t.model_ref))
 
 
-def _tiers(router: Router, models: Mapping[str, Object]) -> tuple[list[Object], bool]:
+def _duration(seconds: float) -> str:
+    """A duration with two significant digits, so that noise does not rewrite the status."""
+    return f"{float(f'{1000 * seconds:.2g}'):g}ms"
+
+
+def _slo(conditions: _Conditions, router: Router, traffic: TrafficFacts | None) -> None:
+    """Smoothed latencies of the tiers in use against the targets."""
+    measured = False
+    for name, facts in (traffic.tiers if traffic else {}).items():
+        for value, target, what in (
+            (facts.ttft_s, router.spec.slo.ttft, "TTFT"),
+            (facts.tpot_s, router.spec.slo.tpot, "TPOT"),
+        ):
+            if value is None or target is None:
+                continue
+            measured = True
+            if value > seconds(target.target):
+                text = f"tier {name}: {what} {_duration(value)}, target {target.target}"
+                conditions.add("SLOMet", False, "Missed", f"{text}; add workers")
+                return
+    if measured:
+        conditions.add("SLOMet", True, "Met", "all tiers answer within their targets")
+    else:
+        conditions.add("SLOMet", None, "NoTraffic", "nothing was measured yet")
+
+
+def _tiers(
+    router: Router, models: Mapping[str, Object], traffic: TrafficFacts | None
+) -> tuple[list[Object], bool]:
     tiers = []
     for tier in router.spec.tiers:
         ready = True
         if tier.model_ref is not None:
             ready = _model_ready(models.get(tier.model_ref.name))
-        tiers.append({"name": tier.name, "ready": ready})
+        entry: Object = {"name": tier.name, "ready": ready}
+        facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()
+        if facts.share is not None:
+            entry["share"] = f"{facts.share:.2f}"
+        if facts.ttft_s is not None:
+            entry["ttft"] = _duration(facts.ttft_s)
+        if facts.tpot_s is not None:
+            entry["tpot"] = _duration(facts.tpot_s)
+        tiers.append(entry)
     return tiers, any(t["ready"] for t in tiers)
 
 
