@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from tandem_operator.cli.commands import CommandError
+from tandem_operator.cli.commands import CommandError, port_number
 from tandem_operator.local.cluster import ClusterError, LocalCluster
 from tandem_operator.local.control import ControlServer
 from tandem_operator.local.forward import PortInUseError
@@ -62,7 +62,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"test questions behind the summary (default and least {MINIMUM_HELD_OUT})",
     )
     parser.add_argument(
-        "--port", type=int, help="port of the endpoint (default: 8000 or next free)"
+        "--port",
+        type=port_number,
+        metavar="N",
+        help="port of the endpoint (default: 8000 or next free)",
     )
     parser.add_argument(
         "--seed", type=int, default=7, help="seed of the test questions (default 7)"
