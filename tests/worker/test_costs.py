@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+
 from tandem_worker.engine.profile import StepProfile
 from tandem_worker.server.remote_prefill import RemoteCosts
 

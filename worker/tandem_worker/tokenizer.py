@@ -61,8 +61,19 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a text.
+
+        Raises:
+            RequestError: the text is no Unicode (a lone surrogate).
+        """
+        try:
+            encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise RequestError(
+                "the text holds a lone surrogate such as \\ud800; send valid Unicode",
+                param="prompt",
+            ) from error
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

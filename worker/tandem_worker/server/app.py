@@ -61,7 +61,7 @@ class Call:
         content_type: str = "application/json",
     ) -> None:
         """Send a whole reply."""
-        raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         await self.start(status, content_type, {"content-length": str(len(raw)), **(headers or {})})
         await self.send({"type": "http.response.body", "body": raw, "more_body": False})
 
