@@ -110,6 +110,8 @@ def router_state(services: Services) -> dict[str, Any]:
         "slo": config.slo.model_dump(),
         "set_points": asdict(services.routing.set_points),
         "control": asdict(services.routing.control.state(now)),
+        "expected_quality_ratio": services.routing.expected_quality_ratio,
+        "quality_floor": config.objective.quality_floor,
         "num_inflight": services.admission.num_inflight,
         "cost_usd": cost,
         "cost_all_large_usd": services.decisions.cost_all_large_usd,
@@ -125,6 +127,9 @@ def refresh_gauges(services: Services) -> None:
     points = services.routing.set_points
     services.metrics.threshold.set(points.gain_threshold)
     services.metrics.lambda_per_usd.set(points.lambda_per_usd)
+    ratio = services.routing.expected_quality_ratio
+    if ratio is not None:
+        services.metrics.expected_quality_ratio.set(ratio)
     counts = Counter(
         (worker.tier, worker.role, "usable" if worker.usable(now) else "unusable")
         for worker in services.picker.workers

@@ -90,6 +90,9 @@ class Metrics:
         )
         self.threshold = gauge("gain_threshold", "Gain above which the dearest tier answers.")
         self.lambda_per_usd = gauge("lambda_per_usd", "Quality points that one dollar is worth.")
+        self.expected_quality_ratio = gauge(
+            "expected_quality_ratio", "Predicted quality of recent choices over all-dearest."
+        )
         requests = counter("requests", "Requests by outcome.", ("tier", "status"))
         decisions = counter("decisions", "Tier choices by reason.", ("tier", "reason"))
         failovers = counter("failovers", "Requests carried on elsewhere.", ("tier", "kind"))

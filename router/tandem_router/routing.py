@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ INLINE_BELOW_S = 0.005
 SLOW_IN_A_ROW = 3
 LATENCY_SMOOTHING = 0.2
 LATENCY_BELIEVED_S = 60.0
+EXPECTED_QUALITY_WINDOW = 500
 
 
 class Scorer:
@@ -231,6 +233,7 @@ class Routing:
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
         self._floor: PredictedFloor | None = None
+        self._expected: deque[tuple[float, float]] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._set_floor(predictor, threshold)
         self._show_set_points()
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
@@ -283,11 +286,19 @@ class Routing:
         None without a budget, and also when concurrent requests took the money in between:
         `has_budget` tells the two apart.
         """
-        if self._floor is not None and decision.gain is not None:
-            dearest = decision.verdicts[-1].quality
-            if dearest is not None and self._floor.observe(decision.gain, dearest):
+        chosen = next((v.quality for v in decision.verdicts if v.tier == decision.tier), None)
+        dearest = decision.verdicts[-1].quality
+        if decision.gain is not None and chosen is not None and dearest is not None:
+            self._expected.append((chosen, dearest))
+            if self._floor is not None and self._floor.observe(decision.gain, dearest):
                 self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
         return self.control.decided(self._clock(), decision, request.num_prompt_tokens)
+
+    @property
+    def expected_quality_ratio(self) -> float | None:
+        """Predicted quality of recent choices as a share of all-dearest; None without scores."""
+        dearest = sum(quality for _, quality in self._expected)
+        return sum(quality for quality, _ in self._expected) / dearest if dearest > 0.0 else None
 
     @property
     def has_budget(self) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_router.floor import PredictedFloor, threshold_for_floor
+from tandem_router.policy import PlainScore
 
 PAIRS = st.lists(
     st.tuples(st.floats(-1, 1, allow_nan=False), st.floats(0, 1, allow_nan=False)),
@@ -69,3 +71,30 @@ def test_training_gains_stand_in_at_the_start_and_senseless_numbers_are_ignored(
     assert floor.threshold == pytest.approx(0.15)
     assert not floor.observe(math.nan, 0.5)
     assert not floor.observe(0.1, math.inf)
+
+
+class Alternating:
+    """Easy and hard prompts in turn, as a predictor sees them."""
+
+    def score(self, prompt: str) -> PlainScore:
+        return PlainScore({"small": 0.9 if "easy" in prompt else 0.3, "large": 0.92})
+
+
+async def test_expected_quality_is_shown_beside_the_floor(
+    run_router: Any, make_worker: Any
+) -> None:
+    table = {
+        "small": {"unified": [await make_worker()]},
+        "large": {"decode": [await make_worker()]},
+    }
+
+    async with run_router(table, predictor=Alternating(), threshold=0.1) as (client, _):
+        before = (await client.get("/admin/state")).json
+        for number in range(4):
+            await client.chat("easy" if number % 2 else "hard")
+        after = (await client.get("/admin/state")).json
+        metrics = (await client.get("/metrics")).body.decode()
+
+    assert before["expected_quality_ratio"] is None
+    assert after["expected_quality_ratio"] == pytest.approx((0.9 + 0.92) / (2 * 0.92))
+    assert "tandem_expected_quality_ratio 0.98" in metrics

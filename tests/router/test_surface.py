@@ -527,7 +527,10 @@ async def test_decisions_hold_no_text_and_can_be_followed(
 
 async def test_set_points_move_with_the_peer_token_only(run_router: Any, make_worker: Any) -> None:
     table = await both(make_worker)
-    async with run_router(table, predictor=Scores(0.5, 0.7), peer_token="t") as (client, _):
+    async with run_router(table, predictor=Scores(0.5, 0.7), threshold=0.1, peer_token="t") as (
+        client,
+        _,
+    ):
         before = await client.chat()
         refused = await client.request("PUT", "/admin/set-points", {"gain_threshold": 0.5})
         unknown = await client.request(
