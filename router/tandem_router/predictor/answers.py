@@ -35,10 +35,18 @@ class Cascade:
     power: VerifierPower
 
 
-def train(
-    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int, progress: Callable[[str], None]
-) -> tuple[dict[str, Any] | None, Arrays]:
-    """Metadata and arrays of a verifier, or None where too few graded answers are given."""
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The rows with an answer of the tier that goes first, and both grades."""
+
+    tiers: tuple[str, str]
+    rows: npt.NDArray[np.int64]
+    prompts: list[str]
+    answers: list[str]
+    quality: FloatArray  # (num_answered, 2)
+
+
+def _answered(dataset: Dataset) -> _Answered | None:
     labels = dataset.quality()
     means = np.array([np.nanmean(column) for column in labels.T])
     first, second = int(np.argmin(means)), int(np.argmax(means))
@@ -52,27 +60,60 @@ def train(
         dtype=np.int64,
     )
     if first == second or len(rows) < MIN_ROWS:
-        return None, {}
-    progress(f"learning to read the answers of {name}")
-    prompts = [dataset.rows[i].prompt for i in rows]
-    answers = [dataset.rows[i].responses[name] for i in rows]
-    quality = labels[rows][:, [first, second]]
-    held_out = np.zeros_like(quality)
-    for fold in range(NUM_FOLDS):
-        outside = folds[rows] % NUM_FOLDS == fold
-        inside = np.flatnonzero(~outside)
+        return None
+    return _Answered(
+        (name, dataset.tiers[second]),
+        rows,
+        [dataset.rows[i].prompt for i in rows],
+        [dataset.rows[i].responses[name] for i in rows],
+        labels[rows][:, [first, second]],
+    )
+
+
+def _held_out(known: _Answered, folds: npt.NDArray[np.int64], seed: int) -> FloatArray:
+    out = np.zeros_like(known.quality)
+    for fold in np.unique(folds):
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         part = AnswerVerifier(seed).fit(
-            [prompts[i] for i in inside], [answers[i] for i in inside], quality[inside]
+            [known.prompts[i] for i in inside],
+            [known.answers[i] for i in inside],
+            known.quality[inside],
         )
-        chosen = np.flatnonzero(outside)
-        held_out[chosen] = part.predict([prompts[i] for i in chosen], [answers[i] for i in chosen])
-    verifier = AnswerVerifier(seed).fit(prompts, answers, quality)
+        out[outside] = part.predict(
+            [known.prompts[i] for i in outside], [known.answers[i] for i in outside]
+        )
+    return out
+
+
+def cross_fit(
+    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int
+) -> tuple[tuple[str, str], FloatArray] | None:
+    """The tiers of the cascade and each row's verdict by a verifier of other folds."""
+    known = _answered(dataset)
+    if known is None:
+        return None
+    out = np.full((len(dataset.rows), 2), np.nan)
+    out[known.rows] = _held_out(known, folds[known.rows], seed)
+    return known.tiers, out
+
+
+def train(
+    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int, progress: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, Arrays]:
+    """Metadata and arrays of a verifier, or None where too few graded answers are given."""
+    known = _answered(dataset)
+    if known is None:
+        return None, {}
+    progress(f"learning to read the answers of {known.tiers[0]}")
+    quality = known.quality
+    held_out = _held_out(known, folds[known.rows] % NUM_FOLDS, seed)
+    verifier = AnswerVerifier(seed).fit(known.prompts, known.answers, quality)
     power = VerifierPower.measure(held_out[:, 0], quality[:, 0])
     apgr = metrics.apgr(held_out[:, 1] - held_out[:, 0], quality[:, 0], quality[:, 1])
     described = {
-        "first": name,
-        "second": dataset.tiers[second],
-        "num_rows": len(rows),
+        "first": known.tiers[0],
+        "second": known.tiers[1],
+        "num_rows": len(known.rows),
         "given_right": [round(float(value), 9) for value in power.given_right],
         "given_wrong": [round(float(value), 9) for value in power.given_wrong],
         "apgr_out_of_fold": None if apgr is None else round(apgr, 6),

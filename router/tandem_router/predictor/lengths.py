@@ -81,8 +81,9 @@ def _out_of_fold(
     forest: TreeView, corpus: Corpus, target: FloatArray, folds: npt.NDArray[np.int64]
 ) -> FloatArray:
     out = np.zeros_like(target)
-    for fold in range(NUM_FOLDS):
-        held_out = folds % NUM_FOLDS == fold
+    num_folds = min(NUM_FOLDS, int(folds.max()) + 1)
+    for fold in range(num_folds):
+        held_out = folds % num_folds == fold
         inside, outside = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if len(inside) and len(outside):
             fitted = forest.fit(corpus.take(inside), target[inside])

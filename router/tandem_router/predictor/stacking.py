@@ -23,8 +23,9 @@ from tandem_router.predictor.model import FloatArray, combine
 
 MIN_ROWS = 20
 #: Prior weight of a rival ranking beside the average's 1, and how fast a lead of one standard
-#: error counts: two standard errors make a rival equal to the average, three outweigh it 4 to 1.
-RIVAL_PRIOR = 0.05
+#: error counts: a rival equals the average after 2.3 standard errors, has four times its say after
+#: 3.3.
+RIVAL_PRIOR = 0.03
 LEAD_RATE = 1.5
 MAX_LEAD = 5.0
 #: Rows' worth of belief that the average needs no rescaling.

@@ -65,8 +65,7 @@ class Trained:
 
     meta: dict[str, Any]
     arrays: Arrays
-    oof_quality: FloatArray  # (num_rows, num_tiers)
-    oof_utility: FloatArray  # (num_rows, num_tiers)
+    predictions: evaluation.Predictions
 
     def dumps(self) -> bytes:
         return artifact.dumps(self.meta, self.arrays)
@@ -194,21 +193,13 @@ def notes(dataset: Dataset) -> list[str]:
 def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     for note in notes(dataset):
         progress(f"note: {note}")
-    progress(f"reading {len(dataset.rows):,} prompts")
-    corpus = Corpus.of([row.prompt for row in dataset.rows])
-    labels = dataset.quality()
-    pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
-    targets, outputs = _targets(dataset, labels, pairs, options.label_form)
     groups = dataset.groups()
     num_folds = min(options.num_folds, len(np.unique(groups)))
-    folds = fold_of(groups, num_folds, options.seed)
-    views = default_views(options, len(dataset.tiers))
-    layout = stacking.Layout(dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(outputs))
-
-    oof, unknown = cross_fit(corpus, targets, folds, views, progress)
-    progress("weighing the views")
-    stack = stacking.fit(oof, labels, folds, layout)
-    oof_quality, oof_utility = stacking.out_of_fold(oof, labels, folds, layout)
+    crossed = _cross(dataset, options, fold_of(groups, num_folds, options.seed), progress)
+    corpus, targets, folds = crossed.corpus, crossed.targets, crossed.folds
+    labels, views, layout = dataset.quality(), crossed.views, crossed.layout
+    stack = stacking.fit(crossed.outputs, labels, folds, layout)
+    honest = _predictions(dataset, crossed)
 
     progress("fitting the views on all rows")
     arrays: Arrays = {}
@@ -218,8 +209,8 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         described.append(description)
         arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
-    arrays |= _ood_arrays(corpus, unknown)
-    arrays |= _reference_arrays(corpus, oof_quality, oof_utility)
+    arrays |= _ood_arrays(corpus, crossed.unknown)
+    arrays |= _reference_arrays(corpus, honest.quality, honest.utility)
     length_tiers, length_arrays, length_report = lengths.train(
         corpus,
         dataset,
@@ -238,7 +229,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "format_version": artifact.FORMAT_VERSION,
         "kind": "predictor",
         "tiers": list(dataset.tiers),
-        "outputs": outputs,
+        "outputs": list(layout.outputs),
         "views": described,
         "features": list(hand.NAMES),
         "excerpt": [text.HEAD_CHARS, text.TAIL_CHARS],
@@ -261,29 +252,18 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         },
         "weights": stack.report,
         "lengths": length_report,
-        "intervals": _intervals(oof_quality, labels, dataset.tiers),
+        "intervals": _intervals(honest.quality, labels, dataset.tiers),
         "notes": notes(dataset),
         **evaluation.training_facts(dataset),
     }
     progress("judging the out-of-fold predictions")
-    names = tuple(views)
-    honest = evaluation.Predictions(
-        dataset.tiers,
-        oof_quality,
-        oof_utility,
-        evaluation.baselines(dataset, dataset.tiers, oof[:, :, : len(dataset.tiers)], names, meta),
-        {},
-        np.zeros(len(corpus), dtype=bool),
-        folds,
-        {},
-    )
-    if any(len(_graded(labels, pair)) >= evaluation.MIN_ROWS for pair in pairs):
+    if any(len(_graded(labels, pair)) >= evaluation.MIN_ROWS for pair in layout.pairs):
         found = evaluation.report(dataset, honest, repeats=100, seed=options.seed, curves=False)
         # Prompts stay out of artifacts; rounding keeps the last bits of a sum out of its digest.
         meta["evaluation"] = _rounded(
             {key: value for key, value in found.items() if key in ("pairs", "heads")}
         )
-    return Trained(meta, arrays, oof_quality, oof_utility)
+    return Trained(meta, arrays, honest)
 
 
 def _graded(labels: FloatArray, pair: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -298,6 +278,69 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossed:
+    """What cross-fitting the views gives, with what it was given."""
+
+    corpus: Corpus
+    targets: FloatArray
+    folds: npt.NDArray[np.int64]
+    views: dict[str, View]
+    layout: stacking.Layout
+    outputs: FloatArray  # (num_rows, num_views, num_outputs), out of fold
+    unknown: FloatArray  # (num_rows,), share of words the view had not seen
+
+
+def _cross(
+    dataset: Dataset, options: Options, folds: npt.NDArray[np.int64], progress: Progress
+) -> _Crossed:
+    progress(f"reading {len(dataset.rows):,} prompts")
+    corpus = Corpus.of([row.prompt for row in dataset.rows])
+    pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
+    targets, names = _targets(dataset, dataset.quality(), pairs, options.label_form)
+    views = default_views(options, len(dataset.tiers))
+    layout = stacking.Layout(dataset.tiers, tuple(views), CORE_VIEWS, tuple(pairs), tuple(names))
+    outputs, unknown = cross_fit(corpus, targets, folds, views, progress)
+    progress("weighing the views")
+    return _Crossed(corpus, targets, folds, views, layout, outputs, unknown)
+
+
+def _predictions(dataset: Dataset, crossed: _Crossed) -> evaluation.Predictions:
+    quality, utility = stacking.out_of_fold(
+        crossed.outputs, dataset.quality(), crossed.folds, crossed.layout
+    )
+    said = crossed.outputs[:, :, : len(dataset.tiers)]
+    names = crossed.layout.views
+    return evaluation.Predictions(
+        dataset.tiers,
+        quality,
+        utility,
+        evaluation.baselines(
+            dataset, dataset.tiers, said, names, evaluation.training_facts(dataset)
+        ),
+        {},
+        np.zeros(len(quality), dtype=bool),
+        crossed.folds,
+        {name: said[:, index] for index, name in enumerate(names)},
+    )
+
+
+def out_of_fold(
+    dataset: Dataset,
+    options: Options,
+    folds: npt.NDArray[np.int64],
+    progress: Progress = lambda _: None,
+) -> evaluation.Predictions:
+    """Each row predicted by views and a stack of the other folds, without an artifact.
+
+    A fifth of the work of :func:`tandem_router.predictor.crossval.predict`, which also repeats the
+    inner cross-fitting and the export per fold.
+    """
+    check(dataset, options)
+    with threadpool_limits(limits=1):
+        return _predictions(dataset, _cross(dataset, options, folds, progress))
 
 
 def cross_fit(

@@ -1,0 +1,121 @@
+"""The commands a person types: train, evaluate, score; no stack trace reaches them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem_router.predictor import cli
+
+Write = Callable[..., Path]
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    cli.register(parser.add_subparsers(required=True))
+    parsed = parser.parse_args([str(argument) for argument in arguments])
+    return int(parsed.run(parsed))
+
+
+@pytest.fixture(scope="module")
+def artifact_path(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact") / "pair.tandem"
+    path.write_bytes(content)
+    return path
+
+
+def test_train_writes_an_artifact_and_says_what_it_is_worth(
+    write: Write, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[Any] = [*rows[:150], {"prompt": 3}]
+    output = tmp_path / "pair.tandem"
+
+    code = run("train", write(lines), "-o", output, "--max-bytes", 200_000)
+
+    said = capsys.readouterr()
+    assert code == 0
+    assert output.stat().st_size <= 200_000
+    assert "small -> large" in said.out
+    assert "left out data.jsonl:151: has no text under `prompt`" in said.err
+
+
+def test_evaluate_writes_text_json_and_a_page(
+    artifact_path: Path,
+    write: Write,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = tmp_path / "report.json", tmp_path / "report.html"
+
+    code = run(
+        "evaluate", artifact_path, write(rows[:100]), "--json", where[0], "--html", where[1],
+        "--bootstrap", 10,
+    )  # fmt: skip
+
+    assert code == 0
+    assert "oracle" in capsys.readouterr().out
+    assert json.loads(where[0].read_text())["data"]["num_rows"] == 100
+    assert where[1].read_text().startswith("<!doctype html>")
+
+
+def test_score_writes_one_line_per_prompt_in_order(
+    artifact_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(
+        b'{"prompt": "What is 2 + 3?"}\nplain text\n\n"a string"\n{"broken": \n\xff\xfe\n[1]\n'
+    )
+
+    code = run("score", artifact_path, prompts)
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert code == 0
+    assert len(lines) == 6
+    for line in lines:
+        assert set(line["quality"]) == {"small", "large"}
+        assert set(line["gain"]) == {"small -> large"}
+        assert len(line["output_tokens"]["large"]) == 3
+        assert isinstance(line["out_of_distribution"], bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "{none}", "-o", "{out}"], "does not exist"),
+        (["train", "{data}", "-o", "{none}/x/y"], "does not exist; make it first"),
+        (["train", "{data}", "-o", "{out}", "--html", "{out}"], "name K, say 5"),
+        (["train", "{data}", "-o", "{out}"], "3 rows with 3 different prompts are too few"),
+        (["evaluate", "{none}", "{data}"], "make it with `tandem train`"),
+        (["evaluate", "{data}", "{data}"], "not an artifact"),
+        (["score", "{artifact}", "{none}"], "cannot read"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(
+    arguments: list[str],
+    message: str,
+    artifact_path: Path,
+    write: Write,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {
+        "none": tmp_path / "none",
+        "out": tmp_path / "out",
+        "data": write(rows[:3]),
+        "artifact": artifact_path,
+    }
+
+    code = run(*(argument.format(**places) for argument in arguments))
+
+    said = capsys.readouterr().err
+    assert code == 1
+    assert said.startswith("error: ")
+    assert message in said
+    assert "Traceback" not in said

@@ -1,0 +1,169 @@
+"""The report says what a pair saves, or that it is not routable and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tandem_router.predictor import DataError, Predictor, crossval, data, evaluation, page, training
+from tandem_router.predictor.evaluation import Predictions
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def report(predictor: Predictor, dataset: data.Dataset) -> dict[str, Any]:
+    return evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=30)
+
+
+def test_every_baseline_stands_beside_the_predictor(report: dict[str, Any]) -> None:
+    methods = report["pairs"]["small -> large"]["methods"]
+
+    assert set(methods) == {
+        "predictor",
+        "random",
+        "prompt length",
+        "task table",
+        "TF-IDF pair",
+        "trees",
+        "P(small wrong)",
+        "oracle",
+    }
+    assert methods["random"]["apgr"] == pytest.approx(0.5)
+    assert methods["oracle"]["apgr"] >= methods["predictor"]["apgr"]
+
+
+def test_every_number_has_an_interval_around_it(report: dict[str, Any]) -> None:
+    own = report["pairs"]["small -> large"]["methods"]["predictor"]
+
+    for name in ("apgr", "cpt50", "cpt80", "saved_at_no_drop", "saved_at_1_percent_drop"):
+        low, high = own[f"{name}_interval"]
+        assert low <= high
+    assert own["apgr_interval"][0] - 0.05 <= own["apgr"] <= own["apgr_interval"][1] + 0.05
+
+
+def test_the_report_is_plain_json(report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report, allow_nan=False))["data"]["num_rows"] == 400
+
+
+def test_the_worse_direction_is_not_routable_and_says_why(report: dict[str, Any]) -> None:
+    pair = report["pairs"]["large -> small"]
+
+    assert not pair["routable"]
+    assert "small is not better on average" in pair["sentence"]
+
+
+def constructed(gain: np.ndarray, dataset: data.Dataset) -> Predictions:
+    count = len(gain)
+    utility = np.stack([np.zeros(count), gain], axis=1)
+    return Predictions(
+        ("small", "large"),
+        np.full((count, 2), 0.5),
+        utility,
+        {"random": np.zeros((count, 2))},
+        {},
+        np.zeros(count, dtype=bool),
+        np.zeros(count, dtype=np.int64),
+        {},
+    )
+
+
+def test_a_ranking_no_better_than_chance_is_called_not_routable(dataset: data.Dataset) -> None:
+    noise = np.random.default_rng(0).normal(size=len(dataset.rows))
+
+    found = evaluation.report(dataset, constructed(noise, dataset), repeats=100)
+
+    pair = found["pairs"]["small -> large"]
+    assert not pair["routable"]
+    assert "chance" in pair["sentence"]
+
+
+def test_saved_calls_of_a_perfect_ranking(dataset: data.Dataset) -> None:
+    labels = dataset.quality()
+    gain = labels[:, 1] - labels[:, 0]
+
+    found = evaluation.report(dataset, constructed(gain, dataset), repeats=0)
+
+    own = found["pairs"]["small -> large"]["methods"]["predictor"]
+    assert own["saved_at_no_drop"] >= np.mean(gain <= 0.0)
+
+
+def test_the_most_surprising_rows_are_the_farthest_from_the_forecast(
+    report: dict[str, Any],
+) -> None:
+    first = report["surprises"][0]
+    expected = first["predicted"]["large"] - first["predicted"]["small"]
+    actual = first["quality"]["large"] - first["quality"]["small"]
+
+    assert abs(actual - expected) > 0.5
+
+
+def test_the_page_is_whole_escaped_and_needs_no_network(
+    predictor: Predictor, write: Write, rows: list[dict[str, Any]]
+) -> None:
+    hostile = [{**row, "prompt": row["prompt"] + "<script>alert(1)</script>"} for row in rows[:60]]
+    dataset = data.read([write(hostile)])
+    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=10)
+
+    html = page.render(found, "Predictor <b>")
+
+    assert "<script" not in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert html.count("<svg") == html.count("</svg>") == 2
+    assert "Predictor &lt;b&gt;" in html
+    open_tags: list[str] = []
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("meta", "br", "line", "polyline", "circle"):
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: Any) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Balance().feed(html)
+    assert open_tags == []
+
+
+def test_data_that_grades_other_tiers_is_refused(predictor: Predictor, write: Write) -> None:
+    rows = [{"prompt": f"p{i}", "quality": {"tiny": 1, "huge": 0}} for i in range(30)]
+    dataset = data.read([write(rows)])
+
+    with pytest.raises(DataError, match="the predictor knows small, large; evaluation needs two"):
+        evaluation.report(dataset, evaluation.predict(predictor, dataset))
+
+
+def test_rows_graded_apart_cannot_be_evaluated(predictor: Predictor, write: Write) -> None:
+    rows = [{"prompt": f"p{i}", "quality": {"small" if i % 2 else "large": 1}} for i in range(30)]
+    dataset = data.read([write(rows)])
+
+    with pytest.raises(DataError, match="needs prompts that both tiers answered"):
+        evaluation.report(dataset, evaluation.predict(predictor, dataset))
+
+
+def test_cross_validation_predicts_every_row_once_by_a_stranger(
+    dataset: data.Dataset,
+) -> None:
+    part = dataset.take(range(120))
+    options = training.Options(num_trees=4, num_folds=2, max_features=500)
+
+    predictions = crossval.predict(part, options, 2)
+
+    assert predictions.quality.shape == (120, 2)
+    assert set(np.unique(predictions.fold)) == {0, 1}
+    assert (predictions.quality.sum(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("num_folds", [1, 99])
+def test_impossible_numbers_of_folds_are_refused(dataset: data.Dataset, num_folds: int) -> None:
+    with pytest.raises(DataError, match=r"folds are not possible .* use --cross-validate 2 to"):
+        crossval.predict(dataset.take(range(60)), training.Options(), num_folds)

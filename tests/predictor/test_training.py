@@ -1,0 +1,255 @@
+"""Training learns from incomplete, constant and conflicting labels, or says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tandem_router.predictor import DataError, data, evaluation, loads, stacking, training
+
+Write = Callable[..., Path]
+Make = Callable[..., list[dict[str, Any]]]
+TINY = training.Options(num_trees=4, num_folds=2, max_features=500)
+
+
+def trained_on(rows: list[dict[str, Any]], write: Write, **options: Any) -> training.Trained:
+    chosen = training.Options(num_trees=4, num_folds=2, max_features=500, **options)
+    return training.train(data.read([write(rows)]), chosen)
+
+
+def test_it_ranks_unseen_prompts_far_better_than_chance(
+    trained: training.Trained, make_outcomes: Make, write: Write
+) -> None:
+    unseen = data.read([write(make_outcomes(400, seed=7))])
+    predictions = evaluation.predict(loads(trained.dumps()), unseen)
+
+    found = evaluation.report(unseen, predictions, repeats=20)["pairs"]["small -> large"]
+
+    assert found["methods"]["predictor"]["apgr"] > 0.65
+    assert found["routable"]
+    assert "is worth routing" in found["sentence"]
+
+
+def test_heads_are_calibrated_on_unseen_prompts(
+    trained: training.Trained, make_outcomes: Make, write: Write
+) -> None:
+    unseen = data.read([write(make_outcomes(1200, seed=8))])
+    predictions = evaluation.predict(loads(trained.dumps()), unseen)
+
+    heads = evaluation.report(unseen, predictions, repeats=0)["heads"]
+
+    # 400 training labels: each head's level alone has a standard error of 0.02
+    assert heads["small"]["ece"] < 0.08
+    assert heads["large"]["ece"] < 0.08
+    assert heads["small"]["brier"] < heads["small"]["brier_of_the_mean"]
+
+
+def test_length_quantiles_hold_what_they_say(
+    trained: training.Trained, make_outcomes: Make, write: Write
+) -> None:
+    unseen = data.read([write(make_outcomes(300, seed=9))])
+
+    found = evaluation.report(
+        unseen, evaluation.predict(loads(trained.dumps()), unseen), repeats=0
+    )["lengths"]["small"]
+
+    assert found["pinball_q50"] < 0.7 * found["pinball_q50_of_a_constant"]
+    assert found["inside_q10_to_q90"] > 0.65
+
+
+def test_three_tiers_partly_graded_are_learned(make_outcomes: Make, write: Write) -> None:
+    rows = make_outcomes(150)
+    for index, row in enumerate(rows):
+        row["quality"]["middle"] = 0.5 * (row["quality"]["small"] + row["quality"]["large"])
+        if index % 3 == 1:
+            del row["quality"]["large"]
+
+    predictor = loads(trained_on(rows, write).dumps())
+    score = predictor.score("What is 55 + 66? Give the sum only.")
+
+    assert predictor.tiers == ("small", "large", "middle")
+    direct = score.gain(("small", "large"))
+    through = score.gain(("small", "middle")) + score.gain(("middle", "large"))
+    assert direct == pytest.approx(through, abs=1e-9)
+
+
+def test_tiers_never_graded_side_by_side_still_get_a_gain(
+    make_outcomes: Make, write: Write
+) -> None:
+    rows = make_outcomes(120)
+    for index, row in enumerate(rows):
+        del row["quality"]["small" if index % 2 else "large"]
+
+    score = loads(trained_on(rows, write).dumps()).score("What is 1 + 1?")
+
+    assert -1.0 <= score.gain(("small", "large")) <= 1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_constant_label_is_noted_and_learned_as_a_constant(
+    make_outcomes: Make, write: Write, value: float
+) -> None:
+    rows = make_outcomes(120)
+    for row in rows:
+        row["quality"]["large"] = value
+    said: list[str] = []
+
+    found = training.train(data.read([write(rows)]), TINY, said.append)
+
+    assert any(f"'large' has quality {value:g}: its head is a constant" in line for line in said)
+    quality = loads(found.dumps()).score(rows[0]["prompt"]).quality
+    assert 0.0 <= quality["large"] <= 1.0
+
+
+def test_conflicting_duplicates_stay_in_one_fold_and_are_noted(
+    make_outcomes: Make, write: Write
+) -> None:
+    rows = make_outcomes(80)
+    flipped = [
+        {**row, "quality": {tier: 1 - q for tier, q in row["quality"].items()}} for row in rows
+    ]
+    dataset = data.read([write(rows + flipped)])
+
+    notes = training.notes(dataset)
+    folds = training.fold_of(dataset.groups(), 4, 0)
+
+    assert any("80 rows repeat a prompt with other labels" in note for note in notes)
+    np.testing.assert_array_equal(folds[:80], folds[80:])
+
+
+@pytest.mark.parametrize("form", ["deterministic", "probabilistic", "transformed"])
+def test_hybrid_label_forms_train(make_outcomes: Make, write: Write, form: str) -> None:
+    rows = make_outcomes(120)
+    for index, row in enumerate(rows):
+        row["quality"] = {
+            "small": [row["quality"]["small"], float(index % 2)],
+            "large": [row["quality"]["large"], 1.0],
+        }
+
+    found = trained_on(rows, write, label_form=form)
+
+    assert found.meta["outputs"] == ["small", "large", "small -> large"]
+    score = loads(found.dumps()).score(rows[0]["prompt"])
+    assert -1.0 <= score.gain(("small", "large")) <= 1.0
+
+
+def test_hybrid_labels_of_a_known_case(write: Write) -> None:
+    rows = [
+        {"prompt": "a", "quality": {"s": [0.0, 1.0], "l": [1.0, 1.0]}},
+        {"prompt": "b", "quality": {"s": [0.4, 0.4], "l": [0.5, 0.6]}},
+        {"prompt": "c", "quality": {"s": [1.0, 1.0], "l": [0.0, 0.0]}},
+    ]
+    dataset = data.read([write(rows)])
+
+    def labels(form: str) -> list[float]:
+        return training.hybrid_labels(dataset, ("s", "l"), form).tolist()
+
+    assert labels("deterministic") == [1.0, 1.0, 0.0]
+    assert labels("probabilistic") == [0.5, 1.0, 0.0]
+    # a margin above 0.2 tells the large gap of `a` from the small one of `b`
+    assert (
+        sorted(labels("transformed")) == labels("transformed")[::-1]
+        or len(set(labels("transformed"))) >= 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:3], "3 rows with 3 different prompts are too few"),
+        (lambda rows: [rows[0]] * 100, "100 rows with 1 different prompts are too few"),
+        (
+            lambda rows: [{**row, "quality": {"small": 1}} for row in rows],
+            r"grades 1 tier\(s\) \(small\); a choice needs at least two",
+        ),
+        (
+            lambda rows: [
+                {**row, "quality": {"small": 1} | ({"large": 1} if i < 5 else {})}
+                for i, row in enumerate(rows)
+            ],
+            "tier 'large' is graded on 5 rows; grade at least 20",
+        ),
+    ],
+)
+def test_data_nothing_can_be_learned_from_is_refused(
+    make_outcomes: Make, write: Write, change: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        training.train(data.read([write(change(make_outcomes(60)))]), TINY)
+
+
+def test_probabilistic_labels_without_samples_name_the_other_form(
+    make_outcomes: Make, write: Write
+) -> None:
+    with pytest.raises(DataError, match=r"needs several graded answers.*use `deterministic`"):
+        trained_on(make_outcomes(60), write, label_form="probabilistic")
+
+
+def layout(views: tuple[str, ...], core: tuple[str, ...]) -> stacking.Layout:
+    return stacking.Layout(("a", "b"), views, core, ((0, 1),), ("a", "b"))
+
+
+def synthetic(count: int, good: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two useless views and a third that knows the gain; or three that know it equally well."""
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=count) * 0.3
+    labels = np.stack([np.zeros(count), truth + draw.normal(size=count) * 0.3], axis=1)
+    views = draw.normal(size=(count, 3, 2)) * 0.1
+    if good:
+        views[:, 2, 1] = truth
+    else:
+        views[:, :, 1] = truth[:, None] + draw.normal(size=(count, 3)) * 0.5
+    return views, labels, np.arange(count) % 5
+
+
+def test_much_evidence_overrules_the_average() -> None:
+    views, labels, folds = synthetic(3000, good=True)
+
+    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y")))
+
+    shares = stack.report["gain"]["a -> b"]
+    assert shares["average"] < 0.1
+
+
+def test_without_evidence_the_average_stays() -> None:
+    views, labels, folds = synthetic(300, good=False)
+
+    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y", "z")))
+
+    assert stack.report["gain"]["a -> b"]["average"] > 0.5
+
+
+def test_the_verifier_travels_in_the_artifact(make_outcomes: Make, write: Write) -> None:
+    rows = make_outcomes(150)
+    for row in rows:
+        right = row["quality"]["small"] == 1.0
+        row["responses"] = {"small": f"It is {'certainly' if right else 'perhaps'} so."}
+
+    predictor = loads(trained_on(rows, write).dumps())
+
+    assert predictor.cascade is not None
+    assert (predictor.cascade.first, predictor.cascade.second) == ("small", "large")
+    sure = predictor.cascade.verifier.judge(rows[0]["prompt"], "It is certainly so.")
+    unsure = predictor.cascade.verifier.judge(rows[0]["prompt"], "It is perhaps so.")
+    assert sure.gain < unsure.gain
+
+
+def test_real_outcomes_are_routed_better_than_by_length() -> None:
+    path = Path(__file__).resolve().parents[3] / "shared" / "data" / "routing" / "gsm8k.jsonl.gz"
+    if not path.exists():
+        pytest.skip("needs the routing outcomes under ../shared/data/routing")
+    dataset = data.read([path])
+    folds = training.fold_of(dataset.groups(), 3, 0)
+    inside, outside = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+
+    options = training.Options(num_trees=20, num_folds=3, max_bytes=400_000)
+    predictor = loads(training.train(dataset.take(inside), options).dumps())
+    rest = dataset.take(outside)
+    found = evaluation.report(rest, evaluation.predict(predictor, rest), repeats=0)
+
+    methods = found["pairs"]["small -> large"]["methods"]
+    assert methods["predictor"]["apgr"] > max(0.57, methods["prompt length"]["apgr"])
