@@ -68,6 +68,15 @@ def accumulate(
 
 
 @triton.jit
+def finish(highest, total, acc):
+    """(normalised output, base-2 log-sum-exp); a row that saw no key gives zeros and -inf."""
+    seen = total > 0
+    divisor = tl.where(seen, total, 1.0)
+    base = tl.where(seen, highest, 0.0)
+    return acc / divisor[:, None], tl.where(seen, base + tl.log2(divisor), float("-inf"))
+
+
+@triton.jit
 def combine_splits(
     partial_out_ptr, partial_lse_ptr, first, count, row, stride_item, stride_item_lse,
     dims, dim_mask, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -98,6 +107,6 @@ def combine_splits(
         total = total * decay + tl.sum(weight, 0)
         acc = acc * decay + tl.sum(part * weight[:, None], 0)
         highest = new_highest
-    out = acc / tl.where(total > 0, total, 1.0)
-    base = tl.where(highest == float("-inf"), 0.0, highest)
-    return out, tl.where(total > 0, base + tl.log2(total), float("-inf"))
+    divisor = tl.where(total > 0, total, 1.0)
+    base = tl.where(total > 0, highest, 0.0)
+    return acc / divisor, tl.where(total > 0, base + tl.log2(divisor), float("-inf"))

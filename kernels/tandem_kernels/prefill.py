@@ -31,6 +31,7 @@ from .online_softmax import (
     cap_scale,
     cap_scores,
     dot_precision,
+    finish,
     padded,
     score_scale,
 )
@@ -316,12 +317,10 @@ def _prefill_kernel(
 
     if HAS_V_SCALE:
         acc *= tl.load(v_scale_ptr + kv_head)
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    acc, lse = finish(highest, total, acc)
     out = out_ptr + ((q_row * NUM_HEADS + head) * HEAD_DIM)[:, None] + dims[None, :]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=store_mask)
     if HAS_LSE:
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
         tl.store(lse_ptr + q_row * NUM_HEADS + head, lse, mask=m_mask)
 
 

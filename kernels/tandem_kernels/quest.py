@@ -35,6 +35,7 @@ from .online_softmax import (
     cap_scores,
     combine_splits,
     dot_precision,
+    finish,
     padded,
     score_scale,
 )
@@ -317,9 +318,7 @@ def _list_kernel(
         scores = cap_scores(scores, cap, HAS_CAP)
         scores = tl.where(visible[None, :], scores, float("-inf"))
         highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    base = tl.where(highest == float("-inf"), 0.0, highest)
-    lse = tl.where(total > 0, base + tl.log2(total), float("-inf"))
+    acc, lse = finish(highest, total, acc)
     row = ((seq * tl.num_programs(2) + split) * NUM_KV_HEADS + kv_head) * GROUP + m
     mask = m_mask[:, None] & dim_mask[None, :]
     tl.store(partial_out_ptr + row[:, None] * HEAD_DIM + dims[None, :], acc, mask=mask)

@@ -47,7 +47,8 @@ def skinny_gemm(
     """Return `x @ weight.T + bias` `(m, n)`; the weight's dtype names its format.
 
     A float weight must have x's dtype and takes no scales. int8 and float8_e4m3fn take scales
-    `(n,)`; uint8 is packed int4 and takes scales, zeros `(n, k / group_size)` and group_size.
+    `(n,)`, or `(n, k / group_size)` with group_size; uint8 is packed int4 and takes scales and
+    zeros `(n, k / group_size)` and group_size.
     More than 64 rows raise: that is torch.nn.functional.linear's ground. Raises
     KernelArgumentError.
     """
@@ -110,16 +111,18 @@ def _check_quantized(
         raise KernelArgumentError("scales is None; a quantized weight needs its scales")
     check_dtype("scales", scales, (torch.float32, torch.float64))
     if not packed:
-        check_shape("scales", scales, (n,), "(n,)")
         check(zeros is None, "zeros is given; only int4 weights have zero points")
-        return
-    if zeros is None or group_size not in (32, 64, 128):
-        raise KernelArgumentError(
-            f"an int4 weight needs zeros and group_size 32, 64 or 128; got group_size={group_size}"
-        )
+        if group_size is None:
+            check_shape("scales", scales, (n,), "(n,)")
+            return
+    if group_size not in (32, 64, 128):
+        raise KernelArgumentError(f"group_size={group_size} is not 32, 64 or 128")
     check(k % group_size == 0, f"x has {k} columns; not a multiple of group_size={group_size}")
     check_shape("scales", scales, (n, k // group_size), "(n, k / group_size)")
-    check_shape("zeros", zeros, (n, k // group_size), "(n, k / group_size)")
+    if packed:
+        if zeros is None:
+            raise KernelArgumentError("zeros is None; an int4 weight needs its zero points")
+        check_shape("zeros", zeros, (n, k // group_size), "(n, k / group_size)")
 
 
 # Per architecture: output features and inputs per tile, warps, tiles in flight, programs per
@@ -142,7 +145,8 @@ def _kernel(
 ):  # fmt: skip
     """y.T = w @ x.T: the weight's rows fill the tensor core's long side, x's rows the short one.
 
-    KIND: 0 weight in x's dtype, 1 one scale per row (int8, fp8), 2 int4 in groups of BLOCK_K.
+    KIND: 0 weight in x's dtype, 1 one scale per row (int8, fp8), 2 int4 in groups of BLOCK_K,
+    3 int8 or fp8 in groups of BLOCK_K.
     """
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
@@ -189,7 +193,13 @@ def _kernel(
                 mask=column_mask[:, None] & token_mask[None, :],
                 other=0.0,
             )
-            acc = tl.dot(weight.to(x.dtype), x, acc, input_precision=PRECISION)
+            if KIND == 3:
+                at = row * stride_scales + tile
+                scale = tl.load(scales_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
+                part = tl.dot(weight.to(x.dtype), x, input_precision=PRECISION)
+                acc += part * scale[:, None]
+            else:
+                acc = tl.dot(weight.to(x.dtype), x, acc, input_precision=PRECISION)
     if KIND == 1:
         acc *= tl.load(scales_ptr + row, mask=row_mask, other=0.0).to(tl.float32)[:, None]
     mask = token_mask[None, :] & row_mask[:, None]
@@ -230,10 +240,15 @@ def _launch(x, weight, bias, scales, zeros, group_size):
     for name, tensor in (("scales", scales), ("zeros", zeros)):
         check(tensor is None or tensor.is_contiguous(), f"{name} must be contiguous")
     tuning = TUNING.get(architecture(x), DEFAULT_TUNING)
-    kind = 0 if scales is None else 2 if weight.dtype == torch.uint8 else 1
-    block_k = group_size if kind == 2 else tuning["block_k"]
-    if x.dtype == torch.float32:  # twice the shared memory per tile
-        block_k = min(block_k, 64) if kind != 2 else block_k
+    if scales is None:
+        kind = 0
+    elif weight.dtype == torch.uint8:
+        kind = 2
+    else:
+        kind = 1 if group_size is None else 3
+    block_k = group_size if kind >= 2 else tuning["block_k"]
+    if x.dtype == torch.float32 and kind < 2:  # twice the shared memory per tile
+        block_k = min(block_k, 64)
     tiles = max(1, -(-k // block_k))
     columns = -(-n // tuning["block_n"])
     wanted = max(1, num_processors(x) * tuning["programs"] // columns)

@@ -170,6 +170,7 @@ def calls(target):
     yield "skinny_gemm 16 bf16", lambda: gemm(16)
     yield "skinny_gemm 64 bf16", lambda: gemm(64)
     yield "skinny_gemm 16 int8", lambda: gemm(16, quantize_int8)
+    yield "skinny_gemm 16 int8 groups", lambda: gemm(16, lambda w: quantize_int8(w, 128))
     yield "skinny_gemm 16 int4", lambda: gemm(16, quantize_int4)
     if target != "sm_80":
         yield "skinny_gemm 16 fp8", lambda: gemm(16, quantize_fp8)

@@ -10,6 +10,8 @@ from tandem_kernels.skinny_gemm import skinny_gemm_reference
 FORMATS = {
     "int8": quantize_int8,
     "fp8": quantize_fp8,
+    "int8 groups of 64": lambda weight: quantize_int8(weight, 64),
+    "fp8 groups of 128": lambda weight: quantize_fp8(weight, 128),
     "int4 groups of 32": lambda weight: quantize_int4(weight, 32),
     "int4 groups of 128": lambda weight: quantize_int4(weight, 128),
 }
@@ -48,7 +50,9 @@ def check_quantized_weights(kind, dtype):
     x, bias = harness.randn(5, 384, dtype=dtype), harness.randn(70, dtype=dtype, seed=2)
     weight = FORMATS[kind](harness.randn(70, 384, seed=1).cpu())
     fields = {"scales": weight.scales}
+    if weight.group_size is not None:
+        fields |= {"group_size": weight.group_size}
     if weight.zeros is not None:
-        fields |= {"zeros": weight.zeros, "group_size": weight.group_size}
+        fields |= {"zeros": weight.zeros}
 
     check(x, weight.data, bias, **fields)
