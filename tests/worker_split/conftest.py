@@ -43,7 +43,7 @@ class WorkerProcess:
 
     def __post_init__(self) -> None:
         self.client = httpx.AsyncClient(
-            base_url=self.url, timeout=60, headers={"x-tandem-peer-token": TOKEN}
+            base_url=self.url, timeout=120, headers={"x-tandem-peer-token": TOKEN}
         )
 
     async def ready(self) -> None:
@@ -88,7 +88,7 @@ class WorkerProcess:
 
     async def idle(self) -> None:
         """Wait until no block is in use, and check that none is lost."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 blocks = (await self.load())["kv_blocks"]
                 if not blocks["used"]:
