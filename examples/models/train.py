@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -75,8 +76,8 @@ class Recipe:
 
 
 RECIPES = {
-    "large": Recipe(Shape(256, 6, 8, 8, 32, 768, 0), 24, 17e6, 0.015, 3e-3, 1.25),
-    "small": Recipe(Shape(96, 3, 3, 3, 32, 256, 0), 16, 8e6, 0.015, 3e-3, 1.0),
+    "large": Recipe(Shape(256, 6, 8, 8, 32, 768, 0), 24, 17e6, 0.015, 3e-3, 1.1),
+    "small": Recipe(Shape(128, 4, 4, 4, 32, 320, 0), 16, 9e6, 0.015, 3e-3, 0.6),
 }
 
 
@@ -250,7 +251,7 @@ def orthogonal(g: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-WEIGHT = {"facts": 2.5, "sorting": 1.5, "edits": 1.5, "lookup": 1.3, "logic": 1.3}
+WEIGHT = {"facts": 3.0, "sorting": 1.5, "edits": 1.5, "lookup": 1.5}
 """Families drawn more often than once: short ones, and those that need content look-up."""
 DRILL_SHARE, DRILL_HOLD, DRILL_END = 0.4, 0.4, 0.7
 """Share of look-up drills: held for the first part of the run, then falling to zero."""
@@ -265,16 +266,16 @@ def drill(rng: random.Random) -> tuple[str, Pieces]:
     Keys are drawn at random and are no targets; what follows them is.
     """
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.08:
         letters = "".join(rng.choices(_CAPITALS, k=rng.randint(5, 14)))
         return letters, [(letters, True)]
-    if kind < 0.4:
+    if kind < 0.25:
         words = rng.random() < 0.4
         line = [f" {i}" for i in ITEMS] if words else list(_CAPITALS)
         line = rng.sample(line, rng.randint(6, 14))
         asked = rng.choices(range(len(line) - 1), k=rng.randint(6, 16))
         return "".join(line), [(line[i + d], d == 1) for i in asked for d in (0, 1)]
-    if kind < 0.72:
+    if kind < 0.45:
         keys = rng.sample(_CAPITALS, rng.randint(3, 9))
         rows = {k: rng.choice(_CAPITALS + "0123456789") for k in keys}
         listed = ", ".join(f"{k}:{rows[k]}" for k in keys)
@@ -427,7 +428,9 @@ def main(argv: list[str] | None = None) -> None:
     loss_of = mean_loss if args.no_compile else torch.compile(mean_loss)
     started = reported = shown = time.monotonic()
     running, seen = 0.0, 0
-    while step < total:
+    stopping: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    while step < total and not stopping:
         tokens, owner, weight = (t.to(device) for t in next(feed))
         loss = loss_of(model, tokens, owner, weight, *tables)
         loss.backward()
@@ -444,12 +447,15 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
             shown, running, seen = now, 0.0, 0
-        if now - reported > 60 * args.report_minutes or step == total:
+        due = now - reported > 60 * args.report_minutes or step == total
+        if due or stopping:
             save_checkpoint(work, model, optimizer, step, spent + now - started)
+        if due:
             print(f"step {step}, {step * per_step / 1e6:.2f} M tokens", flush=True)
             print(exact(model, tokenizer, probe, tables), flush=True)
             write_model(args.out or HERE / args.tier, model, tokenizer_file)
             reported = shown = time.monotonic()
+    signal.signal(signal.SIGTERM, before)
 
 
 def rate(progress: float, step: int) -> float:

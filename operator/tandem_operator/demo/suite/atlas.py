@@ -53,7 +53,7 @@ _TEMPLATES = {
     ),
 }
 KINDS = ("city", "town", "village", "hamlet")
-_COUNTS = (8, 16, 60, 160)
+_COUNTS = (8, 16, 60, 100)
 
 
 def _build() -> dict[int, list[tuple[str, dict[str, str]]]]:

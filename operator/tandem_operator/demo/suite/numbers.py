@@ -155,10 +155,11 @@ def dates(rng: Random, level: int) -> Draft:
     """Weekdays some days on (levels 1 and 2), clock times some time on (levels 3 and 4)."""
     if level <= 2:
         day, later = rng.randrange(7), rng.random() < 0.5
-        n = rng.randint(1, 6) if level == 1 else rng.randint(7, 30)
+        n = rng.randint(2, 4) if level == 1 else rng.randint(5, 7)
         prompt, wording = phrase(rng, _AFTER if later else _BEFORE, n=n, day=_DAYS[day])
-        answer = _DAYS[(day + (n if later else -n)) % 7]
-        work = "" if level == 1 else f"{n}-{n // 7 * 7}={n % 7}"
+        passed = [_DAYS[(day + (i if later else -i)) % 7] for i in range(1, n + 1)]
+        answer = passed[-1]
+        work = "" if level == 1 else ",".join(f"{i} {d}" for i, d in enumerate(passed, 1))
         return Draft(f"{day}{later}{n}|{wording}", prompt, work, answer)
     hour, minute, more = rng.randint(0, 23), rng.randint(0, 59), rng.randint(5, 59)
     hours = rng.randint(2, 20) if level == 4 else 0
@@ -222,7 +223,7 @@ def units(rng: Random, level: int) -> Draft:
         return Draft(f"{n}{unit}", prompt, "", str(n * factor))
     if level == 2:
         unit, to, factor = rng.choice(_OTHER)
-        n = rng.randint(2, 12)
+        n = rng.randint(2, 9)
         prompt, wording = phrase(rng, _CONVERT, n=n, unit=unit, to=to)
         return Draft(f"{n}{unit}|{wording}", prompt, f"{n}*{factor}={n * factor}", str(n * factor))
     if level == 3:

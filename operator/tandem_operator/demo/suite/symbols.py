@@ -64,7 +64,7 @@ _DROP_BOTH = (
 
 def edits(rng: Random, level: int) -> Draft:
     """Reverse, replace, delete; at level 4 two edits, with the state between written out."""
-    size = (rng.randint(3, 4), rng.randint(4, 5), rng.randint(6, 7), rng.randint(6, 7))[level - 1]
+    size = (3, 4, 5, 5)[level - 1] + rng.randint(0, 1)
     s = _letters(rng, size)
     x = rng.choice(s)
     y = rng.choice([c for c in _LETTERS if c not in s])
@@ -109,9 +109,9 @@ _THREE = (
 
 
 def lookup(rng: Random, level: int) -> Draft:
-    """One, two or three prices out of a list of three to eight."""
-    items = rng.sample(ITEMS, (3, 6, 6, 8)[level - 1])
-    values = [rng.randint(10, 99) if level <= 2 else rng.randint(2, 9) for _ in items]
+    """One, two or three prices out of a list of three to five."""
+    items = rng.sample(ITEMS, (3, 4, 4, 5)[level - 1])
+    values = [rng.randint(2, 9) for _ in items]
     rows = ", ".join(f"{i} {v}" for i, v in zip(items, values, strict=True))
     price = dict(zip(items, values, strict=True))
     wanted = rng.sample(items, max(1, level - 1))
@@ -144,10 +144,10 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 def brackets(rng: Random, level: int) -> Draft:
     """Close open brackets in order (levels 1 and 2) or count the open ones (all levels)."""
     if level <= 2 and rng.random() < 0.5:
-        s = "".join(rng.choice("([{") for _ in range(rng.randint(2, 4) + 2 * (level - 1)))
+        s = "".join(rng.choice("([{") for _ in range(rng.randint(2, 3) + level - 1))
         prompt, wording = phrase(rng, _CLOSE, s=s)
         return Draft(f"{s}|{wording}", prompt, "", "".join(_PAIRS[c] for c in reversed(s)))
-    size, s, depth, work = (3, 6, 9, 12)[level - 1] + rng.randint(0, 1), "", 0, ""
+    size, s, depth, work = (3, 5, 7, 9)[level - 1] + rng.randint(0, 1), "", 0, ""
     for _ in range(size):
         up = depth == 0 or rng.random() < 0.55
         depth += 1 if up else -1
@@ -190,24 +190,16 @@ _TRACE = (
 
 
 def code(rng: Random, level: int) -> Draft:
-    """Trace assignments: one variable at levels 1 and 2, two at 3 and 4."""
-    names = ("x",) if level <= 2 else ("x", "y")
-    state = {name: rng.randint(2, 20) for name in names}
-    lines = [f"{name}={value}" for name, value in state.items()]
-    states = ["".join(f"{n}{v}" for n, v in state.items())]
+    """Trace a variable through one, two, three or five changes."""
+    name = rng.choice("nxyz")
+    value = rng.randint(5, 20)
+    lines, states = [f"{name}={value}"], [f"{name}{value}"]
     for _ in range((1, 2, 3, 5)[level - 1]):
-        name = rng.choice(names)
-        other = "y" if name == "x" else "x"
-        if len(names) == 2 and rng.random() < 0.3 and state["x"] + state["y"] < 60:
-            lines.append(f"{name}+={other}")
-            state[name] += state[other]
-        else:
-            n = rng.randint(2, 9)
-            up = state[name] < 12 or rng.random() < 0.5
-            lines.append(f"{name}{'+' if up else '-'}={n}")
-            state[name] += n if up else -n
-        states.append("".join(f"{n}{v}" for n, v in state.items()))
-    shown = rng.choice(names)
-    source = ";".join((*lines, f"print({shown})"))
+        n = rng.randint(2, 9)
+        up = value < 12 or rng.random() < 0.5
+        lines.append(f"{name}{'+' if up else '-'}={n}")
+        value += n if up else -n
+        states.append(f"{name}{value}")
+    source = ";".join((*lines, f"print({name})"))
     prompt, _ = phrase(rng, _TRACE, code=source)
-    return Draft(source, prompt, " ".join(states), str(state[shown]))
+    return Draft(source, prompt, " ".join(states), str(value))
