@@ -89,6 +89,11 @@ class ClusterApi(Protocol):
     async def patch_spec(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
         """Merge fields into spec once, without owning them afterwards."""
 
+    async def annotate(
+        self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
+    ) -> None:
+        """Set annotations without owning them; no error when the object is gone."""
+
     async def apply_status(self, obj: Object) -> Object:
         """Replace the status subresource by obj["status"]."""
 

@@ -41,6 +41,7 @@ from tandem_operator.plan.status import (
 from tandem_operator.resources import KINDS, SPECS, Model, Router
 from tandem_operator.resources.rules import violations
 
+COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 APPLIED_ANNOTATION = "tandem.dev/applied"
 
 LINK_RETRY_S = 5.0
@@ -63,6 +64,7 @@ OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
+Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
 Endpoint = Callable[[Router], str]
 
 
@@ -90,6 +92,10 @@ async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
     return None
 
 
+async def _unknown_load(_: list[Object]) -> dict[str, int]:
+    return {}
+
+
 async def _untested(_: list[Object]) -> LinkTest:
     return LinkTest(None)
 
@@ -99,7 +105,7 @@ class Reconciler:
     """Brings one resource at a time to its wanted state.
 
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
-    traffic: what a Router's pods measured.
+    traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
     endpoint: the URL under which a Router answers.
     """
 
@@ -108,6 +114,7 @@ class Reconciler:
     now: Callable[[], str]
     link_tester: LinkTester = _untested
     traffic: Traffic = _unmeasured
+    busy: Busy = _unknown_load
     endpoint: Endpoint | None = None
 
     async def reconcile(self, key: Key) -> Result:
@@ -136,6 +143,7 @@ class Reconciler:
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
         plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
+        await self._price_deletions(plan, pods, result)
         await self._apply(plan, children, pods, result)
         pools = {
             o["metadata"]["name"]: o for o in await self.api.select("WorkerPool", namespace, labels)
@@ -153,6 +161,24 @@ class Reconciler:
         old = obj.get("status") or {}
         status = model_status(model, old, plan, revision, pools, pods, link, self.now())
         await self._write_status(obj, status, result)
+
+    async def _price_deletions(self, plan: Plan, pods: list[Object], result: Result) -> None:
+        """Before a pool shrinks, say on its pods how busy they are: the idlest goes first."""
+        for deployment in plan.apply:
+            if deployment["kind"] != "Deployment":
+                continue
+            role = deployment["metadata"]["labels"][ROLE_LABEL]
+            own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+            staying = [p for p in own if is_ready(p)]
+            if not 0 < deployment["spec"]["replicas"] < len(staying):
+                continue
+            for name, busy in (await self.busy(staying)).items():
+                pod = next(p for p in staying if p["metadata"]["name"] == name)
+                known = (pod["metadata"].get("annotations") or {}).get(COST_ANNOTATION)
+                if known != str(busy):
+                    namespace = pod["metadata"]["namespace"]
+                    await self.api.annotate("Pod", namespace, name, {COST_ANNOTATION: str(busy)})
+                    result.writes += 1
 
     async def _router(self, router: Router, obj: Object, result: Result) -> None:
         namespace = router.metadata.namespace

@@ -19,7 +19,7 @@ from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.objects import merge_patch
 from tandem_operator.plan.status import LinkTest, first_blocker
-from tandem_operator.reconcile import Key, Reconciler, Result, contains, parse
+from tandem_operator.reconcile import COST_ANNOTATION, Key, Reconciler, Result, contains, parse
 from tandem_router.config import parse_config
 from tandem_worker.config import WorkerConfig
 
@@ -317,6 +317,28 @@ async def test_a_count_changed_in_the_model_resets_the_pool_once() -> None:
     cluster.store.change("WorkerPool", "default", "m-decode", {"spec": {"replicas": 1}})
     await cluster.settle()
     assert cluster.get("Deployment", "m-decode")["spec"]["replicas"] == 1
+
+
+async def test_before_a_pool_shrinks_its_pods_say_how_busy_they_are() -> None:
+    cluster = Cluster(SPLIT.replace("decode: {replicas: 2", "decode: {replicas: 3"))
+    await cluster.settle()
+    cluster.start_pods()
+
+    async def busy(pods: list[Object]) -> dict[str, int]:
+        return {p["metadata"]["name"]: len(pods) - i for i, p in enumerate(pods)}
+
+    cluster.reconciler.busy = busy
+    await cluster.settle()
+    calm = cluster.get("Pod", "m-decode-0")["metadata"].get("annotations")
+    cluster.store.change("WorkerPool", "default", "m-decode", {"spec": {"replicas": 1}})
+    await cluster.reconcile()
+
+    costs = [
+        cluster.get("Pod", f"m-decode-{i}")["metadata"]["annotations"][COST_ANNOTATION]
+        for i in range(3)
+    ]
+    assert calm is None
+    assert costs == ["3", "2", "1"]
 
 
 # What is planned ----------------------------------------------------------------------------

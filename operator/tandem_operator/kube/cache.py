@@ -218,6 +218,12 @@ class CachedApi:
         """See ClusterApi."""
         return await self._api.patch_spec(kind, namespace, name, spec)
 
+    async def annotate(
+        self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
+    ) -> None:
+        """See ClusterApi."""
+        await self._api.annotate(kind, namespace, name, annotations)
+
     async def apply_status(self, obj: Object) -> Object:
         """See ClusterApi."""
         return await self._api.apply_status(obj)

@@ -180,6 +180,22 @@ class KubeApi:
             "application/merge-patch+json",
         )
 
+    async def annotate(
+        self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
+    ) -> None:
+        """See ClusterApi."""
+        try:
+            await self._write(
+                "PATCH",
+                path(kind, namespace, name),
+                {"fieldManager": SEED_MANAGER},
+                {"metadata": {"annotations": dict(annotations)}},
+                "application/merge-patch+json",
+            )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """See ClusterApi."""
         try:

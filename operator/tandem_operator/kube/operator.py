@@ -18,8 +18,8 @@ from tandem_operator.kube.cache import OWN_KINDS, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.queue import WorkQueue
-from tandem_operator.link import LinkTester, router_traffic
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
+from tandem_operator.pods import WorkerPods, router_traffic
 from tandem_operator.reconcile import Key, Reconciler
 
 Object = dict[str, Any]
@@ -81,11 +81,13 @@ class Operator:
         loop = asyncio.get_running_loop()
         self.queue = WorkQueue(loop.call_later)
         self.cache = CachedApi(api, namespace, self._changed)
+        workers = WorkerPods(self.cache, settings, time.monotonic)
         self.reconciler = Reconciler(
             api=self.cache,
             settings=settings,
             now=_now,
-            link_tester=LinkTester(self.cache, settings, time.monotonic),
+            link_tester=workers.test_link,
+            busy=workers.busy,
             traffic=lambda pods: router_traffic(pods, settings.router_port),
         )
         self.num_passes = 0

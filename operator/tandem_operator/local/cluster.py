@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from tandem_operator.api import ApiError, WatchEvent
-from tandem_operator.link import LinkTester, router_traffic
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
 from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
@@ -24,6 +23,7 @@ from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.plan.status import is_ready
+from tandem_operator.pods import WorkerPods, router_traffic
 from tandem_operator.reconcile import Key, Reconciler
 
 Object = dict[str, Any]
@@ -102,11 +102,13 @@ class LocalCluster:
         self._deployments = Deployments(self.store)
         self._endpoints = Endpoints(self.store, worker_port)
         self._forwarders: dict[str, Forwarder] = {}
+        workers = WorkerPods(self.store, self.settings, time.monotonic)
         self._reconciler = Reconciler(
             api=self.store,
             settings=self.settings,
             now=timestamp,
-            link_tester=LinkTester(self.store, self.settings, time.monotonic),
+            link_tester=workers.test_link,
+            busy=workers.busy,
             traffic=lambda pods: router_traffic(pods, router_port),
             endpoint=lambda router: self.url(router.metadata.name),
         )

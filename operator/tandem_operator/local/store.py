@@ -174,6 +174,13 @@ class Store:
         """See ClusterApi."""
         return self.change(kind, namespace, name, {"spec": spec})
 
+    async def annotate(
+        self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
+    ) -> None:
+        """See ClusterApi."""
+        if (kind, namespace, name) in self._objects:
+            self.change(kind, namespace, name, {"metadata": {"annotations": dict(annotations)}})
+
     async def apply_status(self, obj: Object) -> Object:
         """See ClusterApi."""
         key = _key(obj)

@@ -68,8 +68,8 @@ def _unchunk(content: bytes) -> bytes:
     return out
 
 
-class LinkTester:
-    """Tests each pair of pods once and remembers the result for a while."""
+class WorkerPods:
+    """Talks to worker pods with the token of their namespace; remembers link tests for a while."""
 
     def __init__(self, api: ClusterApi, settings: Settings, clock: Callable[[], float]) -> None:
         self._api = api
@@ -77,7 +77,7 @@ class LinkTester:
         self._clock = clock
         self._results: dict[tuple[str, ...], tuple[float, LinkTest]] = {}
 
-    async def __call__(self, pods: list[Object]) -> LinkTest:
+    async def test_link(self, pods: list[Object]) -> LinkTest:
         """The result for a Model's pods; unknown while a role has no ready pod."""
         prefill, decode = _first(pods, "prefill"), _first(pods, "decode")
         if prefill is None or decode is None:
@@ -93,10 +93,35 @@ class LinkTester:
         self._results[key] = (now, result)
         return result
 
+    async def busy(self, pods: list[Object]) -> dict[str, int]:
+        """Requests that each pod runs or queues, by name; pods that do not answer are left out."""
+        if not pods:
+            return {}
+        token = await self._token(pods[0]["metadata"]["namespace"])
+        port = self._settings.worker_port
+        answers = await asyncio.gather(
+            *(
+                ask_json(p["status"]["podIP"], port, "/v1/load", token=token, timeout_s=2.0)
+                for p in pods
+            ),
+            return_exceptions=True,
+        )
+        found = {}
+        for pod, answer in zip(pods, answers, strict=True):
+            if isinstance(answer, tuple) and answer[0] == 200 and isinstance(answer[1], dict):
+                load = answer[1]
+                count = int(load.get("num_running") or 0) + int(load.get("num_waiting") or 0)
+                found[pod["metadata"]["name"]] = count
+        return found
+
+    async def _token(self, namespace: str) -> str:
+        secret = await self._api.get("Secret", namespace, PEER_SECRET)
+        encoded = ((secret or {}).get("data") or {}).get("token", "")
+        return base64.b64decode(encoded).decode()
+
     async def _test(self, prefill: Object, decode: Object) -> LinkTest:
         namespace = prefill["metadata"]["namespace"]
-        secret = await self._api.get("Secret", namespace, PEER_SECRET)
-        token = base64.b64decode(((secret or {}).get("data") or {}).get("token", "")).decode()
+        token = await self._token(namespace)
         address = f"{decode['status']['podIP']}:{self._settings.kv_port}"
         host, port = prefill["status"]["podIP"], self._settings.worker_port
         pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
