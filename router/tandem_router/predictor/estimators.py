@@ -395,23 +395,6 @@ def export_trees(trees: Sequence[tuple[Any, IntArray, float]], base: FloatArray)
     )
 
 
-def join_trees(first: Trees, second: Trees) -> Trees:
-    """Both forests as one, the second's outputs after the first's: walked together."""
-    before, after = first.value.shape[1], second.value.shape[1]
-    shift = len(first.feature)
-    return Trees(
-        np.concatenate((first.root, second.root + shift)).astype(np.int32),
-        np.concatenate((first.feature, second.feature)),
-        np.concatenate((first.threshold, second.threshold)),
-        np.concatenate((first.child, second.child + shift)).astype(np.int32),
-        np.concatenate(
-            (np.pad(first.value, ((0, 0), (0, after))), np.pad(second.value, ((0, 0), (before, 0))))
-        ),
-        np.concatenate((first.base, second.base)),
-        max(first.depth, second.depth),
-    )
-
-
 def floor32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The largest float32 not above each value: `x <= t` stays the same for float32 x."""
     rounded = values.astype(np.float32)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from tandem_router.predictor import metrics
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
-from tandem_router.predictor.estimators import Corpus, TreeView, join_trees
-from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor.estimators import Corpus, TreeView
+from tandem_router.predictor.model import FloatArray, join_trees
 from tandem_router.predictor.runtime import MIN_SPREAD, QUANTILES
 
 MIN_ROWS = 50
@@ -71,7 +71,7 @@ def train(
         report[dataset.tiers[index]] = {"pinball_tokens": loss, "num_rows": int(known.sum())}
     _, middles = forest.fit(corpus, target).export()
     _, spreads = forest.fit(corpus, missed).export()
-    joined = join_trees(middles, spreads)
+    joined = join_trees([middles, spreads])
     arrays: Arrays = {f"lengths/trees/{key}": value for key, value in joined.arrays().items()}
     arrays["lengths/factors"] = factors
     return [dataset.tiers[index] for index in tiers], arrays, report

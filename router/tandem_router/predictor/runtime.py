@@ -27,6 +27,7 @@ from tandem_router.predictor.model import (
     TextLinear,
     Trees,
     combine,
+    join_trees,
     need,
     round_topics,
     scoped,
@@ -70,11 +71,23 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A linear text view (text only), trees on text topics (both), or hand features (part only)."""
+    """Exactly one of: a linear text view, a linear hand view, or trees with perhaps text topics."""
 
     name: str
-    text: TextLinear | None
-    part: Trees | HandLinear | None
+    text: TextLinear | None = None
+    hand: HandLinear | None = None
+    trees: Trees | None = None
+    topics: TextLinear | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt after all views: their outputs in a row, and what else was found on the way."""
+
+    values: FloatArray  # (num_views * num_outputs,)
+    row: FloatArray  # hand features
+    unknown: float  # share of distinct words and word pairs the word view does not know
+    lengths: FloatArray  # raw outputs of the length heads, empty without any
 
 
 class Predictor:
@@ -105,7 +118,11 @@ class Predictor:
             _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs))
             for i, view in enumerate(views)
         ]
-        self._grams = {view.text.grams for view in self._views if view.text is not None}
+        parts = [part for view in self._views for part in (view.text, view.topics)]
+        self._grams = {part.grams for part in parts if part is not None}
+        if sum(view.topics is not None for view in self._views) > 1:
+            raise ArtifactError("more than one view has topics: damaged")
+        self._num_outputs = len(outputs)
         width = len(views) * len(outputs)
         count = len(self.tiers)
         self._quality = need(arrays, "stack/quality", np.float64, (count, width))
@@ -120,6 +137,10 @@ class Predictor:
             for i in range(count)
         ]
         self._lengths = self._build_lengths(meta, arrays)
+        forests = [view.trees for view in self._views if view.trees is not None]
+        if self._lengths is not None:
+            forests.append(self._lengths[1])
+        self._forest = join_trees(forests) if forests else None
         self._ood_center = need(arrays, "ood/center", np.float64, (len(hand.NAMES),))
         self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand.NAMES),))
         self._ood_limits = need(arrays, "ood/limits", np.float64, (2,))
@@ -145,32 +166,36 @@ class Predictor:
             need(arrays, "lengths/factors", np.float64, (len(tiers), len(QUANTILES))),
         )
 
-    def view_outputs(self, prompt: str) -> tuple[FloatArray, FloatArray, float]:
-        """All view outputs in a row, the hand features, and the share of unknown words."""
+    def _read(self, prompt: str) -> _Read:
         item = text.excerpt(prompt)
         row = hand.features(item)
-        counted = {
-            grams: _count(grams, item.text, tokens)
-            for tokens in [text.words(item.text)]
-            for grams in self._grams
-        }
+        tokens = text.words(item.text)
+        counted = {grams: _count(grams, item.text, tokens) for grams in self._grams}
         unknown = 0.0
-        outputs: list[FloatArray] = []
+        said: list[FloatArray | None] = []
+        features = row
         for view in self._views:
-            features = row
             if view.text is not None:
                 keys, counts = counted[view.text.grams]
                 known, weights = view.text.weigh(keys, counts)
-                values = view.text(known, weights)
-                if view.part is None:
-                    outputs.append(values)
-                    if view.text.kind == "word" and len(keys):
-                        unknown = 1.0 - len(known) / len(keys)
-                    continue
-                features = np.concatenate((row, round_topics(values).astype(np.float32)))
-            assert view.part is not None  # a view without text has one
-            outputs.append(view.part(features))
-        return np.concatenate(outputs), row, unknown
+                said.append(view.text(known, weights))
+                if view.text.kind == "word" and len(keys):
+                    unknown = 1.0 - len(known) / len(keys)
+            elif view.hand is not None:
+                said.append(view.hand(row))
+            else:
+                said.append(None)
+                if view.topics is not None:
+                    topics = view.topics(*view.topics.weigh(*counted[view.topics.grams]))
+                    features = np.concatenate((row, round_topics(topics)))
+        grown = self._forest(features) if self._forest is not None else np.empty(0)
+        width = self._num_outputs
+        values = np.empty(len(said) * width)
+        for index, outputs in enumerate(said):
+            if outputs is None:
+                outputs, grown = grown[:width], grown[width:]
+            values[index * width : (index + 1) * width] = outputs
+        return _Read(values, row, unknown, grown)
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -178,14 +203,15 @@ class Predictor:
 
     def score(self, prompt: str) -> Score:
         """Scores one prompt of any length; about 1 ms, never more than a few."""
-        return self._score(*self.view_outputs(prompt))
+        return self._score(self._read(prompt))
 
     def score_with_views(self, prompt: str) -> tuple[Score, FloatArray]:
         """The score and what each view said, ``(num_views, num_outputs)``; for evaluation."""
-        values, row, unknown = self.view_outputs(prompt)
-        return self._score(values, row, unknown), values.reshape(len(self._views), -1)
+        read = self._read(prompt)
+        return self._score(read), read.values.reshape(len(self._views), -1)
 
-    def _score(self, values: FloatArray, row: FloatArray, unknown: float) -> Score:
+    def _score(self, read: _Read) -> Score:
+        values, row = read.values, read.row
         raw = self._quality @ values + self._quality_bias
         heads = np.array(
             [curve(float(value)) for curve, value in zip(self._calibration, raw, strict=True)]
@@ -193,21 +219,20 @@ class Predictor:
         utility = self._utility @ values + self._utility_bias
         quality = combine(heads, utility)
         distance = float(np.mean(np.minimum(np.abs(row - self._ood_center) / self._ood_scale, 8.0)))
-        novelty = max(unknown / self._ood_limits[0], distance / self._ood_limits[1])
+        novelty = max(read.unknown / self._ood_limits[0], distance / self._ood_limits[1])
         return Score(
             dict(zip(self.tiers, quality.tolist(), strict=True)),
             dict(zip(self.tiers, utility.tolist(), strict=True)),
-            self._token_quantiles(row),
+            self._token_quantiles(read.lengths),
             bool(novelty > 1.0),
             self.version,
             float(novelty),
         )
 
-    def _token_quantiles(self, row: FloatArray) -> dict[str, tuple[float, float, float]] | None:
+    def _token_quantiles(self, outputs: FloatArray) -> dict[str, tuple[float, float, float]] | None:
         if self._lengths is None:
             return None
-        tiers, trees, factors = self._lengths
-        outputs = trees(row)
+        tiers, _, factors = self._lengths
         middle, spread = outputs[: len(tiers)], np.maximum(outputs[len(tiers) :], MIN_SPREAD)
         logs = middle[:, None] + spread[:, None] * factors
         quantiles = np.sort(np.expm1(np.minimum(np.maximum(logs, 0.0), 16.0)), axis=1)
@@ -261,19 +286,20 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
         raise ArtifactError("a view is not described: damaged")
     kind, name = meta.get("type"), str(meta.get("name"))[:80]
     if kind == "text":
-        return _View(name, TextLinear.build(meta, arrays, num_outputs), None)
+        return _View(name, text=TextLinear.build(meta, arrays, num_outputs))
     if kind == "hand":
-        return _View(name, None, HandLinear.build(arrays, len(hand.NAMES), num_outputs))
+        return _View(name, hand=HandLinear.build(arrays, len(hand.NAMES), num_outputs))
     if kind != "trees":
         raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
     described = meta.get("topics")
     if described is None:
-        return _View(name, None, Trees.build(arrays, len(hand.NAMES), num_outputs))
+        return _View(name, trees=Trees.build(arrays, len(hand.NAMES), num_outputs))
     width = described.get("width") if isinstance(described, dict) else None
     if not isinstance(width, int) or not 1 <= width <= MAX_TOPICS:
         raise ArtifactError(f"the view {name!r} has {str(width)[:40]} topics: damaged")
     topics = TextLinear.build(described, scoped(arrays, "topics/"), width, np.float16)
-    return _View(name, topics, Trees.build(arrays, len(hand.NAMES) + width, num_outputs))
+    trees = Trees.build(arrays, len(hand.NAMES) + width, num_outputs)
+    return _View(name, trees=trees, topics=topics)
 
 
 def _count(

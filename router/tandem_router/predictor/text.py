@@ -90,5 +90,11 @@ def count(hashes: UInt32Array) -> tuple[UInt32Array, npt.NDArray[np.int64]]:
     if len(hashes) == 0:
         return hashes, np.empty(0, dtype=np.int64)
     ordered = np.sort(hashes)
-    first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    return ordered[first], np.diff(first, append=len(ordered))
+    is_first = np.empty(len(ordered), dtype=bool)
+    is_first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    first = is_first.nonzero()[0]
+    counts = np.empty(len(first), dtype=np.int64)
+    np.subtract(first[1:], first[:-1], out=counts[:-1])
+    counts[-1] = len(ordered) - first[-1]
+    return ordered[first], counts
