@@ -88,6 +88,7 @@ async def test_200_prompts_and_samples_are_the_same_split_unified_and_in_transfo
     assert await decode.metric("tandem_worker_remote_prefills_total") == len(prompts)
     assert await decode.metric("tandem_worker_remote_prefill_failures_total") == 0
     assert await decode.metric("vllm:prefix_cache_hits_total") > 0
+    assert await decode.metric("tandem_worker_kv_received_bytes_total") > 0
     for worker in (unified, prefill, decode):
         await worker.idle()
 

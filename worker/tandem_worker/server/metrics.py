@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tandem_worker.engine.core import EngineCounters
 from tandem_worker.engine.thread import EngineLoad
+
+if TYPE_CHECKING:  # the transfer package imports torch, which is loaded later
+    from tandem_worker.transfer import TransferStats
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -68,6 +72,10 @@ class WorkerMetrics:
         """Read engine figures from these when scraped; None while the model loads."""
         self.registry.register(_EngineCollector(self.model_name, load, counters))
 
+    def watch_transfer(self, stats: Callable[[], TransferStats | None]) -> None:
+        """Read the KV receiver's figures from this when scraped; None where there is none."""
+        self.registry.register(_TransferCollector(self.model_name, stats))
+
     def render(self) -> bytes:
         """Prometheus text."""
         return generate_latest(self.registry)
@@ -126,6 +134,49 @@ class _EngineCollector:
             ("tandem_worker_steps", "Engine steps.", counters.num_steps),
         ]
         for name, text, value in totals:
+            total = CounterMetricFamily(name, text, labels=["model_name"])
+            total.add_metric([self._model], value)
+            yield total
+
+
+class _TransferCollector:
+    def __init__(self, model: str, stats: Callable[[], TransferStats | None]) -> None:
+        self._model = model
+        self._stats = stats
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: prefill workers receive nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Reservations by state, what became of them, and KV bytes."""
+        stats = self._stats()
+        if stats is None:
+            return
+        held = GaugeMetricFamily(
+            "tandem_worker_kv_reservations",
+            "Reservations that hold KV blocks, by state.",
+            labels=["model_name", "state"],
+        )
+        held.add_metric([self._model, "open"], stats.num_reserved)
+        held.add_metric([self._model, "quarantined"], stats.num_quarantined)
+        yield held
+        ended = CounterMetricFamily(
+            "tandem_worker_kv_transfers",
+            "Reservations that ended, by outcome.",
+            labels=["model_name", "outcome"],
+        )
+        ended.add_metric([self._model, "completed"], stats.num_completed)
+        ended.add_metric([self._model, "failed"], stats.num_failed)
+        yield ended
+        for name, text, value in (
+            ("tandem_worker_kv_received_bytes", "KV bytes received.", stats.bytes_received),
+            (
+                "tandem_worker_kv_refused_connections",
+                "KV connections refused: wrong token, no handshake, too many.",
+                stats.num_refused_connections,
+            ),
+        ):
             total = CounterMetricFamily(name, text, labels=["model_name"])
             total.add_metric([self._model], value)
             yield total

@@ -91,6 +91,9 @@ class Worker:
             lambda: self.engine.load if self._is_loaded else None,
             lambda: self.engine.core.counters if self._is_loaded else None,
         )
+        self.metrics.watch_transfer(
+            lambda: self._receiver.stats() if self._receiver is not None else None
+        )
 
     # -- state -----------------------------------------------------------------------------------
 
