@@ -125,10 +125,16 @@ class Dispatch:
             status = response.status
             if status == 429 or status == 503:
                 services.metrics.upstream_errors[(self.tier.name, str(status))].inc()
+                # Refusals are waited out by time; only broken attempts are counted.
+                self._num_attempts -= 1
                 refused.add(worker.url)
                 if b"x-tandem-draining" in response.headers:
                     worker.draining = True
-                full = PassedThrough(status, payload, retry_after)
+                elif status == 503 and self.tier.kind == "pool":
+                    # Starting, or about to stop: another one, or this one a little later.
+                    services.picker.failed(worker, "answered 503")
+                else:
+                    full = PassedThrough(status, payload, retry_after)
             elif status >= 500:
                 services.picker.failed(worker, f"answered {status}")
                 services.metrics.upstream_errors[(self.tier.name, str(status))].inc()

@@ -42,6 +42,9 @@ logger = logging.getLogger("tandem.router")
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+# A request whose latency SLO is this likely to be missed is shed where the Router says so.
+SHED_ABOVE = 0.95
+SHED_RETRY_AFTER_S = 2.0
 FIRST_TOKEN = re.compile(rb'"token_ids":\s*\[\s*\d|"(?:content|text)":\s*"(?!")')
 
 
@@ -142,6 +145,7 @@ class Exchange:
                 self._cached = self._find_cached(decision)
                 if self._cached is not None:
                     break
+                self._shed_if_late(decision)
                 self._budgeted = services.routing.decided(decision, self._request)
                 if self._budgeted is not None or not services.routing.has_budget:
                     break
@@ -190,6 +194,20 @@ class Exchange:
     def _keep_answer(self, body: bytes | None) -> None:
         if self._cache_key is not None and body is not None and self._tier is not None:
             self._services.reuse.keep(self._cache_key, body, self._tier.name, self._cost())
+
+    def _shed_if_late(self, decision: Decision) -> None:
+        """429 where the Router prefers refusing to being late (`on_exhausted: Reject`).
+
+        Predictions rest on the last seconds of traffic, so a router that sheds everything soon
+        knows nothing of its latency and tries again.
+        """
+        rejects = self._config.budget.on_exhausted == "Reject"
+        if rejects and decision.slo_miss_probability >= SHED_ABOVE:
+            raise overloaded(
+                f"tier {decision.tier!r} is too loaded to meet the latency SLO; retry later",
+                code="slo",
+                retry_after_s=SHED_RETRY_AFTER_S,
+            )
 
     def _refusal(self, decision: Decision) -> ApiError:
         code = str(decision.reason)

@@ -51,7 +51,8 @@ INLINE_BELOW_S = 0.005
 # Inline scores above the deadline, in a row, before the predictor is moved to a thread.
 SLOW_IN_A_ROW = 3
 LATENCY_SMOOTHING = 0.2
-LATENCY_BELIEVED_S = 60.0
+# A smoothed latency says nothing about a load that ended longer ago than this.
+LATENCY_BELIEVED_S = 10.0
 EXPECTED_QUALITY_WINDOW = 500
 
 
@@ -364,7 +365,10 @@ class Routing:
         expected_uses: float,
     ) -> Decision:
         allowed = tenant.config.allowed_tiers
-        options = [self._option(tier, request, unavailable) for tier in self._config.tiers]
+        options = [self._option(tier, unavailable) for tier in self._config.tiers]
+        if any(option.ttft_s is None for option in options if option.available):
+            # Latencies are compared: one known beside one unknown would count as the slower.
+            options = [replace(option, ttft_s=None, tpot_s=None) for option in options]
         if forced is not None or not any(option.available for option in options):
             # Held until a worker is there rather than refused: the exchange waits.
             options = [replace(option, available=True) for option in options]
@@ -388,9 +392,7 @@ class Routing:
                 decision = replace(decision, difficulty=1.0 - cheapest)
         return decision
 
-    def _option(
-        self, tier: TierConfig, request: InferenceRequest, unavailable: frozenset[str]
-    ) -> TierOption:
+    def _option(self, tier: TierConfig, unavailable: frozenset[str]) -> TierOption:
         latency = self.latency[tier.name]
         # A tier that was slow a while ago is worth another try: without traffic the smoothed
         # value would never recover.

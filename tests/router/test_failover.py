@@ -184,6 +184,37 @@ async def test_a_draining_worker_is_left_alone_and_the_next_one_answers(
     assert sorted(worker.draining for worker in app.picker.workers) == [False, True]
 
 
+async def test_a_worker_that_is_not_ready_yet_is_waited_for(
+    run_router: Any, make_worker: Any
+) -> None:
+    starting = (503, {"retry-after": "1"}, b'{"error": {"message": "loading"}}')
+    worker = await make_worker(refuse=[starting] * 12)
+
+    async with run_router(
+        {"large": {"decode": [worker]}}, failover={"wait_s": 10.0, "max_attempts": 2}
+    ) as (client, _):
+        reply = await client.chat(model="large")
+
+    assert reply.status == 200
+    assert len(worker.inference) == 13
+
+
+async def test_a_full_tier_is_queued_for_where_the_budget_says_so(
+    run_router: Any, make_worker: Any
+) -> None:
+    full = (429, {"retry-after": "1"}, b'{"error": {"message": "full"}}')
+    worker = await make_worker(refuse=[full] * 4)
+
+    async with run_router(
+        {"large": {"decode": [worker]}},
+        failover={"wait_s": 10.0, "max_attempts": 2},
+        budget={"on_exhausted": "Queue"},
+    ) as (client, _):
+        reply = await client.chat(model="large")
+
+    assert reply.status == 200
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_splitter_releases_every_event_once_and_never_half_of_one(data: Any) -> None:

@@ -42,9 +42,12 @@ async def served(folder: Path, table: dict[str, Any]) -> AsyncIterator[tuple[str
     )
     try:
         assert process.stderr is not None
+        said = b""
         async with asyncio.timeout(30):
-            while b"running on" not in (line := await process.stderr.readline()):
-                assert line, "the router ended before it served"
+            while b"running on" not in said:
+                line = await process.stderr.readline()
+                assert line, f"the router ended before it served: {said.decode()}"
+                said += line
         yield f"http://127.0.0.1:{port}", process
     finally:
         if process.returncode is None:

@@ -576,3 +576,33 @@ async def test_ready_needs_one_usable_worker(run_router: Any, make_worker: Any) 
         health = await client.get("/health")
 
     assert (before.status, after.status, health.status) == (503, 200, 200)
+
+
+async def test_a_missed_slo_moves_requests_or_sheds_them_as_the_router_says(
+    run_router: Any, make_worker: Any
+) -> None:
+    scores = Scores(0.75, 0.9)
+    slow = await make_worker(pause_s=0.1, write_size=300)
+    table = {"small": {"unified": [await make_worker()]}, "large": {"decode": [slow]}}
+
+    async with run_router(table, predictor=scores, threshold=0.1, slo={"ttft_ms": 60}) as (
+        client,
+        _,
+    ):
+        await client.chat(model="large", stream=True)
+        one_known = await client.chat()
+        await client.chat(model="small", stream=True)
+        both_known = await client.chat()
+
+        async with run_router(
+            {"large": {"decode": [slow]}}, slo={"ttft_ms": 5}, budget={"on_exhausted": "Reject"}
+        ) as (rejecting, _):
+            await rejecting.chat(model="large", stream=True)
+            shed = await rejecting.chat()
+
+    assert shed.status == 429
+    assert shed.error["code"] == "slo"
+    assert shed.headers["retry-after"]
+    assert one_known.headers["x-tandem-tier"] == "large"
+    assert both_known.headers["x-tandem-tier"] == "small"
+    assert both_known.headers["x-tandem-reason"] == "slo"
