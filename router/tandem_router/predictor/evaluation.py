@@ -117,7 +117,8 @@ def baselines(
 def training_facts(dataset: Dataset) -> dict[str, Any]:
     """What the content-blind baselines learn: mean quality per tier, and per task and tier."""
     labels = dataset.quality()
-    overall = [float(column[~np.isnan(column)].mean()) for column in labels.T]
+    known = [column[~np.isnan(column)] for column in labels.T]
+    overall = [float(column.mean()) if len(column) else 0.5 for column in known]
     table: dict[str, list[float]] = {}
     tasks = sorted({row.task for row in dataset.rows if row.task})
     if 2 <= len(tasks) <= 200:

@@ -317,14 +317,29 @@ def _predictions(dataset: Dataset, crossed: _Crossed) -> evaluation.Predictions:
         dataset.tiers,
         quality,
         utility,
-        evaluation.baselines(
-            dataset, dataset.tiers, said, names, evaluation.training_facts(dataset)
-        ),
+        _baselines(dataset, said, names, crossed.folds),
         {},
         np.zeros(len(quality), dtype=bool),
         crossed.folds,
         {name: said[:, index] for index, name in enumerate(names)},
     )
+
+
+def _baselines(
+    dataset: Dataset, said: FloatArray, names: tuple[str, ...], folds: npt.NDArray[np.int64]
+) -> dict[str, FloatArray]:
+    """The baselines of each row, learned from the rows of other folds."""
+    found: dict[str, FloatArray] = {}
+    for fold in np.unique(folds):
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        facts = evaluation.training_facts(dataset.take(inside))
+        part = evaluation.baselines(
+            dataset.take(outside), dataset.tiers, said[outside], names, facts
+        )
+        for name, values in part.items():
+            whole = found.setdefault(name, np.zeros((len(folds), len(dataset.tiers))))
+            whole[outside] = values
+    return found
 
 
 def out_of_fold(
