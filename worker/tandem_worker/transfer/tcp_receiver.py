@@ -203,6 +203,9 @@ class TcpReceiver:
             try:
                 sock, peer = await loop.sock_accept(listener)
             except OSError as error:
+                if error.errno in (errno.EBADF, errno.EINVAL):
+                    logger.error("the KV port closed: %s", error.strerror)
+                    return
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     continue  # the peer went away between connect and accept
                 logger.error("cannot accept a KV connection: %s", error.strerror)
