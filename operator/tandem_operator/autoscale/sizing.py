@@ -155,58 +155,45 @@ def size(
     missing = sorted({pool.tier for pool in pools} - set(profiles))
     if missing:
         raise ValueError(f"no performance profile for {', '.join(missing)}; run `tandem profile`")
-    points = _towards_cheaper(curve, pools, load, profiles, slo, quality_floor)
+    points = _towards_cheaper(curve, quality_floor)
     notes: list[str] = []
-    for number, (point, sizes) in enumerate(points):
+    if quality_floor is not None and points[0].quality_ratio < quality_floor:
+        notes.append(
+            f"no threshold reaches the quality floor {quality_floor:.3g}; the best measured is "
+            f"{points[0].quality_ratio:.3g}"
+        )
+    first: Sizes | None = None
+    for point in points:
+        sizes = _sizes_at(pools, load, point, profiles, slo)
         if _fits(sizes, ceilings):
-            if number:
+            if first is not None:
                 notes.append(
-                    f"threshold moved to {point.threshold:.3g}: at {points[0][0].threshold:.3g} "
-                    f"the pools would need {_bill(points[0][1])}, over {_limits(ceilings)}"
+                    f"threshold moved to {point.threshold:.3g}: at {first.threshold:.3g} the "
+                    f"pools would need {_bill(first)}, over {_limits(ceilings)}"
                 )
-            return replace(sizes, notes=(*sizes.notes, *notes))
-    point, wanted = points[-1]
-    filled = _water_fill(pools, load, point, profiles, slo, wanted, ceilings)
-    note = (
-        f"even the cheapest mix needs {_bill(wanted)}, over {_limits(ceilings)}; workers go "
+            return replace(sizes, notes=tuple(notes))
+        first = first or sizes
+    filled = _water_fill(pools, load, points[-1], profiles, slo, sizes, ceilings)
+    notes.append(
+        f"even the cheapest mix needs {_bill(sizes)}, over {_limits(ceilings)}; workers go "
         "where they save most SLO misses"
     )
-    return replace(filled, notes=(*filled.notes, note))
+    return replace(filled, notes=tuple(notes))
 
 
 def _towards_cheaper(
-    curve: Sequence[Operating],
-    pools: Sequence[PoolSpec],
-    load: Load,
-    profiles: Mapping[str, PerformanceProfile],
-    slo: Slo,
-    quality_floor: float | None,
-) -> list[tuple[Operating, Sizes]]:
+    curve: Sequence[Operating], quality_floor: float | None
+) -> Sequence[Operating]:
     """The lowest point that meets the floor, then every lower one, best first.
 
     Ordered by quality and not by today's bill: bills are whole workers, and a threshold that
     followed their rounding would move with every breath of the load.
     """
-    sized = [(point, _sizes_at(pools, load, point, profiles, slo)) for point in curve]
-    sized.sort(key=lambda item: (-item[0].quality_ratio, -item[1].usd_per_hour))
-    meeting = [
-        index
-        for index, (point, _) in enumerate(sized)
-        if quality_floor is not None and point.quality_ratio >= quality_floor
-    ]
+    ordered = sorted(curve, key=lambda point: -point.quality_ratio)
     if quality_floor is None:
-        start = len(sized) - 1
-    elif meeting:
-        start = meeting[-1]
-    else:
-        start = 0
-        point, sizes = sized[start]
-        note = (
-            f"no threshold reaches the quality floor {quality_floor:.3g}; the best measured is "
-            f"{point.quality_ratio:.3g}"
-        )
-        sized[start] = point, replace(sizes, notes=(note,))
-    return sized[start:]
+        return ordered[-1:]
+    meeting = sum(point.quality_ratio >= quality_floor for point in ordered)
+    return ordered[max(0, meeting - 1) :]
 
 
 def _sizes_at(
