@@ -1,4 +1,4 @@
-"""Two small pools, and a receiver and sender of each transport between them."""
+"""Two small pools, and the two ends of each transport between them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 
 from tandem_worker.transfer import KVPool, create_receiver, create_sender
 from tandem_worker.transfer.interface import KVSender
+from tandem_worker.transfer.tcp_receiver import TcpReceiver
+from tandem_worker.transfer.tcp_sender import TcpSender
 
 # importlib mode puts no test folder on the path; the kit beside this file is shared by its tests
 sys.path.insert(0, str(Path(__file__).parent))
 
+from tcp_kit import TOKEN, UNIT, RawPeer
 from transfer_kit import LAYOUT, Pair, random_pool
 
 
@@ -33,3 +36,43 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     for sender in senders:
         await sender.aclose()
     await receiver.aclose()
+
+
+@pytest.fixture
+async def target() -> AsyncIterator[TcpReceiver]:
+    receiver = TcpReceiver(
+        KVPool.allocate(LAYOUT, 24),
+        token=TOKEN,
+        max_inflight_bytes=32 * UNIT,  # 16 windows of two blocks
+        stall_s=0.3,
+        quarantine_grace_s=0.1,
+        max_connections=24,
+    )
+    await receiver.start("127.0.0.1", 0)
+    yield receiver
+    await receiver.aclose()
+
+
+@pytest.fixture
+async def raw(target: TcpReceiver) -> AsyncIterator[RawPeer]:
+    peer = await RawPeer.connect(target.address)
+    await peer.greet()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[TcpSender]:
+    sender = TcpSender(random_pool(12), token=TOKEN, abort_grace_s=0.1)
+    yield sender
+    await sender.aclose()
+
+
+@pytest.fixture
+async def hasty_sender() -> AsyncIterator[TcpSender]:
+    """For receivers that never answer."""
+    sender = TcpSender(
+        random_pool(12), token=TOKEN, connect_s=0.3, stall_s=0.3, patience_s=0.3, abort_grace_s=0.1
+    )
+    yield sender
+    await sender.aclose()
