@@ -110,6 +110,7 @@ def router_state(services: Services) -> dict[str, Any]:
         "slo": config.slo.model_dump(),
         "set_points": asdict(services.routing.set_points),
         "control": asdict(services.routing.control.state(now)),
+        "curve": [asdict(point) for point in services.routing.control.curve.points()],
         "expected_quality_ratio": services.routing.expected_quality_ratio,
         "quality_floor": config.objective.quality_floor,
         "num_inflight": services.admission.num_inflight,

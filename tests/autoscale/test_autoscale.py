@@ -21,6 +21,7 @@ from tandem_operator.autoscale import (
     PoolSpec,
     RateForecast,
     Slo,
+    Speed,
     size,
     workers_for_slo,
 )
@@ -276,7 +277,7 @@ def test_missing_metrics_hold_and_say_so():
 
 
 def test_idle_pools_sleep_only_after_the_time_given_and_wake_on_load():
-    cluster = Cluster(make_loop(idle_after_s=600.0, scale_down_window_s=60.0))
+    cluster = Cluster(make_loop(idle_after_s=600.0, down={}))
     cluster.run(60, 10.0)
     cluster.run(300, 0.0)
     awake = dict(cluster.workers)
@@ -310,3 +311,39 @@ def test_the_last_ten_decisions_are_kept_with_their_reasons():
     recent = cluster.loop.recent
     assert len(recent) == 10
     assert all(decision.reason and decision.before != decision.after for decision in recent)
+
+
+def test_a_role_obeys_its_own_windows_steps_and_periods():
+    slow = {role: Speed(window_s=60.0, max_step=1, period_s=30.0) for role in ("decode", "unified")}
+    cluster = Cluster(make_loop(up=slow))
+    cluster.run(120, 1.0)
+    cluster.run(50, 200.0)
+    held = dict(cluster.workers)
+    cluster.run(70, 200.0)
+
+    assert held["large", "decode"] == 1
+    assert held["large", "prefill"] > 1
+    assert 2 <= cluster.workers["large", "decode"] <= 4
+
+
+def test_a_measured_signal_can_lead_instead_of_the_forecast():
+    loop = make_loop(signals={"decode": {"KVUtilization": 0.5}})
+    workers = {pool.key: 4 for pool in POOLS}
+    seen = Observation(
+        load(1.0),
+        workers,
+        CURVE,
+        PROFILES,
+        0.1,
+        signals={("large", "decode"): {"KVUtilization": 0.9}},
+    )
+    assert loop.step(0.0, seen).workers["large", "decode"] == 8
+
+
+def test_a_schedule_holds_its_floor_even_over_sleep():
+    cluster = Cluster(make_loop(idle_after_s=10.0))
+    seen = Observation(load(0.0), cluster.workers, CURVE, PROFILES, 0.1, floor=3)
+    for step in range(200):
+        plan = cluster.loop.step(5.0 * step, seen)
+        seen = replace(seen, workers=plan.workers)
+    assert set(plan.workers.values()) == {3}

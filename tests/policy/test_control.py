@@ -16,6 +16,7 @@ from tandem_router.control import (
     OnlineControl,
     QualityFloor,
     ResidualDrift,
+    RoutingCurve,
     ShadowLabel,
     ShadowSampler,
     ShareTracker,
@@ -328,3 +329,33 @@ def test_shadow_cost_is_billed_to_the_budget():
     before = pacer.remaining_usd(0.0)
     control.shadow_done(0.0, None, 2.0)
     assert pacer.remaining_usd(0.0) == pytest.approx(before - 2.0)
+
+
+def test_the_routing_curve_predicts_what_each_threshold_would_do():
+    rng, curve = random.Random(4), RoutingCurve(window=300)
+    scores = []
+    for _ in range(300):
+        small = rng.random() * 0.7
+        scores.append(PlainScore({"small": small, "large": small + rng.random() * 0.3}))
+        curve.observe(decide(RouteRequest(100, scores[-1]), TIERS, PolicySetPoints()))
+
+    points = curve.points()
+
+    assert points[0].shares["large"] == 1.0
+    assert points[0].quality_ratio == pytest.approx(1.0)
+    assert points[-1].shares["small"] == 1.0
+    ratios = [point.quality_ratio for point in points]
+    assert ratios == sorted(ratios, reverse=True)
+    for point in points:
+        routed = [
+            decide(RouteRequest(100, s), TIERS, PolicySetPoints(gain_threshold=point.threshold))
+            for s in scores
+        ]
+        share = sum(decision.tier == "large" for decision in routed) / len(routed)
+        assert share == pytest.approx(point.shares["large"], abs=0.01)
+
+
+def test_an_empty_or_unscored_curve_has_no_points():
+    curve = RoutingCurve()
+    curve.observe(decide(RouteRequest(100), TIERS, PolicySetPoints()))
+    assert curve.points() == ()

@@ -16,6 +16,7 @@ from tandem_operator.autoscale.loop import (
     Observation,
     Plan,
     ScalingDecision,
+    Speed,
 )
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
 from tandem_operator.autoscale.sizing import (
@@ -43,6 +44,7 @@ __all__ = [
     "ScalingDecision",
     "Sizes",
     "Slo",
+    "Speed",
     "size",
     "workers_for_slo",
 ]

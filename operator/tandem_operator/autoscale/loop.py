@@ -16,8 +16,20 @@ from tandem_operator.autoscale.forecast import RateForecast
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
 from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec, Role, size
 
+FORECAST = "Forecast"
+
 KEPT_DECISIONS = 10
 BURST_OVER_FORECAST = 1.5
+DEFAULT_SIGNALS: Mapping[str, float] = {FORECAST: 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a pool may change in one direction."""
+
+    window_s: float  # the wish must have held this long; the mildest one counts
+    max_step: int  # workers at once
+    period_s: float = 0.0  # least time between two steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +41,16 @@ class LoopSettings:
     ceilings: Ceilings = field(default_factory=Ceilings)
     quality_floor: float | None = None
     startup_s: float = 60.0  # forecast horizon: a worker started now serves then
-    scale_down_window_s: float = 300.0
-    max_step_up: int = 8  # workers added to a pool in one step
-    max_step_down: int = 2
+    up: Mapping[Role, Speed] = field(default_factory=dict)  # default UP
+    down: Mapping[Role, Speed] = field(default_factory=dict)  # default DOWN
     idle_after_s: float | None = None  # None: pools never go below one worker
     missing_metrics: str = "Hold"  # Hold | ScaleUp
+    # Per role: measured signals and where to hold them; the one that asks for most wins.
+    signals: Mapping[Role, Mapping[str, float]] = field(default_factory=dict)
+
+
+UP = Speed(window_s=0.0, max_step=8)
+DOWN = Speed(window_s=300.0, max_step=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,8 @@ class Observation:
     curve: Sequence[Operating]
     profiles: Mapping[str, PerformanceProfile]
     threshold: float
+    floor: int = 0  # workers of every pool that a schedule asks for now
+    signals: Mapping[tuple[str, Role], Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,8 @@ class Autoscaler:
         self._wanted: dict[tuple[str, Role], deque[tuple[float, int]]] = {
             pool.key: deque() for pool in settings.pools
         }
+        self._since: dict[tuple[str, Role], float] = {}
+        self._stepped: dict[tuple[str, Role], float] = {}
         self._busy_at: float | None = None
 
     def step(self, now: float, seen: Observation) -> Plan:
@@ -110,7 +131,8 @@ class Autoscaler:
         asleep = self._may_sleep(now)
         decisions: list[ScalingDecision] = []
         wanted = {
-            pool.key: self._wish(pool, sizes.workers[pool.key], asleep) for pool in settings.pools
+            pool.key: self._wish(pool, sizes.workers[pool.key], current[pool.key], seen, asleep)
+            for pool in settings.pools
         }
         steps = {
             pool.key: self._damped(now, pool, current[pool.key], wanted[pool.key])
@@ -180,29 +202,50 @@ class Autoscaler:
             return False
         return now - self._busy_at >= idle_after
 
-    def _wish(self, pool: PoolSpec, wanted: int, asleep: bool) -> int:
+    def _wish(
+        self, pool: PoolSpec, forecast: int, current: int, seen: Observation, asleep: bool
+    ) -> int:
         """Within the pool's bounds; an awake pool keeps a worker, a sleeping one none."""
+        lowest = min(pool.maximum, max(pool.minimum, seen.floor))
         if asleep:
-            return pool.minimum
-        return min(pool.maximum, max(pool.minimum, wanted, 1))
+            return lowest
+        targets = self.settings.signals.get(pool.role) or DEFAULT_SIGNALS
+        wishes = [1, lowest]
+        if FORECAST in targets:
+            wishes.append(forecast)
+        measured = seen.signals.get(pool.key, {})
+        for name, target in targets.items():
+            value = measured.get(name)
+            if name != FORECAST and value is not None and math.isfinite(value) and target > 0.0:
+                # Values are means per worker, so the count scales with value over target.
+                ratio = value / target
+                wishes.append(current if abs(ratio - 1.0) <= 0.1 else math.ceil(current * ratio))
+        return min(pool.maximum, max(wishes))
 
     def _damped(self, now: float, pool: PoolSpec, current: int, wanted: int) -> tuple[int, str]:
-        """Bounded steps; down only to the most that was wanted within the window."""
+        """Bounded steps towards the mildest wish of the direction's window."""
+        up = self.settings.up.get(pool.role, UP)
+        down = self.settings.down.get(pool.role, DOWN)
         history = self._wanted[pool.key]
         history.append((now, wanted))
-        window = self.settings.scale_down_window_s
-        while history[0][0] < now - window:
+        while history[0][0] < now - max(up.window_s, down.window_s):
             history.popleft()
         if current < pool.minimum:
             return pool.minimum, "below the pool's minimum"
         if current > pool.maximum:
             return pool.maximum, "above the pool's maximum"
-        if wanted > current:
-            return min(wanted, current + self.settings.max_step_up), "more load"
-        recent_most = min(pool.maximum, max(count for _, count in history))
-        settled = now - history[0][0] >= 0.9 * window or len(history) == 1
-        if recent_most < current and settled and len(history) > 1:
-            return max(recent_most, current - self.settings.max_step_down), "less load for a while"
+        stepped_at = self._stepped.get(pool.key, -math.inf)
+        least = min(count for at, count in history if at >= now - up.window_s)
+        if current == 0 and wanted > 0:
+            least = wanted  # nobody serves: a window would only make requests wait
+        if least > current and (now - stepped_at >= up.period_s or current == 0):
+            self._stepped[pool.key] = now
+            return min(least, current + up.max_step), "more load"
+        most = max(count for at, count in history if at >= now - down.window_s)
+        covered = now - self._since.setdefault(pool.key, now) >= down.window_s
+        if most < current and covered and now - stepped_at >= down.period_s:
+            self._stepped[pool.key] = now
+            return max(most, current - down.max_step), "less load for a while"
         return current, ""
 
     def _take_back(

@@ -15,6 +15,7 @@ Each is a small state machine; clocks and random numbers are passed in. The rout
 
 from tandem_router.control.bucket import TokenBucket
 from tandem_router.control.changes import ResidualDrift, TrafficShift, ks_statistic
+from tandem_router.control.curve import CurvePoint, RoutingCurve
 from tandem_router.control.loop import ControlState, OnlineControl
 from tandem_router.control.pacing import ArrivalRate, BudgetPacer, Reservation, price_of_money
 from tandem_router.control.quality import QualityFloor
@@ -25,10 +26,12 @@ __all__ = [
     "ArrivalRate",
     "BudgetPacer",
     "ControlState",
+    "CurvePoint",
     "OnlineControl",
     "QualityFloor",
     "Reservation",
     "ResidualDrift",
+    "RoutingCurve",
     "ShadowLabel",
     "ShadowPlan",
     "ShadowSampler",

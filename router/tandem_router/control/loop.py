@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from tandem_router.control.changes import TrafficShift
+from tandem_router.control.curve import RoutingCurve
 from tandem_router.control.pacing import BudgetPacer, Reservation
 from tandem_router.control.quality import QualityFloor
 from tandem_router.control.shadow import ShadowLabel, ShadowPlan, ShadowSampler
@@ -68,6 +69,7 @@ class OnlineControl:
         self.floor = floor
         self.sampler = sampler
         self.shift = shift
+        self.curve = RoutingCurve()
 
     def set_points(self, now: float) -> PolicySetPoints:
         """Set-points for a decision at `now`."""
@@ -96,6 +98,7 @@ class OnlineControl:
         None with a pacer configured means that the money went between decision and dispatch
         (concurrent requests): decide again.
         """
+        self.curve.observe(decision)
         if self.pacer is not None:
             self.pacer.observe(now, decision)
         if self.share is not None and decision.tier is not None:

@@ -1,0 +1,74 @@
+"""What other thresholds would have done with the recent requests.
+
+The operator moves the threshold together with replica counts; for that it needs to know where a
+threshold leads: each tier's share of requests and the predicted quality, on the traffic of now
+and not of the training data.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from tandem_router.policy import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Where one gain threshold leads, without a price of money."""
+
+    threshold: float
+    shares: dict[str, float]  # of scored requests per tier, sum 1
+    quality_ratio: float  # predicted, of sending all to the dearest tier
+
+
+class RoutingCurve:
+    """Remembers the predicted qualities of recent requests; bounded memory.
+
+    Args:
+        window: recent scored requests that are kept.
+    """
+
+    def __init__(self, window: int = 1000) -> None:
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1 request")
+        self._tiers: tuple[str, ...] = ()
+        self._rows: deque[tuple[float, ...]] = deque(maxlen=window)
+
+    def observe(self, decision: Decision) -> None:
+        """Take one decision; those without a score of every tier say nothing."""
+        tiers = tuple(verdict.tier for verdict in decision.verdicts)
+        qualities = [v.quality for v in decision.verdicts if v.quality is not None]
+        if len(tiers) < 2 or len(qualities) != len(tiers):
+            return
+        if tiers != self._tiers:
+            self._tiers = tiers
+            self._rows.clear()
+        self._rows.append(tuple(qualities))
+
+    def points(self, count: int = 11) -> tuple[CurvePoint, ...]:
+        """Points from all-dearest to all-cheapest, evenly spaced in the gain's quantiles.
+
+        Empty before the first scored request.
+        """
+        if not self._rows or count < 2:
+            return ()
+        quality = np.array(self._rows)  # (num_requests, num_tiers), cheapest first
+        gain = np.sort(quality[:, -1] - quality[:, 0])
+        ranks = np.linspace(0.0, 1.0, count)
+        thresholds = [float(gain[0]) - 1e-6, *map(float, np.quantile(gain, ranks[1:]))]
+        thresholds[-1] += 1e-6  # rounding must not leave the last request with the dearest tier
+        height = np.linspace(0.0, 1.0, quality.shape[1])
+        best = float(quality[:, -1].mean())
+        rows = np.arange(len(quality))
+        points: dict[float, CurvePoint] = {}
+        for threshold in thresholds:
+            # argmax takes the first of equals: the cheaper tier, as `decide` does.
+            chosen = np.argmax(quality - threshold * height, axis=1)
+            counts = np.bincount(chosen, minlength=len(self._tiers)) / len(quality)
+            shares = dict(zip(self._tiers, map(float, counts), strict=True))
+            ratio = float(quality[rows, chosen].mean()) / best if best > 0.0 else 1.0
+            points[threshold] = CurvePoint(threshold, shares, ratio)
+        return tuple(points.values())
