@@ -185,17 +185,15 @@ class Reconciler:
         labels = {**MANAGED, ROUTER_LABEL: router.metadata.name}
         models: dict[str, Model] = {}
         objects: dict[str, Object] = {}
-        for other in await self.api.select("Model", namespace):
-            parsed, _ = parse(other)
-            if isinstance(parsed, Model):
-                models[parsed.metadata.name] = parsed
-                objects[parsed.metadata.name] = other
-        routers = [
-            r
-            for o in await self.api.select("Router", namespace)
-            for r, _ in [parse(o)]
-            if isinstance(r, Router)
-        ]
+        for name in models_of(obj):
+            other = await self.api.get("Model", namespace, name)
+            parsed = parse(other)[0] if other is not None else None
+            if other is not None and isinstance(parsed, Model):
+                models[name], objects[name] = parsed, other
+        routers: list[Router] = []
+        if router.spec.scaling.mode == "Managed":
+            found = await self.api.select("Router", namespace)
+            routers = [r for o in found for r, _ in [parse(o)] if isinstance(r, Router)]
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         plan = plan_router(router, models, routers, self.settings, secrets.token_urlsafe(32))
@@ -369,6 +367,12 @@ def _turn(old: Object | None, new: Object) -> tuple[str, str, str] | None:
         return None
     good = after["status"] == "True" or after["reason"] == "Starting"
     return ("Normal" if good else "Warning"), after["reason"], after["message"]
+
+
+def models_of(router: Object) -> list[str]:
+    """Names of the Models that a Router's tiers use, each once; works on any stored object."""
+    refs = [tier.get("modelRef") or {} for tier in router.get("spec", {}).get("tiers") or []]
+    return list(dict.fromkeys(str(ref["name"]) for ref in refs if "name" in ref))
 
 
 def parse(obj: Object) -> tuple[Any, Problem | None]:

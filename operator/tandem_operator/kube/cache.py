@@ -189,6 +189,10 @@ class CachedApi:
         """Namespace and name of all objects of a kind."""
         return [_key(o) for o in self._caches[kind].select(None, {})]
 
+    def copies(self, kind: str, namespace: str) -> list[Object]:
+        """The copies of a namespace themselves, to look at only."""
+        return self._caches[kind].select(namespace, {})
+
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """See ClusterApi."""
         cache = self._caches.get(kind)

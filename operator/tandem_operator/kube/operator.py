@@ -20,7 +20,7 @@ from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.queue import WorkQueue
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.pods import WorkerPods, router_traffic
-from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.reconcile import Key, Reconciler, models_of
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
@@ -138,9 +138,9 @@ class Operator:
         if kind in OWN_KINDS:
             self.queue.add(Key(kind, namespace, metadata["name"]))
         if kind == "Model":
-            for router_namespace, name in self.cache.keys("Router"):
-                if router_namespace == namespace:
-                    self.queue.add(Key("Router", namespace, name))
+            for router in self.cache.copies("Router", namespace):
+                if metadata["name"] in models_of(router):
+                    self.queue.add(Key("Router", namespace, router["metadata"]["name"]))
         for label, owner in ((MODEL_LABEL, "Model"), (ROUTER_LABEL, "Router")):
             if label in labels and kind not in OWN_KINDS:
                 self.queue.add(Key(owner, namespace, labels[label]))

@@ -24,7 +24,7 @@ from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.plan.status import is_ready
 from tandem_operator.pods import WorkerPods, router_traffic
-from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.reconcile import Key, Reconciler, models_of
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.local")
@@ -273,6 +273,8 @@ class LocalCluster:
             self._enqueue(Key(kind, namespace, metadata["name"]))
         if kind == "Model":
             for router in self.store.find("Router", namespace):
+                if metadata["name"] not in models_of(router):
+                    continue
                 self._enqueue(Key("Router", namespace, router["metadata"]["name"]))
         for label, owner in ((MODEL_LABEL, "Model"), (ROUTER_LABEL, "Router")):
             if label in labels and kind not in RECONCILED:

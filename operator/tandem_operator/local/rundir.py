@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -147,8 +148,13 @@ def _claim_subnet(seed: int) -> tuple[int, socket.socket]:
             claim.bind((f"127.{subnet}.0.1", 1))
         except PermissionError:
             pass  # ports below 1024 need a right; take a high one
-        except OSError:
+        except OSError as error:
             claim.close()
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise RunDirError(
+                    "this system has no addresses beside 127.0.0.1 for pods; local mode needs "
+                    "Linux, where all of 127.0.0.0/8 answers"
+                ) from error
             continue
         else:
             return subnet, claim
