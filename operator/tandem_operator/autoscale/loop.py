@@ -184,11 +184,14 @@ class Autoscaler:
         problem: str,
     ) -> Plan:
         workers = dict(current)
+        asked = seen.load is not None and seen.load.usable and seen.load.requests_per_s > 0.0
         for pool in self.settings.pools:
             if self.settings.missing_metrics == "ScaleUp":
                 workers[pool.key] = min(pool.maximum, max(pool.minimum, workers[pool.key] + 1))
             else:
                 workers[pool.key] = max(pool.minimum, workers[pool.key])
+            if workers[pool.key] == 0 and asked and pool.maximum > 0:
+                workers[pool.key] = 1  # without a worker there will never be a measurement
         if self.settings.missing_metrics == "ScaleUp" and not _within(self.settings, workers):
             workers = dict(current)
         decision = ScalingDecision(now, "all", 0, 0, f"{problem}: holding")

@@ -1,0 +1,127 @@
+"""The loops of all Routers in `scaling.mode: Managed`, remembered between reconcile passes.
+
+    managed = ManagedScaling()
+    plan = managed.step(now, key, router, models, policy, workers, states, loads)
+    # plan.workers -> WorkerPool.spec.replicas; plan.threshold -> PUT /admin/set-points of each
+    # router pod when it differs; status_decisions(...) -> Router.status.decisions
+
+Reconcile itself stays level-triggered: losing this memory (a restart) costs the forecast's history
+and the scale-down window, never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tandem_operator.autoscale.loop import Autoscaler, LoopSettings, Observation, Plan
+from tandem_operator.autoscale.observe import (
+    TrafficMeter,
+    by_pool,
+    current_threshold,
+    performance_profile,
+    pool_signals,
+    routing_curve,
+)
+from tandem_operator.autoscale.profile import PerformanceProfile
+from tandem_operator.autoscale.settings import loop_settings, scheduled_floor
+from tandem_operator.autoscale.sizing import Role
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
+
+
+@dataclass
+class _Loop:
+    settings: LoopSettings
+    autoscaler: Autoscaler
+    meter: TrafficMeter
+    # The last known ones: a pool that sleeps reports nothing.
+    profiles: dict[str, PerformanceProfile] = field(default_factory=dict)
+
+
+class ManagedScaling:
+    """One loop per managed Router; `forget` it when the Router goes or leaves the mode."""
+
+    def __init__(self) -> None:
+        self._loops: dict[str, _Loop] = {}
+
+    def forget(self, key: str) -> None:
+        """Drop a Router's loop."""
+        self._loops.pop(key, None)
+
+    def step(
+        self,
+        now_s: float,
+        key: str,
+        router: Router,
+        models: Mapping[str, Model],
+        policy: AutoscalingPolicySpec | None,
+        workers: Mapping[tuple[str, Role], int],
+        states: Mapping[str, Any],
+        loads: Iterable[tuple[str, Any]],
+    ) -> Plan | None:
+        """One decision; None for a Router without pools of ours.
+
+        Args:
+            now_s: seconds since the epoch.
+            key: "<namespace>/<name>" of the Router.
+            models: by name.
+            workers: wanted count of each pool by (tier, role), from the WorkerPools.
+            states: `/admin/state` bodies of the ready router pods, by pod and start.
+            loads: (tier, `/v1/load` body) of each ready worker pod.
+        """
+        settings = loop_settings(router, models, policy)
+        if not settings.pools:
+            self.forget(key)
+            return None
+        loop = self._loops.get(key)
+        if loop is None or loop.settings != settings:
+            meter = loop.meter if loop else TrafficMeter()
+            known = loop.profiles if loop else {}
+            loop = self._loops[key] = _Loop(settings, Autoscaler(settings), meter, known)
+        grouped = by_pool(loads)
+        tiers = {pool.tier for pool in settings.pools}
+        for tier in tiers:
+            own = [load for (name, _), found in grouped.items() if name == tier for load in found]
+            profile = performance_profile(own, _max_num_seqs(router, models, tier))
+            if profile is not None:
+                loop.profiles[tier] = profile
+        bodies = list(states.values())
+        threshold = current_threshold(bodies)
+        return loop.autoscaler.step(
+            now_s,
+            Observation(
+                load=loop.meter.read(now_s, states),
+                workers=workers,
+                curve=routing_curve(bodies),
+                profiles=loop.profiles,
+                threshold=threshold if threshold is not None else 0.0,
+                floor=scheduled_floor(policy, datetime.fromtimestamp(now_s, UTC)),
+                signals={pool: pool_signals(found) for pool, found in grouped.items()},
+            ),
+        )
+
+    def status_decisions(self, key: str) -> list[dict[str, str]]:
+        """The last ten decisions as `Router.status.decisions`, newest last."""
+        loop = self._loops.get(key)
+        if loop is None:
+            return []
+        return [
+            {
+                "time": datetime.fromtimestamp(decision.at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "pool": decision.pool[:64],
+                "before": f"{decision.before:g}",
+                "after": f"{decision.after:g}",
+                "reason": decision.reason[:1024],
+            }
+            for decision in loop.autoscaler.recent
+        ]
+
+
+def _max_num_seqs(router: Router, models: Mapping[str, Model], tier: str) -> int:
+    for spec in router.spec.tiers:
+        if spec.name == tier and spec.model_ref is not None and spec.model_ref.name in models:
+            return models[spec.model_ref.name].spec.engine.max_num_seqs
+    return 256
