@@ -251,7 +251,7 @@ def orthogonal(g: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-WEIGHT = {"facts": 3.0, "sorting": 1.5, "edits": 1.5, "lookup": 1.5}
+WEIGHT = {"facts": 3.0, "sorting": 1.5, "edits": 2.0, "lookup": 1.3, "code": 1.3, "brackets": 1.3}
 """Families drawn more often than once: short ones, and those that need content look-up."""
 DRILL_SHARE, DRILL_HOLD, DRILL_END = 0.4, 0.4, 0.7
 """Share of look-up drills: held for the first part of the run, then falling to zero."""

@@ -67,12 +67,11 @@ def sums(rng: Random, level: int) -> Draft:
     plus = rng.random() < 0.5
     if level == 1:
         a, b = rng.randint(10, 90), rng.randint(2, 9)
-        work = ""
     else:
         low, high = 10 ** (level - 1), 10**level - 1
         a, b = rng.randint(low, high), rng.randint(low, high)
         a, b = (a, b) if plus else (max(a, b), min(a, b))
-        work = add_columns(a, b) if plus else subtract_columns(a, b)
+    work = add_columns(a, b) if plus else subtract_columns(a, b)
     prompt, _ = phrase(rng, _ADD if plus else _SUBTRACT, a=a, b=b)
     return Draft(f"{a}{'+' if plus else '-'}{b}", prompt, work, str(a + b if plus else a - b))
 
@@ -124,8 +123,7 @@ def word_problems(rng: Random, level: int) -> Draft:
         key.append(f"{'+' if gain else '-'}{n}")
         count = after
     ask = rng.choice(_ASKS).format(things=things, who=who)
-    work = "" if level == 1 else " ".join(steps)
-    return Draft("".join(key), " ".join((*story, ask)), work, str(count))
+    return Draft("".join(key), " ".join((*story, ask)), " ".join(steps), str(count))
 
 
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -159,7 +157,7 @@ def dates(rng: Random, level: int) -> Draft:
         prompt, wording = phrase(rng, _AFTER if later else _BEFORE, n=n, day=_DAYS[day])
         passed = [_DAYS[(day + (i if later else -i)) % 7] for i in range(1, n + 1)]
         answer = passed[-1]
-        work = "" if level == 1 else ",".join(f"{i} {d}" for i, d in enumerate(passed, 1))
+        work = ",".join(f"{i} {d}" for i, d in enumerate(passed, 1))
         return Draft(f"{day}{later}{n}|{wording}", prompt, work, answer)
     hour, minute, more = rng.randint(0, 23), rng.randint(0, 59), rng.randint(5, 59)
     hours = rng.randint(2, 20) if level == 4 else 0

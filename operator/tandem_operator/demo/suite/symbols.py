@@ -63,7 +63,7 @@ _DROP_BOTH = (
 
 
 def edits(rng: Random, level: int) -> Draft:
-    """Reverse, replace, delete; at level 4 two edits, with the state between written out."""
+    """Reverse, replace, delete; the row is written down first, at level 4 after one edit too."""
     size = (3, 4, 5, 5)[level - 1] + rng.randint(0, 1)
     s = _letters(rng, size)
     x = rng.choice(s)
@@ -73,14 +73,14 @@ def edits(rng: Random, level: int) -> Draft:
     replaced = s.replace(x, y if "replace" in kind else "")
     if kind == "reverse":
         prompt, _ = phrase(rng, _REVERSE, s=s)
-        return Draft(f"r{s}", prompt, "", s[::-1])
+        return Draft(f"r{s}", prompt, "" if level == 1 else s, s[::-1])
     if level < 4:
         prompt, _ = phrase(rng, _REPLACE if kind == "replace" else _DELETE, s=s, x=x, y=y)
-        return Draft(f"{kind}{s}{x}{y if kind == 'replace' else ''}", prompt, "", replaced)
+        return Draft(f"{kind}{s}{x}{y if kind == 'replace' else ''}", prompt, s, replaced)
     both = _BOTH if "replace" in kind else _DROP_BOTH
     prompt, _ = phrase(rng, both, s=s, x=x, y=y)
     key = f"{kind}{s}{x}{y if 'replace' in kind else ''}"
-    return Draft(key, prompt, replaced, replaced[::-1])
+    return Draft(key, prompt, f"{s} {replaced}", replaced[::-1])
 
 
 ITEMS = (
@@ -146,7 +146,7 @@ def brackets(rng: Random, level: int) -> Draft:
     if level <= 2 and rng.random() < 0.5:
         s = "".join(rng.choice("([{") for _ in range(rng.randint(2, 3) + level - 1))
         prompt, wording = phrase(rng, _CLOSE, s=s)
-        return Draft(f"{s}|{wording}", prompt, "", "".join(_PAIRS[c] for c in reversed(s)))
+        return Draft(f"{s}|{wording}", prompt, s, "".join(_PAIRS[c] for c in reversed(s)))
     size, s, depth, work = (3, 5, 7, 9)[level - 1] + rng.randint(0, 1), "", 0, ""
     for _ in range(size):
         up = depth == 0 or rng.random() < 0.55
@@ -193,13 +193,14 @@ def code(rng: Random, level: int) -> Draft:
     """Trace a variable through one, two, three or five changes."""
     name = rng.choice("nxyz")
     value = rng.randint(5, 20)
-    lines, states = [f"{name}={value}"], [f"{name}{value}"]
+    lines, steps = [f"{name}={value}"], []
     for _ in range((1, 2, 3, 5)[level - 1]):
         n = rng.randint(2, 9)
         up = value < 12 or rng.random() < 0.5
         lines.append(f"{name}{'+' if up else '-'}={n}")
-        value += n if up else -n
-        states.append(f"{name}{value}")
+        after = value + n if up else value - n
+        steps.append(f"{value}{'+' if up else '-'}{n}={after}")
+        value = after
     source = ";".join((*lines, f"print({name})"))
     prompt, _ = phrase(rng, _TRACE, code=source)
-    return Draft(source, prompt, " ".join(states), str(value))
+    return Draft(source, prompt, " ".join(steps), str(value))
