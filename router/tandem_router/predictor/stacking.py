@@ -29,7 +29,7 @@ RIVAL_PRIOR = 0.03
 LEAD_RATE = 1.5
 MAX_LEAD = 5.0
 #: Rows' worth of belief that the average needs no rescaling.
-SLOPE_ROWS = 1000.0
+SLOPE_ROWS = 2000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,11 @@ def _fit_gain(
             blend += share * unit / spread * scores[name]
             direction += share * unit / spread * directions[name]
     slope = max(float(np.cov(blend, known)[0, 1]), 0.0) / max(float(blend.var(ddof=1)), 1e-12)
-    # The average is in units of the gain already: few rows would add noise, not knowledge.
+    # The average is in units of the gain already, and its level is right: few rows would add noise,
+    # not knowledge, and an offset fitted to them leans away from the very rows left out.
     trust = len(rows) / (len(rows) + SLOPE_ROWS)
     slope = trust * slope + 1.0 - trust
-    bias = trust * float(known.mean() - slope * blend.mean())
+    bias = float(scores["average"].mean() - slope * blend.mean())
     return slope * direction, bias, {name: round(share, 3) for name, share in shares.items()}
 
 
