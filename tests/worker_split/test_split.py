@@ -6,9 +6,13 @@ Whatever happens to the prefill worker, a request is delayed and nothing else.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
+import socket
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +171,23 @@ async def test_killed_and_frozen_prefill_workers_only_delay_and_a_killed_decode_
     await asyncio.gather(request, return_exceptions=True)
     await frozen.idle()
     assert (await frozen.client.get("/health")).status_code == 200
+
+
+async def test_a_taken_kv_port_ends_a_worker_with_a_sentence(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = {"served_model": "tiny", "role": "decode", "num_kv_blocks": 32}
+        config["kv_port"] = taken.getsockname()[1]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tandem_worker", "--config", str(tmp_path / "config.json")),
+            *("--weights", str(tiny_llama), "--host", "127.0.0.1", "--port", "0"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, stderr = await asyncio.wait_for(process.communicate(), 90)
+
+    assert process.returncode == 1
+    assert "choose another kv_port" in stderr.decode()
+    assert "Traceback" not in stderr.decode()

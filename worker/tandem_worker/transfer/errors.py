@@ -7,8 +7,10 @@ raises the same class.
 
 from __future__ import annotations
 
+from tandem_worker.errors import WorkerError
 
-class TransferError(Exception):
+
+class TransferError(WorkerError):
     """Base of everything this package raises; catch it to fall back to a local prefill."""
 
     code = 1
