@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,45 @@ def test_the_server_can_listen_before_torch_is_imported() -> None:
     code = "import sys, tandem_worker.server.worker; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("busy", ["http", "kv"])
+def test_a_busy_port_is_named(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str], busy: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        config = {"served_model": "m", "num_kv_blocks": 8, "kv_port": port if busy == "kv" else 0}
+        (tmp_path / "c.json").write_text(json.dumps(config))
+
+        status = main(
+            [
+                *("--config", str(tmp_path / "c.json"), "--weights", str(tiny_llama)),
+                *("--host", "127.0.0.1", "--port", str(port if busy == "http" else 0)),
+            ]
+        )
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1
+    assert error.startswith("tandem-worker: cannot listen")
+    assert f"127.0.0.1:{port}" in error
+
+
+def test_sigterm_while_loading_ends_at_once_with_status_zero(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    (tmp_path / "c.json").write_text('{"served_model": "m"}')
+    slow = (
+        "import sys, time, signal, os, threading, tandem_worker.server.worker as w; "
+        "from tandem_worker.cli import main; "
+        "w._load = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["--config", str(tmp_path / "c.json"), "--weights", str(tiny_llama), "--port", "0"]
+
+    done = subprocess.run([sys.executable, "-c", slow, *arguments], check=False, timeout=50)
+
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

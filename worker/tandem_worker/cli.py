@@ -83,10 +83,16 @@ async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: byt
         await stopping
         await worker.drain(config.drain_timeout_s)
     finally:
+        was_loading = not starting.done()
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError, WorkerError):
             await starting
         await worker.stop()
+        if was_loading:
+            # The thread that imports torch and reads weights cannot be interrupted; everything
+            # else is closed, so leave without waiting for it.
+            logging.shutdown()
+            os._exit(0)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -199,6 +200,14 @@ class Worker:
         self._is_loaded = True
 
     async def _listen(self) -> None:
+        try:
+            listener = socket.create_server((self.host, self.port), backlog=2048)
+        except OSError as error:
+            raise WorkerError(
+                f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another "
+                "--host or --port, or end the process that holds it"
+            ) from error
+        self.port = listener.getsockname()[1]
         settings = uvicorn.Config(
             WorkerApp(self),
             host=self.host,
@@ -214,15 +223,7 @@ class Worker:
         settings.load()
         self._server = _Server(settings)
         self._server.lifespan = settings.lifespan_class(settings)
-        try:
-            await self._server.startup()
-        except SystemExit as error:  # uvicorn's way to say that the address is taken
-            raise WorkerError(
-                f"cannot listen on {self.host}:{self.port}; is another worker running there?"
-            ) from error
-        for server in self._server.servers:
-            for sock in server.sockets:
-                self.port = sock.getsockname()[1]
+        await self._server.startup(sockets=[listener])
 
         async def serve() -> None:
             assert self._server is not None
@@ -239,7 +240,12 @@ class Worker:
         from tandem_worker.engine.thread import EngineThread
         from tandem_worker.server.prefill_service import PrefillService
         from tandem_worker.server.remote_prefill import RemotePrefill
-        from tandem_worker.transfer import KVPool, create_receiver, create_sender
+        from tandem_worker.transfer import (
+            KVPool,
+            TransferError,
+            create_receiver,
+            create_sender,
+        )
 
         config = self.config
         self.tokenizer = tokenizer
@@ -267,7 +273,10 @@ class Worker:
                 token=token,
                 max_inflight_bytes=config.transfer.max_inflight_bytes,
             )
-            await self._receiver.start(self.host, config.kv_port)
+            try:
+                await self._receiver.start(self.host, config.kv_port)
+            except TransferError as error:
+                raise WorkerError(str(error)) from error
             self._remote = RemotePrefill(
                 self.engine,
                 self._receiver,
