@@ -34,7 +34,7 @@ class TransferConfig(BaseModel):
         default=64 * 1024 * 1024,
         ge=64 * 1024,
         le=16 * 1024**3,
-        description="Bytes one sender may have sent and not yet had confirmed (credits).",
+        description="Bytes all prefill workers together may have under way to this worker.",
     )
     checksum: bool = Field(
         default=False,
