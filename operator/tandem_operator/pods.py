@@ -27,14 +27,15 @@ async def ask_json(
     body: Object | None = None,
     token: str = "",
     timeout_s: float = TIMEOUT_S,
+    method: str | None = None,
 ) -> tuple[int, Any]:
-    """GET, or POST a small JSON object; status and parsed reply.
+    """GET, or send a small JSON object (POST unless said otherwise); status and parsed reply.
 
     Raises OSError, TimeoutError or ValueError when there is no usable answer.
     """
     data = b"" if body is None else json.dumps(body).encode()
     head = (
-        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         f"Connection: close\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\nx-tandem-peer-token: {token}\r\n\r\n"
     )

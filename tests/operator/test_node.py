@@ -337,6 +337,16 @@ async def test_a_program_that_does_not_exist_is_told(harness: Harness) -> None:
     assert "/does/not/exist" in json.dumps(harness.status["a"])
 
 
+async def test_a_manifest_that_cannot_be_run_is_told(harness: Harness) -> None:
+    harness.node.run(pod("a", readinessProbe={"httpGet": {"path": "/", "port": "nowhere"}}))
+
+    await harness.until(
+        lambda: "CreateContainerConfigError" in json.dumps(harness.status.get("a", {}))
+    )
+
+    assert "nowhere" in harness.container("a")["state"]["waiting"]["message"]
+
+
 async def test_a_failing_lookup_is_waited_for(harness: Harness) -> None:
     async def broken(*_: str) -> Object | None:
         raise RuntimeError("the apiserver is away")

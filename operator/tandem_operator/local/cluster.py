@@ -325,9 +325,17 @@ class LocalCluster:
             except ApiError as error:
                 self.on_problem(f"{key}: {error}")
                 self._enqueue_later(key, 2.0)
-        self._deployments.sync()
-        self._kubelet.sync()
-        self._endpoints.sync()
+            except Exception as error:
+                # A defect in one resource's plan must not stop the others.
+                logger.debug("%s", key, exc_info=True)
+                self.on_problem(f"{key}: {error!r}; this is a defect of tandem, please report it")
+                self._enqueue_later(key, 30.0)
+        for controller in (self._deployments, self._kubelet, self._endpoints):
+            try:
+                controller.sync()
+            except ApiError as error:
+                self.on_problem(str(error))
+                asyncio.get_running_loop().call_later(2.0, self._wake.set)
 
     async def _read_training_data(self, router: Object) -> None:
         """Note the digest of a Router's training data, so that changed data trains again."""

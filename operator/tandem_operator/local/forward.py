@@ -42,6 +42,10 @@ class Forwarder:
         for port in range(first, first + try_next + 1):
             try:
                 self._server = await asyncio.start_server(self._accept, self.host, port)
+            except PermissionError as error:
+                raise PortInUseError(
+                    f"port {port} needs a right that you do not have; give --port 8000 or above"
+                ) from error
             except OSError:
                 continue
             self.port = self._server.sockets[0].getsockname()[1]

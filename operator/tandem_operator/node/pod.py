@@ -134,6 +134,19 @@ class PodRunner:
     def start(self) -> None:
         """Begin to run the pod."""
         self._task = asyncio.create_task(self._run(), name=f"pod {self.pod['metadata']['name']}")
+        self._task.add_done_callback(self._given_up)
+
+    def _given_up(self, task: asyncio.Task[None]) -> None:
+        """The manifest holds something that this node cannot run; say so on the pod."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        logger.error("pod %s: %r", self.pod["metadata"]["name"], error)
+        self.kill()
+        for c in self._containers:
+            c.ready = False
+        self._wait_all("CreateContainerConfigError", f"{type(error).__name__}: {error}")
 
     async def stop(self, grace_s: float | None = None, *, pre_stop: bool = True) -> None:
         """End all containers: preStop, SIGTERM, grace period, SIGKILL. Safe to call twice."""
@@ -303,14 +316,14 @@ class PodRunner:
         c.state = {"running": {"startedAt": began}}
         c.started = c.ready = False
         self._publish()
-        prober = asyncio.create_task(self._probe(c)) if probes else None
+        prober = asyncio.create_task(self._probe_or_end(c)) if probes else None
         try:
             code = await c.process.wait()
         finally:
             if prober is not None:
                 prober.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    await prober
+                    await prober  # an error in a probe ends the pod
         c.process = None
         c.started = c.ready = False
         message = describe_exit(code)
@@ -368,6 +381,15 @@ class PodRunner:
             process.kill_group()
             await process.wait()
             return 124
+
+    async def _probe_or_end(self, c: ContainerState) -> None:
+        try:
+            await self._probe(c)
+        except Exception:
+            # A probe that cannot be run is the manifest's fault; _given_up tells it.
+            if c.process is not None:
+                c.process.kill_group()
+            raise
 
     async def _probe(self, c: ContainerState) -> None:
         """Keep started and ready up to date; end the container when it is not alive."""

@@ -41,6 +41,8 @@ def _port(port: int | str, container: Mapping[str, Any]) -> int:
     for entry in container.get("ports", []):
         if entry.get("name") == port:
             return int(entry["containerPort"])
+    if not port.isdigit():
+        raise ValueError(f"the container has no port named {port!r}")
     return int(port)
 
 
