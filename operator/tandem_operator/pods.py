@@ -34,8 +34,9 @@ async def ask_json(
     Raises OSError, TimeoutError or ValueError when there is no usable answer.
     """
     data = b"" if body is None else json.dumps(body).encode()
+    method = method or ("GET" if body is None else "POST")
     head = (
-        f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         f"Connection: close\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\nx-tandem-peer-token: {token}\r\n\r\n"
     )

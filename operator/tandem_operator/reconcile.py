@@ -65,6 +65,7 @@ OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
+Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 
 
@@ -92,6 +93,12 @@ async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
     return None
 
 
+async def _unscaled(
+    router: Router, models: Mapping[str, Model], pods: list[Object]
+) -> list[dict[str, str]]:
+    return []
+
+
 async def _unknown_load(_: list[Object]) -> dict[str, int]:
     return {}
 
@@ -106,7 +113,8 @@ class Reconciler:
 
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
     traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
-    endpoint: the URL under which a Router answers.
+    endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
+    Router, writing replicas and thresholds; gives its last decisions.
     """
 
     api: ClusterApi
@@ -116,6 +124,7 @@ class Reconciler:
     traffic: Traffic = _unmeasured
     busy: Busy = _unknown_load
     endpoint: Endpoint | None = None
+    scaling: Scaling = _unscaled
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
@@ -210,9 +219,12 @@ class Reconciler:
         traffic = await self.traffic(pods)
         if any(is_ready(p) for p in pods):
             result.again_s = self.settings.status_period_s
+        decisions = await self.scaling(router, models, pods)
         status = router_status(
             router, old, plan, models, objects, pods, endpoint, traffic, self.now()
         )
+        if decisions:
+            status["decisions"] = decisions
         await self._write_status(obj, status, result)
 
     async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:

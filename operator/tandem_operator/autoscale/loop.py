@@ -20,6 +20,10 @@ FORECAST = "Forecast"
 
 KEPT_DECISIONS = 10
 BURST_OVER_FORECAST = 1.5
+# A threshold in force is kept while its predicted quality stays this close above the floor: curves
+# are estimates on recent traffic, and following each of them would move every router all the time.
+QUALITY_BAND = 0.02
+THRESHOLD_STEP = 0.01
 DEFAULT_SIGNALS: Mapping[str, float] = {FORECAST: 1.0}
 
 
@@ -122,7 +126,7 @@ class Autoscaler:
         sizes = size(
             settings.pools,
             future,
-            seen.curve,
+            self._settled(seen),
             seen.profiles,
             settings.slo,
             settings.quality_floor,
@@ -153,14 +157,15 @@ class Autoscaler:
                         f"{why}: {rate:.3g} requests/s forecast, {latency}",
                     )
                 )
-        if not _same(sizes.threshold, seen.threshold):
+        threshold = sizes.threshold
+        if abs(threshold - seen.threshold) < THRESHOLD_STEP:
+            threshold = seen.threshold
+        if threshold != seen.threshold:
             reason = "; ".join(sizes.notes) or "cheapest threshold that meets the quality floor"
-            decisions.append(
-                self._record(now, "threshold", seen.threshold, sizes.threshold, reason)
-            )
+            decisions.append(self._record(now, "threshold", seen.threshold, threshold, reason))
         return Plan(
             workers,
-            sizes.threshold,
+            threshold,
             tuple(decisions),
             sizes.slo_met,
             within_budget=_within(settings, workers),
@@ -198,6 +203,16 @@ class Autoscaler:
         if not self.recent or self.recent[-1].reason != decision.reason:
             self.recent.append(decision)
         return Plan(workers, seen.threshold, (decision,), None, _within(self.settings, workers))
+
+    def _settled(self, seen: Observation) -> Sequence[Operating]:
+        """The curve, or the present point and what is below the floor while the present is good."""
+        floor = self.settings.quality_floor
+        here = at_threshold(seen.curve, seen.threshold)
+        if floor is None or here is None:
+            return seen.curve
+        if not floor <= here.quality_ratio <= floor + QUALITY_BAND:
+            return seen.curve
+        return here, *(point for point in seen.curve if point.quality_ratio < floor)
 
     def _may_sleep(self, now: float) -> bool:
         idle_after = self.settings.idle_after_s
@@ -289,8 +304,21 @@ def _within(settings: LoopSettings, workers: Mapping[tuple[str, Role], int]) -> 
     )
 
 
-def _same(a: float, b: float) -> bool:
-    return a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | None:
+    """The operating point of a threshold between two known ones; None outside them."""
+    points = sorted(curve, key=lambda point: point.threshold)
+    for low, high in zip(points, points[1:], strict=False):
+        if low.threshold <= threshold <= high.threshold:
+            width = high.threshold - low.threshold
+            part = (threshold - low.threshold) / width if width > 0.0 else 0.0
+            tiers = {*low.shares, *high.shares}
+            shares = {
+                tier: (1.0 - part) * low.shares.get(tier, 0.0) + part * high.shares.get(tier, 0.0)
+                for tier in tiers
+            }
+            quality = (1.0 - part) * low.quality_ratio + part * high.quality_ratio
+            return Operating(threshold, shares, quality)
+    return None
 
 
 def predicted(ttft: Mapping[str, float], tpot: Mapping[str, float], tier: str) -> str:

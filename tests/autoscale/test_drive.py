@@ -1,0 +1,184 @@
+"""The control loop against the in-memory cluster: what it asks, what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tandem_operator.autoscale.drive import PERIOD_S, ScalingDriver
+from tandem_operator.local.store import Store
+from tandem_operator.plan import Settings
+from tandem_operator.plan.objects import MODEL_LABEL
+from tandem_operator.resources import Model, Router
+
+Object = dict[str, Any]
+SETTINGS = Settings()
+CURVE = [
+    {"threshold": -0.1, "shares": {"small": 0.0, "large": 1.0}, "quality_ratio": 1.0},
+    {"threshold": 0.1, "shares": {"small": 0.6, "large": 0.4}, "quality_ratio": 0.97},
+    {"threshold": 0.3, "shares": {"small": 1.0, "large": 0.0}, "quality_ratio": 0.8},
+]
+
+
+def pod(name: str, ip: str, labels: Mapping[str, str]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": dict(labels)},
+        "spec": {"containers": []},
+        "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def pool(name: str, model: str, role: str) -> Object:
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"modelRef": {"name": model}, "role": role, "replicas": 1},
+    }
+
+
+class World:
+    """A store, pods that answer, and a clock."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.store = Store()
+        self.now = 1_800_000_000.0
+        self.requests = 0.0
+        self.threshold = 0.25
+        self.puts: list[Object] = []
+        self.silent = False
+        self.router = Router.model_validate(
+            {
+                "metadata": {"name": "chat", "namespace": "default"},
+                "spec": {
+                    "tiers": [
+                        {"name": "small", "modelRef": {"name": "s"}},
+                        {"name": "large", "modelRef": {"name": "l"}},
+                    ],
+                    "slo": {"ttft": {"target": "1s"}, "tpot": {"target": "60ms"}},
+                    "scaling": {"mode": "Managed"},
+                    **spec,
+                },
+            }
+        )
+        self.models = {
+            name: Model.model_validate(
+                {
+                    "metadata": {"name": name, "namespace": "default"},
+                    "spec": {"weights": {"source": "file:///m"}, "unified": {"gpus": 1}},
+                }
+            )
+            for name in ("s", "l")
+        }
+        self.router_pods = [pod("chat-0", "10.0.0.1", {})]
+        for name in ("s", "l"):
+            self.store.write(pool(f"{name}-unified", name, "unified"), manager="test")
+            self.store.write(pod(f"{name}-0", f"10.0.0.{name}", {MODEL_LABEL: name}), manager="t")
+        self.driver = ScalingDriver(self.store, SETTINGS, lambda: self.now, self.ask)
+
+    async def ask(self, host, port, path, body=None, token="", timeout_s=2.0, method=None):
+        if self.silent:
+            raise TimeoutError
+        if path == "/admin/state":
+            tiers = [
+                {
+                    "name": "small",
+                    "num_requests": self.requests,
+                    "prompt_tokens": 1000 * self.requests,
+                    "output_tokens": 200 * self.requests,
+                }
+            ]
+            points = {"gain_threshold": self.threshold}
+            return 200, {"tiers": tiers, "curve": CURVE, "set_points": points, "num_inflight": 0}
+        if path == "/admin/set-points":
+            assert method == "PUT"
+            self.puts.append(body)
+            self.threshold = body["gain_threshold"]
+            return 200, {}
+        assert path == "/v1/load"
+        profile = {"prefill": [0.02, 1e-4, 0.0], "decode": [0.02, 5e-8, 5e-5]}
+        blocks = {"total": 5000, "used": 0}
+        return 200, {"role": "unified", "profile": profile, "kv_blocks": blocks, "block_size": 64}
+
+    async def run(self, rate: float, steps: int) -> list[dict[str, str]]:
+        decisions: list[dict[str, str]] = []
+        for _ in range(steps):
+            self.now += PERIOD_S
+            self.requests += rate * PERIOD_S
+            decisions = await self.driver.step(self.router, self.models, self.router_pods)
+        return decisions
+
+    def replicas(self, name: str) -> int:
+        found = self.store.read("WorkerPool", "default", name)
+        assert found is not None
+        return found["spec"]["replicas"]
+
+
+async def test_load_moves_replicas_and_threshold_and_says_why():
+    world = World()
+
+    decisions = await world.run(40.0, 40)
+
+    assert world.replicas("l-unified") > 1
+    assert world.replicas("s-unified") > 1
+    assert world.puts == [{"gain_threshold": 0.1}]
+    assert {"threshold", "large/unified", "small/unified"} <= {d["pool"] for d in decisions}
+    assert all(d["reason"] for d in decisions)
+
+
+async def test_a_settled_cluster_is_left_alone():
+    world = World()
+    await world.run(20.0, 150)
+    puts = len(world.puts)
+    version = json.dumps([world.store.read("WorkerPool", "default", n) for n in POOLS])
+
+    await world.run(20.0, 20)
+
+    assert len(world.puts) == puts
+    assert json.dumps([world.store.read("WorkerPool", "default", n) for n in POOLS]) == version
+
+
+POOLS = ("s-unified", "l-unified")
+
+
+async def test_silence_holds_everything():
+    world = World()
+    await world.run(40.0, 20)
+    before = [world.replicas(name) for name in POOLS]
+    world.silent = True
+
+    decisions = await world.run(40.0, 20)
+
+    assert [world.replicas(name) for name in POOLS] == before
+    assert "holding" in decisions[-1]["reason"]
+
+
+async def test_a_budget_of_gpus_is_kept():
+    world = World(budget={"gpus": 4})
+    await world.run(200.0, 60)
+    assert sum(world.replicas(name) for name in POOLS) <= 4
+
+
+@pytest.mark.parametrize("mode", ["Fixed", "External"])
+async def test_other_modes_leave_replicas_to_their_owner(mode):
+    world = World(scaling={"mode": mode})
+    assert await world.run(200.0, 20) == []
+    assert [world.replicas(name) for name in POOLS] == [1, 1]
+    assert world.puts == []
+
+
+async def test_steps_closer_than_the_period_do_nothing():
+    world = World()
+    await world.run(40.0, 30)
+    before = [world.replicas(name) for name in POOLS]
+    world.requests += 1e6
+    world.now += PERIOD_S / 10
+
+    await world.driver.step(world.router, world.models, world.router_pods)
+
+    assert [world.replicas(name) for name in POOLS] == before
