@@ -45,6 +45,7 @@ COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 APPLIED_ANNOTATION = "tandem.dev/applied"
 
 LINK_RETRY_S = 5.0
+SCALING_PERIOD_S = 5.0
 
 # Kinds of children that are removed when the plan no longer holds them.
 PRUNED_KINDS = (
@@ -220,6 +221,8 @@ class Reconciler:
         if any(is_ready(p) for p in pods):
             result.again_s = self.settings.status_period_s
         decisions = await self.scaling(router, models, pods)
+        if router.spec.scaling.mode == "Managed":
+            result.again_s = SCALING_PERIOD_S
         status = router_status(
             router, old, plan, models, objects, pods, endpoint, traffic, self.now()
         )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.api import ApiError
+from tandem_operator.autoscale.drive import ScalingDriver
 from tandem_operator.kube.cache import OWN_KINDS, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes
@@ -89,6 +90,7 @@ class Operator:
             link_tester=workers.test_link,
             busy=workers.busy,
             traffic=lambda pods: router_traffic(pods, settings.router_port),
+            scaling=ScalingDriver(self.cache, settings).step,
         )
         self.num_passes = 0
         self.num_failures = 0

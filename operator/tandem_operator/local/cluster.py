@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tandem_operator.api import ApiError, WatchEvent
+from tandem_operator.autoscale.drive import ScalingDriver
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
 from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
@@ -111,6 +112,7 @@ class LocalCluster:
             busy=workers.busy,
             traffic=lambda pods: router_traffic(pods, router_port),
             endpoint=lambda router: self.url(router.metadata.name),
+            scaling=ScalingDriver(self.store, self.settings).step,
         )
         self._queue: dict[Key, None] = {}
         self._appointments: dict[Key, asyncio.TimerHandle] = {}
