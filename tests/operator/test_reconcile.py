@@ -302,6 +302,8 @@ async def test_a_scaled_pool_keeps_its_count() -> None:
     await cluster.settle()
 
     assert cluster.get("WorkerPool", "m-decode")["spec"]["replicas"] == 5
+    last = cluster.get("WorkerPool", "m-decode")["status"]["lastScale"]
+    assert (last["before"], last["after"], last["reason"]) == (2, 5, "set through /scale")
     assert cluster.get("Deployment", "m-decode")["spec"]["replicas"] == 5
 
 

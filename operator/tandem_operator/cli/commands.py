@@ -248,6 +248,9 @@ def _watch(args: argparse.Namespace, kinds: list[str], name: str | None) -> int:
             continue  # nothing that the table shows has changed
         last[(kind, own)] = cells
         rows = [cells]
+        if len(kinds) > 1:
+            cells = [f"{kind.lower()}/{cells[0]}", *cells[1:]]
+            rows = [cells]
         if kind not in widths:
             widths[kind] = []
             rows = [table.header(kind), cells]

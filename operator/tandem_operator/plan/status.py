@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_operator.plan.model import pool_name
-from tandem_operator.plan.objects import REVISION_LABEL, ROLE_LABEL, Object, Plan
+from tandem_operator.plan.objects import REVISION_LABEL, ROLE_LABEL, SEEDED_ANNOTATION, Object, Plan
 from tandem_operator.plan.router import missing_models, router_name, usd_per_hour
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import seconds
@@ -243,8 +243,12 @@ def model_status(
         role, ready_count, wanted = entry["role"], entry["ready"], entry["wanted"]
         text = f"{ready_count} of {wanted} {role} workers are ready"
         if wanted == 0:
-            conditions.add(names[role], False, "ScaledToZero", f"no {role} worker is wanted")
-            blocking = blocking or Blocker("ScaledToZero", f"no {role} worker is wanted")
+            zero = (
+                f"no {role} worker is wanted; scale workerpool "
+                f"{pool_name(model.metadata.name, role)} to 1 or more"
+            )
+            conditions.add(names[role], False, "ScaledToZero", zero)
+            blocking = blocking or Blocker("ScaledToZero", zero)
         elif ready_count >= 1:
             conditions.add(names[role], True, "WorkersReady", text)
         else:
@@ -326,7 +330,14 @@ def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Ob
             )
         ],
     }
-    if last := old.get("lastScale"):
+    last = old.get("lastScale") or {}
+    seeded = (pool["metadata"].get("annotations") or {}).get(SEEDED_ANNOTATION)
+    before = last.get("after", wanted if seeded is None else int(seeded))
+    if before != wanted:
+        by_model = seeded == str(wanted)
+        reason = "the Model's replicas changed" if by_model else "set through /scale"
+        last = {"time": now, "before": before, "after": wanted, "reason": reason}
+    if last:
         status["lastScale"] = last
     return status
 
