@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parent / "interpreted"
 def test_kernels_agree_with_float64_in_the_interpreter(path):
     """TRITON_INTERPRET must be set before triton is imported, hence the process."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS"):
+        environment.pop(name, None)
 
     done = subprocess.run(
         [

@@ -1,9 +1,9 @@
 """Random shapes through the kernels: what must hold whatever the lengths, heads and splits."""
 
+import check_paged_decode
+import check_prefill
 import harness
 import torch
-from check_paged_decode import check as check_decode
-from check_prefill import check as check_prefill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ windows = st.sampled_from([None, 1, 50])
     window=windows,
 )
 def check_decode_over_random_shapes(lens, heads, head_dim, rows, dtype, window):
-    check_decode(lens, *heads, head_dim, dtype, rows=rows, sliding_window=window)
+    check_paged_decode.check(lens, *heads, head_dim, dtype, rows=rows, sliding_window=window)
 
 
 @few
@@ -38,7 +38,7 @@ def check_decode_over_random_shapes(lens, heads, head_dim, rows, dtype, window):
     window=windows,
 )
 def check_prefill_over_random_shapes(chunks, heads, head_dim, dtype, window):
-    check_prefill(chunks, *heads, head_dim, dtype, sliding_window=window)
+    check_prefill.check(chunks, *heads, head_dim, dtype, sliding_window=window)
 
 
 @few
