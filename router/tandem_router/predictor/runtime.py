@@ -34,7 +34,7 @@ from tandem_router.predictor.model import (
 )
 
 MAX_TIERS = 16
-MAX_VIEWS = 16
+MAX_VIEWS = 8
 MAX_TOPICS = 128
 QUANTILES = (0.1, 0.5, 0.9)
 #: Least spread of log(1 + tokens): 2 %, whatever a forest that fits everything says.
@@ -150,7 +150,17 @@ class Predictor:
         self.cascade: Cascade | None = build_cascade(
             meta.get("cascade"), scoped(arrays, "cascade/"), self.tiers
         )
-        self.reference: Arrays = scoped(arrays, "reference/")
+        #: Deciles of the training prompts' features, and the shares between them; for drift.
+        self.reference: tuple[FloatArray, FloatArray] = (
+            need(arrays, "reference/edges", np.float64, (9, len(hand.NAMES))),
+            need(arrays, "reference/shares", np.float64, (10, len(hand.NAMES))),
+        )
+        #: Per tier, how far a graded answer is from its predicted quality in nine of ten cases.
+        self.intervals: dict[str, float] = {
+            tier: float(width)
+            for tier, width in (meta.get("intervals") or {}).items()
+            if tier in self.tiers and isinstance(width, int | float)
+        }
 
     def _build_lengths(
         self, meta: Mapping[str, Any], arrays: Arrays
@@ -247,7 +257,7 @@ def load(path: str | Path) -> Predictor:
     where = _only_file(Path(path))
     source = artifact.read(where)
     try:
-        return Predictor(source)
+        return _built(source)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
 
@@ -266,7 +276,15 @@ def _only_file(path: Path) -> Path:
 
 def loads(data: bytes) -> Predictor:
     """The predictor in an artifact's bytes."""
-    return Predictor(artifact.loads(data))
+    return _built(artifact.loads(data))
+
+
+def _built(source: artifact.Artifact) -> Predictor:
+    try:
+        return Predictor(source)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        # Metadata is JSON of any shape: what no check above foresaw is still a bad file.
+        raise ArtifactError(f"its metadata is not as `tandem train` writes it ({error})") from error
 
 
 def _names(meta: Mapping[str, Any], key: str, limit: int) -> tuple[str, ...]:

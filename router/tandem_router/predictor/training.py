@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tandem_router.predictor import answers, artifact, evaluation, hand, lengths, stacking, text
+from tandem_router.predictor import (
+    answers,
+    artifact,
+    drift,
+    evaluation,
+    hand,
+    lengths,
+    stacking,
+    text,
+)
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
@@ -210,7 +219,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
     arrays |= _ood_arrays(corpus, crossed.unknown)
-    arrays |= _reference_arrays(corpus, honest.quality, honest.utility)
+    arrays["reference/edges"], arrays["reference/shares"] = drift.reference(corpus.hand)
     length_tiers, length_arrays, length_report = lengths.train(
         corpus,
         dataset,
@@ -475,16 +484,6 @@ def _ood_arrays(corpus: Corpus, unknown: FloatArray) -> Arrays:
         ]
     )
     return {"ood/center": center, "ood/scale": scale, "ood/limits": limits}
-
-
-def _reference_arrays(corpus: Corpus, quality: FloatArray, utility: FloatArray) -> Arrays:
-    """Deciles of what can be watched in production, to compare with later traffic."""
-    grid = np.linspace(0.0, 1.0, 11)
-    return {
-        "reference/hand": np.quantile(corpus.hand, grid, axis=0),
-        "reference/quality": np.quantile(quality, grid, axis=0),
-        "reference/utility": np.quantile(utility, grid, axis=0),
-    }
 
 
 def _intervals(
