@@ -1,7 +1,9 @@
 """What a step costs on this machine, fitted from the steps that ran.
 
-    prefill step = a + b * tokens + c * (query, key) pairs
+    prefill step = a + b * sum(L) + c * sum(L^2)
     decode step  = a + b * context tokens + c * sequences
+
+L counts a prompt's tokens; a chunk after ``start`` tokens has (start + L)^2 - start^2 for L^2.
 
 The same three numbers per kind feed the choice between local and remote prefill, the router's
 latency predictions (GET /v1/load) and the simulator.
@@ -66,23 +68,25 @@ class StepProfile:
         """Record a step: contexts of decoding sequences, (start, tokens) of prefill chunks."""
         if prefills and not decode_contexts:
             tokens = sum(count for _, count in prefills)
-            pairs = sum(start * count + count * count / 2 for start, count in prefills)
-            self._prefill.observe(tokens, pairs, elapsed_s)
+            squares = sum((start + count) ** 2 - start**2 for start, count in prefills)
+            self._prefill.observe(tokens, squares, elapsed_s)
         elif decode_contexts and not prefills:
             self._decode.observe(sum(decode_contexts), len(decode_contexts), elapsed_s)
 
-    def as_dict(self) -> dict[str, list[float]] | None:
-        """Both fits as ``[a, b, c]`` in seconds, or None before enough steps of either kind."""
-        if min(self._prefill.count, self._decode.count) < self.MIN_OBSERVATIONS:
-            return None
-        return {
-            "prefill": list(self._prefill.coefficients()),
-            "decode": list(self._decode.coefficients()),
+    def as_dict(self) -> dict[str, list[float] | None] | None:
+        """The fits as ``[a, b, c]`` in seconds, None where too few steps of a kind were seen.
+
+        A prefill worker never decodes, so one half may stay None; None in all before either.
+        """
+        fits = {
+            kind: list(fit.coefficients()) if fit.count >= self.MIN_OBSERVATIONS else None
+            for kind, fit in (("prefill", self._prefill), ("decode", self._decode))
         }
+        return fits if any(fits.values()) else None
 
     def prefill_time_s(self, start: int, num_tokens: int) -> float | None:
         """Predicted time of prefilling ``num_tokens`` after ``start`` cached ones."""
         if self._prefill.count < self.MIN_OBSERVATIONS:
             return None
         a, b, c = self._prefill.coefficients()
-        return a + b * num_tokens + c * (start * num_tokens + num_tokens * num_tokens / 2)
+        return a + b * num_tokens + c * ((start + num_tokens) ** 2 - start**2)
