@@ -79,7 +79,12 @@ def test_a_busy_port_is_named(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        config = {"served_model": "m", "num_kv_blocks": 8, "kv_port": port if busy == "kv" else 0}
+        config = {
+            "served_model": "m",
+            "role": "decode",
+            "num_kv_blocks": 8,
+            "kv_port": port if busy == "kv" else 0,
+        }
         (tmp_path / "c.json").write_text(json.dumps(config))
 
         status = main(

@@ -224,6 +224,20 @@ async def test_the_kv_link_can_be_tested(pair: tuple[Worker, Worker]) -> None:
     assert reply.json()["ok"] is True
 
 
+async def test_a_unified_worker_has_no_kv_link_and_says_so(start_worker: Any) -> None:
+    unified = await start_worker()
+
+    async with httpx.AsyncClient(base_url=unified.url) as client:
+        replies = [
+            await client.post(path, json={"request_id": "r", "address": "127.0.0.1:1"})
+            for path in ("/internal/prefill", "/internal/abort", "/internal/kv-link")
+        ]
+
+    assert unified.kv_address is None
+    assert {reply.status_code for reply in replies} == {409}
+    assert "role is unified" in replies[0].json()["error"]["message"]
+
+
 @pytest.fixture
 async def prefill_process(
     tiny_llama: Path, tmp_path: Path

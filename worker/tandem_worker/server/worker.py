@@ -55,7 +55,6 @@ class Worker:
 
     tokenizer: Tokenizer
     engine: EngineThread
-    prefill_service: PrefillService
 
     def __init__(
         self,
@@ -83,6 +82,7 @@ class Worker:
         self._receiver: KVReceiver | None = None
         self._sender: KVSender | None = None
         self._remote: RemotePrefill | None = None
+        self._prefill_service: PrefillService | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -119,8 +119,26 @@ class Worker:
 
     @property
     def kv_address(self) -> str | None:
-        """Where KV blocks arrive, IP:PORT; None until loaded or in the prefill role."""
+        """Where KV blocks arrive, IP:PORT; None until loaded and in other roles than decode."""
         return self._receiver.address if self._receiver is not None else None
+
+    @property
+    def prefill_service(self) -> PrefillService:
+        """Serves /internal/prefill.
+
+        Raises:
+            RequestError: this worker has no KV link.
+        """
+        if self._prefill_service is None:
+            raise self._no_kv_link()
+        return self._prefill_service
+
+    def _no_kv_link(self) -> RequestError:
+        return RequestError(
+            f"this worker's role is {self.config.role}, so it has no KV link; ask a prefill worker",
+            status=409,
+            code="wrong_role",
+        )
 
     def check_loaded(self) -> None:
         """Raise a 503 RequestError while the model loads."""
@@ -238,14 +256,6 @@ class Worker:
         runner, tokenizer = await asyncio.to_thread(_load, self.config, self.weights_dir)
         from tandem_worker.engine.core import EngineCore
         from tandem_worker.engine.thread import EngineThread
-        from tandem_worker.server.prefill_service import PrefillService
-        from tandem_worker.server.remote_prefill import RemotePrefill
-        from tandem_worker.transfer import (
-            KVPool,
-            TransferError,
-            create_receiver,
-            create_sender,
-        )
 
         config = self.config
         self.tokenizer = tokenizer
@@ -262,43 +272,8 @@ class Worker:
         )
         core = EngineCore(runner, scheduler, eos_token_ids=self._eos)
         self.engine = EngineThread(core, asyncio.get_running_loop())
-        pool = KVPool(runner.kv_caches)
-        self._layout = pool.layout
-        transport = config.transfer.transport
-        token = self.peer_token or None
-        if config.role != "prefill":
-            self._receiver = create_receiver(
-                transport,
-                pool,
-                token=token,
-                max_inflight_bytes=config.transfer.max_inflight_bytes,
-            )
-            try:
-                await self._receiver.start(self.host, config.kv_port)
-            except TransferError as error:
-                raise WorkerError(str(error)) from error
-            self._remote = RemotePrefill(
-                self.engine,
-                self._receiver,
-                self.metrics,
-                headers={"x-tandem-peer-token": self.peer_token.decode()} if token else {},
-                attempts=config.transfer.attempts,
-                reserve_timeout_s=config.transfer.reserve_timeout_s,
-            )
-        self._sender = create_sender(
-            transport,
-            pool,
-            token=token,
-            checksum=config.transfer.checksum,
-            name=f"{config.served_model} at {self.host}:{self.port}",
-        )
-        self.prefill_service = PrefillService(
-            self.engine,
-            self._sender,
-            self.metrics,
-            vocab_size=self.vocab_size,
-            max_model_len=self.max_model_len,
-        )
+        if config.role != "unified":
+            await self._link_kv(runner)
         self.engine.start()
         logger.info(
             "%s (%s): %d parameters, %d KV blocks, context %d, loaded in %.1f s",
@@ -308,6 +283,50 @@ class Worker:
             runner.num_blocks,
             self.max_model_len,
             time.perf_counter() - started,
+        )
+
+    async def _link_kv(self, runner: Any) -> None:
+        """Set up both ends of the KV link; a unified worker has neither."""
+        from tandem_worker.server.prefill_service import PrefillService
+        from tandem_worker.server.remote_prefill import RemotePrefill
+        from tandem_worker.transfer import KVPool, TransferError, create_receiver, create_sender
+
+        settings = self.config.transfer
+        pool = KVPool(runner.kv_caches)
+        self._layout = pool.layout
+        token = self.peer_token or None
+        if self.config.role == "decode":
+            self._receiver = create_receiver(
+                settings.transport,
+                pool,
+                token=token,
+                max_inflight_bytes=settings.max_inflight_bytes,
+            )
+            try:
+                await self._receiver.start(self.host, self.config.kv_port)
+            except TransferError as error:
+                raise WorkerError(str(error)) from error
+            self._remote = RemotePrefill(
+                self.engine,
+                self._receiver,
+                self.metrics,
+                headers={"x-tandem-peer-token": self.peer_token.decode()} if token else {},
+                attempts=settings.attempts,
+                reserve_timeout_s=settings.reserve_timeout_s,
+            )
+        self._sender = create_sender(
+            settings.transport,
+            pool,
+            token=token,
+            checksum=settings.checksum,
+            name=f"{self.config.served_model} at {self.host}:{self.port}",
+        )
+        self._prefill_service = PrefillService(
+            self.engine,
+            self._sender,
+            self.metrics,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
         )
 
     def start_draining(self) -> None:
@@ -372,7 +391,7 @@ class Worker:
             context=context,
             max_tokens=max_tokens,
             engine=self.engine,
-            remote=self._remote if self.config.role == "decode" else None,
+            remote=self._remote,
             tokenizer=self.tokenizer,
             eos_token_ids=self._eos,
             metrics=self.metrics,
@@ -382,7 +401,8 @@ class Worker:
         """Push one test block to a decode worker and compare checksums."""
         from tandem_worker.transfer import kv_link_check
 
-        assert self._sender is not None
+        if self._sender is None:
+            raise self._no_kv_link()
         return asdict(await kv_link_check(self._sender, address, self._layout))
 
     def _choose_remote(self, sequence: ScheduledSequence, uncached: int) -> bool:
