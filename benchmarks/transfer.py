@@ -216,8 +216,14 @@ def main() -> None:
                 )
                 results.append({"layout": layout_name, "of_socket": share, **data})
     if arguments.json:
+        report = {
+            "machine": machine,
+            "date": time.strftime("%Y-%m-%d"),
+            "load_1min": os.getloadavg()[0],
+            "results": results,
+        }
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine, "results": results}, file, indent=2)
+            json.dump(report, file, indent=2)
             file.write("\n")
 
 
