@@ -76,7 +76,7 @@ def assert_as_exact_as_torch(got, exact, torchs, *, floor=None, what="out"):
 
 
 def patch_interpreter():
-    """Give Triton's interpreter correct bf16 and fp8.
+    """Give Triton's interpreter correct bf16 and fp8, and loop bounds for new NumPy.
 
     As shipped it truncates float32 to bf16 where hardware rounds to nearest even, multiplies raw
     bf16 bits in tl.dot, casts integers to bf16 as bits, and loses the carry when rounding to fp8.
@@ -136,6 +136,14 @@ def patch_interpreter():
             raise TypeError("bf16 arithmetic outside tl.dot; convert to float32 first")
         return plain_binary(self, lhs, rhs, op)
 
+    # Program ids are arrays of one element, which NumPy 2.5 no longer lets Triton 3.6 use as ints.
+    plain_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope):
+        plain_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_tensor
     interpreter._convert_float = convert
     builder.cast_impl = cast
     builder.create_dot = dot
