@@ -1,0 +1,139 @@
+"""The table of good and bad objects, held against a real apiserver: it agrees with local mode."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tandem_operator.resources import API_VERSION, KINDS
+from tandem_operator.resources.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The apiserver takes these: of a field given twice a YAML parser keeps the last, an empty value
+# counts as absent. Local mode tells both.
+MENDED = {"given twice", "empty value"}
+MESSAGES = {rule.message for rules in RULES.values() for rule in rules}
+
+# Runs inside the cluster's network: creates each object as a dry run and prints [status, message].
+CREATE = """
+import asyncio, json, sys
+from tandem_operator.api import ApiError
+from tandem_operator.kube.client import KubeApi, connect, path
+
+async def main():
+    api = KubeApi(await connect(sys.argv[1]))
+    answers = []
+    for obj in json.load(sys.stdin):
+        query = {"dryRun": "All", "fieldValidation": "Strict"}
+        try:
+            await api._write("POST", path(obj["kind"], "default"), query, obj)
+            answers.append([201, ""])
+        except ApiError as error:
+            answers.append([error.status, str(error)])
+    await api.close()
+    print(json.dumps(answers))
+
+asyncio.run(main())
+"""
+
+
+def _table() -> ModuleType:
+    file = ROOT / "tests" / "operator" / "objects_table.py"
+    spec = importlib.util.spec_from_file_location("objects_table", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLE = _table()
+
+
+@pytest.fixture(scope="module")
+def crds(cluster: Any) -> Iterator[Any]:
+    """A cluster that knows the kinds; ours go again, so that a chart can bring its own."""
+    folder = str(ROOT / "charts" / "tandem" / "files" / "crds")
+    ours = cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0
+    if ours:
+        cluster.kubectl("apply", "--server-side", "-f", folder)
+        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    yield cluster
+    if ours:
+        cluster.kubectl("delete", "-f", folder, "--timeout=60s")
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The custom resources of a text; empty where there is nothing that an apiserver could get."""
+    try:
+        found = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
+    except yaml.YAMLError:
+        return []
+    found = [i for d in found for i in (d["items"] if d.get("kind") == "List" else [d])]
+    return [
+        d
+        for d in found
+        if d.get("apiVersion") == API_VERSION
+        and d.get("kind") in KINDS
+        and (d.get("metadata") or {}).get("name")
+    ]
+
+
+def create(cluster: Any, objects: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Status and message of the apiserver for each object."""
+    command = (sys.executable, "-c", CREATE, cluster.env["KUBECONFIG"])
+    result = cluster.run(*command, stdin=json.dumps(objects), timeout_s=120.0)
+    assert result.returncode == 0, result.stderr
+    return [(status, message) for status, message in json.loads(result.stdout)]
+
+
+def test_every_good_object_is_taken(crds: Any) -> None:
+    objects = [o for text in TABLE.GOOD.values() for o in _objects(text)]
+
+    refused = [message for status, message in create(crds, objects) if status != 201]
+
+    assert len(objects) >= 20
+    assert refused == []
+
+
+def test_every_bad_object_is_refused_with_our_sentence(crds: Any) -> None:
+    cases = {n: (_objects(t)[0], p) for n, (t, p) in TABLE.BAD.items() if _objects(t)}
+
+    answers = dict(zip(cases, create(crds, [o for o, _ in cases.values()]), strict=True))
+
+    assert len(cases) >= 50
+    assert {name for name, (status, _) in answers.items() if status == 201} == MENDED
+    for name, (_, problems) in cases.items():
+        for message in MESSAGES:
+            if any(problem.endswith(message) for problem in problems):
+                assert message in answers[name][1], name
+
+
+def test_kubectl_explains_fields_with_their_units(crds: Any) -> None:
+    for field in ("models.spec.decode", "workerpools", "asp.spec.idle"):
+        assert "DESCRIPTION" in crds.kubectl("explain", field)
+
+    text = crds.kubectl("explain", "routers.spec.budget.usdPerHour")
+    assert "Most US dollars per hour" in text
+
+
+def test_immutable_fields_stay(crds: Any) -> None:
+    named = TABLE.GOOD["smallest model"].replace("spec:", "spec:\n  servedName: first")
+    crds.kubectl("apply", "-f", "-", stdin=named)
+    try:
+        other = named.replace("first", "second")
+        changed = crds.run("kubectl", "apply", "-f", "-", stdin=other)
+
+        assert changed.returncode != 0
+        assert "servedName cannot change" in changed.stderr
+    finally:
+        crds.kubectl("delete", "model", "m")
