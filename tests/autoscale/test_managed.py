@@ -369,3 +369,25 @@ def test_time_is_shown_in_utc():
     shown = managed.status_decisions("default/chat")[0]["time"]
     when = datetime.strptime(shown, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs(when - datetime.fromtimestamp(1_800_000_000.0, UTC)) < timedelta(minutes=5)
+
+
+def test_a_tier_nobody_measured_yet_keeps_its_pools_while_the_threshold_moves():
+    """All traffic is at the small tier because of the threshold: that must not hold the loop."""
+    managed, total = ManagedScaling(), 0.0
+    for number in range(20):
+        total += 400.0
+        plan = managed.step(
+            1_800_000_000.0 + 10.0 * number,
+            "k",
+            router(),
+            MODELS,
+            None,
+            WORKERS,
+            {"pod-1": state(total, threshold=0.3)},
+            LOADS[:1],
+        )
+    assert plan is not None
+    assert plan.threshold == 0.1
+    assert plan.workers["large", "prefill"] == WORKERS["large", "prefill"]
+    assert plan.workers["small", "unified"] > 1
+    assert plan.slo_met is None

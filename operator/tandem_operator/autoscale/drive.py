@@ -194,8 +194,6 @@ class ScalingDriver:
             state = states.get(_identity(pod))
             if state is None or current_threshold([state]) in (None, wanted):
                 continue
-            if plan.slo_met is None:
-                continue  # holding
             try:
                 await self._ask(
                     pod["status"]["podIP"],

@@ -2,7 +2,9 @@
 
 Scaling up happens at once; scaling down only to the highest number wanted within a window, so
 that a dip does not throw away workers that the next minute needs. Missing metrics hold
-everything as it is. A worker that has been idle long enough may go, if its pool may sleep.
+everything as it is; a tier whose workers have no performance profile yet holds its own pools only,
+because it may be the threshold that keeps work from them. A worker that has been idle long enough
+may go, if its pool may sleep.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Plan:
     workers: Mapping[tuple[str, Role], int]
     threshold: float
     decisions: tuple[ScalingDecision, ...]
-    slo_met: bool | None  # None while holding
+    slo_met: bool | None  # None while something is not measured
     within_budget: bool
 
 
@@ -123,19 +125,23 @@ class Autoscaler:
         burst = load.requests_per_s > BURST_OVER_FORECAST * ahead
         rate = load.requests_per_s if burst else ahead
         future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
+        measured = tuple(pool for pool in settings.pools if pool.tier in seen.profiles)
+        unmeasured = [pool for pool in settings.pools if pool.tier not in seen.profiles]
         sizes = size(
-            settings.pools,
+            measured,
             future,
             self._settled(seen),
             seen.profiles,
             settings.slo,
             settings.quality_floor,
-            settings.ceilings,
+            _left(settings.ceilings, unmeasured, current),
         )
+        kept = {pool.key: current[pool.key] for pool in unmeasured}
+        counts = {**kept, **sizes.workers}
         asleep = self._may_sleep(now)
         decisions: list[ScalingDecision] = []
         wanted = {
-            pool.key: self._wish(pool, sizes.workers[pool.key], current[pool.key], seen, asleep)
+            pool.key: self._wish(pool, counts[pool.key], current[pool.key], seen, asleep)
             for pool in settings.pools
         }
         steps = {
@@ -167,7 +173,7 @@ class Autoscaler:
             workers,
             threshold,
             tuple(decisions),
-            sizes.slo_met,
+            sizes.slo_met if not unmeasured else None,
             within_budget=_within(settings, workers),
         )
 
@@ -176,9 +182,6 @@ class Autoscaler:
             return "the load is not measured"
         if not seen.curve:
             return "no routing curve is known"
-        missing = sorted({pool.tier for pool in self.settings.pools} - set(seen.profiles))
-        if missing:
-            return f"no performance profile for {', '.join(missing)}"
         return None
 
     def _hold(
@@ -293,6 +296,18 @@ class Autoscaler:
         decision = ScalingDecision(now, pool, before, after, reason)
         self.recent.append(decision)
         return decision
+
+
+def _left(
+    ceilings: Ceilings, kept: Sequence[PoolSpec], current: Mapping[tuple[str, Role], int]
+) -> Ceilings:
+    """What the ceilings leave beside pools whose size stays as it is."""
+    gpus, usd = ceilings.gpus, ceilings.usd_per_hour
+    if gpus is not None:
+        gpus = max(0, gpus - sum(pool.gpus * current[pool.key] for pool in kept))
+    if usd is not None:
+        usd = max(0.0, usd - sum(pool.usd_per_hour * current[pool.key] for pool in kept))
+    return Ceilings(gpus, usd)
 
 
 def _within(settings: LoopSettings, workers: Mapping[tuple[str, Role], int]) -> bool:

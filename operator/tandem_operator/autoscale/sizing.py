@@ -137,8 +137,7 @@ def size(
     """Choose threshold and workers together.
 
     Args:
-        pools: every pool that may be sized; tiers without a pool are external and cost nothing
-            here.
+        pools: every pool that may be sized; tiers without a pool cost nothing here.
         load: all requests of the router.
         curve: operating points, at least one; searched from the lowest that meets the floor
             downwards.
@@ -148,10 +147,10 @@ def size(
         ceilings: GPUs and dollars.
 
     Raises:
-        ValueError: no pools, no curve, or a pool whose tier has no profile.
+        ValueError: no curve, or a pool whose tier has no profile.
     """
-    if not pools or not curve:
-        raise ValueError("sizing needs at least one pool and one operating point")
+    if not curve:
+        raise ValueError("sizing needs at least one operating point of the routing curve")
     missing = sorted({pool.tier for pool in pools} - set(profiles))
     if missing:
         raise ValueError(f"no performance profile for {', '.join(missing)}; run `tandem profile`")
