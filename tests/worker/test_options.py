@@ -88,6 +88,22 @@ async def test_every_choice_of_a_stream_resumes_where_it_was(client: Client) -> 
     assert resumed == per_choice[0][3:]
 
 
+async def test_a_resumed_stream_keeps_the_text_offsets_of_its_logprobs(client: Client) -> None:
+    body = {"logprobs": 1, "echo": True, "max_tokens": 8}
+    chunks = await client.stream(**body)
+    tokens = [t for chunk in chunks for t in chunk["token_ids"]]
+
+    resumed = await client.stream(**body, tandem={"resume_token_ids": [tokens[:4]]})
+
+    rest = [chunk for chunk in chunks if chunk["token_ids"]][4:]
+    assert [c["text"] for c in resumed] == [c["text"] for c in rest]
+    for mine, theirs in zip(resumed, rest, strict=True):
+        assert mine["logprobs"]["text_offset"] == theirs["logprobs"]["text_offset"]
+        assert mine["logprobs"]["token_logprobs"] == pytest.approx(
+            theirs["logprobs"]["token_logprobs"], abs=1e-4
+        )
+
+
 async def test_a_stop_token_ends_the_answer(client: Client) -> None:
     (full,) = await client.choices()
     third = full["token_ids"][2]

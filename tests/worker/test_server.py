@@ -363,6 +363,25 @@ async def test_load_and_metrics_tell_what_the_router_needs(start_worker: Any) ->
     assert models["data"][0]["id"] == "tiny"
 
 
+async def test_a_worker_with_inconsistent_blocks_reports_itself_unhealthy(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+    monkeypatch.setattr("tandem_worker.engine.thread._CHECK_EVERY_S", 0.0)
+    await worker.engine.call(lambda core: None)
+    async with httpx.AsyncClient(base_url=worker.url) as client:
+        healthy = await client.get("/health")
+        worker.engine.core.scheduler.blocks._free.pop()
+        worker.engine._next_check_s = 0.0
+        await worker.engine.call(lambda core: None)
+        await worker.engine.call(lambda core: None)
+        sick, ready = await client.get("/health"), await client.get("/ready")
+
+    assert healthy.status_code == 200
+    assert (sick.status_code, ready.status_code) == (503, 503)
+    assert "inconsistent" in sick.json()["message"]
+
+
 async def test_tokenize_and_detokenize_are_inverse(start_worker: Any) -> None:
     worker = await start_worker()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -216,11 +217,11 @@ class BlockManager:
             )
         if len(cached) != self._num_cached or len(used) != self.num_used:
             raise InvariantError("the counters disagree with the blocks")
+        children = Counter(known.parent for known in self._known.values())
         for block_hash, known in self._known.items():
             if self._hash_of[known.block_id] != block_hash:
                 raise InvariantError(f"block {known.block_id} has lost its hash")
-            children = sum(1 for other in self._known.values() if other.parent == block_hash)
-            if children != known.num_children:
+            if children[block_hash] != known.num_children:
                 raise InvariantError(f"block {known.block_id} miscounts its children")
 
     def _offer(self, block_hash: bytes, known: _Known) -> None:

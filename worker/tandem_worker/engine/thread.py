@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 
 from tandem_worker.engine.core import Delivery, EngineCore
 from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogprobs
+from tandem_worker.errors import InvariantError
+
+_CHECK_EVERY_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class EngineThread:
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._next_check_s = 0.0
+        self.broken: str | None = None
         self.load = self._snapshot()
 
     def start(self) -> None:
@@ -182,8 +188,22 @@ class EngineThread:
                     deliveries += self.core.fail_all(f"the step failed: {type(error).__name__}")
                 stalled = self.core.counters.num_steps == steps and not deliveries
             self.load = self._snapshot()
+            if self.load.is_idle:
+                self._check_blocks()
             if deliveries:
                 self._in_loop(_deliver, deliveries)
+
+    def _check_blocks(self) -> None:
+        """Recount the KV blocks now and then while nothing waits for it."""
+        now_s = time.monotonic()
+        if now_s < self._next_check_s:
+            return
+        self._next_check_s = now_s + _CHECK_EVERY_S
+        try:
+            self.core.scheduler.blocks.check()
+        except InvariantError as error:
+            logger.exception("the KV blocks are inconsistent; this worker has to be restarted")
+            self.broken = f"the KV blocks are inconsistent: {error}"
 
     def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -275,7 +275,8 @@ class WorkerApp:
         )
 
     async def _stream(self, call: Call, generation: Generation, writer: ReplyWriter) -> None:
-        generation.resumed_deltas()
+        for delta in generation.resumed_deltas():
+            writer.skip(delta)
         await call.start(
             200,
             "text/event-stream; charset=utf-8",

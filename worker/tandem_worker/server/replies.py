@@ -55,6 +55,17 @@ class ReplyWriter:
             return None
         return self._chunk_start + f'"choices":[{_dumps(choice)}]}}\n\n'.encode()
 
+    def skip(self, delta: Delta) -> None:
+        """Count a delta that another worker has already sent."""
+        if self._is_chat or self._request.sampling.num_logprobs is None:
+            return
+        token_ids = delta.token_ids
+        offset = self._offsets.get(delta.index)
+        if offset is None and self._echo_texts:
+            token_ids = (*self._prompts[delta.index // self._request.n], *token_ids)
+        width = sum(len(self._tokenizer.token_text(token)) for token in token_ids)
+        self._offsets[delta.index] = (offset or 0) + width
+
     def usage_chunk(self, usage: dict[str, object]) -> bytes:
         """The event with usage and no choices."""
         return self._chunk_start + f'"choices":[],"usage":{_dumps(usage)}}}\n\n'.encode()

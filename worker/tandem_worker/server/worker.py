@@ -115,7 +115,7 @@ class Worker:
             return self._load_error
         if self._is_loaded and not self.engine.is_alive:
             return "the engine thread has ended"
-        return None
+        return self.engine.broken if self._is_loaded else None
 
     @property
     def kv_address(self) -> str | None:
