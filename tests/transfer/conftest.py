@@ -44,7 +44,6 @@ async def target() -> AsyncIterator[TcpReceiver]:
         KVPool.allocate(LAYOUT, 24),
         token=TOKEN,
         max_inflight_bytes=32 * UNIT,  # 16 windows of two blocks
-        stall_s=0.3,
         quarantine_grace_s=0.1,
         max_connections=24,
     )

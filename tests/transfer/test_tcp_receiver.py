@@ -62,17 +62,21 @@ async def test_a_link_cut_inside_a_frame_fails_and_releases_the_reservation(
     await push_works(target, sender)
 
 
-async def test_a_writer_that_stalls_inside_a_frame_is_cut_off(
-    target: TcpReceiver, raw: RawPeer
-) -> None:
+async def test_a_writer_that_stalls_inside_a_frame_is_cut_off() -> None:
+    target = TcpReceiver(KVPool.allocate(LAYOUT, 4), token=TOKEN, stall_s=0.3)
+    await target.start("127.0.0.1", 0)
     reservation = target.reserve("r1", 1, [3], soon())
+    raw = await RawPeer.connect(target.address)
+    await raw.greet()
     await raw.opened("r1")
     raw.writer.write(encode(blocks(0, (3,)), UNIT) + b"x" * 100)
 
     with pytest.raises(TransferError, match=r"sent no byte for 0\.3 s"):
         await reservation.completed()
+
     await reservation.released()
     assert await raw.ends()
+    await target.aclose()
 
 
 @pytest.mark.parametrize(
