@@ -44,7 +44,7 @@ async def target() -> AsyncIterator[TcpReceiver]:
         KVPool.allocate(LAYOUT, 24),
         token=TOKEN,
         max_inflight_bytes=32 * UNIT,  # 16 windows of two blocks
-        quarantine_grace_s=0.1,
+        quarantine_grace_s=0.5,
         max_connections=24,
     )
     await receiver.start("127.0.0.1", 0)
@@ -71,7 +71,7 @@ async def sender() -> AsyncIterator[TcpSender]:
 async def hasty_sender() -> AsyncIterator[TcpSender]:
     """For receivers that never answer."""
     sender = TcpSender(
-        random_pool(12), token=TOKEN, connect_s=0.3, stall_s=0.3, patience_s=0.3, abort_grace_s=0.1
+        random_pool(12), token=TOKEN, connect_s=1, stall_s=1, patience_s=1, abort_grace_s=0.1
     )
     yield sender
     await sender.aclose()
