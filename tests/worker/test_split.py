@@ -258,8 +258,8 @@ async def prefill_process(
     url = f"http://{host}:8100"
     assert process.stderr is not None
     async with asyncio.timeout(60):
-        while b"ready at" not in await process.stderr.readline():
-            assert process.returncode is None
+        while b"ready at" not in (line := await process.stderr.readline()):
+            assert line, "the prefill worker ended before it was ready"
     yield process, url
     if process.returncode is None:
         process.kill()
