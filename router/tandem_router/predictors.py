@@ -132,9 +132,9 @@ class ArtifactPredictor:
         loaded = self._loaded
         if loaded is None or set(loaded.tiers) != {dearest, cheapest}:
             return []
-        deciles = loaded.reference.get("utility")
+        deciles = loaded.utility_deciles
         means = loaded.meta.get("mean_quality")
-        if deciles is None or not isinstance(means, list) or len(means) != len(loaded.tiers):
+        if not isinstance(means, list) or len(means) != len(loaded.tiers):
             return []
         column = loaded.tiers.index(dearest)
         gains = [2.0 * float(value) for value in deciles[:, column]]

@@ -155,6 +155,10 @@ class Predictor:
             need(arrays, "reference/edges", np.float64, (9, len(hand.NAMES))),
             need(arrays, "reference/shares", np.float64, (10, len(hand.NAMES))),
         )
+        #: (11, num_tiers): deciles of the out-of-fold utilities of the training prompts.
+        self.utility_deciles: FloatArray = need(
+            arrays, "reference/utility", np.float64, (11, len(self.tiers))
+        )
         #: Per tier, how far a graded answer is from its predicted quality in nine of ten cases.
         self.intervals: dict[str, float] = {
             tier: float(width)

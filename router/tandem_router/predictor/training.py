@@ -220,6 +220,8 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     arrays |= stack.arrays()
     arrays |= _ood_arrays(corpus, crossed.unknown)
     arrays["reference/edges"], arrays["reference/shares"] = drift.reference(corpus.hand)
+    # Deciles: with them a quality floor has a threshold before any traffic was seen.
+    arrays["reference/utility"] = np.quantile(honest.utility, np.linspace(0.0, 1.0, 11), axis=0)
     length_tiers, length_arrays, length_report = lengths.train(
         corpus,
         dataset,

@@ -1,0 +1,24 @@
+"""An artifact as the router holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tandem_router.predictor.runtime import Predictor
+from tandem_router.predictors import ArtifactPredictor
+
+
+def test_a_trained_artifact_tells_the_router_the_gains_of_typical_prompts(
+    content: bytes, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = tmp_path / "artifact"
+    path.write_bytes(content)
+    cheapest, dearest = predictor.tiers[0], predictor.tiers[-1]
+
+    held = ArtifactPredictor(path, predictor.tiers)
+    gains = held.training_gains(dearest, cheapest)
+
+    assert held.loaded
+    assert len(predictor.tiers) != 2 or gains
+    assert gains == sorted(gains)
+    assert held.training_gains(dearest, "unknown") == []
