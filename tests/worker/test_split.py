@@ -247,7 +247,7 @@ async def prefill_process(
         served_model="tiny", role="prefill", num_kv_blocks=64, max_batched_tokens=16, max_num_seqs=4
     )
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    host = "127.77.1.2"
+    host = f"127.{32 + os.getpid() // 250 % 32}.{os.getpid() % 250}.2"  # per test process
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tandem_worker", "--config", str(tmp_path / "config.json")),
