@@ -347,3 +347,28 @@ def test_a_schedule_holds_its_floor_even_over_sleep():
         plan = cluster.loop.step(5.0 * step, seen)
         seen = replace(seen, workers=plan.workers)
     assert set(plan.workers.values()) == {3}
+
+
+@pytest.mark.parametrize("gpus", [None, 14])
+def test_a_curve_that_jitters_does_not_move_the_threshold(gpus):
+    """With and without a budget that binds: estimates differ from step to step, needs do not."""
+    cluster, rng = Cluster(make_loop(ceilings=Ceilings(gpus=gpus))), random.Random(5)
+    seen = set()
+    for step in range(120):
+        cluster.now += 5.0
+        curve = [
+            replace(
+                p,
+                threshold=p.threshold + rng.uniform(-0.02, 0.02),
+                quality_ratio=min(1.0, p.quality_ratio + rng.uniform(-0.004, 0.004)),
+            )
+            for p in CURVE
+        ]
+        plan = cluster.loop.step(
+            cluster.now,
+            Observation(load(40.0), cluster.workers, curve, PROFILES, cluster.threshold),
+        )
+        cluster.workers, cluster.threshold = dict(plan.workers), plan.threshold
+        if step > 20:
+            seen.add(plan.threshold)
+    assert len(seen) <= 3

@@ -16,15 +16,18 @@ from dataclasses import dataclass, field
 
 from tandem_operator.autoscale.forecast import RateForecast
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
-from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec, Role, size
+from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec, Role, Sizes, size
 
 FORECAST = "Forecast"
 
 KEPT_DECISIONS = 10
 BURST_OVER_FORECAST = 1.5
-# A threshold in force is kept while its predicted quality stays this close above the floor: curves
-# are estimates on recent traffic, and following each of them would move every router all the time.
+# Curves are estimates on recent traffic; following each would move every router all the time. So a
+# threshold in force stays while a higher one would give up no more than this quality (nothing to
+# win), or was wished for less than a window, or while it misses the floor by no more than noise.
 QUALITY_BAND = 0.02
+FLOOR_NOISE = 0.005
+THRESHOLD_WINDOW_S = 60.0
 THRESHOLD_STEP = 0.01
 DEFAULT_SIGNALS: Mapping[str, float] = {FORECAST: 1.0}
 
@@ -104,6 +107,7 @@ class Autoscaler:
         self._wanted: dict[tuple[str, Role], deque[tuple[float, int]]] = {
             pool.key: deque() for pool in settings.pools
         }
+        self._thresholds: deque[tuple[float, float]] = deque()
         self._since: dict[tuple[str, Role], float] = {}
         self._stepped: dict[tuple[str, Role], float] = {}
         self._busy_at: float | None = None
@@ -127,15 +131,17 @@ class Autoscaler:
         future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
         measured = tuple(pool for pool in settings.pools if pool.tier in seen.profiles)
         unmeasured = [pool for pool in settings.pools if pool.tier not in seen.profiles]
-        sizes = size(
-            measured,
-            future,
-            self._settled(seen),
-            seen.profiles,
-            settings.slo,
-            settings.quality_floor,
-            _left(settings.ceilings, unmeasured, current),
-        )
+        ceilings = _left(settings.ceilings, unmeasured, current)
+
+        def sized(curve: Sequence[Operating], floor: float | None) -> Sizes:
+            return size(measured, future, curve, seen.profiles, settings.slo, floor, ceilings)
+
+        sizes = sized(seen.curve, settings.quality_floor)
+        here = at_threshold(seen.curve, seen.threshold)
+        if here is not None:
+            same = sized((here,), None)
+            if self._keeps_threshold(now, here, sizes, fits=not same.notes):
+                sizes = same
         kept = {pool.key: current[pool.key] for pool in unmeasured}
         counts = {**kept, **sizes.workers}
         asleep = self._may_sleep(now)
@@ -207,15 +213,20 @@ class Autoscaler:
             self.recent.append(decision)
         return Plan(workers, seen.threshold, (decision,), None, _within(self.settings, workers))
 
-    def _settled(self, seen: Observation) -> Sequence[Operating]:
-        """The curve, or the present point and what is below the floor while the present is good."""
+    def _keeps_threshold(self, now: float, here: Operating, best: Sizes, fits: bool) -> bool:
+        """Whether the present threshold stays: another is hardly better, or wished for too briefly.
+
+        Lower thresholds (more quality) are followed at once, higher ones after a window: what a
+        budget must not pay meanwhile is kept from the pools by `_take_back`.
+        """
+        self._thresholds.append((now, best.threshold))
+        while self._thresholds[0][0] < now - THRESHOLD_WINDOW_S:
+            self._thresholds.popleft()
+        if best.threshold > here.threshold:
+            brief = min(wish for _, wish in self._thresholds) <= here.threshold + THRESHOLD_STEP
+            return brief or (fits and here.quality_ratio - best.quality_ratio <= QUALITY_BAND)
         floor = self.settings.quality_floor
-        here = at_threshold(seen.curve, seen.threshold)
-        if floor is None or here is None:
-            return seen.curve
-        if not floor <= here.quality_ratio <= floor + QUALITY_BAND:
-            return seen.curve
-        return here, *(point for point in seen.curve if point.quality_ratio < floor)
+        return floor is not None and here.quality_ratio >= floor - FLOOR_NOISE
 
     def _may_sleep(self, now: float) -> bool:
         idle_after = self.settings.idle_after_s
