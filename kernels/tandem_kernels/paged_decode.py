@@ -522,7 +522,7 @@ def _launch(
     combined = ("NUM_ROWS", "GROUP", "NUM_KV_HEADS", "HEAD_DIM", "BLOCK_D", "WINDOW", "CHUNK")
     _combine_kernel[(num_seqs, num_rows * num_heads)](
         seq_lens, out, lse, partial_out, partial_lse, num_seqs, target,
-        **{name: variant[name] for name in combined}, SPLITS=16, num_warps=2,
+        **{name: variant[name] for name in combined}, SPLITS=16, num_warps=4,
     )  # fmt: skip
     return out, lse
 

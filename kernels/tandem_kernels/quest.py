@@ -392,7 +392,7 @@ def launch_listed(
     )  # fmt: skip
     _merge_kernel[(num_seqs, num_heads)](
         out, lse, partial_out, partial_lse, splits, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
-        BLOCK_D=padded(head_dim), SPLITS=16, num_warps=2,
+        BLOCK_D=padded(head_dim), SPLITS=16, num_warps=4,
     )  # fmt: skip
     return out, lse
 
