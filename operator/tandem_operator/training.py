@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Train = Callable[[list[str]], int]
+Tandem = Callable[[list[str]], int]
 
 
 def digest(path: Path) -> str:
@@ -21,17 +21,21 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def prepare(data: Path, folder: Path, train: Train) -> int:
-    """Make folder/artifact match data; train(argv) is the `tandem` command. The exit status."""
+def prepare(data: Path, folder: Path, tandem: Tandem) -> int:
+    """Make folder/artifact match data; tandem(argv) is that command. The exit status.
+
+    An artifact that an older version wrote and this one cannot read is trained anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = digest(data)
     artifact, mark = folder / "artifact", folder / "data.sha256"
-    if artifact.exists() and mark.exists() and mark.read_text() == wanted:
+    known = artifact.exists() and mark.exists() and mark.read_text() == wanted
+    if known and _readable(artifact, folder, tandem):
         sys.stdout.write(f"{artifact} was trained from this data before\n")
         return 0
     fresh = folder / f"new-{wanted[:12]}"
     _remove(fresh)
-    status = train(["train", str(data), "-o", str(fresh)])
+    status = tandem(["train", str(data), "-o", str(fresh)])
     if status != 0:
         return status
     mark.unlink(missing_ok=True)
@@ -39,6 +43,15 @@ def prepare(data: Path, folder: Path, train: Train) -> int:
     fresh.rename(artifact)
     mark.write_text(wanted)
     return 0
+
+
+def _readable(artifact: Path, folder: Path, tandem: Tandem) -> bool:
+    prompt = folder / "prompt.txt"
+    prompt.write_text("Is this readable?\n")
+    try:
+        return tandem(["score", str(artifact), str(prompt)]) == 0
+    finally:
+        prompt.unlink()
 
 
 def _remove(path: Path) -> None:

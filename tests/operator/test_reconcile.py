@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +289,82 @@ async def test_failing_writes_delay_and_change_nothing(seed: int) -> None:
     for kind in ("Deployment", "Service", "ConfigMap", "WorkerPool", "ServiceAccount"):
         assert cluster.names(kind) == calm.names(kind)
     assert cluster.get("Deployment", "m-decode")["spec"]["replicas"] == 2
+
+
+class Restarting(Store):
+    """A store whose caller dies at one call, before or after it took effect."""
+
+    def __init__(self, dies_at: int, after: bool) -> None:
+        super().__init__()
+        self._left = dies_at
+        self._after = after
+
+    async def _call(self, result: Callable[[], Awaitable[Any]]) -> Any:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise Died
+        value = await result()
+        if self._left == 0:
+            raise Died
+        return value
+
+    async def get(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.get(self, *args))
+
+    async def select(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.select(self, *args))
+
+    async def apply(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.apply(self, *args))
+
+    async def create(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.create(self, *args))
+
+    async def patch_spec(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.patch_spec(self, *args))
+
+    async def delete(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.delete(self, *args))
+
+    async def apply_status(self, *args: Any) -> Any:
+        return await self._call(lambda: Store.apply_status(self, *args))
+
+
+class Died(BaseException):
+    """The operator's process ended here."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_restart_at_every_call_loses_and_doubles_nothing(after: bool) -> None:
+    """From nothing, and through a change that replaces both roles by one."""
+    unified = model("  unified: {replicas: 2}\n")
+
+    async def run(dies_at: int) -> tuple[dict[str, list[str]], bool]:
+        cluster = Cluster()
+        store = Restarting(dies_at, after)
+        cluster.store = store
+        cluster.reconciler.api = store
+        died = False
+        for text in (SPLIT, unified):
+            cluster.apply(text)
+            for _ in range(4):
+                try:
+                    await cluster.reconcile()
+                except Died:
+                    died = True
+        kinds = [k for k in _ALL_KINDS if k != "Event"]
+        return {kind: cluster.names(kind) for kind in kinds}, died
+
+    calm, _ = await run(0)
+    dies_at, died = 1, True
+    while died:
+        found, died = await run(dies_at)
+        assert found == calm, f"after a restart at call {dies_at}"
+        # Reads change nothing, so every third call meets each write's surroundings.
+        dies_at += 3
+
+    assert dies_at > 30
+    assert calm["Deployment"] == ["m-unified"]
 
 
 # Replicas -----------------------------------------------------------------------------------

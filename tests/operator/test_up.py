@@ -205,8 +205,11 @@ async def test_the_endpoint_waits_for_a_router_and_then_says_so() -> None:
 
 def test_training_runs_once_per_content_of_the_data(tmp_path: Path) -> None:
     data, calls = tmp_path / "data.jsonl", []
+    readable = [0, 0, 1]
 
     def train(argv: list[str]) -> int:
+        if argv[0] == "score":
+            return readable.pop(0)
         calls.append(argv)
         Path(argv[-1]).mkdir()
         return 0
@@ -214,10 +217,14 @@ def test_training_runs_once_per_content_of_the_data(tmp_path: Path) -> None:
     data.write_text("1")
     assert prepare(data, tmp_path / "out", train) == 0
     assert prepare(data, tmp_path / "out", train) == 0
+    assert prepare(data, tmp_path / "out", train) == 0
+    assert len(calls) == 1
+    assert prepare(data, tmp_path / "out", train) == 0
+    assert len(calls) == 2, "one that cannot be read is trained anew"
     data.write_text("2")
     assert prepare(data, tmp_path / "out", train) == 0
 
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert (tmp_path / "out" / "artifact").is_dir()
     assert prepare(data, tmp_path / "other", lambda _: 3) == 3
 
