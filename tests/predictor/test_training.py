@@ -253,3 +253,26 @@ def test_real_outcomes_are_routed_better_than_by_length() -> None:
 
     methods = found["pairs"]["small -> large"]["methods"]
     assert methods["predictor"]["apgr"] > max(0.57, methods["prompt length"]["apgr"])
+
+
+def test_tiers_that_are_always_right_are_not_routable(write: Write, make_outcomes: Make) -> None:
+    rows = [{**row, "quality": {"small": 1, "large": 1}} for row in make_outcomes(60)]
+    dataset = data.read([write(rows)])
+
+    predictor = loads(training.train(dataset, TINY).dumps())
+    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=5)
+
+    assert all(not pair["routable"] for pair in found["pairs"].values())
+    assert predictor.score("anything").gain(("small", "large")) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_ten_megabyte_and_binary_prompts_can_be_trained_on(
+    write: Write, make_outcomes: Make
+) -> None:
+    rows = make_outcomes(60)
+    rows[3]["prompt"] = "many words " * 900_000
+    rows[4]["prompt"] = "\x00\ud800\x1b" * 300
+
+    predictor = loads(training.train(data.read([write(rows)]), TINY).dumps())
+
+    assert 0.0 <= predictor.score("What is 1 + 1?").quality["small"] <= 1.0

@@ -400,8 +400,8 @@ def _surprises(
     dataset: Dataset, predictions: Predictions, labels: FloatArray
 ) -> list[dict[str, Any]]:
     """Rows whose outcome is farthest from the forecast, one per group."""
-    means = np.nanmean(labels, axis=0) if len(labels) else np.zeros(0)
-    order = np.argsort(np.where(np.isnan(means), 0.0, means), kind="stable")
+    graded = [column[~np.isnan(column)] for column in labels.T]
+    order = np.argsort([g.mean() if len(g) else 0.5 for g in graded], kind="stable")
     first, second = int(order[0]), int(order[-1])
     actual = labels[:, second] - labels[:, first]
     distance = np.abs(actual - predictions.gain(first, second))
