@@ -8,6 +8,7 @@ operation's module is the reference itself; it accepts float64.
 
 from .checks import BLOCK_SIZE, KernelArgumentError
 from .kv_blocks import kv_block_copy, kv_block_gather, kv_block_scatter
+from .noise import gumbel_noise
 from .paged_decode import paged_decode_attention
 from .prefill import prefill_attention
 from .qk_norm_rope import qk_norm_rope_write
@@ -15,7 +16,7 @@ from .quantize import QuantizedWeight, dequantize, quantize_fp8, quantize_int4, 
 from .quest import page_list_attention, page_scores, reset_page_bounds, select_pages
 from .rms_norm import add_rms_norm
 from .rope import ROPE_TYPES, rope_frequencies, rope_table
-from .sampler import SampleOutput, gumbel_noise, sample
+from .sampler import SampleOutput, sample
 from .skinny_gemm import MAX_ROWS, skinny_gemm
 from .snapkv import pool_votes, snapkv_votes
 from .squeezed import centroid_weights, cluster_keys, key_list_attention, select_keys

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_kernels import KernelArgumentError, gumbel_noise, sample
-from tandem_kernels.sampler import apply_penalties, noise_bits
+from tandem_kernels.noise import noise_bits
+from tandem_kernels.sampler import apply_penalties
 
 PINNED_BITS = [[-265868072, 1615460530, 2110239804], [457340830, -1060332096, 1342385487]]
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 1.0, -8.0])

@@ -6,7 +6,8 @@ import torch
 
 from tandem_kernels import sample, sampler
 from tandem_kernels.dispatch import tl, triton
-from tandem_kernels.sampler import _gumbel, gumbel_noise, sample_reference
+from tandem_kernels.noise import gumbel, gumbel_noise
+from tandem_kernels.sampler import sample_reference
 
 ROWS = 5
 
@@ -15,7 +16,7 @@ ROWS = 5
 def _gumbel_kernel(seeds_ptr, positions_ptr, out_ptr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     token = tl.arange(0, BLOCK)
-    noise = _gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
+    noise = gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
     tl.store(out_ptr + row * BLOCK + token, noise)
 
 
