@@ -19,8 +19,9 @@ from tandem_router.predictor.text import Excerpt
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
-_OPTION = re.compile(r"(?m)^\s*\(?([A-H])[).:]\s*(.*)$")
-_LIST_LINE = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
+# [ \t], not \s: with \s a prompt of newlines only takes quadratic time
+_OPTION = re.compile(r"(?m)^[ \t]*\(?([A-H])[).:][ \t]*(.*)$")
+_LIST_LINE = re.compile(r"(?m)^[ \t]*(?:[-*•]|\d+[.)])\s")
 _VOWELS = re.compile(r"[aeiouy]+")
 _CODE = re.compile(
     r"\b(?:def|return|import|class|function|print|int|void|for|while|SELECT|assert)\b|[{};]|=="
