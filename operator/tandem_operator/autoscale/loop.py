@@ -24,7 +24,7 @@ KEPT_DECISIONS = 10
 BURST_OVER_FORECAST = 1.5
 # Curves are estimates on recent traffic; following each would move every router all the time. So a
 # threshold in force stays while a higher one would give up no more than this quality (nothing to
-# win), or was wished for less than a window, or while it misses the floor by no more than noise.
+# win), or another was wished for less than a window and it misses the floor by noise at most.
 QUALITY_BAND = 0.02
 FLOOR_NOISE = 0.005
 THRESHOLD_WINDOW_S = 60.0
@@ -216,8 +216,8 @@ class Autoscaler:
     def _keeps_threshold(self, now: float, here: Operating, best: Sizes, fits: bool) -> bool:
         """Whether the present threshold stays: another is hardly better, or wished for too briefly.
 
-        Lower thresholds (more quality) are followed at once, higher ones after a window: what a
-        budget must not pay meanwhile is kept from the pools by `_take_back`.
+        A threshold that clearly misses the floor is lowered at once, all else takes a window: what
+        a budget must not pay meanwhile is kept from the pools by `_take_back`.
         """
         self._thresholds.append((now, best.threshold))
         while self._thresholds[0][0] < now - THRESHOLD_WINDOW_S:
@@ -226,7 +226,10 @@ class Autoscaler:
             brief = min(wish for _, wish in self._thresholds) <= here.threshold + THRESHOLD_STEP
             return brief or (fits and here.quality_ratio - best.quality_ratio <= QUALITY_BAND)
         floor = self.settings.quality_floor
-        return floor is not None and here.quality_ratio >= floor - FLOOR_NOISE
+        if floor is None or here.quality_ratio >= floor:
+            return floor is not None
+        brief = max(wish for _, wish in self._thresholds) >= here.threshold - THRESHOLD_STEP
+        return brief and here.quality_ratio >= floor - FLOOR_NOISE
 
     def _may_sleep(self, now: float) -> bool:
         idle_after = self.settings.idle_after_s
