@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_router.predictor import ArtifactError, Predictor, data, hand, load, text, training
+from tandem_router.predictor import (
+    ArtifactError,
+    Predictor,
+    artifact,
+    data,
+    hand,
+    load,
+    stacking,
+    text,
+    training,
+)
 from tandem_router.predictor.estimators import Corpus
 
 
@@ -148,3 +158,23 @@ def test_a_mounted_folder_with_one_artifact_loads(content: bytes, tmp_path: Path
 def test_a_missing_artifact_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist; make it with `tandem train`"):
         load(tmp_path / "none")
+
+
+def test_served_qualities_equal_the_stack_of_the_training(
+    predictor: Predictor, content: bytes, dataset: data.Dataset
+) -> None:
+    arrays = artifact.loads(content).arrays
+    stack = stacking.Stack(
+        arrays["stack/quality"],
+        arrays["stack/quality_bias"],
+        arrays["stack/utility"],
+        arrays["stack/utility_bias"],
+        tuple((arrays[f"calibration/{i}/x"], arrays[f"calibration/{i}/y"]) for i in range(2)),
+        {},
+    )
+
+    for row in dataset.rows[:50]:
+        score, outputs = predictor.score_with_views(row.prompt)
+        quality, utility = stack.apply(outputs[None])
+        np.testing.assert_allclose(list(score.quality.values()), quality[0], atol=1e-9)
+        np.testing.assert_allclose(list(score.utility.values()), utility[0], atol=1e-9)

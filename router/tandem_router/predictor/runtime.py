@@ -26,7 +26,6 @@ from tandem_router.predictor.model import (
     Monotone,
     TextLinear,
     Trees,
-    combine,
     join_trees,
     need,
     round_topics,
@@ -125,10 +124,15 @@ class Predictor:
         self._num_outputs = len(outputs)
         width = len(views) * len(outputs)
         count = len(self.tiers)
-        self._quality = need(arrays, "stack/quality", np.float64, (count, width))
-        self._quality_bias = need(arrays, "stack/quality_bias", np.float64, (count,))
-        self._utility = need(arrays, "stack/utility", np.float64, (count, width))
-        self._utility_bias = need(arrays, "stack/utility_bias", np.float64, (count,))
+        maps = [
+            (
+                need(arrays, f"stack/{name}", np.float64, (count, width)),
+                need(arrays, f"stack/{name}_bias", np.float64, (count,)),
+            )
+            for name in ("quality", "utility")
+        ]
+        self._linear = np.concatenate([weights for weights, _ in maps])
+        self._bias = np.concatenate([bias for _, bias in maps])
         self._calibration = [
             Monotone.build(
                 need(arrays, f"calibration/{i}/x", np.float64, (None,)),
@@ -143,7 +147,9 @@ class Predictor:
         self._forest = join_trees(forests) if forests else None
         self._ood_center = need(arrays, "ood/center", np.float64, (len(hand.NAMES),))
         self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand.NAMES),))
-        self._ood_limits = need(arrays, "ood/limits", np.float64, (2,))
+        self._ood_limits: list[float] = need(arrays, "ood/limits", np.float64, (2,)).tolist()
+        if min(self._ood_limits) <= 0.0:
+            raise ArtifactError("its out-of-distribution limits are not positive: damaged")
         if (self._ood_scale <= 0).any():
             raise ArtifactError("a feature has no spread: damaged")
         #: The verifier of the first tier's answers, where the training data held answers.
@@ -225,22 +231,23 @@ class Predictor:
         return self._score(read), read.values.reshape(len(self._views), -1)
 
     def _score(self, read: _Read) -> Score:
-        values, row = read.values, read.row
-        raw = self._quality @ values + self._quality_bias
-        heads = np.array(
-            [curve(float(value)) for curve, value in zip(self._calibration, raw, strict=True)]
-        )
-        utility = self._utility @ values + self._utility_bias
-        quality = combine(heads, utility)
-        distance = float(np.mean(np.minimum(np.abs(row - self._ood_center) / self._ood_scale, 8.0)))
+        count = len(self.tiers)
+        outputs = (self._linear @ read.values + self._bias).tolist()
+        heads = [curve(value) for curve, value in zip(self._calibration, outputs, strict=False)]
+        utility = outputs[count:]
+        # As model.combine: the heads' level, and the utilities' differences.
+        level = (sum(heads) - sum(utility)) / count
+        quality = [min(max(level + value, 0.0), 1.0) for value in utility]
+        far = np.abs(read.row - self._ood_center) / self._ood_scale
+        distance = float(np.add.reduce(np.minimum(far, 8.0))) / len(far)
         novelty = max(read.unknown / self._ood_limits[0], distance / self._ood_limits[1])
         return Score(
-            dict(zip(self.tiers, quality.tolist(), strict=True)),
-            dict(zip(self.tiers, utility.tolist(), strict=True)),
+            dict(zip(self.tiers, quality, strict=True)),
+            dict(zip(self.tiers, utility, strict=True)),
             self._token_quantiles(read.lengths),
-            bool(novelty > 1.0),
+            novelty > 1.0,
             self.version,
-            float(novelty),
+            novelty,
         )
 
     def _token_quantiles(self, outputs: FloatArray) -> dict[str, tuple[float, float, float]] | None:
