@@ -18,7 +18,7 @@ from tandem_worker.server.metrics import WorkerMetrics
 from tandem_worker.server.openai import Fields
 from tandem_worker.server.remote_prefill import PROTOCOL_VERSION
 from tandem_worker.transfer.errors import TransferError
-from tandem_worker.transfer.interface import FinalState, KVSender
+from tandem_worker.transfer.interface import FinalState, KVSender, Push
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class PrefillService:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._running: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def prefill(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Compute, push, and return once the push is acknowledged; cancelling aborts both.
@@ -122,17 +123,27 @@ class PrefillService:
             )
             finished = True
         finally:
-            if not finished:
-                push.abort("the prefill was given up")
-                await push.aclose()
-            # Only now is nobody reading the blocks any more.
-            self._engine.abort(request_id)
+            # A task of its own: a peer that dies breaks the push and, a moment later, the HTTP
+            # connection, whose cancellation must not stop the blocks from being given back.
+            ending = asyncio.create_task(self._end(push, request_id, finished=finished))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+            await asyncio.shield(ending)
         self._metrics.pushes.inc()
         return {
             "ok": True,
             "prefill_time_s": prefill_time_s,
             "num_cached_tokens": event.num_cached_tokens,
         }
+
+    async def _end(self, push: Push, request_id: str, *, finished: bool) -> None:
+        try:
+            if not finished:
+                push.abort("the prefill was given up")
+                await push.aclose()
+        finally:
+            # Only now is nobody reading the blocks any more.
+            self._engine.abort(request_id)
 
     def _parse(self, data: Mapping[str, Any]) -> _Order:
         fields = Fields(data)

@@ -1,0 +1,84 @@
+"""A prefill that is given up hands its blocks back, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tandem_worker.engine.requests import ErrorEvent
+from tandem_worker.server.metrics import WorkerMetrics
+from tandem_worker.server.prefill_service import PrefillService
+
+ORDER = {
+    "version": 1,
+    "request_id": "r",
+    "epoch": 1,
+    "token_ids": [1, 2, 3],
+    "num_computed_tokens": 0,
+    "sampling": {},
+    "kv": {"address": "127.0.0.1:1", "block_ids": [0]},
+}
+
+
+class SlowPush:
+    """A push whose peer has died: it takes a while until nobody reads the blocks."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    def abort(self, reason: str) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        self.closing.set()
+        await self.closed.wait()
+
+
+class FakeSender:
+    def __init__(self, push: SlowPush) -> None:
+        self.push = push
+
+    async def open(self, address: str, request_id: str, epoch: int) -> SlowPush:
+        return self.push
+
+
+class FakeEngine:
+    """Fails every prefill, as the engine does when the push breaks."""
+
+    def __init__(self) -> None:
+        self.aborted: list[str] = []
+        self.gave_back = asyncio.Event()
+
+    def add(self, request: Any) -> None:
+        request.sink(ErrorEvent("the push broke"))
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.gave_back.set()
+
+
+async def test_a_client_that_leaves_while_a_broken_push_ends_leaks_no_blocks() -> None:
+    push, engine = SlowPush(), FakeEngine()
+    service = PrefillService(
+        engine,  # type: ignore[arg-type]
+        FakeSender(push),  # type: ignore[arg-type]
+        WorkerMetrics("m"),
+        vocab_size=10,
+        max_model_len=64,
+    )
+    work = asyncio.create_task(service.prefill(ORDER))
+    await push.closing.wait()
+
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    early = list(engine.aborted)
+    push.closed.set()
+    async with asyncio.timeout(5):
+        await engine.gave_back.wait()
+
+    assert early == []  # the blocks are still being read
+    assert engine.aborted == ["r#1"]
