@@ -51,7 +51,9 @@ def test_custom_resource_definitions_are_established_and_survive_an_upgrade(clus
     namespace = "chart-crds"
     common = (CHART, "--namespace", namespace, "--set", "operator.replicas=0")
 
-    installed = cluster.run("helm", "install", "tandem", *common, "--create-namespace")
+    # The definitions may be there already, kept from another test's release.
+    options = ("--create-namespace", "--take-ownership")
+    installed = cluster.run("helm", "install", "tandem", *common, *options)
     assert installed.returncode == 0, installed.stderr
     cluster.kubectl(
         "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{c}" for c in CRDS)

@@ -32,7 +32,8 @@ def hybrid(cluster: Any) -> Iterator[Any]:
     """The chart installed and the example Ready."""
     chart = str(ROOT / "charts" / "tandem")
     common = ("--namespace", NAMESPACE, "--create-namespace", "--set", "images.pullPolicy=Never")
-    installed = cluster.run("helm", "install", "tandem", chart, *common)
+    # The definitions may be there already, kept from another test's release.
+    installed = cluster.run("helm", "install", "tandem", chart, *common, "--take-ownership")
     assert installed.returncode == 0, installed.stderr
     rollout = ("rollout", "status", "deployment/tandem-operator", "-n", NAMESPACE)
     cluster.kubectl(*rollout, "--timeout=120s")
