@@ -310,6 +310,8 @@ def main() -> int:
         "--inside",
         "--run-dir",
         str(run_dir),
+        "--nodes",
+        str(arguments.nodes),
     ]
     if arguments.exec:
         command += ["--exec", arguments.exec]
