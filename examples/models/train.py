@@ -77,7 +77,7 @@ class Recipe:
 
 RECIPES = {
     "large": Recipe(Shape(256, 6, 8, 8, 32, 768, 0), 24, 16e6, 0.015, 3e-3, 1.1),
-    "small": Recipe(Shape(64, 3, 2, 2, 32, 160, 0), 16, 8.4e6, 0.015, 3e-3, 0.4),
+    "small": Recipe(Shape(96, 3, 3, 3, 32, 256, 0), 16, 18.5e6, 0.015, 3e-3, 0.15),
 }
 
 
