@@ -87,7 +87,7 @@ function showState(state) {
   const ratio = state.expected_quality_ratio;
   put("quality", ratio === null ? "–" : `${(ratio * 100).toFixed(1)} %`);
   put("quality-note", state.quality_floor === null ? "predicted, last 500 scored"
-    : `floor ${(state.quality_floor * 100).toFixed(0)} %, predicted`);
+    : `floor ${(state.quality_floor * 100).toFixed(1)} %, predicted`);
 
   byId("tiers").tBodies[0].replaceChildren(...state.tiers.map((tier) =>
     withTier(tier.name, [tier.served_model, tier.usable_workers, tier.num_requests, usd(tier.cost_usd)])));

@@ -12,7 +12,7 @@ from tandem_worker.transfer.errors import (
     ReservationAbortedError,
     TransferError,
 )
-from tandem_worker.transfer.interface import FinalState, ReservationState
+from tandem_worker.transfer.interface import FinalState, ReservationState, TransferStats
 from tandem_worker.transfer.pool import KVPool
 from tandem_worker.transfer.reservations import Entry, EventKind, ReservationTable
 
@@ -107,6 +107,19 @@ class ReservationDesk:
     def start(self) -> None:
         """Belong to the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
+
+    def stats(self, bytes_received: int, num_refused_connections: int) -> TransferStats:
+        """What the reservations came to; the wire counts bytes and refused connections."""
+        entries = self.table.entries
+        quarantined = sum(entry.state is ReservationState.QUARANTINED for entry in entries)
+        return TransferStats(
+            num_reserved=len(entries) - quarantined,
+            num_quarantined=quarantined,
+            num_completed=self.num_completed,
+            num_failed=self.num_failed,
+            num_refused_connections=num_refused_connections,
+            bytes_received=bytes_received,
+        )
 
     def run_in_loop(self, action: Callable[[], None]) -> None:
         """Run now when called in the event loop, soon when called from another thread."""

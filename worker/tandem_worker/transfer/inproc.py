@@ -22,7 +22,7 @@ from tandem_worker.transfer.errors import (
     ReservationAbortedError,
     TransferError,
 )
-from tandem_worker.transfer.interface import FinalState, ReservationState, TransferStats
+from tandem_worker.transfer.interface import FinalState, TransferStats
 from tandem_worker.transfer.layout import KVLayout
 from tandem_worker.transfer.pool import KVPool
 
@@ -75,16 +75,7 @@ class InprocReceiver:
 
     def stats(self) -> TransferStats:
         """Counters since `start`."""
-        entries = self.desk.table.entries
-        quarantined = sum(entry.state is ReservationState.QUARANTINED for entry in entries)
-        return TransferStats(
-            num_reserved=len(entries) - quarantined,
-            num_quarantined=quarantined,
-            num_completed=self.desk.num_completed,
-            num_failed=self.desk.num_failed,
-            num_refused_connections=self.num_refused,
-            bytes_received=self.bytes_received,
-        )
+        return self.desk.stats(self.bytes_received, self.num_refused)
 
     async def aclose(self) -> None:
         """Abort every reservation and release every block."""

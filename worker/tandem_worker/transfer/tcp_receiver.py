@@ -49,7 +49,7 @@ from tandem_worker.transfer.frames import (
     receiver_mac,
     sender_mac,
 )
-from tandem_worker.transfer.interface import ReservationState, TransferStats
+from tandem_worker.transfer.interface import TransferStats
 from tandem_worker.transfer.layout import KVLayout
 from tandem_worker.transfer.pool import KVPool
 from tandem_worker.transfer.wire import Wire, format_address, read_frame, tune
@@ -154,16 +154,7 @@ class TcpReceiver:
 
     def stats(self) -> TransferStats:
         """Counters since `start`."""
-        entries = self._desk.table.entries
-        quarantined = sum(entry.state is ReservationState.QUARANTINED for entry in entries)
-        return TransferStats(
-            num_reserved=len(entries) - quarantined,
-            num_quarantined=quarantined,
-            num_completed=self._desk.num_completed,
-            num_failed=self._desk.num_failed,
-            num_refused_connections=self._num_refused,
-            bytes_received=self._bytes_received,
-        )
+        return self._desk.stats(self._bytes_received, self._num_refused)
 
     async def aclose(self) -> None:
         """Abort every reservation, close every connection, release every block."""
