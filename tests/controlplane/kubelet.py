@@ -1,9 +1,9 @@
 """A node whose containers are processes: plays kubelet for the real control plane.
 
 It registers a Node, renews its Lease, watches the pods bound to it, runs them with the process
-handling that `tandem up` uses (`tandem_operator.node`), reports their status, answers
-`kubectl logs`, and deletes a pod once its processes have ended. Pods get addresses 10.77.N.x,
-which are reachable inside the cluster's network namespace.
+handling that `tandem up` uses (`tandem_operator.node`), reports their status, and deletes a pod
+once its processes have ended; `kubelet_server.py` answers `kubectl logs` and `kubectl exec`. Pods
+get addresses 10.77.N.x, which are reachable inside the cluster's network namespace.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import kubelet_server
+from kubelet_server import KubeletServer
 
+from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import GPU, Node, NodeSettings
 
 Object = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 LEASE_PERIOD_S = 2.0
 STATUS_PERIOD_S = 5.0
 TOKEN_LIFETIME_S = 3600
-KUBELET_PORT = 10250
 
 
 def now(micro: bool = False) -> str:
@@ -99,6 +102,8 @@ class Kubelet:
             addresses=pod_addresses(subnet),
             lookup=self.lookup,
             report=self._report,
+            # What docker/ copies into the images.
+            images=ImageTable(folders={"/opt/tandem/examples": str(ROOT / "examples")}),
             settings=NodeSettings(name=name, max_grace_s=60.0, mount_namespaces=True),
             num_gpus=gpus,
         )
@@ -200,7 +205,8 @@ class Kubelet:
                 {"type": "InternalIP", "address": self.address},
                 {"type": "Hostname", "address": self.name},
             ],
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet_server.PORT}},
+            "declaredFeatures": kubelet_server.DECLARED_FEATURES,
             "nodeInfo": {
                 "kubeletVersion": "v1.36.4",
                 "operatingSystem": "linux",
@@ -312,59 +318,7 @@ class Kubelet:
             if self._statuses.get(uid, (None, None))[1] is status:
                 del self._statuses[uid]
 
-    async def serve_logs(self, context: ssl.SSLContext) -> asyncio.Server:
-        """The kubelet's HTTPS port; only `kubectl logs` is spoken there."""
-        return await asyncio.start_server(
-            self._serve_one, self.address, KUBELET_PORT, ssl=context, reuse_address=True
-        )
-
-    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            request = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            target = request.split(" ", 2)[1]
-            url = httpx.URL("https://node" + target)
-            parts = url.path.strip("/").split("/")
-            pod = self._find(parts[1], parts[2]) if len(parts) == 4 else None
-            if parts[0] != "containerLogs" or pod is None:
-                writer.write(
-                    b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                )
-                return
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
-            )
-            follow = url.params.get("follow") in ("true", "1")
-            await self._write_log(writer, pod, parts[3], follow, url.params.get("tailLines"))
-        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-            return
-        finally:
-            with contextlib.suppress(OSError, ssl.SSLError):
-                await writer.drain()
-                writer.close()
-
-    async def _write_log(
-        self,
-        writer: asyncio.StreamWriter,
-        pod: Object,
-        container: str,
-        follow: bool,
-        tail: str | None,
-    ) -> None:
-        path = self.node.log_path(pod["metadata"]["uid"], container)
-        position = 0
-        while path is not None:
-            data = path.read_bytes()[position:] if path.exists() else b""
-            if position == 0 and tail is not None:
-                writer.write(b"".join(data.splitlines(keepends=True)[-int(tail) :]))
-            else:
-                writer.write(data)
-            position += len(data)
-            await writer.drain()
-            if not follow or pod["metadata"]["uid"] not in self._known:
-                return
-            await asyncio.sleep(0.2)
-
-    def _find(self, namespace: str, name: str) -> Object | None:
+    def find(self, namespace: str, name: str) -> Object | None:
         for pod in self._known.values():
             metadata = pod["metadata"]
             if (metadata["namespace"], metadata["name"]) == (namespace, name):
@@ -387,10 +341,12 @@ async def serve(arguments: argparse.Namespace) -> None:
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki / f"{name}-serving.crt", pki / f"{name}-serving.key")
+    context.load_verify_locations(pki / "ca.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
     # What client-go puts into every pod, so that in-cluster clients find the apiserver.
     host, _, port = arguments.server.removeprefix("https://").partition(":")
     os.environ.update(KUBERNETES_SERVICE_HOST=host, KUBERNETES_SERVICE_PORT=port)
-    server = await kubelet.serve_logs(context)
+    server = await KubeletServer(kubelet.node, kubelet.find).start(arguments.address, context)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -36,10 +36,16 @@ class ImageTable:
     """Maps image names (without registry host, tag and digest) to entrypoint commands.
 
     commands replaces the first word of an explicit container command in the same way.
+    folders: what the images hold at a path, as a folder of this machine.
     """
 
     entrypoints: Mapping[str, Sequence[str]] = field(default_factory=_entrypoints)
     commands: Mapping[str, Sequence[str]] = field(default_factory=_commands)
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    def binds(self) -> list[tuple[str, str, bool]]:
+        """(path on this machine, path in the container, read-only) of each folder."""
+        return [(source, target, True) for target, source in self.folders.items()]
 
     def command(self, image: str, command: Sequence[str], args: Sequence[str]) -> list[str]:
         """The local argv of a container.

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tandem_operator.node.container import LogSpan
 from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
-from tandem_operator.node.pod import NodeSettings, PodRunner
+from tandem_operator.node.pod import NodeSettings, NotRunningError, PodRunner
+from tandem_operator.node.process import Process
 from tandem_operator.node.volumes import Lookup
 
 Object = dict[str, Any]
 GPU = "nvidia.com/gpu"
 
-__all__ = ["GPU", "Node", "NodeSettings", "gpus_of", "loopback_addresses"]
+__all__ = ["GPU", "Node", "NodeSettings", "NotRunningError", "gpus_of", "loopback_addresses"]
 
 
 def gpus_of(pod: Object) -> int:
@@ -123,6 +125,21 @@ class Node:
         """The log file of a pod's container, None for a pod that is not here."""
         runner = self._pods.get(uid)
         return None if runner is None else runner.log_path(container)
+
+    def log_span(self, uid: str, container: str, *, previous: bool = False) -> LogSpan | None:
+        """What the present run of a container wrote, or the run before it."""
+        runner = self._pods.get(uid)
+        return None if runner is None else runner.log_span(container, previous=previous)
+
+    async def exec(self, uid: str, container: str, command: list[str]) -> Process:
+        """Start a command beside a running container, with pipes for its input and output.
+
+        Raises NotRunningError, OSError or MountError.
+        """
+        runner = self._pods.get(uid)
+        if runner is None:
+            raise NotRunningError("the pod does not run on this node")
+        return await runner.exec(container, command)
 
     async def close(self, grace_s: float = 10.0) -> None:
         """End all pods at once, without preStop; SIGKILL after the grace period."""

@@ -10,11 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tandem_operator.node.container import ContainerState, LogSpan, PodConditions, now, phase
 from tandem_operator.node.environment import environment, expand
 from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable, UnknownImageError
@@ -50,6 +50,10 @@ class NodeSettings:
     max_grace_s: float = 120.0
 
 
+class NotRunningError(Exception):
+    """A command was to be run in a container that does not run."""
+
+
 def mounted_command(binds: list[tuple[str, str, bool]]) -> list[str]:
     """The words before a command that make it see its volumes at their real paths."""
     return [
@@ -60,37 +64,6 @@ def mounted_command(binds: list[tuple[str, str, bool]]) -> list[str]:
         json.dumps(binds),
         "--",
     ]
-
-
-def now() -> str:
-    """The time as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@dataclass
-class ContainerState:
-    """What is known about one container."""
-
-    spec: Object
-    state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
-    last_state: Object = field(default_factory=dict)
-    restarts: int = 0
-    started: bool = False
-    ready: bool = False
-    process: Process | None = None
-
-    def status(self) -> Object:
-        """The container's entry in pod.status."""
-        return {
-            "name": self.spec["name"],
-            "image": self.spec.get("image", ""),
-            "imageID": "",
-            "ready": self.ready,
-            "started": self.started,
-            "restartCount": self.restarts,
-            "state": self.state,
-            "lastState": self.last_state,
-        }
 
 
 class PodRunner:
@@ -128,7 +101,8 @@ class PodRunner:
         self._initialized = not self._init
         self._stopping = asyncio.Event()
         self._last: Object | None = None
-        self._since: dict[str, tuple[str, str]] = {}
+        self._conditions = PodConditions()
+        self._attached: set[Process] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -161,9 +135,9 @@ class PodRunner:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for c in self._containers:
-            if c.process is not None:
-                c.process.kill_group()
+        for process in [*(c.process for c in self._containers), *self._attached]:
+            if process is not None:
+                process.kill_group()
         self._publish()
 
     def kill(self) -> None:
@@ -183,6 +157,11 @@ class PodRunner:
     def log_path(self, container: str | None = None) -> Path:
         """The log file of a container; the first one's when no name is given."""
         return self._folder / "logs" / f"{container or self._containers[0].spec['name']}.log"
+
+    def log_span(self, container: str, *, previous: bool = False) -> LogSpan | None:
+        """What one run of a container wrote; None when it has not run (before)."""
+        found = [c for c in [*self._init, *self._containers] if c.spec["name"] == container]
+        return found[0].span(self.log_path(container), previous=previous) if found else None
 
     async def _end(self, c: ContainerState, grace: float, pre_stop: bool) -> None:
         process = c.process
@@ -297,6 +276,7 @@ class PodRunner:
         began = now()
         try:
             argv, env, cwd = await self._command(c)
+            c.begin_log(log)
             c.process = await Process.start(
                 argv, env=env, cwd=cwd, log=log, guardian=self._guardian
             )
@@ -358,20 +338,36 @@ class PodRunner:
         )
         cwd = Path(mounts.rewrite(c.spec["workingDir"])) if "workingDir" in c.spec else self._folder
         if self._settings.mount_namespaces:
-            argv = [*mounted_command(self.volumes.binds(c.spec)), *argv]
+            argv = [*mounted_command([*self._images.binds(), *self.volumes.binds(c.spec)]), *argv]
         return argv, env, cwd
+
+    async def exec(self, container: str, command: list[str]) -> Process:
+        """Start a command beside a running container, with pipes; it ends with the pod.
+
+        Raises NotRunningError when there is no such container or it does not run, OSError or
+        MountError when the command cannot be started.
+        """
+        found = [c for c in [*self._init, *self._containers] if c.spec["name"] == container]
+        if not found or found[0].process is None or self._stopping.is_set():
+            raise NotRunningError(f"container {container!r} is not running")
+        process = await self._beside(found[0], command, log=None)
+        self._attached = {p for p in self._attached if p.running} | {process}
+        return process
+
+    async def _beside(self, c: ContainerState, command: list[str], log: Path | None) -> Process:
+        """Start a command with the container's environment and volumes."""
+        _, env, cwd = await self._command(c)
+        if self._settings.mount_namespaces:
+            argv = self._images.command("", command, [])
+            argv = [*mounted_command([*self._images.binds(), *self.volumes.binds(c.spec)]), *argv]
+        else:
+            mounts = self.volumes.mounts(c.spec)
+            argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
+        return await Process.start(argv, env=env, cwd=cwd, log=log, guardian=self._guardian)
 
     async def _exec(self, c: ContainerState, command: list[str], timeout_s: float) -> int:
         try:
-            _, env, cwd = await self._command(c)
-            if self._settings.mount_namespaces:
-                argv = self._images.command("", command, [])
-                argv = [*mounted_command(self.volumes.binds(c.spec)), *argv]
-            else:
-                mounts = self.volumes.mounts(c.spec)
-                argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
-            log = self.log_path(c.spec["name"] + ".exec")
-            process = await Process.start(argv, env=env, cwd=cwd, log=log, guardian=self._guardian)
+            process = await self._beside(c, command, self.log_path(c.spec["name"] + ".exec"))
         except (OSError, MountError):
             return 126
         try:
@@ -445,8 +441,8 @@ class PodRunner:
     async def _rotate(self, c: ContainerState) -> None:
         while True:
             await asyncio.sleep(10)
-            if c.process is not None:
-                c.process.rotate_log()
+            if c.process is not None and c.process.rotate_log():
+                c.forget_log()
 
     def _fail(self, c: ContainerState, why: str) -> None:
         if c.process is None or self._stopping.is_set():
@@ -458,47 +454,25 @@ class PodRunner:
     def status(self) -> Object:
         """The pod's status now."""
         ready = bool(self._containers) and all(c.ready for c in self._containers)
-        conditions = [
-            self._condition("PodScheduled", True),
-            self._condition("Initialized", self._initialized),
-            self._condition("ContainersReady", ready),
-            self._condition("Ready", ready and not self._stopping.is_set()),
-        ]
+        ending = self._stopping.is_set()
+        policy = self.pod["spec"].get("restartPolicy", "Always")
         return {
-            "phase": self._phase(),
+            "phase": phase(policy, self._init, self._containers, ending),
             "podIP": self.ip,
             "podIPs": [{"ip": self.ip}],
             "hostIP": self.ip,
             "startTime": self._start_time,
-            "conditions": conditions,
+            "conditions": self._conditions.of(
+                {
+                    "PodScheduled": True,
+                    "Initialized": self._initialized,
+                    "ContainersReady": ready,
+                    "Ready": ready and not ending,
+                }
+            ),
             "initContainerStatuses": [c.status() for c in self._init],
             "containerStatuses": [c.status() for c in self._containers],
         }
-
-    def _phase(self) -> str:
-        states = [c.state for c in self._containers]
-        policy = self.pod["spec"].get("restartPolicy", "Always")
-        if all("terminated" in s for s in states) and (
-            policy != "Always" or self._stopping.is_set()
-        ):
-            codes = [s["terminated"]["exitCode"] for s in states]
-            if policy == "Never" or all(code == 0 for code in codes) or self._stopping.is_set():
-                return "Succeeded" if all(code == 0 for code in codes) else "Failed"
-        failed_init = any(
-            "terminated" in c.state and c.state["terminated"]["exitCode"] != 0 for c in self._init
-        )
-        if failed_init and policy == "Never":
-            return "Failed"
-        begun = any("running" in s or "terminated" in s for s in states) or any(
-            c.restarts for c in self._containers
-        )
-        return "Running" if begun else "Pending"
-
-    def _condition(self, kind: str, value: bool) -> Object:
-        status = "True" if value else "False"
-        if self._since.get(kind, ("", ""))[0] != status:
-            self._since[kind] = (status, now())
-        return {"type": kind, "status": status, "lastTransitionTime": self._since[kind][1]}
 
     def _publish(self) -> None:
         status = self.status()

@@ -28,13 +28,19 @@ def _die_with(parent: int) -> None:
 
 
 class Process:
-    """A running child. Output goes to a file; the whole process group ends with the child."""
+    """A running child. Output goes to a file or to pipes; its process group ends with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, guardian: Guardian) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, log: Path | None, guardian: Guardian
+    ) -> None:
         self._process = process
         self._log = log
         self._guardian = guardian
         self.pid = process.pid
+        # Pipes, of a process without a log.
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        self.stderr = process.stderr
 
     @classmethod
     async def start(
@@ -43,28 +49,31 @@ class Process:
         *,
         env: Mapping[str, str],
         cwd: Path,
-        log: Path,
+        log: Path | None,
         guardian: Guardian,
     ) -> Process:
-        """Start argv with output appended to log.
+        """Start argv with output appended to log, or with three pipes where log is None.
 
         Raises OSError when the program cannot be executed.
         """
         parent = os.getpid()
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = asyncio.subprocess.PIPE
+        if log is not None:
+            fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 env=dict(env),
                 cwd=cwd,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if log is None else asyncio.subprocess.DEVNULL,
                 stdout=fd,
                 stderr=fd,
                 start_new_session=True,
                 preexec_fn=lambda: _die_with(parent),
             )
         finally:
-            os.close(fd)
+            if log is not None:
+                os.close(fd)
         guardian.watch(process.pid)
         return cls(process, log, guardian)
 
@@ -94,13 +103,22 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def rotate_log(self) -> None:
-        """Keep one old log; appends make truncation safe while the child writes."""
-        with contextlib.suppress(OSError):
-            if self._log.stat().st_size > MAX_LOG_BYTES:
-                old = self._log.with_suffix(self._log.suffix + ".1")
-                old.write_bytes(self._log.read_bytes())
-                os.truncate(self._log, 0)
+    def rotate_log(self) -> bool:
+        """Keep one old log; appends make truncation safe while the child writes.
+
+        Whether the log was rotated.
+        """
+        if self._log is None:
+            return False
+        try:
+            if self._log.stat().st_size <= MAX_LOG_BYTES:
+                return False
+            old = self._log.with_suffix(self._log.suffix + ".1")
+            old.write_bytes(self._log.read_bytes())
+            os.truncate(self._log, 0)
+        except OSError:
+            return False
+        return True
 
 
 def describe_exit(code: int) -> str:
