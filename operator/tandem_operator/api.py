@@ -13,6 +13,9 @@ Object = dict[str, Any]
 FIELD_MANAGER = "tandem-operator"
 SEED_MANAGER = "tandem-operator-seed"
 
+# Maps that server-side apply replaces as a whole: an entry that somebody added is drift.
+ATOMIC_MAPS = frozenset({"selector", "podSelector", "namespaceSelector", "nodeSelector"})
+
 
 @dataclass(frozen=True)
 class KindInfo:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tandem_operator.api import FIELD_MANAGER, ApiError, ClusterApi
+from tandem_operator.api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, ClusterApi
 from tandem_operator.manifests import explain, show_path
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.objects import (
@@ -45,6 +45,7 @@ COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 APPLIED_ANNOTATION = "tandem.dev/applied"
 
 LINK_RETRY_S = 5.0
+UNSEEN_RETRY_S = 1.0
 SCALING_PERIOD_S = 5.0
 
 # Kinds of children that are removed when the plan no longer holds them.
@@ -243,16 +244,23 @@ class Reconciler:
         if not plan.apply:
             return
         live = {(o["kind"], o["metadata"]["name"]): o for o in children}
-        # The shared Secret is not listed, so it is made first and again when pods miss a volume.
+        unseen: set[str] = set()
+        # The shared Secret is not listed, so it is made first and again when pods may wait for it:
+        # a kubelet says no more of a missing volume than that the container is being created.
         cause = first_blocker(pods)
         begun = any(kind == "Deployment" for kind, _ in live)
-        whole = begun and not (cause and cause.reason == "VolumeMissing")
+        whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
         for obj in plan.create:
             if (obj["kind"], obj["metadata"]["name"]) in live:
                 continue
             if obj["kind"] == "Secret" and whole:
                 continue
-            result.writes += await self.api.create(obj) is not None
+            if await self.api.create(obj) is not None:
+                result.writes += 1
+            elif obj["kind"] == "WorkerPool":
+                # There, but not listed: its labels are gone or the list lags. It must be seen
+                # before its Deployment gets a count, or a scaled pool would lose its workers.
+                unseen.add(obj["metadata"]["name"])
         for scale in plan.scale:
             pool = live[("WorkerPool", scale.pool)]
             namespace = pool["metadata"]["namespace"]
@@ -262,6 +270,9 @@ class Reconciler:
             result.writes += 1
         for obj in plan.apply:
             key = (obj["kind"], obj["metadata"]["name"])
+            if obj["kind"] == "Deployment" and key[1] in unseen:
+                result.again_s = UNSEEN_RETRY_S
+                continue
             stamped = stamp(obj)
             if needs_apply(live.get(key), stamped):
                 await self.api.apply(stamped)
@@ -429,11 +440,28 @@ def needs_apply(live: Object | None, wanted: Object) -> bool:
     return not contains(live, wanted)
 
 
+# Lists that server-side apply merges by a key: entries that others add are theirs.
+_MERGED_BY = {
+    "ownerReferences": "uid",
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+}
+
+
 def contains(live: Any, wanted: Any) -> bool:
     """Whether live holds everything in wanted; an apiserver adds defaults, never takes away."""
     if isinstance(wanted, Mapping):
         return isinstance(live, Mapping) and all(
-            contains(live.get(k), v) for k, v in wanted.items() if v not in ({}, [])
+            live.get(k) == v
+            if k in ATOMIC_MAPS
+            else _merged(live.get(k), v, _MERGED_BY[k])
+            if k in _MERGED_BY and isinstance(v, list)
+            else contains(live.get(k), v)
+            for k, v in wanted.items()
+            if v not in ({}, [])
         )
     if isinstance(wanted, list):
         return (
@@ -442,6 +470,13 @@ def contains(live: Any, wanted: Any) -> bool:
             and all(contains(a, b) for a, b in zip(live, wanted, strict=True))
         )
     return bool(live == wanted)
+
+
+def _merged(live: Any, wanted: list[Any], key: str) -> bool:
+    if not isinstance(live, list):
+        return False
+    by_key = {entry.get(key): entry for entry in live if isinstance(entry, Mapping)}
+    return all(contains(by_key.get(entry.get(key)), entry) for entry in wanted)
 
 
 __all__ = ["ApiError", "Key", "Reconciler", "Result", "contains", "needs_apply", "parse", "stamp"]

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.api import FIELD_MANAGER, ApiError, WatchEvent
+from tandem_operator.api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
 from tandem_operator.resources import SPECS
 from tandem_operator.resources.rules import violations
 
@@ -77,7 +77,7 @@ class Store:
             if other != manager:
                 _restore(base, fields)
         managed[manager] = copy.deepcopy(body)
-        return self._save(key, old, _merge(base, body))
+        return self._save(key, old, _merge(base, body, ATOMIC_MAPS))
 
     def change(self, kind: str, namespace: str, name: str, patch: Object) -> Object:
         """Merge a patch into an object without owning its fields.
@@ -235,10 +235,10 @@ def _plain(obj: Object) -> Object:
     return body
 
 
-def _merge(base: Object, patch: Mapping[str, Any]) -> Object:
+def _merge(base: Object, patch: Mapping[str, Any], atomic: frozenset[str] = frozenset()) -> Object:
     for key, value in patch.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key not in atomic:
+            _merge(base[key], value, atomic)
         elif value is None:
             base.pop(key, None)
         else:
