@@ -1,13 +1,18 @@
 # Image of the operator. Build from the repository's root: docker build -f docker/operator.Dockerfile -t tandem/operator:0.1.0 .
 FROM python:3.12.12-slim-bookworm AS build
 WORKDIR /src
+# Dependencies first: their layer stays while only our code changes.
 COPY pyproject.toml README.md LICENSE constraints.txt ./
+RUN python -m venv /opt/tandem \
+ && mkdir -p operator/tandem_operator router/tandem_router worker/tandem_worker kernels/tandem_kernels \
+ && touch operator/tandem_operator/__init__.py router/tandem_router/__init__.py \
+    worker/tandem_worker/__init__.py kernels/tandem_kernels/__init__.py \
+ && /opt/tandem/bin/pip install --no-cache-dir -c constraints.txt ".[operator]"
 COPY operator operator
 COPY router router
 COPY worker worker
 COPY kernels kernels
-RUN python -m venv /opt/tandem \
- && /opt/tandem/bin/pip install --no-cache-dir -c constraints.txt ".[operator]"
+RUN /opt/tandem/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.12.12-slim-bookworm
 COPY --from=build /opt/tandem /opt/tandem

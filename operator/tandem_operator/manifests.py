@@ -27,6 +27,9 @@ YamlPath = tuple[str | int, ...]
 PLAIN_KINDS = {"ConfigMap": "v1", "Secret": "v1"}
 MAX_FILE_BYTES = 4 * 2**20
 
+# Where the images keep what comes with the source, such as the examples.
+IMAGE_ROOT = Path("/opt/tandem")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -368,6 +371,9 @@ def _resolve_files(
         if isinstance(value, dict):
             _resolve_files(document, value, (*path, key), base)
         elif isinstance(value, str) and key in ("source", "artifact", "data"):
+            if value.startswith("image://"):
+                _resolve_image(document, node, (*path, key), base)
+                continue
             if not value.startswith("file://"):
                 continue
             rest = value.removeprefix("file://")
@@ -379,6 +385,29 @@ def _resolve_files(
                 )
                 continue
             node[key] = f"file://{(base / rest).resolve()}"
+
+
+def _resolve_image(
+    document: _Document, node: dict[str, Any], path: YamlPath, base: Path | None
+) -> None:
+    """Make an image:/// URI a file:// one: here the image's folder is the checkout.
+
+    What the images hold below /opt/tandem stands in the YAML's folder or in one above it.
+    """
+    key = str(path[-1])
+    inside = Path(node[key].removeprefix("image://"))
+    if base is not None and inside.is_relative_to(IMAGE_ROOT):
+        rest = inside.relative_to(IMAGE_ROOT)
+        for folder in (base, *base.parents):
+            if (folder / rest).exists():
+                node[key] = f"file://{(folder / rest).resolve()}"
+                return
+    wanted = inside.relative_to(IMAGE_ROOT) if inside.is_relative_to(IMAGE_ROOT) else inside
+    document.report(
+        path,
+        f"{str(wanted)!r} is not in this folder or one above it, and there are no images here; "
+        "use file://",
+    )
 
 
 _NUMBERS = {
@@ -393,8 +422,8 @@ _PATTERNS = (
     ("Ki|Mi|Gi", 'is not a quantity; write a number such as "2", "500m" or "4Gi"'),
     (r"^(0(\.", 'is not a fraction; write a decimal between "0" and "1", such as "0.95"'),
     (r"[0-9]{1,9}(\.", 'is not a decimal number; write something like "1.25"'),
-    ("file|pvc|hf|s3", "is not a weights URI; use file://, pvc://, hf:// or s3://"),
-    ("file|pvc|configmap", "is not a data URI; use file://, pvc:// or configmap://"),
+    ("file|pvc|hf|s3", "is not a weights URI; use hf://, s3://, pvc://, image:/// or file://"),
+    ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
     ("https?", "is not a URL; use http:// or https://"),
     ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.tenants"),
     ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),

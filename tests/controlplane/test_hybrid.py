@@ -15,35 +15,39 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENT = str(Path(__file__).resolve().parent / "client.py")
 ROUTER = "tandem.dev/router=chat"
 NAMESPACE = "tandem-system"
+EXAMPLE = str(ROOT / "examples" / "01-hybrid")
 
 
-def manifest() -> str:
-    """The example's YAML with weights and predictor named by their absolute paths."""
-    texts = [p.read_text() for p in sorted((ROOT / "examples" / "01-hybrid").glob("*.yaml"))]
-    return (
-        "\n---\n".join(texts)
-        .replace("file://./../", f"file://{ROOT}/examples/")
-        .replace("file://./", f"file://{ROOT}/examples/01-hybrid/")
-    )
+def commands() -> list[str]:
+    """The lines of the README's cluster section that a user types, word for word."""
+    section = (ROOT / "README.md").read_text().split("\n## On a cluster\n")[1]
+    block = section.split("```console\n")[1].split("```")[0]
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
 
 
 @pytest.fixture(scope="module")
 def hybrid(cluster: Any) -> Iterator[Any]:
-    """The chart installed and the example Ready."""
-    chart = str(ROOT / "charts" / "tandem")
-    common = ("--namespace", NAMESPACE, "--create-namespace", "--set", "images.pullPolicy=Never")
+    """What the README says, typed: the chart installed and the example Ready."""
+    install, *others = commands()
     # The definitions may be there already, kept from another test's release.
-    installed = cluster.run("helm", "install", "tandem", chart, *common, "--take-ownership")
-    assert installed.returncode == 0, installed.stderr
-    rollout = ("rollout", "status", "deployment/tandem-operator", "-n", NAMESPACE)
-    cluster.kubectl(*rollout, "--timeout=120s")
-    cluster.kubectl("apply", "-f", "-", stdin=manifest())
+    typed(cluster, f"{install} --take-ownership")
     try:
+        for line in others:
+            typed(cluster, line)
         ready(cluster)
         yield cluster
     finally:
-        cluster.run("kubectl", "delete", "-f", "-", stdin=manifest())
+        cluster.run("kubectl", "delete", "-f", EXAMPLE)
         cluster.run("helm", "uninstall", "tandem", "--namespace", NAMESPACE)
+
+
+def typed(cluster: Any, line: str) -> str:
+    """Output of a command line given in the checkout."""
+    result = cluster.run("sh", "-c", f"cd '{ROOT}' && exec {line}", timeout_s=320.0)
+    if result.returncode != 0:
+        state = cluster.kubectl("get", "models,routers,pods", "-o", "wide")
+        pytest.fail(f"{line}: {result.stderr}\n{state}")
+    return str(result.stdout)
 
 
 def ready(cluster: Any) -> None:
@@ -146,7 +150,7 @@ def test_scale_is_the_users_and_stays(hybrid: Any) -> None:
 
 
 def test_deleting_the_resources_leaves_nothing(hybrid: Any) -> None:
-    hybrid.kubectl("delete", "-f", "-", "--timeout=120s", stdin=manifest())
+    hybrid.kubectl("delete", "-f", EXAMPLE, "--timeout=120s")
     deadline = time.monotonic() + 120
     kinds = "deployments,replicasets,services,pods,workerpools,poddisruptionbudgets,networkpolicies"
 

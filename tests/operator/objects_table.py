@@ -229,7 +229,7 @@ bad(
 bad(
     "weights scheme",
     MODEL.replace("file:///models/m", "ftp://host/m"),
-    "5: Model/m: spec.weights.source: 'ftp://host/m' is not a weights URI; use file://, pvc://, hf:// or s3://",
+    "5: Model/m: spec.weights.source: 'ftp://host/m' is not a weights URI; use hf://, s3://, pvc://, image:/// or file://",
 )
 bad(
     "text for a number",

@@ -62,6 +62,27 @@ def test_relative_files_are_found_beside_the_yaml(tmp_path: Path) -> None:
     assert manifest.obj["spec"]["weights"]["source"] == f"file://{tmp_path}/weights"
 
 
+def test_what_an_image_holds_is_found_in_a_folder_above_the_yaml(tmp_path: Path) -> None:
+    weights = tmp_path / "examples" / "models" / "m"
+    weights.mkdir(parents=True)
+    (tmp_path / "examples" / "01").mkdir()
+    file = tmp_path / "examples" / "01" / "m.yaml"
+    inside = "image:///opt/tandem/examples/models/m"
+    file.write_text(MODEL.replace("file:///models/m", inside))
+
+    (manifest,) = load_paths([file])
+
+    assert manifest.obj["spec"]["weights"]["source"] == f"file://{weights}"
+
+
+@pytest.mark.parametrize("source", ["image:///opt/tandem/absent", "image:///models/m"])
+def test_a_path_in_an_image_that_is_not_here_says_what_to_use(tmp_path: Path, source: str) -> None:
+    (tmp_path / "m.yaml").write_text(MODEL.replace("file:///models/m", source))
+
+    with pytest.raises(ManifestError, match="there are no images here; use file://"):
+        load_paths([tmp_path])
+
+
 def test_a_folder_is_read_in_order_and_problems_of_all_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(MODEL.replace("replicas: 1", "replicas: -1"))
     (tmp_path / "b.yml").write_text(ROUTER + "  port: 0\n")

@@ -27,6 +27,7 @@ from tandem_operator.plan.objects import (
     peer_secret,
     pod_security_context,
     probe,
+    relative_path,
     security_context,
 )
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
@@ -105,6 +106,10 @@ def plan_model(
     peer_token: used when the namespace's Secret does not exist yet.
     """
     plan = Plan()
+    source = model.spec.weights.source
+    if source.startswith("file://") and not source.startswith("file:///"):
+        plan.problems.append(Problem("Accepted", "RelativePath", relative_path(source)))
+        return plan
     try:
         revision = revision_of(model, settings)
     except ValidationError as error:
@@ -358,7 +363,6 @@ def _pod_template(
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
             {"name": "peer", "mountPath": PEER_DIR, "readOnly": True},
-            {"name": "weights", "mountPath": WEIGHTS_DIR, "readOnly": True},
             {"name": "scratch", "mountPath": SCRATCH_DIR},
         ],
     }
@@ -372,10 +376,13 @@ def _pod_template(
         "volumes": [
             {"name": "config", "configMap": {"name": config_name}},
             {"name": "peer", "secret": {"secretName": PEER_SECRET}},
-            weights_volume,
             {"name": "scratch", "emptyDir": {}},
         ],
     }
+    if weights_volume is not None:
+        pod["volumes"].append(weights_volume)
+        mount = {"name": "weights", "mountPath": WEIGHTS_DIR, "readOnly": True}
+        container["volumeMounts"].append(mount)
     if init:
         pod["initContainers"] = init
     if spec.node_selector:
@@ -412,12 +419,14 @@ def _resources(spec: RoleSpec) -> Object:
     return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
 
 
-def _weights(model: Model, settings: Settings) -> tuple[str, Object, list[Object]]:
-    """The --weights argument, the volume and the containers that fetch first."""
+def _weights(model: Model, settings: Settings) -> tuple[str, Object | None, list[Object]]:
+    """The --weights argument, the volume if one is needed and the containers that fetch first."""
     weights = model.spec.weights
     scheme, _, rest = weights.source.partition("://")
+    if scheme == "image":
+        return rest, None, []
     if scheme == "file":
-        volume: Object = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
+        volume: Object | None = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
         return WEIGHTS_DIR, volume, []
     if scheme == "pvc":
         claim, _, sub = rest.partition("/")

@@ -169,6 +169,14 @@ def probe(path: str, port: str, period_s: int, failures: int, timeout_s: int = 2
     }
 
 
+def relative_path(uri: str) -> str:
+    """What to do about a file:// URI that names no place on a node."""
+    return (
+        f"{uri} is relative to a YAML file, which only local mode reads; use file:///absolute/path "
+        "on the nodes, image:///path in the image or pvc://claim/path"
+    )
+
+
 def merge_patch(target: Any, patch: Any) -> Any:
     """Merge patch into target and return the result.
 

@@ -23,6 +23,7 @@ from tandem_operator.plan.objects import (
     peer_secret,
     pod_security_context,
     probe,
+    relative_path,
     security_context,
 )
 from tandem_operator.resources import Model, Router, TierSpec
@@ -236,6 +237,11 @@ def plan_router(
     """
     plan = Plan(problems=cross_problems(router, models, routers))
     if missing_models(router, models):
+        return plan
+    predictor = router.spec.predictor
+    uri = predictor.artifact or (predictor.training.data if predictor.training else "")
+    if uri.startswith("file://") and not uri.startswith("file:///"):
+        plan.problems.append(Problem("Accepted", "RelativePath", relative_path(uri)))
         return plan
     try:
         config = router_config(router, models, settings)
@@ -466,6 +472,9 @@ def _predictor(
     predictor = router.spec.predictor
     if predictor.type != "Learned":
         return
+    if predictor.artifact is not None and predictor.artifact.startswith("image://"):
+        args += ["--predictor", predictor.artifact.removeprefix("image://")]
+        return
     if predictor.artifact is not None:
         volume, inside = _source(predictor.artifact, "predictor")
         volumes.append(volume)
@@ -476,17 +485,22 @@ def _predictor(
         return
     uri = predictor.training.data
     scheme, _, rest = uri.partition("://")
-    if scheme == "file":
-        folder, _, inside = rest.rpartition("/")
-        volume = {"name": "training", "hostPath": {"path": folder or "/"}}
-    else:
-        volume, inside = _source(uri, "training")
+    data, training_mounts = rest, []
+    if scheme != "image":
+        if scheme == "file":
+            folder, _, inside = rest.rpartition("/")
+            volume = {"name": "training", "hostPath": {"path": folder or "/"}}
+        else:
+            volume, inside = _source(uri, "training")
+        volumes.append(volume)
+        data = f"{TRAINING_DIR}/{inside}".rstrip("/")
+        training_mounts = [{"name": "training", "mountPath": TRAINING_DIR, "readOnly": True}]
     known = settings.data_digests.get(uri)
     store: Object = {"name": "predictor", "emptyDir": {}}
     if settings.predictor_cache and known:
         path = f"{settings.predictor_cache}/{known}"
         store = {"name": "predictor", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
-    volumes += [volume, store]
+    volumes.append(store)
     mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
     args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
     init.append(
@@ -495,11 +509,11 @@ def _predictor(
             "image": image,
             "imagePullPolicy": settings.image_pull_policy,
             "command": ["python", "-m", "tandem_operator.training"],
-            "args": [f"{TRAINING_DIR}/{inside}".rstrip("/"), PREDICTOR_DIR],
+            "args": [data, PREDICTOR_DIR],
             "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
             "securityContext": security_context(),
             "volumeMounts": [
-                {"name": "training", "mountPath": TRAINING_DIR, "readOnly": True},
+                *training_mounts,
                 {"name": "predictor", "mountPath": PREDICTOR_DIR},
                 {"name": "scratch", "mountPath": SCRATCH_DIR},
             ],

@@ -38,12 +38,13 @@ class Weights(Resource):
     source: Annotated[
         str,
         StringConstraints(
-            pattern=r"^(file|pvc|hf|s3)://[^\s]{1,1000}$", min_length=8, max_length=1024
+            pattern=r"^((file|pvc|hf|s3)://|image:///)[^\s]{1,1000}$", min_length=8, max_length=1024
         ),
     ] = Field(
-        description="URI of a Hugging Face model directory: file:///dir (on the node; in local "
-        "mode also file://./dir, relative to the YAML file), pvc://claim/dir, hf://org/name@rev, "
-        "s3://bucket/prefix."
+        description="URI of a Hugging Face model directory: hf://org/name@rev, s3://bucket/prefix, "
+        "pvc://claim/dir, image:///dir (inside the worker image), file:///dir (on the node, which "
+        "restricted pod security refuses; in local mode also file://./dir, relative to the YAML "
+        "file)."
     )
     secret_ref: ObjectRef | None = Field(
         default=None,

@@ -76,11 +76,14 @@ class Training(Resource):
     data: Annotated[
         str,
         StringConstraints(
-            pattern=r"^(file|pvc|configmap)://[^\s]{1,1000}$", min_length=8, max_length=1024
+            pattern=r"^((file|pvc|configmap)://|image:///)[^\s]{1,1000}$",
+            min_length=8,
+            max_length=1024,
         ),
     ] = Field(
         description="JSON lines (plain or .gz) of prompts and the quality of each tier: "
-        "file:///path, in local mode also file://./path, pvc://claim/path or configmap://name/key."
+        "configmap://name/key, pvc://claim/path, image:///path (inside the router image), "
+        "file:///path (on the node) or, in local mode, file://./path."
     )
 
 
@@ -95,14 +98,16 @@ class Predictor(Resource):
         Annotated[
             str,
             StringConstraints(
-                pattern=r"^(file|pvc|configmap)://[^\s]{1,1000}$", min_length=8, max_length=1024
+                pattern=r"^((file|pvc|configmap)://|image:///)[^\s]{1,1000}$",
+                min_length=8,
+                max_length=1024,
             ),
         ]
         | None
     ) = Field(
         default=None,
-        description="A trained predictor: configmap://name, pvc://claim/dir, file:///dir, in "
-        "local mode also file://./dir.",
+        description="A trained predictor: configmap://name, pvc://claim/dir, image:///dir (inside "
+        "the router image), file:///dir (on the node) or, in local mode, file://./dir.",
     )
     training: Training | None = Field(
         default=None, description="Train one before use; the router answers meanwhile."
