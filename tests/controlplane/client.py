@@ -1,8 +1,12 @@
 """A client inside the cluster's network: asks questions, prints what came back as JSON.
 
 usage: client.py ENDPOINTSLICE_SELECTOR SECONDS CONCURRENCY MODEL [MODEL...]
-Finds the router's ready addresses through `kubectl get endpointslices` (there is no kube-proxy)
-before each request, streams answers until the time is over, and counts whole and broken streams.
+Prints the line "answered" after the first CONCURRENCY answers, and a summary at the end.
+There is no kube-proxy, so the client does what one does: it follows the Service's EndpointSlices
+and sends to the ready addresses in turn; while the apiserver is away it keeps those it knows.
+Nothing is ever sent twice. Of three answers two are streamed and one is whole. All answers of one
+tier to one question must be equal, since nothing is sampled: so a token that is lost or repeated
+on the way shows. With SECONDS 0 it goes on until its standard input ends.
 """
 
 from __future__ import annotations
@@ -10,24 +14,37 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
-import subprocess
+import os
+import ssl
 import sys
 import time
+from pathlib import Path
 
 import httpx
 
 QUESTIONS = ("What is 14+5?", "Sort the letters QZSR.", "What is 2*9?", "What is 764-533?")
+NUM_TOKENS = 96
+REFRESH_S = 0.25
 
 
-def addresses(selector: str) -> list[str]:
+def apiserver() -> httpx.AsyncClient:
+    """A client of the cluster that KUBECONFIG names (JSON, as `pki.write_kubeconfig` writes)."""
+    config = json.loads(Path(os.environ["KUBECONFIG"]).read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    context = ssl.create_default_context(cafile=cluster["certificate-authority"])
+    context.load_cert_chain(user["client-certificate"], user["client-key"])
+    return httpx.AsyncClient(
+        base_url=cluster["server"], verify=context, timeout=5.0, trust_env=False
+    )
+
+
+async def addresses(api: httpx.AsyncClient, selector: str) -> list[str]:
     """Base URLs of the endpoints that are ready now."""
-    output = subprocess.run(
-        ["kubectl", "get", "endpointslices", "-l", selector, "-o", "json"],
-        capture_output=True,
-        check=True,
-    ).stdout
+    path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    response = await api.get(path, params={"labelSelector": selector})
+    response.raise_for_status()
     found = []
-    for piece in json.loads(output)["items"]:
+    for piece in response.json()["items"]:
         port = piece["ports"][0]["port"]
         for endpoint in piece.get("endpoints") or []:
             if endpoint.get("conditions", {}).get("ready"):
@@ -36,65 +53,102 @@ def addresses(selector: str) -> list[str]:
 
 
 async def ask(client: httpx.AsyncClient, base: str, model: str, number: int) -> dict[str, object]:
-    """One streamed answer: tier, status, and whether the stream ended as it should."""
+    """One answer: tier, status, text, and whether it ended as it should."""
+    question = QUESTIONS[number % len(QUESTIONS)]
+    stream = number % 3 != 0
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}],
+        "messages": [{"role": "user", "content": question}],
         "temperature": 0,
-        "max_tokens": 64,
-        "stream": True,
+        "max_tokens": NUM_TOKENS,
+        "ignore_eos": True,
+        "stream": stream,
     }
-    text, whole, error = "", False, ""
+    url = f"{base}/v1/chat/completions"
+    result: dict[str, object] = {"router": base, "stream": stream, "question": question}
+    text, whole, error, status, tier = "", False, "", 0, ""
     try:
-        async with client.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
-            tier = reply.headers.get("x-tandem-tier", "")
-            async for line in reply.aiter_lines():
-                if line == "data: [DONE]":
-                    whole = True
-                elif line.startswith("data: {"):
-                    event = json.loads(line.removeprefix("data: "))
-                    error = str(event.get("error", "")) or error
-                    for choice in event.get("choices", []):
-                        text += choice["delta"].get("content") or ""
-                elif line and reply.status_code != 200:
-                    error = line
-            return {
-                "status": reply.status_code,
-                "tier": tier,
-                "whole": whole,
-                "text": text,
-                "error": error,
-            }
+        if stream:
+            async with client.stream("POST", url, json=body) as reply:
+                status, tier = reply.status_code, reply.headers.get("x-tandem-tier", "")
+                async for line in reply.aiter_lines():
+                    if line == "data: [DONE]":
+                        whole = True
+                    elif line.startswith("data: {"):
+                        event = json.loads(line.removeprefix("data: "))
+                        error = str(event.get("error", "")) or error
+                        for choice in event.get("choices", []):
+                            text += choice["delta"].get("content") or ""
+                    elif line and status != 200:
+                        error = line
+        else:
+            reply = await client.post(url, json=body)
+            status, tier = reply.status_code, reply.headers.get("x-tandem-tier", "")
+            if status == 200:
+                choice = reply.json()["choices"][0]
+                text, whole = choice["message"]["content"], choice["finish_reason"] == "length"
+            else:
+                error = reply.text
     except httpx.HTTPError as broken:
-        return {"status": 0, "tier": "", "whole": False, "text": text, "error": repr(broken)}
+        error = repr(broken)
+    return {**result, "status": status, "tier": tier, "whole": whole, "text": text, "error": error}
+
+
+def unequal(results: list[dict[str, object]]) -> list[list[str]]:
+    """Answers of one tier to one question that differ from each other."""
+    texts: dict[tuple[object, object], set[str]] = collections.defaultdict(set)
+    for r in results:
+        if r["status"] == 200 and r["whole"]:
+            texts[(r["tier"], r["question"])].add(str(r["text"]))
+    return [sorted(found) for found in texts.values() if len(found) > 1]
 
 
 async def main(selector: str, seconds: float, concurrency: int, models: list[str]) -> None:
     results: list[dict[str, object]] = []
-    known = await asyncio.to_thread(addresses, selector)
-    ends = time.monotonic() + seconds
+    api = apiserver()
+    known = await addresses(api, selector)
+    stop = asyncio.Event()
 
     async def refresh() -> None:
         while True:
-            await asyncio.sleep(0.5)
-            found = await asyncio.to_thread(addresses, selector)
-            if found:
-                known[:] = found
+            await asyncio.sleep(REFRESH_S)
+            try:
+                known[:] = await addresses(api, selector) or known
+            except httpx.HTTPError:
+                continue  # the apiserver is away: go on with what is known
 
     async def one(start: int, client: httpx.AsyncClient) -> None:
         number = start
-        while time.monotonic() < ends or number == start:
+        while not stop.is_set() or number == start:
             model = models[number % len(models)]
-            results.append(await ask(client, known[number % len(known)], model, number))
+            started = time.monotonic()
+            result = await ask(client, known[number % len(known)], model, number)
+            results.append({**result, "seconds": time.monotonic() - started})
             number += concurrency
+            if len(results) == concurrency:
+                print("answered", flush=True)
 
-    refresher = asyncio.create_task(refresh())
+    async def end() -> None:
+        if seconds:
+            await asyncio.sleep(seconds)
+        else:
+            await asyncio.to_thread(sys.stdin.read)
+        stop.set()
+
+    others = [asyncio.create_task(refresh()), asyncio.create_task(end())]
     async with httpx.AsyncClient(timeout=90, trust_env=False) as client:
         await asyncio.gather(*(one(i, client) for i in range(concurrency)))
-    refresher.cancel()
-    tiers = collections.Counter(str(r["tier"]) for r in results)
+    for task in others:
+        task.cancel()
     broken = [r for r in results if r["status"] != 200 or not r["whole"] or r["error"]]
-    print(json.dumps({"asked": len(results), "broken": broken, "tiers": tiers}))
+    summary = {
+        "asked": len(results),
+        "broken": broken,
+        "unequal": unequal(results),
+        "tiers": collections.Counter(str(r["tier"]) for r in results),
+        "longest_s": max(float(str(r["seconds"])) for r in results),
+    }
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build
 import network
 import pki
+from control import ControlServer
 
 START_TIMEOUT_S = 60.0
 SERVICE_RANGE = "10.0.0.0/24"
@@ -53,7 +54,7 @@ CONTROLLERS = (
 )
 
 
-class StartError(Exception):
+class StartError(RuntimeError):
     """A component did not come up; the message names it and holds its last log lines."""
 
 
@@ -69,6 +70,7 @@ class ControlPlane:
         self.pki = run_dir / "pki"
         self.nodes = {f"node-{i}": network.node_address(i) for i in range(num_nodes)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.killed: set[str] = set()
 
     @property
     def kubeconfig(self) -> Path:
@@ -120,7 +122,14 @@ class ControlPlane:
             f"--service-account-key-file={p / 'sa.pub'}",
             f"--service-account-signing-key-file={p / 'sa.key'}",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
+            # There is no kube-proxy: aggregated APIs are reached at their endpoints.
+            "--enable-aggregator-routing=true",
+            f"--audit-policy-file={self._audit_policy()}",
+            f"--audit-log-path={self.run_dir / 'audit.log'}",
+            # Five minutes are too long to wait for the pods of a lost node.
+            "--default-not-ready-toleration-seconds=2",
+            "--default-unreachable-toleration-seconds=2",
             f"--kubelet-client-certificate={p / 'kubelet-client.crt'}",
             f"--kubelet-client-key={p / 'kubelet-client.key'}",
             f"--kubelet-certificate-authority={p / 'ca.crt'}",
@@ -135,6 +144,23 @@ class ControlPlane:
             "--profiling=false",
         )
         self._wait("kube-apiserver", lambda: self._get(self._secure(6443), "/readyz"))
+
+    def _audit_policy(self) -> Path:
+        """Log what ServiceAccounts do, except those of Kubernetes itself."""
+        rules = [
+            {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+            {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+            {"level": "None"},
+        ]
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": rules,
+        }
+        path = self.run_dir / "audit-policy.json"
+        path.write_text(json.dumps(policy))
+        return path
 
     def start_controllers(self) -> None:
         p = self.pki
@@ -151,7 +177,7 @@ class ControlPlane:
             f"--root-ca-file={p / 'ca.crt'}",
             "--node-monitor-period=1s",
             "--node-monitor-grace-period=12s",
-            "--horizontal-pod-autoscaler-sync-period=5s",
+            "--horizontal-pod-autoscaler-sync-period=1s",
             f"--controllers={','.join(CONTROLLERS)}",
         )
         scheduler = str(p / "scheduler.kubeconfig")
@@ -165,22 +191,42 @@ class ControlPlane:
         )
 
     def start_nodes(self) -> None:
-        """One process node per name; each offers 8 GPUs that do not exist."""
-        for index, (name, address) in enumerate(self.nodes.items()):
-            with open(self.run_dir / f"{name}.log", "ab") as log:
-                command = [
-                    sys.executable,
-                    str(Path(__file__).resolve().parent / "kubelet.py"),
-                    f"--server=https://{network.HOST_ADDRESS}:6443",
-                    f"--pki={self.pki}",
-                    f"--folder={self.run_dir / name}",
-                    f"--name={name}",
-                    f"--address={address}",
-                    f"--subnet={16 * (index + 1)}",
-                ]
-                self.processes[name] = subprocess.Popen(
-                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-                )
+        for name in self.nodes:
+            self.start_node(name)
+
+    def start_node(self, name: str) -> None:
+        """A process node, which offers 8 GPUs that do not exist."""
+        with open(self.run_dir / f"{name}.log", "ab") as log:
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve().parent / "kubelet.py"),
+                f"--server=https://{network.HOST_ADDRESS}:6443",
+                f"--pki={self.pki}",
+                f"--folder={self.run_dir / name}",
+                f"--name={name}",
+                f"--address={self.nodes[name]}",
+                f"--subnet={16 * (list(self.nodes).index(name) + 1)}",
+            ]
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def kill_one(self, name: str) -> None:
+        """End a component or a node without any warning; a node's containers end with it."""
+        process = self.processes[name]
+        self.killed.add(name)
+        process.kill()
+        process.wait()
+
+    def start_one(self, name: str) -> None:
+        """Start what was killed, as it was: the same data, certificates and addresses."""
+        if name not in self.killed:
+            raise RuntimeError("runs already")
+        if name == "kube-apiserver":
+            self.start_apiserver()
+        else:
+            self.start_node(name)
+        self.killed.discard(name)
 
     def stop(self) -> None:
         """End every component; the apiserver would drain watches for a minute, so it is killed."""
@@ -199,8 +245,9 @@ class ControlPlane:
             process.wait()
 
     def exited(self) -> str | None:
-        """The name of a component that has ended, or None."""
-        return next((name for name, p in self.processes.items() if p.poll() is not None), None)
+        """The name of a component that has ended by itself, or None."""
+        ended = (name for name, p in self.processes.items() if p.poll() is not None)
+        return next((name for name in ended if name not in self.killed), None)
 
     def _spawn(self, name: str, *arguments: str) -> None:
         with open(self.run_dir / f"{name}.log", "ab") as log:
@@ -260,6 +307,7 @@ def run_inside(arguments: argparse.Namespace) -> int:
         env = {**os.environ, "PATH": path, "KUBECONFIG": str(plane.kubeconfig)}
         if arguments.exec:
             return subprocess.run(["bash", "-c", arguments.exec], env=env).returncode
+        control = ControlServer(run_dir, {"kill": plane.kill_one, "start": plane.start_one})
         ready = {"pid": os.getpid(), "kubeconfig": str(plane.kubeconfig), "binaries": str(binaries)}
         partial = run_dir / "ready.partial"
         partial.write_text(json.dumps(ready))
@@ -275,7 +323,7 @@ def run_inside(arguments: argparse.Namespace) -> int:
             if name:
                 print(f"cluster: {name} ended; its log is {run_dir / name}.log", file=sys.stderr)
                 return 1
-            time.sleep(0.2)
+            control.serve_one(0.2)
         return 0
     except StartError as error:
         print(f"cluster: {error}", file=sys.stderr)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 CLUSTER = HERE / "cluster.py"
+CLIENT = HERE / "client.py"
 START_TIMEOUT_S = 90.0
 
 
@@ -40,6 +42,8 @@ class Cluster:
     enter: tuple[str, ...]
     env: dict[str, str]
     run_dir: Path
+    # What `kill` ended and nobody has started again.
+    down: set[str] = field(default_factory=set)
 
     def run(
         self, *command: str, stdin: str | None = None, timeout_s: float = 60.0
@@ -59,6 +63,44 @@ class Cluster:
         result = self.run("kubectl", *arguments, stdin=stdin)
         assert result.returncode == 0, f"kubectl {' '.join(arguments)}: {result.stderr}"
         return result.stdout
+
+    @contextmanager
+    def asking(self, selector: str, *models: str, concurrency: int = 4) -> Iterator[dict[str, Any]]:
+        """Steady requests to the routers of a Service while the body runs.
+
+        The summary that `client.py` prints is in the dictionary when the body has ended.
+        """
+        found: dict[str, Any] = {}
+        client = subprocess.Popen(
+            [*self.enter, sys.executable, str(CLIENT), selector, "0", str(concurrency), *models],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            # The client prints a line when every one of its askers has got its first answer.
+            assert client.stdout is not None
+            first = client.stdout.readline()
+            assert first == "answered\n", client.communicate()[1]
+            yield found
+            out, err = client.communicate(input="", timeout=120.0)
+            assert client.returncode == 0, err
+            found.update(json.loads(out))
+        finally:
+            client.kill()
+            client.wait()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a component, or to a node with all its containers."""
+        load("control").ask(self.run_dir, "kill", name)
+        self.down.add(name)
+
+    def start(self, name: str) -> None:
+        """Start again what `kill` ended."""
+        load("control").ask(self.run_dir, "start", name)
+        self.down.discard(name)
 
     def get(self, *arguments: str) -> Any:
         """What `kubectl get -o json` returns."""
