@@ -1,8 +1,10 @@
 """One replica leads: a Lease that its holder renews and that others take when it goes silent.
 
-Silence is measured on the local monotonic clock since the record last changed, never by comparing
-the times in it, so that a clock that jumps neither takes nor loses the lead. The holder gives up
-before others may take over (renew deadline < lease duration), even when the apiserver is away.
+Silence is measured on a local clock that only moves forward, since the record last changed, never
+by comparing the times in it, so that a wall clock that jumps neither takes nor loses the lead. The
+holder gives up before others may take over (renew deadline < lease duration), even when the
+apiserver is away; and because a process that was stopped for longer does not notice at once that
+time has passed, each of its writes asks `may_write` first.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +23,11 @@ from tandem_operator.api import ApiError
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
+
+
+def steady_clock() -> float:
+    """Seconds that also pass while the machine sleeps; setting the wall clock does not move it."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LeaseApi(Protocol):
@@ -56,7 +65,11 @@ class LeaseTimes:
 
 
 class Elector:
-    """Takes part in an election as `identity`; clock is monotonic, sleep waits on it."""
+    """Takes part in an election as `identity`.
+
+    clock: seconds, never goes back. sleep: waits on it. wall: seconds since the epoch, written for
+    people to read and never compared.
+    """
 
     def __init__(
         self,
@@ -67,6 +80,7 @@ class Elector:
         times: LeaseTimes,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._namespace, self._name = namespace, name
@@ -74,9 +88,14 @@ class Elector:
         self._times = times
         self._clock = clock
         self._sleep = sleep
+        self._wall = wall
         self._seen: tuple[str, float] = ("", 0.0)
         self._renewed = 0.0
         self.leading = False
+
+    def may_write(self) -> bool:
+        """Whether no other replica can lead yet; to be asked right before each write."""
+        return self.leading and self._clock() - self._renewed < self._times.renew_s
 
     async def acquire(self) -> None:
         """Wait until this replica leads."""
@@ -105,7 +124,9 @@ class Elector:
         with contextlib.suppress(ApiError):
             lease = await self._api.get("Lease", self._namespace, self._name)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
-                lease["spec"].update(holderIdentity="", leaseDurationSeconds=1, renewTime=_now())
+                lease["spec"].update(
+                    holderIdentity="", leaseDurationSeconds=1, renewTime=self._now()
+                )
                 await self._api.replace(lease)
 
     async def _try(self) -> bool:
@@ -128,8 +149,8 @@ class Elector:
         lease = await self._api.get("Lease", self._namespace, self._name)
         spec: Object = {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": max(1, round(self._times.duration_s)),
-            "renewTime": _now(),
+            "leaseDurationSeconds": math.ceil(self._times.duration_s),
+            "renewTime": self._now(),
         }
         if lease is None:
             body = {
@@ -149,13 +170,14 @@ class Elector:
             if silent_s < float(old.get("leaseDurationSeconds") or self._times.duration_s):
                 self._other_holds = True
                 return False
-        spec["acquireTime"] = old.get("acquireTime", spec["renewTime"]) if mine else _now()
+        spec["acquireTime"] = (
+            old.get("acquireTime", spec["renewTime"]) if mine else spec["renewTime"]
+        )
         spec["leaseTransitions"] = int(old.get("leaseTransitions") or 0) + (0 if mine else 1)
         lease["apiVersion"], lease["kind"] = "coordination.k8s.io/v1", "Lease"
         lease["spec"] = spec
         await self._api.replace(lease)
         return True
 
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._wall(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
