@@ -28,6 +28,8 @@ import pki
 from control import ControlServer
 
 START_TIMEOUT_S = 60.0
+# Where kube-controller-manager makes a folder for each PersistentVolume, without asking.
+PROVISIONED = Path("/tmp/hostpath_pv")
 SERVICE_RANGE = "10.0.0.0/24"
 SERVICE_ADDRESS = "10.0.0.1"
 CONTROLLERS = (
@@ -51,6 +53,9 @@ CONTROLLERS = (
     "node-lifecycle-controller",
     "taint-eviction-controller",
     "resourcequota-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-protection-controller",
+    "persistentvolumeclaim-protection-controller",
 )
 
 
@@ -86,6 +91,7 @@ class ControlPlane:
             )
         self.start_etcd()
         self.start_apiserver()
+        self.make_storage_class()
         self.start_controllers()
         self.start_nodes()
 
@@ -162,6 +168,28 @@ class ControlPlane:
         path.write_text(json.dumps(policy))
         return path
 
+    def make_storage_class(self) -> None:
+        """The default one: any claim gets a folder that all nodes share."""
+        body = {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {
+                "name": "folder",
+                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            },
+            "provisioner": "kubernetes.io/host-path",
+        }
+        path = "/apis/storage.k8s.io/v1/storageclasses"
+        headers = {"content-type": "application/json"}
+        connection = self._secure(6443)
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            if reply.status not in (201, 409):
+                raise StartError(f"StorageClass: {reply.status} {reply.read().decode()}")
+        finally:
+            connection.close()
+
     def start_controllers(self) -> None:
         p = self.pki
         kcm = str(p / "kcm.kubeconfig")
@@ -175,6 +203,7 @@ class ControlPlane:
             "--use-service-account-credentials=true",
             f"--service-account-private-key-file={p / 'sa.key'}",
             f"--root-ca-file={p / 'ca.crt'}",
+            "--enable-hostpath-provisioner=true",
             "--node-monitor-period=1s",
             "--node-monitor-grace-period=12s",
             "--horizontal-pod-autoscaler-sync-period=1s",
@@ -287,6 +316,7 @@ def run_inside(arguments: argparse.Namespace) -> int:
     """What happens in the namespace: start everything, then wait or run one command."""
     network.configure_loopback()
     run_dir = Path(arguments.run_dir)
+    network.keep_in(run_dir / "volumes", PROVISIONED)
     binaries = build.installed()
     if binaries is None:
         print("cluster: the binaries are missing; run tests/controlplane/build.py", file=sys.stderr)

@@ -106,6 +106,8 @@ class Kubelet:
             images=ImageTable(folders={"/opt/tandem/examples": str(ROOT / "examples")}),
             settings=NodeSettings(name=name, max_grace_s=60.0, mount_namespaces=True),
             num_gpus=gpus,
+            # One for all nodes, as a network file system would be.
+            claims=folder.parent / "claims",
         )
         self._known: dict[str, Object] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}

@@ -10,6 +10,8 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+from pathlib import Path
 
 HOST_ADDRESS = "10.77.0.1"
 NETMASK = "255.255.0.0"
@@ -52,3 +54,10 @@ def configure_loopback() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH", b"lo", flags | _IFF_UP))
         fcntl.ioctl(control, _SIOCSIFADDR, _address_request(b"lo:1", HOST_ADDRESS))
         fcntl.ioctl(control, _SIOCSIFNETMASK, _address_request(b"lo:1", NETMASK))
+
+
+def keep_in(folder: Path, path: Path) -> None:
+    """Inside the namespace, what is written at path goes to folder; outside, path stays empty."""
+    folder.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", str(folder), str(path)], check=True)

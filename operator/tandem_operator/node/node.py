@@ -38,7 +38,10 @@ def loopback_addresses(second_byte: int) -> Iterator[str]:
 
 
 class Node:
-    """Runs pods below a folder; report(pod, status) is called on each change of a pod."""
+    """Runs pods below a folder; report(pod, status) is called on each change of a pod.
+
+    claims: where PersistentVolumeClaims have their folders; nodes of one cluster share it.
+    """
 
     def __init__(
         self,
@@ -51,8 +54,10 @@ class Node:
         settings: NodeSettings | None = None,
         guardian: Guardian | None = None,
         num_gpus: int = 0,
+        claims: Path | None = None,
     ) -> None:
         self.folder = folder
+        self.claims = claims or folder / "claims"
         self.settings = settings or NodeSettings()
         self.num_gpus = num_gpus
         self._addresses = addresses
@@ -89,7 +94,7 @@ class Node:
             pod,
             ip=next(self._addresses),
             folder=self._pod_folder(pod),
-            claims=self.folder / "claims",
+            claims=self.claims,
             images=self._images,
             lookup=self._lookup,
             guardian=self._guardian,
@@ -150,4 +155,6 @@ class Node:
             await asyncio.to_thread(self._guardian.close)
 
     def _pod_folder(self, pod: Object) -> Path:
-        return self.folder / "pods" / f"{pod['metadata']['name']}"
+        """The uid keeps pods of one name apart: in two namespaces, or one after the other."""
+        metadata = pod["metadata"]
+        return self.folder / "pods" / f"{metadata['name']}_{metadata['uid']}"
