@@ -224,6 +224,9 @@ def _filter(
     if min_p is not None:
         floor = x.amax(-1, keepdim=True) + torch.log(min_p.to(x.dtype))[:, None]
         x = x.masked_fill(x < floor, dropped)
+    # A filter that no row wants costs no sort.
+    top_k = top_k if top_k is not None and bool((top_k > 0).any()) else None
+    top_p = top_p if top_p is not None and bool((top_p < 1).any()) else None
     if top_k is None and top_p is None:
         return x
     ordered = torch.sort(x, dim=-1, descending=True).values
@@ -515,7 +518,8 @@ def _launch(
         )  # fmt: skip
     chunk = min(_CHUNK, padded(vocab))
     num_chunks = -(-vocab // chunk)
-    parts = torch.empty((4, num_rows, num_chunks), dtype=torch.float32, device=device)
+    # Rounded up to 16 bytes: a misaligned part would compile a variant of its own.
+    parts = torch.empty((4, -(-num_rows * num_chunks // 4) * 4), dtype=torch.float32, device=device)
     index = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
     best, raw, highest, total = parts
     _draw_kernel[(num_rows, num_chunks)](

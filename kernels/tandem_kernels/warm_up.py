@@ -1,7 +1,9 @@
 """Compile every kernel variant an engine will launch, before it takes requests.
 
 Triton compiles on first use; a compilation inside a request would cost it seconds. warm_up runs
-each operation once per variant on tiny tensors of the engine's shapes and dtypes.
+each operation once per variant on tiny tensors of the engine's shapes and dtypes. The sampler's
+steps make a variant per combination: to stay within those compiled here, give top_k, top_p and
+min_p together or not at all, and likewise the penalties.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,9 +32,11 @@ from .swiglu import swiglu
 class EngineShapes:
     """What decides which variants an engine compiles; one rank's share under tensor parallelism.
 
-    kv_dtype None means dtype. query_rows lists the rows per sequence of the decode kernel: 1, and
-    1 + draft length for verification. skinny_linears lists (out_features, in_features) of bf16 or
-    fp16 layers served by skinny_gemm. page_scoring includes Quest's two kernels.
+    kv_dtype None means dtype. sliding_windows lists those of the layers, None for full attention.
+    query_rows lists the rows per sequence of the decode kernel: 1, and 1 + draft length for
+    verification. logits_dtype is that of the logits given to sample. skinny_linears lists
+    (out_features, in_features) of bf16 or fp16 layers served by skinny_gemm. page_scoring includes
+    Quest's two kernels.
     """
 
     num_heads: int
@@ -44,9 +49,10 @@ class EngineShapes:
     kv_dtype: torch.dtype | None = None
     rotary_dim: int | None = None
     qk_norm: bool = False
-    sliding_window: int | None = None
+    sliding_windows: tuple[int | None, ...] = (None,)
     soft_cap: float | None = None
     query_rows: tuple[int, ...] = (1,)
+    logits_dtype: torch.dtype = torch.float32
     skinny_linears: tuple[tuple[int, int], ...] = ()
     page_scoring: bool = False
     device: str = "cuda"
@@ -127,22 +133,23 @@ def _attention_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[]
     tables = _zeros(config, 2, 2, dtype=int32)
     lens = _zeros(config, 2, dtype=int32) + 32
     starts = torch.tensor([0, 4, 8], dtype=int32, device=config.device)
-    options: dict[str, Any] = {
-        "scale": dim**-0.5,
-        "sliding_window": config.sliding_window,
-        "soft_cap": config.soft_cap,
-        "k_scale": scales,
-        "v_scale": scales,
-    }
-    for rows in config.query_rows:
-        q = _zeros(config, 2, rows, heads, dim)
-        launch = partial(paged_decode_attention, q, k_cache, v_cache, tables, lens, **options)
-        yield f"paged_decode_attention rows={rows}", launch
-    q = _zeros(config, 8, heads, dim)
-    yield (
-        "prefill_attention",
-        partial(prefill_attention, q, k_cache, v_cache, tables, starts, lens, **options),
-    )
+    prompt = _zeros(config, 8, heads, dim)
+    for window in dict.fromkeys(config.sliding_windows):
+        options: dict[str, Any] = {
+            "scale": dim**-0.5,
+            "sliding_window": window,
+            "soft_cap": config.soft_cap,
+            "k_scale": scales,
+            "v_scale": scales,
+        }
+        for rows in config.query_rows:
+            q = _zeros(config, 2, rows, heads, dim)
+            launch = partial(paged_decode_attention, q, k_cache, v_cache, tables, lens, **options)
+            yield f"paged_decode_attention rows={rows} window={window}", launch
+        yield (
+            f"prefill_attention window={window}",
+            partial(prefill_attention, prompt, k_cache, v_cache, tables, starts, lens, **options),
+        )
     if config.page_scoring:
         q = _zeros(config, 2, heads, dim)
         pages = _zeros(config, 2, kv_heads, 1, dtype=int32)
@@ -156,7 +163,8 @@ def _attention_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[]
 
 
 def _sampler_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
-    logits = _zeros(config, 2, config.vocab_size)
+    """Filters, penalties and bias come and go with the requests of a batch; each is one switch."""
+    logits = _zeros(config, 2, config.vocab_size, dtype=config.logits_dtype)
     row = torch.ones(2, dtype=torch.float32, device=config.device)
     ids = torch.zeros(2, dtype=torch.int64, device=config.device)
     counts = _zeros(config, 2, config.vocab_size, dtype=torch.int32)
@@ -168,15 +176,15 @@ def _sampler_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], 
         "prompt_mask": counts.bool(),
     }
     filters = {"top_k": ids + 5, "top_p": row, "min_p": row}
-    steps: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "filters": filters,
-        "penalties": penalties,
-        "all": filters | penalties,
-    }
-    for name, options in steps.items():
+    bias = {"logit_bias": _zeros(config, 2, config.vocab_size, dtype=torch.float32)}
+    switches = {"filters": filters, "penalties": penalties, "bias": bias}
+    for chosen in product((False, True), repeat=len(switches)):
+        names = [name for name, wanted in zip(switches, chosen, strict=True) if wanted]
+        options: dict[str, Any] = {}
+        for name in names:
+            options |= switches[name]
         for logprobs in (False, True):
-            yield f"sample {name} logprobs={logprobs}", partial(
+            yield f"sample {'+'.join(names) or 'plain'} logprobs={logprobs}", partial(
                 sample, logits, temperature=row, seeds=ids, positions=ids,
                 return_logprobs=logprobs, **options,
             )  # fmt: skip

@@ -126,7 +126,7 @@ def test_warm_up_names_every_variant_it_runs():
 
     seconds = warm_up(shapes)
 
-    assert "paged_decode_attention rows=4" in seconds
+    assert "paged_decode_attention rows=4 window=None" in seconds
     assert "page_list_attention" in seconds
     assert "skinny_gemm 8x32 rows=64" in seconds
     assert all(value >= 0 for value in seconds.values())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tandem_kernels.sampler import sample
+from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs, Work
 from tandem_worker.errors import ConfigError
@@ -93,11 +94,32 @@ class ModelRunner:
         return drawn
 
     def warm_up(self) -> None:
-        """Run a tiny prompt and a decode through every operation, before the first request."""
+        """Prepare for the first request: compile every kernel variant, then run a tiny prompt.
+
+        Compilation is for GPUs; a CPU runs the kernels' references.
+        """
+        if self.device.type == "cuda":
+            warm_up(self.kernel_shapes())
         sequence = ScheduledSequence("warm-up", [0, 0, 0], 3, block_ids=[0])
         request = EngineRequest(sequence, SamplingParams(), _ignore)
         self.execute([Work(Chunk(sequence, 0, 2), request)], 0)
         self.execute([Work(Chunk(sequence, 2, 1), request)], 1)
+
+    def kernel_shapes(self) -> EngineShapes:
+        """What decides which kernel variants :meth:`execute` launches, whatever the requests."""
+        spec = self.spec
+        return EngineShapes(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            vocab_size=spec.vocab_size,
+            dtype=self.dtype,
+            qk_norm=spec.qk_norm,
+            sliding_windows=spec.sliding_windows,
+            device=str(self.device),
+        )
 
     def _pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
         tokens: list[int] = []
@@ -159,6 +181,9 @@ class ModelRunner:
         def wide(values: Sequence[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64, device=self.device)
 
+        # All filters or none, so that the kernel variants are those that warm_up compiled; a
+        # filter that is off for a row (0 or 1) costs that row nothing.
+        filtered = any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params)
         penalised = any(p.has_penalties for p in params)
         prompt_mask, output_counts = self._history(requests) if penalised else (None, None)
         wanted = [p.num_logprobs for p in params if p.num_logprobs is not None]
@@ -167,9 +192,9 @@ class ModelRunner:
             temperature=column([p.temperature for p in params]),
             seeds=wide([as_int64(p.seed) for p in params]),
             positions=wide([len(request.sequence.token_ids) for request in requests]),
-            top_k=wide([p.top_k for p in params]) if any(p.top_k > 0 for p in params) else None,
-            top_p=column([p.top_p for p in params]) if any(p.top_p < 1 for p in params) else None,
-            min_p=column([p.min_p for p in params]) if any(p.min_p > 0 for p in params) else None,
+            top_k=wide([p.top_k for p in params]) if filtered else None,
+            top_p=column([p.top_p for p in params]) if filtered else None,
+            min_p=column([p.min_p for p in params]) if filtered else None,
             repetition_penalty=column([p.repetition_penalty for p in params])
             if penalised
             else None,
