@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEASE_PERIOD_S = 2.0
 STATUS_PERIOD_S = 5.0
 TOKEN_LIFETIME_S = 3600
+REFRESH_PERIOD_S = 60.0
 
 
 def now(micro: bool = False) -> str:
@@ -153,6 +154,7 @@ class Kubelet:
             group.create_task(self._forever(self._report_node, STATUS_PERIOD_S))
             group.create_task(self._forever(self._follow_pods, 0.2))
             group.create_task(self._forever(self._push_statuses, 0.0))
+            group.create_task(self._forever(self._refresh_volumes, REFRESH_PERIOD_S))
 
     async def close(self) -> None:
         for task in self._stopping.values():
@@ -263,10 +265,20 @@ class Kubelet:
             elif event["type"] == "DELETED":
                 self._gone(event["object"]["metadata"]["uid"])
 
+    async def _refresh_volumes(self) -> None:
+        """Tokens run out, ConfigMaps change."""
+        await self.node.refresh()
+
     def _seen(self, pod: Object) -> None:
         metadata = pod["metadata"]
         uid = metadata["uid"]
+        old = self._known.get(uid, pod)
         self._known[uid] = pod
+        if old["metadata"].get("annotations") != metadata.get("annotations"):
+            # As with a kubelet: touching a pod shows it what has changed at once.
+            task = asyncio.create_task(self.node.refresh(uid))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         if metadata.get("deletionTimestamp"):
             if uid not in self._stopping:
                 grace = float(metadata.get("deletionGracePeriodSeconds") or 0)

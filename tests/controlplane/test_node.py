@@ -200,6 +200,11 @@ time.sleep(600)
     found = json.loads(kubectl(node, "logs", "volumes", "-c", "main"))
     wait(node, "reader", "condition=Ready")
     elsewhere = kubectl(node, "logs", "reader")
+    change = json.dumps({"data": {"a.txt": "changed"}})
+    kubectl(node, "patch", "configmap", "settings", "--type=merge", "-p", change)
+    kubectl(node, "annotate", "pod", "volumes", "look=again")
+    show = ("exec", "volumes", "-c", "main", "--", "cat", "/etc/settings/a.txt")
+    until("the change is seen", lambda: kubectl(node, *show) == "changed")
     kubectl(node, "delete", "pod", "volumes", "reader")
 
     assert found["env"] == {

@@ -321,6 +321,19 @@ async def test_gpus_are_handed_out_once(harness: Harness) -> None:
     assert harness.node.free_gpus == 1
 
 
+async def test_a_finished_pod_keeps_its_log_but_not_its_gpus(harness: Harness) -> None:
+    done = pod("a", command=["python", "-c", "print('done')"])
+    done["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "2"}}
+    done["spec"]["restartPolicy"] = "Never"
+
+    harness.node.run(done)
+    held = harness.node.free_gpus
+    await harness.until(lambda: harness.status.get("a", {}).get("phase") == "Succeeded")
+
+    assert (held, harness.node.free_gpus) == (0, 2)
+    assert harness.log(done) == "done\n"
+
+
 async def test_an_unknown_image_is_told(harness: Harness) -> None:
     harness.node.run(pod("a", image="nginx"))
 

@@ -78,18 +78,20 @@ class Node:
     @property
     def free_gpus(self) -> int:
         """GPUs that no pod holds, a count."""
-        return self.num_gpus - sum(len(v) for v in self._gpus.values())
+        return self.num_gpus - sum(len(held) for held in self._held_gpus())
+
+    def _held_gpus(self) -> list[list[int]]:
+        """A pod that has run to its end still has its logs here, but no GPU."""
+        return [held for uid, held in self._gpus.items() if not self._pods[uid].finished]
 
     def run(self, pod: Object) -> None:
         """Start a pod that the node does not run yet; the node must have its GPUs free."""
         uid = pod["metadata"]["uid"]
         if uid in self._pods:
             return
-        taken = {i for held in self._gpus.values() for i in held}
-        self._gpus[uid] = [i for i in range(self.num_gpus) if i not in taken][: gpus_of(pod)]
-        extra = {}
-        if self._gpus[uid]:
-            extra["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus[uid]))
+        taken = {i for held in self._held_gpus() for i in held}
+        gpus = [i for i in range(self.num_gpus) if i not in taken][: gpus_of(pod)]
+        extra = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
         runner = PodRunner(
             pod,
             ip=next(self._addresses),
@@ -104,6 +106,7 @@ class Node:
         )
         (self._pod_folder(pod) / "logs").mkdir(parents=True, exist_ok=True)
         self._pods[uid] = runner
+        self._gpus[uid] = gpus
         runner.start()
 
     async def stop(
@@ -124,6 +127,12 @@ class Node:
         for runner in list(self._pods.values()):
             same = runner.pod["metadata"].get("namespace", "default") == namespace
             if same and runner.volumes.uses(kind, name):
+                await runner.refresh_volumes()
+
+    async def refresh(self, uid: str | None = None) -> None:
+        """Bring the volumes of one pod, or of all, up to date: new tokens, changed objects."""
+        for runner in list(self._pods.values()):
+            if uid in (None, runner.pod["metadata"]["uid"]):
                 await runner.refresh_volumes()
 
     def log_path(self, uid: str, container: str | None = None) -> Path | None:

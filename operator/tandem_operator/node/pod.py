@@ -451,6 +451,13 @@ class PodRunner:
             log.write(f"node: {why}; the container is ended\n")
         c.process.kill_group()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the pod has run to its end and will not start again."""
+        policy = self.pod["spec"].get("restartPolicy", "Always")
+        ending = self._stopping.is_set()
+        return phase(policy, self._init, self._containers, ending) in ("Succeeded", "Failed")
+
     def status(self) -> Object:
         """The pod's status now."""
         ready = bool(self._containers) and all(c.ready for c in self._containers)
