@@ -1,68 +1,388 @@
-"""The chart installs, upgrades and uninstalls on a real control plane."""
+"""The chart: its values, what it renders, and its life on a real control plane."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+Object = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
-CHART = str(ROOT / "charts" / "tandem")
+CHART = ROOT / "charts" / "tandem"
 CRDS = (
     "autoscalingpolicies.tandem.dev",
     "models.tandem.dev",
     "routers.tandem.dev",
     "workerpools.tandem.dev",
 )
+POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 
 
-def test_values_of_the_wrong_type_are_refused_with_their_path(cluster) -> None:
-    result = cluster.run("helm", "template", "t", CHART, "--set", "operator.replicas=many")
+def template(cluster: Any, *options: str) -> list[Object]:
+    """What the chart renders."""
+    result = cluster.run("helm", "template", "t", str(CHART), *options)
+    assert result.returncode == 0, result.stderr
+    return [o for o in yaml.safe_load_all(result.stdout) if o]
+
+
+# Values -------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, str]:
+    """The comment above each value of values.yaml, by its path."""
+    found: dict[str, str] = {}
+    path: list[str] = []
+    comment = ""
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        if match := re.match(r"\s*# -- (.*)", line):
+            comment = match[1]
+        elif match := re.match(r"(\s*)([A-Za-z]+):", line):
+            path = [*path[: len(match[1]) // 2], match[2]]
+            if comment:
+                found[".".join(path)] = comment
+            comment = ""
+    return found
+
+
+def described(schema: Object, path: str = "") -> dict[str, str]:
+    """The description of each value of the schema, by its path; sections are opened."""
+    found: dict[str, str] = {}
+    for name, node in schema["properties"].items():
+        at = f"{path}{name}"
+        if "properties" in node and at != "operator.resources":
+            found |= described(node, f"{at}.")
+        elif at != "global":
+            found[at] = node["description"]
+    return found
+
+
+def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    paths = [f"{a}.{b}" for a, v in values.items() if isinstance(v, dict) for b in v]
+    paths += [a for a, v in values.items() if not isinstance(v, dict)]
+    assert documented() == described(schema)
+    assert set(paths) == set(documented())
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("operator.replicas=many", "at '/operator/replicas': got string, want integer"),
+        ("operator.replicas=6", "at '/operator/replicas': maximum: got 6, want 5"),
+        ("operator.leaseSeconds=1", "at '/operator/leaseSeconds': minimum: got 1, want 3"),
+        ("operator.logLevel=loud", "at '/operator/logLevel': value must be one of"),
+        ("operator.watchNamespace=Team_A", "at '/operator/watchNamespace': 'Team_A' does not"),
+        ("operator.resources.cpu=1", "at '/operator/resources': additional properties 'cpu'"),
+        ("operators.replicas=1", "additional properties 'operators' not allowed"),
+        ("images.opeator=x", "at '/images': additional properties 'opeator' not allowed"),
+        ("images.worker=", "at '/images/worker': minLength: got 0, want 1"),
+        ("images.pullPolicy=Sometimes", "at '/images/pullPolicy': value must be one of"),
+        ("clusterDomain=.local", "at '/clusterDomain': '.local' does not match pattern"),
+        ("metrics.intervalSeconds=0", "at '/metrics/intervalSeconds': minimum: got 0, want 1"),
+        (
+            "serviceAccount.create=false",
+            "needs serviceAccount.name; name an existing ServiceAccount, or set "
+            "serviceAccount.create=true",
+        ),
+        (
+            "serviceAccount.create=false,serviceAccount.name=a,serviceAccount.annotations.x=y",
+            "annotate yours yourself, or set serviceAccount.create=true",
+        ),
+        (
+            "crds.install=false",
+            "the cluster does not know Models; apply the definitions first (kubectl apply "
+            "--server-side -f charts/tandem/files/crds), or set crds.install=true",
+        ),
+        (
+            "metrics.podMonitor=false,metrics.labels.release=x",
+            "set metrics.podMonitor=true, or remove the labels",
+        ),
+        (
+            "images.pullPolicy=Never,images.pullSecrets={a}",
+            "remove them, or set images.pullPolicy=IfNotPresent",
+        ),
+        (
+            r"operator.resources.limits.nvidia\.com/gpu=1",
+            "which the operator never uses; remove it, and set gpus on a Model's roles",
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_a_sentence(
+    cluster: Any, value: str, problem: str
+) -> None:
+    result = cluster.run("helm", "template", "t", str(CHART), "--set", value)
 
     assert result.returncode != 0
-    assert "at '/operator/replicas': got string, want integer" in result.stderr
+    assert problem in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("value", ["operators.replicas=1", "images.opeator=x"])
-def test_misspelled_values_are_refused(cluster, value: str) -> None:
-    result = cluster.run("helm", "template", "t", CHART, "--set", value)
+def test_helm_lint_finds_nothing(cluster: Any) -> None:
+    result = cluster.run("helm", "lint", "--strict", str(CHART))
 
-    assert result.returncode != 0
-    assert "additional properties" in result.stderr
-
-
-def test_a_combination_that_cannot_work_is_refused_with_a_sentence(cluster) -> None:
-    result = cluster.run("helm", "template", "t", CHART, "--set", "serviceAccount.create=false")
-
-    assert result.returncode != 0
-    assert "name an existing ServiceAccount, or set serviceAccount.create=true" in result.stderr
+    assert result.returncode == 0, result.stdout
+    assert "0 chart(s) failed" in result.stdout
 
 
-def test_monitors_are_rendered_only_where_their_kind_exists(cluster) -> None:
-    plain = cluster.run("helm", "template", "t", CHART).stdout
-    kind = "monitoring.coreos.com/v1/PodMonitor"
-    monitored = cluster.run("helm", "template", "t", CHART, "--api-versions", kind).stdout
+def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
+    """Changing any value changes the output: none is ignored."""
+    changed = {
+        "images.operator": "x/operator:1",
+        "images.router": "x/router:1",
+        "images.worker": "x/worker:1",
+        "images.pullPolicy": "Always",
+        "images.pullSecrets": ["key"],
+        "crds.install": False,
+        "crds.keep": False,
+        "operator.replicas": 1,
+        "operator.logLevel": "debug",
+        "operator.watchNamespace": "team-a",
+        "operator.leaseSeconds": 30,
+        "operator.resources": {"requests": {"cpu": "7"}},
+        "operator.nodeSelector": {"disk": "ssd"},
+        "operator.tolerations": [{"operator": "Exists"}],
+        "operator.affinity": {"nodeAffinity": {}},
+        "operator.priorityClassName": "high",
+        "operator.podAnnotations": {"a": "b"},
+        "serviceAccount.create": False,
+        "serviceAccount.name": "mine",
+        "serviceAccount.annotations": {"a": "b"},
+        "networkPolicies.enabled": False,
+        "clusterDomain": "example.org",
+        "metrics.podMonitor": False,
+        "metrics.labels": {"release": "prometheus"},
+        "metrics.intervalSeconds": 60,
+        "metrics.dashboard": True,
+    }
+    kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
+    script = f"helm template t {CHART} {' '.join(kinds)} -f - | sha256sum"
+    digests: dict[str, str] = {}
+    for path, value in changed.items():
+        values: Object = {}
+        node = values
+        *parents, last = path.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+        if path == "serviceAccount.create":
+            node["name"] = "t-operator"
+        digests[path] = cluster.run("sh", "-c", script, stdin=yaml.safe_dump(values)).stdout
+    default = cluster.run("sh", "-c", script, stdin="{}").stdout
 
-    assert "PodMonitor" not in plain
-    assert monitored.count("kind: PodMonitor") == 3
+    assert set(changed) == set(documented())
+    assert len(default.split()) == 2
+    assert [p for p, d in digests.items() if d == default] == []
+    assert len(set(digests.values())) == len(digests)
 
 
-def test_custom_resource_definitions_are_established_and_survive_an_upgrade(cluster) -> None:
-    namespace = "chart-crds"
-    common = (CHART, "--namespace", namespace, "--set", "operator.replicas=0")
+# Monitoring ---------------------------------------------------------------------------------
 
-    # The definitions may be there already, kept from another test's release.
-    options = ("--create-namespace", "--take-ownership")
-    installed = cluster.run("helm", "install", "tandem", *common, *options)
-    assert installed.returncode == 0, installed.stderr
-    cluster.kubectl(
-        "wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{c}" for c in CRDS)
+
+def test_monitors_are_rendered_only_where_their_kind_exists(cluster: Any) -> None:
+    plain = template(cluster)
+    labelled = ("--set", "metrics.labels.release=prometheus")
+    monitored = template(cluster, "--api-versions", POD_MONITOR, *labelled)
+    off = template(cluster, "--api-versions", POD_MONITOR, "--set", "metrics.podMonitor=false")
+
+    found = [o for o in monitored if o["kind"] == "PodMonitor"]
+    assert not [o for o in [*plain, *off] if o["kind"] == "PodMonitor"]
+    assert [o["metadata"]["name"] for o in found] == ["t-operator", "t-router", "t-worker"]
+    assert {o["metadata"]["labels"]["release"] for o in found} == {"prometheus"}
+
+
+def planned_pods() -> list[Object]:
+    """The pod templates that the operator plans for the example."""
+    from tandem_operator.manifests import load_paths
+    from tandem_operator.plan import Settings, plan_model, plan_router
+    from tandem_operator.reconcile import parse
+
+    manifests = load_paths([ROOT / "examples" / "01-hybrid"])
+    found = [parse(m.obj)[0] for m in manifests]
+    models = {
+        r.metadata.name: r for m, r in zip(manifests, found, strict=True) if m.kind == "Model"
+    }
+    (router,) = [r for m, r in zip(manifests, found, strict=True) if m.kind == "Router"]
+    plans = [plan_model(m, [], [], Settings(), "token") for m in models.values()]
+    plans.append(plan_router(router, models, [router], Settings(), "token"))
+    objects = [o for plan in plans for o in plan.apply]
+    return [o["spec"]["template"] for o in objects if o["kind"] == "Deployment"]
+
+
+def test_the_monitors_select_the_pods_that_there_are(cluster: Any) -> None:
+    objects = template(cluster, "--api-versions", POD_MONITOR)
+    operator = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]
+    monitors = [o["spec"] for o in objects if o["kind"] == "PodMonitor"]
+    matched = 0
+
+    for pod in [operator, *planned_pods()]:
+        labels = pod["metadata"]["labels"].items()
+        (spec,) = [m for m in monitors if m["selector"]["matchLabels"].items() <= labels]
+        ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+        assert {e["port"] for e in spec["podMetricsEndpoints"]} <= ports
+        matched += 1
+
+    assert matched == 5
+
+
+def test_the_dashboard_comes_when_asked_for_and_asks_only_for_metrics_that_exist(
+    cluster: Any,
+) -> None:
+    assert not [o for o in template(cluster) if o["kind"] == "ConfigMap"]
+    (found,) = [
+        o for o in template(cluster, "--set", "metrics.dashboard=true") if o["kind"] == "ConfigMap"
+    ]
+    dashboard = json.loads(found["data"]["tandem.json"])
+    expressions = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
+    asked = {m for e in expressions for m in re.findall(r"(?:tandem_|vllm:)[a-z0-9_]+", e)}
+
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert len(expressions) >= 30
+    assert asked - exported() == set()
+    assert all(p["description"] for p in dashboard["panels"] if p["type"] != "row")
+
+
+def exported() -> set[str]:
+    """Names of all series that operator, router and worker export."""
+    from prometheus_client import generate_latest
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from tandem_operator.kube.operator import Probes
+    from tandem_router.metrics import Metrics
+    from tandem_worker.engine.core import EngineCounters
+    from tandem_worker.engine.thread import EngineLoad
+    from tandem_worker.server.metrics import WorkerMetrics
+    from tandem_worker.transfer import TransferStats
+
+    class Counted:
+        num_writes = num_reads = 0
+
+    async def operator() -> str:
+        server = await Probes(Counted()).serve("127.0.0.1", 0)  # type: ignore[arg-type]
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        server.close()
+        return text.split("\r\n\r\n")[1]
+
+    def zeros(kind: Any) -> Any:
+        return kind(**dict.fromkeys(kind.__dataclass_fields__, 0))
+
+    worker = WorkerMetrics("m")
+    worker.watch(lambda: zeros(EngineLoad), lambda: zeros(EngineCounters))
+    worker.watch_transfer(lambda: zeros(TransferStats))
+    texts = [
+        asyncio.run(operator()),
+        generate_latest(Metrics(["small"]).registry).decode(),
+        generate_latest(worker.registry).decode(),
+    ]
+    names: set[str] = set()
+    for family in (f for text in texts for f in text_string_to_metric_families(text)):
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+        names |= {family.name + s for s in suffixes.get(family.type, [""])}
+        names |= {sample.name for sample in family.samples}
+    return names
+
+
+# Life ---------------------------------------------------------------------------------------
+
+
+def readme_commands() -> list[str]:
+    section = (ROOT / "README.md").read_text().split("\n## On a cluster\n")[1]
+    return [line[2:] for line in section.split("```")[1].splitlines() if line.startswith("$ ")]
+
+
+def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) -> None:
+    """One release through its life, in one namespace, with a Model that outlives it."""
+    namespace = "chart-life"
+    here = ("--namespace", namespace)
+    wait = ("--wait", "--timeout=90s")
+    older = tmp_path / "tandem"
+    shutil.copytree(CHART, older)
+    models = older / "files" / "crds" / "tandem.dev_models.yaml"
+    definition = yaml.safe_load(models.read_text())
+    columns = definition["spec"]["versions"][0]["additionalPrinterColumns"]
+    removed = columns.pop(0)["name"]
+    models.write_text(yaml.safe_dump(definition))
+    model = json.dumps(
+        {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "Model",
+            "metadata": {"name": "m", "namespace": namespace},
+            "spec": {
+                "weights": {"source": "image:///m"},
+                "unified": {"nodeSelector": {"no-node": "has-this"}},
+            },
+        }
     )
-    upgraded = cluster.run("helm", "upgrade", "tandem", *common, "--set", "operator.logLevel=debug")
-    assert upgraded.returncode == 0, upgraded.stderr
-    removed = cluster.run("helm", "uninstall", "tandem", "--namespace", namespace)
 
-    assert removed.returncode == 0, removed.stderr
-    assert "kubectl apply -f FILE" in installed.stdout
-    # crds.keep: removing the chart must not remove everybody's Models.
+    def helm(*arguments: str) -> str:
+        result = cluster.run("helm", *arguments, timeout_s=120.0)
+        assert result.returncode == 0, f"{arguments}: {result.stderr}"
+        return str(result.stdout)
+
+    def shown() -> list[str]:
+        crd = cluster.get("crd", "models.tandem.dev")
+        return [c["name"] for c in crd["spec"]["versions"][0]["additionalPrinterColumns"]]
+
+    def operator() -> tuple[str, list[str]]:
+        """Name of the one operator pod that is meant to stay, and its arguments."""
+        selector = "app.kubernetes.io/name=tandem-operator"
+        pods = cluster.get("pods", *here, "-l", selector)["items"]
+        (pod,) = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
+        return pod["metadata"]["name"], pod["spec"]["containers"][0]["args"]
+
+    # Install: the older definitions, the operator at work. Kept definitions of other tests'
+    # releases are taken over.
+    values = ("--set", "operator.replicas=1", "--set", f"operator.watchNamespace={namespace}")
+    options = (*here, *values, *wait)
+    notes = helm(
+        "install", "tandem", str(older), *options, "--create-namespace", "--take-ownership"
+    )
+    next_commands = [line.strip() for line in notes.splitlines() if line.startswith("  kubectl")]
+    assert next_commands == [f"{c} --namespace {namespace}" for c in readme_commands()[1:]]
+    assert removed not in shown()
+    first, arguments = operator()
+    assert "--log-level=info" in arguments
+    cluster.kubectl("apply", "-f", "-", stdin=model)
+    cluster.kubectl("wait", *here, "--for=create", "deployment/m-unified", "--timeout=30s")
+    child = cluster.get("deployment", "m-unified", *here)["metadata"]
+
+    # Upgrade: the definitions follow the chart, a changed value rolls the operator, the Model's
+    # Deployment does not notice.
+    helm("upgrade", "tandem", str(CHART), *options, "--set", "operator.logLevel=debug")
+    assert removed in shown()
+    second, arguments = operator()
+    assert second != first
+    assert "--log-level=debug" in arguments
+
+    # Rollback: the first release's values and definitions; Models stay.
+    helm("rollback", "tandem", "1", *here, *wait)
+    third, arguments = operator()
+    assert third != second
+    assert "--log-level=info" in arguments
+    assert removed not in shown()
+    helm("upgrade", "tandem", str(CHART), *options)
+    leads = "--for=jsonpath={.spec.holderIdentity}"
+    cluster.kubectl("wait", *here, leads, "lease/tandem-operator", "--timeout=30s")
+    same = cluster.get("deployment", "m-unified", *here)["metadata"]
+    assert (same["uid"], same["generation"]) == (child["uid"], child["generation"])
+
+    # Uninstall: what the chart made goes; definitions, Models and their workers stay.
+    helm("uninstall", "tandem", *here, *wait)
+    made = "deployments,serviceaccounts,roles,rolebindings,configmaps"
+    left = cluster.get(made, *here, "-l", "helm.sh/chart")["items"]
+    assert [o["metadata"]["name"] for o in left] == []
     cluster.kubectl("get", "crd", *CRDS)
+    cluster.kubectl("get", *here, "model/m", "deployment/m-unified")
+    cluster.kubectl("delete", *here, "model/m", "--timeout=30s")
+    cluster.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -18,6 +18,30 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "tandem.name" .) -}}
 {{- else -}}
-{{- required "serviceAccount.create=false needs serviceAccount.name; name an existing ServiceAccount, or set serviceAccount.create=true" .Values.serviceAccount.name -}}
+{{- .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Values that are fine one by one and cannot work together; each fails with what to do. */}}
+{{- define "tandem.check" -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
+{{- fail "serviceAccount.create=false needs serviceAccount.name; name an existing ServiceAccount, or set serviceAccount.create=true" -}}
+{{- end -}}
+{{- if and (not .Values.serviceAccount.create) .Values.serviceAccount.annotations -}}
+{{- fail "serviceAccount.annotations are for a ServiceAccount that the chart makes; annotate yours yourself, or set serviceAccount.create=true" -}}
+{{- end -}}
+{{- if and (not .Values.crds.install) (not (.Capabilities.APIVersions.Has "tandem.dev/v1alpha1/Model")) -}}
+{{- fail "crds.install=false, but the cluster does not know Models; apply the definitions first (kubectl apply --server-side -f charts/tandem/files/crds), or set crds.install=true" -}}
+{{- end -}}
+{{- if and .Values.metrics.labels (not .Values.metrics.podMonitor) -}}
+{{- fail "metrics.labels are for PodMonitors; set metrics.podMonitor=true, or remove the labels" -}}
+{{- end -}}
+{{- if and .Values.images.pullSecrets (eq .Values.images.pullPolicy "Never") -}}
+{{- fail "images.pullPolicy=Never pulls nothing, so images.pullSecrets cannot be used; remove them, or set images.pullPolicy=IfNotPresent" -}}
+{{- end -}}
+{{- range $kind, $limit := .Values.operator.resources.limits | default dict -}}
+{{- if and (eq $kind "nvidia.com/gpu") $limit -}}
+{{- fail "operator.resources.limits asks for a GPU, which the operator never uses; remove it, and set gpus on a Model's roles" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
