@@ -203,13 +203,11 @@ def planned_pods() -> list[Object]:
     from tandem_operator.manifests import load_paths
     from tandem_operator.plan import Settings, plan_model, plan_router
     from tandem_operator.reconcile import parse
+    from tandem_operator.resources import Model, Router
 
-    manifests = load_paths([ROOT / "examples" / "01-hybrid"])
-    found = [parse(m.obj)[0] for m in manifests]
-    models = {
-        r.metadata.name: r for m, r in zip(manifests, found, strict=True) if m.kind == "Model"
-    }
-    (router,) = [r for m, r in zip(manifests, found, strict=True) if m.kind == "Router"]
+    found = [parse(m.obj)[0] for m in load_paths([ROOT / "examples" / "01-hybrid"])]
+    models = {m.metadata.name: m for m in found if isinstance(m, Model)}
+    (router,) = [r for r in found if isinstance(r, Router)]
     plans = [plan_model(m, [], [], Settings(), "token") for m in models.values()]
     plans.append(plan_router(router, models, [router], Settings(), "token"))
     objects = [o for plan in plans for o in plan.apply]
