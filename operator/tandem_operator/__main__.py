@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if args.log_level != "debug":
+        # kopf tells of each event at info.
+        logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         return asyncio.run(serve(args))
     except ApiError as error:

@@ -4,6 +4,8 @@ A reconcile reads the copies instead of a dozen lists, so that a thousand Models
 one watch per kind. A stale copy does no harm: writes are idempotent or checked by version, and the
 change that is on its way wakes the reconcile again. After a broken watch or a 410 the list
 replaces all copies, so that an object deleted meanwhile is gone here too.
+
+kopf watches the custom resources (`watches.py`); their children are watched here, by label.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tandem_operator.api import KIND_INFO, ApiError
@@ -24,10 +26,11 @@ logger = logging.getLogger("tandem.operator")
 # What a copy does not need; managedFields alone are half of an object.
 _DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration",)
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 10.0
+RELIST_S = 600.0
 
 OWN_KINDS = ("Model", "Router", "AutoscalingPolicy")
+CUSTOM_KINDS = (*OWN_KINDS, "WorkerPool")
 MANAGED_KINDS = (
-    "WorkerPool",
     "Deployment",
     "Service",
     "ConfigMap",
@@ -42,21 +45,11 @@ MANAGED_KINDS = (
 _INDEXED = (MODEL_LABEL, ROUTER_LABEL)
 
 
-class KindCache:
-    """The copies of one kind."""
+class Copies:
+    """The copies of one kind; `changed` is told of every object that comes, changes or goes."""
 
-    def __init__(
-        self,
-        api: KubeApi,
-        kind: str,
-        namespace: str | None,
-        selector: str,
-        changed: Callable[[Object], None],
-    ) -> None:
-        self._api = api
+    def __init__(self, kind: str, changed: Callable[[Object], None]) -> None:
         self._kind = kind
-        self._namespace = namespace
-        self._selector = selector
         self._changed = changed
         self._objects: dict[tuple[str, str], Object] = {}
         self._index: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
@@ -80,33 +73,8 @@ class KindCache:
                 found.append(obj)
         return found
 
-    async def run(self) -> None:
-        """Keep the copies current until cancelled."""
-        delay = RETRY_FIRST_S
-        version = ""
-        while True:
-            try:
-                if not version:
-                    version = await self._relist()
-                    delay = RETRY_FIRST_S
-                async for what, obj in self._api.watch(
-                    self._kind, self._namespace, self._selector, version
-                ):
-                    version = obj["metadata"]["resourceVersion"]
-                    delay = RETRY_FIRST_S
-                    if what != "BOOKMARK":
-                        self._take(what, obj)
-            except Gone:
-                version = ""
-            except ApiError as error:
-                logger.warning("%s: %s; again in %.1f s", self._kind, error, delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, RETRY_MAX_S)
-                if error.status != 0:
-                    version = ""
-
-    async def _relist(self) -> str:
-        items, version = await self._api.list_page(self._kind, self._namespace, self._selector)
+    def replace(self, items: Iterable[Object]) -> None:
+        """Take a whole list: what is not in it is gone."""
         seen = set()
         for obj in items:
             key = _key(obj)
@@ -116,13 +84,13 @@ class KindCache:
                 old is None
                 or old["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]
             ):
-                self._take("MODIFIED", obj)
+                self.take("MODIFIED", obj)
         for key in set(self._objects) - seen:
-            self._take("DELETED", self._objects[key])
+            self.take("DELETED", self._objects[key])
         self.synced.set()
-        return version
 
-    def _take(self, what: str, obj: Object) -> None:
+    def take(self, what: str, obj: Object) -> None:
+        """Take one event of a watch: ADDED, MODIFIED or DELETED."""
         key = _key(obj)
         self._forget(key)
         slim = _slim(obj, self._kind)
@@ -143,6 +111,62 @@ class KindCache:
                     self._index.pop((key[0], label, value), None)
 
 
+class KindCache(Copies):
+    """The copies of one kind, listed and watched by a selector.
+
+    Listed again after `relist_s`, because an event that never came leaves no trace in a watch.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        kind: str,
+        namespace: str | None,
+        selector: str,
+        changed: Callable[[Object], None],
+        relist_s: float = RELIST_S,
+    ) -> None:
+        super().__init__(kind, changed)
+        self._relist_s = relist_s
+        self._api = api
+        self._namespace = namespace
+        self._selector = selector
+
+    async def run(self) -> None:
+        """Keep the copies current until cancelled."""
+        delay = RETRY_FIRST_S
+        version = ""
+        clock = asyncio.get_running_loop().time
+        fresh_until = 0.0
+        while True:
+            try:
+                if not version:
+                    version = await self._relist()
+                    delay = RETRY_FIRST_S
+                    fresh_until = clock() + self._relist_s
+                async with asyncio.timeout_at(fresh_until):
+                    async for what, obj in self._api.watch(
+                        self._kind, self._namespace, self._selector, version
+                    ):
+                        version = obj["metadata"]["resourceVersion"]
+                        delay = RETRY_FIRST_S
+                        if what != "BOOKMARK":
+                            self.take(what, obj)
+            except (Gone, TimeoutError):
+                version = ""
+            except ApiError as error:
+                logger.warning("%s: %s; again in %.1f s", self._kind, error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_MAX_S)
+                if error.status != 0:
+                    version = ""
+
+    async def _relist(self) -> str:
+        items, version = await self._api.list_page(self._kind, self._namespace, self._selector)
+        self.replace(items)
+        return version
+
+
 def _key(obj: Object) -> tuple[str, str]:
     return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
@@ -160,14 +184,20 @@ class CachedApi:
     """A ClusterApi whose reads come from copies and whose writes go to the apiserver."""
 
     def __init__(
-        self, api: KubeApi, namespace: str | None, changed: Callable[[Object], None]
+        self,
+        api: KubeApi,
+        namespace: str | None,
+        changed: Callable[[Object], None],
+        relist_s: float = RELIST_S,
     ) -> None:
         self._api = api
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
-        self._caches = {
-            kind: KindCache(api, kind, namespace, "" if kind in OWN_KINDS else managed, changed)
-            for kind in (*OWN_KINDS, *MANAGED_KINDS)
+        self._watched = {
+            kind: KindCache(api, kind, namespace, managed, changed, relist_s)
+            for kind in MANAGED_KINDS
         }
+        self.custom = {kind: Copies(kind, changed) for kind in CUSTOM_KINDS}
+        self._caches: dict[str, Copies] = {**self.custom, **self._watched}
 
     @property
     def synced(self) -> bool:
@@ -180,9 +210,9 @@ class CachedApi:
             await cache.synced.wait()
 
     async def run(self) -> None:
-        """Keep all copies current until cancelled."""
+        """Keep the copies of children current until cancelled; `custom` are fed from outside."""
         async with asyncio.TaskGroup() as group:
-            for cache in self._caches.values():
+            for cache in self._watched.values():
                 group.create_task(cache.run())
 
     def keys(self, kind: str) -> list[tuple[str, str]]:

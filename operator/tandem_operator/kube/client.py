@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -53,12 +53,49 @@ class KubeApi:
     def __init__(self, api_client: client.ApiClient, user_agent: str = FIELD_MANAGER) -> None:
         self._client = api_client
         self._client.set_default_header("User-Agent", user_agent)
+        self._user_agent = user_agent
         self.num_writes = 0
         self.num_reads = 0
+        # Asked before each write; with an election only the leader may.
+        self.may_write: Callable[[], bool] = lambda: True
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def served(self) -> frozenset[str]:
+        """Plurals of the custom resources that the apiserver knows."""
+        self.num_reads += 1
+        try:
+            found = await self._call("GET", KIND_INFO["Model"].path)
+        except ApiError as error:
+            if error.status == 404:
+                return frozenset()
+            raise
+        return frozenset(r["name"] for r in found["resources"] if "/" not in r["name"])
+
+    @property
+    def server(self) -> str:
+        """URL of the apiserver."""
+        return str(self._client.configuration.host)
+
+    def session(self, middleware: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
+        """A session of its own for another client, which asks the middleware at each request."""
+        configuration = self._client.configuration
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._client.rest_client.ssl_context)
+        return aiohttp.ClientSession(
+            connector=connector,
+            proxy=configuration.proxy,
+            headers={"User-Agent": self._user_agent},
+            middlewares=(middleware,),
+        )
+
+    async def authorization(self) -> dict[str, str]:
+        """The header that authenticates a request now; a pod's token changes every hour."""
+        token = await self._client.configuration.get_api_key_with_prefix(
+            "BearerToken", alias="authorization"
+        )
+        return {"Authorization": token} if token else {}
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """See ClusterApi."""
@@ -120,7 +157,7 @@ class KubeApi:
                 raise Gone
             if response.status >= 400:
                 raise ApiError(response.status, f"watch {kind}: {response.reason}")
-            async for line in response.content:
+            async for line in _lines(response.content):
                 event = json.loads(line)
                 obj = event["object"]
                 if event["type"] == "ERROR":
@@ -214,6 +251,8 @@ class KubeApi:
         body: Object | None,
         content_type: str = "application/json",
     ) -> Object:
+        if not self.may_write():
+            raise ApiError(0, f"{method} {target}: not sent, this replica no longer leads")
         self.num_writes += 1
         return await self._call(method, target, query, body, content_type)
 
@@ -270,6 +309,19 @@ class KubeApi:
             raise ApiError(0, f"{method} {target}: {error!r}") from error
         response: aiohttp.ClientResponse = answer.response
         return response
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines of any length: aiohttp's own stop at 128 KiB, an object may have 1.5 MiB."""
+    parts: list[bytes] = []
+    async for chunk in content.iter_any():
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*parts, line])
+            parts.clear()
+        parts.append(rest)
+    if any(parts):
+        raise aiohttp.ClientPayloadError("the stream ended within an event")
 
 
 def path(kind: str, namespace: str | None, name: str | None = None) -> str:

@@ -10,15 +10,17 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.api import ApiError
 from tandem_operator.autoscale.drive import ScalingDriver
-from tandem_operator.kube.cache import OWN_KINDS, CachedApi
+from tandem_operator.kube.cache import OWN_KINDS, RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
-from tandem_operator.kube.leader import Elector, LeaseTimes
+from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.queue import WorkQueue
+from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.pods import WorkerPods, router_traffic
 from tandem_operator.reconcile import Key, Reconciler, models_of
@@ -26,7 +28,7 @@ from tandem_operator.reconcile import Key, Reconciler, models_of
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
 
-RESYNC_S = 600.0
+RESYNC_S = RELIST_S
 NUM_WORKERS = 8
 
 
@@ -78,10 +80,14 @@ class Operator:
         settings: Settings,
         namespace: str | None = None,
         resync_s: float = RESYNC_S,
+        restore_signals: Callable[[], None] = lambda: None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.queue = WorkQueue(loop.call_later)
-        self.cache = CachedApi(api, namespace, self._changed)
+        self.cache = CachedApi(api, namespace, self._changed, resync_s)
+        self._watches = CustomResourceWatches(
+            api, namespace, self.cache.custom, restore_signals, resync_s
+        )
         workers = WorkerPods(self.cache, settings, time.monotonic)
         self.reconciler = Reconciler(
             api=self.cache,
@@ -100,6 +106,7 @@ class Operator:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.cache.run())
+            group.create_task(self._watches.run(), name="kopf")
             await self.cache.wait_synced()
             for _ in range(NUM_WORKERS):
                 group.create_task(self._work())
@@ -228,9 +235,14 @@ async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, or until the lead is lost; the exit status."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(sig, stop.set)
-    api = KubeApi(await connect(args.kubeconfig))
+
+    def stop_on_signals() -> None:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, stop.set)
+
+    stop_on_signals()
+    api_client = await connect(args.kubeconfig)
+    api = KubeApi(api_client)
     probes = Probes(api)
     server = await probes.serve(args.host or os.environ.get("POD_IP", ""), args.port)
     settings = Settings(
@@ -245,10 +257,16 @@ async def serve(args: argparse.Namespace) -> int:
         identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
         times = LeaseTimes.of(args.lease_seconds)
         elector = Elector(
-            api, args.lease_namespace, args.lease_name, identity, times, time.monotonic
+            KubeApi(api_client),
+            args.lease_namespace,
+            args.lease_name,
+            identity,
+            times,
+            steady_clock,
         )
+        api.may_write = elector.may_write
     probes.elector = elector
-    operator = Operator(api, settings, args.namespace, args.resync_seconds)
+    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals)
     lead = asyncio.create_task(_lead(probes, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:
