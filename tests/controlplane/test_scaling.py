@@ -1,0 +1,244 @@
+"""Who sets a pool's replicas: a person, an HPA or the operator, one at a time and never against
+each other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Object = dict[str, Any]
+
+HERE = Path(__file__).resolve().parent
+CHART = str(HERE.parents[1] / "charts" / "tandem")
+NAMESPACE = "scaling"
+IN = ("-n", NAMESPACE)
+POOL = "workerpool/m-unified"
+METRICS_ADDRESS, METRICS_PORT = "10.77.0.200", 6444
+NOWHERE = {"no-node": "has-this"}
+
+
+def _object(kind: str, name: str, **spec: Any) -> Object:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": "tandem.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+# No node takes the pods: that there are so many of them is all that scaling looks at here.
+RESOURCES = [
+    _object("Model", "m", weights={"source": "image:///m"}, unified={"nodeSelector": NOWHERE}),
+    _object(
+        "Router",
+        "r",
+        tiers=[{"name": "m", "modelRef": {"name": "m"}}],
+        scaling={"mode": "External"},
+        podPatch={"spec": {"nodeSelector": NOWHERE}},
+    ),
+]
+
+HPA: Object = {
+    "apiVersion": "autoscaling/v2",
+    "kind": "HorizontalPodAutoscaler",
+    "metadata": {"name": "m"},
+    "spec": {
+        "scaleTargetRef": {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "WorkerPool",
+            "name": "m-unified",
+        },
+        "minReplicas": 1,
+        "maxReplicas": 6,
+        "metrics": [
+            {
+                "type": "External",
+                "external": {
+                    "metric": {"name": "queue"},
+                    "target": {"type": "AverageValue", "averageValue": "10"},
+                },
+            }
+        ],
+        # Down at once; the default waits five minutes.
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+    },
+}
+
+METRICS_API: list[Object] = [
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "external-metrics", "namespace": NAMESPACE},
+        "spec": {"ports": [{"name": "https", "port": 443}]},
+    },
+    {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "external-metrics",
+            "namespace": NAMESPACE,
+            "labels": {"kubernetes.io/service-name": "external-metrics"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "https", "port": METRICS_PORT}],
+        "endpoints": [{"addresses": [METRICS_ADDRESS], "conditions": {"ready": True}}],
+    },
+    {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": "v1beta1.external.metrics.k8s.io"},
+        "spec": {
+            "group": "external.metrics.k8s.io",
+            "version": "v1beta1",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "insecureSkipTLSVerify": True,
+            "service": {"name": "external-metrics", "namespace": NAMESPACE},
+        },
+    },
+]
+
+
+def load(name: str) -> Any:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"controlplane_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scaled(cluster: Any) -> Iterator[Any]:
+    """The chart, a Model without a place to run, and a Router that leaves scaling to others."""
+    values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
+    options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
+    installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)
+    try:
+        assert installed.returncode == 0, installed.stderr
+        cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(RESOURCES))
+        cluster.kubectl("wait", *IN, "--for=create", "deployment/m-unified", "--timeout=30s")
+        yield cluster
+    finally:
+        cluster.run("kubectl", "delete", "models,routers,hpa", "--all", *IN)
+        cluster.run("helm", "uninstall", "tandem", *IN)
+
+
+@contextmanager
+def metric(cluster: Any, value: int) -> Iterator[Path]:
+    """An external-metrics API in the cluster; write to the path to change the value."""
+    file: Path = cluster.run_dir / "queue"
+    file.write_text(str(value))
+    pki = cluster.run_dir / "pki"
+    script, listen = str(HERE / "external_metrics.py"), (METRICS_ADDRESS, str(METRICS_PORT))
+    certificate = (str(pki / "node-0-serving.crt"), str(pki / "node-0-serving.key"))
+    server = subprocess.Popen(
+        [*cluster.enter, sys.executable, script, *listen, *certificate, str(file)]
+    )
+    try:
+        cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(METRICS_API))
+        available = ("--for=condition=Available", "apiservice/v1beta1.external.metrics.k8s.io")
+        cluster.kubectl("wait", *available, "--timeout=30s")
+        yield file
+    finally:
+        cluster.run("kubectl", "delete", "-f", "-", stdin=yaml.safe_dump_all(METRICS_API))
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def reaches(cluster: Any, replicas: int) -> None:
+    """Wait until the pool asks for this many and its Deployment follows."""
+    for what in (POOL, "deployment/m-unified"):
+        wanted = f"--for=jsonpath={{.spec.replicas}}={replicas}"
+        cluster.kubectl("wait", *IN, wanted, what, "--timeout=30s")
+    held = f"--for=jsonpath={{.status.replicas}}={replicas}"
+    cluster.kubectl("wait", *IN, held, POOL, "--timeout=30s")
+
+
+def owner(cluster: Any) -> tuple[str, str]:
+    """Which field manager owns the pool's replicas, and through which subresource."""
+    pool = json.loads(cluster.kubectl("get", *IN, POOL, "-o", "json", "--show-managed-fields"))
+    owners = [
+        (entry["manager"], entry.get("subresource", ""))
+        for entry in pool["metadata"]["managedFields"]
+        if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
+    ]
+    assert len(owners) == 1
+    return owners[0]
+
+
+def pool_writes(cluster: Any) -> int:
+    """How often the operator has written the pool itself, its status aside."""
+    done = load("audit").requests(cluster.run_dir, NAMESPACE, "tandem-operator")
+    return sum(r.writes and r.resource == "workerpools" for r in done)
+
+
+def look_again(cluster: Any, surge: int) -> None:
+    """A change of the Model that concerns neither count nor pods makes the operator plan anew."""
+    change = json.dumps({"spec": {"rollout": {"maxSurge": surge}}})
+    cluster.kubectl("patch", *IN, "model/m", "--type=merge", "-p", change)
+    generation = cluster.get("model/m", *IN)["metadata"]["generation"]
+    seen = f"--for=jsonpath={{.status.observedGeneration}}={generation}"
+    cluster.kubectl("wait", *IN, seen, "model/m", "--timeout=30s")
+
+
+def test_kubectl_scale_holds_while_the_model_changes_otherwise(scaled: Any) -> None:
+    before = pool_writes(scaled)
+
+    scaled.kubectl("scale", *IN, POOL, "--replicas=3")
+    reaches(scaled, 3)
+    look_again(scaled, 2)
+    look_again(scaled, 3)
+
+    reaches(scaled, 3)
+    assert owner(scaled) == ("kubectl", "scale")
+    assert pool_writes(scaled) == before
+
+
+def test_an_hpa_scales_a_pool_up_and_down_and_the_operator_only_follows(scaled: Any) -> None:
+    before = pool_writes(scaled)
+    hpa = yaml.safe_dump(HPA)
+
+    with metric(scaled, 42) as file:
+        scaled.kubectl("apply", *IN, "-f", "-", stdin=hpa)
+        reaches(scaled, 5)
+        assert owner(scaled) == ("kube-controller-manager", "scale")
+        look_again(scaled, 4)
+        reaches(scaled, 5)
+
+        file.write_text("11")
+        reaches(scaled, 2)
+        look_again(scaled, 5)
+        reaches(scaled, 2)
+        status = scaled.get("hpa/m", *IN)["status"]
+        scaled.kubectl("delete", *IN, "-f", "-", stdin=hpa)
+
+    active = {c["type"]: c["status"] for c in status["conditions"]}
+    assert active["ScalingActive"] == "True"
+    assert owner(scaled) == ("kube-controller-manager", "scale")
+    assert pool_writes(scaled) == before
+
+
+def test_the_models_own_count_takes_over_when_it_changes(scaled: Any) -> None:
+    """Once; afterwards the pool is anybody's again."""
+    scaled.kubectl("scale", *IN, POOL, "--replicas=2")
+    reaches(scaled, 2)
+    before = pool_writes(scaled)
+
+    count = json.dumps({"spec": {"unified": {"replicas": 4}}})
+    scaled.kubectl("patch", *IN, "model/m", "--type=merge", "-p", count)
+    reaches(scaled, 4)
+    said = scaled.get(POOL, *IN)["status"]["lastScale"]
+    scaled.kubectl("scale", *IN, POOL, "--replicas=1")
+    look_again(scaled, 6)
+    reaches(scaled, 1)
+
+    assert (said["before"], said["after"]) == (2, 4)
+    assert 1 <= pool_writes(scaled) - before <= 2
