@@ -136,6 +136,43 @@ def test_workers_of_different_revisions_are_never_paired() -> None:
         assert pick(p).prefill.url == "http://prefill1:80"
 
 
+def report(p: Picker, **revisions: str) -> None:
+    for name, revision in revisions.items():
+        worker = p.worker(f"http://{name}:80")
+        assert worker is not None
+        p.observed(worker, Load(revision=revision))
+
+
+def test_a_new_worker_is_not_paired_before_it_has_told_its_revision() -> None:
+    p, _ = picker(decode=1, prefill=2)
+    report(p, decode0="a", prefill0="a")
+
+    assert {pick(p).prefill.url for _ in range(20)} == {"http://prefill0:80"}
+
+
+def test_a_revision_gets_requests_once_each_of_its_roles_has_a_worker() -> None:
+    p, _ = picker(decode=2, prefill=2)
+    report(p, decode0="old", prefill0="old", decode1="new")
+
+    first = [pick(p) for _ in range(20)]
+    for one in first:
+        p.finished(one)
+    report(p, prefill1="new")
+    after = {pick(p).decode.url for _ in range(20)}
+
+    assert {one.decode.url for one in first} == {"http://decode0:80"}
+    assert after == {"http://decode0:80", "http://decode1:80"}
+
+
+def test_a_revision_without_prefill_workers_serves_where_there_is_no_other() -> None:
+    p, _ = picker(decode=1, prefill=1)
+    report(p, decode0="old", prefill0="new")
+
+    found = pick(p)
+
+    assert (found.decode.url, found.prefill) == ("http://decode0:80", None)
+
+
 def test_unified_workers_get_no_prefill_worker() -> None:
     p, _ = picker(unified=1, prefill=1)
 
