@@ -180,7 +180,7 @@ def test_no_damaged_header_byte_raises_anything_else(
 def test_hostile_tensor_entries_are_refused(
     shape: list[int], offsets: list[int], dtype: Any
 ) -> None:
-    meta = json.dumps({"format_version": 1, "kind": "predictor"})
+    meta = json.dumps({"format_version": artifact.FORMAT_VERSION, "kind": "predictor"})
     header = {
         "__metadata__": {"tandem": meta},
         "x": {"dtype": dtype, "shape": shape, "data_offsets": offsets},

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -125,7 +129,57 @@ def test_folds_keep_groups_whole_and_even() -> None:
     assert np.ptp(np.bincount(folds)) <= np.bincount(groups).max()
 
 
+def tokens_of(prompt: str) -> list[str]:
+    found = text.read(prompt)
+    return [found.text[a:b] for a, b in zip(found.starts, found.ends, strict=True)]
+
+
 def test_hashes_of_words_and_characters_do_not_depend_on_the_process() -> None:
-    assert text.word_hashes(["add", "#3"], 2).tolist() == [4246369255, 1084228744, 2477300754]
-    assert text.words("Add 12 and 4,567!") == ["add", "12", "and", "4", ",", "#3", "!"]
-    assert len(text.char_hashes("abc", 3, 5)) == 3 + 2 + 1
+    found = text.word_grams(text.read("Add 567"), 2).tolist()
+
+    assert found == [2258161457, 1183997863, 3500870704]
+    assert len(text.char_grams(text.read("a"), 3, 5)) == 1
+
+
+def test_a_prompt_is_words_numbers_and_single_symbols() -> None:
+    assert tokens_of("Add 12 and 4,567!") == ["Add", "12", "and", "4", ",", "567", "!"]
+    assert tokens_of("don’t — ÉCOLE_été 漢字") == ["don", "’", "t", "—", "ÉCOLE", "été", "漢字"]
+
+
+@given(prompt=st.text(max_size=60))
+def test_tokens_are_those_of_the_regular_expression(prompt: str) -> None:
+    basic = "".join(char if ord(char) <= 0xFFFF else "\uffff" for char in prompt)
+
+    assert tokens_of(basic) == re.findall(r"[^\W\d_]+|\d+|[^\w\s]", basic)
+
+
+@given(words=st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=2, max_size=30))
+def test_equal_words_and_pairs_have_equal_hashes_wherever_they_stand(words: list[str]) -> None:
+    found = text.read(" ".join(words))
+    pairs = text.word_grams(found, 2)[len(words) :]
+
+    of_word = dict(zip(words, found.hashes.tolist(), strict=True))
+    of_pair = dict(zip(itertools.pairwise(words), pairs.tolist(), strict=True))
+
+    assert found.hashes.tolist() == [of_word[word] for word in words]
+    assert pairs.tolist() == [of_pair[pair] for pair in itertools.pairwise(words)]
+    assert len(set(of_word.values())) == len(of_word)
+    assert len(set(of_pair.values())) == len(of_pair)
+
+
+def test_case_and_the_value_of_long_numbers_do_not_matter() -> None:
+    def hashes(prompt: str) -> list[int]:
+        return text.read(prompt).hashes.tolist()
+
+    assert hashes("ADD École 1234") == hashes("add éCOLE 9876")
+    assert hashes("12") != hashes("13")
+    assert hashes("1234") != hashes("12345")
+
+
+def test_ascii_and_other_text_are_read_alike() -> None:
+    plain = 'Solve 3/4 + 12.5, then say "done" to Mary Ann? A) yes\nB) no'
+    mixed = text.read(plain + " é")
+
+    count = len(text.read(plain).hashes)
+
+    assert text.read(plain).hashes.tolist() == mixed.hashes.tolist()[:count]

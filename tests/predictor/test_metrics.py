@@ -79,6 +79,31 @@ def test_calibration_error_of_known_cases() -> None:
     assert metrics.expected_calibration_error(predicted[500:], actual, 1) == pytest.approx(0.6)
 
 
+def test_bins_of_equal_width_and_of_equal_count() -> None:
+    predicted = np.array([0.1, 0.1, 0.1, 0.95])
+    actual = np.array([0.0, 0.0, 0.0, 1.0])
+
+    by_width = metrics.expected_calibration_error(predicted, actual)
+    by_count = metrics.adaptive_calibration_error(predicted, actual, 2)
+
+    assert by_width == pytest.approx((3 * 0.1 + 0.05) / 4)
+    assert by_count == pytest.approx((2 * 0.1 + abs(0.1 - 0.05)) / 4)
+    assert metrics.expected_calibration_error(np.ones(3), np.ones(3)) == 0.0
+
+
+def test_an_exact_predictor_shows_the_noise_and_a_wrong_one_more() -> None:
+    draw = np.random.default_rng(0)
+    chance = draw.uniform(0.5, 0.8, 800)
+    actual = (draw.random(800) < chance).astype(float)
+
+    noise = metrics.calibration_noise(chance, metrics.expected_calibration_error)
+    more_rows = metrics.calibration_noise(np.tile(chance, 16), metrics.expected_calibration_error)
+
+    assert more_rows == pytest.approx(noise / 4.0, rel=0.2)
+    assert metrics.expected_calibration_error(chance, actual) < 2.5 * noise
+    assert metrics.expected_calibration_error(chance - 0.2, actual) > 4.0 * noise
+
+
 def test_pinball_is_least_at_the_quantile() -> None:
     actual = np.arange(101.0)
     losses = [metrics.pinball(np.full(101, q), actual, 0.9) for q in (50.0, 90.0, 99.0)]

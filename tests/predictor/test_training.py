@@ -190,7 +190,7 @@ def test_probabilistic_labels_without_samples_name_the_other_form(
 
 
 def layout(views: tuple[str, ...], core: tuple[str, ...]) -> stacking.Layout:
-    return stacking.Layout(("a", "b"), views, core, ((0, 1),), ("a", "b"))
+    return stacking.Layout(("a", "b"), views, dict.fromkeys(core, 1.0), ((0, 1),), ("a", "b"))
 
 
 def synthetic(count: int, good: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ def compare(predictor: Predictor, prompts: Sequence[str]) -> Drift | None:
     """How far recent prompts are from the training data; None for fewer than 100 of them."""
     if len(prompts) < MIN_PROMPTS:
         return None
-    rows = np.array([hand.features(text.excerpt(prompt)) for prompt in prompts])
+    rows = np.array([hand.features(text.read(prompt)) for prompt in prompts])
     edges, shares = predictor.reference
     return Drift(
         {

@@ -71,10 +71,10 @@ class Corpus:
 
     @classmethod
     def of(cls, prompts: Sequence[str]) -> Corpus:
-        items = [text.excerpt(prompt) for prompt in prompts]
+        items = [text.read(prompt) for prompt in prompts]
         return cls(
-            _count(text.word_hashes(text.words(item.text), WORD_NGRAMS[1]) for item in items),
-            _count(text.char_hashes(item.text, *CHAR_NGRAMS) for item in items),
+            _count(text.word_grams(item, WORD_NGRAMS[1]) for item in items),
+            _count(text.char_grams(item, *CHAR_NGRAMS) for item in items),
             np.array([hand.features(item) for item in items]).reshape(len(items), len(hand.NAMES)),
         )
 
@@ -445,17 +445,23 @@ class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     Plain isotonic steps tie neighbouring scores and follow the noise where rows are few; here the
     bins' means are joined linearly, and each is a compromise with the line as if `strength` rows
-    lay on it. The order of scores survives almost everywhere.
+    lay on it. The line itself is flattened by `slope_rows` rows of belief that the score says
+    nothing: a slope fitted to few rows is too steep on the next ones. The order of scores survives
+    almost everywhere.
 
     Parameters
     ----------
     num_knots : most bins; 40 rows each where there are fewer rows.
     strength : rows' worth of belief in the line.
+    slope_rows : rows' worth of belief in a flat line.
     """
 
-    def __init__(self, num_knots: int = 20, strength: float = 60.0) -> None:
+    def __init__(
+        self, num_knots: int = 20, strength: float = 60.0, slope_rows: float = 150.0
+    ) -> None:
         self.num_knots = num_knots
         self.strength = strength
+        self.slope_rows = slope_rows
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -467,7 +473,7 @@ class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         score = X[:, 0].astype(np.float64)
         centered = score - score.mean()
         slope = max(float(centered @ y) / max(float(centered @ centered), 1e-12), 0.0)
-        line = y.mean() + slope * centered
+        line = y.mean() + slope * len(y) / (len(y) + self.slope_rows) * centered
         steps = IsotonicRegression(out_of_bounds="clip").fit(score, y).predict(score)
         bins = np.array_split(
             np.argsort(score, kind="stable"),

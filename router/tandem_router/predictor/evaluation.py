@@ -352,6 +352,13 @@ def _heads(
             "ece_interval": metrics.interval(
                 [metrics.expected_calibration_error(predicted[r], actual[r]) for r in drawn]
             ),
+            "ece_if_perfect": metrics.calibration_noise(
+                predicted, metrics.expected_calibration_error, seed=seed
+            ),
+            "ece_equal_count": metrics.adaptive_calibration_error(predicted, actual),
+            "ece_equal_count_if_perfect": metrics.calibration_noise(
+                predicted, metrics.adaptive_calibration_error, seed=seed
+            ),
             "brier": metrics.brier(predicted, actual),
             "brier_interval": metrics.interval(
                 [metrics.brier(predicted[r], actual[r]) for r in drawn]
@@ -450,8 +457,9 @@ def lines(found: Report) -> list[str]:
             )
     for tier, head in found["heads"].items():
         out.append(
-            f"{tier}: quality {head['mean_quality']:.3f}, ECE {head['ece']:.3f}, Brier "
-            f"{head['brier']:.4f} (a constant: {head['brier_of_the_mean']:.4f})"
+            f"{tier}: quality {head['mean_quality']:.3f}, ECE {head['ece']:.3f} (chance alone: "
+            f"{head['ece_if_perfect']:.3f}), Brier {head['brier']:.4f} (a constant: "
+            f"{head['brier_of_the_mean']:.4f})"
         )
     for tier, length in found["lengths"].items():
         out.append(

@@ -1,36 +1,39 @@
 """What can be read off a prompt without training: length, digits, arithmetic, code, question form.
 
 The order of :data:`NAMES` is the feature schema of an artifact. Every feature is computed from the
-bounded excerpt, except the length of the whole prompt.
+bounded excerpt, except the length of the whole prompt, and nearly all by array operations.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import zlib
-from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor.text import Excerpt
-
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_LETTERS = re.compile(r"[^\W\d_]+")
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
-# [ \t], not \s: with \s a prompt of newlines only takes quadratic time
-_OPTION = re.compile(r"(?m)^[ \t]*\(?([A-H])[).:][ \t]*(.*)$")
-_LIST_LINE = re.compile(r"(?m)^[ \t]*(?:[-*•]|\d+[.)])\s")
-_VOWELS = re.compile(r"[aeiouy]+")
-_CODE = re.compile(
-    r"\b(?:def|return|import|class|function|print|int|void|for|while|SELECT|assert)\b|[{};]|=="
+from tandem_router.predictor.text import (
+    DIGIT,
+    LETTER,
+    LOWER,
+    QUOTE,
+    SPACE,
+    UPPER,
+    VOWEL,
+    Reading,
+    count,
+    read,
 )
-_LATEX = re.compile(r"\\[a-zA-Z]+|\$|\^|_\{")
-_PROPER = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")
+
+# Matched against single lines, which makes them linear.
+_OPTION = re.compile(r"[ \t]*\(?[A-H][).:](.*)")
+_LIST_LINE = re.compile(r"[ \t]*(?:[-*•]|\d+[.)])\s")
 _DIGIT = re.compile(r"\d")
-_QUOTED = re.compile(r"['\"“]([^\s'\"”]{2,40})['\"”]")
-_FRACTION = re.compile(r"\d\s*/\s*\d")
+
+#: Lines looked at for options and lists, from the start and from the end.
+_MAX_LINES = 64, 32
+#: Numbers whose value is read, from the start and from the end; the rest is only counted.
+_MAX_NUMBERS = 24, 8
 
 _WORD_SETS: dict[str, frozenset[str]] = {
     "negation": frozenset("not no never except least incorrect false neither nor without".split()),
@@ -63,6 +66,9 @@ _WORD_SETS: dict[str, frozenset[str]] = {
     "why": frozenset(["why", "because", "reason", "cause", "causes", "due"]),
     "money": frozenset("dollar dollars cost costs price pays paid earn earns cents money".split()),
     "person": frozenset("he she his her him they their them i you your my we our".split()),
+    "code": frozenset(
+        "def return import class function print int void for while select assert".split()
+    ),
     "common": frozenset(
         "the of and to a in is that for it as was with be by on are at this from or an which "
         "have has had but not what all were when we there can if would".split()
@@ -79,7 +85,7 @@ NAMES: tuple[str, ...] = (
     "log_sentences",
     "words_per_sentence",
     "unique_word_share",
-    "compressibility",
+    "distinct_char_pairs",
     "log_lines",
     "list_lines",
     "upper_share",
@@ -123,84 +129,85 @@ NAMES: tuple[str, ...] = (
 ) + tuple(f"words_{name}" for name in _WORD_SETS)
 
 
-_GROUPS_OF: dict[str, tuple[int, ...]] = {
-    word: tuple(i for i, group in enumerate(_WORD_SETS.values()) if word in group)
-    for word in frozenset().union(*_WORD_SETS.values())
-}
-_KNOWN_WORDS = _GROUPS_OF.keys()
-#: Bytes the compressibility is measured on; more changes little and costs much.
-_COMPRESSED_BYTES = 2048
+_KNOWN_WORDS = sorted(frozenset().union(*_WORD_SETS.values()))
+_KNOWN_HASHES = np.array([read(word).hashes[0] for word in _KNOWN_WORDS], dtype=np.uint32)
+_ORDER = np.argsort(_KNOWN_HASHES)
+_KNOWN_HASHES = _KNOWN_HASHES[_ORDER]
+#: (num_known_words, num_word_sets), 1.0 where the word is in the set
+_MEMBER = np.array(
+    [[float(word in group) for group in _WORD_SETS.values()] for word in _KNOWN_WORDS]
+)[_ORDER]
+
+_SENTENCE_ENDS = tuple(f"{mark}{blank}" for mark in ".?!" for blank in " \n")
 
 
-def features(item: Excerpt) -> npt.NDArray[np.float64]:
+def features(item: Reading) -> npt.NDArray[np.float64]:
     """The hand features of one prompt, float64 ``(len(NAMES),)``, all finite.
 
     Values are rounded to float32 so that thresholds and coefficients see the same number whatever
     precision an estimator stores it in.
     """
-    text = item.text
+    text, codes = item.text, item.codes
     num_chars = len(text)
-    raw = text.encode("utf-8", "replace")
-    of = np.bincount(np.frombuffer(raw, dtype=np.uint8), minlength=256).tolist()
-    lowered = text.lower()
-    tokens = _LETTERS.findall(lowered)
-    num_words = len(tokens)
+    is_ascii = codes.dtype == np.uint8
+    of = np.bincount(codes if is_ascii else np.minimum(codes, 128), minlength=129).tolist()
+    words = (item.token_kinds == LETTER).nonzero()[0]
+    lengths = (item.ends - item.starts).take(words)
+    num_words = len(lengths)
     share = 1.0 / max(num_words, 1)
-    lengths = list(map(len, tokens)) or [0]
-    letters = sum(lengths)
-    by_length = Counter(lengths)
-    distinct = Counter(tokens)
-    numbers = _NUMBER.findall(text) if any(of[48:58]) else []
-    digit_lengths = sorted((len(n) - n.count(".") - n.count(",") for n in numbers), reverse=True)
-    values = list(map(_value, numbers))
-    num_digits = sum(digit_lengths)
-    sentences = len(_SENTENCE_END.findall(text)) or 1
-    head = raw[:_COMPRESSED_BYTES]
-    options = [match[1].strip() for match in _OPTION.findall(text)] if of[10] else []
+    by_length = np.bincount(np.minimum(lengths, 7), minlength=8).tolist()
+    letters = int(lengths.sum())
+    distinct, repeats = count(item.hashes.take(words))
+    numbers = _Numbers(item)
+    sentences = sum(map(text.count, _SENTENCE_ENDS)) + text.endswith((".", "?", "!"))
+    vowels = (item.flags & VOWEL).astype(bool)
+    quotes = of[34] + of[39]
+    if not is_ascii:
+        quotes += text.count("“")
+    options, list_lines = _lines(text, of[10])
     option_words = [len(option.split()) for option in options]
     non_space = max(num_chars - of[32] - of[10] - of[9] - of[13], 1)
-    has_quote = of[34] or of[39] or num_chars != len(raw)
 
     row = [
         math.log1p(item.num_chars),
         math.log1p(num_words),
         letters * share,
-        max(lengths),
-        sum(n for length, n in by_length.items() if length > 6) * share,
-        len(_VOWELS.findall(lowered)) * share,
-        math.log1p(sentences),
-        num_words / sentences,
+        int(lengths.max()) if num_words else 0,
+        by_length[7] * share,
+        _runs(vowels) * share,
+        math.log1p(max(sentences, 1)),
+        num_words / max(sentences, 1),
         len(distinct) * share,
-        len(zlib.compress(head, 1)) / len(head) if len(head) > 60 else 1.0,
+        _distinct_pairs(item),
         math.log1p(of[10]),
-        len(_LIST_LINE.findall(text)),
+        list_lines,
         sum(of[65:91]) / max(num_chars, 1),
-        num_digits / non_space,
-        (non_space - num_digits - letters) / non_space,
-        (len(raw) - num_chars) / max(num_chars, 1),
-        len(_PROPER.findall(text)),
+        numbers.num_digits / non_space,
+        (non_space - numbers.num_digits - letters) / non_space,
+        of[128] / max(num_chars, 1),
+        _proper_nouns(item, words),
         of[63],
         of[44],
-        of[34] + of[39] + text.count("“"),
+        quotes,
         of[40] + of[91] + of[123],
-        len(numbers),
-        num_digits,
-        digit_lengths[0] if digit_lengths else 0,
-        digit_lengths[1] if len(digit_lengths) > 1 else 0,
-        math.log1p(max(values, default=0.0)),
-        math.log1p(min(values, default=0.0)),
-        len(set(numbers)),
-        sum("." in n for n in numbers),
-        len(_FRACTION.findall(text)) if of[47] else 0,
+        numbers.count,
+        numbers.num_digits,
+        numbers.longest,
+        numbers.second_longest,
+        math.log1p(max(numbers.values, default=0.0)),
+        math.log1p(min(numbers.values, default=0.0)),
+        len(set(numbers.values)),
+        numbers.decimals,
+        _fractions(item) if of[47] else 0,
         of[43],
-        of[45] + text.count("−"),
-        of[42] + text.count("×"),
-        of[47] + text.count("÷"),
+        of[45] + (0 if is_ascii else text.count("−")),
+        of[42] + (0 if is_ascii else text.count("×")),
+        of[47] + (0 if is_ascii else text.count("÷")),
         of[61],
         of[37],
         of[36],
-        len(_CODE.findall(text)),
-        len(_LATEX.findall(text)) if of[92] or of[36] or of[94] or of[95] else 0,
+        of[59] + of[123] + of[125] + text.count("=="),
+        _latex(item) + of[36] + of[94] if of[92] or of[36] or of[94] or of[95] else 0,
         len(options),
         sum(option_words) / max(len(options), 1),
         max(option_words, default=0) - min(option_words, default=0),
@@ -208,18 +215,45 @@ def features(item: Excerpt) -> npt.NDArray[np.float64]:
         max(num_chars - sum(map(len, options)), 0) / 6.0,
         text.count("__"),
         float(text.rstrip().endswith("?")),
-        max(map(len, _QUOTED.findall(text)), default=0) if has_quote else 0,
+        _longest_quoted_word(item) if quotes else 0,
         (by_length[1] + by_length[2]) * share,
-        len(tokens[0]) if tokens else 0,
+        int(lengths[0]) if num_words else 0,
         by_length[1],
     ]
-    groups = [0] * len(_WORD_SETS)
-    for word in distinct.keys() & _KNOWN_WORDS:
-        for group in _GROUPS_OF[word]:
-            groups[group] += distinct[word]
-    scale = share**0.5
-    row += [found * scale for found in groups]
-    return np.array(row, dtype=np.float32).astype(np.float64)
+    place = np.minimum(_KNOWN_HASHES.searchsorted(distinct), len(_KNOWN_HASHES) - 1)
+    hit = _KNOWN_HASHES[place] == distinct
+    groups = repeats[hit] @ _MEMBER[place[hit]]
+    return np.concatenate((row, groups * share**0.5)).astype(np.float32).astype(np.float64)
+
+
+class _Numbers:
+    """Runs of digits, joined by single points and commas: how many, how long, how large."""
+
+    __slots__ = ("count", "decimals", "longest", "num_digits", "second_longest", "values")
+
+    def __init__(self, item: Reading) -> None:
+        self.count = self.num_digits = self.longest = self.second_longest = self.decimals = 0
+        self.values: list[float] = []
+        is_digits = item.token_kinds == DIGIT
+        starts, ends = item.starts[is_digits], item.ends[is_digits]
+        if len(starts) == 0:
+            return
+        between = item.codes[np.minimum(ends[:-1], len(item.codes) - 1)]
+        adjacent = ends[:-1] + 1 == starts[1:]
+        by_point = adjacent & (between == 46)
+        first = np.concatenate(([True], ~(by_point | (adjacent & (between == 44)))))
+        at = first.nonzero()[0]
+        digits = np.add.reduceat(ends - starts, at)
+        self.count = len(at)
+        self.num_digits = int(digits.sum())
+        longest = np.sort(digits)[-2:].tolist()
+        self.longest, self.second_longest = longest[-1], longest[0] if len(longest) > 1 else 0
+        self.decimals = int(np.count_nonzero(by_point))
+        lasts = np.append(at[1:], len(starts)) - 1
+        spans = list(zip(starts[at].tolist(), ends[lasts].tolist(), strict=True))
+        if len(spans) > sum(_MAX_NUMBERS):
+            spans = spans[: _MAX_NUMBERS[0]] + spans[-_MAX_NUMBERS[1] :]
+        self.values = [_value(item.text[start:end]) for start, end in spans]
 
 
 def _value(number: str) -> float:
@@ -227,3 +261,65 @@ def _value(number: str) -> float:
         return min(float(number.replace(",", "")[:18]), 1e18)
     except ValueError:  # "1.2.3": a version or a date, not a quantity
         return 0.0
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(mask[1:] & ~mask[:-1])) + int(mask[:1].sum())
+
+
+def _proper_nouns(item: Reading, words: npt.NDArray[np.int64]) -> int:
+    """Capitalised words after a lower-case letter or a comma, and a blank."""
+    at = item.starts.take(words)
+    at = at[at >= 2]
+    last, before = at - 1, at - 2
+    previous = ((item.flags.take(before) & LOWER) != 0) | (item.codes.take(before) == 44)
+    starts = (item.flags.take(at) & UPPER) != 0
+    return int(np.count_nonzero(starts & previous & (item.codes.take(last) == 32)))
+
+
+def _distinct_pairs(item: Reading) -> float:
+    """Share of the character pairs that are new: low for repetition, as compressed size is."""
+    head = item.lowered.astype(np.uint32)
+    if len(head) < 2:
+        return 1.0
+    pairs = np.sort(head[:-1] << np.uint32(16) | head[1:])
+    return (1 + int(np.count_nonzero(pairs[1:] != pairs[:-1]))) / len(pairs)
+
+
+def _fractions(item: Reading) -> int:
+    """Slashes between digits, with at most one blank on either side."""
+    codes, kinds = item.codes, item.kinds
+    at = (codes == 47).nonzero()[0]
+    at = at[(at >= 1) & (at < len(codes) - 1)]
+    left = np.where(kinds[at - 1] == SPACE, np.maximum(at - 2, 0), at - 1)
+    right = np.where(kinds[at + 1] == SPACE, np.minimum(at + 2, len(codes) - 1), at + 1)
+    return int(np.count_nonzero((kinds[left] == DIGIT) & (kinds[right] == DIGIT)))
+
+
+def _latex(item: Reading) -> int:
+    """Backslashes before a letter, and subscripts in braces."""
+    slashes = (item.codes[:-1] == 92) & (item.kinds[1:] == LETTER)
+    return int(np.count_nonzero(slashes)) + item.text.count("_{")
+
+
+def _longest_quoted_word(item: Reading) -> int:
+    """Characters of the longest run of 2 to 40 without white space between two quotes."""
+    at = (item.flags & QUOTE).nonzero()[0]
+    if len(at) < 2:
+        return 0
+    blanks = np.cumsum(item.kinds == SPACE)
+    gaps = np.diff(at) - 1
+    fits = (gaps >= 2) & (gaps <= 40) & (blanks[at[1:]] == blanks[at[:-1]])
+    return int(gaps[fits].max(initial=0))
+
+
+def _lines(text: str, num_breaks: int) -> tuple[list[str], int]:
+    """The answer options (`A) ...` to `H) ...`) without their letters, and how many list items."""
+    if num_breaks == 0:
+        return [], 0
+    lines = text.split("\n")
+    first, last = _MAX_LINES
+    if len(lines) > first + last:
+        lines = lines[:first] + lines[-last:]
+    options = [match[1].strip() for line in lines if (match := _OPTION.match(line))]
+    return options, sum(_LIST_LINE.match(line) is not None for line in lines)

@@ -6,7 +6,7 @@ expectation over their order, so that a constant score is exactly random routing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +84,37 @@ def apgr(score: FloatArray, first: FloatArray, second: FloatArray) -> float | No
 def expected_calibration_error(
     predicted: FloatArray, actual: FloatArray, num_bins: int = 10
 ) -> float:
-    """Mean distance between predicted and actual over equal-count bins (adaptive ECE)."""
+    """Mean distance between predicted and actual over bins of equal width (Guo et al. 2017)."""
+    width = np.minimum((predicted * num_bins).astype(np.int64), num_bins - 1)
+    off = np.bincount(width, predicted - actual, minlength=num_bins)
+    return float(np.abs(off).sum() / max(len(predicted), 1))
+
+
+def adaptive_calibration_error(
+    predicted: FloatArray, actual: FloatArray, num_bins: int = 10
+) -> float:
+    """The same over bins of equal count, which never leaves a bin with a handful of rows."""
     order = np.argsort(predicted, kind="stable")
-    bins = np.array_split(order, min(num_bins, len(order)))
-    gaps = [abs(predicted[rows].mean() - actual[rows].mean()) * len(rows) for rows in bins]
-    return float(sum(gaps) / max(len(order), 1))
+    bins = np.array_split(predicted[order] - actual[order], min(num_bins, max(len(order), 1)))
+    return float(sum(abs(part.sum()) for part in bins) / max(len(order), 1))
+
+
+def calibration_noise(
+    predicted: FloatArray,
+    error: Callable[[FloatArray, FloatArray], float],
+    repeats: int = 100,
+    seed: int = 0,
+) -> float:
+    """The calibration error that right-or-wrong labels show when every prediction is exact.
+
+    A binned error is positive by chance alone; what exceeds this mean is miscalibration.
+    """
+    draw = np.random.default_rng(seed)
+    found = [
+        error(predicted, (draw.random(len(predicted)) < predicted).astype(np.float64))
+        for _ in range(repeats)
+    ]
+    return float(np.mean(found))
 
 
 def brier(predicted: FloatArray, actual: FloatArray) -> float:

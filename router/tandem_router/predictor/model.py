@@ -52,28 +52,42 @@ class TextLinear:
     coef: npt.NDArray[np.floating[Any]]  # (num_features, num_outputs), float32 or float16
     intercept: FloatArray  # (num_outputs,)
 
-    def __call__(self, known: npt.NDArray[np.int64], weights: FloatArray) -> FloatArray:
-        """Outputs for the known columns and unnormalised weights that :meth:`weigh` found."""
-        if len(known) == 0:
-            linear = self.intercept
-        else:
-            norm = float(np.sqrt(weights @ weights))
-            linear = self.intercept + (weights / norm) @ self.coef[known].astype(np.float64)
-        if not self.logistic:
-            return linear
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))))
+    #: (num_features, 1 + num_outputs) of idf and float32 coef: one cache miss per n-gram, not two
+    packed: npt.NDArray[np.float32] | None = field(init=False, repr=False, compare=False)
 
-    def weigh(
+    def __post_init__(self) -> None:
+        narrow = self.coef.dtype == np.float32
+        packed = np.concatenate((self.idf[:, None], self.coef), axis=1) if narrow else None
+        object.__setattr__(self, "packed", packed)
+
+    def __call__(
         self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        """Columns of the known n-grams of a prompt and their unnormalised TF-IDF weights."""
-        if len(self.keys) == 0:
-            return np.empty(0, dtype=np.int64), np.empty(0)
-        place = np.searchsorted(self.keys, keys)
-        np.minimum(place, len(self.keys) - 1, out=place)
-        hit = self.keys[place] == keys
-        known = place[hit]
-        return known, (1.0 + np.log(counts[hit])) * self.idf[known]
+    ) -> tuple[FloatArray, int]:
+        """Outputs for the n-grams of a prompt, and how many of them are known."""
+        linear = self.intercept
+        known = 0
+        if len(self.keys):
+            place = self.keys.searchsorted(keys)
+            np.minimum(place, len(self.keys) - 1, out=place)
+            hit = (self.keys.take(place) == keys).nonzero()[0]
+            known = len(hit)
+            if known:
+                linear = linear + self._weighed(place.take(hit), counts.take(hit))
+        if self.logistic:
+            linear = np.asarray(1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))))
+        return linear, known
+
+    def _weighed(self, columns: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> FloatArray:
+        """TF-IDF of unit length times the coefficients."""
+        if self.packed is not None:
+            found = self.packed.take(columns, axis=0).astype(np.float64)
+            idf, coef = found[:, 0], found[:, 1:]
+        else:
+            idf = self.idf.take(columns).astype(np.float64)
+            coef = self.coef.take(columns, axis=0).astype(np.float64)
+        weights = (1.0 + np.log(counts)) * idf
+        total: FloatArray = (weights @ coef) / float(np.sqrt(weights @ weights))
+        return total
 
     @property
     def grams(self) -> Grams:

@@ -200,7 +200,7 @@ def _heads(heads: Report) -> list[str]:
     )
     out.append(
         '<div class="wide"><table><tr><th>tier</th><th>rows</th><th>quality</th><th>ECE</th>'
-        "<th>95 %</th><th>Brier</th><th>Brier of a constant</th></tr>"
+        "<th>95 %</th><th>ECE by chance alone</th><th>Brier</th><th>Brier of a constant</th></tr>"
     )
     for name, head in heads.items():
         interval = head["ece_interval"]
@@ -208,7 +208,7 @@ def _heads(heads: Report) -> list[str]:
         out.append(
             f"<tr><td>{escape(name)}</td><td>{head['num_rows']:,}</td>"
             f"<td>{head['mean_quality']:.3f}</td><td>{head['ece']:.3f}</td><td>{shown}</td>"
-            f"<td>{head['brier']:.4f}</td><td>{head['brier_of_the_mean']:.4f}</td></tr>"
+            f"<td>{head['ece_if_perfect']:.3f}</td><td>{head['brier']:.4f}</td><td>{head['brier_of_the_mean']:.4f}</td></tr>"
         )
     out.append("</table></div>")
     return out

@@ -108,7 +108,7 @@ class Predictor:
             raise ArtifactError(
                 "its features differ from those of this version; train again with `tandem train`"
             )
-        if meta.get("excerpt") != [text.HEAD_CHARS, text.TAIL_CHARS]:
+        if meta.get("excerpt") != list(text.EXCERPT):
             raise ArtifactError("it reads prompts of another length; train again")
         views = meta.get("views")
         if not isinstance(views, list) or not 1 <= len(views) <= MAX_VIEWS:
@@ -187,34 +187,33 @@ class Predictor:
         )
 
     def _read(self, prompt: str) -> _Read:
-        item = text.excerpt(prompt)
+        item = text.read(prompt)
         row = hand.features(item)
-        tokens = text.words(item.text)
-        counted = {grams: _count(grams, item.text, tokens) for grams in self._grams}
+        counted = {grams: _count(grams, item) for grams in self._grams}
         unknown = 0.0
         said: list[FloatArray | None] = []
         features = row
         for view in self._views:
             if view.text is not None:
                 keys, counts = counted[view.text.grams]
-                known, weights = view.text.weigh(keys, counts)
-                said.append(view.text(known, weights))
+                outputs, known = view.text(keys, counts)
+                said.append(outputs)
                 if view.text.kind == "word" and len(keys):
-                    unknown = 1.0 - len(known) / len(keys)
+                    unknown = 1.0 - known / len(keys)
             elif view.hand is not None:
                 said.append(view.hand(row))
             else:
                 said.append(None)
                 if view.topics is not None:
-                    topics = view.topics(*view.topics.weigh(*counted[view.topics.grams]))
+                    topics, _ = view.topics(*counted[view.topics.grams])
                     features = np.concatenate((row, round_topics(topics)))
         grown = self._forest(features) if self._forest is not None else np.empty(0)
         width = self._num_outputs
         values = np.empty(len(said) * width)
-        for index, outputs in enumerate(said):
-            if outputs is None:
-                outputs, grown = grown[:width], grown[width:]
-            values[index * width : (index + 1) * width] = outputs
+        for index, found in enumerate(said):
+            if found is None:
+                found, grown = grown[:width], grown[width:]
+            values[index * width : (index + 1) * width] = found
         return _Read(values, row, unknown, grown)
 
     @property
@@ -331,9 +330,7 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
     return _View(name, trees=trees, topics=topics)
 
 
-def _count(
-    grams: Grams, raw: str, tokens: list[str]
-) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
+def _count(grams: Grams, item: text.Reading) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
     if grams.kind == "word":
-        return text.count(text.word_hashes(tokens, grams.max_n))
-    return text.count(text.char_hashes(raw, grams.min_n, grams.max_n))
+        return text.count(text.word_grams(item, grams.max_n))
+    return text.count(text.char_grams(item, grams.min_n, grams.max_n))

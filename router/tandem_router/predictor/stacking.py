@@ -2,15 +2,15 @@
 
 Everything here is linear in the view outputs, so serving a prompt costs two small matrix products.
 Per tier, the views are weighed by non-negative least squares and calibrated. Per pair of tiers,
-several rankings of the prompts compete on out-of-fold predictions: the plain average of the views,
-a stacked regression, every view alone, prompt length, and "the first tier is wrong". The average
+several rankings of the prompts compete on out-of-fold predictions: a fixed average of the views, a
+stacked regression, every view alone, prompt length, and "the first tier is wrong". The average
 is the favourite; a rival gains weight as its lead over the average exceeds the noise of that lead,
 so that little data leaves the average in place and much data may overrule it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,14 @@ class Layout:
 
     tiers: tuple[str, ...]
     views: tuple[str, ...]
-    core: tuple[str, ...]  # the views in the average
+    core: Mapping[str, float]  # the views in the average, with their weights
     pairs: tuple[tuple[int, int], ...]
     outputs: tuple[str, ...]  # the tiers, then one per pair where its label is not the gain
 
     @property
     def average(self) -> FloatArray:
-        """Weights ``(num_views,)`` of the plain average."""
-        inside = np.array([name in self.core for name in self.views], dtype=float)
+        """Weights ``(num_views,)`` of the average, summing to one."""
+        inside = np.array([self.core.get(name, 0.0) for name in self.views])
         return np.asarray(inside / inside.sum())
 
     def pair_output(self, index: int) -> int | None:

@@ -1,76 +1,178 @@
-"""How a prompt becomes hashed word and character n-grams, with work bounded per prompt.
+"""How a prompt becomes tokens and hashed n-grams: one pass of array operations, bounded work.
 
 Training and serving run this same code, so the numbers of an artifact and of the estimators it
 was exported from agree by construction. Nothing is fitted here: an n-gram's identity is a 32-bit
-hash (CRC-32 for words, a mixed polynomial for characters), so an artifact needs no vocabulary of
-strings and cannot leak the text it was trained on.
+hash, so an artifact needs no vocabulary of strings and cannot leak the text it was trained on.
+There is no loop over characters or words: a polynomial hash of every token comes from one running
+sum, which makes a prompt of 8,000 tokens cost little more than one of 80.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 UInt32Array = npt.NDArray[np.uint32]
+IntArray = npt.NDArray[np.int64]
 
 #: Characters read from the start and from the end of a prompt; what lies between is only counted.
-#: 3,072 + 1,024 keep an 8,000-token prompt near 2 ms and leave all but 1 in 500 rows of the
-#: routing data (MMLU, GSM8K, 14 tasks) whole.
-HEAD_CHARS = 3072
-TAIL_CHARS = 1024
+#: Twice as much ranks no better (docs/studies/routing.md); 49 in 50 rows of the routing data are
+#: read whole.
+HEAD_CHARS = 1536
+TAIL_CHARS = 512
+#: Of the excerpt, characters whose n-grams are looked up one by one: the dearest part of a score.
+CHAR_HEAD = 512
+CHAR_TAIL = 192
+#: All of these, as an artifact records them.
+EXCERPT = (HEAD_CHARS, TAIL_CHARS, CHAR_HEAD, CHAR_TAIL)
 
-_WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
+#: Kinds of characters, the low bits of a flag; tokens are runs of letters, runs of digits and
+#: single symbols.
+GAP, LETTER, DIGIT, SYMBOL, SPACE = range(5)
+KIND_BITS = np.uint8(7)
+UPPER, LOWER, VOWEL, QUOTE = (np.uint8(bit) for bit in (8, 16, 32, 64))
+
+_U64 = np.uint64
+_PRIME = 0x9E3779B97F4A7C15
+_NUMBER_SALT = 0x6E756D62
+_LEFT, _RIGHT = _U64(0x9FB21C651E98DF25), _U64(0xD6E8FEB86659FD93)
 _CHAR_PRIME = np.uint32(0x01000193)
 _CHAR_SALT = {n: np.uint32((n * 0x9E3779B1) & 0xFFFFFFFF) for n in range(1, 9)}
 
 
+def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
+    """Flags and lower case of every character of the basic plane; the others count as U+FFFF."""
+    every = "".join(map(chr, range(0x10000)))
+    flags = np.zeros(len(every), dtype=np.uint8)
+    for flag, pattern in (
+        (LETTER, r"[^\W\d_]+"),
+        (DIGIT, r"\d+"),
+        (SYMBOL, r"[^\w\s]+"),
+        (SPACE, r"\s+"),
+        (UPPER, r"[A-Z]+"),
+        (LOWER, r"[a-z]+"),
+        (VOWEL, r"[aeiouyAEIOUY]+"),
+        (QUOTE, "['\"“”]"),
+    ):
+        for match in re.finditer(pattern, every):
+            flags[match.start() : match.end()] |= flag
+    lowered = [char.lower() for char in every]
+    lower = [ord(low) if len(low) == 1 else code for code, low in enumerate(lowered)]
+    return flags, np.array(lower, dtype=np.uint16)
+
+
+_FLAGS, _LOWER = _tables()
+_ASCII_FLAGS = _FLAGS[:256].tobytes()
+
+
+def _powers(base: int) -> npt.NDArray[np.uint64]:
+    steps = np.full(HEAD_CHARS + TAIL_CHARS + 1, base, dtype=np.uint64)
+    steps[0] = 1
+    return np.cumprod(steps, dtype=np.uint64)
+
+
+_POWER = _powers(_PRIME)
+_INVERSE = _powers(pow(_PRIME, -1, 1 << 64))
+
+
 @dataclass(frozen=True, slots=True)
-class Excerpt:
-    """The part of a prompt that is read, and the length of the whole."""
+class Reading:
+    """A prompt's excerpt with its characters classified and its tokens found.
 
-    text: str
+    `codes`, `lowered`, `flags` and `kinds` have one entry per character of `text`; `starts`,
+    `ends`, `token_kinds` and `hashes` one per token. `num_chars` is the length of the whole prompt.
+    """
+
     num_chars: int
+    text: str
+    codes: npt.NDArray[np.unsignedinteger[Any]]
+    lowered: npt.NDArray[np.unsignedinteger[Any]]
+    flags: npt.NDArray[np.uint8]
+    kinds: npt.NDArray[np.uint8]
+    starts: IntArray
+    ends: IntArray
+    token_kinds: npt.NDArray[np.uint8]
+    hashes: UInt32Array
 
 
-def excerpt(prompt: str) -> Excerpt:
-    """First and last characters of a prompt; O(1) in the length of what lies between."""
+def read(prompt: str) -> Reading:
+    """First and last characters of a prompt as tokens; O(1) in the length of what lies between.
+
+    Words are compared in lower case. Numbers of three digits and more are known by their length
+    only: it says how hard a sum is, while their value is nearly always unseen.
+    """
     num_chars = len(prompt)
     if num_chars > HEAD_CHARS + TAIL_CHARS:
         prompt = f"{prompt[:HEAD_CHARS]}\n{prompt[-TAIL_CHARS:]}"
-    return Excerpt(prompt, num_chars)
+    codes: npt.NDArray[np.unsignedinteger[Any]]
+    lowered: npt.NDArray[np.unsignedinteger[Any]]
+    if prompt.isascii():
+        raw = prompt.encode()
+        codes = np.frombuffer(raw, dtype=np.uint8)
+        lowered = np.frombuffer(raw.lower(), dtype=np.uint8)
+        flags = np.frombuffer(raw.translate(_ASCII_FLAGS), dtype=np.uint8)
+    else:
+        wide = np.frombuffer(prompt.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        codes = np.minimum(wide, 0xFFFF).astype(np.uint16)
+        lowered = _LOWER.take(codes)
+        flags = _FLAGS.take(codes)
+    kinds = flags & KIND_BITS
+    changes = np.empty(len(kinds) + 1, dtype=bool)
+    changes[0] = changes[-1] = True
+    np.not_equal(kinds[1:], kinds[:-1], out=changes[1:-1])
+    changes[:-1] |= kinds == SYMBOL
+    edges = changes.nonzero()[0] if len(kinds) else np.zeros(1, dtype=np.int64)
+    of_run = kinds.take(edges[:-1])
+    chosen = ((of_run != GAP) & (of_run != SPACE)).nonzero()[0]
+    starts, ends = edges.take(chosen), edges.take(chosen + 1)
+    running = np.zeros(len(kinds) + 1, dtype=np.uint64)
+    np.cumsum(lowered * _POWER[: len(kinds)], out=running[1:])
+    hashes = _mixed((running.take(ends) - running.take(starts)) * _INVERSE.take(starts))
+    token_kinds = of_run.take(chosen)
+    digits = ((token_kinds == DIGIT) & (ends - starts > 2)).nonzero()[0]
+    if len(digits):
+        width = np.minimum((ends - starts)[digits], 30)
+        hashes[digits] = _mixed((width + _NUMBER_SALT).astype(np.uint64))
+    return Reading(
+        num_chars, prompt, codes, lowered, flags, kinds, starts, ends, token_kinds, hashes
+    )
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words, numbers and single symbols.
+def _mixed(values: npt.NDArray[np.uint64]) -> UInt32Array:
+    """32 well-mixed bits of 64 (the finaliser of MurmurHash3)."""
+    values = values ^ (values >> _U64(33))
+    values *= _U64(0xFF51AFD7ED558CCD)
+    values ^= values >> _U64(33)
+    values *= _U64(0xC4CEB9FE1A85EC53)
+    return (values >> _U64(32)).astype(np.uint32)
 
-    Numbers of three digits and more become ``#3``, ``#4``...: their length says how hard a sum
-    is, while their value is nearly always unseen.
-    """
-    found = _WORD.findall(text.lower())
-    return [f"#{min(len(w), 30)}" if len(w) > 2 and w[0].isdigit() else w for w in found]
 
-
-def word_hashes(tokens: list[str], max_n: int) -> UInt32Array:
-    """CRC-32 of every n-gram of 1..max_n words, in no particular order."""
-    crc32 = zlib.crc32
-    encoded = [token.encode("utf-8", "replace") for token in tokens]
-    hashes = [crc32(word) for word in encoded]
-    out = list(hashes)
-    spaced = [b" " + word for word in encoded]
+def word_grams(reading: Reading, max_n: int) -> UInt32Array:
+    """A hash of every run of 1..max_n tokens, in no particular order."""
+    parts = [reading.hashes]
+    rolling = reading.hashes
     for n in range(1, max_n):
-        hashes = [crc32(word, left) for word, left in zip(spaced[n:], hashes, strict=False)]
-        out += hashes
-    return np.array(out, dtype=np.uint32)
+        left, right = rolling[:-1].astype(np.uint64), reading.hashes[n:].astype(np.uint64)
+        rolling = _mixed(left * _LEFT + right * _RIGHT)
+        parts.append(rolling)
+    return np.concatenate(parts)
 
 
-def char_hashes(text: str, min_n: int, max_n: int) -> UInt32Array:
-    """A 32-bit hash of every run of min_n..max_n bytes of the lower-cased, space-collapsed text."""
-    raw = (" " + " ".join(text.lower().split()) + " ").encode("utf-8", "replace")
-    codes = np.frombuffer(raw, dtype=np.uint8).astype(np.uint32)
+def char_grams(reading: Reading, min_n: int, max_n: int) -> UInt32Array:
+    """A hash of every run of min_n..max_n lower-case characters, white space as one blank."""
+    inner = np.where(reading.kinds == SPACE, np.uint8(32), reading.lowered)
+    if len(inner) > CHAR_HEAD + CHAR_TAIL:
+        inner = np.concatenate((inner[:CHAR_HEAD], inner[-CHAR_TAIL:]))
+    codes = np.full(len(inner) + 2, 32, dtype=np.uint32)
+    codes[1:-1] = inner
+    keep = np.ones(len(codes), dtype=bool)
+    np.not_equal(codes[1:], codes[:-1], out=keep[1:])
+    keep |= codes != 32
+    codes = codes[keep]
     parts: list[UInt32Array] = []
     rolling = codes
     for n in range(2, max_n + 1):
@@ -85,7 +187,7 @@ def char_hashes(text: str, min_n: int, max_n: int) -> UInt32Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
 
 
-def count(hashes: UInt32Array) -> tuple[UInt32Array, npt.NDArray[np.int64]]:
+def count(hashes: UInt32Array) -> tuple[UInt32Array, IntArray]:
     """Distinct hashes in ascending order and how often each occurs."""
     if len(hashes) == 0:
         return hashes, np.empty(0, dtype=np.int64)
