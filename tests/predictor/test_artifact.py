@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,7 @@ def drop_array(name: str) -> Callable[[dict[str, Any], dict[str, np.ndarray]], N
         (set_array("calibration/0/y", lambda a: -a), "not monotone"),
         (set_array("ood/scale", lambda a: a * 0), "no spread"),
         (set_array("stack/quality", lambda a: a * np.nan), "NaN or infinity"),
+        (set_array("stack/quality", lambda a: a * 0 + 1e300), "numbers beyond 1e.12"),
     ],
 )
 def test_a_wrong_part_is_named(content: bytes, change: Any, message: str) -> None:
@@ -154,6 +157,131 @@ def test_a_file_too_large_is_not_even_read(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match="more than the 20,000,000"):
         load(path)
+
+
+def test_a_compressed_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tandem"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for index in range(4):
+            bomb.writestr(f"view/{index}/coef.npy", bytes(50_000_000))
+    tracemalloc.start()
+
+    with pytest.raises(ArtifactError, match=r"bomb\.tandem: not an artifact"):
+        load(path)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size < 1_000_000
+    assert peak < 10_000_000
+
+
+def test_a_shape_of_terabytes_allocates_nothing(content: bytes) -> None:
+    (size,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + size])
+    header["view/0/coef"]["shape"] = [20_000_000, 20_000_000, 4]
+    raw = json.dumps(header).encode()
+    tracemalloc.start()
+
+    with pytest.raises(ArtifactError, match="does not fit the file"):
+        loads(struct.pack("<Q", len(raw)) + raw + content[8 + size :])
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * len(raw) + 2 * len(content)
+
+
+def test_names_are_only_names(content: bytes, tmp_path: Path) -> None:
+    evil = "../../../../../../tmp/planted"
+    target = tmp_path / "evil.tandem"
+    source = artifact.loads(content)
+    described = json.loads(json.dumps(source.meta))
+    described["views"][0]["name"] = evil
+    target.write_bytes(artifact.dumps(described, {**source.arrays, evil: np.zeros(3)}))
+
+    predictor = load(target)
+
+    assert predictor.view_names[0] == evil
+    assert [file.name for file in tmp_path.iterdir()] == ["evil.tandem"]
+    assert not Path("/tmp/planted").exists()
+
+
+def scored_or_refused(raw: bytes) -> None:
+    """The only two things a file may do to the router."""
+    try:
+        predictor = loads(raw)
+    except ArtifactError:
+        return
+    score = predictor.score("What is 12 + 34? Say 'done'.")
+    assert np.isfinite([*score.quality.values(), *score.utility.values()]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    flips=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=40
+    ),
+    cut=st.integers(0, 3),
+)
+def test_random_bit_flips_are_refused_or_harmless(
+    content: bytes, flips: list[tuple[float, int]], cut: int
+) -> None:
+    damaged = bytearray(content)
+    for position, bit in flips:
+        damaged[int(position * len(damaged))] ^= 1 << bit
+
+    scored_or_refused(bytes(damaged[: len(damaged) - cut]))
+
+
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(where=st.lists(st.integers(0, 30), min_size=1, max_size=4), value=ANY_JSON)
+def test_any_value_anywhere_in_the_metadata_is_refused_or_harmless(
+    content: bytes, where: list[int], value: Any
+) -> None:
+    source = artifact.loads(content)
+    meta = json.loads(json.dumps(source.meta))
+    node: Any = meta
+    for step in where:
+        keys = sorted(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            break
+        key = keys[step % len(keys)]
+        if step is where[-1] or not isinstance(node[key], dict | list):
+            node[key] = value
+            break
+        node = node[key]
+
+    scored_or_refused(artifact.dumps(meta, source.arrays))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    which=st.integers(0, 200),
+    place=st.floats(0, 1, exclude_max=True),
+    value=st.sampled_from([0.0, -1.0, 1e12, -1e12, 1e-300, 255.0, 65535.0, 2.0**31 - 1]),
+)
+def test_any_number_in_any_tensor_is_refused_or_harmless(
+    content: bytes, which: int, place: float, value: float
+) -> None:
+    source = artifact.loads(content)
+    name = sorted(source.arrays)[which % len(source.arrays)]
+    array = source.arrays[name].copy()
+    if array.size:
+        limit = np.finfo if array.dtype.kind == "f" else np.iinfo
+        bounds = limit(array.dtype)
+        array.flat[int(place * array.size)] = np.clip(value, bounds.min, bounds.max)
+
+    scored_or_refused(artifact.dumps(source.meta, source.arrays | {name: array}))
 
 
 @settings(max_examples=150, deadline=None)

@@ -31,6 +31,8 @@ FORMAT_VERSION = 2
 MAX_BYTES = 20_000_000
 MAX_HEADER_BYTES = 2_000_000
 MAX_TENSORS = 512
+#: Larger weights mean nothing, and their products could overflow to NaN while a prompt is scored.
+MAX_WEIGHT = 1e12
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"),
@@ -184,13 +186,23 @@ def _tensors(header: dict[str, Any], data: bytes, start: int) -> Arrays:
         array = np.frombuffer(
             data, dtype=dtype, count=math.prod(shape), offset=start + first
         ).reshape(shape)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ArtifactError(f"tensor {name[:80]!r} holds NaN or infinity; train again")
+        _check_numbers(name, array)
         arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
         end = last
     if end != body:
         raise ArtifactError(f"{body - end} bytes belong to no tensor: damaged; copy it again")
     return arrays
+
+
+def _check_numbers(name: str, array: npt.NDArray[Any]) -> None:
+    if array.dtype.kind != "f" or array.size == 0:
+        return
+    if not np.isfinite(array).all():
+        raise ArtifactError(f"tensor {name[:80]!r} holds NaN or infinity; train again")
+    if max(float(array.max()), -float(array.min())) > MAX_WEIGHT:
+        raise ArtifactError(
+            f"tensor {name[:80]!r} holds numbers beyond {MAX_WEIGHT:g}: damaged; copy it again"
+        )
 
 
 def _offsets(name: str, entry: Any) -> tuple[int, int]:

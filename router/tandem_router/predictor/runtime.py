@@ -292,7 +292,7 @@ def loads(data: bytes) -> Predictor:
 def _built(source: artifact.Artifact) -> Predictor:
     try:
         return Predictor(source)
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Metadata is JSON of any shape: what no check above foresaw is still a bad file.
         raise ArtifactError(f"its metadata is not as `tandem train` writes it ({error})") from error
 
