@@ -45,6 +45,7 @@ COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 APPLIED_ANNOTATION = "tandem.dev/applied"
 
 LINK_RETRY_S = 5.0
+SECRET_RETRY_S = 30.0
 UNSEEN_RETRY_S = 1.0
 SCALING_PERIOD_S = 5.0
 
@@ -250,6 +251,8 @@ class Reconciler:
         cause = first_blocker(pods)
         begun = any(kind == "Deployment" for kind, _ in live)
         whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
+        if begun and not whole:
+            result.again_s = SECRET_RETRY_S
         for obj in plan.create:
             if (obj["kind"], obj["metadata"]["name"]) in live:
                 continue

@@ -41,6 +41,21 @@ class Backoffs:
             delay = min(2 * delay, RETRY_MAX_S)
 
 
+class NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]  # kopf has no types here
+    """kopf compares each object with its last state; nobody asks here, and it costs two copies."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """What is compared: nothing."""
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """What was stored: nothing."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Stores nothing."""
+
+
 class ListedCopies:
     """Puts the lists and events of one kind into its copies, in the order of their versions."""
 
@@ -79,6 +94,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = WATCH_S
     settings.watching.chunk_size = PAGE
     settings.queueing.idle_timeout = 1.0
+    settings.persistence.diffbase_storage = NoDiffs()
     return settings
 
 

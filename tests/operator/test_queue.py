@@ -1,0 +1,179 @@
+"""The work queue on virtual time: who comes next, who rests, who waits after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem_operator.kube.cache import SECRET_S, CachedApi
+from tandem_operator.kube.queue import MAX_DELAY_S, REST_S, WorkQueue
+from tandem_operator.reconcile import Key
+
+Object = dict[str, Any]
+A, B = Key("Model", "ns", "a"), Key("Model", "ns", "b")
+
+
+class Timers:
+    """call_later on a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+
+    def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> None:
+        self._due.append((self.now + delay, len(self._due), call, args))
+
+    def advance(self, seconds: float) -> None:
+        until = self.now + seconds
+        while due := [d for d in self._due if d[0] <= until]:
+            first = min(due, key=lambda d: d[:2])
+            self._due.remove(first)
+            self.now = first[0]
+            first[2](*first[3])
+        self.now = until
+
+
+def taken(queue: WorkQueue) -> list[Key]:
+    """Everything that can be taken now."""
+    found = []
+    while True:
+        attempt = queue.take()
+        try:
+            attempt.send(None)
+        except StopIteration as end:
+            found.append(end.value)
+        else:
+            attempt.close()
+            return found
+
+
+async def test_many_events_of_a_resource_make_one_pass() -> None:
+    queue = WorkQueue(Timers().call_later)
+    for key in (A, B, A, A):
+        queue.add(key)
+
+    assert taken(queue) == [A, B]
+
+
+async def test_what_changes_during_a_pass_is_looked_at_again_after_a_rest() -> None:
+    timers = Timers()
+    queue = WorkQueue(timers.call_later)
+    queue.add(A)
+    taken(queue)
+    queue.add(A)
+    queue.done(A)
+
+    assert taken(queue) == []
+    timers.advance(REST_S)
+    assert taken(queue) == [A]
+
+
+async def test_events_after_a_pass_wait_together_for_the_end_of_the_rest() -> None:
+    timers = Timers()
+    queue = WorkQueue(timers.call_later)
+    queue.add(A)
+    taken(queue)
+    queue.done(A)
+    timers.advance(REST_S / 2)
+    queue.add(A)
+    queue.add(A)
+
+    assert taken(queue) == []
+    assert len(queue) == 1
+    timers.advance(REST_S / 2)
+    assert taken(queue) == [A]
+    queue.done(A)
+    timers.advance(REST_S)
+    assert taken(queue) == []
+    assert len(queue) == 0
+
+
+async def test_failures_wait_longer_and_longer_and_a_success_forgets_them() -> None:
+    timers = Timers()
+    queue = WorkQueue(timers.call_later)
+    delays = []
+    queue.add(A)
+    for _ in range(10):
+        assert taken(queue) == [A]
+        delays.append(queue.failed(A))
+        timers.advance(max(delays[-1], REST_S))
+
+    assert delays == sorted(delays)
+    assert delays[0] < delays[-1] == MAX_DELAY_S
+    assert taken(queue) == [A]
+    queue.done(A)
+    timers.advance(REST_S)
+    queue.add(A)
+    taken(queue)
+    assert queue.failed(A) == delays[0]
+
+
+@given(st.lists(st.sampled_from(["add a", "add b", "take", "done", "fail", "wait"]), max_size=40))
+async def test_no_event_is_lost_and_nothing_runs_twice_at_once(steps: list[str]) -> None:
+    timers = Timers()
+    queue = WorkQueue(timers.call_later)
+    running: list[Key] = []
+    wanted: set[Key] = set()
+    for step in steps:
+        if step.startswith("add"):
+            key = A if step.endswith("a") else B
+            queue.add(key)
+            wanted.add(key)
+        elif step == "take":
+            for key in taken(queue):
+                assert key not in running
+                running.append(key)
+                wanted.discard(key)
+        elif step == "wait":
+            timers.advance(REST_S)
+        elif running:
+            key = running.pop()
+            if step == "done":
+                queue.done(key)
+            else:
+                queue.failed(key)
+                wanted.add(key)
+    for key in running:
+        queue.done(key)
+    timers.advance(MAX_DELAY_S)
+
+    assert wanted <= set(taken(queue))
+
+
+class Api:
+    """Counts what is created and deleted."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def create(self, obj: Object) -> Object | None:
+        self.calls.append(f"create {obj['metadata']['namespace']}")
+        return None
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        self.calls.append(f"delete {namespace}")
+
+
+async def test_a_shared_secret_is_asked_for_once_in_a_while() -> None:
+    """Nobody may list Secrets, and every pass over a starting Model needs to know."""
+    api, timers = Api(), Timers()
+    cached = CachedApi(api, None, lambda _: None, clock=lambda: timers.now)  # type: ignore[arg-type]
+
+    def secret(namespace: str) -> Object:
+        return {"kind": "Secret", "metadata": {"name": "s", "namespace": namespace}}
+
+    for _ in range(3):
+        await cached.create(secret("one"))
+    await cached.create(secret("two"))
+    assert api.calls == ["create one", "create two"]
+
+    timers.advance(SECRET_S)
+    await cached.create(secret("one"))
+    assert api.calls[2:] == ["create one"]
+
+    await cached.delete("Secret", "one", "s")
+    await cached.create(secret("one"))
+    assert api.calls[3:] == ["delete one", "create one"]
