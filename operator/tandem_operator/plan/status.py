@@ -88,7 +88,7 @@ def blocker(pod: Object) -> Blocker | None:
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            message = condition.get("message", "")
+            message = condition.get("message", "").rstrip(". ")
             if "nvidia.com/gpu" in message:
                 return Blocker(
                     "InsufficientGPU",
@@ -131,7 +131,7 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
         detail = ended.get("message") or message or f"exit code {ended.get('exitCode')}"
         kind = "RouterCrash" if entry["name"] == "router" else "EngineCrash"
         count = entry.get("restartCount", 0)
-        return Blocker(kind, f"pod {pod}, restarted {count} times: {detail}; see tandem logs {pod}")
+        return Blocker(kind, f"pod {pod}, restarted {count} times: {detail}; its log says more")
     return None
 
 

@@ -74,13 +74,23 @@ class Idle(Resource):
 class AutoscalingPolicySpec(Resource):
     """What an AutoscalingPolicy should be."""
 
-    prefill: RolePolicy = Field(default_factory=RolePolicy, description="Prefill workers.")
-    decode: RolePolicy = Field(default_factory=RolePolicy, description="Decode workers.")
-    unified: RolePolicy = Field(default_factory=RolePolicy, description="Unified workers.")
-    schedules: list[Schedule] = Field(
-        default_factory=list, max_length=16, description="Floors at certain times."
+    prefill: RolePolicy = Field(
+        default_factory=RolePolicy, description="Signals and speeds of prefill workers."
     )
-    idle: Idle = Field(default_factory=Idle, description="When pools may sleep.")
+    decode: RolePolicy = Field(
+        default_factory=RolePolicy, description="Signals and speeds of decode workers."
+    )
+    unified: RolePolicy = Field(
+        default_factory=RolePolicy, description="Signals and speeds of unified workers."
+    )
+    schedules: list[Schedule] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Fewest workers at certain times, such as office hours.",
+    )
+    idle: Idle = Field(
+        default_factory=Idle, description="When pools may sleep: scale to zero, and after how long."
+    )
     missing_metrics: Literal["Hold", "ScaleUp"] = Field(
         default="Hold", description="What to do when a worker does not report."
     )
@@ -92,9 +102,8 @@ class AutoscalingPolicyStatus(Resource):
     observed_generation: int | None = Field(
         default=None, ge=0, description="metadata.generation this status was computed from."
     )
-    conditions: list[Condition] = Field(default_factory=list, max_length=8, description="Accepted.")
-    routers: list[ShortText] = Field(
-        default_factory=list, max_length=64, description="Routers that use it."
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=8, description="Accepted: whether it can be used."
     )
 
 

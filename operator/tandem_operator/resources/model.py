@@ -220,22 +220,30 @@ class ModelSpec(Resource):
     served_name: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = Field(
         default=None, description="Name in API replies and /v1/models; metadata.name when absent."
     )
-    engine: Engine = Field(default_factory=Engine, description="Settings of the engine.")
+    engine: Engine = Field(
+        default_factory=Engine, description="Settings of the inference engine, for all roles."
+    )
     unified: RoleSpec | None = Field(
         default=None,
-        description="Workers that prefill and decode; excludes prefill and decode.",
+        description="Workers that read prompts and write answers themselves; excludes prefill and "
+        "decode.",
     )
     prefill: RoleSpec | None = Field(
-        default=None, description="Workers that read prompts; needs decode."
+        default=None,
+        description="Workers that read prompts and push KV blocks to decode workers; needs decode.",
     )
     decode: RoleSpec | None = Field(
-        default=None, description="Workers that write answers; needs prefill."
+        default=None, description="Workers that write answers, token by token; needs prefill."
     )
     kv_transfer: KVTransfer = Field(
         default_factory=KVTransfer, description="How KV blocks travel between the roles."
     )
-    rollout: Rollout = Field(default_factory=Rollout, description="How changes reach the pods.")
-    drain: Drain = Field(default_factory=Drain, description="How a worker leaves.")
+    rollout: Rollout = Field(
+        default_factory=Rollout, description="How changes reach the pods: surge and patience."
+    )
+    drain: Drain = Field(
+        default_factory=Drain, description="How a worker leaves: time for its running requests."
+    )
     image: Image | None = Field(
         default=None, description="Worker image; the operator's own version when absent."
     )
@@ -277,12 +285,14 @@ class ModelStatus(Resource):
         default=None, description="Hash that pairs the pods of both roles."
     )
     roles: list[RoleStatus] = Field(
-        default_factory=list, max_length=3, description="Worker counts per role."
+        default_factory=list, max_length=3, description="Counts of workers, one entry per role."
     )
     ready: Annotated[str, StringConstraints(max_length=16)] | None = Field(
-        default=None, description="Ready and wanted workers, such as 2/2."
+        default=None, description="Ready and wanted workers of all roles, such as 2/3."
     )
-    gpus: int | None = Field(default=None, ge=0, description="GPUs in use, a count.")
+    gpus: int | None = Field(
+        default=None, ge=0, description="GPUs that its pods hold or wait for, a count."
+    )
     usd_per_hour: Decimal | None = Field(
         default=None, description="Price of the running workers in US dollars per hour."
     )

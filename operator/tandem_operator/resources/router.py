@@ -234,10 +234,15 @@ class RouterSpec(Resource):
         "then on.",
     )
     objective: Objective = Field(
-        default_factory=Objective, description="What the router optimises."
+        default_factory=Objective,
+        description="What the router optimises, and the quality it must keep.",
     )
-    slo: SLO = Field(default_factory=SLO, description="Latency objectives.")
-    budget: Budget = Field(default_factory=Budget, description="What may be spent.")
+    slo: SLO = Field(
+        default_factory=SLO, description="Latency objectives: time to first token and per token."
+    )
+    budget: Budget = Field(
+        default_factory=Budget, description="What may be spent: GPUs and US dollars per hour."
+    )
     cache: Cache = Field(default_factory=Cache, description="Cache of exact responses.")
     tenants: list[Tenant] = Field(
         default_factory=list,
@@ -257,7 +262,9 @@ class RouterSpec(Resource):
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the endpoint's Service."
     )
-    port: int = Field(default=8000, ge=1, le=65_535, description="Port of the Service.")
+    port: int = Field(
+        default=8000, ge=1, le=65_535, description="TCP port of the endpoint's Service."
+    )
     image: Image | None = Field(
         default=None, description="Router image; the operator's own version when absent."
     )
@@ -334,12 +341,16 @@ class RouterStatus(Resource):
     ready: ShortText | None = Field(
         default=None, description="Ready and wanted router pods, such as 1/1."
     )
-    tiers: list[TierStatus] = Field(default_factory=list, max_length=8, description="Per tier.")
+    tiers: list[TierStatus] = Field(
+        default_factory=list, max_length=8, description="What each tier does, in spec's order."
+    )
     predictor: PredictorStatus | None = Field(default=None, description="The predictor in use.")
     decisions: list[ScalingDecision] = Field(
         default_factory=list, max_length=10, description="The last scaling decisions."
     )
-    gpus: int | None = Field(default=None, ge=0, description="GPUs of all tiers, a count.")
+    gpus: int | None = Field(
+        default=None, ge=0, description="GPUs that the pods of all tiers hold or wait for, a count."
+    )
     usd_per_hour: Decimal | None = Field(
         default=None, description="US dollars per hour of all tiers."
     )

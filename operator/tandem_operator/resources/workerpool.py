@@ -32,7 +32,7 @@ class LastScale(Resource):
     time: ShortText = Field(description="When, RFC 3339, UTC.")
     before: int = Field(ge=0, description="Workers before, a count.")
     after: int = Field(ge=0, description="Workers after, a count.")
-    reason: Text = Field(description="Why.")
+    reason: Text = Field(description="Who or what changed it.")
 
 
 class WorkerPoolStatus(Resource):
@@ -46,8 +46,14 @@ class WorkerPoolStatus(Resource):
     selector: Annotated[str, StringConstraints(max_length=512)] | None = Field(
         default=None, description="Label selector of the pods, for /scale."
     )
-    last_scale: LastScale | None = Field(default=None, description="Why the count last changed.")
-    conditions: list[Condition] = Field(default_factory=list, max_length=8, description="Ready.")
+    last_scale: LastScale | None = Field(
+        default=None, description="When, from what to what and why the count last changed."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Ready: whether as many workers are ready as are wanted.",
+    )
 
 
 class WorkerPool(Resource):
