@@ -6,10 +6,13 @@ the calls themselves.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -44,6 +47,11 @@ async def connect(kubeconfig: str | None = None) -> client.ApiClient:
             )
     except (config.ConfigException, OSError) as error:
         raise ApiError(0, f"no access to a cluster: {error}; set KUBECONFIG") from error
+    # aiohttp would ask the environment and .netrc in a thread, twice per request.
+    configuration.client_session_kwargs = {"trust_env": False}
+    server = urlsplit(str(configuration.host))
+    if configuration.proxy is None and not proxy_bypass(server.hostname or ""):
+        configuration.proxy = getproxies().get(server.scheme)
     return client.ApiClient(configuration)
 
 
@@ -56,6 +64,7 @@ class KubeApi:
         self._user_agent = user_agent
         self.num_writes = 0
         self.num_reads = 0
+        self._writing: set[asyncio.Future[Object]] = set()
         # Asked before each write; with an election only the leader may.
         self.may_write: Callable[[], bool] = lambda: True
 
@@ -251,10 +260,23 @@ class KubeApi:
         body: Object | None,
         content_type: str = "application/json",
     ) -> Object:
-        if not self.may_write():
-            raise ApiError(0, f"{method} {target}: not sent, this replica no longer leads")
         self.num_writes += 1
-        return await self._call(method, target, query, body, content_type)
+        # Who is cancelled here leaves a request that may still take effect: it is seen to its end.
+        call = asyncio.ensure_future(self._call(method, target, query, body, content_type))
+        self._writing.add(call)
+        call.add_done_callback(self._written)
+        return await asyncio.shield(call)
+
+    def _written(self, call: asyncio.Future[Object]) -> None:
+        self._writing.discard(call)
+        if not call.cancelled():
+            call.exception()  # its caller has it, or was cancelled and does not want it
+
+    async def settle(self, timeout_s: float) -> bool:
+        """Wait until no write is under way; False when one still is after the timeout."""
+        if self._writing:
+            await asyncio.wait(set(self._writing), timeout=timeout_s)
+        return not self._writing
 
     async def _call(
         self,
@@ -300,6 +322,10 @@ class KubeApi:
                 header_params=headers,
                 auth_settings=["BearerToken"],
             )
+            # As late as can be: between this line and the socket nothing waits, as long as there
+            # is a free connection.
+            if method != "GET" and not self.may_write():
+                raise ApiError(0, f"{method} {target}: not sent, this replica no longer leads")
             answer = await self._client.call_api(
                 method, url, header_params=full, body=body, _request_timeout=timeout
             )

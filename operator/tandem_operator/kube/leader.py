@@ -85,7 +85,7 @@ class Elector:
         self._api = api
         self._namespace, self._name = namespace, name
         self._identity = identity
-        self._times = times
+        self.times = times
         self._clock = clock
         self._sleep = sleep
         self._wall = wall
@@ -95,20 +95,20 @@ class Elector:
 
     def may_write(self) -> bool:
         """Whether no other replica can lead yet; to be asked right before each write."""
-        return self.leading and self._clock() - self._renewed < self._times.renew_s
+        return self.leading and self._clock() - self._renewed < self.times.renew_s
 
     async def acquire(self) -> None:
         """Wait until this replica leads."""
         while not await self._try():
-            await self._sleep(self._times.retry_s)
+            await self._sleep(self.times.retry_s)
         self.leading = True
         logger.info("%s leads", self._identity)
 
     async def hold(self) -> None:
         """Renew until the lead is lost; then it returns and the caller must stop at once."""
         while True:
-            await self._sleep(self._times.retry_s)
-            left = self._times.renew_s - (self._clock() - self._renewed)
+            await self._sleep(self.times.retry_s)
+            left = self.times.renew_s - (self._clock() - self._renewed)
             if left <= 0:
                 break
             with contextlib.suppress(TimeoutError):
@@ -121,6 +121,7 @@ class Elector:
     async def release(self) -> None:
         """Let another replica lead at once."""
         self.leading = False
+        logger.info("%s lets another one lead", self._identity)
         with contextlib.suppress(ApiError):
             lease = await self._api.get("Lease", self._namespace, self._name)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
@@ -149,7 +150,7 @@ class Elector:
         lease = await self._api.get("Lease", self._namespace, self._name)
         spec: Object = {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": math.ceil(self._times.duration_s),
+            "leaseDurationSeconds": math.ceil(self.times.duration_s),
             "renewTime": self._now(),
         }
         if lease is None:
@@ -167,7 +168,7 @@ class Elector:
             if version != self._seen[0]:
                 self._seen = (version, self._clock())
             silent_s = self._clock() - self._seen[1]
-            if silent_s < float(old.get("leaseDurationSeconds") or self._times.duration_s):
+            if silent_s < float(old.get("leaseDurationSeconds") or self.times.duration_s):
                 self._other_holds = True
                 return False
         spec["acquireTime"] = (

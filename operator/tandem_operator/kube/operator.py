@@ -20,6 +20,7 @@ from tandem_operator.kube.cache import OWN_KINDS, RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.queue import WorkQueue
+from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.pods import WorkerPods, router_traffic
@@ -95,7 +96,11 @@ class Operator:
             now=_now,
             link_tester=workers.test_link,
             busy=workers.busy,
-            traffic=lambda pods: router_traffic(pods, settings.router_port),
+            traffic=SampledTraffic(
+                lambda pods: router_traffic(pods, settings.router_port),
+                settings.status_period_s,
+                time.monotonic,
+            ),
             scaling=ScalingDriver(self.cache, settings).step,
         )
         self.num_passes = 0
@@ -212,7 +217,7 @@ class Probes:
         return "".join(f"# TYPE {n} {t}\n{n} {v}\n" for n, (t, v) in values.items())
 
 
-async def _lead(probes: Probes, operator: Operator, elector: Elector | None) -> None:
+async def _lead(api: KubeApi, probes: Probes, operator: Operator, elector: Elector | None) -> None:
     """Reconcile while leading; returns when the lead is lost."""
     if elector is not None:
         await elector.acquire()
@@ -224,9 +229,13 @@ async def _lead(probes: Probes, operator: Operator, elector: Elector | None) -> 
     finally:
         for task in (work, holder):
             task.cancel()
-        results = await asyncio.gather(work, holder, return_exceptions=True)
+        await asyncio.gather(holder, return_exceptions=True)
         if elector is not None and elector.leading:
-            await elector.release()
+            # Hand over only when nothing of ours can take effect any more; watches may end later.
+            elector.leading = False
+            if await api.settle(elector.times.renew_s):
+                await elector.release()
+        results = await asyncio.gather(work, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]
 
@@ -267,7 +276,7 @@ async def serve(args: argparse.Namespace) -> int:
         api.may_write = elector.may_write
     probes.elector = elector
     operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals)
-    lead = asyncio.create_task(_lead(probes, operator, elector))
+    lead = asyncio.create_task(_lead(api, probes, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({lead, stopped}, return_when=asyncio.FIRST_COMPLETED)
