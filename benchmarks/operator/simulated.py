@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from typing import Any
 
@@ -171,7 +172,15 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     replies: dict[str, Object] = {
         "/internal/kv-link": {"ok": True, "num_bytes": 65536},
         "/v1/load": {"num_running": 0, "num_waiting": 0},
-        "/admin/state": {"predictor": "", "set_points": {}, "tiers": []},
+        # No two looks at a router in use show the same.
+        "/admin/state": {
+            "predictor": "v1",
+            "set_points": {"gain_threshold": random.random()},
+            "tiers": [
+                {"name": name, "recent_share": random.random(), "ttft_s": random.random()}
+                for name in ("small", "large")
+            ],
+        },
     }
     body = json.dumps(replies.get(target, {})).encode()
     top = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -1,15 +1,19 @@
-"""The work queue on virtual time: who comes next, who rests, who waits after a failure."""
+"""What keeps the operator calm, on virtual time: who comes next, rests, waits, is asked again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_operator.kube.cache import SECRET_S, CachedApi
 from tandem_operator.kube.queue import MAX_DELAY_S, REST_S, WorkQueue
+from tandem_operator.kube.traffic import SampledTraffic
+from tandem_operator.plan.objects import ROUTER_LABEL
+from tandem_operator.plan.status import TrafficFacts
 from tandem_operator.reconcile import Key
 
 Object = dict[str, Any]
@@ -177,3 +181,59 @@ async def test_a_shared_secret_is_asked_for_once_in_a_while() -> None:
     await cached.delete("Secret", "one", "s")
     await cached.create(secret("one"))
     assert api.calls[3:] == ["delete one", "create one"]
+
+
+# What Routers measured ------------------------------------------------------------------------
+
+
+def router_pod(router: str, uid: str, ready: bool = True) -> Object:
+    labels = {ROUTER_LABEL: router}
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    return {
+        "metadata": {"name": uid, "uid": uid, "namespace": "ns", "labels": labels},
+        "status": {"conditions": conditions},
+    }
+
+
+class Looks:
+    """Counts how often each Router is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def __call__(self, pods: list[Object]) -> TrafficFacts | None:
+        self.asked.append(pods[0]["metadata"]["labels"][ROUTER_LABEL])
+        return TrafficFacts(threshold=len(self.asked) / 10)
+
+
+@pytest.mark.parametrize("num_routers", [1, 20, 100, 300])
+async def test_however_many_routers_there_are_they_are_asked_less_than_once_a_second(
+    num_routers: int,
+) -> None:
+    looks, timers = Looks(), Timers()
+    traffic = SampledTraffic(looks, 30.0, lambda: timers.now)
+    pods = [[router_pod(f"r{i}", f"u{i}")] for i in range(num_routers)]
+
+    async def rest(seconds: int) -> None:
+        for _ in range(0, seconds, 5):  # a managed Router is looked at every five seconds
+            for own in pods:
+                await traffic(own)
+            timers.advance(5)
+
+    await rest(1200)
+    looks.asked.clear()
+    await rest(1200)
+
+    assert 0 < len(looks.asked) < 1200
+    assert len(set(looks.asked)) == num_routers
+
+
+async def test_a_routers_new_pod_is_asked_at_once() -> None:
+    looks = Looks()
+    traffic = SampledTraffic(looks, 30.0, lambda: 0.0)
+
+    assert await traffic([router_pod("r", "a", ready=False)]) is None
+    first = await traffic([router_pod("r", "a")])
+    assert await traffic([router_pod("r", "a")]) == first
+    assert await traffic([router_pod("r", "a"), router_pod("r", "b")]) != first
+    assert len(looks.asked) == 2
