@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tandem_operator.resources import API_VERSION, GROUP, KINDS, SPECS
-from tandem_operator.resources.base import DURATION_PATTERN, NAME_PATTERN
+from tandem_operator.resources.base import DURATION_PATTERN, NAME_PATTERN, pattern_text
 from tandem_operator.resources.rules import violations
 
 YamlPath = tuple[str | int, ...]
@@ -417,18 +417,6 @@ _NUMBERS = {
     "less_than": ("lt", "must be less than"),
 }
 
-_PATTERNS = (
-    ("ms|s|m|h", 'is not a duration; write a number with a unit, such as "500ms", "30s" or "5m"'),
-    ("Ki|Mi|Gi", 'is not a quantity; write a number such as "2", "500m" or "4Gi"'),
-    (r"^(0(\.", 'is not a fraction; write a decimal between "0" and "1", such as "0.95"'),
-    (r"[0-9]{1,9}(\.", 'is not a decimal number; write something like "1.25"'),
-    ("file|pvc|hf|s3", "is not a weights URI; use hf://, s3://, pvc://, image:/// or file://"),
-    ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
-    ("https?", "is not a URL; use http:// or https://"),
-    ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.tenants"),
-    ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
-)
-
 
 def explain(root: type[BaseModel], item: dict[str, Any]) -> tuple[YamlPath, str]:
     """Turn one pydantic error below a spec into the field's path and a sentence."""
@@ -465,8 +453,7 @@ def explain(root: type[BaseModel], item: dict[str, Any]) -> tuple[YamlPath, str]
         return path, f"{_word(value)} is not allowed; {_suggest(str(value), options)}"
     if kind == "string_pattern_mismatch":
         pattern = str(ctx.get("pattern", ""))
-        rule = next((text for cue, text in _PATTERNS if cue in pattern), f"must match {pattern}")
-        return path, f"{value!r} {rule}"
+        return path, f"{value!r} {pattern_text(pattern) or f'must match {pattern}'}"
     if kind == "string_too_long":
         return path, f"has {len(value or '')} characters; at most {ctx.get('max_length')}"
     if kind == "string_too_short":

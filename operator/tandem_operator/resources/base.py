@@ -30,6 +30,19 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_
 Text = Annotated[str, StringConstraints(max_length=1024)]
 LabelValue = Annotated[str, StringConstraints(max_length=253)]
 
+# What to say about text that does not match: the first entry whose cue stands in the pattern.
+_PATTERN_TEXTS = (
+    ("ms|s|m|h", 'is not a duration; write a number with a unit, such as "500ms", "30s" or "5m"'),
+    ("Ki|Mi|Gi", 'is not a quantity; write a number such as "2", "500m" or "4Gi"'),
+    (r"^(0(\.", 'is not a fraction; write a decimal between "0" and "1", such as "0.95"'),
+    (r"[0-9]{1,9}(\.", 'is not a decimal number; write something like "1.25"'),
+    ("file|pvc|hf|s3", "is not a weights URI; use hf://, s3://, pvc://, image:/// or file://"),
+    ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
+    ("https?", "is not a URL; use http:// or https://"),
+    ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.tenants"),
+    ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
+)
+
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SCALE = {
@@ -45,6 +58,11 @@ _SCALE = {
     "Ti": 2.0**40,
 }
 _QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+
+
+def pattern_text(pattern: str) -> str | None:
+    """What to say about text that does not match a pattern; None where nothing better is known."""
+    return next((text for cue, text in _PATTERN_TEXTS if cue in pattern), None)
 
 
 def seconds(duration: str) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tandem_operator.resources.base import pattern_text
 from tandem_operator.resources.rules import Rule
 
 Schema = dict[str, Any]
@@ -105,8 +106,13 @@ def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], at: tuple[str, ..
         if "maxItems" not in schema:
             raise SchemaError(f"{where}: a list needs a bound")
         schema["items"] = _convert(merged["items"], defs, (*at, "*"))
-    elif kind == "string" and "enum" not in schema and "maxLength" not in schema:
-        raise SchemaError(f"{where}: a string needs a bound")
+    elif kind == "string":
+        if "enum" not in schema and "maxLength" not in schema:
+            raise SchemaError(f"{where}: a string needs a bound")
+        if (text := pattern_text(schema.get("pattern", ""))) is not None:
+            # As a rule instead of a pattern: that one's message would be the expression itself.
+            rule = f"self.matches(r'{schema.pop('pattern')}')"
+            schema["x-kubernetes-validations"] = [{"rule": rule, "message": text}]
     elif kind == "integer":
         schema["format"] = "int64"
     return schema
