@@ -20,7 +20,9 @@ from tandem_kernels.swiglu import swiglu_reference
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 64), (3, 80), (2, 2, 896), (5, 1000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (17, 63), (3, 65), (64, 300), (2, 2, 896), (5, 1000), (0, 64)], ids=str
+)
 def check_add_rms_norm(shape, dtype):
     x = harness.randn(*shape, dtype=dtype)
     residual = harness.randn(*shape, dtype=dtype, seed=1)
@@ -36,7 +38,9 @@ def check_add_rms_norm(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 2), (3, 160), (2, 2, 2600)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 2), (17, 126), (65, 130), (3, 160), (2, 2, 2600), (0, 64)], ids=str
+)
 def check_swiglu(shape, dtype):
     x = harness.randn(*shape, dtype=dtype, scale=3)
 
@@ -46,14 +50,19 @@ def check_swiglu(shape, dtype):
     harness.assert_as_exact_as_torch(out, swiglu_reference(harness.wide(x)), torchs)
 
 
-def _rope_case(heads, kv_heads, head_dim, dtype, *, tokens=7, rotary_dim=None, **options):
+def _rope_case(
+    heads, kv_heads, head_dim, dtype,
+    *, tokens=7, rotary_dim=None, scaling=None, slots=None, **options,
+):  # fmt: skip
     """Run kernel, float64 and torch on one case; return their (q, k_cache, v_cache, bounds)."""
     fused = harness.randn(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
     kv_dtype = options.pop("kv_dtype", dtype)
-    table = rope_table(rotary_dim or head_dim, 400)
-    positions = torch.tensor([0, 399, 5, 6, 7, 63, 64])[:tokens]
-    slots = torch.tensor([64, 0, -1, 127, 130, 131, 132])[:tokens]
+    table = rope_table(rotary_dim or head_dim, 400, 1e4, scaling)
+    positions = torch.tensor([0, 399, 5, 6, 7, 63, 64]).repeat(-(-tokens // 7))[:tokens]
+    if slots is None:
+        slots = torch.tensor([64, 0, -1, 127, 130, 131, 132])[:tokens]
+    num_blocks = max(4, -(-tokens // 64) + 1)
     results = []
     for kind in ("kernel", "float64", "torch"):
         place = harness.wide if kind == "float64" else (lambda t: t if t is None else t.cpu())
@@ -61,14 +70,19 @@ def _rope_case(heads, kv_heads, head_dim, dtype, *, tokens=7, rotary_dim=None, *
             place = lambda t: t if t is None else t.to(harness.DEVICE)  # noqa: E731
         cache_dtype = torch.float64 if kind == "float64" else kv_dtype
         cache = [
-            torch.zeros(4, kv_heads, 64, head_dim, dtype=cache_dtype, device=place(slots).device)
+            torch.zeros(
+                num_blocks, kv_heads, 64, head_dim, dtype=cache_dtype, device=place(slots).device
+            )
             for _ in range(2)
         ]
         extra = {name: place(value) for name, value in options.items()}
-        bounds = [torch.zeros(4, kv_heads, head_dim, device=place(slots).device) for _ in range(2)]
+        bounds = [
+            torch.zeros(num_blocks, kv_heads, head_dim, device=place(slots).device)
+            for _ in range(2)
+        ]
         if kind == "float64":
             bounds = [bound.double() for bound in bounds]
-        reset_page_bounds(*bounds, torch.arange(4, device=bounds[0].device))
+        reset_page_bounds(*bounds, torch.arange(num_blocks, device=bounds[0].device))
         call = qk_norm_rope_write if kind == "kernel" else qk_norm_rope_write_reference
         if kind == "torch":
             extra["compute_dtype"] = dtype
@@ -81,23 +95,56 @@ def _rope_case(heads, kv_heads, head_dim, dtype, *, tokens=7, rotary_dim=None, *
     return results
 
 
-@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "rotary_dim"),
-    [(4, 2, 64, None), (14, 2, 32, None), (8, 1, 80, 20), (28, 4, 96, None)],
-)
-def check_qk_norm_rope_write(heads, kv_heads, head_dim, rotary_dim, dtype):
-    q_weight = harness.randn(head_dim, dtype=dtype, seed=3)
-    k_weight = harness.randn(head_dim, dtype=dtype, seed=4)
-
-    got, exact, torchs = _rope_case(
-        heads, kv_heads, head_dim, dtype, rotary_dim=rotary_dim,
-        q_weight=q_weight, k_weight=k_weight,
-    )  # fmt: skip
-
+def assert_rope_case(got, exact, torchs):
     names = ("q", "k_cache", "v_cache", "key_min", "key_max")
     for name, ours, want, theirs in zip(names, got, exact, torchs, strict=True):
         harness.assert_as_exact_as_torch(ours, want, theirs, what=name)
+
+
+def norm_weights(head_dim, dtype):
+    return {
+        "q_weight": harness.randn(head_dim, dtype=dtype, seed=3),
+        "k_weight": harness.randn(head_dim, dtype=dtype, seed=4),
+    }
+
+
+@harness.AWKWARD
+def check_qk_norm_rope_write(case):
+    """The lengths of a case up to 65 as numbers of tokens, in shuffled slots."""
+    for tokens in (length for length in case.lens if length <= 65):
+        order = torch.randperm(64 * (1 + tokens // 64), generator=torch.Generator().manual_seed(1))
+        results = _rope_case(
+            case.heads, case.kv_heads, case.head_dim, case.dtype, tokens=tokens,
+            slots=order[:tokens], **norm_weights(case.head_dim, case.dtype),
+        )  # fmt: skip
+
+        assert_rope_case(*results)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+def check_rotation_of_a_part_of_the_head(dtype):
+    assert_rope_case(*_rope_case(8, 1, 80, dtype, rotary_dim=20, **norm_weights(80, dtype)))
+
+
+def check_more_tokens_than_a_block_holds():
+    assert_rope_case(
+        *_rope_case(2, 1, 64, torch.float16, tokens=300, slots=torch.arange(300).flip(0))
+    )
+
+
+SCALINGS = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 100,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def check_every_scaling_of_the_frequencies(kind):
+    assert_rope_case(*_rope_case(4, 2, 64, torch.bfloat16, scaling=SCALINGS[kind]))
 
 
 def check_rope_without_norm_leaves_padding_slots_alone():

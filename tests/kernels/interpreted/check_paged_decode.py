@@ -35,23 +35,9 @@ def check(lens, heads, kv_heads, head_dim, dtype, *, rows=1, kv_dtype=None, **op
     harness.assert_as_exact_as_torch(lse, exact_lse, torchs_lse, floor=4e-6, what="lse")
 
 
-@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
-def check_every_dtype(dtype):
-    check(LENS, 4, 2, 64, dtype)
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "lens"),
-    [
-        (8, 1, 80, (1, 300, 0, 63)),
-        (14, 2, 64, (17, 65)),
-        (28, 4, 128, (300, 0, 1)),
-        (32, 8, 96, (1, 65)),
-        (4, 2, 32, LENS),
-    ],
-)
-def check_awkward_shapes(heads, kv_heads, head_dim, lens):
-    check(lens, heads, kv_heads, head_dim, torch.bfloat16)
+@harness.AWKWARD
+def check_awkward_shapes(case):
+    check(case.lens, case.heads, case.kv_heads, case.head_dim, case.dtype)
 
 
 @pytest.mark.parametrize("rows", [2, 5])

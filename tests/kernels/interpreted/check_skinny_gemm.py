@@ -17,6 +17,11 @@ FORMATS = {
 }
 
 
+# Rows, outputs, inputs; 1, 17, 63, 64, 65, 300 and 1000 among them.
+SIZES = [(1, 70, 200), (17, 64, 640), (64, 130, 96), (2, 1, 1), (63, 65, 300), (0, 17, 64),
+         (1, 17, 1000)]  # fmt: skip
+
+
 def check(x, weight, bias, **quantized):
     placed = {k: v.to(harness.DEVICE) if torch.is_tensor(v) else v for k, v in quantized.items()}
     out = skinny_gemm(x, weight.to(harness.DEVICE), bias=bias, **placed)
@@ -36,7 +41,7 @@ def check(x, weight, bias, **quantized):
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 70, 200), (17, 64, 640), (64, 130, 96), (2, 1, 1)])
+@pytest.mark.parametrize(("m", "n", "k"), SIZES)
 def check_float_weights(m, n, k, dtype):
     x, weight = harness.randn(m, k, dtype=dtype), harness.randn(n, k, dtype=dtype, seed=1)
     bias = harness.randn(n, dtype=dtype, seed=2) if m > 1 else None
@@ -46,8 +51,9 @@ def check_float_weights(m, n, k, dtype):
 
 @pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
 @pytest.mark.parametrize("kind", FORMATS)
-def check_quantized_weights(kind, dtype):
-    x, bias = harness.randn(5, 384, dtype=dtype), harness.randn(70, dtype=dtype, seed=2)
+@pytest.mark.parametrize("rows", [1, 17, 64])
+def check_quantized_weights(rows, kind, dtype):
+    x, bias = harness.randn(rows, 384, dtype=dtype), harness.randn(70, dtype=dtype, seed=2)
     weight = FORMATS[kind](harness.randn(70, 384, seed=1).cpu())
     fields = {"scales": weight.scales}
     if weight.group_size is not None:

@@ -5,13 +5,46 @@ computation in torch at the kernel's dtype.
 """
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 
 DEVICE = os.environ.get("TANDEM_KERNELS_DEVICE", "cpu")
-AWKWARD_LENGTHS = (1, 17, 63, 64, 65, 300)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEADS = ((4, 2), (8, 1), (14, 2), (28, 4), (32, 8))
+HEAD_DIMS = (64, 80, 96, 128)
+LENGTHS = (0, 1, 17, 63, 64, 65, 300, 1000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An awkward shape: heads and KV heads, head dim, dtype, lengths of a ragged batch."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    lens: tuple[int, ...]
+
+    def __str__(self):
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.heads}/{self.kv_heads} d{self.head_dim} {dtype} {self.lens}"
+
+
+def awkward_cases():
+    """20 cases: every pair of heads and head dim; each of them and each dtype with every length."""
+    cases = []
+    for i, (heads, kv_heads) in enumerate(HEADS):
+        for j, head_dim in enumerate(HEAD_DIMS):
+            lens = tuple(LENGTHS[(j + 2 * i + k) % 8] for k in (0, 2, 5))
+            dtype = DTYPES[(i + j) % 3]
+            cases.append(Case(heads, kv_heads, head_dim, dtype, lens))
+    return cases
+
+
+AWKWARD = pytest.mark.parametrize("case", awkward_cases(), ids=str)
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=1.0):
