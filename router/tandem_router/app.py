@@ -75,7 +75,9 @@ class RouterApp:
             if artifact_path is None:
                 raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
             predictor = self._artifact = ArtifactPredictor(
-                artifact_path, tuple(tier.name for tier in config.tiers)
+                artifact_path,
+                tuple(tier.name for tier in config.tiers),
+                config.predictor.embedding,
             )
         self.config = config
         self._endpoints_path = endpoints_path
@@ -108,6 +110,7 @@ class RouterApp:
             reuse=Reuse(config, clock),
         )
         self.set_table({})
+        self.has_table = False
         self._data_path = DataPath(self.services, Authenticator(config.tenants, key_secret))
         self._http = _control_app(self)
 
@@ -129,6 +132,7 @@ class RouterApp:
         if unknown:
             logger.warning("endpoints of unknown tiers ignored: %s", ", ".join(sorted(unknown)))
         self.picker.set_table(merged)
+        self.has_table = True
         self.services.workers_changed.set()
 
     @asynccontextmanager
@@ -225,7 +229,10 @@ def _control_app(app: RouterApp) -> FastAPI:
     @api.get("/ready")
     async def ready() -> JSONResponse:
         usable = {tier.name: app.picker.num_usable(tier.name) for tier in app.config.tiers}
-        good = any(usable.values())
+        # A Router whose tiers are all scaled to zero takes requests and holds them; one that has
+        # not heard of its workers yet, or reaches none of them, takes none.
+        asleep = app.has_table and not any(app.picker.workers)
+        good = asleep or any(usable.values())
         return JSONResponse(
             {"ready": good, "usable_workers": usable}, status_code=200 if good else 503
         )

@@ -88,6 +88,12 @@ class PredictorConfig(Section):
     max_prompt_chars: int = Field(
         default=32_768, ge=256, le=1_000_000, description="Only so much of a prompt is scored."
     )
+    embedding: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="Learned only: the local model directory named at `tandem train --embedding`; "
+        "without it an artifact's embedding view is off.",
+    )
     fixed_quality: dict[str, Fraction] = Field(
         default_factory=dict,
         max_length=16,
@@ -201,6 +207,11 @@ class FailoverConfig(Section):
         default=30.0,
         description="A stream that lost its worker, or a request for a tier with no worker, "
         "waits this long for one: longer than a worker's restart with weights in page cache.",
+    )
+    wake_s: Positive = Field(
+        default=30.0,
+        description="A request for a tier that has no worker at all, because it is scaled to zero, "
+        "waits this long: as long as a worker takes to start.",
     )
     tier_wait_s: float = Field(
         default=2.0,

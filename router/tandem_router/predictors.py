@@ -19,6 +19,7 @@ from tandem_router.policy import PlainScore, Score
 from tandem_router.predictor import Predictor as LearnedPredictor
 from tandem_router.predictor import PredictorError
 from tandem_router.predictor import load as load_artifact
+from tandem_router.predictor.embedding import EmbeddingError, StaticEmbedding
 
 logger = logging.getLogger("tandem.router")
 
@@ -73,9 +74,10 @@ class LengthPredictor:
 class ArtifactPredictor:
     """The predictor in a file; a new file is taken into use while requests go on."""
 
-    def __init__(self, path: Path, tiers: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, tiers: tuple[str, ...], embedding: str | None = None) -> None:
         self._path = path
         self._tiers = tiers
+        self._embedding = _embedding(embedding)
         self._stamp: tuple[int, int, int] | None = None
         self._loaded: LearnedPredictor | None = None
         self._problem = f"{path} has not been read"
@@ -103,7 +105,7 @@ class ArtifactPredictor:
             if stamp == self._stamp:
                 return False
             self._stamp = stamp
-            loaded = load_artifact(self._path)
+            loaded = load_artifact(self._path, self._embedding)
         except (OSError, PredictorError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
@@ -117,6 +119,8 @@ class ArtifactPredictor:
                 ", ".join(loaded.tiers),
                 ", ".join(missing),
             )
+        if loaded.embedding_problem:
+            logger.warning("predictor %s: %s", loaded.version, loaded.embedding_problem)
         self._loaded = loaded
         self._problem = ""
         self.version = loaded.version
@@ -152,6 +156,17 @@ class ArtifactPredictor:
             await asyncio.sleep(ARTIFACT_POLL_S)
             if await asyncio.to_thread(self.reload):
                 on_change(self)
+
+
+def _embedding(directory: str | None) -> StaticEmbedding | None:
+    """None, said in the log, where the directory will not do: the other views go on."""
+    if directory is None:
+        return None
+    try:
+        return StaticEmbedding(Path(directory))
+    except EmbeddingError as error:
+        logger.error("embedding not loaded: %s", error)
+        return None
 
 
 def configured_predictor(config: RouterConfig) -> Predictor | None:

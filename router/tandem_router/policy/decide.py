@@ -167,7 +167,8 @@ def _money(candidate: _Candidate, set_points: PolicySetPoints, request: RouteReq
 
 
 def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.copysign(1e9, value) if value == value else 0.0
+    """Within +-1e9, so that a price times a cost never overflows; NaN counts as nothing."""
+    return min(1e9, max(-1e9, value)) if value == value else 0.0
 
 
 def _apply_hard_limits(

@@ -44,6 +44,13 @@ def register(subparsers: Any) -> None:
         "below 20 MB)",
     )
     train.add_argument(
+        "--embedding",
+        type=Path,
+        metavar="DIR",
+        help="a local model directory (tokenizer.json, *.safetensors) whose token vectors become "
+        "a further view; the router then needs the same directory (default: none)",
+    )
+    train.add_argument(
         "--cross-validate",
         type=int,
         metavar="K",
@@ -66,6 +73,9 @@ def register(subparsers: Any) -> None:
     evaluate.add_argument(
         "--bootstrap", type=int, default=200, metavar="N", help="samples for the 95 %% intervals"
     )
+    evaluate.add_argument(
+        "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
+    )
     evaluate.set_defaults(run=_guarded(_evaluate))
     score = subparsers.add_parser(
         "score",
@@ -75,6 +85,9 @@ def register(subparsers: Any) -> None:
     )
     score.add_argument("artifact", type=Path, metavar="ARTIFACT")
     score.add_argument("file", metavar="FILE")
+    score.add_argument(
+        "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
+    )
     score.set_defaults(run=_guarded(_score))
 
 
@@ -110,6 +123,7 @@ def _train(arguments: argparse.Namespace) -> int:
         label_form=arguments.labels,
         max_features=arguments.max_features,
         max_bytes=arguments.max_bytes,
+        embedding=_embedding(arguments),
     )
     say = _quiet if arguments.quiet else _say
     trained = training.train(dataset, options, say)
@@ -128,9 +142,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from tandem_router.predictor import evaluation
-    from tandem_router.predictor.runtime import load
 
-    predictor = load(arguments.artifact)
+    predictor = _load(arguments)
     dataset = _read(arguments.data)
     predictions = evaluation.predict(predictor, dataset)
     found = evaluation.report(dataset, predictions, repeats=max(arguments.bootstrap, 0))
@@ -140,6 +153,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         found["trained_on_this_data"] = True
     _write(found, arguments, f"Predictor {predictor.version}")
     return 0
+
+
+def _embedding(arguments: argparse.Namespace) -> Any:
+    from tandem_router.predictor.embedding import StaticEmbedding
+
+    return StaticEmbedding(arguments.embedding) if arguments.embedding else None
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from tandem_router.predictor.runtime import load
+
+    predictor = load(arguments.artifact, _embedding(arguments))
+    if predictor.embedding_problem:
+        _say(f"note: {predictor.embedding_problem}")
+    return predictor
 
 
 def _read(paths: list[Path]) -> Any:
@@ -167,9 +195,7 @@ def _quiet(message: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor.runtime import load
-
-    predictor = load(arguments.artifact)
+    predictor = _load(arguments)
     pairs = [(a, b) for i, a in enumerate(predictor.tiers) for b in predictor.tiers[i + 1 :]]
     for prompt in _prompts(arguments.file):
         score = predictor.score(prompt)

@@ -41,7 +41,7 @@ def predict(
         progress(f"fold {fold + 1} of {num_folds}")
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         trained = training.train(dataset.take(inside), options)
-        predictor = runtime.loads(trained.dumps())
+        predictor = runtime.loads(trained.dumps(), options.embedding)
         parts.append((outside, evaluation.predict(predictor, dataset.take(outside))))
     return _joined(parts, folds)
 

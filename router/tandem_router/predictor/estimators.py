@@ -25,7 +25,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tandem_router.predictor import hand, text
+from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.model import (
+    DenseLinear,
     FloatArray,
     HandLinear,
     TextLinear,
@@ -62,20 +64,25 @@ class Corpus:
     words: Counts
     chars: Counts
     hand: FloatArray  # (num_rows, num_features)
+    dense: FloatArray | None = None  # (num_rows, width of the embedding)
 
     def __len__(self) -> int:
         return len(self.hand)
 
     def take(self, rows: IntArray) -> Corpus:
-        return Corpus(self.words.take(rows), self.chars.take(rows), self.hand[rows])
+        dense = None if self.dense is None else self.dense[rows]
+        return Corpus(self.words.take(rows), self.chars.take(rows), self.hand[rows], dense)
 
     @classmethod
-    def of(cls, prompts: Sequence[str]) -> Corpus:
+    def of(cls, prompts: Sequence[str], embedding: StaticEmbedding | None = None) -> Corpus:
         items = [text.read(prompt) for prompt in prompts]
         return cls(
             _count(text.word_grams(item, WORD_NGRAMS[1]) for item in items),
             _count(text.char_grams(item, *CHAR_NGRAMS) for item in items),
             np.array([hand.features(item) for item in items]).reshape(len(items), len(hand.NAMES)),
+            None
+            if embedding is None
+            else np.array([embedding(item.text) for item in items]).reshape(-1, embedding.width),
         )
 
 
@@ -274,6 +281,42 @@ class HandView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def export(self) -> HandLinear:
         return HandLinear(self.mean_, self.scale_, self.coef_, self.intercept_)
+
+
+class DenseView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Ridge regression on the pooled token vectors of a local model, centred, of one scale.
+
+    Parameters
+    ----------
+    alpha : ridge penalty in rows, for columns whose mean variance is one.
+    """
+
+    def __init__(self, alpha: float = 300.0) -> None:
+        self.alpha = alpha
+
+    def fit(self, X: Corpus, y: FloatArray) -> DenseView:
+        if X.dense is None:
+            raise ValueError("the corpus has no embedding; make it with Corpus.of(..., embedding)")
+        self.mean_ = X.dense.mean(axis=0)
+        moved = X.dense - self.mean_
+        scale = float(np.sqrt(np.mean(moved * moved))) or 1.0
+        self.coef_ = np.zeros((moved.shape[1], y.shape[1]))
+        self.intercept_ = np.zeros(y.shape[1])
+        for columns, rows in label_groups(y):
+            ridge = Ridge(alpha=self.alpha, solver="cholesky")
+            ridge.fit(moved[rows] / scale, y[rows][:, columns])
+            self.coef_[:, columns] = np.atleast_2d(ridge.coef_).T / scale
+            self.intercept_[columns] = ridge.intercept_
+        self.intercept_ = self.intercept_ - self.mean_ @ self.coef_
+        return self
+
+    def predict(self, X: Corpus) -> FloatArray:
+        check_is_fitted(self)
+        assert X.dense is not None
+        return np.asarray(X.dense @ self.coef_ + self.intercept_)
+
+    def export(self) -> DenseLinear:
+        return DenseLinear(self.coef_, self.intercept_)
 
 
 class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]

@@ -267,6 +267,27 @@ class HandLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A linear model over a vector: ``y = intercept + x @ coef``."""
+
+    coef: FloatArray  # (width, num_outputs)
+    intercept: FloatArray  # (num_outputs,)
+
+    def __call__(self, row: FloatArray) -> FloatArray:
+        return np.asarray(self.intercept + row @ self.coef)
+
+    def arrays(self) -> Arrays:
+        return {"coef": self.coef, "intercept": self.intercept}
+
+    @classmethod
+    def build(cls, arrays: Arrays, width: int, num_outputs: int) -> DenseLinear:
+        return cls(
+            need(arrays, "coef", np.float64, (width, num_outputs)),
+            need(arrays, "intercept", np.float64, (num_outputs,)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Monotone:
     """A non-decreasing piecewise linear map, constant outside its knots."""
 

@@ -18,8 +18,10 @@ from tandem_router.predictor import artifact, hand, text
 from tandem_router.predictor.answers import Cascade
 from tandem_router.predictor.answers import build as build_cascade
 from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.embedding import MAX_WIDTH, StaticEmbedding
 from tandem_router.predictor.errors import ArtifactError
 from tandem_router.predictor.model import (
+    DenseLinear,
     FloatArray,
     Grams,
     HandLinear,
@@ -70,13 +72,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Exactly one of: a linear text view, a linear hand view, or trees with perhaps text topics."""
+    """Linear on text, on hand features or on an embedding; or trees, perhaps with topics."""
 
     name: str
     text: TextLinear | None = None
     hand: HandLinear | None = None
     trees: Trees | None = None
     topics: TextLinear | None = None
+    dense: DenseLinear | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class _Read:
 class Predictor:
     """Scores prompts; immutable after loading, so it may be shared between threads."""
 
-    def __init__(self, source: artifact.Artifact) -> None:
+    def __init__(self, source: artifact.Artifact, embedding: StaticEmbedding | None = None) -> None:
         meta, arrays = source.meta, source.arrays
         self.meta: Mapping[str, Any] = meta
         self.version: str = f"{source.digest[:12]}"
@@ -113,8 +116,11 @@ class Predictor:
         views = meta.get("views")
         if not isinstance(views, list) or not 1 <= len(views) <= MAX_VIEWS:
             raise ArtifactError(f"it must have 1 to {MAX_VIEWS} views: damaged")
+        #: Why the embedding view does not take part, where the artifact has one.
+        self.embedding_problem: str | None = None
+        width = self._take_embedding(meta.get("embedding"), embedding)
         self._views = [
-            _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs))
+            _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs), width)
             for i, view in enumerate(views)
         ]
         parts = [part for view in self._views for part in (view.text, view.topics)]
@@ -124,6 +130,8 @@ class Predictor:
         self._num_outputs = len(outputs)
         width = len(views) * len(outputs)
         count = len(self.tiers)
+        if self.embedding_problem is not None:
+            arrays = arrays | scoped(arrays, "without embedding/")
         maps = [
             (
                 need(arrays, f"stack/{name}", np.float64, (count, width)),
@@ -172,6 +180,29 @@ class Predictor:
             if tier in self.tiers and isinstance(width, int | float)
         }
 
+    def _take_embedding(self, described: Any, embedding: StaticEmbedding | None) -> int:
+        """The width of the artifact's embedding, 0 for none; the view is off where it is absent."""
+        self._embedding: StaticEmbedding | None = None
+        if described is None:
+            return 0
+        name, width = str(described["name"])[:80], described["width"]
+        if not isinstance(width, int) or not 1 <= width <= MAX_WIDTH:
+            raise ArtifactError(f"its embedding has {str(width)[:40]} columns: damaged")
+        if embedding is None:
+            self.embedding_problem = (
+                f"it was trained with the embedding {name!r}, which is not configured: that view "
+                "is off; name the model directory to switch it on"
+            )
+        elif embedding.digest != described["digest"]:
+            self.embedding_problem = (
+                f"it was trained with the embedding {name!r}, and {embedding.name!r} has another "
+                "tokenizer or other vectors: that view is off; use the same directory, or train "
+                "again"
+            )
+        else:
+            self._embedding = embedding
+        return width
+
     def _build_lengths(
         self, meta: Mapping[str, Any], arrays: Arrays
     ) -> tuple[tuple[str, ...], Trees, FloatArray] | None:
@@ -202,6 +233,11 @@ class Predictor:
                     unknown = 1.0 - known / len(keys)
             elif view.hand is not None:
                 said.append(view.hand(row))
+            elif view.dense is not None:
+                if self._embedding is None:
+                    said.append(np.zeros(self._num_outputs))
+                else:
+                    said.append(view.dense(self._embedding(item.text)))
             else:
                 said.append(None)
                 if view.topics is not None:
@@ -262,12 +298,16 @@ class Predictor:
         }
 
 
-def load(path: str | Path) -> Predictor:
-    """The predictor in the artifact at `path`; :class:`ArtifactError` says why one will not do."""
+def load(path: str | Path, embedding: StaticEmbedding | None = None) -> Predictor:
+    """The predictor in the artifact at `path`; :class:`ArtifactError` says why one will not do.
+
+    An artifact with an embedding view needs its `embedding`; without it the view is off, the
+    others are weighed as if it had never been there, and `embedding_problem` says so.
+    """
     where = _only_file(Path(path))
     source = artifact.read(where)
     try:
-        return _built(source)
+        return _built(source, embedding)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
 
@@ -284,14 +324,14 @@ def _only_file(path: Path) -> Path:
     return path
 
 
-def loads(data: bytes) -> Predictor:
+def loads(data: bytes, embedding: StaticEmbedding | None = None) -> Predictor:
     """The predictor in an artifact's bytes."""
-    return _built(artifact.loads(data))
+    return _built(artifact.loads(data), embedding)
 
 
-def _built(source: artifact.Artifact) -> Predictor:
+def _built(source: artifact.Artifact, embedding: StaticEmbedding | None) -> Predictor:
     try:
-        return Predictor(source)
+        return Predictor(source, embedding)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Metadata is JSON of any shape: what no check above foresaw is still a bad file.
         raise ArtifactError(f"its metadata is not as `tandem train` writes it ({error})") from error
@@ -309,7 +349,7 @@ def _names(meta: Mapping[str, Any], key: str, limit: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
+def _build_view(meta: Any, arrays: Arrays, num_outputs: int, width: int) -> _View:
     if not isinstance(meta, dict):
         raise ArtifactError("a view is not described: damaged")
     kind, name = meta.get("type"), str(meta.get("name"))[:80]
@@ -317,16 +357,18 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int) -> _View:
         return _View(name, text=TextLinear.build(meta, arrays, num_outputs))
     if kind == "hand":
         return _View(name, hand=HandLinear.build(arrays, len(hand.NAMES), num_outputs))
+    if kind == "embedding":
+        return _View(name, dense=DenseLinear.build(arrays, width, num_outputs))
     if kind != "trees":
         raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
     described = meta.get("topics")
     if described is None:
         return _View(name, trees=Trees.build(arrays, len(hand.NAMES), num_outputs))
-    width = described.get("width") if isinstance(described, dict) else None
-    if not isinstance(width, int) or not 1 <= width <= MAX_TOPICS:
-        raise ArtifactError(f"the view {name!r} has {str(width)[:40]} topics: damaged")
-    topics = TextLinear.build(described, scoped(arrays, "topics/"), width, np.float16)
-    trees = Trees.build(arrays, len(hand.NAMES) + width, num_outputs)
+    count = described.get("width") if isinstance(described, dict) else None
+    if not isinstance(count, int) or not 1 <= count <= MAX_TOPICS:
+        raise ArtifactError(f"the view {name!r} has {str(count)[:40]} topics: damaged")
+    topics = TextLinear.build(described, scoped(arrays, "topics/"), count, np.float16)
+    trees = Trees.build(arrays, len(hand.NAMES) + count, num_outputs)
     return _View(name, trees=trees, topics=topics)
 
 

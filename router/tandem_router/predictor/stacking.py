@@ -11,7 +11,7 @@ so that little data leaves the average in place and much data may overrule it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,13 @@ class Stack:
         )
         utility = flat @ self.utility.T + self.utility_bias
         return combine(heads, utility), utility
+
+    def without_last_view(self, layout: Layout) -> Stack:
+        """This stack for outputs that end with one more view than it knows, which it ignores."""
+        missing = ((0, 0), (0, len(layout.outputs)))
+        return replace(
+            self, quality=np.pad(self.quality, missing), utility=np.pad(self.utility, missing)
+        )
 
     def arrays(self) -> Arrays:
         arrays: Arrays = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ from tandem_router.predictor import (
 )
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.estimators import (
     TOPIC_FEATURES,
     Corpus,
+    DenseView,
     HandView,
     TextView,
     TreeView,
@@ -41,7 +43,7 @@ from tandem_router.predictor.estimators import (
 from tandem_router.predictor.model import FloatArray
 
 Progress = Callable[[str], None]
-View = TextView | HandView | TreeView
+View = TextView | HandView | TreeView | DenseView
 
 LABEL_FORMS = ("gain", "deterministic", "probabilistic", "transformed")
 MIN_ROWS = 20
@@ -58,6 +60,7 @@ class Options:
     max_bytes: size the artifact may take, shared out between the views; a ConfigMap holds 1 MiB.
     num_trees: trees of the forest.
     num_folds: folds of the cross-fitting.
+    embedding: token vectors of a local model directory as a further view.
     """
 
     seed: int = 0
@@ -66,6 +69,7 @@ class Options:
     max_bytes: int | None = None
     num_trees: int = 100
     num_folds: int = 5
+    embedding: StaticEmbedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Trained:
 #: Views whose average is the ranking to beat, with their weights. The forests weigh more: on 113
 #: cases (five pairs, parts of them, 300 to 5,000 labels) that lowers the regret against the best
 #: baseline by a quarter, and costs MMLU 0.0006.
-CORE_VIEWS = {"words": 1.0, "chars": 1.0, "trees": 1.25, "topics": 1.25}
+CORE_VIEWS = {"words": 1.0, "chars": 1.0, "trees": 1.25, "topics": 1.25, "embedding": 1.25}
 NUM_TOPICS = 40
 #: Header, evaluation, calibration and length heads under a size limit.
 RESERVED_BYTES = 120_000
@@ -106,7 +110,7 @@ def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
         nodes = part / options.num_trees / (9 + 4 * outputs)
         leaves = max(int(nodes / 2), 4)
     num_trees, seed = options.num_trees, options.seed
-    return {
+    views: dict[str, View] = {
         "words": TextView("word", "logistic", 1.0, 2, features),
         "chars": TextView("char", "squared", 10.0, 3, features),
         "trees": TreeView(0, num_trees=num_trees, max_leaf_nodes=leaves, random_state=seed),
@@ -120,6 +124,9 @@ def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
         "hand": HandView(alpha=30.0),
         "length": HandView(alpha=1.0, columns=("log_chars",)),
     }
+    if options.embedding is not None:
+        views["embedding"] = DenseView()  # the last: without its directory, the rest goes on
+    return views
 
 
 def fold_of(groups: npt.NDArray[Any], num_folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -220,6 +227,11 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         described.append(description)
         arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
+    if options.embedding is not None:
+        rest = replace(layout, views=layout.views[:-1])
+        alone = stacking.fit(crossed.outputs[:, :-1], labels, folds, rest)
+        parts = alone.without_last_view(layout).arrays()
+        arrays |= {f"without embedding/{key}": value for key, value in parts.items()}
     arrays |= _ood_arrays(corpus, crossed.unknown)
     arrays["reference/edges"], arrays["reference/shares"] = drift.reference(corpus.hand)
     # Deciles: with them a quality floor has a threshold before any traffic was seen.
@@ -246,6 +258,12 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "views": described,
         "features": list(hand.NAMES),
         "excerpt": list(text.EXCERPT),
+        "embedding": options.embedding
+        and {
+            "name": options.embedding.name,
+            "digest": options.embedding.digest,
+            "width": options.embedding.width,
+        },
         "length_tiers": length_tiers,
         "cascade": cascade,
         "data": {
@@ -310,7 +328,7 @@ def _cross(
     dataset: Dataset, options: Options, folds: npt.NDArray[np.int64], progress: Progress
 ) -> _Crossed:
     progress(f"reading {len(dataset.rows):,} prompts")
-    corpus = Corpus.of([row.prompt for row in dataset.rows])
+    corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
     pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
     targets, names = _targets(dataset, dataset.quality(), pairs, options.label_form)
     views = default_views(options, len(dataset.tiers))
@@ -467,6 +485,8 @@ def _export(name: str, view: View) -> tuple[dict[str, Any], Arrays]:
         return {"name": name, "type": "text", **text_part.describe()}, text_part.arrays()
     if isinstance(view, HandView):
         return {"name": name, "type": "hand"}, view.export().arrays()
+    if isinstance(view, DenseView):
+        return {"name": name, "type": "embedding"}, view.export().arrays()
     topics, trees = view.export()
     described: dict[str, Any] = {"name": name, "type": "trees"}
     arrays = trees.arrays()
