@@ -74,6 +74,7 @@ class Dispatch:
         self._pick: Pick | None = None
         self._response: Response | None = None
         self._num_attempts = 0
+        self._deadline = 0.0
         self.tier = tier
         self.num_server_errors = 0
         # Once the client has headers, the tier they name stays.
@@ -90,11 +91,11 @@ class Dispatch:
         """
         services = self._services
         failover = self._config.failover
-        deadline = services.clock() + failover.wait_s
+        self._deadline = services.clock() + failover.wait_s
         refused: set[str] = set()
         full: PassedThrough | None = None
         while True:
-            pick = await self._acquire(refused, deadline, full)
+            pick = await self._acquire(refused, full)
             worker = pick.decode
             self._pick = pick
             self._record.decode_worker = worker.url
@@ -148,16 +149,16 @@ class Dispatch:
             else:
                 raise PassedThrough(status, _checked_error(status, payload), retry_after)
 
-    async def _acquire(
-        self, refused: set[str], deadline: float, full: PassedThrough | None
-    ) -> Pick:
+    async def _acquire(self, refused: set[str], full: PassedThrough | None) -> Pick:
         """Workers for this request; waits for one that restarts, changes tier where allowed."""
         services = self._services
         failover = self._config.failover
-        tier_deadline = services.clock() + failover.tier_wait_s
+        began = services.clock()
+        tier_deadline = began + failover.tier_wait_s
         if self._num_attempts >= failover.max_attempts:
             raise self._unavailable(f"{self._num_attempts} attempts failed")
         waiting = None
+        asleep = False
         try:
             while True:
                 pick = services.picker.pick(
@@ -177,8 +178,15 @@ class Dispatch:
                 if now >= tier_deadline and not all_full and await self._change_tier():
                     tier_deadline = services.clock() + failover.tier_wait_s
                     continue
-                if now >= deadline:
-                    raise self._unavailable(f"none came within {failover.wait_s:g} s")
+                if services.picker.num_listed(self.tier.name) == 0:
+                    asleep, limit = True, max(self._deadline, began + failover.wake_s)
+                else:
+                    if asleep:
+                        # It woke up: from here it is a worker like any other that starts.
+                        asleep, self._deadline = False, now + failover.wait_s
+                    limit = self._deadline
+                if now >= limit:
+                    raise self._unavailable(f"none came within {now - began:.3g} s")
                 if waiting is None:
                     waiting = services.metrics.tiers[self.tier.name].waiting
                     waiting.inc()

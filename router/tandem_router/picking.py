@@ -217,6 +217,10 @@ class Picker:
             if worker.tier == tier and worker.role != "prefill" and worker.usable(now)
         ]
 
+    def num_listed(self, tier: str) -> int:
+        """Workers that the endpoints name, usable or not; 0 for a tier that is scaled to zero."""
+        return sum(worker.tier == tier for worker in self._workers.values())
+
     def num_usable(self, tier: str) -> int:
         return len(self.usable(tier))
 
