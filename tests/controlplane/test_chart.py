@@ -300,7 +300,10 @@ def readme_commands() -> list[str]:
 
 
 def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) -> None:
-    """One release through its life, in one namespace, with a Model that outlives it."""
+    """One release through its life, in one namespace, with a Model that outlives it.
+
+    The first version's definitions lack a column and have a field that this operator does not know.
+    """
     namespace = "chart-life"
     here = ("--namespace", namespace)
     wait = ("--wait", "--timeout=90s")
@@ -310,6 +313,8 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
     definition = yaml.safe_load(models.read_text())
     columns = definition["spec"]["versions"][0]["additionalPrinterColumns"]
     removed = columns.pop(0)["name"]
+    fields = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    fields["spec"]["properties"]["colour"] = {"type": "string"}
     models.write_text(yaml.safe_dump(definition))
     model = json.dumps(
         {
@@ -321,6 +326,9 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
                 "unified": {"nodeSelector": {"no-node": "has-this"}},
             },
         }
+    )
+    coloured = model.replace('"name": "m"', '"name": "c"').replace(
+        '"spec": {', '"spec": {"colour": "red", '
     )
 
     def helm(*arguments: str) -> str:
@@ -355,10 +363,18 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
     cluster.kubectl("wait", *here, "--for=create", "deployment/m-unified", "--timeout=30s")
     child = cluster.get("deployment", "m-unified", *here)["metadata"]
 
+    # A field that slipped through is told on the object, with its path.
+    cluster.kubectl("apply", "-f", "-", stdin=coloured)
+    refused = '--for=jsonpath={.status.conditions[?(@.type=="Ready")].reason}=Invalid'
+    cluster.kubectl("wait", *here, refused, "model/c", "--timeout=30s")
+    conditions = cluster.get("model", "c", *here)["status"]["conditions"]
+    assert {c["message"].split(";")[0] for c in conditions} == {"spec.colour: unknown field"}
+
     # Upgrade: the definitions follow the chart, a changed value rolls the operator, the Model's
     # Deployment does not notice.
     helm("upgrade", "tandem", str(CHART), *options, "--set", "operator.logLevel=debug")
     assert removed in shown()
+    cluster.kubectl("wait", *here, "--for=create", "deployment/c-unified", "--timeout=30s")
     second, arguments = operator()
     assert second != first
     assert "--log-level=debug" in arguments
@@ -382,5 +398,5 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
     assert [o["metadata"]["name"] for o in left] == []
     cluster.kubectl("get", "crd", *CRDS)
     cluster.kubectl("get", *here, "model/m", "deployment/m-unified")
-    cluster.kubectl("delete", *here, "model/m", "--timeout=30s")
+    cluster.kubectl("delete", *here, "model/m", "model/c", "--timeout=30s")
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
