@@ -319,6 +319,18 @@ def test_an_event_of_before_the_list_does_not_bring_an_object_back() -> None:
     assert names(copies) == ["a", "new"]
 
 
+def test_the_late_end_of_an_object_does_not_remove_the_next_one_of_its_name() -> None:
+    subject, copies = listed()
+    subject.page(page(5, resource("a", 4)), first=True)
+
+    subject.event("ADDED", resource("a", 10))
+    subject.event("DELETED", resource("a", 9))
+    assert names(copies) == ["a"]
+    subject.event("DELETED", resource("a", 11))
+
+    assert names(copies) == []
+
+
 def test_a_list_counts_once_its_last_page_is_there() -> None:
     subject, copies = listed()
     subject.page(page(5, resource("old", 1)), first=True)

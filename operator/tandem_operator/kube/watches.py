@@ -76,8 +76,17 @@ class ListedCopies:
             self._copies.replace(items)
 
     def event(self, what: str | None, obj: Object) -> None:
-        """Take one event; those of before the list, and kopf's own for its items, say no news."""
-        if what is not None and int(obj["metadata"]["resourceVersion"]) > self._version:
+        """Take one event; those of before the list, and kopf's own for its items, say no news.
+
+        kopf handles objects side by side, by uid: the end of one may come after the beginning of
+        the next of its name.
+        """
+        metadata = obj["metadata"]
+        version = int(metadata["resourceVersion"])
+        if what is None or version <= self._version:
+            return
+        known = self._copies.get(metadata["namespace"], metadata["name"])
+        if known is None or int(known["metadata"]["resourceVersion"]) <= version:
             self._copies.take(what, obj)
 
 
