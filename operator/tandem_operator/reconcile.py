@@ -30,6 +30,7 @@ from tandem_operator.plan.objects import (
 from tandem_operator.plan.status import (
     LinkTest,
     TrafficFacts,
+    asleep,
     condition,
     first_blocker,
     is_ready,
@@ -48,6 +49,8 @@ LINK_RETRY_S = 5.0
 SECRET_RETRY_S = 30.0
 UNSEEN_RETRY_S = 1.0
 SCALING_PERIOD_S = 5.0
+# While all workers sleep, routers are asked this often whether they hold a request.
+WAKE_PERIOD_S = 1.0
 
 # Kinds of children that are removed when the plan no longer holds them.
 PRUNED_KINDS = (
@@ -224,7 +227,7 @@ class Reconciler:
             result.again_s = self.settings.status_period_s
         decisions = await self.scaling(router, models, pods)
         if router.spec.scaling.mode == "Managed":
-            result.again_s = SCALING_PERIOD_S
+            result.again_s = WAKE_PERIOD_S if asleep(objects.values()) else SCALING_PERIOD_S
         status = router_status(
             router, old, plan, models, objects, pods, endpoint, traffic, self.now()
         )

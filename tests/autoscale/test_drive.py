@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.autoscale.drive import PERIOD_S, ScalingDriver
+from tandem_operator.autoscale.drive import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import MODEL_LABEL
@@ -52,6 +52,8 @@ class World:
         self.threshold = 0.25
         self.puts: list[Object] = []
         self.silent = False
+        self.inflight = 0
+        self.curve: list[Object] = CURVE
         self.router = Router.model_validate(
             {
                 "metadata": {"name": "chat", "namespace": "default"},
@@ -94,7 +96,8 @@ class World:
                 }
             ]
             points = {"gain_threshold": self.threshold}
-            return 200, {"tiers": tiers, "curve": CURVE, "set_points": points, "num_inflight": 0}
+            held = {"num_inflight": self.inflight}
+            return 200, {"tiers": tiers, "curve": self.curve, "set_points": points, **held}
         if path == "/admin/set-points":
             assert method == "PUT"
             self.puts.append(body)
@@ -117,6 +120,21 @@ class World:
         found = self.store.read("WorkerPool", "default", name)
         assert found is not None
         return found["spec"]["replicas"]
+
+
+def sleepy(**spec: Any) -> World:
+    """A world whose pools may sleep after a minute without a request."""
+    world = World(scaling={"mode": "Managed", "policyRef": {"name": "p"}}, **spec)
+    world.store.write(
+        {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "AutoscalingPolicy",
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"idle": {"scaleToZero": True, "after": "1m"}},
+        },
+        manager="test",
+    )
+    return world
 
 
 async def test_load_moves_replicas_and_threshold_and_says_why():
@@ -182,3 +200,51 @@ async def test_steps_closer_than_the_period_do_nothing():
     await world.driver.step(world.router, world.models, world.router_pods)
 
     assert [world.replicas(name) for name in POOLS] == before
+
+
+@pytest.mark.parametrize("curve", [CURVE, []], ids=["known curve", "no curve yet"])
+async def test_pools_that_nobody_asks_sleep_after_the_time_given(curve):
+    """A minute after the last request, not a scale-down window later, whatever else is known."""
+    world = sleepy()
+    world.curve = curve
+    await world.run(1.0, 4)
+    awake = [world.replicas(name) for name in POOLS]
+
+    await world.run(0.0, 11)
+    nearly = [world.replicas(name) for name in POOLS]
+    decisions = await world.run(0.0, 2)
+
+    assert min(awake) >= 1
+    assert min(nearly) >= 1
+    assert [world.replicas(name) for name in POOLS] == [0, 0]
+    assert decisions[-1]["reason"] == "nobody asks: sleeping"
+
+
+@pytest.mark.parametrize("curve", [CURVE, []], ids=["known curve", "no curve yet"])
+async def test_a_held_request_wakes_sleeping_pools_within_a_second(curve):
+    world = sleepy()
+    world.curve = curve
+    await world.run(1.0, 4)
+    await world.run(0.0, 14)
+    asleep = [world.replicas(name) for name in POOLS]
+
+    world.inflight = 1
+    world.now += WAKE_PERIOD_S
+    await world.driver.step(world.router, world.models, world.router_pods)
+
+    assert asleep == [0, 0]
+    assert [world.replicas(name) for name in POOLS] == [1, 1]
+
+
+async def test_an_operator_that_starts_lets_sleeping_pools_sleep():
+    world = sleepy()
+    for name in POOLS:
+        world.store.change("WorkerPool", "default", name, {"spec": {"replicas": 0}})
+
+    await world.run(0.0, 20)
+    slept = [world.replicas(name) for name in POOLS]
+    world.inflight = 1
+    await world.run(0.0, 1)
+
+    assert slept == [0, 0]
+    assert [world.replicas(name) for name in POOLS] == [1, 1]

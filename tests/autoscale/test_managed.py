@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tandem_operator.autoscale.managed import ManagedScaling
 from tandem_operator.autoscale.observe import (
+    HELD_S,
     TrafficMeter,
     current_threshold,
     performance_profile,
@@ -391,3 +392,15 @@ def test_a_tier_nobody_measured_yet_keeps_its_pools_while_the_threshold_moves():
     assert plan.workers["large", "prefill"] == WORKERS["large", "prefill"]
     assert plan.workers["small", "unified"] > 1
     assert plan.slo_met is None
+
+
+def test_a_held_request_is_one_arrival_and_then_a_trace_of_one():
+    """Ten held requests are not ten more each second that they wait."""
+    meter = TrafficMeter()
+    rates = []
+    for second, inflight in enumerate([0, 0, 10, 10, 10, 12, 0, 0]):
+        load = meter.read(float(second), {"pod": state(0, inflight=inflight)})
+        rates.append(load.requests_per_s if load is not None else None)
+
+    trace = 10 / HELD_S
+    assert rates == [None, 0.0, 10.0, trace, trace, 2.0, 0.0, 0.0]

@@ -28,6 +28,7 @@ logger = logging.getLogger("tandem.operator")
 
 ASK_TIMEOUT_S = 2.0
 PERIOD_S = 5.0  # between two steps of one Router's loop
+WAKE_PERIOD_S = 1.0  # the same while all of its pools are empty: somebody may be waiting
 
 
 class Ask(Protocol):
@@ -70,6 +71,7 @@ class ScalingDriver:
         self._ask = ask
         self._managed = ManagedScaling()
         self._stepped: dict[str, float] = {}
+        self._asleep: set[str] = set()
 
     async def step(
         self, router: Router, models: Mapping[str, Model], pods: list[Object]
@@ -89,8 +91,11 @@ class ScalingDriver:
         if router.spec.scaling.mode != "Managed":
             self._managed.forget(key)
             self._stepped.pop(key, None)
+            self._asleep.discard(key)
             return []
-        if now - self._stepped.get(key, -PERIOD_S) < PERIOD_S:
+        # A reconcile comes a moment early or late; a step left out would double the period.
+        period = 0.9 * WAKE_PERIOD_S if key in self._asleep else PERIOD_S
+        if now - self._stepped.get(key, -PERIOD_S) < period:
             return self._managed.status_decisions(key)
         self._stepped[key] = now
         ready = [pod for pod in pods if is_ready(pod)]
@@ -99,6 +104,10 @@ class ScalingDriver:
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
         loads = await self._loads(namespace, tiers, token)
+        if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
+            self._asleep.discard(key)
+        else:
+            self._asleep.add(key)
         plan = self._managed.step(
             now,
             key,

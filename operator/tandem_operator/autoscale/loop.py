@@ -116,14 +116,15 @@ class Autoscaler:
         """Decide once; call every few seconds with what was observed."""
         settings = self.settings
         current = {pool.key: seen.workers.get(pool.key, 0) for pool in settings.pools}
+        self._note_traffic(now, seen.load, current)
         problem = self._problem(seen)
         if problem is not None:
             return self._hold(now, seen, current, problem)
         load = seen.load
         assert load is not None
         self._forecast.observe(now, load.requests_per_s)
-        if load.requests_per_s > 0.0 or self._busy_at is None:
-            self._busy_at = now
+        if self._may_sleep(now):
+            return self._put_to_sleep(now, seen, current)
         ahead = self._forecast.predict() or 0.0
         # The forecast smooths noise; a burst far above it is not noise and will not wait.
         burst = load.requests_per_s > BURST_OVER_FORECAST * ahead
@@ -144,10 +145,9 @@ class Autoscaler:
                 sizes = same
         kept = {pool.key: current[pool.key] for pool in unmeasured}
         counts = {**kept, **sizes.workers}
-        asleep = self._may_sleep(now)
         decisions: list[ScalingDecision] = []
         wanted = {
-            pool.key: self._wish(pool, counts[pool.key], current[pool.key], seen, asleep)
+            pool.key: self._wish(pool, counts[pool.key], current[pool.key], seen)
             for pool in settings.pools
         }
         steps = {
@@ -183,6 +183,17 @@ class Autoscaler:
             within_budget=_within(settings, workers),
         )
 
+    def _note_traffic(
+        self, now: float, load: Load | None, current: Mapping[tuple[str, Role], int]
+    ) -> None:
+        """When somebody last asked; a loop that finds its pools empty lets them sleep on."""
+        if load is None or not load.usable:
+            return
+        if load.requests_per_s > 0.0:
+            self._busy_at = now
+        elif self._busy_at is None:
+            self._busy_at = now if any(current.values()) else -math.inf
+
     def _problem(self, seen: Observation) -> str | None:
         if seen.load is None or not seen.load.usable:
             return "the load is not measured"
@@ -199,6 +210,10 @@ class Autoscaler:
     ) -> Plan:
         workers = dict(current)
         asked = seen.load is not None and seen.load.usable and seen.load.requests_per_s > 0.0
+        measured = seen.load is not None and seen.load.usable
+        if measured and self._may_sleep(now):
+            # What is missing is the routing curve, and nobody asks: that says enough.
+            return self._put_to_sleep(now, seen, current)
         for pool in self.settings.pools:
             if self.settings.missing_metrics == "ScaleUp":
                 workers[pool.key] = min(pool.maximum, max(pool.minimum, workers[pool.key] + 1))
@@ -212,6 +227,20 @@ class Autoscaler:
         if not self.recent or self.recent[-1].reason != decision.reason:
             self.recent.append(decision)
         return Plan(workers, seen.threshold, (decision,), None, _within(self.settings, workers))
+
+    def _put_to_sleep(
+        self, now: float, seen: Observation, current: Mapping[tuple[str, Role], int]
+    ) -> Plan:
+        workers = dict(current)
+        decisions: list[ScalingDecision] = []
+        for pool in self.settings.pools:
+            workers[pool.key] = min(pool.maximum, max(pool.minimum, seen.floor))
+            if workers[pool.key] != current[pool.key]:
+                before, after = current[pool.key], workers[pool.key]
+                name = f"{pool.tier}/{pool.role}"
+                decisions.append(self._record(now, name, before, after, "nobody asks: sleeping"))
+        within = _within(self.settings, workers)
+        return Plan(workers, seen.threshold, tuple(decisions), None, within)
 
     def _keeps_threshold(self, now: float, here: Operating, best: Sizes, fits: bool) -> bool:
         """Whether the present threshold stays: another is hardly better, or wished for too briefly.
@@ -237,13 +266,9 @@ class Autoscaler:
             return False
         return now - self._busy_at >= idle_after
 
-    def _wish(
-        self, pool: PoolSpec, forecast: int, current: int, seen: Observation, asleep: bool
-    ) -> int:
-        """Within the pool's bounds; an awake pool keeps a worker, a sleeping one none."""
+    def _wish(self, pool: PoolSpec, forecast: int, current: int, seen: Observation) -> int:
+        """Within the pool's bounds; a pool that is awake keeps a worker."""
         lowest = min(pool.maximum, max(pool.minimum, seen.floor))
-        if asleep:
-            return lowest
         targets = self.settings.signals.get(pool.role) or DEFAULT_SIGNALS
         wishes = [1, lowest]
         if FORECAST in targets:

@@ -18,6 +18,8 @@ from tandem_operator.autoscale.sizing import Operating, Role
 # (1.9), 2023.
 PROMPT_SPREAD = 2.2
 DEFAULT_MAX_NUM_SEQS = 256
+# A request that is held counts as one arrival in this time, seconds.
+HELD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class TrafficMeter:
         self._before: dict[str, _Totals] = {}
         self._at_s: float | None = None
         self._shape = (0.0, 0.0)
+        self._held = 0.0
 
     def read(self, now: float, states: Mapping[str, Any]) -> Load | None:
         """Load since the last reading; None for the first one, or when no router answers.
@@ -60,9 +63,12 @@ class TrafficMeter:
             prompt = sum(new.prompt_tokens - old.prompt_tokens for new, old in grown)
             output = sum(new.output_tokens - old.output_tokens for new, old in grown)
             self._shape = (max(0.0, prompt) / requests, max(0.0, output) / requests)
-        elif waiting := sum(_waiting(state) for state in states.values()):
-            # Nothing finished, yet requests are held: a pool that sleeps has to wake for them.
-            requests = waiting
+        # Nothing finished, yet requests are held: a pool that sleeps has to wake for them. Each is
+        # an arrival once; as long as it waits it is a trace of one.
+        held, known = sum(_waiting(state) for state in states.values()), self._held
+        self._held = held
+        if requests <= 0.0 and held > 0.0:
+            requests = max(held - known, held * (now - at_s) / HELD_S)
         mean, answer = self._shape
         return Load(requests / (now - at_s), mean, PROMPT_SPREAD * mean * mean, answer)
 

@@ -113,6 +113,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         "slo": _slo(router),
         "budget": {"on_exhausted": spec.budget.on_exhausted},
         "http_port": settings.router_port,
+        "failover": {"wake_s": _wake_s(router, models)},
     }
     if spec.budget.usd_per_hour is not None:
         data["budget"]["usd_per_hour"] = float(spec.budget.usd_per_hour)
@@ -140,6 +141,12 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
     else:
         data["endpoints"] = {"type": "file"}
     return RouterConfig.model_validate(data)
+
+
+def _wake_s(router: Router, models: Mapping[str, Model]) -> float:
+    """How long a request for a sleeping tier is held: as long as its workers may take to start."""
+    used = [models[t.model_ref.name] for t in router.spec.tiers if t.model_ref is not None]
+    return max([seconds(m.spec.rollout.startup_timeout) for m in used], default=30.0)
 
 
 def _tenant(fields: Object) -> Object:

@@ -57,6 +57,12 @@ def is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def asleep(models: Iterable[Object]) -> bool:
+    """Whether there are Models and none of them wants a worker."""
+    roles = [role for m in models for role in (m.get("status") or {}).get("roles") or []]
+    return bool(roles) and all(role["wanted"] == 0 for role in roles)
+
+
 def gpus_of_pod(pod: Object) -> int:
     """GPUs that the pod's containers hold, a count."""
     total = 0
