@@ -27,6 +27,7 @@ from tandem_operator.plan.objects import (
     Problem,
     digest,
 )
+from tandem_operator.plan.refused import refused_pods
 from tandem_operator.plan.status import (
     LinkTest,
     TrafficFacts,
@@ -174,7 +175,17 @@ class Reconciler:
             result.again_s = LINK_RETRY_S
         revision = "" if plan.problems else revision_of(model, self.settings)
         old = obj.get("status") or {}
-        status = model_status(model, old, plan, revision, pools, pods, link, self.now())
+        status = model_status(
+            model,
+            old,
+            plan,
+            revision,
+            pools,
+            pods,
+            link,
+            self.now(),
+            refused=refused_pods(children),
+        )
         await self._write_status(obj, status, result)
 
     async def _price_deletions(self, plan: Plan, pods: list[Object], result: Result) -> None:
@@ -229,7 +240,16 @@ class Reconciler:
         if router.spec.scaling.mode == "Managed":
             result.again_s = WAKE_PERIOD_S if asleep(objects.values()) else SCALING_PERIOD_S
         status = router_status(
-            router, old, plan, models, objects, pods, endpoint, traffic, self.now()
+            router,
+            old,
+            plan,
+            models,
+            objects,
+            pods,
+            endpoint,
+            traffic,
+            self.now(),
+            refused_pods=refused_pods(children),
         )
         if decisions:
             status["decisions"] = decisions

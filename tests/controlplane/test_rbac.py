@@ -73,6 +73,8 @@ RESOURCES = [
     ),
 ]
 
+ON_THE_NODE = _object("Model", "f", weights={"source": "file:///m"}, unified={})
+
 # Objects that say they belong to Model m and are in no plan, one of each kind.
 MANAGED = "app.kubernetes.io/managed-by=tandem"
 STRAY = {
@@ -223,6 +225,11 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     cluster.kubectl("wait", *here, "--for=condition=Ready", "model/m", "--timeout=60s")
     admitted(cluster)
     made = {key: plain(cluster, key[1]) for key in APPLIED}
+
+    # A folder of the node is not for pods under this standard, and the Model says so.
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(ON_THE_NODE))
+    refused = '--for=jsonpath={.status.conditions[?(@.type=="Ready")].reason}=PodsRefused'
+    cluster.kubectl("wait", *here, refused, "model/f", "--timeout=30s")
 
     strays = yaml.safe_dump_all([{**s, "metadata": STRAY} for s in STRAYS])
     cluster.kubectl("apply", *here, "-f", "-", stdin=strays)

@@ -453,6 +453,31 @@ def test_weights_are_mounted_from_where_they_are(
     assert ("initContainers" in spec) == (argument is None)
 
 
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ('pods "m-x" is forbidden: violates PodSecurity: hostPath volumes', "use image:///, pvc"),
+        ('pods "m-x" is forbidden: exceeded quota: q', "raise the ResourceQuota"),
+        ("admission webhook denied the request", "or what refuses them"),
+    ],
+)
+async def test_pods_that_are_refused_are_told_with_a_next_step(message: str, advice: str) -> None:
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    condition = {"type": "ReplicaFailure", "status": "True", "message": message}
+    for name in ("s-unified", "r-router"):
+        status = {"status": {"conditions": [condition]}}
+        cluster.store.change("Deployment", "default", name, status)
+
+    await cluster.settle()
+
+    for kind, name in (("Model", "s"), ("Router", "r")):
+        ready = cluster.condition(kind, name, "Ready")
+        assert ready["reason"] == "PodsRefused"
+        assert message in ready["message"]
+        assert advice in ready["message"]
+
+
 async def test_a_path_relative_to_a_yaml_file_is_refused_with_the_ways_out() -> None:
     """Local mode makes such paths absolute before; on a cluster there is no YAML file."""
     relative = BOTH.replace("file:///models/s", "file://./s")

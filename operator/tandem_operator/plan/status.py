@@ -212,16 +212,20 @@ def model_status(
     pods: list[Object],
     link: LinkTest,
     now: str,
+    refused: Blocker | None = None,
 ) -> Object:
-    """The status of a Model. pools: WorkerPools by name; pods: all of the Model's pods."""
+    """The status of a Model.
+
+    pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them.
+    """
     conditions = _Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
-    refused = next((p for p in plan.problems if p.condition == "Accepted"), None)
-    if refused:
-        conditions.add("Accepted", False, refused.reason, refused.message)
+    problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
+    if problem:
+        conditions.add("Accepted", False, problem.reason, problem.message)
     else:
         conditions.add("Accepted", True, "Valid", "the specification can be run")
     roles: list[Object] = []
-    blocking: Blocker | None = Blocker(refused.reason, refused.message) if refused else None
+    blocking: Blocker | None = Blocker(problem.reason, problem.message) if problem else None
     running = wanted_total = ready_total = gpus = 0
     for role in model.spec.roles():
         pool = pools.get(pool_name(model.metadata.name, role))
@@ -237,7 +241,7 @@ def model_status(
         ready_total += len(ready)
     weights_bad = first_blocker(pods)
     current = [p for p in pods if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
-    cause = first_blocker(current) or weights_bad
+    cause = refused or first_blocker(current) or weights_bad
     if cause and cause.reason in ("WeightsDownload", "VolumeMissing"):
         conditions.add("WeightsReady", False, cause.reason, cause.message)
     elif ready_total:
@@ -259,7 +263,7 @@ def model_status(
             conditions.add(names[role], True, "WorkersReady", text)
         else:
             own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
-            why = first_blocker(own) or Blocker("Starting", text)
+            why = first_blocker(own) or refused or Blocker("Starting", text)
             conditions.add(names[role], False, why.reason, why.message)
     if "unified" in model.spec.roles():
         conditions.add("KVLinkReady", True, "NotNeeded", "unified workers transfer nothing")
@@ -358,10 +362,12 @@ def router_status(
     endpoint: str,
     traffic: TrafficFacts | None,
     now: str,
+    refused_pods: Blocker | None = None,
 ) -> Object:
     """The status of a Router.
 
     model_objects: the raw Models with their status, by name. traffic: what its pods measured.
+    refused_pods: why it gets no more of them.
     """
     conditions = _Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
@@ -377,7 +383,7 @@ def router_status(
     else:
         conditions.add("ModelsResolved", True, "Found", "every tier's Model exists")
     ready_pods = [p for p in pods if is_ready(p)]
-    cause = first_blocker(pods)
+    cause = refused_pods or first_blocker(pods)
     if router.spec.predictor.type != "Learned":
         chosen = router.spec.predictor.type
         conditions.add("PredictorReady", True, chosen, f"type {chosen} needs no artifact")
