@@ -1,21 +1,23 @@
 """What Routers measured, asked so rarely that showing it costs less than a write a second in all.
 
 Measured shares and latencies differ a little at every look, and each difference is a status write.
+So each Router has its own moment in a period that is longer the more Routers there are.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Awaitable, Callable
 
 from tandem_operator.plan.objects import ROUTER_LABEL, Object
 from tandem_operator.plan.status import TrafficFacts, is_ready
 
-# Seconds between two looks at one Router, for each Router there is.
-PERIOD_PER_ROUTER_S = 1.2
+# Seconds between two looks, over all Routers.
+BETWEEN_LOOKS_S = 1.5
 
 
 class SampledTraffic:
-    """Keeps a Router's last answer until it is time to ask again, or its ready pods change.
+    """Keeps a Router's last answer until its moment comes or its ready pods change.
 
     ask: measures now. least_s: time between two looks when Routers are few. clock: in seconds.
     """
@@ -39,15 +41,15 @@ class SampledTraffic:
         metadata = pods[0]["metadata"]
         router = (metadata["namespace"], metadata["labels"][ROUTER_LABEL])
         now = self._clock()
-        period = self._period()
-        if (known := self._known.get(router)) and known[1] == ready and now - known[0] < period:
-            return known[2]
+        period = max(self._least_s, BETWEEN_LOOKS_S * len(self._known))
+        if known := self._known.get(router):
+            asked, of, facts = known
+            phase = period * zlib.crc32("/".join(router).encode()) / 2**32
+            if of == ready and (asked + phase) // period == (now + phase) // period:
+                return facts
         facts = await self._ask(pods)
         self._known[router] = (now, ready, facts)
-        gone = [r for r, (when, _, _) in self._known.items() if now - when > 3 * period]
+        gone = [r for r, (asked, _, _) in self._known.items() if now - asked > 3 * period]
         for router in gone:
             del self._known[router]
         return facts
-
-    def _period(self) -> float:
-        return max(self._least_s, PERIOD_PER_ROUTER_S * len(self._known))
