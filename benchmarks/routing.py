@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tandem_router.predictor import answers, data, evaluation, loads, metrics, training
+from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.evaluation import Predictions
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
@@ -41,7 +42,9 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def folds_study(name: str, seeds: int = 1, by_task: bool = False) -> Callable[[Path], Result]:
+def folds_study(
+    name: str, seeds: int = 1, by_task: bool = False, embedding: StaticEmbedding | None = None
+) -> Callable[[Path], Result]:
     def run(folder: Path) -> Result:
         dataset = data.read([folder / FILES[name]])
         groups = dataset.groups()
@@ -50,7 +53,7 @@ def folds_study(name: str, seeds: int = 1, by_task: bool = False) -> Callable[[P
         results = []
         for seed in range(seeds):
             say(f"seed {seed}")
-            options = training.Options(seed=seed)
+            options = training.Options(seed=seed, embedding=embedding)
             folds = training.fold_of(groups, 5, seed)
             start = time.process_time()
             predictions = training.out_of_fold(dataset, options, folds, say)
@@ -155,10 +158,11 @@ def reference(_: str) -> int:
     return sum(i * i for i in range(10_000))
 
 
-def speed(folder: Path) -> Result:
+def speed(folder: Path, embedding: StaticEmbedding | None = None) -> Result:
     """Latency of one prompt at a time, arriving 200 times a second, one thread."""
     dataset = data.read([folder / FILES["mmlu"]])
-    predictor = loads(training.train(dataset, training.Options(), say).dumps())
+    options = training.Options(embedding=embedding)
+    predictor = loads(training.train(dataset, options, say).dumps(), embedding)
     usual = [row.prompt for row in dataset.rows[::5]]
     long = [" ".join(usual[i : i + 60])[:40_000] for i in range(0, 1200, 60)]
     found: Result = {}
@@ -202,8 +206,17 @@ STUDIES: dict[str, Callable[[Path], Result]] = {
 }
 
 
+def with_embedding(embedding: StaticEmbedding) -> dict[str, Callable[[Path], Result]]:
+    names = ("mmlu", "mixed14 llama", "mixed14 qwen")
+    found = {
+        f"{name}, 5 folds, {embedding.name}": folds_study(name, embedding=embedding)
+        for name in names
+    }
+    return found | {f"speed, {embedding.name}": lambda folder: speed(folder, embedding)}
+
+
 def tables(found: dict[str, Result]) -> str:
-    studies = {name: result for name, result in found.items() if name != "speed"}
+    studies = {name: result for name, result in found.items() if not name.startswith("speed")}
     out = []
     for title, part in (("APGR", "apgr"), ("What each view is worth (APGR)", "ablation")):
         keys = list(dict.fromkeys(key for result in studies.values() for key in result[part]))
@@ -239,13 +252,13 @@ def tables(found: dict[str, Result]) -> str:
                 f"| {name} | {tier} | {width:.3f} ({by_chance:.3f}) | "
                 f"{count:.3f} ({count_by_chance:.3f}) |"
             )
-    if "speed" in found:
+    for measured_speed in (name for name in found if name.startswith("speed")):
         out += [
-            "\n**Speed**\n",
+            f"\n**{measured_speed.capitalize()}**\n",
             "| prompts | chars | p50 ms | p99 ms | CPU p50 | CPU p99 |",
             "|---" * 6 + "|",
         ]
-        for name, r in found["speed"].items():
+        for name, r in found[measured_speed].items():
             out.append(
                 f"| {name} | {r['median_chars']:,.0f} | {r['clock_ms'][0]:.2f} | "
                 f"{r['clock_ms'][1]:.2f} | {r['cpu_ms'][0]:.2f} | {r['cpu_ms'][1]:.2f} |"
@@ -257,6 +270,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROUTING)
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), metavar="NAME")
+    parser.add_argument(
+        "--embedding", type=Path, metavar="DIR", help="a local model directory: repeat with it"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
@@ -267,10 +283,13 @@ def main() -> int:
     found: dict[str, Result] = {}
     if arguments.json and arguments.json.exists():
         found = json.loads(arguments.json.read_text())
-    for name in arguments.only or STUDIES:
+    studies = {name: STUDIES[name] for name in arguments.only or STUDIES}
+    if arguments.embedding:
+        studies |= with_embedding(StaticEmbedding(arguments.embedding))
+    for name, study in studies.items():
         if name not in found:
             say(f"== {name}")
-            found[name] = STUDIES[name](arguments.data)
+            found[name] = study(arguments.data)
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(tables(found))

@@ -26,8 +26,18 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TOKENS = 2048
 MAX_WIDTH = 8192
 #: Names of the matrix, by the end of the tensor's name; the first that fits is taken.
-TABLES = ("word_embeddings.weight", "embed_tokens.weight", "wte.weight", "embeddings")
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+TABLES = (
+    "word_embeddings.weight",
+    "embed_tokens.weight",
+    "wte.weight",
+    "embedding.weight",
+    "embeddings",
+)
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 
 
 class EmbeddingError(PredictorError):
@@ -52,8 +62,8 @@ class StaticEmbedding:
         path, name, entry, start = _find_table(directory)
         self._rows = _mapped(path, name, entry, start)
         self.width = int(self._rows.shape[1])
-        # model2vec has weighed its rows by rarity already
-        self._weighs = name != "embeddings"
+        # tables made for averaging (model2vec, wordllama) have weighed their rows already
+        self._weighs = not name.startswith("embedding")
         digest = hashlib.sha256(tokenizer.read_bytes())
         digest.update(name.encode())
         digest.update(self._rows[:: max(len(self._rows) // 4096, 1)].tobytes())

@@ -291,7 +291,7 @@ class DenseView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     alpha : ridge penalty in rows, for columns whose mean variance is one.
     """
 
-    def __init__(self, alpha: float = 300.0) -> None:
+    def __init__(self, alpha: float = 1000.0) -> None:
         self.alpha = alpha
 
     def fit(self, X: Corpus, y: FloatArray) -> DenseView:

@@ -23,10 +23,12 @@ from tandem_router.predictor.model import FloatArray, combine
 
 MIN_ROWS = 20
 #: Prior weight of a rival ranking beside the average's 1, and how fast a lead of one standard
-#: error counts: a rival equals the average after 2.3 standard errors, has four times its say after
-#: 3.3.
-RIVAL_PRIOR = 0.03
-LEAD_RATE = 1.5
+#: error counts: a rival equals the average after 2.5 standard errors, has four times its say after
+#: 3.7. The content-blind rivals start higher, because few labels suffice to learn them.
+RIVAL_PRIOR = 0.05
+PLAIN_PRIOR = 0.15
+PLAIN = ("length", "first tier wrong")
+LEAD_RATE = 1.2
 MAX_LEAD = 5.0
 #: Rows' worth of belief that the average needs no rescaling.
 SLOPE_ROWS = 2000.0
@@ -224,7 +226,8 @@ def _shares(scores: dict[str, FloatArray], gain: FloatArray) -> dict[str, float]
         lead = terms - areas["average"]
         error = float(lead.std(ddof=1)) / np.sqrt(len(lead))
         in_errors = float(np.clip(lead.mean() / max(error, 1e-12), -MAX_LEAD, MAX_LEAD))
-        weights[name] = RIVAL_PRIOR * float(np.exp(LEAD_RATE * in_errors))
+        prior = PLAIN_PRIOR if name in PLAIN else RIVAL_PRIOR
+        weights[name] = prior * float(np.exp(LEAD_RATE * in_errors))
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
