@@ -230,9 +230,11 @@ async def test_a_held_request_wakes_sleeping_pools_within_a_second(curve):
 
     world.inflight = 1
     world.now += WAKE_PERIOD_S
-    await world.driver.step(world.router, world.models, world.router_pods)
+    decisions = await world.driver.step(world.router, world.models, world.router_pods)
 
+    woken = {d["pool"] for d in decisions if (d["before"], d["after"]) == ("0", "1")}
     assert asleep == [0, 0]
+    assert woken == {"small/unified", "large/unified"}
     assert [world.replicas(name) for name in POOLS] == [1, 1]
 
 

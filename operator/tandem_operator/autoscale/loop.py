@@ -223,6 +223,11 @@ class Autoscaler:
                 workers[pool.key] = 1  # without a worker there will never be a measurement
         if self.settings.missing_metrics == "ScaleUp" and not _within(self.settings, workers):
             workers = dict(current)
+        for pool in self.settings.pools:
+            if (after := workers[pool.key]) != current[pool.key]:
+                why = "a request waits" if asked else "below the minimum or not measured"
+                name = f"{pool.tier}/{pool.role}"
+                self._record(now, name, current[pool.key], after, f"{why}; {problem}")
         decision = ScalingDecision(now, "all", 0, 0, f"{problem}: holding")
         if not self.recent or self.recent[-1].reason != decision.reason:
             self.recent.append(decision)
