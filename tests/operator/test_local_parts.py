@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,43 +269,6 @@ def test_a_pod_that_is_not_ready_or_about_to_go_gets_nothing() -> None:
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     assert serving_endpoints([pod("d1", role="unified", ready=False), going], 8100) == {}
-
-
-# Work queue ---------------------------------------------------------------------------------
-
-
-async def test_a_key_waits_once_and_is_worked_on_again_when_added_meanwhile() -> None:
-    queue = WorkQueue(lambda *_: None)
-    key = Key("Model", "default", "m")
-    queue.add(key)
-    queue.add(key)
-
-    taken = await queue.take()
-    queue.add(key)
-    assert len(queue) == 1
-    queue.done(taken)
-
-    assert await queue.take() == key
-    queue.done(key)
-    assert len(queue) == 0
-
-
-async def test_failures_wait_longer_and_longer() -> None:
-    appointments: list[float] = []
-    due: list[Callable[[], object]] = []
-
-    def call_later(delay_s: float, function: Callable[[Key], None], key: Key) -> None:
-        appointments.append(delay_s)
-        due.append(lambda: function(key))
-
-    queue = WorkQueue(call_later)
-    queue.add(Key("Model", "default", "m"))
-    for _ in range(10):
-        queue.failed(await queue.take())
-        due.pop()()
-
-    assert appointments[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert max(appointments) == 60.0
 
 
 # Mounts, environment, images ----------------------------------------------------------------

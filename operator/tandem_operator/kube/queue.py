@@ -25,6 +25,7 @@ class WorkQueue:
         self._resting: set[Key] = set()
         self._again: set[Key] = set()
         self._failures: dict[Key, int] = {}
+        self._retrying: set[Key] = set()
         self._delayed: dict[Key, Any] = {}
         self._call_later = call_later
         self._ready = asyncio.Event()
@@ -65,12 +66,25 @@ class WorkQueue:
         self._finish(key)
 
     def failed(self, key: Key) -> float:
-        """The pass failed; it is tried again after the returned number of seconds."""
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        """The pass failed; it is tried again within the returned number of seconds.
+
+        A failure before the next try is due was provoked by an event and makes the wait no longer:
+        else the events of one bad moment would add up to a minute of waiting.
+        """
+        failures = self._failures.get(key, 0)
+        if key not in self._retrying:
+            failures += 1
         delay = min(FIRST_DELAY_S * 2.0 ** min(failures - 1, 16), MAX_DELAY_S)
+        self._failures[key] = failures
         self._finish(key)
-        self.add_later(key, delay)
+        if key not in self._retrying:
+            self._retrying.add(key)
+            self._call_later(delay, self._retry, key)
         return delay
+
+    def _retry(self, key: Key) -> None:
+        self._retrying.discard(key)
+        self.add(key)
 
     def _finish(self, key: Key) -> None:
         self._working.discard(key)

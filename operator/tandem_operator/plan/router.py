@@ -37,6 +37,9 @@ TENANT_KEY_DIR = "/etc/tandem/tenant-key"
 PREDICTOR_DIR = "/var/lib/tandem/predictor"
 TRAINING_DIR = "/var/lib/tandem/training"
 SCRATCH_DIR = "/var/cache/tandem"
+# Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
+# stream ends with its router. An idle router ends at once.
+DRAIN_TIMEOUT_S = 300
 
 # Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
 # profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
@@ -114,6 +117,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         "budget": {"on_exhausted": spec.budget.on_exhausted},
         "http_port": settings.router_port,
         "failover": {"wake_s": _wake_s(router, models)},
+        "drain_timeout_s": DRAIN_TIMEOUT_S,
     }
     if spec.budget.usd_per_hour is not None:
         data["budget"]["usd_per_hour"] = float(spec.budget.usd_per_hour)
@@ -422,6 +426,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         ],
         "ports": [{"name": "http", "containerPort": settings.router_port, "protocol": "TCP"}],
         "resources": resources,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": probe("/health", "http", 2, 60),
         "readinessProbe": probe("/ready", "http", 2, 2),
         "livenessProbe": probe("/health", "http", 10, 6, timeout_s=5),
@@ -433,7 +438,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "serviceAccountName": name,
         "automountServiceAccountToken": settings.endpoints == "endpointslice",
         "securityContext": pod_security_context(),
-        "terminationGracePeriodSeconds": math.ceil(30 + settings.pre_stop_s + 5),
+        "terminationGracePeriodSeconds": math.ceil(DRAIN_TIMEOUT_S + settings.pre_stop_s + 5),
         "containers": [container],
         "volumes": volumes,
     }
@@ -518,6 +523,7 @@ def _predictor(
             "command": ["python", "-m", "tandem_operator.training"],
             "args": [data, PREDICTOR_DIR],
             "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": security_context(),
             "volumeMounts": [
                 *training_mounts,
