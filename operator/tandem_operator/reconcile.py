@@ -372,7 +372,7 @@ class Reconciler:
             if error.status == 404:  # deleted meanwhile
                 return
             raise
-        if obj["kind"] in ("Model", "Router") and (change := _turn(obj.get("status"), status)):
+        for change in _turns(obj, status):
             await self.api.create(self._event(obj, *change))
 
     def _event(self, obj: Object, kind: str, reason: str, message: str) -> Object:
@@ -406,19 +406,35 @@ def _both_roles_ready(pods: list[Object]) -> bool:
     return {"prefill", "decode"} <= roles
 
 
-def _turn(old: Object | None, new: Object) -> tuple[str, str, str] | None:
-    """Type, reason and message of an event when Ready changed, None when it did not."""
+# Conditions whose turn from good to bad, or back, is news besides that of Ready.
+_NEWS = ("KVLinkReady", "SLOMet", "WithinBudget")
 
-    def ready(status: Object | None) -> Object:
-        found = (status or {}).get("conditions") or []
-        return next((c for c in found if c["type"] == "Ready"), {})
 
-    before, after = ready(old), ready(new)
-    same = [before.get(k) == after.get(k) for k in ("status", "reason")]
-    if all(same) or not after:
-        return None
-    good = after["status"] == "True" or after["reason"] == "Starting"
-    return ("Normal" if good else "Warning"), after["reason"], after["message"]
+def _turns(obj: Object, status: Object) -> list[tuple[str, str, str]]:
+    """Type, reason and message of the events that a new status is worth.
+
+    A pool whose count changed; Ready with another reason; a condition of `_NEWS` that turned.
+    """
+    old = obj.get("status") or {}
+    if obj["kind"] == "WorkerPool":
+        last = status.get("lastScale")
+        if not last or last == old.get("lastScale"):
+            return []
+        text = f"{last['before']} to {last['after']} workers: {last['reason']}"
+        return [("Normal", "Scaled", text)]
+    if obj["kind"] not in ("Model", "Router"):
+        return []
+    before = {c["type"]: c for c in old.get("conditions") or []}
+    found = []
+    for after in status.get("conditions") or []:
+        known = before.get(after["type"], {})
+        turned = {known.get("status"), after["status"]} == {"True", "False"}
+        other = any(known.get(k) != after.get(k) for k in ("status", "reason"))
+        if (after["type"] == "Ready" and other) or (after["type"] in _NEWS and turned):
+            good = after["status"] == "True" or after["reason"] == "Starting"
+            news = ("Normal" if good else "Warning", after["reason"], after["message"])
+            found += [news] if news not in found else []
+    return found
 
 
 def models_of(router: Object) -> list[str]:

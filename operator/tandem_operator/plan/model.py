@@ -354,6 +354,8 @@ def _pod_template(
         ],
         "ports": ports,
         "resources": _resources(spec),
+        # A container that fails says why in its last lines, which the status then shows.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": probe("/health", "http", 2, max(1, math.ceil(startup_s / 2))),
         "readinessProbe": probe("/ready", "http", 2, 2),
         # Generous: a saturated worker answers late, and a restart would only add load.
@@ -444,6 +446,7 @@ def _weights(model: Model, settings: Settings) -> tuple[str, Object | None, list
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "tandem_operator.weights"],
         "args": [weights.source, folder],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": security_context(),
         "volumeMounts": [{"name": "weights", "mountPath": WEIGHTS_DIR}],
     }

@@ -100,6 +100,9 @@ def blocker(pod: Object) -> Blocker | None:
                     "InsufficientGPU",
                     f"pod {name} waits for GPUs: {message}; add GPUs or lower replicas",
                 )
+            if "persistentvolumeclaim" in message.lower():
+                text = f"pod {name} has no node: {message}; create the claim or correct its name"
+                return Blocker("VolumeMissing", text)
             return Blocker("Unschedulable", f"pod {name} has no node: {message}")
     for entry in status.get("initContainerStatuses") or []:
         state = entry.get("state") or {}

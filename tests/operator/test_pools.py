@@ -1,0 +1,215 @@
+"""Pools: where workers run, what they ask of a node, and how they come to their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tandem_operator.local.store import Store
+from tandem_operator.manifests import load_text
+from tandem_operator.plan import Settings
+from tandem_operator.plan.status import LinkTest, TrafficFacts, first_blocker
+from tandem_operator.reconcile import Key, Reconciler
+
+Object = dict[str, Any]
+
+PLACED = """\
+apiVersion: tandem.dev/v1alpha1
+kind: Model
+metadata: {name: m}
+spec:
+  weights:
+    source: SOURCE
+    secretRef: {name: hub-token}
+    cache: {size: 80Gi, storageClassName: shared}
+  prefill:
+    gpus: 4
+    tensorParallel: 4
+    nodeSelector: {gpu: h100}
+    tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+    priorityClassName: serving
+    resources: {cpu: "8", memory: 64Gi}
+    podPatch: {spec: {affinity: {podAntiAffinity: {}}, containers: [{name: worker, stdin: true}]}}
+  decode: {gpus: 2}
+"""
+
+
+class Cluster:
+    """A store, its reconciler, and facts that a test sets."""
+
+    def __init__(self, text: str) -> None:
+        self.store = Store()
+        self.link = LinkTest(None)
+        self.traffic: TrafficFacts | None = None
+        self.reconciler = Reconciler(
+            api=self.store,
+            settings=Settings(),
+            now=lambda: "2026-01-01T00:00:00Z",
+            link_tester=self._link,
+        )
+        for manifest in load_text(text):
+            metadata = {"namespace": "default", **manifest.obj["metadata"]}
+            self.store.write({**manifest.obj, "metadata": metadata}, manager="user")
+
+    async def _link(self, _: list[Object]) -> LinkTest:
+        return self.link
+
+    async def settle(self, times: int = 3) -> None:
+        for _ in range(times):
+            await self.reconciler.reconcile(Key("Model", "default", "m"))
+
+    def pod_spec(self, role: str) -> Object:
+        deployment = self.store.read("Deployment", "default", f"m-{role}")
+        assert deployment is not None
+        spec: Object = deployment["spec"]["template"]["spec"]
+        return spec
+
+    def events(self) -> list[tuple[str, str, str]]:
+        found = self.store.find("Event")
+        return [(e["involvedObject"]["kind"], e["type"], e["reason"]) for e in found]
+
+
+async def placed(source: str = '"hf://org/name@v1"') -> Cluster:
+    cluster = Cluster(PLACED.replace("SOURCE", source))
+    await cluster.settle()
+    return cluster
+
+
+async def test_each_role_asks_for_its_own_gpus_and_place() -> None:
+    cluster = await placed()
+    prefill, decode = cluster.pod_spec("prefill"), cluster.pod_spec("decode")
+
+    asked = [spec["containers"][0]["resources"] for spec in (prefill, decode)]
+    assert [r["limits"]["nvidia.com/gpu"] for r in asked] == ["4", "2"]
+    assert asked[0]["requests"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "4"}
+    assert prefill["nodeSelector"] == {"gpu": "h100"}
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert prefill["tolerations"] == [toleration]
+    assert prefill["priorityClassName"] == "serving"
+    assert not {"nodeSelector", "tolerations", "priorityClassName"} & set(decode)
+
+
+async def test_a_pod_patch_brings_what_the_schema_leaves_out() -> None:
+    cluster = await placed()
+    prefill, decode = cluster.pod_spec("prefill"), cluster.pod_spec("decode")
+
+    assert prefill["affinity"] == {"podAntiAffinity": {}}
+    assert prefill["containers"][0]["stdin"] is True
+    assert prefill["containers"][0]["args"][0] == "--config"
+    assert "affinity" not in decode
+
+
+@pytest.mark.parametrize("source", ["hf://org/name@v1", "s3://bucket/prefix"])
+async def test_downloads_run_first_with_the_secret_into_the_shared_claim(source: str) -> None:
+    cluster = await placed(f'"{source}"')
+
+    folders = set()
+    for role in ("prefill", "decode"):
+        spec = cluster.pod_spec(role)
+        (fetch,) = spec["initContainers"]
+        assert fetch["command"] == ["python", "-m", "tandem_operator.weights"]
+        assert fetch["args"][0] == source
+        assert fetch["envFrom"] == [{"secretRef": {"name": "hub-token"}}]
+        volume = next(v for v in spec["volumes"] if v["name"] == "weights")
+        assert volume["persistentVolumeClaim"] == {"claimName": "m-weights"}
+        assert {m["name"]: m.get("readOnly", False) for m in fetch["volumeMounts"]}["weights"] is (
+            False
+        )
+        args = spec["containers"][0]["args"]
+        assert args[args.index("--weights") + 1] == fetch["args"][1]
+        folders.add(fetch["args"][1])
+    claim = cluster.store.read("PersistentVolumeClaim", "default", "m-weights")
+    assert claim is not None
+    assert len(folders) == 1
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["storageClassName"] == "shared"
+
+
+async def test_a_container_that_fails_says_why_in_the_status() -> None:
+    """Without this a kubelet reports the exit code alone."""
+    cluster = await placed()
+    for role in ("prefill", "decode"):
+        spec = cluster.pod_spec(role)
+        for container in [*spec["initContainers"], *spec["containers"]]:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "fix"),
+    [
+        ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", "InsufficientGPU", "add GPUs"),
+        ('persistentvolumeclaim "c" not found.', "VolumeMissing", "create the claim"),
+        ("pod has unbound immediate PersistentVolumeClaims.", "VolumeMissing", "create the claim"),
+        ("0/2 nodes are available: 2 node(s) had untolerated taint.", "Unschedulable", "no node"),
+    ],
+)
+def test_what_the_scheduler_says_becomes_a_cause_with_the_next_step(
+    message: str, reason: str, fix: str
+) -> None:
+    status = {"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}
+    found = first_blocker([{"metadata": {"name": "p"}, "spec": {}, "status": status}])
+
+    assert found is not None
+    assert found.reason == reason
+    assert fix in found.message
+
+
+def test_a_failed_download_shows_what_the_downloader_said() -> None:
+    said = "hf://org/name: HTTP 401; give a token in weights.secretRef"
+    ended = {"exitCode": 1, "message": said}
+    entry = {
+        "name": "fetch-weights",
+        "restartCount": 2,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": ended},
+    }
+    pod = {"metadata": {"name": "p"}, "spec": {}, "status": {"initContainerStatuses": [entry]}}
+
+    found = first_blocker([pod])
+
+    assert found is not None
+    assert found.reason == "WeightsDownload"
+    assert said in found.message
+
+
+async def test_a_person_is_told_when_a_pool_changes_its_size() -> None:
+    cluster = await placed()
+    cluster.store.change("WorkerPool", "default", "m-decode", {"spec": {"replicas": 3}})
+    await cluster.settle()
+    await cluster.settle()
+
+    scaled = [e for e in cluster.store.find("Event") if e["reason"] == "Scaled"]
+    assert [e["message"] for e in scaled] == ["1 to 3 workers: set through /scale"]
+    assert scaled[0]["involvedObject"]["name"] == "m-decode"
+
+
+async def test_a_person_is_told_when_a_link_that_worked_breaks_and_when_it_works_again() -> None:
+    cluster = await placed()
+    for name in ("prefill", "decode"):
+        deployment = cluster.store.read("Deployment", "default", f"m-{name}")
+        assert deployment is not None
+        cluster.store.add(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "namespace": "default",
+                    "labels": deployment["spec"]["template"]["metadata"]["labels"],
+                },
+                "spec": {"containers": []},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            }
+        )
+    for ok in (True, False, False, True):
+        cluster.link = LinkTest(ok, "tested")
+        await cluster.settle()
+
+    told = [e for e in cluster.events() if e[2] in ("KVLinkFailed", "BlockTransferred", "Serving")]
+    assert told == [
+        ("Model", "Normal", "Serving"),
+        ("Model", "Warning", "KVLinkFailed"),
+        ("Model", "Normal", "BlockTransferred"),
+        ("Model", "Normal", "Serving"),
+    ]
