@@ -9,8 +9,8 @@ rate (torch's bf16 matmul). Then each kernel runs over a grid of sizes; a row sh
 rate, that rate as a fraction of the ceiling that bounds it, and the times of torch's own operation
 and of flash-attn where installed. Inputs rotate through more memory than the L2 cache holds, and
 launches are replayed from a CUDA graph, so launch overhead is not measured. Results go to
-benchmarks/results/kernels-<device>-<date>.json. Toy runs check the script, not the kernels: they
-write nothing and their times mean nothing.
+benchmarks/results/kernels-<device>-<date>.json. Toy runs check the script, not the kernels: their
+times mean nothing, and they write a file only into a folder given with --results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from torch.nn import functional
 from tandem_kernels import (
     add_rms_norm,
     centroid_weights,
+    key_list_attention,
+    kv_block_copy,
     kv_block_gather,
+    kv_block_scatter,
     page_list_attention,
     page_scores,
     paged_decode_attention,
@@ -51,6 +54,7 @@ from tandem_kernels import (
     snapkv_votes,
     swiglu,
 )
+from tandem_kernels.kv_blocks import PROGRAMS
 
 Call = Callable[[], object]
 RESULTS = Path(__file__).parent / "results"
@@ -315,9 +319,21 @@ def block_cases(bench: Bench) -> Iterator[Case]:
     cache = bench.randn(2 * count, *shape)
     ids = torch.randperm(2 * count, device=bench.device)[:count]
     num_bytes = 2 * count * cache[0].numel() * 2
+    taken = cache[:count].clone()
+    others = torch.ones(2 * count, dtype=torch.bool, device=bench.device)
+    others[ids] = False
+    free = torch.arange(2 * count, device=bench.device)[others]
+    size = f"{count} blocks, {PROGRAMS} programs"
     yield Case(
-        "kv_block_gather (16 programs)", f"{count} blocks", [lambda: kv_block_gather(cache, ids)],
+        "kv_block_gather", size, [lambda: kv_block_gather(cache, ids)],
         {"torch index": [lambda: cache[ids]]}, num_bytes=num_bytes,
+    )  # fmt: skip
+    yield Case(
+        "kv_block_scatter", size, [lambda: kv_block_scatter(taken, cache, ids)],
+        {"torch index_copy_": [lambda: cache.index_copy_(0, ids, taken)]}, num_bytes=num_bytes,
+    )  # fmt: skip
+    yield Case(
+        "kv_block_copy", size, [lambda: kv_block_copy(cache, ids, free)], {}, num_bytes=num_bytes,
     )  # fmt: skip
 
 
@@ -350,6 +366,14 @@ def sparse_cases(bench: Bench) -> Iterator[Case]:
         "centroid_weights", f"{num_seqs} x {clusters} clusters",
         [lambda: centroid_weights(q, centroids, sizes, scale=dim**-0.5)], {},
         num_bytes=kv_heads * clusters * dim * 2,
+    )  # fmt: skip
+    listed = kept * 64 if not bench.toy else 70
+    keys = torch.randint(0, length, (num_seqs, kv_heads, listed), device=bench.device).int()
+    counts = torch.full((num_seqs, kv_heads), listed, dtype=torch.int32, device=bench.device)
+    yield Case(
+        "key_list_attention", f"{size}, {listed} keys",
+        [lambda: key_list_attention(q, *cache, keys, counts, scale=dim**-0.5)], {},
+        num_bytes=2 * num_seqs * listed * kv_heads * dim * 2,
     )  # fmt: skip
     window = bench.randn(num_seqs, 4 if bench.toy else 32, heads, dim)
     yield Case(
@@ -405,7 +429,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--toy", action="store_true", help="tiny shapes in Triton's interpreter")
     parser.add_argument("--only", default=",".join(FAMILIES), help="families, comma-separated")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    parser.add_argument("--results", type=Path, help=f"folder of the JSON file ({RESULTS})")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     unknown = sorted(set(chosen) - set(FAMILIES))
@@ -435,12 +459,14 @@ def main() -> None:
             )
     if arguments.toy:
         print("toy run: the script works; these times say nothing about the kernels")
+    folder = arguments.results or (None if arguments.toy else RESULTS)
+    if folder is None:
         return
     import triton
 
     date = datetime.date.today().isoformat()
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    path = arguments.results / f"kernels-{device.replace(' ', '-').lower()}-{date}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"kernels-{device.replace(' ', '-').lower()}-{date}.json"
     report = {
         "device": device,
         "torch": torch.__version__,
