@@ -11,7 +11,8 @@ import pytest
 from tandem_operator.autoscale.drive import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
-from tandem_operator.plan.objects import MODEL_LABEL
+from tandem_operator.plan.objects import MODEL_LABEL, SCALED_ANNOTATION
+from tandem_operator.plan.status import pool_status
 from tandem_operator.resources import Model, Router
 
 Object = dict[str, Any]
@@ -147,6 +148,32 @@ async def test_load_moves_replicas_and_threshold_and_says_why():
     assert world.puts == [{"gain_threshold": 0.1}]
     assert {"threshold", "large/unified", "small/unified"} <= {d["pool"] for d in decisions}
     assert all(d["reason"] for d in decisions)
+
+
+async def test_a_pool_says_why_the_loop_scaled_it():
+    world = World()
+
+    decisions = await world.run(40.0, 40)
+    pool = world.store.read("WorkerPool", "default", "l-unified")
+    last = [d for d in decisions if d["pool"] == "large/unified"][-1]
+    step = f"{last['before']}>{last['after']}"
+    assert pool["metadata"]["annotations"][SCALED_ANNOTATION] == f"{step} {last['reason']}"
+
+    before = {"status": {"lastScale": {"after": int(last["before"])}}}
+    said = pool_status({**pool, **before}, [], "", "now")["lastScale"]
+    assert said["reason"] == last["reason"]
+
+
+async def test_a_count_set_by_somebody_else_is_not_the_loops():
+    world = World()
+    await world.run(40.0, 40)
+    world.store.change("WorkerPool", "default", "l-unified", {"spec": {"replicas": 9}})
+    pool = world.store.read("WorkerPool", "default", "l-unified")
+
+    before = {"status": {"lastScale": {"after": 1}}}
+    said = pool_status({**pool, **before}, [], "", "now")["lastScale"]
+
+    assert said["reason"] == "set through /scale"
 
 
 async def test_a_settled_cluster_is_left_alone():

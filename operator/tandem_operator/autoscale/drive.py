@@ -18,7 +18,13 @@ from tandem_operator.autoscale.loop import Plan
 from tandem_operator.autoscale.managed import ManagedScaling
 from tandem_operator.autoscale.observe import current_threshold
 from tandem_operator.autoscale.sizing import Role
-from tandem_operator.plan.objects import MODEL_LABEL, PEER_SECRET, Object, Settings
+from tandem_operator.plan.objects import (
+    MODEL_LABEL,
+    PEER_SECRET,
+    SCALED_ANNOTATION,
+    Object,
+    Settings,
+)
 from tandem_operator.plan.status import is_ready
 from tandem_operator.pods import ask_json
 from tandem_operator.resources import Model, Router
@@ -119,8 +125,12 @@ class ScalingDriver:
             loads,
         )
         if plan is not None:
-            await self._write(plan, pools, ready, states, token)
+            await self._write(plan, pools, ready, states, token, self._reasons(key))
         return self._managed.status_decisions(key)
+
+    def _reasons(self, key: str) -> dict[str, str]:
+        """Why each pool was last scaled, by tier and role."""
+        return {d["pool"]: d["reason"] for d in self._managed.status_decisions(key)}
 
     async def _policy(self, router: Router) -> AutoscalingPolicySpec | None:
         ref = router.spec.scaling.policy_ref
@@ -189,11 +199,21 @@ class ScalingDriver:
         ready: list[Object],
         states: Mapping[str, Any],
         token: str,
+        reasons: Mapping[str, str],
     ) -> None:
         for key, count in plan.workers.items():
             obj = pools.get(key)
-            if obj is not None and int(obj["spec"].get("replicas", 0)) != count:
+            before = 0 if obj is None else int(obj["spec"].get("replicas", 0))
+            if obj is not None and before != count:
                 metadata = obj["metadata"]
+                because = reasons.get("/".join(key), "the control loop")
+                # First, so that whoever sees the new count finds the reason.
+                await self._api.annotate(
+                    "WorkerPool",
+                    metadata["namespace"],
+                    metadata["name"],
+                    {SCALED_ANNOTATION: f"{before}>{count} {because}"},
+                )
                 await self._api.patch_spec(
                     "WorkerPool", metadata["namespace"], metadata["name"], {"replicas": count}
                 )

@@ -19,6 +19,8 @@ ROLE_LABEL = "tandem.dev/role"
 REVISION_LABEL = "tandem.dev/revision"
 MANAGED = {"app.kubernetes.io/managed-by": "tandem"}
 SEEDED_ANNOTATION = "tandem.dev/seeded-replicas"
+# On a WorkerPool that the control loop scales: "BEFORE>AFTER reason", said with the count.
+SCALED_ANNOTATION = "tandem.dev/scaled"
 PEER_SECRET = "tandem-peer-token"
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_operator.plan.model import pool_name
-from tandem_operator.plan.objects import REVISION_LABEL, ROLE_LABEL, SEEDED_ANNOTATION, Object, Plan
+from tandem_operator.plan.objects import (
+    REVISION_LABEL,
+    ROLE_LABEL,
+    SCALED_ANNOTATION,
+    SEEDED_ANNOTATION,
+    Object,
+    Plan,
+)
 from tandem_operator.plan.router import missing_models, router_name, usd_per_hour
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import seconds
@@ -344,11 +351,15 @@ def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Ob
         ],
     }
     last = old.get("lastScale") or {}
-    seeded = (pool["metadata"].get("annotations") or {}).get(SEEDED_ANNOTATION)
+    annotations = pool["metadata"].get("annotations") or {}
+    seeded = annotations.get(SEEDED_ANNOTATION)
     before = last.get("after", wanted if seeded is None else int(seeded))
     if before != wanted:
         by_model = seeded == str(wanted)
         reason = "the Model's replicas changed" if by_model else "set through /scale"
+        step, _, said = annotations.get(SCALED_ANNOTATION, "").partition(" ")
+        if step == f"{before}>{wanted}":
+            reason = said[:MAX_MESSAGE]
         last = {"time": now, "before": before, "after": wanted, "reason": reason}
     if last:
         status["lastScale"] = last
