@@ -4,9 +4,10 @@ usage: client.py ENDPOINTSLICE_SELECTOR SECONDS CONCURRENCY MODEL [MODEL...]
 Prints the line "answered" after the first CONCURRENCY answers, and a summary at the end.
 There is no kube-proxy, so the client does what one does: it follows the Service's EndpointSlices
 and sends to the ready addresses in turn; while the apiserver is away it keeps those it knows.
-Nothing is ever sent twice. Of three answers two are streamed and one is whole. All answers of one
-tier to one question must be equal, since nothing is sampled: so a token that is lost or repeated
-on the way shows. With SECONDS 0 it goes on until its standard input ends.
+Nothing is ever sent twice. Of three answers two are streamed and one is whole; one asker wants long
+ones. All answers of one tier to one question must be equal as far as they go, since nothing is
+sampled: so a token that is lost or repeated on the way shows. With SECONDS 0 it goes on until its
+standard input ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from pathlib import Path
 import httpx
 
 QUESTIONS = ("What is 14+5?", "Sort the letters QZSR.", "What is 2*9?", "What is 764-533?")
-NUM_TOKENS = 96
+NUM_TOKENS = 48
+# Such an answer outlasts the pause before a pod's SIGTERM.
+NUM_LONG_TOKENS = 320
+# Between two requests of one asker, so that the load is steady and leaves room for what is tested.
+PAUSE_S = 0.25
 REFRESH_S = 0.25
 
 
@@ -52,15 +57,15 @@ async def addresses(api: httpx.AsyncClient, selector: str) -> list[str]:
     return found
 
 
-async def ask(client: httpx.AsyncClient, base: str, model: str, number: int) -> dict[str, object]:
+async def ask(
+    client: httpx.AsyncClient, base: str, model: str, question: str, num_tokens: int, stream: bool
+) -> dict[str, object]:
     """One answer: tier, status, text, and whether it ended as it should."""
-    question = QUESTIONS[number % len(QUESTIONS)]
-    stream = number % 3 != 0
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
-        "max_tokens": NUM_TOKENS,
+        "max_tokens": num_tokens,
         "ignore_eos": True,
         "stream": stream,
     }
@@ -95,12 +100,16 @@ async def ask(client: httpx.AsyncClient, base: str, model: str, number: int) -> 
 
 
 def unequal(results: list[dict[str, object]]) -> list[list[str]]:
-    """Answers of one tier to one question that differ from each other."""
+    """Answers of one tier to one question of which none is the other's beginning."""
     texts: dict[tuple[object, object], set[str]] = collections.defaultdict(set)
     for r in results:
         if r["status"] == 200 and r["whole"]:
             texts[(r["tier"], r["question"])].add(str(r["text"]))
-    return [sorted(found) for found in texts.values() if len(found) > 1]
+    return [
+        sorted(found)
+        for found in texts.values()
+        if not all(max(found, key=len).startswith(text) for text in found)
+    ]
 
 
 async def main(selector: str, seconds: float, concurrency: int, models: list[str]) -> None:
@@ -117,16 +126,19 @@ async def main(selector: str, seconds: float, concurrency: int, models: list[str
             except httpx.HTTPError:
                 continue  # the apiserver is away: go on with what is known
 
-    async def one(start: int, client: httpx.AsyncClient) -> None:
-        number = start
-        while not stop.is_set() or number == start:
-            model = models[number % len(models)]
+    async def one(asker: int, client: httpx.AsyncClient) -> None:
+        turn = 0
+        while not stop.is_set() or turn == 0:
+            base, model = known[(asker + turn) % len(known)], models[(asker + turn) % len(models)]
+            question = QUESTIONS[(asker + turn) % len(QUESTIONS)]
+            num_tokens = NUM_TOKENS if asker else NUM_LONG_TOKENS
             started = time.monotonic()
-            result = await ask(client, known[number % len(known)], model, number)
+            result = await ask(client, base, model, question, num_tokens, turn % 3 != 0)
             results.append({**result, "seconds": time.monotonic() - started})
-            number += concurrency
+            turn += 1
             if len(results) == concurrency:
                 print("answered", flush=True)
+            await asyncio.sleep(PAUSE_S)
 
     async def end() -> None:
         if seconds:

@@ -65,7 +65,7 @@ class Cluster:
         return result.stdout
 
     @contextmanager
-    def asking(self, selector: str, *models: str, concurrency: int = 4) -> Iterator[dict[str, Any]]:
+    def asking(self, selector: str, *models: str, concurrency: int = 3) -> Iterator[dict[str, Any]]:
         """Steady requests to the routers of a Service while the body runs.
 
         The summary that `client.py` prints is in the dictionary when the body has ended.
