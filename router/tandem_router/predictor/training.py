@@ -112,7 +112,7 @@ def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
     num_trees, seed = options.num_trees, options.seed
     views: dict[str, View] = {
         "words": TextView("word", "logistic", 1.0, 2, features),
-        "chars": TextView("char", "squared", 10.0, 3, features),
+        "chars": TextView("char", "squared", 6.0, 3, features),
         "trees": TreeView(0, num_trees=num_trees, max_leaf_nodes=leaves, random_state=seed),
         "topics": TreeView(
             NUM_TOPICS,
