@@ -19,9 +19,10 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ ROW = 128
 VOCAB, END_ID, PAD_ID = 960, 0, 1
 PROBES_PER_CELL = 8
 Tables = tuple[Tensor, ...]
+Diet = Mapping[str, tuple[float, float, float, float]]
+"""How often each of the four levels is drawn, per family; `any` stands for families not named."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,32 @@ class Recipe:
     tokens: float
     muon_lr: float
     adam_lr: float
-    hard: float
-    """Weight of the hard levels: level l is drawn with probability proportional to hard**(l-1)."""
+    families: Mapping[str, float]
+    """How often each family is drawn; families not named count once."""
+    diet: Diet
 
 
-RECIPES = {
-    "large": Recipe(Shape(256, 6, 8, 8, 32, 768, 0), 24, 16e6, 0.015, 3e-3, 1.1),
-    "small": Recipe(Shape(96, 3, 3, 3, 32, 256, 0), 16, 18.5e6, 0.015, 3e-3, 0.15),
+OFTEN = {"facts": 3.0, "sorting": 1.5, "edits": 2.5, "lookup": 1.3, "code": 1.3, "dates": 1.3}
+"""Families drawn more often than once: short ones, and those that need content look-up."""
+EVERYTHING: Diet = {"any": (1.0, 1.1, 1.21, 1.331)}
+UP_TO_LEVEL_3: Diet = {
+    "any": (1.0, 1.2, 1.2, 0.0),
+    **dict.fromkeys(("sums", "products", "edits", "logic"), (1.0, 2.0, 0.0, 0.0)),
 }
+"""No level 4, and no level 3 of four families: what is met is learned well, the rest not at all."""
+RECIPES = {
+    "large": Recipe(Shape(256, 6, 8, 8, 32, 768, 0), 24, 16e6, 0.015, 3e-3, OFTEN, EVERYTHING),
+    "small": Recipe(
+        Shape(96, 3, 3, 3, 32, 256, 0),
+        16,
+        16e6,
+        0.005,
+        3e-3,
+        {**OFTEN, "lookup": 2.0, "logic": 1.3},
+        UP_TO_LEVEL_3,
+    ),
+}
+"""At the large model's Muon rate of 0.015 the small shape hardly learned to look up by content."""
 
 
 class Norm(nn.Module):
@@ -251,8 +272,6 @@ def orthogonal(g: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-WEIGHT = {"facts": 3.0, "sorting": 1.5, "edits": 2.5, "lookup": 1.3, "code": 1.3, "dates": 1.3}
-"""Families drawn more often than once: short ones, and those that need content look-up."""
 DRILL_SHARE, DRILL_HOLD, DRILL_END = 0.4, 0.4, 0.7
 """Share of look-up drills: held for the first part of the run, then falling to zero."""
 _CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -294,34 +313,39 @@ def drill_share(progress: float) -> float:
     return DRILL_SHARE * min(1.0, max(0.0, (DRILL_END - progress) / (DRILL_END - DRILL_HOLD)))
 
 
-def samples(rng: random.Random, hard: float, progress: list[float]) -> Iterator[tuple[str, Pieces]]:
+def samples(
+    rng: random.Random, recipe: Recipe, progress: list[float]
+) -> Iterator[tuple[str, Pieces]]:
     """Endless (prompt, completion) pairs of the training split, with drills early on."""
     families = tuple(FAMILIES)
-    weights = [WEIGHT.get(f, 1.0) for f in families]
+    weights = [recipe.families.get(f, 1.0) for f in families]
     while True:
         if rng.random() < drill_share(progress[0]):
             yield drill(rng)
             continue
         family = rng.choices(families, weights)[0]
-        level = rng.choices(LEVELS, [hard**i for i in range(4)])[0]
+        level = rng.choices(LEVELS, recipe.diet.get(family, recipe.diet["any"]))[0]
         question = draw(rng, "train", family, level)
         yield question.prompt, [(question.completion, True)]
 
 
 def batches(
-    rng: random.Random, tokenizer: Tokenizer, rows: int, hard: float, progress: list[float]
+    rng: random.Random, tokenizer: Tokenizer, recipe: Recipe, progress: list[float]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Packed rows: tokens, which question each belongs to, and the weight of each target.
 
     A question's targets share a weight of (number of targets) ** 0.5, so that a fact of one
     token is not drowned by a sum of forty.
     """
-    source = samples(rng, hard, progress)
+    source = samples(rng, recipe, progress)
     pending: list[tuple[list[int], list[bool]]] = []
     while True:
-        tokens = torch.full((rows, ROW), PAD_ID)
-        owner, weight = torch.zeros(rows, ROW, dtype=torch.long), torch.zeros(rows, ROW)
-        for row in range(rows):
+        tokens = torch.full((recipe.rows, ROW), PAD_ID)
+        owner, weight = (
+            torch.zeros(recipe.rows, ROW, dtype=torch.long),
+            torch.zeros(recipe.rows, ROW),
+        )
+        for row in range(recipe.rows):
             at, number = 0, 0
             while True:
                 while len(pending) < 24:
@@ -405,7 +429,11 @@ def main(argv: list[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     tokenizer_file = work.parent / "tokenizer.json"
-    if not tokenizer_file.exists():
+    written = [path for tier in RECIPES if (path := HERE / tier / "tokenizer.json").exists()]
+    if not tokenizer_file.exists() and written:
+        # Both tiers share one tokenizer, so a new small model takes that of the large one.
+        shutil.copyfile(written[0], tokenizer_file)
+    elif not tokenizer_file.exists():
         build_tokenizer(tokenizer_texts(), VOCAB).save(str(tokenizer_file))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     shape = replace(recipe.shape, vocab=tokenizer.get_vocab_size())
@@ -422,7 +450,7 @@ def main(argv: list[str] | None = None) -> None:
     total = math.ceil(budget / per_step)
     progress = [step / total]
     rng = random.Random(f"{args.seed}|{step}")
-    feed = batches(rng, tokenizer, recipe.rows, recipe.hard, progress)
+    feed = batches(rng, tokenizer, recipe, progress)
     probe = generate("validation", 7, 48 * PROBES_PER_CELL)
     loss_of = mean_loss if args.no_compile else torch.compile(mean_loss)
     started = reported = shown = time.monotonic()

@@ -78,13 +78,13 @@ def test_packed_rows_keep_questions_apart_and_learn_only_from_answers(
     tokenizer_file: Path,
 ) -> None:
     tokenizer = script.Tokenizer.from_file(str(tokenizer_file))
-    feed = script.batches(random.Random(2), tokenizer, 8, 1.0, [1.0])
+    feed = script.batches(random.Random(2), tokenizer, script.RECIPES["small"], [1.0])
 
     tokens, owner, weight = next(feed)
 
-    assert tokens.shape == owner.shape == weight.shape == (8, script.ROW)
+    assert tokens.shape == owner.shape == weight.shape == (16, script.ROW)
     assert (weight[owner == 0] == 0).all()
-    for row in range(8):
+    for row in range(16):
         for number in range(1, int(owner[row].max()) + 1):
             here = owner[row] == number
             text = tokenizer.decode(tokens[row][here].tolist())
@@ -133,6 +133,32 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
     assert "step 3/3" in said
     assert "step 1/3" not in said
     transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_tier_trained_anew_shares_the_tokenizer_of_the_committed_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "PROBES_PER_CELL", 1)
+    where = ["--work", str(tmp_path / "work" / "small"), "--out", str(tmp_path / "out")]
+
+    script.main(
+        ["small", "--no-compile", "--threads", "1", "--device", "cpu", "--tokens", "1", *where]
+    )
+
+    written = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    assert written == (SCRIPTS / "large" / "tokenizer.json").read_bytes()
+    assert written == (SCRIPTS / "small" / "tokenizer.json").read_bytes()
+
+
+def test_the_small_model_is_never_taught_what_its_diet_leaves_out() -> None:
+    source = script.samples(random.Random(5), script.RECIPES["small"], [1.0])
+
+    prompts = [prompt for prompt, _ in (next(source) for _ in range(2_000))]
+
+    assert any("village of" in prompt for prompt in prompts)
+    assert not any("hamlet of" in prompt for prompt in prompts)
+    assert any("two steps" in prompt for prompt in prompts)
+    assert not any("three steps" in prompt or "four steps" in prompt for prompt in prompts)
 
 
 def test_the_orthogonal_step_neither_explodes_nor_vanishes_on_nearly_rank_one_gradients() -> None:
