@@ -347,6 +347,8 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
         (pod,) = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
         return pod["metadata"]["name"], pod["spec"]["containers"][0]["args"]
 
+    cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=60s")
+
     # Install: the older definitions, the operator at work. Kept definitions of other tests'
     # releases are taken over.
     values = ("--set", "operator.replicas=1", "--set", f"operator.watchNamespace={namespace}")

@@ -125,6 +125,8 @@ def shown(cluster: Any) -> Iterator[Any]:
         # As Helm, so that a chart takes them over.
         cluster.kubectl("apply", "--server-side", "--field-manager=helm", "-f", crds)
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    # None is there, unless tests of other files ran between those of this one.
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     cluster.kubectl("create", "namespace", NAMESPACE)
     store = asyncio.run(observed())
     custom = [o for kind in KINDS for o in store.find(kind)]
@@ -132,7 +134,7 @@ def shown(cluster: Any) -> Iterator[Any]:
     statuses = yaml.safe_dump_all([{**_bare(o, spec=False), "status": o["status"]} for o in custom])
     manager = ("--field-manager=tandem-operator", "--subresource=status")
     cluster.kubectl("apply", "--server-side", *manager, "-f", "-", stdin=statuses)
-    live = cluster.get("mdl,rtr", "-n", NAMESPACE)["items"]
+    live = cluster.get("tandem", "-n", NAMESPACE)["items"]
     uids = {(o["kind"], o["metadata"]["name"]): o["metadata"]["uid"] for o in live}
     events = store.find("Event")
     for number, event in enumerate(events):

@@ -204,6 +204,8 @@ def story(cluster: Any) -> Iterator[Story]:
     All of it happens under the restricted pod security standard.
     """
     level = "pod-security.kubernetes.io/enforce=restricted"
+    # None is there, unless tests of other files ran between those of this one.
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, level)
     options = ("--set", "operator.replicas=1", "--take-ownership", "--wait", "--timeout=60s")
@@ -216,6 +218,7 @@ def story(cluster: Any) -> Iterator[Story]:
     finally:
         cluster.run("kubectl", "delete", "models,routers,asp", "--all", "-n", NAMESPACE)
         cluster.run("helm", "uninstall", "tandem", "-n", NAMESPACE)
+        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def live(cluster: Any) -> dict[tuple[str, str], Object]:

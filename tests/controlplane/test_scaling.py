@@ -118,6 +118,8 @@ def load(name: str) -> Any:
 @pytest.fixture(scope="module")
 def scaled(cluster: Any) -> Iterator[Any]:
     """The chart, a Model without a place to run, and a Router that leaves scaling to others."""
+    # None is there, unless tests of other files ran between those of this one.
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)
@@ -129,6 +131,7 @@ def scaled(cluster: Any) -> Iterator[Any]:
     finally:
         cluster.run("kubectl", "delete", "models,routers,hpa", "--all", *IN)
         cluster.run("helm", "uninstall", "tandem", *IN)
+        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
 
 
 @contextmanager
