@@ -46,6 +46,12 @@ def test_every_number_has_an_interval_around_it(report: dict[str, Any]) -> None:
         low, high = own[f"{name}_interval"]
         assert low <= high
     assert own["apgr_interval"][0] - 0.05 <= own["apgr"] <= own["apgr_interval"][1] + 0.05
+    for head in report["heads"].values():
+        for name in ("ece", "brier"):
+            assert head[f"{name}_interval"][0] <= head[f"{name}_interval"][1]
+    for length in report["lengths"].values():
+        for name in ("pinball_q10", "pinball_q50", "pinball_q90"):
+            assert length[f"{name}_interval"][0] <= length[name] <= length[f"{name}_interval"][1]
 
 
 def test_the_report_is_plain_json(report: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ def report(
         },
         "pairs": pairs,
         "heads": _heads(predictions, labels, groups, repeats, seed),
-        "lengths": _lengths(dataset, predictions),
+        "lengths": _lengths(dataset, predictions, groups, repeats, seed),
         "cascade": cascade,
         "out_of_distribution_share": float(predictions.unusual.mean()),
         "surprises": _surprises(dataset, predictions, labels),
@@ -343,7 +343,7 @@ def _heads(
         if len(known) < MIN_ROWS:
             continue
         predicted, actual = predictions.quality[known, index], labels[known, index]
-        drawn = metrics.resamples(groups[known], repeats, seed)
+        drawn = list(metrics.resamples(groups[known], repeats, seed))
         bins = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(known)))
         heads[tier] = {
             "num_rows": len(known),
@@ -376,7 +376,13 @@ def _heads(
     return heads
 
 
-def _lengths(dataset: Dataset, predictions: Predictions) -> Report:
+def _lengths(
+    dataset: Dataset,
+    predictions: Predictions,
+    groups: npt.NDArray[Any],
+    repeats: int,
+    seed: int,
+) -> Report:
     found: Report = {}
     actual = dataset.output_tokens()
     for tier, quantiles in predictions.tokens.items():
@@ -395,7 +401,14 @@ def _lengths(dataset: Dataset, predictions: Predictions) -> Report:
         }
         for position, quantile in enumerate(QUANTILES):
             name = f"pinball_q{round(100 * quantile)}"
-            found[tier][name] = metrics.pinball(quantiles[known, position], column[known], quantile)
+            forecast, answered = quantiles[known, position], column[known]
+            found[tier][name] = metrics.pinball(forecast, answered, quantile)
+            found[tier][f"{name}_interval"] = metrics.interval(
+                [
+                    metrics.pinball(forecast[rows], answered[rows], quantile)
+                    for rows in metrics.resamples(groups[known], repeats, seed)
+                ]
+            )
             constant = np.full(int(known.sum()), np.quantile(column[known], quantile))
             found[tier][f"{name}_of_a_constant"] = metrics.pinball(
                 constant, column[known], quantile
