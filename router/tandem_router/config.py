@@ -130,7 +130,11 @@ class SloConfig(Section):
 class BudgetConfig(Section):
     """Money and machines."""
 
-    usd_per_hour: Positive | None = Field(default=None, description="Spend ceiling, $/h.")
+    usd_per_hour: Positive | None = Field(
+        default=None,
+        description="What this process may spend on answers of external tiers, $/h; workers are "
+        "paid by the hour and held within the budget by the operator.",
+    )
     gpus: int | None = Field(default=None, ge=0, description="Most GPUs all tiers may hold.")
     on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
         default="Downgrade",

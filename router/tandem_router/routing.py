@@ -225,10 +225,13 @@ class Routing:
             key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
         ).name
         cap = config.tier(self.dearest).max_share
-        budget = config.budget.usd_per_hour
+        # Our own workers are paid by the hour whether they answer or not, and the operator holds
+        # them within the budget; an answer costs money only where somebody else gives it.
+        workers = frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
+        budget = config.budget.usd_per_hour if len(workers) < len(config.tiers) else None
         self.control = OnlineControl(
             base,
-            pacer=BudgetPacer(budget, clock()) if budget is not None else None,
+            pacer=(BudgetPacer(budget, clock(), unbilled=workers) if budget is not None else None),
             share=ShareTracker(cap) if cap is not None and len(config.tiers) > 1 else None,
             share_ceiling=True,
             shift=TrafficShift() if budget is not None or cap is not None else None,

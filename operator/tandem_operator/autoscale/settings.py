@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from tandem_operator.autoscale.loop import LoopSettings, Speed
 from tandem_operator.autoscale.profile import Slo
 from tandem_operator.autoscale.sizing import Ceilings, PoolSpec, Role
+from tandem_operator.budget import budget_split
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec, RolePolicy, Steps
 from tandem_operator.resources.base import seconds
@@ -62,7 +63,7 @@ def loop_settings(
         ),
         ceilings=Ceilings(
             gpus=budget.gpus,
-            usd_per_hour=float(budget.usd_per_hour) if budget.usd_per_hour else None,
+            usd_per_hour=budget_split(router, models).workers_usd_per_hour,
         ),
         quality_floor=float(router.spec.objective.quality_floor),
         up={role: _speed(found.up) for role, found in roles.items()},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from tandem_operator.budget import budget_split
 from tandem_operator.plan.model import PEER_DIR, pool_name
 from tandem_operator.plan.objects import (
     PEER_SECRET,
@@ -40,6 +41,9 @@ SCRATCH_DIR = "/var/cache/tandem"
 # Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
 # stream ends with its router. An idle router ends at once.
 DRAIN_TIMEOUT_S = 300
+
+# A router's ledger needs a rate above zero; this one pays for no answer.
+SMALLEST_USD_PER_HOUR = 1e-6
 
 # Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
 # profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
@@ -119,8 +123,10 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         "failover": {"wake_s": _wake_s(router, models)},
         "drain_timeout_s": DRAIN_TIMEOUT_S,
     }
-    if spec.budget.usd_per_hour is not None:
-        data["budget"]["usd_per_hour"] = float(spec.budget.usd_per_hour)
+    if (tokens := budget_split(router, models).tokens_usd_per_hour) is not None:
+        # Each router pod keeps a ledger of its own.
+        share = tokens / max(1, spec.replicas)
+        data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
     if spec.budget.gpus is not None:
         data["budget"]["gpus"] = spec.budget.gpus
     if spec.cache.enabled:

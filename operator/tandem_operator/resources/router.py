@@ -154,7 +154,10 @@ class Budget(Resource):
         default=None, ge=0, le=100_000, description="Most GPUs over all tiers, a count."
     )
     usd_per_hour: Decimal | None = Field(
-        default=None, description="Most US dollars per hour, worker hours plus external tokens."
+        default=None,
+        description="Most US dollars per hour, worker hours plus external tokens. Beside an "
+        "external tier, workers have the price of the replicas that their Models ask for, and "
+        "tokens the rest.",
     )
     on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
         default="Downgrade", description="What happens to requests beyond the budget."

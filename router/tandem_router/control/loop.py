@@ -90,6 +90,7 @@ class OnlineControl:
             lambda_per_usd=price,
             budget_remaining_usd=self.pacer.remaining_usd(now),
             budget_refill_usd_per_s=self.pacer.bucket.usd_per_s,
+            unbilled=self.pacer.unbilled,
         )
 
     def decided(self, now: float, decision: Decision, prompt_tokens: int) -> Reservation | None:

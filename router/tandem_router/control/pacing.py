@@ -74,6 +74,7 @@ class BudgetPacer:
         burst_s: bucket capacity, in seconds of budget.
         window: recent requests that the price is solved on.
         interval_s: time between solutions (about 1 ms each).
+        unbilled: tiers whose answers this budget does not pay, such as workers paid by the hour.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class BudgetPacer:
         burst_s: float = 300.0,
         window: int = 512,
         interval_s: float = 1.0,
+        unbilled: frozenset[str] = frozenset(),
     ) -> None:
+        self.unbilled = unbilled
         rate = usd_per_hour / 3600.0
         self.bucket = TokenBucket(rate, rate * burst_s, now)
         self.horizon_s = horizon_s
@@ -111,7 +114,11 @@ class BudgetPacer:
         """Learn from one arrival what its tiers would be worth and cost; perhaps re-solve."""
         self._rate.observe(now)
         usable = tuple(
-            (verdict.tier, verdict.value, verdict.expected_cost_usd)
+            (
+                verdict.tier,
+                verdict.value,
+                0.0 if verdict.tier in self.unbilled else verdict.expected_cost_usd,
+            )
             for verdict in decision.verdicts
             if verdict.value is not None
             and verdict.excluded in (None, Reason.BUDGET, Reason.MAX_SHARE)
@@ -119,7 +126,8 @@ class BudgetPacer:
         if decision.tier is not None and (
             not usable or decision.reason in (Reason.FORCED, Reason.OUT_OF_DISTRIBUTION)
         ):
-            usable = ((decision.tier, 0.0, decision.expected_cost_usd),)
+            billed = 0.0 if decision.tier in self.unbilled else decision.expected_cost_usd
+            usable = ((decision.tier, 0.0, billed),)
         if usable:
             self._sample.append(usable)
         if now - self._solved_at >= self.interval_s:
@@ -128,6 +136,8 @@ class BudgetPacer:
 
     def reserve(self, now: float, decision: Decision) -> Reservation | None:
         """Set the decision's cost aside; None when the bucket cannot pay it."""
+        if decision.tier in self.unbilled:
+            return Reservation(decision.tier, 0.0, 0.0)
         if decision.tier is None or not self.bucket.reserve(now, decision.reserve_cost_usd):
             return None
         self._in_flight_usd += decision.expected_cost_usd
@@ -135,6 +145,8 @@ class BudgetPacer:
 
     def settle(self, now: float, reservation: Reservation, actual_usd: float) -> None:
         """Book the realised cost (zero for a request that never ran)."""
+        if reservation.tier in self.unbilled:
+            return
         self.bucket.settle(now, reservation.reserved_usd, actual_usd)
         self._in_flight_usd = max(0.0, self._in_flight_usd - reservation.expected_usd)
         if reservation.expected_usd > 0.0 and math.isfinite(actual_usd):

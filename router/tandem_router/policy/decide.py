@@ -162,6 +162,8 @@ def _cost_of(candidate: _Candidate, set_points: PolicySetPoints, request: RouteR
 
 def _money(candidate: _Candidate, set_points: PolicySetPoints, request: RouteRequest) -> float:
     """The priced cost; an answer that will be served again costs each serving its part."""
+    if candidate.tier.name in set_points.unbilled:
+        return 0.0
     uses = request.num_expected_uses if request.num_expected_uses >= 1.0 else 1.0
     return _finite(set_points.lambda_per_usd) * candidate.cost / uses
 
@@ -190,7 +192,9 @@ def _apply_hard_limits(
             candidate.excluded = Reason.TENANT
         elif _above(candidate.reserve, overrides.max_cost_usd):
             candidate.excluded = Reason.MAX_COST
-        elif _above(candidate.reserve, set_points.budget_remaining_usd):
+        elif tier.name not in set_points.unbilled and _above(
+            candidate.reserve, set_points.budget_remaining_usd
+        ):
             candidate.excluded = Reason.BUDGET
     if state is None:
         return

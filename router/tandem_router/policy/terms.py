@@ -151,6 +151,9 @@ class PolicySetPoints:
     slo: LatencySlo = field(default_factory=LatencySlo)
     budget_remaining_usd: float | None = None  # token bucket level; None: no budget
     budget_refill_usd_per_s: float = 0.0  # to say how long a refused request should wait
+    # Tiers that are paid otherwise than by the answer: neither the budget nor its price of money
+    # counts their cost.
+    unbilled: frozenset[str] = frozenset()
     on_exhausted: Literal["downgrade", "queue", "reject"] = "downgrade"
     out_of_distribution: Literal["fallback", "length"] = "fallback"
     without_predictor: Literal["fallback", "length"] = "fallback"
