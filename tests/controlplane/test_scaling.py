@@ -33,7 +33,12 @@ def _object(kind: str, name: str, **spec: Any) -> Object:
 
 # No node takes the pods: that there are so many of them is all that scaling looks at here.
 RESOURCES = [
-    _object("Model", "m", weights={"source": "image:///m"}, unified={"nodeSelector": NOWHERE}),
+    _object(
+        "Model",
+        "m",
+        weights={"source": "image:///m"},
+        unified={"nodeSelector": NOWHERE, "maxReplicas": 8},
+    ),
     _object(
         "Router",
         "r",
@@ -203,6 +208,17 @@ def test_kubectl_scale_holds_while_the_model_changes_otherwise(scaled: Any) -> N
     reaches(scaled, 3)
     assert owner(scaled) == ("kubectl", "scale")
     assert pool_writes(scaled) == before
+
+
+def test_more_than_the_model_allows_is_asked_for_and_not_given(scaled: Any) -> None:
+    scaled.kubectl("scale", *IN, POOL, "--replicas=50")
+    eight = "--for=jsonpath={.spec.replicas}=8"
+    scaled.kubectl("wait", *IN, eight, "deployment/m-unified", "--timeout=30s")
+    said = "--for=jsonpath={.status.conditions[0].message}=0 of 8 workers are ready; 50 were asked "
+    said += "for, maxReplicas of unified in Model m is 8"
+    scaled.kubectl("wait", *IN, said, POOL, "--timeout=30s")
+    scaled.kubectl("scale", *IN, POOL, "--replicas=2")
+    reaches(scaled, 2)
 
 
 def test_an_hpa_scales_a_pool_up_and_down_and_the_operator_only_follows(scaled: Any) -> None:

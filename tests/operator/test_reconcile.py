@@ -306,6 +306,36 @@ async def test_failing_writes_delay_and_change_nothing(seed: int) -> None:
 # Replicas -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("asked", "given", "said"),
+    [
+        (
+            9,
+            4,
+            "0 of 4 workers are ready; 9 were asked for, maxReplicas of unified in Model m is 4",
+        ),
+        (
+            1,
+            2,
+            "0 of 2 workers are ready; 1 were asked for, minReplicas of unified in Model m is 2",
+        ),
+        (3, 3, "0 of 3 workers are ready"),
+        (0, 0, "0 of 0 workers are ready"),
+    ],
+)
+async def test_a_pool_stays_within_its_bounds_and_may_always_be_stopped(
+    asked: int, given: int, said: str
+) -> None:
+    cluster = Cluster(model("  unified: {replicas: 2, minReplicas: 2, maxReplicas: 4}\n"))
+    await cluster.settle()
+
+    cluster.store.change("WorkerPool", "default", "m-unified", {"spec": {"replicas": asked}})
+    await cluster.settle()
+
+    assert cluster.get("Deployment", "m-unified")["spec"]["replicas"] == given
+    assert cluster.condition("WorkerPool", "m-unified", "Ready")["message"] == said
+
+
 async def test_a_scaled_pool_keeps_its_count() -> None:
     cluster = Cluster()
     await cluster.settle()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -155,6 +155,14 @@ def plan_model(
     return plan
 
 
+def bounded(spec: Mapping[str, Any]) -> int:
+    """The workers that a WorkerPool gets: what it asks for within its bounds; 0 stops it always."""
+    asked = int(spec.get("replicas", 1))
+    if asked == 0:
+        return 0
+    return min(max(asked, int(spec.get("minReplicas", 0))), int(spec.get("maxReplicas", 1000)))
+
+
 def _plan_pool(plan: Plan, model: Model, role: str, spec: RoleSpec, pool: Object | None) -> int:
     """Plan one WorkerPool; the number of workers wanted.
 
@@ -190,7 +198,7 @@ def _plan_pool(plan: Plan, model: Model, role: str, spec: RoleSpec, pool: Object
     if seeded_count is not None and seeded_count != str(spec.replicas):
         plan.scale.append(Scale(name, spec.replicas))
         return spec.replicas
-    return int(pool["spec"].get("replicas", spec.replicas))
+    return bounded({**pool["spec"], **body})
 
 
 def _service_account(model: Model) -> Object:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_operator.plan.model import pool_name
+from tandem_operator.plan.model import bounded, pool_name
 from tandem_operator.plan.objects import (
     REVISION_LABEL,
     ROLE_LABEL,
@@ -239,7 +239,7 @@ def model_status(
     running = wanted_total = ready_total = gpus = 0
     for role in model.spec.roles():
         pool = pools.get(pool_name(model.metadata.name, role))
-        wanted = int(pool["spec"].get("replicas", 1)) if pool else model.spec.roles()[role].replicas
+        wanted = bounded(pool["spec"]) if pool else model.spec.roles()[role].replicas
         own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
         ready = [p for p in own if is_ready(p)]
         updated = [p for p in own if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
@@ -326,12 +326,21 @@ def _model_price(model: Model, roles: list[Object]) -> float | None:
     return total
 
 
+def _beyond(pool: Object, asked: int, wanted: int) -> str:
+    """What to say of a count that the bounds do not allow."""
+    if asked == wanted:
+        return ""
+    bound, role = ("maxReplicas" if asked > wanted else "minReplicas"), pool["spec"]["role"]
+    model = pool["spec"]["modelRef"]["name"]
+    return f"; {asked} were asked for, {bound} of {role} in Model {model} is {wanted}"
+
+
 def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Object:
     """The status of a WorkerPool from the pods of its role."""
     old = pool.get("status") or {}
     live = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
     ready = sum(is_ready(p) for p in live)
-    wanted = int(pool["spec"].get("replicas", 1))
+    wanted, asked = bounded(pool["spec"]), int(pool["spec"].get("replicas", 1))
     generation = int(pool["metadata"].get("generation", 1))
     status: Object = {
         "observedGeneration": generation,
@@ -344,7 +353,7 @@ def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Ob
                 "Ready",
                 "True" if ready >= wanted else "False",
                 "WorkersReady" if ready >= wanted else "Scaling",
-                f"{ready} of {wanted} workers are ready",
+                f"{ready} of {wanted} workers are ready{_beyond(pool, asked, wanted)}",
                 generation=generation,
                 now=now,
             )
