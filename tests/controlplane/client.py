@@ -4,10 +4,10 @@ usage: client.py ENDPOINTSLICE_SELECTOR SECONDS CONCURRENCY MODEL [MODEL...]
 Prints the line "answered" after the first CONCURRENCY answers, and a summary at the end.
 There is no kube-proxy, so the client does what one does: it follows the Service's EndpointSlices
 and sends to the ready addresses in turn; while the apiserver is away it keeps those it knows.
-Nothing is ever sent twice. Of three answers two are streamed and one is whole; one asker wants long
-ones. All answers of one tier to one question must be equal as far as they go, since nothing is
-sampled: so a token that is lost or repeated on the way shows. With SECONDS 0 it goes on until its
-standard input ends.
+Nothing is ever sent twice. Of three answers two are streamed and one is whole; one of three askers
+wants long ones. All answers of one tier to one question must be equal as far as they go, since
+nothing is sampled: so a token that is lost or repeated on the way shows. With SECONDS 0 it goes on
+until its standard input ends.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ async def main(selector: str, seconds: float, concurrency: int, models: list[str
         while not stop.is_set() or turn == 0:
             base, model = known[(asker + turn) % len(known)], models[(asker + turn) % len(models)]
             question = QUESTIONS[(asker + turn) % len(QUESTIONS)]
-            num_tokens = NUM_TOKENS if asker else NUM_LONG_TOKENS
+            num_tokens = NUM_TOKENS if asker % 3 else NUM_LONG_TOKENS
             started = time.monotonic()
             result = await ask(client, base, model, question, num_tokens, turn % 3 != 0)
             results.append({**result, "seconds": time.monotonic() - started})
