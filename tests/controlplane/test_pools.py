@@ -1,0 +1,116 @@
+"""Where workers run, decided by the real scheduler, and what people read when they cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CRDS = Path(__file__).resolve().parents[2] / "charts" / "tandem" / "files" / "crds"
+NAMESPACE = "pools"
+IN = ("--namespace", NAMESPACE)
+
+
+def model(name: str, role: str, source: str = "image:///opt/m") -> str:
+    return (
+        "apiVersion: tandem.dev/v1alpha1\nkind: Model\n"
+        f"metadata: {{name: {name}}}\nspec:\n"
+        f"  weights: {{source: {source!r}}}\n  unified: {role}\n"
+    )
+
+
+# Each asks one thing of the scheduler; images that no table knows never start a process.
+RESOURCES = "---\n".join(
+    [
+        # A node has 8 GPUs, the Model wants 16 on one.
+        model("huge", "{gpus: 16, tensorParallel: 16}"),
+        model("nowhere", '{nodeSelector: {zone: "none"}}'),
+        model("unclaimed", "{}", "pvc://missing/weights"),
+        model(
+            "placed",
+            "{gpus: 2, nodeSelector: {kubernetes.io/hostname: node-1}, "
+            "priorityClassName: pools-high, tolerations: [{key: gpu, operator: Exists}], "
+            "podPatch: {spec: {affinity: {podAntiAffinity: "
+            "{requiredDuringSchedulingIgnoredDuringExecution: "
+            "[{topologyKey: kubernetes.io/hostname, "
+            "labelSelector: {matchLabels: {tandem.dev/model: placed}}}]}}}}, replicas: 2}",
+        ),
+        "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\n"
+        "metadata: {name: pools-high}\nvalue: 1000\n",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def pools(cluster: Any) -> Iterator[Any]:
+    """An operator of the namespace, and the four Models."""
+    ours = cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0
+    if ours:
+        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    flags = ("--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0", "--worker-image", "none:1")
+    log = cluster.run_dir / "pools-operator.log"
+    with open(log, "wb") as out:
+        operator = subprocess.Popen(
+            [*cluster.enter, sys.executable, "-m", "tandem_operator", *IN, *flags],
+            env={**cluster.env, "POD_IP": "127.0.0.1"},
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        cluster.kubectl("apply", *IN, "-f", "-", stdin=RESOURCES)
+        yield cluster
+    finally:
+        cluster.run("kubectl", "delete", "models", "--all", *IN)
+        operator.terminate()
+        operator.wait(timeout=30)
+        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
+        cluster.run("kubectl", "delete", "priorityclass", "pools-high")
+        if ours:
+            cluster.kubectl("delete", "-f", str(CRDS), "--timeout=60s")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "text"),
+    [
+        ("huge", "InsufficientGPU", "Insufficient nvidia.com/gpu"),
+        ("nowhere", "Unschedulable", "didn't match Pod's node affinity/selector"),
+        ("unclaimed", "VolumeMissing", 'persistentvolumeclaim "missing" not found'),
+    ],
+)
+def test_what_keeps_a_model_from_running_is_in_kubectl_get(
+    pools: Any, name: str, reason: str, text: str
+) -> None:
+    ready = '--for=jsonpath={.status.conditions[?(@.type=="Ready")].reason}=' + reason
+    pools.kubectl("wait", *IN, ready, f"model/{name}", "--timeout=50s")
+
+    row = pools.kubectl("get", *IN, "model", name, "--no-headers")
+    events = pools.get("events", *IN)["items"]
+
+    assert reason in row.split()
+    told = [e["message"] for e in events if e["reason"] == reason]
+    assert any(text in message for message in told), told
+
+
+def test_pods_go_where_the_role_says(pools: Any) -> None:
+    """Node, GPUs, priority and toleration from the schema, anti-affinity through podPatch."""
+    chosen = "tandem.dev/model=placed"
+    pools.kubectl("wait", *IN, "--for=create", "pod", "-l", chosen, "--timeout=50s")
+    scheduled = ("wait", *IN, "--for=condition=PodScheduled", "--timeout=5s", "pod", "-l", chosen)
+    pools.run("kubectl", *scheduled)  # one of the two never is
+
+    pods = pools.get("pods", *IN, "-l", chosen)["items"]
+
+    where = sorted(str(p["spec"].get("nodeName")) for p in pods)
+    assert where == ["None", "node-1"]
+    for pod in pods:
+        spec = pod["spec"]
+        assert spec["priority"] == 1000
+        assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        assert any(t.get("key") == "gpu" for t in spec["tolerations"])
