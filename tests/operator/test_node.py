@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tandem_operator.node.images import ImageTable
-from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
+from tandem_operator.node.node import Node, NodeSettings, NotRunningError, loopback_addresses
 
 Object = dict[str, Any]
 STUB = Path(__file__).with_name("stub_server.py")
@@ -332,6 +332,51 @@ async def test_a_finished_pod_keeps_its_log_but_not_its_gpus(harness: Harness) -
 
     assert (held, harness.node.free_gpus) == (0, 2)
     assert harness.log(done) == "done\n"
+
+
+async def test_a_command_beside_a_container_has_its_environment_and_ends_with_its_pod(
+    harness: Harness,
+) -> None:
+    harness.node.run(pod("a", env={"WORD": "hello"}))
+    await harness.until(lambda: harness.ready("a"))
+    script = "import os, sys, time; print(os.environ['WORD'], sys.stdin.read()); time.sleep(600)"
+
+    process = await harness.node.exec("uid-a", "main", ["python", "-u", "-c", script])
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"there")
+    process.stdin.close()
+    told = await process.stdout.readline()
+    await harness.node.stop(pod("a"), 5.0)
+    await process.wait()
+
+    assert told == b"hello there\n"
+    assert gone(process.pid)
+
+
+async def test_a_command_beside_a_container_that_does_not_run_is_refused(harness: Harness) -> None:
+    harness.node.run(pod("a"))
+    await harness.until(lambda: harness.ready("a"))
+
+    with pytest.raises(NotRunningError, match="container 'other' is not running"):
+        await harness.node.exec("uid-a", "other", ["true"])
+    with pytest.raises(NotRunningError, match="the pod does not run on this node"):
+        await harness.node.exec("uid-b", "main", ["true"])
+
+
+async def test_each_run_of_a_container_has_its_own_part_of_the_log(harness: Harness) -> None:
+    script = "import os; print(os.getpid()); raise SystemExit(3)"
+    harness.node.run(pod("a", command=["python", "-c", script]))
+
+    await harness.until(lambda: "a" in harness.status)
+    before = harness.node.log_span("uid-a", "main", previous=True)
+    await harness.until(lambda: harness.container("a")["restartCount"] == 2)
+    span = harness.node.log_span("uid-a", "main", previous=True)
+
+    assert before is None
+    assert span is not None
+    assert span.path.read_text()[span.start : span.end].count("\n") == 1
+    assert harness.node.log_span("uid-a", "other") is None
 
 
 async def test_an_unknown_image_is_told(harness: Harness) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from tandem_operator.node.container import LogSpan
 from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
-from tandem_operator.node.pod import NodeSettings, NotRunningError, PodRunner
+from tandem_operator.node.pod import NotRunningError, PodRunner
 from tandem_operator.node.process import Process
+from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import Lookup
 
 Object = dict[str, Any]

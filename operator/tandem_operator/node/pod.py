@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,14 @@ from tandem_operator.node.container import ContainerState, LogSpan, PodCondition
 from tandem_operator.node.environment import environment, expand
 from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable, UnknownImageError
-from tandem_operator.node.probes import ProbeCounter, check, http_status
+from tandem_operator.node.prober import Prober
+from tandem_operator.node.probes import http_status
 from tandem_operator.node.process import Process, describe_exit, tail
+from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import Lookup, MountError, Mounts, PodVolumes
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.node")
-
-
-@dataclass(frozen=True)
-class NodeSettings:
-    """How a node treats its pods; times in seconds.
-
-    Defaults suit a person waiting at a terminal; a kubelet is slower in all of them.
-    """
-
-    name: str = "local"
-    backoff_first_s: float = 0.5
-    backoff_max_s: float = 30.0
-    # A container that ran this long starts again at once and with a fresh count.
-    backoff_reset_s: float = 10.0
-    # Probes are this fast until they first succeed; then the manifest's period holds.
-    starting_probe_period_s: float = 0.2
-    mount_retry_s: float = 1.0
-    # Children see this process's environment (PATH, virtual environment, thread limits) as well.
-    inherit_environment: bool = True
-    # Volumes appear at their real paths, through a mount namespace per container (needs root);
-    # otherwise the paths in arguments and environment are rewritten.
-    mount_namespaces: bool = False
-    # Upper bound of a pod's own grace period, so that Ctrl-C ends in bounded time.
-    max_grace_s: float = 120.0
 
 
 class NotRunningError(Exception):
@@ -296,7 +273,7 @@ class PodRunner:
         c.state = {"running": {"startedAt": began}}
         c.started = c.ready = False
         self._publish()
-        prober = asyncio.create_task(self._probe_or_end(c)) if probes else None
+        prober = asyncio.create_task(self._prober(c).run()) if probes else None
         try:
             code = await c.process.wait()
         finally:
@@ -378,78 +355,19 @@ class PodRunner:
             await process.wait()
             return 124
 
-    async def _probe_or_end(self, c: ContainerState) -> None:
-        try:
-            await self._probe(c)
-        except Exception:
-            # A probe that cannot be run is the manifest's fault; _given_up tells it.
-            if c.process is not None:
-                c.process.kill_group()
-            raise
-
-    async def _probe(self, c: ContainerState) -> None:
-        """Keep started and ready up to date; end the container when it is not alive."""
-        spec = c.spec
-
-        async def run(command: list[str], timeout_s: float) -> int:
+    def _prober(self, c: ContainerState) -> Prober:
+        async def execute(command: list[str], timeout_s: float) -> int:
             return await self._exec(c, command, timeout_s)
 
-        if startup := spec.get("startupProbe"):
-            counter = ProbeCounter.of(startup)
-            period = float(startup.get("periodSeconds", 10))
-            limit = time.monotonic() + period * counter.failure_threshold
-            while not await check(startup, spec, self.ip, run):
-                if time.monotonic() > limit:
-                    self._fail(c, "startup probe failed")
-                    return
-                await asyncio.sleep(min(period, self._settings.starting_probe_period_s))
-        c.started = True
-        self._publish()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._probe_ready(c, run))
-            if spec.get("livenessProbe"):
-                group.create_task(self._probe_alive(c, run))
-            group.create_task(self._rotate(c))
-
-    async def _probe_ready(self, c: ContainerState, run: Any) -> None:
-        probe = c.spec.get("readinessProbe")
-        if probe is None:
-            c.ready = not self._stopping.is_set()
-            self._publish()
-            return
-        counter = ProbeCounter.of(probe)
-        while True:
-            verdict = counter.record(await check(probe, c.spec, self.ip, run))
-            ready = bool(verdict) and not self._stopping.is_set()
-            if ready != c.ready:
-                c.ready = ready
-                self._publish()
-            period = float(probe.get("periodSeconds", 10))
-            if not c.ready:
-                period = min(period, self._settings.starting_probe_period_s)
-            await asyncio.sleep(period)
-
-    async def _probe_alive(self, c: ContainerState, run: Any) -> None:
-        probe = c.spec["livenessProbe"]
-        counter = ProbeCounter.of(probe)
-        while True:
-            await asyncio.sleep(float(probe.get("periodSeconds", 10)))
-            if counter.record(await check(probe, c.spec, self.ip, run)) is False:
-                self._fail(c, "liveness probe failed")
-                return
-
-    async def _rotate(self, c: ContainerState) -> None:
-        while True:
-            await asyncio.sleep(10)
-            if c.process is not None and c.process.rotate_log():
-                c.forget_log()
-
-    def _fail(self, c: ContainerState, why: str) -> None:
-        if c.process is None or self._stopping.is_set():
-            return
-        with contextlib.suppress(OSError), self.log_path(c.spec["name"]).open("a") as log:
-            log.write(f"node: {why}; the container is ended\n")
-        c.process.kill_group()
+        return Prober(
+            c,
+            self.ip,
+            self.log_path(c.spec["name"]),
+            execute,
+            self._stopping.is_set,
+            self._publish,
+            self._settings.starting_probe_period_s,
+        )
 
     @property
     def finished(self) -> bool:
