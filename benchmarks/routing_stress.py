@@ -180,6 +180,18 @@ def tables(results: list[dict[str, Any]]) -> str:
             f"| {method} | {apgr:.3f} | {gaps.mean():+.3f} | {gaps.min():+.3f} | "
             f"{np.count_nonzero(gaps < -0.01)} | {unlucky} |"
         )
+    out += [
+        "\n| mean distance to the best baseline | "
+        + " | ".join(f"{count} labels" for count in NUM_LABELS)
+        + " |",
+        "|---" * (1 + len(NUM_LABELS)) + "|",
+    ]
+    for method in ("predictor", "trees", "TF-IDF pair", "prompt length", "P(first wrong)"):
+        cells = []
+        for count in NUM_LABELS:
+            own = [behind(r, method) for r in results if r["num_labels"] == count]
+            cells.append(f"{np.mean(own):+.3f}" if own else "")
+        out.append(f"| {method} | {' | '.join(cells)} |")
     names = list(dict.fromkeys(result["name"] for result in results))
     out += [
         "\n| pair and part | quality gap | "
