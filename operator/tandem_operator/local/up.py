@@ -25,6 +25,9 @@ from tandem_operator.node.images import ImageTable
 Object = dict[str, Any]
 SHOWN = ("Model", "Router")
 
+# Rows come one by one, so columns have room for their longest usual words from the start.
+_ROOM = {"REASON": 16, "SLO": 9, "BUDGET": 12}
+
 
 def up(args: argparse.Namespace) -> int:
     """Run the command; the exit status."""
@@ -144,7 +147,8 @@ async def show_changes(cluster: LocalCluster) -> None:
                 widths[kind][0] = max(
                     len(f"{kind.lower()}/{o['metadata']['name']}") for o in cluster.store.find(kind)
                 )
-                widths[kind][2] = 16
+                for i, title in enumerate(head):
+                    widths[kind][i] = max(widths[kind][i], _ROOM.get(title, 0))
                 _say(table.render([head], widths[kind])[0])
             cells = [f"{kind.lower()}/{name}", *cells[1:]]
             _say(table.render([cells], widths[kind])[0])
