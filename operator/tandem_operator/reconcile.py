@@ -161,9 +161,8 @@ class Reconciler:
         plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
         await self._price_deletions(plan, pods, result)
         await self._apply(plan, children, pods, result)
-        pools = {
-            o["metadata"]["name"]: o for o in await self.api.select("WorkerPool", namespace, labels)
-        }
+        # As they were seen: one made in this pass has nothing to say yet, and wakes the next one.
+        pools = {o["metadata"]["name"]: o for o in children if o["kind"] == "WorkerPool"}
         for name, pool in pools.items():
             role = pool["spec"]["role"]
             own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
