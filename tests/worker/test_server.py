@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,22 @@ def text_of(events: list[dict[str, Any]], index: int = 0) -> str:
             if choice["index"] == index:
                 parts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
     return "".join(parts)
+
+
+async def test_connections_send_each_token_at_once(start_worker: Any) -> None:
+    """Held back until the router's delayed acknowledgement, a token would be 40 ms late."""
+    worker = await start_worker()
+    async with httpx.AsyncClient(base_url=worker.url) as client:
+        await client.get("/health")
+
+        sockets = [
+            connection.transport.get_extra_info("socket")
+            for connection in worker._server.server_state.connections
+        ]
+        options = [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets]
+
+    assert options
+    assert all(options)
 
 
 async def test_greedy_answers_are_those_of_transformers(start_worker: Any, greedy: Greedy) -> None:
