@@ -3,7 +3,13 @@
 Every public function checks its arguments (KernelArgumentError names argument, value and rule),
 then runs Triton on a GPU tensor and the torch reference on a CPU tensor. One module per operation
 holds formula, shapes, bytes moved, reference, kernel and launcher. `NAME_reference` in an
-operation's module is the reference itself; it accepts float64.
+operation's module is the reference itself; it accepts float64. `warm_up(EngineShapes(...))`
+compiles every variant an engine of those shapes launches.
+
+Beyond the operations: `rope_table` and `rope_frequencies` (default, linear, llama3, yarn),
+`quantize_*` and `dequantize` (weights of skinny_gemm), `select_pages` and `reset_page_bounds`
+(Quest), `cluster_keys` and `select_keys` (Squeezed Attention), `pool_votes` (SnapKV) and
+`gumbel_noise` (what `sample` adds); these are torch on every device.
 """
 
 from .checks import BLOCK_SIZE, KernelArgumentError

@@ -39,6 +39,18 @@ def padded(size: int, least: int = 16) -> int:
 
 
 @triton.jit
+def widen(values, kind: tl.constexpr):
+    """fp8 values in the dtype of the other operand; others as they are.
+
+    By way of float32: on sm_90 the direct fp8 to bf16 conversion is a quarter-rate instruction per
+    value, which alone would take longer than HBM needs to deliver the values.
+    """
+    if values.dtype.primitive_bitwidth == 8:
+        values = values.to(tl.float32)
+    return values.to(kind)
+
+
+@triton.jit
 def cap_scores(scores, cap, HAS_CAP: tl.constexpr):
     """Apply cap * tanh(x) = cap - 2 cap / (exp(2 x) + 1); scores then are in base 2.
 

@@ -44,6 +44,7 @@ from .online_softmax import (
     finish,
     padded,
     score_scale,
+    widen,
 )
 
 INTEGER_DTYPES = (torch.int32, torch.int64)
@@ -428,13 +429,14 @@ def _decode_kernel(
             mask=(position < length)[:, None] & dim_mask[None, :],
             other=0.0,
         )
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
         scores = cap_scores(scores, cap, HAS_CAP)
         visible = position[None, :] <= row_position[:, None]
         if WINDOW > 0:
             visible = visible & (position[None, :] > row_position[:, None] - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
-        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
+        v = widen(v, q.dtype)
+        highest, total, acc = accumulate(scores, v, highest, total, acc, PRECISION)
         block = next_block
 
     if HAS_V_SCALE:
@@ -500,6 +502,13 @@ def _launch(
         "verify fewer drafted tokens at a time",
     )
     check_fp8_support(q, k_cache)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        # Offsets within a block are 32-bit: 64-bit ones spilled on sm_100 (fp8, Triton 3.9).
+        check(
+            cache.stride(1) * num_kv_heads < 2**31,
+            f"{name} has stride {cache.stride(1)} between KV heads; a block's heads must lie "
+            "within 2^31 elements",
+        )
     tuning = TUNING.get(architecture(q), DEFAULT_TUNING)
     target = max(1, num_processors(q) * tuning["programs"] // num_kv_heads)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

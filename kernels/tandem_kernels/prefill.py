@@ -34,6 +34,7 @@ from .online_softmax import (
     finish,
     padded,
     score_scale,
+    widen,
 )
 from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options, gather_blocks
 
@@ -221,7 +222,7 @@ def _attend_tiles(
     for tile in range(first_tile, last_tile):
         next_block = tl.load(table + tile + 1, mask=tile + 1 < last_tile, other=0).to(tl.int64)
         k = tl.load(k_ptr + block * stride_kb + k_offset, mask=dim_mask[:, None], other=0.0)
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
         scores = cap_scores(scores, cap, HAS_CAP)
         if MASKED:
             position = tile * 64 + keys
@@ -236,7 +237,7 @@ def _attend_tiles(
             )
         else:
             v = tl.load(v_ptr + block * stride_vb + v_offset, mask=dim_mask[None, :], other=0.0)
-        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
+        highest, total, acc = accumulate(scores, widen(v, q.dtype), highest, total, acc, PRECISION)
         block = next_block
     return highest, total, acc
 
@@ -280,8 +281,10 @@ def _prefill_kernel(
     )
     if HAS_K_SCALE:
         scale *= tl.load(k_scale_ptr + kv_head)
-    k_offset = kv_head * stride_kh + keys[None, :] * stride_kt + dims[:, None]
-    v_offset = kv_head * stride_vh + keys[:, None] * stride_vt + dims[None, :]
+    k_ptr += kv_head.to(tl.int64) * stride_kh
+    v_ptr += kv_head.to(tl.int64) * stride_vh
+    k_offset = keys[None, :] * stride_kt + dims[:, None]
+    v_offset = keys[:, None] * stride_vt + dims[None, :]
     table = table_ptr + seq.to(tl.int64) * stride_table
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)

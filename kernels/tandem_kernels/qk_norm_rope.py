@@ -299,7 +299,7 @@ def _kernel(
         if slot >= 0:
             block = slot // 64
             offset = slot % 64
-            head = (part - q_parts) * HEADS + tl.arange(0, HEADS)
+            head = ((part - q_parts) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
             head_mask = head < NUM_KV_HEADS
             mask = head_mask[:, None] & (half < HALF)[None, :]
             rest_mask = head_mask[:, None] & (rest_index < HEAD_DIM)[None, :]

@@ -28,7 +28,7 @@ from .checks import (
     check_shape,
     compute_dtype_of,
 )
-from .dispatch import num_processors, runs_on_triton, tl, triton
+from .dispatch import architecture, num_processors, runs_on_triton, tl, triton
 from .online_softmax import (
     accumulate,
     cap_scale,
@@ -38,6 +38,7 @@ from .online_softmax import (
     finish,
     padded,
     score_scale,
+    widen,
 )
 from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options
 
@@ -209,7 +210,9 @@ def _used_blocks(
 _PAGES = 32
 _PROGRAMS = 2
 _NUM_WARPS = 4
-_NUM_STAGES = 2
+# Tiles in flight: pages leave one tile on its way while one is worked on; gathered keys wait for
+# their look-ups anyway.
+_NUM_STAGES = {"sm_80": (2, 2), "sm_90": (3, 2), "sm_100": (3, 2)}
 
 
 @triton.jit(do_not_specialize=["max_blocks", "stride_table"])
@@ -239,6 +242,14 @@ def _scores_kernel(
     best = tl.where(used, best, float("-inf"))
     out = out_ptr + (seq * NUM_KV_HEADS + kv_head) * max_blocks + page
     tl.store(out, best, mask=page < max_blocks)
+
+
+@triton.jit
+def _look_up(listed, table, tile, last, length):
+    """(page, block id) of entry `tile` of a page list; page -1 where the entry is unused."""
+    page = tl.load(listed + tile, mask=tile < last, other=-1)
+    page = tl.where(page * 64 < length, page, -1)
+    return page, tl.load(table + page, mask=page >= 0, other=0).to(tl.int64)
 
 
 @triton.jit(
@@ -286,38 +297,39 @@ def _list_kernel(
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    k_ptr += kv_head.to(tl.int64) * stride_kh
+    v_ptr += kv_head.to(tl.int64) * stride_vh
+    # Page and block id are looked up one tile ahead, as in paged_decode.
+    page = first * 0 - 1
+    page_block = page.to(tl.int64)
+    if PAGES:
+        page, page_block = _look_up(listed, table, first, last, length)
     for tile in range(first, last):
         if PAGES:
-            page = tl.load(listed + tile)
-            page = tl.where(page * 64 < length, page, -1)
             position = tl.where(page >= 0, page * 64 + lanes, length)
             visible = position < length
-            block = tl.load(table + page, mask=page >= 0, other=0)
-            block = block.to(tl.int64) + lanes * 0
+            block = page_block + lanes * 0
             offset = lanes
+            page, page_block = _look_up(listed, table, tile + 1, last, length)
         else:
             visible = tile * 64 + lanes < length
             position = tl.load(listed + tile * 64 + lanes, mask=visible, other=0)
             block = tl.load(table + position // 64, mask=visible, other=0).to(tl.int64)
             offset = position % 64
         k = tl.load(
-            k_ptr
-            + (block * stride_kb + kv_head * stride_kh + offset * stride_kt)[None, :]
-            + dims[:, None],
+            k_ptr + (block * stride_kb + offset * stride_kt)[None, :] + dims[:, None],
             mask=dim_mask[:, None] & visible[None, :],
             other=0.0,
         )
         v = tl.load(
-            v_ptr
-            + (block * stride_vb + kv_head * stride_vh + offset * stride_vt)[:, None]
-            + dims[None, :],
+            v_ptr + (block * stride_vb + offset * stride_vt)[:, None] + dims[None, :],
             mask=visible[:, None] & dim_mask[None, :],
             other=0.0,
         )
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
         scores = cap_scores(scores, cap, HAS_CAP)
         scores = tl.where(visible[None, :], scores, float("-inf"))
-        highest, total, acc = accumulate(scores, v.to(q.dtype), highest, total, acc, PRECISION)
+        highest, total, acc = accumulate(scores, widen(v, q.dtype), highest, total, acc, PRECISION)
     acc, lse = finish(highest, total, acc)
     row = ((seq * tl.num_programs(2) + split) * NUM_KV_HEADS + kv_head) * GROUP + m
     mask = m_mask[:, None] & dim_mask[None, :]
@@ -381,6 +393,7 @@ def launch_listed(
     partial_out = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     group = num_heads // num_kv_heads
+    stages = _NUM_STAGES.get(architecture(q), (2, 2))[counts is not None]
     _list_kernel[(num_seqs, num_kv_heads, splits)](
         q, k_cache, v_cache, block_tables, seq_lens, listed, counts, partial_out, partial_lse,
         list_tiles, per_split, score_scale(scale, soft_cap), cap_scale(soft_cap),
@@ -388,7 +401,7 @@ def launch_listed(
         *listed.stride()[:2],
         GROUP=group, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_M=padded(group),
         BLOCK_D=padded(head_dim), HAS_CAP=soft_cap is not None, PAGES=counts is None,
-        PRECISION=dot_precision(q.dtype), num_warps=_NUM_WARPS, num_stages=_NUM_STAGES,
+        PRECISION=dot_precision(q.dtype), num_warps=_NUM_WARPS, num_stages=stages,
     )  # fmt: skip
     _merge_kernel[(num_seqs, num_heads)](
         out, lse, partial_out, partial_lse, splits, NUM_HEADS=num_heads, HEAD_DIM=head_dim,

@@ -25,7 +25,7 @@ from .checks import (
     compute_dtype_of,
 )
 from .dispatch import architecture, num_processors, runs_on_triton, tl, triton
-from .online_softmax import dot_precision, padded
+from .online_softmax import dot_precision, padded, widen
 from .quantize import QuantizedWeight, dequantize
 
 MAX_ROWS = 64
@@ -158,8 +158,19 @@ def _kernel(
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, (k + BLOCK_K - 1) // BLOCK_K)
     weight_row = weight_ptr + (row.to(tl.int64) * stride_weight)[:, None]
-    x_column = x_ptr + (token * stride_x)[None, :]
+    x_column = x_ptr + (token.to(tl.int64) * stride_x)[None, :]
+    # Group scales are loaded one tile ahead: Triton pipelines only what enters the product.
+    next_scale = tl.zeros((BLOCK_N,), tl.float32)
+    if KIND >= 2:
+        scale_row = scales_ptr + row.to(tl.int64) * stride_scales
+        next_scale = tl.load(scale_row + first, mask=row < tl.where(first < last, n, 0), other=0.0)
+        next_scale = next_scale.to(tl.float32)
     for tile in range(first, last):
+        scale = next_scale
+        if KIND >= 2:
+            next_scale = tl.load(
+                scale_row + tile + 1, mask=row < tl.where(tile + 1 < last, n, 0), other=0.0
+            ).to(tl.float32)
         if KIND == 2:
             half: tl.constexpr = BLOCK_K // 2
             inner = tl.arange(0, half)
@@ -167,7 +178,6 @@ def _kernel(
                 weight_row + (tile * half + inner)[None, :], mask=row_mask[:, None], other=0
             )
             at = row * stride_scales + tile
-            scale = tl.load(scales_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
             zero = tl.load(zeros_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
             column = tile * BLOCK_K + inner
             x_low = tl.load(x_column + column[:, None], mask=token_mask[None, :], other=0.0)
@@ -193,13 +203,12 @@ def _kernel(
                 mask=column_mask[:, None] & token_mask[None, :],
                 other=0.0,
             )
+            weight = widen(weight, x.dtype)
             if KIND == 3:
-                at = row * stride_scales + tile
-                scale = tl.load(scales_ptr + at, mask=row_mask, other=0.0).to(tl.float32)
-                part = tl.dot(weight.to(x.dtype), x, input_precision=PRECISION)
+                part = tl.dot(weight, x, input_precision=PRECISION)
                 acc += part * scale[:, None]
             else:
-                acc = tl.dot(weight.to(x.dtype), x, acc, input_precision=PRECISION)
+                acc = tl.dot(weight, x, acc, input_precision=PRECISION)
     if KIND == 1:
         acc *= tl.load(scales_ptr + row, mask=row_mask, other=0.0).to(tl.float32)[:, None]
     mask = token_mask[None, :] & row_mask[:, None]
@@ -254,6 +263,9 @@ def _launch(x, weight, bias, scales, zeros, group_size):
     wanted = max(1, num_processors(x) * tuning["programs"] // columns)
     per_split = -(-tiles // min(wanted, tiles, _MAX_SPLITS))
     splits = -(-tiles // per_split)
+    num_stages = tuning["num_stages"]
+    if kind == 0 and m > 32 and num_stages > 3:  # x's tiles are as large: keep two programs
+        num_stages = 3
     partial = torch.empty((splits, m, n), dtype=torch.float32, device=x.device)
     _kernel[(columns, splits)](
         x, weight, scales, zeros, bias, out, partial, m, n, k, per_split,
@@ -261,7 +273,7 @@ def _launch(x, weight, bias, scales, zeros, group_size):
         KIND=kind, BLOCK_M=padded(m), BLOCK_N=tuning["block_n"], BLOCK_K=block_k,
         HAS_BIAS=bias is not None, SPLITS=1 if splits == 1 else 2,
         PRECISION=dot_precision(x.dtype),
-        num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
+        num_warps=tuning["num_warps"], num_stages=num_stages,
     )  # fmt: skip
     if splits > 1:
         _reduce_kernel[(m, -(-n // _REDUCE_BLOCK))](

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .checks import BLOCK_SIZE, check, check_last_contiguous, check_shape, compute_dtype_of
 from .dispatch import runs_on_triton, tl, triton
-from .online_softmax import dot_precision, padded, score_scale
+from .online_softmax import dot_precision, padded, score_scale, widen
 from .paged_decode import check_attention
 from .prefill import _launch as launch_prefill
 from .quest import _used_blocks
@@ -105,7 +105,7 @@ def _votes_kernel(
     k = tl.load(
         k_ptr
         + block * stride_kb
-        + kv_head * stride_kh
+        + kv_head.to(tl.int64) * stride_kh
         + (tl.arange(0, 64) * stride_kt)[None, :]
         + dims[:, None],
         mask=dim_mask[:, None] & counted[None, :],
@@ -122,7 +122,7 @@ def _votes_kernel(
         lse = tl.load(
             lse_ptr + (seq * WINDOW + row) * NUM_HEADS + head, mask=row_mask, other=float("inf")
         )
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
         votes += tl.sum(tl.exp2(scores - lse[:, None]), 0)
     votes = tl.where(counted, votes, 0.0)
     num_kv_heads: tl.constexpr = NUM_HEADS // GROUP

@@ -224,7 +224,7 @@ def _weights_kernel(
         mask=(m < GROUP)[:, None] & dim_mask[None, :],
         other=0.0,
     )
-    base = centroids_ptr + kv_head * stride_centroid_head + dims[:, None]
+    base = centroids_ptr + kv_head.to(tl.int64) * stride_centroid_head + dims[:, None]
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, num_clusters, CLUSTERS):
