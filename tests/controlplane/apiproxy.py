@@ -131,7 +131,8 @@ class ApiProxy:
             await asyncio.sleep(self.faults.delay_s())
         headers = {k: v for k, v in request.headers.items() if k.lower() not in DROPPED_HEADERS}
         headers["Accept-Encoding"] = "identity"
-        assert self._session is not None
+        if self._session is None or self._session.closed:
+            return _break(request)
         try:
             async with self._session.request(
                 request.method,

@@ -386,6 +386,8 @@ async def leader(pki: Path, seed: int) -> Object:
             await asyncio.sleep(1.0)
         finally:
             disturbing.cancel()
+            await asyncio.gather(disturbing, return_exceptions=True)
+            await user.api.settle(5.0)
             for replica in replicas.values():
                 replica.signal(signal.SIGCONT)
                 replica.kill()

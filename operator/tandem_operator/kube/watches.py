@@ -28,6 +28,9 @@ from tandem_operator.kube.client import PAGE, WATCH_S, KubeApi, path
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
+
+# kopf itself takes two seconds to let go of streams that are not read to their end.
+STOP_S = 5.0
 _KOPF = Path(kopf.__file__).parent
 
 
@@ -175,7 +178,12 @@ class CustomResourceWatches:
             left = {*tasks, *filter(_is_kopfs, asyncio.all_tasks())}
             for task in left:
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            # A cancelled watch of kopf may wait for ever for a scheduler that has ended already.
+            # It reads no more, so it is left behind rather than waited for.
+            _, stuck = await asyncio.wait(left, timeout=STOP_S)
+            if stuck:
+                names = ", ".join(sorted(t.get_name() for t in stuck))
+                logger.warning("kopf: left behind after %.0f s: %s", STOP_S, names)
         for task in done:
             task.result()
         if done:
