@@ -160,7 +160,7 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
     try:
         await cluster.apply_manifests(manifests)
         await cluster.wait_ready(args.timeout)
-        await asyncio.sleep(0.05)
+        await _router_reaches_all(cluster.url(router), args.timeout)
     except TimeoutError as error:
         raise ClusterError(f"{error}; `tandem logs NAME` of a second run shows why") from error
     finally:
@@ -190,13 +190,15 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
     measured = _measured(answers[small], answers[large], answers[router], large)
     summaries = summarize(measured)
     held_out = held_out_result(summaries)
+    drop = held_out["quality_drop"]
     _say(
         f"\n{len(measured)} held-out test questions, each answered by both tiers and routed once:\n"
     )
     _say(report.strategy_table(summaries))
     _say(
         f"\nrouted: {held_out['large_call_reduction']:.1%} fewer large calls, "
-        f"{100 * held_out['quality_drop']:+.1f} points of quality lost against all-large"
+        f"{100 * abs(drop):.1f} points of quality {'lost' if drop >= 0 else 'won'} "
+        "against all-large"
     )
     if args.json is not None:
         data = {
@@ -213,6 +215,25 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
         )
         _say(f"\nstill serving at {url}/v1 (Ctrl-C stops); the dashboard is {url}/")
         _say(f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'")
+
+
+async def _router_reaches_all(url: str, timeout_s: float) -> None:
+    """Wait until the router has seen a usable worker of every tier.
+
+    Before that it would send to the small tier what needs the large one.
+
+    Raises:
+        TimeoutError: some tier has none after ``timeout_s``.
+    """
+    usable: dict[str, int] = {}
+    try:
+        async with asyncio.timeout(timeout_s), httpx.AsyncClient(trust_env=False) as client:
+            while not usable or 0 in usable.values():
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(httpx.TransportError):
+                    usable = (await client.get(f"{url}/ready")).json()["usable_workers"]
+    except TimeoutError as error:
+        raise TimeoutError(f"the router reaches these workers only: {usable}") from error
 
 
 def _tiers(manifest: Manifest) -> Sequence[dict[str, Any]]:
