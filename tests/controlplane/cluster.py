@@ -340,7 +340,10 @@ def run_inside(arguments: argparse.Namespace) -> int:
         plane.start()
         venv_bin = str(Path(sys.executable).parent)
         path = os.pathsep.join([str(binaries), venv_bin, os.environ.get("PATH", "/usr/bin:/bin")])
-        env = {**os.environ, "PATH": path, "KUBECONFIG": str(plane.kubeconfig)}
+        # All clusters have one address; what one of them serves is not for the others.
+        cache = str(run_dir / "kubectl-cache")
+        settings = {"PATH": path, "KUBECONFIG": str(plane.kubeconfig), "KUBECACHEDIR": cache}
+        env = {**os.environ, **settings}
         if arguments.exec:
             return subprocess.run(["bash", "-c", arguments.exec], env=env).returncode
         control = ControlServer(run_dir, {"kill": plane.kill_one, "start": plane.start_one})
@@ -350,7 +353,8 @@ def run_inside(arguments: argparse.Namespace) -> int:
         partial.rename(run_dir / "ready.json")
         enter = " ".join(network.enter_command(os.getpid()))
         print(
-            f"cluster: ready\n  export KUBECONFIG={plane.kubeconfig} PATH={binaries}:$PATH",
+            f"cluster: ready\n  export KUBECONFIG={plane.kubeconfig} "
+            f"KUBECACHEDIR={run_dir / 'kubectl-cache'} PATH={binaries}:$PATH",
             flush=True,
         )
         print(f"  {enter} bash        # a shell inside; Ctrl-C here stops the cluster", flush=True)

@@ -132,7 +132,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         path = os.pathsep.join([facts["binaries"], os.environ.get("PATH", "/usr/bin:/bin")])
         yield Cluster(
             enter=tuple(network.enter_command(facts["pid"])),
-            env={**os.environ, "PATH": path, "KUBECONFIG": facts["kubeconfig"]},
+            env={
+                **os.environ,
+                "PATH": path,
+                "KUBECONFIG": facts["kubeconfig"],
+                # All clusters have one address; what one of them serves is not for the others.
+                "KUBECACHEDIR": str(run_dir / "kubectl-cache"),
+            },
             run_dir=run_dir,
         )
     finally:
