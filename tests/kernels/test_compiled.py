@@ -9,11 +9,16 @@ import pytest
 pytest.importorskip("triton", reason="kernels are compiled only where triton is installed")
 import triton
 
-_path = Path(__file__).parent / "compiled" / "compile_target.py"
-_spec = importlib.util.spec_from_file_location("compile_target", _path)
-compile_target = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compile_target)
 
+def load(name):
+    path = Path(__file__).parent / "compiled" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compile_target, bounds = load("compile_target"), load("bytes_in_flight")
 COMMITTED = json.loads(compile_target.TABLE.read_text())
 
 
@@ -54,3 +59,28 @@ def test_two_decode_programs_fit_one_processor(target):
     row = COMMITTED[target]["decode 28/4 d128 | decode_kernel"]
 
     assert 2 * row["shared"] <= shared_bytes
+
+
+@pytest.mark.parametrize("name", sorted(filter(bounds.streams, COMMITTED["sm_90"])))
+def test_enough_bytes_are_in_flight_on_an_h200(name):
+    """As many as Little's law asks of each processor; the sampler's noise takes registers."""
+    row = COMMITTED["sm_90"][name]
+
+    on_their_way = row["in_flight"][1] * bounds.programs(name, row)
+
+    assert on_their_way >= (0.9 if "draw" in name else 1.0) * bounds.NEEDED
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMITTED["sm_90"] if name.startswith(("decode", "skinny_gemm"))]
+)
+def test_two_programs_of_a_split_kernel_share_a_processor_of_an_h200(name):
+    assert bounds.resident_programs(COMMITTED["sm_90"][name]) >= 2
+
+
+def test_the_documented_bound_is_the_computed_one():
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+
+    assert bounds.document(COMMITTED["sm_90"]) in text, (
+        "rewrite the table: python tests/kernels/compiled/compile_target.py --write"
+    )

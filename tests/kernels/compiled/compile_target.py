@@ -1,7 +1,8 @@
 """Compile every kernel variant for one GPU target without a GPU, and report what it takes.
 
     python compile_target.py sm_90            print one target's resources as JSON
-    python compile_target.py --write          recompile all targets, rewrite resources.json
+    python compile_target.py --write          recompile all targets, rewrite resources.json and the
+                                              table in docs/kernels.md
 
 The variants come from the launchers themselves: each operation is called on CPU tensors while the
 launch is replaced by a recorder, so the compiled code has exactly the constants, dtypes and
@@ -18,6 +19,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 TABLE = FOLDER / "resources.json"
+# The computed bound on an H200 stands in the documentation, after this line.
+DOCUMENT = FOLDER.parents[2] / "docs" / "kernels.md"
+MARK = "<!-- written by tests/kernels/compiled/compile_target.py --write -->\n"
 # Target: (Triton's backend, its architecture, warp size, processors of the device meant).
 TARGETS = {
     "sm_80": ("cuda", 80, 32, 108),
@@ -80,12 +84,12 @@ def calls(target):
     tables, lens = zeros(4, 16, dtype=torch.int32), zeros(4, dtype=torch.int32) + 64
     starts = torch.arange(0, 20, 4, dtype=torch.int32)
 
-    def decode(heads, kv_heads, head_dim, rows=1, kv_dtype=bf16, **options):
+    def decode(heads, kv_heads, head_dim, rows=1, kv_dtype=bf16, dtype=bf16, **options):
         kv = cache(kv_heads, head_dim, kv_dtype)
         scales = {}
-        if kv_dtype != bf16:
+        if kv_dtype == fp8:
             scales = {"k_scale": torch.ones(kv_heads), "v_scale": torch.ones(kv_heads)}
-        q = zeros(4, rows, heads, head_dim)
+        q = zeros(4, rows, heads, head_dim, dtype=dtype)
         paged_decode_attention(q, kv, kv, tables, lens, scale=0.1, **scales, **options)
 
     def prefill(heads, kv_heads, head_dim, kv_dtype=bf16, **options):
@@ -150,6 +154,8 @@ def calls(target):
     )
     yield "decode 28/4 d128 rows 5", lambda: decode(28, 4, 128, rows=5)
     yield "decode 28/4 d128 fp8", lambda: decode(28, 4, 128, kv_dtype=fp8)
+    fp16 = torch.float16
+    yield "decode 8/1 d96 fp16", lambda: decode(8, 1, 96, kv_dtype=fp16, dtype=fp16)
     yield "prefill 28/4 d128", lambda: prefill(28, 4, 128)
     yield "prefill 14/2 d64", lambda: prefill(14, 2, 64)
     yield (
@@ -161,17 +167,22 @@ def calls(target):
         "add_rms_norm 3584",
         lambda: add_rms_norm(zeros(4, 3584), zeros(4, 3584), zeros(3584), 1e-6),
     )
+    yield "add_rms_norm 3584 alone", lambda: add_rms_norm(zeros(4, 3584), None, zeros(3584), 1e-6)
     yield "swiglu 18944", lambda: swiglu(zeros(4, 2 * 18944))
     yield "rope 28/4 d128", lambda: rope(28, 4, 128)
     yield "rope 32/8 d128 norm fp8 bounds", lambda: rope(32, 8, 128, fp8, True, True)
     yield "sample plain", draw
+    yield "sample filters", lambda: draw(**filters)
     yield "sample all", lambda: draw(**filters, **penalties)
     yield "kv_block_gather", lambda: kv_blocks.kv_block_gather(kv, ids)
+    yield "kv_block_scatter", lambda: kv_blocks.kv_block_scatter(kv.clone(), kv, ids)
+    yield "kv_block_copy", lambda: kv_blocks.kv_block_copy(kv, ids, ids)
     yield "skinny_gemm 16 bf16", lambda: gemm(16)
     yield "skinny_gemm 64 bf16", lambda: gemm(64)
     yield "skinny_gemm 16 int8", lambda: gemm(16, quantize_int8)
     yield "skinny_gemm 16 int8 groups", lambda: gemm(16, lambda w: quantize_int8(w, 128))
     yield "skinny_gemm 16 int4", lambda: gemm(16, quantize_int4)
+    yield "skinny_gemm 64 int4", lambda: gemm(64, quantize_int4)
     if target != "sm_80":
         yield "skinny_gemm 16 fp8", lambda: gemm(16, quantize_fp8)
     bounds = zeros(2, 4, 128, dtype=f32)
@@ -283,6 +294,7 @@ def resources_amd(compiled):
 def compile_target(target):
     """{variant: resources} for one target."""
     import triton
+    from bytes_in_flight import in_flight  # beside this file, which runs as a script
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -299,9 +311,12 @@ def compile_target(target):
         compiled = triton.compile(
             source, target=GPUTarget(backend, arch, warp_size), options=options
         )
-        table[name] = (
-            resources_amd(compiled) if backend == "hip" else resources_nvidia(compiled, binaries)
-        )
+        if backend == "hip":
+            table[name] = resources_amd(compiled)
+        else:
+            table[name] = resources_nvidia(compiled, binaries)
+            table[name]["in_flight"] = list(in_flight(compiled.asm["ttgir"]))
+        table[name]["warps"] = options.get("num_warps", 4)
     return table
 
 
@@ -321,9 +336,14 @@ def main():
         print(json.dumps(compile_target(sys.argv[1])))
         return
     import triton
+    from bytes_in_flight import document
 
     tables = {target: run_in_process(target) for target in TARGETS}
     TABLE.write_text(json.dumps({"triton": triton.__version__, **tables}, indent=1) + "\n")
+    text = DOCUMENT.read_text()
+    head, _, rest = text.partition(MARK)
+    _, _, tail = rest.partition("\n\n")
+    DOCUMENT.write_text(f"{head}{MARK}{document(tables['sm_90'])}\n{tail}")
 
 
 if __name__ == "__main__":
