@@ -370,7 +370,7 @@ def _resolve_files(
     for key, value in node.items():
         if isinstance(value, dict):
             _resolve_files(document, value, (*path, key), base)
-        elif isinstance(value, str) and key in ("source", "artifact", "data"):
+        elif isinstance(value, str) and key in ("source", "artifact", "data", "embedding"):
             if value.startswith("image://"):
                 _resolve_image(document, node, (*path, key), base)
                 continue

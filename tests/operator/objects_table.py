@@ -384,6 +384,11 @@ bad(
     "8: Router/r: spec.fallbackTier: fallbackTier must be the name of a tier",
 )
 bad(
+    "embedding without its artifact",
+    router('  predictor: {type: Learned, training: {data: "pvc://c/d"}, embedding: "pvc://c/e"}\n'),
+    "8: Router/r: spec.predictor.embedding: embedding goes with the artifact trained with it; add artifact or remove embedding",
+)
+bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
     "8: Router/r: spec.predictor.type: a Learned predictor needs artifact or training; add one or use type: Length",

@@ -614,6 +614,35 @@ async def test_a_router_gets_its_predictor(
         assert args[args.index("--predictor") + 1] == argument
 
 
+@pytest.mark.parametrize(
+    ("uri", "path", "volume"),
+    [
+        ("image:///opt/e", "/opt/e", None),
+        ("file:///e", "/var/lib/tandem/embedding", {"hostPath": {"path": "/e"}}),
+        (
+            "pvc://claim/a/e",
+            "/var/lib/tandem/embedding/a/e",
+            {"persistentVolumeClaim": {"claimName": "claim"}},
+        ),
+    ],
+)
+async def test_a_router_gets_the_embedding_of_its_predictor(
+    uri: str, path: str, volume: Object | None
+) -> None:
+    predictor = f'{{type: Learned, artifact: "configmap://c", embedding: "{uri}"}}'
+    cluster = Cluster(BOTH + f"  predictor: {predictor}\n")
+    await cluster.settle()
+    spec = cluster.get("Deployment", "r-router")["spec"]["template"]["spec"]
+    (name,) = [n for n in cluster.names("ConfigMap") if n.startswith("r-router-")]
+    config = parse_config(cluster.get("ConfigMap", name)["data"]["config.json"])
+    found = next((v for v in spec["volumes"] if v["name"] == "embedding"), None)
+    mounts = [m["mountPath"] for m in spec["containers"][0]["volumeMounts"]]
+
+    assert config.predictor.embedding == path
+    assert found == (None if volume is None else {"name": "embedding", **volume})
+    assert ("/var/lib/tandem/embedding" in mounts) == (volume is not None)
+
+
 def test_a_missing_model_plans_nothing_and_says_so() -> None:
     manifests = load_text(BOTH)
     resource, _ = parse({**manifests[2].obj, "metadata": {"name": "r", "namespace": "default"}})

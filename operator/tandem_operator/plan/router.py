@@ -36,6 +36,7 @@ ENDPOINTS_DIR = "/etc/tandem/endpoints"
 KEYS_DIR = "/etc/tandem/keys"
 TENANT_KEY_DIR = "/etc/tandem/tenant-key"
 PREDICTOR_DIR = "/var/lib/tandem/predictor"
+EMBEDDING_DIR = "/var/lib/tandem/embedding"
 TRAINING_DIR = "/var/lib/tandem/training"
 SCRATCH_DIR = "/var/cache/tandem"
 # Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
@@ -127,6 +128,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         # Each router pod keeps a ledger of its own.
         share = tokens / max(1, spec.replicas)
         data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
+    if spec.predictor.embedding is not None:
+        data["predictor"]["embedding"] = _embedding(spec.predictor.embedding)[1]
     if spec.budget.gpus is not None:
         data["budget"]["gpus"] = spec.budget.gpus
     if spec.cache.enabled:
@@ -256,10 +259,13 @@ def plan_router(
     if missing_models(router, models):
         return plan
     predictor = router.spec.predictor
-    uri = predictor.artifact or (predictor.training.data if predictor.training else "")
-    if uri.startswith("file://") and not uri.startswith("file:///"):
-        plan.problems.append(Problem("Accepted", "RelativePath", relative_path(uri)))
-        return plan
+    for uri in (
+        predictor.artifact or (predictor.training.data if predictor.training else ""),
+        predictor.embedding or "",
+    ):
+        if uri.startswith("file://") and not uri.startswith("file:///"):
+            plan.problems.append(Problem("Accepted", "RelativePath", relative_path(uri)))
+            return plan
     try:
         config = router_config(router, models, settings)
     except ValidationError as error:
@@ -477,6 +483,15 @@ def _source(uri: str, name: str) -> tuple[Object, str]:
     return {"name": name, "hostPath": {"path": rest}}, ""
 
 
+def _embedding(uri: str) -> tuple[Object | None, str]:
+    """The volume that shows an embedding's directory, if one is needed, and its path in a pod."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "image":
+        return None, rest
+    volume, inside = _source(uri, "embedding")
+    return volume, f"{EMBEDDING_DIR}/{inside}".rstrip("/")
+
+
 def _predictor(
     router: Router,
     image: str,
@@ -490,6 +505,11 @@ def _predictor(
     predictor = router.spec.predictor
     if predictor.type != "Learned":
         return
+    if predictor.embedding is not None:
+        volume, _ = _embedding(predictor.embedding)
+        if volume is not None:
+            volumes.append(volume)
+            mounts.append({"name": "embedding", "mountPath": EMBEDDING_DIR, "readOnly": True})
     if predictor.artifact is not None and predictor.artifact.startswith("image://"):
         args += ["--predictor", predictor.artifact.removeprefix("image://")]
         return

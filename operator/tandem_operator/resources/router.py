@@ -109,6 +109,20 @@ class Predictor(Resource):
         description="A trained predictor: configmap://name, pvc://claim/dir, image:///dir (inside "
         "the router image), file:///dir (on the node) or, in local mode, file://./dir.",
     )
+    embedding: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^((file|pvc)://|image:///)[^\s]{1,1000}$", min_length=8, max_length=1024
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="The model directory that the artifact was trained with (tandem train "
+        "--embedding): pvc://claim/dir, image:///dir (inside the router image), file:///dir (on "
+        "the node) or, in local mode, file://./dir. Without it that view is off.",
+    )
     training: Training | None = Field(
         default=None, description="Train one before use; the router answers meanwhile."
     )

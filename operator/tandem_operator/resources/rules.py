@@ -187,6 +187,13 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "predictor"),
+        "!has(self.embedding) || has(self.artifact)",
+        "embedding goes with the artifact trained with it; add artifact or remove embedding",
+        lambda o, _: "embedding" not in o or "artifact" in o,
+        "embedding",
+    ),
+    Rule(
+        ("spec", "predictor"),
         "!(has(self.artifact) && has(self.training))",
         "artifact and training exclude each other; keep one",
         lambda o, _: not ("artifact" in o and "training" in o),
