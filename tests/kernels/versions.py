@@ -71,13 +71,14 @@ def main():
         "--folder", type=Path, default=Path.home() / ".cache" / "tandem" / "versions",
         help="where the versions are installed and kept",
     )  # fmt: skip
-    ours, _, pytest_arguments = " ".join(sys.argv[1:]).partition(" -- ")
-    arguments = parser.parse_args(ours.split())
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    arguments, pytest_arguments = parser.parse_args(given[:cut]), given[cut + 1 :]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     for pair in arguments.pairs or PAIRS:
         print(f"== torch/triton {pair}", flush=True)
-        failed[pair] = run(pair, arguments.folder, pytest_arguments.split())
+        failed[pair] = run(pair, arguments.folder, pytest_arguments)
     for pair, status in failed.items():
         print(f"torch/triton {pair}: {'failed' if status else 'passed'}")
     raise SystemExit(any(failed.values()))

@@ -98,6 +98,9 @@ def wide(tensor):
 
 def assert_as_exact_as_torch(got, exact, torchs, *, floor=None, what="out"):
     """The error rule, on the largest absolute error; `floor` is the rounding of float32 sums."""
+    if floor is None and got.dtype == torch.float32:
+        # A sum of 128 products in another order moves a score by some 2^-24 of sqrt(128) products.
+        floor = 5e-7 * max(exact.nan_to_num(0, 0, 0).abs().max().item(), 1e-3) if got.numel() else 0
     got, torchs = got.cpu().double(), torchs.cpu().double()
     assert got.shape == exact.shape, (got.shape, exact.shape)
     infinite = torch.isinf(exact)
