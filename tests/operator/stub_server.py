@@ -54,7 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         environ = {
             k: v for k, v in os.environ.items() if k.startswith(("POD_", "STUB_", "TANDEM_"))
         }
-        self.reply(200, {"args": ARGS, "env": environ, "pid": os.getpid(), "endpoints": shown})
+        usable = {tier["name"]: 1 for tier in config.get("tiers", [])}
+        about = {"args": ARGS, "env": environ, "pid": os.getpid(), "endpoints": shown}
+        self.reply(200, {**about, "usable_workers": usable})
 
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))

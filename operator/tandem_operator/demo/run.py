@@ -160,7 +160,6 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
     try:
         await cluster.apply_manifests(manifests)
         await cluster.wait_ready(args.timeout)
-        await _router_reaches_all(cluster.url(router), args.timeout)
     except TimeoutError as error:
         raise ClusterError(f"{error}; `tandem logs NAME` of a second run shows why") from error
     finally:
@@ -215,25 +214,6 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
         )
         _say(f"\nstill serving at {url}/v1 (Ctrl-C stops); the dashboard is {url}/")
         _say(f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'")
-
-
-async def _router_reaches_all(url: str, timeout_s: float) -> None:
-    """Wait until the router has seen a usable worker of every tier.
-
-    Before that it would send to the small tier what needs the large one.
-
-    Raises:
-        TimeoutError: some tier has none after ``timeout_s``.
-    """
-    usable: dict[str, int] = {}
-    try:
-        async with asyncio.timeout(timeout_s), httpx.AsyncClient(trust_env=False) as client:
-            while not usable or 0 in usable.values():
-                await asyncio.sleep(0.05)
-                with contextlib.suppress(httpx.TransportError):
-                    usable = (await client.get(f"{url}/ready")).json()["usable_workers"]
-    except TimeoutError as error:
-        raise TimeoutError(f"the router reaches these workers only: {usable}") from error
 
 
 def _tiers(manifest: Manifest) -> Sequence[dict[str, Any]]:

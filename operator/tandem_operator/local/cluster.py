@@ -16,6 +16,7 @@ from tandem_operator.api import ApiError, WatchEvent
 from tandem_operator.autoscale.drive import ScalingDriver
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
+from tandem_operator.local.reach import reach_every_tier
 from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
 from tandem_operator.local.store import Store, timestamp
 from tandem_operator.manifests import Manifest
@@ -237,11 +238,13 @@ class LocalCluster:
         return bool(objects) and all(self.ready(o) and _settled(o) for o in objects)
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Wait until all_ready. Raises TimeoutError that names what is missing."""
+        """Wait until all_ready and until routers see it. Raises TimeoutError: what is missing."""
         try:
             async with asyncio.timeout(timeout_s):
                 async with self.changed:
                     await self.changed.wait_for(self.all_ready)
+                for name in list(self._forwarders):
+                    await reach_every_tier(self.url(name))
         except TimeoutError as error:
             missing = "; ".join(
                 f"{o['kind']} {o['metadata']['name']}: {(o.get('status') or {}).get('message', '')}"
@@ -249,6 +252,7 @@ class LocalCluster:
                 for o in self.store.find(k)
                 if not self.ready(o)
             )
+            missing = missing or "a router has not found the workers of every tier"
             raise TimeoutError(f"not ready after {timeout_s:g} s: {missing}") from error
 
     async def _listen(self, router: str) -> None:
