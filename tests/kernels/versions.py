@@ -12,6 +12,7 @@ the exit status is 1 if any pair failed.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,10 +29,13 @@ def layer(folder, *requirements):
     """Install packages alone into a folder named after the first; returns the folder."""
     target = folder / requirements[0].replace("==", "-")
     if not target.exists():
-        partial = target.with_suffix(".partial")
+        partial = folder / f"{target.name}.{os.getpid()}.partial"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         subprocess.run([*command, "--target", str(partial), *requirements], check=True)
-        partial.rename(target)
+        if target.exists():  # another run was faster
+            shutil.rmtree(partial)
+        else:
+            partial.rename(target)
     return target
 
 
