@@ -20,13 +20,16 @@ def load(name):
 
 compile_target, bounds = load("compile_target"), load("bytes_in_flight")
 COMMITTED = json.loads(compile_target.TABLE.read_text())
+# What older compilers spill: registers by triton's minor version, target and kernel.
+OLDER_SPILLS = {("3.6", "gfx942"): {"prefill 28/4 d128 fp8 | prefill_kernel": 2}}
 
 
 @pytest.mark.parametrize("target", compile_target.TARGETS)
 def test_compiled_resources_are_those_of_the_committed_table(target):
     table = compile_target.run_in_process(target)
 
-    assert {name: row["spills"] for name, row in table.items() if row["spills"]} == {}, (
+    expected = OLDER_SPILLS.get((triton.__version__.rpartition(".")[0], target), {})
+    assert {name: row["spills"] for name, row in table.items() if row["spills"]} == expected, (
         f"kernels spill registers on {target}"
     )
     if triton.__version__ != COMMITTED["triton"]:
