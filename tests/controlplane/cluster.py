@@ -7,6 +7,7 @@ one command inside, with kubectl and helm on PATH and KUBECONFIG set, and exits 
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
 import json
 import os
@@ -98,6 +99,8 @@ class ControlPlane:
         self.make_storage_class()
         self.start_controllers()
         self.start_nodes()
+        for name in self.nodes:
+            self._wait(name, functools.partial(self._node_is_ready, name))
 
     def start_etcd(self) -> None:
         self._spawn(
@@ -301,6 +304,21 @@ class ControlPlane:
             time.sleep(0.1)
         log = (self.run_dir / f"{name}.log").read_text(errors="replace").splitlines()
         raise StartError(f"{name} did not become ready:\n" + "\n".join(log[-15:]))
+
+    def _node_is_ready(self, name: str) -> bool:
+        connection = self._secure(6443)
+        try:
+            connection.request("GET", f"/api/v1/nodes/{name}")
+            reply = connection.getresponse()
+            node = json.loads(reply.read())
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        if reply.status != 200:
+            return False
+        conditions = node.get("status", {}).get("conditions", [])
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
     def _secure(self, port: int) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=str(self.pki / "ca.crt"))

@@ -39,7 +39,8 @@ def test_exec_runs_one_command_and_exits_with_its_status(cluster, tmp_path: Path
         [
             *command,
             "--exec",
-            "kubectl get namespace default -o name && helm version --short; exit 7",
+            "kubectl get namespace default -o name && helm version --short"
+            " && kubectl get nodes --no-headers | awk '{print $1, $2}'; exit 7",
         ],
         capture_output=True,
         text=True,
@@ -48,6 +49,7 @@ def test_exec_runs_one_command_and_exits_with_its_status(cluster, tmp_path: Path
 
     assert result.returncode == 7, result.stderr
     assert result.stdout.startswith("namespace/default\nv4.")
+    assert result.stdout.endswith("\nnode-0 Ready\nnode-1 Ready\n")
 
 
 def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
