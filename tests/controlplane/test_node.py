@@ -72,7 +72,8 @@ def test_a_node_tells_its_capacity_and_keeps_its_lease(node: Any) -> None:
 
     assert found["capacity"]["nvidia.com/gpu"] == found["allocatable"]["nvidia.com/gpu"] == "8"
     assert {"type": "InternalIP", "address": "10.77.0.10"} in found["addresses"]
-    assert [(c["type"], c["status"]) for c in found["conditions"]] == [("Ready", "True")]
+    # Where the node was silent for a moment, the controller adds conditions that it does not know.
+    assert ("Ready", "True") in [(c["type"], c["status"]) for c in found["conditions"]]
 
 
 def test_gpus_go_to_one_pod_each_and_too_many_are_not_scheduled(node: Any) -> None:
