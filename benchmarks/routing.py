@@ -106,7 +106,8 @@ def measured(dataset: data.Dataset, predictions: Predictions, cpu_s: float) -> R
         ]
 
     gains = {view: said[:, second] - said[:, first] for view, said in predictions.views.items()}
-    core = {view: weight for view, weight in training.CORE_VIEWS.items() if view in gains}
+    weights = training.core_views(len(dataset.rows))
+    core = {view: weight for view, weight in weights.items() if view in gains}
     rankings = {"predictor": predictions.gain(first, second)}
     for baseline, said in predictions.baselines.items():
         rankings[baseline] = said[:, second] - said[:, first]
@@ -118,6 +119,8 @@ def measured(dataset: data.Dataset, predictions: Predictions, cpu_s: float) -> R
         ablation[f"average without {left_out}"] = sum(
             weight * gains[view] for view, weight in core.items() if view != left_out
         )
+    said, true = predictions.gain(first, second)[known], (high - low)[known]
+    twentieths = np.array_split(np.argsort(said, kind="stable"), 20)
     own = pair["methods"]["predictor"]
     cascade = report["cascade"]
     return {
@@ -128,6 +131,10 @@ def measured(dataset: data.Dataset, predictions: Predictions, cpu_s: float) -> R
         "saved": [own["saved_at_no_drop"], own["saved_at_1_percent_drop"]],
         "cpt": [own["cpt50"], own["cpt80"]],
         "ece": {tier: [head[key] for key in ECE] for tier, head in report["heads"].items()},
+        "gain": [
+            float(np.mean([abs(said[r].mean() - true[r].mean()) for r in twentieths])),
+            *(float(part[twentieths[0]].mean()) for part in (said, true)),
+        ],
         "cascade": cascade and [cascade["apgr"], cascade["apgr_mean_of_folds"]],
         "out_of_distribution": report["out_of_distribution_share"],
         "cpu_s": cpu_s,
@@ -262,6 +269,13 @@ def tables(found: dict[str, Result]) -> str:
                 f"| {name} | {tier} | {width:.3f} ({by_chance:.3f}) | "
                 f"{count:.3f} ({count_by_chance:.3f}) |"
             )
+    out += [
+        "\n**Calibration of the gain, over twentieths of the prompts**\n",
+        "| | mean distance | lowest twentieth: said | measured |",
+        "|---" * 4 + "|",
+    ]
+    for name, r in studies.items():
+        out.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in r["gain"]) + " |")
     for measured_speed in (name for name in found if name.startswith("speed")):
         out += [
             f"\n**{measured_speed.capitalize()}**\n",

@@ -32,7 +32,7 @@ FILES = {
     "llama": "mixed14_llama-31-8b_train.jsonl.gz",
     "qwen": "mixed14_qwen25-7b_train.jsonl.gz",
 }
-NUM_LABELS = (300, 800, 1500)
+NUM_LABELS = (300, 800, 1500, 3000, 4500)
 MIN_TEST_ROWS = 250
 #: Two models nearer than this are not worth a router, and an APGR of their gap is noise.
 MIN_GAP = 0.03
@@ -124,9 +124,8 @@ def run(case: Case, dataset: data.Dataset, corpus: Corpus) -> dict[str, Any]:
     labels = known.quality()
     folds = training.fold_of(known.groups(), options.num_folds, case.seed)
     views = training.default_views(options)
-    layout = stacking.Layout(
-        dataset.tiers, tuple(views), training.CORE_VIEWS, ((0, 1),), dataset.tiers
-    )
+    core = training.core_views(len(known.rows))
+    layout = stacking.Layout(dataset.tiers, tuple(views), core, ((0, 1),), dataset.tiers)
     inside, outside = corpus.take(case.inside), corpus.take(case.outside)
     outputs, _ = training.cross_fit(inside, labels, folds, views)
     stack = stacking.fit(outputs, labels, folds, layout)

@@ -172,6 +172,7 @@ def test_served_qualities_equal_the_stack_of_the_training(
         arrays["stack/utility"],
         arrays["stack/utility_bias"],
         tuple((arrays[f"calibration/{i}/x"], arrays[f"calibration/{i}/y"]) for i in range(2)),
+        ((arrays["steps/0/x"], arrays["steps/0/y"]),),
         {},
     )
 

@@ -223,6 +223,69 @@ def test_without_evidence_the_average_stays() -> None:
     assert stack.report["gain"]["a -> b"]["average"] > 0.5
 
 
+def three_views(gain: np.ndarray, tiers: int) -> np.ndarray:
+    """Views that know a tier's lead over the one before, but say 0.1 too much and half as much."""
+    shy = 0.1 + 0.5 * gain
+    steps = np.concatenate((np.zeros((len(gain), 1)), np.cumsum(shy, axis=1)), axis=1)
+    return np.repeat(steps[:, None, :tiers], 3, axis=1)
+
+
+def test_a_shy_average_is_bent_to_the_gain_that_was_seen() -> None:
+    draw = np.random.default_rng(0)
+    gain = np.where(draw.random(4000) < 0.6, 0.0, 0.9)[:, None]
+    labels = np.concatenate((np.zeros((4000, 1)), draw.random((4000, 1)) < gain), axis=1)
+    views = three_views(gain, 2) + 0.02 * draw.normal(size=(4000, 3, 2))
+    folds = np.arange(4000) % 5
+
+    _, utility = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y", "z"))).apply(
+        views
+    )
+
+    said = utility[:, 1] - utility[:, 0]
+    assert abs(said[gain[:, 0] == 0.0].mean()) < 0.02
+    assert abs(said[gain[:, 0] == 0.9].mean() - 0.9) < 0.08  # the views say 0.55
+    np.testing.assert_allclose(utility.sum(axis=1), 0.0, atol=1e-9)
+
+
+def test_bending_a_gain_keeps_the_order_of_the_prompts() -> None:
+    views, labels, folds = synthetic(1500, good=True)
+    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y", "z")))
+
+    raw = np.diff(stack.raw_utility(views), axis=1)[:, 0]
+    said = np.diff(stack.apply(views)[1], axis=1)[:, 0]
+
+    assert (np.diff(said[np.argsort(raw)]) >= -1e-12).all()
+
+
+def test_of_three_tiers_each_step_is_bent_by_itself() -> None:
+    draw = np.random.default_rng(1)
+    gain = np.stack([0.4 * (draw.random(4000) < 0.5), 0.2 * (draw.random(4000) < 0.5)], axis=1)
+    quality = 0.3 + np.concatenate((np.zeros((4000, 1)), np.cumsum(gain, axis=1)), axis=1)
+    labels = (draw.random((4000, 3)) < quality).astype(float)
+    labels[:1000, 2] = np.nan
+    three = stacking.Layout(
+        ("a", "b", "c"), ("x",), {"x": 1.0}, ((0, 1), (0, 2), (1, 2)), ("a", "b", "c")
+    )
+    views = three_views(gain, 3)[:, :1]
+
+    _, utility = stacking.fit(views, labels, np.arange(4000) % 5, three).apply(views)
+
+    for step in (0, 1):
+        for value in np.unique(gain[:, step]):
+            rows = gain[:, step] == value
+            said = (utility[rows, step + 1] - utility[rows, step]).mean()
+            assert abs(said - value) < 0.06
+
+
+def test_tiers_never_graded_side_by_side_keep_the_difference_of_their_heads() -> None:
+    views, labels, folds = synthetic(400, good=True)
+    labels[:200, 0], labels[200:, 1] = np.nan, np.nan
+    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y", "z")))
+
+    raw = np.diff(stack.raw_utility(views), axis=1)
+    np.testing.assert_allclose(np.diff(stack.apply(views)[1], axis=1), raw, atol=1e-9)
+
+
 def test_the_verifier_travels_in_the_artifact(make_outcomes: Make, write: Write) -> None:
     rows = make_outcomes(150)
     for row in rows:

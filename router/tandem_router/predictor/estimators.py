@@ -44,6 +44,8 @@ CHAR_NGRAMS = (3, 5)
 TOPIC_FEATURES = 8_000
 #: A level costs about 5 microseconds per prompt; deeper trees ranked no better.
 MAX_DEPTH = 16
+#: How far a curve in the label's units goes on beyond its knots: farther than any gain.
+BEYOND = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,27 +486,33 @@ class NonNegativeStack(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Isotonic regression over equal-count bins, shrunk towards the least-squares line.
+    """Isotonic regression over equal-count bins, shrunk towards a line.
 
     Plain isotonic steps tie neighbouring scores and follow the noise where rows are few; here the
     bins' means are joined linearly, and each is a compromise with the line as if `strength` rows
-    lay on it. The line itself is flattened by `slope_rows` rows of belief that the score says
-    nothing: a slope fitted to few rows is too steep on the next ones. The order of scores survives
-    almost everywhere.
+    lay on it. The order of scores survives almost everywhere.
 
     Parameters
     ----------
     num_knots : most bins; 40 rows each where there are fewer rows.
     strength : rows' worth of belief in the line.
-    slope_rows : rows' worth of belief in a flat line.
+    slope_rows : rows' worth of belief in a flat line: a slope fitted to few rows is too steep on
+        the next ones. The line is the least-squares one, flattened by so much.
+    in_units : the score is in the label's units already, so that the line is the score itself,
+        and goes on beyond the outermost knots.
     """
 
     def __init__(
-        self, num_knots: int = 20, strength: float = 60.0, slope_rows: float = 150.0
+        self,
+        num_knots: int = 20,
+        strength: float = 60.0,
+        slope_rows: float = 150.0,
+        in_units: bool = False,
     ) -> None:
         self.num_knots = num_knots
         self.strength = strength
         self.slope_rows = slope_rows
+        self.in_units = in_units
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -514,9 +522,7 @@ class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: FloatArray, y: FloatArray) -> MonotoneCalibrator:
         X, y = validate_data(self, X, y, y_numeric=True)
         score = X[:, 0].astype(np.float64)
-        centered = score - score.mean()
-        slope = max(float(centered @ y) / max(float(centered @ centered), 1e-12), 0.0)
-        line = y.mean() + slope * len(y) / (len(y) + self.slope_rows) * centered
+        line = score if self.in_units else self._flattened_line(score, y)
         steps = IsotonicRegression(out_of_bounds="clip").fit(score, y).predict(score)
         bins = np.array_split(
             np.argsort(score, kind="stable"),
@@ -530,9 +536,19 @@ class MonotoneCalibrator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 for rows in bins
             ]
         )
-        self.x_, first = np.unique(x, return_index=True)
-        self.y_ = np.maximum.accumulate(value[first])
+        x, first = np.unique(x, return_index=True)
+        y = np.maximum.accumulate(value[first])
+        if self.in_units:
+            x = np.concatenate(([x[0] - BEYOND], x, [x[-1] + BEYOND]))
+            y = np.concatenate(([y[0] - BEYOND], y, [y[-1] + BEYOND]))
+        self.x_, self.y_ = x, y
         return self
+
+    def _flattened_line(self, score: FloatArray, y: FloatArray) -> FloatArray:
+        centered = score - score.mean()
+        slope = max(float(centered @ y) / max(float(centered @ centered), 1e-12), 0.0)
+        line: FloatArray = y.mean() + slope * len(y) / (len(y) + self.slope_rows) * centered
+        return line
 
     def predict(self, X: FloatArray) -> FloatArray:
         check_is_fitted(self)

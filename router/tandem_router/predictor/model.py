@@ -343,6 +343,13 @@ def combine(heads: FloatArray, utility: FloatArray) -> FloatArray:
     return np.asarray(np.minimum(np.maximum(moved, 0.0), 1.0))
 
 
+def add_steps(steps: FloatArray) -> FloatArray:
+    """Utilities ``(num_rows, num_tiers)``, summing to zero, from the gains of tier after tier."""
+    start = np.zeros((len(steps), 1))
+    utility = np.concatenate((start, np.cumsum(steps, axis=1)), axis=1)
+    return np.asarray(utility - utility.mean(axis=1, keepdims=True))
+
+
 def round_topics(values: FloatArray) -> FloatArray:
     """Topic weights on a grid of 2^-12: sums in another order still land in the same tree leaf."""
     return np.asarray(np.round(values * 4096.0) / 4096.0)

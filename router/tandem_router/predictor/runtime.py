@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,16 @@ class Predictor:
         ]
         self._linear = np.concatenate([weights for weights, _ in maps])
         self._bias = np.concatenate([bias for _, bias in maps])
-        self._calibration = [
-            Monotone.build(
-                need(arrays, f"calibration/{i}/x", np.float64, (None,)),
-                need(arrays, f"calibration/{i}/y", np.float64, (None,)),
-            )
-            for i in range(count)
-        ]
+        self._calibration, self._steps = (
+            [
+                Monotone.build(
+                    need(arrays, f"{name}/{i}/x", np.float64, (None,)),
+                    need(arrays, f"{name}/{i}/y", np.float64, (None,)),
+                )
+                for i in range(curves)
+            ]
+            for name, curves in (("calibration", count), ("steps", count - 1))
+        )
         self._lengths = self._build_lengths(meta, arrays)
         forests = [view.trees for view in self._views if view.trees is not None]
         if self._lengths is not None:
@@ -269,9 +273,14 @@ class Predictor:
         count = len(self.tiers)
         outputs = (self._linear @ read.values + self._bias).tolist()
         heads = [curve(value) for curve, value in zip(self._calibration, outputs, strict=False)]
-        utility = outputs[count:]
+        raw = outputs[count:]
+        utility = [0.0]
+        for curve, (below, above) in zip(self._steps, pairwise(raw), strict=True):
+            utility.append(utility[-1] + curve(above - below))
+        middle = sum(utility) / count
+        utility = [value - middle for value in utility]
         # As model.combine: the heads' level, and the utilities' differences.
-        level = (sum(heads) - sum(utility)) / count
+        level = sum(heads) / count
         quality = [min(max(level + value, 0.0), 1.0) for value in utility]
         far = np.abs(read.row - self._ood_center) / self._ood_scale
         distance = float(np.add.reduce(np.minimum(far, 8.0))) / len(far)

@@ -18,20 +18,27 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.artifact import Arrays
-from tandem_router.predictor.estimators import MonotoneCalibrator, NonNegativeStack
-from tandem_router.predictor.model import FloatArray, combine
+from tandem_router.predictor.estimators import BEYOND, MonotoneCalibrator, NonNegativeStack
+from tandem_router.predictor.model import FloatArray, add_steps, combine
+
+Curve = tuple[FloatArray, FloatArray]
 
 MIN_ROWS = 20
 #: Prior weight of a rival ranking beside the average's 1, and how fast a lead of one standard
-#: error counts: a rival equals the average after 2.5 standard errors, has four times its say after
-#: 3.7. The content-blind rivals start higher, because few labels suffice to learn them.
+#: error counts: with many rows a rival equals the average after 2.5 standard errors, has four
+#: times its say after 3.7. The content-blind rivals start higher: few labels suffice to learn them.
 RIVAL_PRIOR = 0.05
 PLAIN_PRIOR = 0.15
 PLAIN = ("length", "first tier wrong")
 LEAD_RATE = 1.2
 MAX_LEAD = 5.0
+#: Rows at which a lead counts half: what was cross-fitted on few rows is further from what all rows
+#: will say than the standard error knows.
+LEAD_ROWS = 800.0
 #: Rows' worth of belief that the average needs no rescaling.
 SLOPE_ROWS = 2000.0
+#: Rows' worth of belief, in each of 20 parts of its range, that the gain needs no bending.
+CURVE_ROWS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,18 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Linear maps from all view outputs to qualities and to utilities, and the calibration."""
+    """Linear maps from all view outputs to qualities and to utilities, and the calibration.
+
+    `curves` has the knots of one monotone curve per tier's quality, `steps` of one per step from a
+    tier to the next: an average of shrunken views says too little where a gain is large or none.
+    """
 
     quality: FloatArray  # (num_tiers, num_views * num_outputs)
     quality_bias: FloatArray
     utility: FloatArray
     utility_bias: FloatArray
-    curves: tuple[tuple[FloatArray, FloatArray], ...]
+    curves: tuple[Curve, ...]
+    steps: tuple[Curve, ...]
     report: dict[str, Any]
 
     def apply(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -73,8 +85,18 @@ class Stack:
         heads = np.stack(
             [np.interp(raw[:, i], x, y) for i, (x, y) in enumerate(self.curves)], axis=1
         )
-        utility = flat @ self.utility.T + self.utility_bias
+        utility = self.raw_utility(outputs)
+        bent = [
+            np.interp(step, x, y)
+            for step, (x, y) in zip(np.diff(utility, axis=1).T, self.steps, strict=True)
+        ]
+        utility = add_steps(np.array(bent).reshape(len(self.steps), len(flat)).T)
         return combine(heads, utility), utility
+
+    def raw_utility(self, outputs: FloatArray) -> FloatArray:
+        """Utilities ``(num_rows, num_tiers)`` before the steps' curves."""
+        flat = outputs.reshape(len(outputs), -1)
+        return np.asarray(flat @ self.utility.T + self.utility_bias)
 
     def without_last_view(self, layout: Layout) -> Stack:
         """This stack for outputs that end with one more view than it knows, which it ignores."""
@@ -90,9 +112,10 @@ class Stack:
             "stack/utility": self.utility,
             "stack/utility_bias": self.utility_bias,
         }
-        for index, (x, y) in enumerate(self.curves):
-            arrays[f"calibration/{index}/x"] = x
-            arrays[f"calibration/{index}/y"] = y
+        for name, curves in (("calibration", self.curves), ("steps", self.steps)):
+            for index, (x, y) in enumerate(curves):
+                arrays[f"{name}/{index}/x"] = x
+                arrays[f"{name}/{index}/y"] = y
         return arrays
 
 
@@ -101,7 +124,7 @@ def fit(oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layou
     num_tiers, num_views, num_outputs = len(layout.tiers), *oof.shape[1:]
     quality = np.zeros((num_tiers, num_views, num_outputs))
     quality_bias = np.zeros(num_tiers)
-    curves: list[tuple[FloatArray, FloatArray]] = []
+    curves: list[Curve] = []
     report: dict[str, Any] = {"quality": {}, "gain": {}}
     prior = tuple(layout.average.tolist())
     for tier, name in enumerate(layout.tiers):
@@ -119,15 +142,33 @@ def fit(oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layou
         gain[first, second], gain_bias[first, second] = weights, bias
         gain[second, first], gain_bias[second, first] = -weights, -bias
         report["gain"][f"{layout.tiers[first]} -> {layout.tiers[second]}"] = shares
-    return Stack(
+    straight = Stack(
         quality.reshape(num_tiers, -1),
         quality_bias,
         # The closest additive utilities to the pairwise gains (least squares, HodgeRank).
         gain.mean(axis=0).reshape(num_tiers, -1),
         gain_bias.mean(axis=0),
         tuple(curves),
+        (),
         report,
     )
+    steps = np.diff(straight.raw_utility(oof), axis=1)
+    known = np.diff(labels, axis=1)
+    return replace(
+        straight,
+        steps=tuple(_step_curve(steps[:, i], known[:, i]) for i in range(num_tiers - 1)),
+    )
+
+
+def _step_curve(step: FloatArray, gain: FloatArray) -> Curve:
+    """From the predicted gain of one tier over the one before it to the gain that was seen."""
+    rows = np.flatnonzero(~np.isnan(gain))
+    if len(rows) < MIN_ROWS:
+        ends = np.array([-BEYOND, BEYOND])
+        return ends, ends
+    curve = MonotoneCalibrator(strength=CURVE_ROWS, in_units=True)
+    curve.fit(step[rows, None], gain[rows])
+    return curve.x_, curve.y_
 
 
 def out_of_fold(
@@ -219,6 +260,7 @@ def _shares(scores: dict[str, FloatArray], gain: FloatArray) -> dict[str, float]
     """Weights of the rankings by their lead over the average in units of its standard error."""
     areas = {name: _area_terms(score, gain) for name, score in scores.items()}
     weights: dict[str, float] = {}
+    rate = LEAD_RATE * len(gain) / (len(gain) + LEAD_ROWS)
     for name, terms in areas.items():
         if name == "average":
             weights[name] = 1.0
@@ -227,7 +269,7 @@ def _shares(scores: dict[str, FloatArray], gain: FloatArray) -> dict[str, float]
         error = float(lead.std(ddof=1)) / np.sqrt(len(lead))
         in_errors = float(np.clip(lead.mean() / max(error, 1e-12), -MAX_LEAD, MAX_LEAD))
         prior = PLAIN_PRIOR if name in PLAIN else RIVAL_PRIOR
-        weights[name] = prior * float(np.exp(LEAD_RATE * in_errors))
+        weights[name] = prior * float(np.exp(rate * in_errors))
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
