@@ -15,52 +15,25 @@ from hypothesis import strategies as st
 
 from tandem_operator.api import ApiError
 from tandem_operator.local.store import Store
-from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import PEER_SECRET
 from tandem_operator.reconcile import Key, Reconciler, contains
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faults_kit import CHILD_KINDS, CancelAt, Faulty, damage, shape
+from stored_cluster import NOW, pair, write
 
 Object = dict[str, Any]
 
-PAIR = """\
-apiVersion: tandem.dev/v1alpha1
-kind: Model
-metadata: {name: s}
-spec:
-  weights: {source: "hf://org/s", cache: {size: 8Gi}}
-  unified: {replicas: 2}
----
-apiVersion: tandem.dev/v1alpha1
-kind: Model
-metadata: {name: l}
-spec:
-  weights: {source: "file:///models/l"}
-  prefill: {replicas: 1}
-  decode: {replicas: 2}
----
-apiVersion: tandem.dev/v1alpha1
-kind: Router
-metadata: {name: r}
-spec:
-  tiers:
-  - {name: small, modelRef: {name: s}}
-  - {name: large, modelRef: {name: l}}
-"""
+PAIR = pair(
+    "  unified: {replicas: 2}\n", "  prefill: {replicas: 1}\n  decode: {replicas: 2}\n"
+).replace('"file:///models/s"', '"hf://org/s", cache: {size: 8Gi}')
 CHANGED = PAIR.replace("prefill: {replicas: 1}\n  decode: {replicas: 2}", "unified: {replicas: 3}")
 KEYS = [Key("Model", "default", "s"), Key("Model", "default", "l"), Key("Router", "default", "r")]
 
 
-def apply(store: Store, text: str) -> None:
-    for manifest in load_text(text):
-        metadata = {"namespace": "default", **manifest.obj["metadata"]}
-        store.write({**manifest.obj, "metadata": metadata}, manager="user")
-
-
 def reconciler(api: Any) -> Reconciler:
-    return Reconciler(api=api, settings=Settings(), now=lambda: "2026-01-01T00:00:00Z")
+    return Reconciler(api=api, settings=Settings(), now=lambda: NOW)
 
 
 async def passes(api: Any, most: int, keys: Sequence[Key] = KEYS) -> int:
@@ -82,7 +55,7 @@ async def calm(text: str) -> dict[str, Object]:
     """What a cluster without faults ends with."""
     if text not in _CALM:
         store = Store()
-        apply(store, text)
+        write(store, text)
         await passes(store, 4)
         _CALM[text] = shape(store)
     return _CALM[text]
@@ -93,12 +66,12 @@ async def calm(text: str) -> dict[str, Object]:
 async def test_once_faults_stop_the_planned_objects_are_there(seed: int, rate: float) -> None:
     """Refused calls, lost answers, lagging copies and damaged children, then four calm passes."""
     store, rng = Store(), random.Random(seed)
-    apply(store, PAIR)
+    write(store, PAIR)
     faulty = Faulty(store, seed, rate)
     subject = reconciler(faulty)
     for step in range(12):
         if step == 6:
-            apply(store, CHANGED)
+            write(store, CHANGED)
         for key in rng.sample(KEYS, len(KEYS)):
             try:
                 await subject.reconcile(key)
@@ -125,7 +98,7 @@ async def test_cancelled_at_every_call_it_goes_on_from_there(key: Key, after: bo
 
     async def run(store: Store, api: Any) -> dict[str, Object]:
         for text in (PAIR, changed):
-            apply(store, text)
+            write(store, text)
             try:
                 await passes(api, 4, [key])
             except asyncio.CancelledError:
@@ -151,7 +124,7 @@ async def test_cancelled_at_every_call_it_goes_on_from_there(key: Key, after: bo
 @given(seed=st.integers(0, 2**32), times=st.integers(1, 6))
 async def test_damaged_children_are_repaired(seed: int, times: int) -> None:
     store, rng = Store(), random.Random(seed)
-    apply(store, PAIR)
+    write(store, PAIR)
     await passes(store, 4)
     before = shape(store)
 
@@ -164,7 +137,7 @@ async def test_damaged_children_are_repaired(seed: int, times: int) -> None:
 @pytest.mark.parametrize("kind", CHILD_KINDS)
 async def test_every_child_names_its_one_owner(kind: str) -> None:
     store = Store()
-    apply(store, PAIR)
+    write(store, PAIR)
     await passes(store, 4)
 
     for obj in store.find(kind):
@@ -178,7 +151,7 @@ async def test_every_child_names_its_one_owner(kind: str) -> None:
 async def test_a_scaled_pool_that_loses_its_labels_keeps_its_workers() -> None:
     """Without its labels the pool is not listed; its count must not be taken from the Model."""
     store = Store()
-    apply(store, PAIR)
+    write(store, PAIR)
     await passes(store, 4)
     store.change("WorkerPool", "default", "s-unified", {"spec": {"replicas": 7}})
     await passes(store, 4)
@@ -203,7 +176,7 @@ async def test_a_scaled_pool_that_loses_its_labels_keeps_its_workers() -> None:
 async def test_a_deleted_peer_secret_comes_back_for_pods_that_wait_for_it() -> None:
     """A kubelet says only that the container is being created; the Secret itself is not watched."""
     store = Store()
-    apply(store, PAIR)
+    write(store, PAIR)
     await passes(store, 4)
     deployment = store.find("Deployment")[0]
     store.remove("Secret", "default", PEER_SECRET)

@@ -398,7 +398,8 @@ def test_what_a_dead_cluster_left_is_removed(tmp_path: Path) -> None:
 
 
 async def test_events_of_a_burst_become_one_entry() -> None:
-    queue = WorkQueue(asyncio.get_running_loop().call_later)
+    loop = asyncio.get_running_loop()
+    queue = WorkQueue(loop.call_later, loop.time)
     for i in range(100):
         queue.add(Key("Model", "default", f"m{i % 3}"))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tandem_operator.local.store import Store
-from tandem_operator.manifests import load_text
-from tandem_operator.plan import Settings
-from tandem_operator.plan.status import LinkTest, TrafficFacts, first_blocker
-from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.plan.status import LinkTest, first_blocker
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stored_cluster import Cluster
 
 Object = dict[str, Any]
 
@@ -35,34 +36,11 @@ spec:
 """
 
 
-class Cluster:
-    """A store, its reconciler, and facts that a test sets."""
-
-    def __init__(self, text: str) -> None:
-        self.store = Store()
-        self.link = LinkTest(None)
-        self.traffic: TrafficFacts | None = None
-        self.reconciler = Reconciler(
-            api=self.store,
-            settings=Settings(),
-            now=lambda: "2026-01-01T00:00:00Z",
-            link_tester=self._link,
-        )
-        for manifest in load_text(text):
-            metadata = {"namespace": "default", **manifest.obj["metadata"]}
-            self.store.write({**manifest.obj, "metadata": metadata}, manager="user")
-
-    async def _link(self, _: list[Object]) -> LinkTest:
-        return self.link
-
-    async def settle(self, times: int = 3) -> None:
-        for _ in range(times):
-            await self.reconciler.reconcile(Key("Model", "default", "m"))
+class Pools(Cluster):
+    """A Model `m` whose link nobody tested yet."""
 
     def pod_spec(self, role: str) -> Object:
-        deployment = self.store.read("Deployment", "default", f"m-{role}")
-        assert deployment is not None
-        spec: Object = deployment["spec"]["template"]["spec"]
+        spec: Object = self.get("Deployment", f"m-{role}")["spec"]["template"]["spec"]
         return spec
 
     def events(self) -> list[tuple[str, str, str]]:
@@ -70,8 +48,9 @@ class Cluster:
         return [(e["involvedObject"]["kind"], e["type"], e["reason"]) for e in found]
 
 
-async def placed(source: str = '"hf://org/name@v1"') -> Cluster:
-    cluster = Cluster(PLACED.replace("SOURCE", source))
+async def placed(source: str = '"hf://org/name@v1"') -> Pools:
+    cluster = Pools(PLACED.replace("SOURCE", source))
+    cluster.link = LinkTest(None)
     await cluster.settle()
     return cluster
 

@@ -20,15 +20,33 @@ Object = dict[str, Any]
 A, B = Key("Model", "ns", "a"), Key("Model", "ns", "b")
 
 
+Due = tuple[float, int, Callable[..., None], tuple[Any, ...]]
+
+
+class Timer:
+    """What call_later gives."""
+
+    def __init__(self, due: list[Due], entry: Due) -> None:
+        self._due, self._entry = due, entry
+
+    def cancel(self) -> None:
+        if self._entry in self._due:
+            self._due.remove(self._entry)
+
+
 class Timers:
     """call_later on a clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self._due: list[Due] = []
 
-    def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> None:
-        self._due.append((self.now + delay, len(self._due), call, args))
+    def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> Timer:
+        self._count += 1
+        entry = (self.now + delay, self._count, call, args)
+        self._due.append(entry)
+        return Timer(self._due, entry)
 
     def advance(self, seconds: float) -> None:
         until = self.now + seconds
@@ -38,6 +56,10 @@ class Timers:
             self.now = first[0]
             first[2](*first[3])
         self.now = until
+
+
+def queue_on(timers: Timers) -> WorkQueue:
+    return WorkQueue(timers.call_later, lambda: timers.now)
 
 
 def taken(queue: WorkQueue) -> list[Key]:
@@ -55,7 +77,7 @@ def taken(queue: WorkQueue) -> list[Key]:
 
 
 async def test_many_events_of_a_resource_make_one_pass() -> None:
-    queue = WorkQueue(Timers().call_later)
+    queue = queue_on(Timers())
     for key in (A, B, A, A):
         queue.add(key)
 
@@ -64,7 +86,7 @@ async def test_many_events_of_a_resource_make_one_pass() -> None:
 
 async def test_what_changes_during_a_pass_is_looked_at_again_after_a_rest() -> None:
     timers = Timers()
-    queue = WorkQueue(timers.call_later)
+    queue = queue_on(timers)
     queue.add(A)
     taken(queue)
     queue.add(A)
@@ -77,7 +99,7 @@ async def test_what_changes_during_a_pass_is_looked_at_again_after_a_rest() -> N
 
 async def test_events_after_a_pass_wait_together_for_the_end_of_the_rest() -> None:
     timers = Timers()
-    queue = WorkQueue(timers.call_later)
+    queue = queue_on(timers)
     queue.add(A)
     taken(queue)
     queue.done(A)
@@ -97,7 +119,7 @@ async def test_events_after_a_pass_wait_together_for_the_end_of_the_rest() -> No
 
 async def test_failures_wait_longer_and_longer_and_a_success_forgets_them() -> None:
     timers = Timers()
-    queue = WorkQueue(timers.call_later)
+    queue = queue_on(timers)
     delays = []
     queue.add(A)
     for _ in range(10):
@@ -117,7 +139,7 @@ async def test_failures_wait_longer_and_longer_and_a_success_forgets_them() -> N
 
 async def test_failures_that_events_provoke_do_not_put_the_next_try_off() -> None:
     timers = Timers()
-    queue = WorkQueue(timers.call_later)
+    queue = queue_on(timers)
     queue.add(A)
     taken(queue)
     first = queue.failed(A)
@@ -135,10 +157,50 @@ async def test_failures_that_events_provoke_do_not_put_the_next_try_off() -> Non
     assert max(delays) <= 4 * first
 
 
+async def test_a_success_ends_the_waiting_for_the_next_try() -> None:
+    """A new failure is tried again within its own delay, not with the last one of a bad hour."""
+    timers = Timers()
+    queue = queue_on(timers)
+    queue.add(A)
+    for _ in range(10):
+        taken(queue)
+        timers.advance(max(queue.failed(A), REST_S))
+    taken(queue)
+    queue.failed(A)
+    timers.advance(REST_S)
+    queue.add(A)
+    taken(queue)
+    queue.done(A)
+    timers.advance(REST_S)
+    queue.add(A)
+    taken(queue)
+    delay = queue.failed(A)
+
+    assert taken(queue) == []
+    timers.advance(max(delay, REST_S))
+    assert taken(queue) == [A]
+
+
+async def test_of_two_appointments_the_sooner_one_counts_and_there_is_one() -> None:
+    timers = Timers()
+    queue = queue_on(timers)
+    queue.add_later(A, 30.0)
+    queue.add_later(A, 5.0)
+    queue.add_later(A, 20.0)
+
+    timers.advance(4.9)
+    assert taken(queue) == []
+    timers.advance(0.1)
+    assert taken(queue) == [A]
+    queue.done(A)
+    timers.advance(60.0)
+    assert taken(queue) == []
+
+
 @given(st.lists(st.sampled_from(["add a", "add b", "take", "done", "fail", "wait"]), max_size=40))
 async def test_no_event_is_lost_and_nothing_runs_twice_at_once(steps: list[str]) -> None:
     timers = Timers()
-    queue = WorkQueue(timers.call_later)
+    queue = queue_on(timers)
     running: list[Key] = []
     wanted: set[Key] = set()
     for step in steps:

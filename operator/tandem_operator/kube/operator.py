@@ -84,7 +84,7 @@ class Operator:
         restore_signals: Callable[[], None] = lambda: None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.queue = WorkQueue(loop.call_later)
+        self.queue = WorkQueue(loop.call_later, loop.time)
         self.cache = CachedApi(api, namespace, self._changed, resync_s)
         self._watches = CustomResourceWatches(
             api, namespace, self.cache.custom, restore_signals, resync_s

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tandem_operator.appointments import Appointments
 from tandem_operator.reconcile import Key
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
@@ -19,14 +20,14 @@ REST_S = 0.5
 class WorkQueue:
     """A set of keys with an order. A key added while it is worked on or rests comes again."""
 
-    def __init__(self, call_later: Callable[..., Any]) -> None:
+    def __init__(self, call_later: Callable[..., Any], clock: Callable[[], float]) -> None:
         self._waiting: dict[Key, None] = {}
         self._working: set[Key] = set()
         self._resting: set[Key] = set()
         self._again: set[Key] = set()
         self._failures: dict[Key, int] = {}
-        self._retrying: set[Key] = set()
-        self._delayed: dict[Key, Any] = {}
+        self._retries = Appointments(self.add, call_later, clock)
+        self._looks = Appointments(self.add, call_later, clock)
         self._call_later = call_later
         self._ready = asyncio.Event()
 
@@ -42,13 +43,8 @@ class WorkQueue:
         self._ready.set()
 
     def add_later(self, key: Key, delay_s: float) -> None:
-        """Reconcile this resource after a while; an earlier appointment stays."""
-        if key not in self._delayed:
-            self._delayed[key] = self._call_later(delay_s, self._due, key)
-
-    def _due(self, key: Key) -> None:
-        self._delayed.pop(key, None)
-        self.add(key)
+        """Reconcile this resource after a while, or sooner where that was asked for."""
+        self._looks.within(key, delay_s)
 
     async def take(self) -> Key:
         """The next resource; tell done or failed afterwards."""
@@ -63,6 +59,7 @@ class WorkQueue:
     def done(self, key: Key) -> None:
         """The pass went well."""
         self._failures.pop(key, None)
+        self._retries.cancel(key)
         self._finish(key)
 
     def failed(self, key: Key) -> float:
@@ -72,19 +69,13 @@ class WorkQueue:
         else the events of one bad moment would add up to a minute of waiting.
         """
         failures = self._failures.get(key, 0)
-        if key not in self._retrying:
+        if key not in self._retries:
             failures += 1
         delay = min(FIRST_DELAY_S * 2.0 ** min(failures - 1, 16), MAX_DELAY_S)
         self._failures[key] = failures
         self._finish(key)
-        if key not in self._retrying:
-            self._retrying.add(key)
-            self._call_later(delay, self._retry, key)
+        self._retries.within(key, delay)
         return delay
-
-    def _retry(self, key: Key) -> None:
-        self._retrying.discard(key)
-        self.add(key)
 
     def _finish(self, key: Key) -> None:
         self._working.discard(key)

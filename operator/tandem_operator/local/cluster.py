@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tandem_operator.api import ApiError, WatchEvent
+from tandem_operator.appointments import Appointments
 from tandem_operator.autoscale.drive import ScalingDriver
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.forward import Forwarder
@@ -116,7 +117,11 @@ class LocalCluster:
             scaling=ScalingDriver(self.store, self.settings).step,
         )
         self._queue: dict[Key, None] = {}
-        self._appointments: dict[Key, asyncio.TimerHandle] = {}
+        self._appointments = Appointments(
+            self._enqueue,
+            lambda delay_s, *call: asyncio.get_running_loop().call_later(delay_s, *call),
+            time.monotonic,
+        )
         self._wake = asyncio.Event()
         # Told after every pass; wait_for on it to see what a pass made true.
         self.changed = asyncio.Condition()
@@ -144,8 +149,7 @@ class LocalCluster:
 
     async def close(self, grace_s: float = 10.0) -> None:
         """End everything that runs; nothing stays behind."""
-        for timer in self._appointments.values():
-            timer.cancel()
+        self._appointments.cancel_all()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -295,16 +299,6 @@ class LocalCluster:
         self._queue[key] = None
         self._wake.set()
 
-    def _enqueue_later(self, key: Key, delay_s: float) -> None:
-        if key in self._appointments:
-            return
-
-        def due() -> None:
-            self._appointments.pop(key, None)
-            self._enqueue(key)
-
-        self._appointments[key] = asyncio.get_running_loop().call_later(delay_s, due)
-
     async def _run(self) -> None:
         while True:
             try:
@@ -327,15 +321,15 @@ class LocalCluster:
             try:
                 result = await self._reconciler.reconcile(key)
                 if result.again_s is not None:
-                    self._enqueue_later(key, result.again_s)
+                    self._appointments.within(key, result.again_s)
             except ApiError as error:
                 self.on_problem(f"{key}: {error}")
-                self._enqueue_later(key, 2.0)
+                self._appointments.within(key, 2.0)
             except Exception as error:
                 # A defect in one resource's plan must not stop the others.
                 logger.debug("%s", key, exc_info=True)
                 self.on_problem(f"{key}: {error!r}; this is a defect of tandem, please report it")
-                self._enqueue_later(key, 30.0)
+                self._appointments.within(key, 30.0)
         for controller in (self._deployments, self._kubelet, self._endpoints):
             try:
                 controller.sync()

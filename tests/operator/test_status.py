@@ -1,0 +1,197 @@
+"""What the status says: conditions, columns, the first blocking cause, events."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem_operator.plan.status import LinkTest, first_blocker
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stored_cluster import BOTH, NOW, Cluster
+
+Object = dict[str, Any]
+
+
+async def test_a_model_becomes_ready_when_each_role_has_a_worker_and_the_link_works() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    assert cluster.condition("Model", "m", "Ready")["reason"] == "Starting"
+
+    cluster.start_pods()
+    await cluster.settle()
+
+    status = cluster.get("Model", "m")["status"]
+    assert cluster.condition("Model", "m", "Ready")["status"] == "True"
+    assert status["ready"] == "3/3"
+    assert status["usdPerHour"] == "1.5"
+    assert status["observedGeneration"] == 1
+    pool = cluster.get("WorkerPool", "m-decode")["status"]
+    assert (pool["replicas"], pool["readyReplicas"]) == (2, 2)
+    assert pool["selector"] == "tandem.dev/model=m,tandem.dev/role=decode"
+
+
+async def test_a_broken_link_blocks_with_its_reason() -> None:
+    cluster = Cluster()
+    cluster.link = LinkTest(False, "checksums differ")
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+
+    assert cluster.condition("Model", "m", "Ready")["reason"] == "KVLinkFailed"
+    assert cluster.condition("Model", "m", "KVLinkReady")["message"] == "checksums differ"
+
+
+def waiting(reason: str, message: str = "", *, restarts: int = 0, exit_code: int = 0) -> Object:
+    state: Object = {"waiting": {"reason": reason, "message": message}}
+    last = {"terminated": {"exitCode": exit_code, "message": message}} if exit_code else {}
+    entry = {"name": "worker", "state": state, "lastState": last, "restartCount": restarts}
+    return {"containerStatuses": [entry]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (
+            {
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+                    }
+                ]
+            },
+            "InsufficientGPU",
+        ),
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "taints"}]},
+            "Unschedulable",
+        ),
+        (waiting("ImagePullBackOff", "no such image"), "ImagePull"),
+        (waiting("ErrImagePull"), "ImagePull"),
+        (waiting("FailedMount", "/m does not exist"), "VolumeMissing"),
+        (waiting("CrashLoopBackOff", "bad config", restarts=3, exit_code=1), "EngineCrash"),
+        (waiting("ContainerCreating"), "Starting"),
+        (
+            {
+                "initContainerStatuses": [
+                    {"name": "fetch-weights", "state": {"running": {}}, "restartCount": 0}
+                ]
+            },
+            "WeightsDownload",
+        ),
+    ],
+)
+async def test_the_first_blocking_cause_is_shown(status: Object, reason: str) -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.start_pods(**status)
+    await cluster.settle()
+
+    ready = cluster.condition("Model", "m", "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", reason)
+    assert ready["message"]
+
+
+def test_the_most_basic_cause_of_several_is_first() -> None:
+    def broken(name: str, status: Object) -> Object:
+        return {"metadata": {"name": name}, "spec": {"containers": []}, "status": status}
+
+    found = first_blocker(
+        [
+            broken("a", waiting("CrashLoopBackOff", exit_code=1)),
+            broken("b", waiting("ImagePullBackOff")),
+        ]
+    )
+
+    assert found is not None
+    assert found.reason == "ImagePull"
+
+
+async def test_transition_times_stay_while_the_status_stays() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.reconciler.now = lambda: "2026-02-02T00:00:00Z"
+    cluster.start_pods()
+    await cluster.settle()
+
+    assert cluster.condition("Model", "m", "Accepted")["lastTransitionTime"] == NOW
+    assert cluster.condition("Model", "m", "Ready")["lastTransitionTime"] == "2026-02-02T00:00:00Z"
+
+
+async def test_a_router_is_ready_when_a_pod_and_a_tier_are() -> None:
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+
+    assert cluster.condition("Router", "r", "Ready")["reason"] == "Serving"
+    status = cluster.get("Router", "r")["status"]
+    assert status["usdPerHour"] == "1.1"
+    assert status["endpoint"] == "http://r-router.default.svc.cluster.local:8000"
+
+
+@pytest.mark.parametrize(
+    ("change", "condition", "reason", "fix"),
+    [
+        (
+            ("modelRef: {name: s}", "modelRef: {name: x}"),
+            "ModelsResolved",
+            "ModelMissing",
+            "create",
+        ),
+        (('unified: {usdPerHour: "0.1"}', "unified: {}"), "Accepted", "UnpricedRole", "usdPerHour"),
+        (('usdPerHour: "2"}', 'usdPerHour: "0.5"}'), "WithinBudget", "OverSpend", "lower replicas"),
+        (("{name: r}", "{name: small}"), "Accepted", "InvalidRouter", "ambiguous"),
+    ],
+)
+async def test_problems_between_objects_are_conditions_with_the_fix(
+    change: tuple[str, str], condition: str, reason: str, fix: str
+) -> None:
+    cluster = Cluster(BOTH.replace(*change))
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+
+    name = "small" if reason == "InvalidRouter" else "r"
+    found = cluster.condition("Router", name, condition)
+    assert (found["status"], found["reason"]) == ("False", reason)
+    assert fix in found["message"]
+
+
+async def test_two_managed_routers_on_one_model_are_told() -> None:
+    managed = BOTH + "  scaling: {mode: Managed}\n"
+    cluster = Cluster(managed)
+    cluster.apply(managed.split("---")[2].replace("{name: r}", "{name: r2}"))
+    await cluster.settle()
+
+    found = cluster.condition("Router", "r", "Accepted")
+    assert found["reason"] == "TwoManagers"
+    assert "r2" in found["message"]
+
+
+async def test_a_field_that_slipped_past_the_schema_is_reported_on_the_object() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    stored = cluster.store._objects["Model", "default", "m"]  # as an apiserver without pruning
+    stored["spec"]["zebra"] = 1
+    before = cluster.get("Deployment", "m-decode")
+
+    await cluster.reconcile()
+
+    assert "spec.zebra: unknown field" in cluster.condition("Model", "m", "Accepted")["message"]
+    assert cluster.get("Deployment", "m-decode") == before
+
+
+async def test_a_change_of_ready_is_an_event() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+
+    reasons = [e["reason"] for e in cluster.store.find("Event")]
+    assert reasons == ["Starting", "Serving"]
