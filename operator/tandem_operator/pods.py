@@ -17,7 +17,7 @@ from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, is_re
 RETEST_AFTER_S = 600.0
 RETRY_AFTER_S = 5.0
 TIMEOUT_S = 5.0
-MAX_REPLY_BYTES = 64 * 1024
+MAX_REPLY_BYTES = 4 * 2**20
 
 
 async def ask_json(
@@ -45,29 +45,50 @@ async def ask_json(
         try:
             writer.write(head.encode() + data)
             await writer.drain()
-            reply = await reader.read(MAX_REPLY_BYTES)
-            while more := await reader.read(MAX_REPLY_BYTES):
+            reply = bytearray()
+            while more := await reader.read(64 * 1024):
                 reply += more
+                if len(reply) > MAX_REPLY_BYTES:
+                    raise ValueError(f"{path} answers with more than {MAX_REPLY_BYTES} bytes")
         finally:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-    top, _, content = reply.partition(b"\r\n\r\n")
-    status = int(top.split(b" ", 2)[1])
+    top, _, content = bytes(reply).partition(b"\r\n\r\n")
+    words = top.split(b" ", 2)
+    if len(words) < 2 or not words[1].isdigit():
+        raise ValueError(f"{path} answers {top[:40]!r}, which is no HTTP")
     if b"transfer-encoding: chunked" in top.lower():
         content = _unchunk(content)
-    return status, json.loads(content)
+    return int(words[1]), json.loads(content)
 
 
 def _unchunk(content: bytes) -> bytes:
-    out = b""
-    while content:
-        size_text, _, rest = content.partition(b"\r\n")
-        size = int(size_text.split(b";")[0] or b"0", 16)
+    parts: list[bytes] = []
+    at = 0
+    while (end := content.find(b"\r\n", at)) >= 0:
+        size = int(content[at:end].split(b";")[0] or b"0", 16)
         if size == 0:
             break
-        out, content = out + rest[:size], rest[size + 2 :]
-    return out
+        parts.append(content[end + 2 : end + 2 + size])
+        at = end + 2 + size + 2
+    return b"".join(parts)
+
+
+async def peer_token(api: ClusterApi, namespace: str) -> str:
+    """What routers and workers of a namespace know each other by; empty where there is none yet.
+
+    Raises ApiError when the cluster fails the call.
+    """
+    secret = await api.get("Secret", namespace, PEER_SECRET)
+    encoded = ((secret or {}).get("data") or {}).get("token", "")
+    return base64.b64decode(encoded).decode()
+
+
+def identity(pod: Object) -> str:
+    """The pod and how often it started: a restarted one has forgotten what it knew."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return f"{pod['metadata'].get('uid')}/{sum(s.get('restartCount', 0) for s in statuses)}"
 
 
 class WorkerPods:
@@ -77,14 +98,14 @@ class WorkerPods:
         self._api = api
         self._settings = settings
         self._clock = clock
-        self._results: dict[tuple[str, ...], tuple[float, LinkTest]] = {}
+        self._results: dict[tuple[str, str], tuple[float, LinkTest]] = {}
 
     async def test_link(self, pods: list[Object]) -> LinkTest:
         """The result for a Model's pods; unknown while a role has no ready pod."""
         prefill, decode = _first(pods, "prefill"), _first(pods, "decode")
         if prefill is None or decode is None:
             return LinkTest(None, "needs a ready worker of both roles")
-        key = (*_identity(prefill), *_identity(decode))
+        key = (identity(prefill), identity(decode))
         now = self._clock()
         if (known := self._results.get(key)) is not None:
             when, result = known
@@ -99,7 +120,7 @@ class WorkerPods:
         """Requests that each pod runs or queues, by name; pods that do not answer are left out."""
         if not pods:
             return {}
-        token = await self._token(pods[0]["metadata"]["namespace"])
+        token = await peer_token(self._api, pods[0]["metadata"]["namespace"])
         port = self._settings.worker_port
         answers = await asyncio.gather(
             *(
@@ -116,14 +137,9 @@ class WorkerPods:
                 found[pod["metadata"]["name"]] = count
         return found
 
-    async def _token(self, namespace: str) -> str:
-        secret = await self._api.get("Secret", namespace, PEER_SECRET)
-        encoded = ((secret or {}).get("data") or {}).get("token", "")
-        return base64.b64decode(encoded).decode()
-
     async def _test(self, prefill: Object, decode: Object) -> LinkTest:
         namespace = prefill["metadata"]["namespace"]
-        token = await self._token(namespace)
+        token = await peer_token(self._api, namespace)
         address = f"{decode['status']['podIP']}:{self._settings.kv_port}"
         host, port = prefill["status"]["podIP"], self._settings.worker_port
         pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
@@ -131,7 +147,7 @@ class WorkerPods:
             status, reply = await ask_json(
                 host, port, "/internal/kv-link", {"address": address}, token
             )
-        except (OSError, TimeoutError, ValueError, IndexError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             return LinkTest(False, f"{pair}: no answer from the prefill worker ({error!r})")
         if status != 200 or not isinstance(reply, dict):
             return LinkTest(False, f"{pair}: the prefill worker answered {status}")
@@ -144,11 +160,6 @@ class WorkerPods:
 def _first(pods: list[Object], role: str) -> Object | None:
     ready = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role and is_ready(p)]
     return min(ready, key=lambda p: p["metadata"]["name"], default=None)
-
-
-def _identity(pod: Object) -> tuple[str, str]:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return pod["metadata"]["uid"], str(sum(s.get("restartCount", 0) for s in statuses))
 
 
 async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:

@@ -74,6 +74,7 @@ Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
+Forget = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ async def _unknown_load(_: list[Object]) -> dict[str, int]:
     return {}
 
 
+def _nothing_remembered(namespace: str, name: str) -> None:
+    return None
+
+
 async def _untested(_: list[Object]) -> LinkTest:
     return LinkTest(None)
 
@@ -125,7 +130,8 @@ class Reconciler:
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
     traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
-    Router, writing replicas and thresholds; gives its last decisions.
+    Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
+    and name of a Router that is gone.
     """
 
     api: ClusterApi
@@ -136,12 +142,15 @@ class Reconciler:
     busy: Busy = _unknown_load
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
+    forget: Forget = _nothing_remembered
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
         obj = await self.api.get(key.kind, key.namespace, key.name)
         result = Result()
         if obj is None:
+            if key.kind == "Router":
+                self.forget(key.namespace, key.name)
             await self._clean_up(key.namespace)
             return result
         if obj["metadata"].get("deletionTimestamp"):
@@ -221,8 +230,11 @@ class Reconciler:
                 models[name], objects[name] = parsed, other
         routers: list[Router] = []
         if router.spec.scaling.mode == "Managed":
+            # Only those that could manage the same Model are worth the parsing.
+            used = set(models_of(obj))
             found = await self.api.select("Router", namespace)
-            routers = [r for o in found for r, _ in [parse(o)] if isinstance(r, Router)]
+            near = [o for o in found if used.intersection(models_of(o))]
+            routers = [r for o in near for r, _ in [parse(o)] if isinstance(r, Router)]
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         plan = plan_router(router, models, routers, self.settings, secrets.token_urlsafe(32))

@@ -53,6 +53,7 @@ class World:
         self.threshold = 0.25
         self.puts: list[Object] = []
         self.silent = False
+        self.refuses = False
         self.inflight = 0
         self.curve: list[Object] = CURVE
         self.router = Router.model_validate(
@@ -102,6 +103,8 @@ class World:
         if path == "/admin/set-points":
             assert method == "PUT"
             self.puts.append(body)
+            if self.refuses:
+                return 401, {"error": {"message": "set-points need x-tandem-peer-token"}}
             self.threshold = body["gain_threshold"]
             return 200, {}
         assert path == "/v1/load"
@@ -207,6 +210,26 @@ async def test_a_budget_of_gpus_is_kept():
     world = World(budget={"gpus": 4})
     await world.run(200.0, 60)
     assert sum(world.replicas(name) for name in POOLS) <= 4
+
+
+async def test_a_router_pod_that_refuses_its_threshold_is_told(caplog):
+    world = World()
+    world.refuses = True
+
+    await world.run(40.0, 40)
+
+    assert world.puts
+    assert "router pod chat-0 refused its threshold: 401" in caplog.text
+    assert "set-points need x-tandem-peer-token" in caplog.text
+
+
+async def test_a_new_router_does_not_inherit_what_one_of_its_name_did():
+    world = World()
+    assert await world.run(40.0, 40)
+
+    world.driver.forget("default", "chat")
+
+    assert {d["pool"] for d in await world.run(40.0, 1)} == {"all"}
 
 
 @pytest.mark.parametrize("mode", ["Fixed", "External"])

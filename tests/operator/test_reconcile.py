@@ -148,6 +148,20 @@ _ALL_KINDS = (
 ).split()
 
 
+async def test_what_is_remembered_of_a_router_goes_with_it() -> None:
+    gone: list[tuple[str, str]] = []
+    cluster = Cluster(BOTH)
+    cluster.reconciler.forget = lambda namespace, name: gone.append((namespace, name))
+    await cluster.settle()
+    assert gone == []
+
+    for kind, name in (("Router", "r"), ("Model", "s")):
+        cluster.store.remove(kind, "default", name)
+        await cluster.reconcile(kind, name)
+
+    assert gone == [("default", "r")]
+
+
 class Failing(Store):
     """A store that refuses some writes, as an apiserver under stress does."""
 

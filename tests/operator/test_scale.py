@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from tandem_operator import reconcile
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.reconcile import OBSERVED_KINDS, Key, Reconciler
@@ -60,3 +63,27 @@ async def test_a_resource_costs_as_many_writes_as_it_has_children_and_nothing_at
     assert first <= children + pools + NUM_MODELS + NUM_ROUTERS
     assert rest == 0
     assert store.num_writes == settled
+
+
+async def test_a_managed_router_reads_only_routers_that_share_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass every few seconds for each of a thousand Routers must not parse the other 999."""
+    store = Store()
+    for obj in [*map(model, range(NUM_MODELS)), *map(router, range(NUM_MODELS - 1))]:
+        if obj["kind"] == "Router":
+            obj["spec"]["scaling"] = {"mode": "Managed"}
+        store.write(obj, manager="user")
+    parsed: list[str] = []
+
+    def counting(obj: Object) -> Any:
+        parsed.append(obj["metadata"]["name"])
+        return parse(obj)
+
+    parse = reconcile.parse
+    monkeypatch.setattr(reconcile, "parse", counting)
+    reconciler = Reconciler(api=store, settings=Settings(), now=lambda: "2026-01-01T00:00:00Z")
+    await reconciler.reconcile(Key("Router", "default", "r7"))
+
+    # Itself, its two Models, and the Routers that use one of them: itself and two neighbours.
+    assert sorted(parsed) == ["m7", "m8", "r6", "r7", "r7", "r8"]

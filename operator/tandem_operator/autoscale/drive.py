@@ -7,7 +7,6 @@ decided in `managed`; here it is only fetched and written, and what cannot be fe
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,13 +19,12 @@ from tandem_operator.autoscale.observe import current_threshold
 from tandem_operator.autoscale.sizing import Role
 from tandem_operator.plan.objects import (
     MODEL_LABEL,
-    PEER_SECRET,
     SCALED_ANNOTATION,
     Object,
     Settings,
 )
 from tandem_operator.plan.status import is_ready
-from tandem_operator.pods import ask_json
+from tandem_operator.pods import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
 
@@ -95,9 +93,7 @@ class ScalingDriver:
         key = f"{namespace}/{router.metadata.name}"
         now = self._clock()
         if router.spec.scaling.mode != "Managed":
-            self._managed.forget(key)
-            self._stepped.pop(key, None)
-            self._asleep.discard(key)
+            self.forget(namespace, router.metadata.name)
             return []
         # A reconcile comes a moment early or late; a step left out would double the period.
         period = 0.9 * WAKE_PERIOD_S if key in self._asleep else PERIOD_S
@@ -105,7 +101,7 @@ class ScalingDriver:
             return self._managed.status_decisions(key)
         self._stepped[key] = now
         ready = [pod for pod in pods if is_ready(pod)]
-        token = await self._token(namespace)
+        token = await peer_token(self._api, namespace)
         states = await self._states(ready)
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
@@ -127,6 +123,13 @@ class ScalingDriver:
         if plan is not None:
             await self._write(plan, pools, ready, states, token, self._reasons(key))
         return self._managed.status_decisions(key)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop what is remembered of a Router that is gone or no longer managed."""
+        key = f"{namespace}/{name}"
+        self._managed.forget(key)
+        self._stepped.pop(key, None)
+        self._asleep.discard(key)
 
     def _reasons(self, key: str) -> dict[str, str]:
         """Why each pool was last scaled, by tier and role."""
@@ -162,7 +165,7 @@ class ScalingDriver:
         port = self._settings.router_port
         answers = await asyncio.gather(*(self._get(pod, port, "/admin/state", "") for pod in ready))
         return {
-            _identity(pod): body
+            identity(pod): body
             for pod, body in zip(ready, answers, strict=True)
             if body is not None
         }
@@ -188,7 +191,7 @@ class ScalingDriver:
             status, body = await self._ask(
                 pod["status"]["podIP"], port, path, token=token, timeout_s=ASK_TIMEOUT_S
             )
-        except (OSError, TimeoutError, ValueError, IndexError, KeyError):
+        except (OSError, TimeoutError, ValueError):
             return None
         return body if status == 200 else None
 
@@ -219,36 +222,35 @@ class ScalingDriver:
                 )
         # Each router pod on its own: one that has just started still has the configured one.
         wanted = min(1.0, max(-1.0, plan.threshold))
-        for pod in ready:
-            state = states.get(_identity(pod))
-            if state is None or current_threshold([state]) in (None, wanted):
-                continue
-            try:
-                await self._ask(
-                    pod["status"]["podIP"],
-                    self._settings.router_port,
-                    "/admin/set-points",
-                    {"gain_threshold": wanted},
-                    token,
-                    ASK_TIMEOUT_S,
-                    "PUT",
-                )
-            except (OSError, TimeoutError, ValueError, IndexError) as error:
-                logger.warning("router pod %s: %r", pod["metadata"]["name"], error)
+        behind = [
+            pod
+            for pod in ready
+            if (state := states.get(identity(pod))) is not None
+            and current_threshold([state]) not in (None, wanted)
+        ]
+        await asyncio.gather(*(self._put_threshold(pod, wanted, token) for pod in behind))
 
-    async def _token(self, namespace: str) -> str:
-        secret = await self._api.get("Secret", namespace, PEER_SECRET)
-        encoded = ((secret or {}).get("data") or {}).get("token", "")
-        return base64.b64decode(encoded).decode()
+    async def _put_threshold(self, pod: Object, threshold: float, token: str) -> None:
+        name = pod["metadata"]["name"]
+        try:
+            status, body = await self._ask(
+                pod["status"]["podIP"],
+                self._settings.router_port,
+                "/admin/set-points",
+                {"gain_threshold": threshold},
+                token,
+                ASK_TIMEOUT_S,
+                "PUT",
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            logger.warning("router pod %s did not take its threshold: %r", name, error)
+            return
+        if status != 200:
+            said = f"{status} {str(body)[:200]}"
+            logger.warning("router pod %s refused its threshold: %s", name, said)
 
 
 def _tiers_by_model(router: Router) -> dict[str, str]:
     return {
         tier.model_ref.name: tier.name for tier in router.spec.tiers if tier.model_ref is not None
     }
-
-
-def _identity(pod: Object) -> str:
-    """The pod and how often it started: a restarted one counts from zero again."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return f"{pod['metadata'].get('uid')}/{sum(s.get('restartCount', 0) for s in statuses)}"

@@ -106,6 +106,7 @@ class LocalCluster:
         self._endpoints = Endpoints(self.store, worker_port)
         self._forwarders: dict[str, Forwarder] = {}
         workers = WorkerPods(self.store, self.settings, time.monotonic)
+        scaling = ScalingDriver(self.store, self.settings)
         self._reconciler = Reconciler(
             api=self.store,
             settings=self.settings,
@@ -114,7 +115,8 @@ class LocalCluster:
             busy=workers.busy,
             traffic=lambda pods: router_traffic(pods, router_port),
             endpoint=lambda router: self.url(router.metadata.name),
-            scaling=ScalingDriver(self.store, self.settings).step,
+            scaling=scaling.step,
+            forget=scaling.forget,
         )
         self._queue: dict[Key, None] = {}
         self._appointments = Appointments(
