@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api import ApiError
-from tandem_operator.kube.cache import KindCache
+from tandem_operator.kube.cache import RETRY_FIRST_S, KindCache
 from tandem_operator.kube.client import Gone, path
 from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.operator import build_parser
@@ -248,14 +248,21 @@ class Server:
             yield event
 
 
-async def follow(*script: Any) -> tuple[KindCache, Server, list[str]]:
+async def follow(
+    *script: Any, waits: list[float] | None = None
+) -> tuple[KindCache, Server, list[str]]:
     server, seen = Server(*script), list[str]()
+
+    async def sleep(seconds: float) -> None:
+        (waits if waits is not None else []).append(seconds)
+
     cache = KindCache(
         server,  # type: ignore[arg-type]
         "Pod",
         None,
         "",
         lambda o: seen.append(o["metadata"]["name"]),
+        sleep=sleep,
     )
     task = asyncio.create_task(cache.run())
     async with asyncio.timeout(5):
@@ -306,6 +313,36 @@ async def test_a_refused_list_is_tried_again() -> None:
 
     assert names(cache) == ["a"]
     assert cache.synced.is_set()
+
+
+LISTED: tuple[list[Object], str] = ([], "1")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([LISTED, [], [], [], []], id="watches that end at once"),
+        pytest.param([LISTED, [Gone()]] * 4 + [LISTED], id="versions that are gone at once"),
+        pytest.param([LISTED, [ApiError(403, "no")]] * 4 + [LISTED], id="watches that are refused"),
+        pytest.param([ApiError(500, "no")] * 4 + [LISTED], id="lists that are refused"),
+    ],
+)
+async def test_a_watch_that_tells_nothing_is_asked_for_more_and_more_rarely(
+    script: list[Any],
+) -> None:
+    waits: list[float] = []
+
+    await follow(*script, waits=waits)
+
+    assert waits == [RETRY_FIRST_S * 2**i for i in range(4)]
+
+
+async def test_a_watch_that_tells_something_is_asked_for_again_at_once() -> None:
+    waits: list[float] = []
+
+    await follow(LISTED, [], [], [("ADDED", pod("a", 7))], [], waits=waits)
+
+    assert waits == [RETRY_FIRST_S, 2 * RETRY_FIRST_S, RETRY_FIRST_S]
 
 
 async def test_an_object_that_loses_its_labels_leaves_the_index() -> None:

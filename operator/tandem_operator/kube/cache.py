@@ -14,7 +14,7 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from tandem_operator.api import KIND_INFO, ApiError
@@ -27,6 +27,8 @@ logger = logging.getLogger("tandem.operator")
 # What a copy does not need; managedFields alone are half of an object.
 _DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration",)
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 10.0
+# A watch that ends before this and told nothing would otherwise be asked for without a pause.
+SHORT_WATCH_S = 1.0
 RELIST_S = 600.0
 # Nobody may list Secrets, so each pass that needs one asks for it: a thousand Models in a second.
 SECRET_S = 10.0
@@ -128,8 +130,10 @@ class KindCache(Copies):
         selector: str,
         changed: Callable[[Object], None],
         relist_s: float = RELIST_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(kind, changed)
+        self._sleep = sleep
         self._relist_s = relist_s
         self._api = api
         self._namespace = namespace
@@ -142,27 +146,35 @@ class KindCache(Copies):
         clock = asyncio.get_running_loop().time
         fresh_until = 0.0
         while True:
+            began, news, failed = clock(), False, False
             try:
                 if not version:
                     version = await self._relist()
-                    delay = RETRY_FIRST_S
                     fresh_until = clock() + self._relist_s
                 async with asyncio.timeout_at(fresh_until):
                     async for what, obj in self._api.watch(
                         self._kind, self._namespace, self._selector, version
                     ):
-                        version = obj["metadata"]["resourceVersion"]
-                        delay = RETRY_FIRST_S
+                        version, news = obj["metadata"]["resourceVersion"], True
                         if what != "BOOKMARK":
                             self.take(what, obj)
-            except (Gone, TimeoutError):
+                problem = "the watch ended at once"
+            except TimeoutError:
                 version = ""
+                continue
+            except Gone:
+                version, problem = "", "the listed version is gone at once"
             except ApiError as error:
-                logger.warning("%s: %s; again in %.1f s", self._kind, error, delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, RETRY_MAX_S)
+                failed, problem = True, str(error)
                 if error.status != 0:
                     version = ""
+            useful = news or clock() - began >= SHORT_WATCH_S
+            if useful:
+                delay = RETRY_FIRST_S
+            if failed or not useful:
+                logger.warning("%s: %s; again in %.1f s", self._kind, problem, delay)
+                await self._sleep(delay)
+                delay = min(2 * delay, RETRY_MAX_S)
 
     async def _relist(self) -> str:
         items, version = await self._api.list_page(self._kind, self._namespace, self._selector)
