@@ -18,6 +18,7 @@ import pytest
 
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, NotRunningError, loopback_addresses
+from tandem_operator.node.probes import http_status
 
 Object = dict[str, Any]
 STUB = Path(__file__).with_name("stub_server.py")
@@ -93,6 +94,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     await harness.node.close(2.0)
 
 
+OFTEN = {"periodSeconds": 0.05}
 READY = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 0.05, "timeoutSeconds": 5}
 
 
@@ -266,6 +268,46 @@ async def test_exec_probes_and_init_containers_run(harness: Harness, tmp_path: P
 
     state = harness.status["a"]["initContainerStatuses"][0]["state"]
     assert state["terminated"]["exitCode"] == 0
+
+
+async def test_a_probes_command_ends_with_its_container(harness: Harness, tmp_path: Path) -> None:
+    """A container that stops while its probe still runs leaves nothing behind."""
+    told = tmp_path / "pid"
+    os.mkfifo(told)
+    words = ["sh", "-c", f"echo $$ > {told}; sleep 300"]
+    harness.node.run(
+        pod("a", livenessProbe={"exec": {"command": words}, "timeoutSeconds": 300, **OFTEN})
+    )
+    await harness.until(lambda: harness.ready("a"))
+    probe = int(await asyncio.to_thread(told.read_text))
+    await harness.node.stop(pod("a"), 5.0)
+
+    assert gone(probe)
+
+
+async def test_a_probe_that_is_cancelled_ends_wherever_it_stands() -> None:
+    """Else a container that ended would wait for its probes for ever."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    num_cancelled = 0
+    async with server:
+        for steps in range(40):
+            probe = asyncio.create_task(http_status("127.0.0.1", port, "/", 5.0))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asked = probe.cancel()
+            await asyncio.wait([probe])
+            assert probe.cancelled() == asked
+            num_cancelled += asked
+
+    assert num_cancelled
 
 
 async def test_a_pod_ends_gracefully(harness: Harness) -> None:

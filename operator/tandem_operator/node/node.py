@@ -69,7 +69,6 @@ class Node:
         self._own_guardian = guardian is None
         self._pods: dict[str, PodRunner] = {}
         self._gpus: dict[str, list[int]] = {}
-        self._stops: dict[str, asyncio.Task[None]] = {}
 
     @property
     def pods(self) -> list[Object]:

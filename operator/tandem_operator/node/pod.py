@@ -351,9 +351,11 @@ class PodRunner:
             async with asyncio.timeout(timeout_s):
                 return await process.wait()
         except TimeoutError:
+            return 124
+        finally:
+            # Also when the container ends meanwhile and nobody wants the answer any more.
             process.kill_group()
             await process.wait()
-            return 124
 
     def _prober(self, c: ContainerState) -> Prober:
         async def execute(command: list[str], timeout_s: float) -> int:
