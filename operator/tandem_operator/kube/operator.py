@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -90,6 +89,7 @@ class Operator:
             api, namespace, self.cache.custom, restore_signals, resync_s
         )
         workers = WorkerPods(self.cache, settings, time.monotonic)
+        scaling = ScalingDriver(self.cache, settings)
         self.reconciler = Reconciler(
             api=self.cache,
             settings=settings,
@@ -101,7 +101,8 @@ class Operator:
                 settings.status_period_s,
                 time.monotonic,
             ),
-            scaling=ScalingDriver(self.cache, settings).step,
+            scaling=scaling.step,
+            forget=scaling.forget,
         )
         self.num_passes = 0
         self.num_failures = 0
@@ -177,7 +178,8 @@ class Probes:
         return await asyncio.start_server(self._answer, host or None, port)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, IndexError):
+        unreadable = (asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError)
+        try:
             async with asyncio.timeout(5):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, body = self._page(head.split(b" ", 2)[1].split(b"?")[0].decode("latin-1"))
@@ -187,7 +189,10 @@ class Probes:
                     + body
                 )
                 await writer.drain()
-        writer.close()
+        except (OSError, TimeoutError, *unreadable) as error:
+            logger.debug("probe not answered: %r", error)
+        finally:
+            writer.close()
 
     def _page(self, target: str) -> tuple[str, bytes]:
         if target == "/health":
@@ -229,15 +234,16 @@ async def _lead(api: KubeApi, probes: Probes, operator: Operator, elector: Elect
     finally:
         for task in (work, holder):
             task.cancel()
-        await asyncio.gather(holder, return_exceptions=True)
+        (lost,) = await asyncio.gather(holder, return_exceptions=True)
         if elector is not None and elector.leading:
             # Hand over only when nothing of ours can take effect any more; watches may end later.
             elector.leading = False
             if await api.settle(elector.times.renew_s):
                 await elector.release()
-        results = await asyncio.gather(work, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
+        (failed,) = await asyncio.gather(work, return_exceptions=True)
+    for error in (failed, lost):
+        if isinstance(error, Exception):
+            raise error
 
 
 async def serve(args: argparse.Namespace) -> int:
