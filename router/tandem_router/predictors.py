@@ -140,6 +140,8 @@ class ArtifactPredictor:
         means = loaded.meta.get("mean_quality")
         if not isinstance(means, list) or len(means) != len(loaded.tiers):
             return []
+        if not all(isinstance(mean, float | int) and 0.0 <= mean <= 1.0 for mean in means):
+            return []  # a damaged file that still scores: the router goes on without them
         column = loaded.tiers.index(dearest)
         gains = [2.0 * float(value) for value in deciles[:, column]]
         steps = TRAINING_SAMPLES // (len(gains) - 1)

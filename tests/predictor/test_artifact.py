@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -191,8 +192,10 @@ def test_a_shape_of_terabytes_allocates_nothing(content: bytes) -> None:
 
 
 def test_names_are_only_names(content: bytes, tmp_path: Path) -> None:
-    evil = "../../../../../../tmp/planted"
-    target = tmp_path / "evil.tandem"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    evil = "../planted"
+    target = folder / "evil.tandem"
     source = artifact.loads(content)
     described = json.loads(json.dumps(source.meta))
     described["views"][0]["name"] = evil
@@ -201,8 +204,8 @@ def test_names_are_only_names(content: bytes, tmp_path: Path) -> None:
     predictor = load(target)
 
     assert predictor.view_names[0] == evil
-    assert [file.name for file in tmp_path.iterdir()] == ["evil.tandem"]
-    assert not Path("/tmp/planted").exists()
+    assert [file.name for file in folder.iterdir()] == ["evil.tandem"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def scored_or_refused(raw: bytes) -> None:
@@ -317,3 +320,20 @@ def test_hostile_tensor_entries_are_refused(
 
     with pytest.raises(ArtifactError):
         loads(struct.pack("<Q", len(raw)) + raw + b"\x00" * 64)
+
+
+def test_a_pipe_or_a_device_is_refused_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ArtifactError, match="is not a regular file; name the file"):
+            artifact.read(path)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+
+    with pytest.raises(ArtifactError, match=r"cannot write .*taken: Is a directory; name another"):
+        artifact.save(tmp_path / "taken", b"content")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -81,6 +81,15 @@ def opposite(rows: Rows) -> Rows:
             id="binary in prompts",
         ),
         pytest.param(
+            lambda rows: [
+                {**row, "quality": {t: q for t, q in row["quality"].items() if (t == "small") == i}}
+                for i, row in zip([True, False] * 60, rows, strict=True)
+            ],
+            "note: small and large are graded side by side on 0 rows, fewer than 5: whether that "
+            "pair is worth routing cannot be judged; grade both tiers' answers to the same prompts",
+            id="tiers never graded side by side",
+        ),
+        pytest.param(
             lambda rows: rows + opposite(rows),
             "note: 120 rows repeat a prompt with other labels; they count as several samples and "
             "stay in one fold",
@@ -129,6 +138,23 @@ def train(data: Path, output: Path) -> int:
             "error: the data grades 1 tier(s) (small); a choice needs at least two: add the other "
             "tier's grades under `quality`",
             id="one tier only",
+        ),
+        pytest.param(
+            lambda rows: [{**row, "group": "same"} for row in rows],
+            "error: 120 different prompts are in 1 group(s), which are never split; at least 20 "
+            "are needed to train and check on: give `group` only to rows that belong together",
+            id="all in one group",
+        ),
+        pytest.param(
+            lambda rows: [
+                {**row, "group": "g", "quality": {**row["quality"], "mid": i % 2}}
+                if i < 30
+                else row
+                for i, row in enumerate(rows)
+            ],
+            "error: tier 'mid' is graded on 30 rows of only 1 different prompts or groups; grade "
+            "at least 20 different ones, or remove it from the data",
+            id="a tier graded in one group only",
         ),
         pytest.param(
             lambda rows: graded(rows, small=float("nan")),

@@ -93,7 +93,7 @@ def test_score_writes_one_line_per_prompt_in_order(
         (["train", "{data}", "-o", "{out}"], "3 rows with 3 different prompts are too few"),
         (["evaluate", "{none}", "{data}"], "make it with `tandem train`"),
         (["evaluate", "{data}", "{data}"], "not an artifact"),
-        (["score", "{artifact}", "{none}"], "cannot read"),
+        (["score", "{artifact}", "{none}"], "does not exist; check the path"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(
@@ -119,3 +119,76 @@ def test_what_goes_wrong_is_one_sentence(
     assert said.startswith("error: ")
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--seed", "-1"),
+        ("--seed", str(2**32)),
+        ("--seed", "x"),
+        ("--max-features", "0"),
+        ("--max-bytes", "-10"),
+        ("--cross-validate", "0"),
+        ("--cross-validate", "1"),
+    ],
+)
+def test_a_number_that_cannot_work_is_refused_by_name(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("train", tmp_path / "none", "-o", tmp_path / "out", *option)
+
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option[0]}: {option[1]!r} is not a whole number from" in said
+
+
+@pytest.mark.parametrize("where", ["--json", "--html", "-o"])
+def test_what_cannot_be_written_is_said_before_anything_is_read(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"-o": tmp_path / "out", where: tmp_path}
+    places = [item for pair in paths.items() for item in pair]
+
+    code = run("train", tmp_path / "none", *places, "--cross-validate", 2)
+
+    assert code == 1
+    assert capsys.readouterr().err == (
+        f"error: cannot write {tmp_path}: it is a directory; name a file in it\n"
+    )
+
+
+def test_prompts_that_no_encoding_can_write_still_make_a_page(
+    artifact_path: Path, write: Write, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    odd = [{**row, "prompt": "\ud800\x00\x1b" + row["prompt"]} for row in rows[:60]]
+
+    code = run(
+        "evaluate", artifact_path, write(odd), "--html", tmp_path / "r.html", "--bootstrap", 0
+    )
+
+    assert code == 0
+    assert "most surprising" in (tmp_path / "r.html").read_text()
+
+
+def test_impossible_cross_validation_is_said_before_training(
+    write: Write, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart = [
+        {**row, "quality": {"small" if i % 2 else "large": 1}} for i, row in enumerate(rows[:80])
+    ]
+    few = [{**row, "quality": {**row["quality"], "mid": 1}} for row in rows[:22]] + rows[22:80]
+
+    codes = [
+        run("train", write(lines), "-o", tmp_path / "out", "--cross-validate", 2)
+        for lines in (apart, few)
+    ]
+
+    said = capsys.readouterr().err.splitlines()
+    assert codes == [1, 1]
+    assert not (tmp_path / "out").exists()
+    assert said[0].startswith(
+        "error: cross-validation has nothing to judge: large and small are graded side by side on "
+        "0 rows"
+    )
+    assert said[1].startswith("error: without part 1 of 2, tier 'mid' is graded on ")

@@ -126,7 +126,7 @@ def test_binary_in_a_prompt_is_only_text(write: Callable[..., Path]) -> None:
     ("make", "message"),
     [
         (lambda p: p / "none.jsonl", "does not exist"),
-        (lambda p: p, "cannot read"),
+        (lambda p: p, "it is a directory; name the files in it"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(
@@ -166,3 +166,67 @@ def test_quality_of_json_true_is_one() -> None:
     row = data.parse(json.loads('{"prompt": "p", "quality": {"small": true, "large": null}}'))
 
     assert row.quality == {"small": 1.0}
+
+
+def test_a_group_called_zero_is_a_group(write: Callable[..., Path]) -> None:
+    rows = [{**GOOD, "prompt": prompt, "group": 0, "task": 0} for prompt in "abc"]
+
+    found = data.read([write(rows)])
+
+    assert len(set(found.groups())) == 1
+    assert {row.task for row in found.rows} == {"0"}
+
+
+@pytest.mark.parametrize("tier", ["\x1b[31msmall", "sm\ud800all", "a\nb"])
+def test_a_tier_that_cannot_be_printed_is_refused(tier: str) -> None:
+    with pytest.raises(DataError, match="cannot be printed; rename it"):
+        data.parse({"prompt": "p", "quality": {tier: 1}})
+
+
+def test_a_csv_row_in_another_encoding_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [b"prompt,quality.small", *[b"p,1"] * 200]
+    lines[5] = b"caf\xe9,1"
+    path.write_bytes(b"\n".join(lines))
+
+    found = data.read([path])
+
+    assert len(found.rows) == 199
+    assert found.rejected == (data.Rejected("rows.csv:6", "prompt is not UTF-8 text"),)
+
+
+def test_csv_cells_hold_several_samples_as_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,quality.small\np,"[1, 0, 1, 1]"\n')
+
+    assert data.read([path]).rows[0].samples["small"] == (1.0, 0.0, 1.0, 1.0)
+
+
+def test_a_file_without_line_ends_is_not_read_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\0" * 5000)
+
+    with pytest.raises(DataError, match=r"rows.jsonl:1 has no end within 1,000 bytes"):
+        data.read([path])
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.jsonl.gz"])
+def test_prompts_are_read_plain_and_gzipped(write: Callable[..., Path], name: str) -> None:
+    lines = [b"\xef\xbb\xbf" + b'{"prompt": "a"}', b"", b'"b"', b"c d", b'{"text": "e"}']
+    notes: list[str] = []
+
+    found = list(data.prompts(str(write(lines, name)), notes.append))
+
+    assert found == ["a", "b", "c d", '{"text": "e"}']
+    assert len(notes) == 1
+    assert f"{name}:5 has no text under `prompt`; scored as plain text" in notes[0]
+
+
+def test_prompts_of_a_csv_file_are_its_column(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('task,prompt\nt,"a, b"\nt,\n')
+
+    assert list(data.prompts(str(path))) == ["a, b", ""]

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tandem_router.predictor import DataError, Predictor, crossval, data, evaluation, page, training
+from tandem_router.predictor import (
+    ArtifactError,
+    DataError,
+    Predictor,
+    crossval,
+    data,
+    evaluation,
+    page,
+    training,
+)
 from tandem_router.predictor.evaluation import Predictions
 
 Write = Callable[..., Path]
@@ -173,3 +182,84 @@ def test_cross_validation_predicts_every_row_once_by_a_stranger(
 def test_impossible_numbers_of_folds_are_refused(dataset: data.Dataset, num_folds: int) -> None:
     with pytest.raises(DataError, match=r"folds are not possible .* use --cross-validate 2 to"):
         crossval.predict(dataset.take(range(60)), training.Options(), num_folds)
+
+
+def test_a_bad_ranking_is_not_routable_without_intervals_either(dataset: data.Dataset) -> None:
+    labels = dataset.quality()
+
+    found = evaluation.report(dataset, constructed(labels[:, 0] - labels[:, 1], dataset), repeats=0)
+
+    assert not found["pairs"]["small -> large"]["routable"]
+
+
+def test_a_pair_that_saves_nothing_next_to_the_better_tier_says_so(write: Write) -> None:
+    """Most of the gap is found at once, but five rows that need the large tier come last."""
+    small = [0] * 100 + [1] * 195 + [0] * 5
+    rows = [{"prompt": f"p{i}", "quality": {"small": q, "large": 1}} for i, q in enumerate(small)]
+    dataset = data.read([write(rows)])
+
+    found = evaluation.report(dataset, constructed(-np.arange(300.0), dataset), repeats=50)
+
+    pair = found["pairs"]["small -> large"]
+    assert pair["routable"]
+    assert (
+        "worth routing only where quality may fall below all-large: next to it nothing is saved "
+        "(at a 1 % drop 1% of the large calls, by chance 3%)"
+    ) in pair["sentence"]
+
+
+def test_surprising_rows_are_of_different_groups(predictor: Predictor, write: Write) -> None:
+    same = [{"prompt": "What is 7 + 8?", "quality": {"small": 1, "large": 0}}] * 30
+    other = [{"prompt": f"p{i}", "quality": {"small": 0, "large": 1}} for i in range(30)]
+    dataset = data.read([write(same + other)])
+
+    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=0)
+
+    prompts = [row["prompt"] for row in found["surprises"]]
+    assert len(prompts) == len(set(prompts)) == evaluation.NUM_SURPRISES
+
+
+def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
+    rows = [
+        {"prompt": f"p{i}", "quality": {"small": i % 2, ("mid" if i % 3 else "large"): 1}}
+        for i in range(60)
+    ]
+    dataset = data.read([write(rows)])
+    known = np.zeros((60, 3))
+    found = evaluation.report(
+        dataset,
+        Predictions(
+            dataset.tiers,
+            known,
+            known,
+            {"random": known},
+            {},
+            known[:, 0] > 0,
+            known[:, 0].astype(int),
+            {},
+        ),
+        repeats=0,
+    )
+
+    assert [sentence[:14] for sentence in found["not_judged"]] == ["large and mid "]
+    assert evaluation.lines(found)[-1].startswith("large and mid are graded side by side on 0 rows")
+    assert "large and mid are graded side by side" in page.render(found, "t")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"mean_quality": ["x", "y"]},
+        {"mean_quality": [0.5]},
+        {"task_table": {"sums": [1.0]}},
+        {"task_table": {"sums": "no"}},
+        {"task_table": [1]},
+    ],
+)
+def test_a_damaged_task_table_is_one_sentence(
+    facts: dict[str, Any], dataset: data.Dataset, predictor: Predictor
+) -> None:
+    views = np.zeros((len(dataset.rows), 0, 2))
+
+    with pytest.raises(ArtifactError, match=r"its task table .* damaged"):
+        evaluation.baselines(dataset, predictor.tiers, views, (), facts)

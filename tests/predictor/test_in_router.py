@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from tandem_router.predictor import artifact
 from tandem_router.predictor.runtime import Predictor
 from tandem_router.predictors import ArtifactPredictor
 
@@ -22,3 +25,17 @@ def test_a_trained_artifact_tells_the_router_the_gains_of_typical_prompts(
     assert len(predictor.tiers) != 2 or gains
     assert gains == sorted(gains)
     assert held.training_gains(dearest, "unknown") == []
+
+
+@pytest.mark.parametrize("means", [["x", "y"], [None, 0.5], [2.0, -1.0], "ab"])
+def test_senseless_facts_in_an_artifact_do_not_stop_the_router(
+    means: object, content: bytes, tmp_path: Path
+) -> None:
+    source = artifact.loads(content)
+    path = tmp_path / "artifact"
+    path.write_bytes(artifact.dumps({**source.meta, "mean_quality": means}, source.arrays))
+
+    held = ArtifactPredictor(path, ("small", "large"))
+
+    assert held.loaded
+    assert held.training_gains("large", "small") == []

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tandem_router.predictor import DataError, data, evaluation, loads, stacking, training
+from tandem_router.predictor import (
+    ArtifactError,
+    DataError,
+    data,
+    evaluation,
+    loads,
+    stacking,
+    training,
+)
 
 Write = Callable[..., Path]
 Make = Callable[..., list[dict[str, Any]]]
@@ -339,3 +348,27 @@ def test_ten_megabyte_and_binary_prompts_can_be_trained_on(
     predictor = loads(training.train(data.read([write(rows)]), TINY).dumps())
 
     assert 0.0 <= predictor.score("What is 1 + 1?").quality["small"] <= 1.0
+
+
+def test_a_size_limit_that_cannot_be_kept_is_said(
+    make_outcomes: Make, write: Write, small_options: training.Options
+) -> None:
+    dataset = data.read([write(make_outcomes(60))])
+    trained = training.train(dataset, replace(small_options, max_bytes=1000))
+
+    with pytest.raises(ArtifactError, match=r"more than the 1,000 of --max-bytes.*: allow"):
+        trained.dumps()
+
+
+def test_answers_that_cannot_be_held_out_give_no_verifier(
+    make_outcomes: Make, write: Write, small_options: training.Options
+) -> None:
+    rows = [{**row, "responses": {"small": "4"}, "group": "g"} for row in make_outcomes(110)]
+    said: list[str] = []
+
+    trained = training.train(
+        data.read([write(rows + make_outcomes(60, seed=1))]), small_options, said.append
+    )
+
+    assert trained.meta["cascade"] is None
+    assert any("in too few groups to check a verifier" in line for line in said)

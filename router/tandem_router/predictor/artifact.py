@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -88,30 +89,39 @@ def dumps(meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> by
 
 def save(path: Path, data: bytes) -> None:
     """Writes atomically: readers see the old file or the new one, never a part."""
+    temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as out:
             out.write(data)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
 def read(path: Path) -> Artifact:
     """The checked contents of the file at `path`."""
     try:
-        size = path.stat().st_size
-        if path.is_dir():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise ArtifactError(
                 f"{path} is a directory; name the artifact file that `tandem train -o` wrote"
             )
-        if size > MAX_BYTES:
+        if not stat.S_ISREG(status.st_mode):  # a pipe may never end, nor may a device
             raise ArtifactError(
-                f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} a predictor may take; "
-                "is it really an artifact of `tandem train`?"
+                f"{path} is not a regular file; name the file that `tandem train -o` wrote"
             )
-        data = path.read_bytes()
+        if status.st_size > MAX_BYTES:
+            raise ArtifactError(
+                f"{path} has {status.st_size:,} bytes, more than the {MAX_BYTES:,} a predictor may "
+                "take; is it really an artifact of `tandem train`?"
+            )
+        with path.open("rb") as stream:
+            data = stream.read(status.st_size)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; make it with `tandem train`") from error
     except OSError as error:

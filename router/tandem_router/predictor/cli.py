@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tandem_router.predictor.errors import PredictorError
 
@@ -22,7 +23,12 @@ def register(subparsers: Any) -> None:
     )
     train.add_argument("data", nargs="+", type=Path, metavar="DATA", help="graded answers")
     train.add_argument("-o", "--output", type=Path, required=True, metavar="ARTIFACT")
-    train.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    train.add_argument(
+        "--seed",
+        type=_whole(0, 2**32 - 2),  # what numpy's and scikit-learn's generators take
+        default=0,
+        help="same seed, same bytes (default 0)",
+    )
     train.add_argument(
         "--labels",
         choices=("gain", "deterministic", "probabilistic", "transformed"),
@@ -31,14 +37,14 @@ def register(subparsers: Any) -> None:
     )
     train.add_argument(
         "--max-features",
-        type=int,
+        type=_whole(1),
         default=60_000,
         metavar="N",
         help="n-grams kept per text view; lower it for a smaller artifact (default 60000)",
     )
     train.add_argument(
         "--max-bytes",
-        type=int,
+        type=_whole(1),
         metavar="N",
         help="size the artifact may take, such as 900000 for a ConfigMap (default: no limit "
         "below 20 MB)",
@@ -52,7 +58,7 @@ def register(subparsers: Any) -> None:
     )
     train.add_argument(
         "--cross-validate",
-        type=int,
+        type=_whole(2),
         metavar="K",
         help="also train K times on K-1 parts of the data and report on the part left out",
     )
@@ -71,7 +77,11 @@ def register(subparsers: Any) -> None:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="the report as JSON")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="the report as a page")
     evaluate.add_argument(
-        "--bootstrap", type=int, default=200, metavar="N", help="samples for the 95 %% intervals"
+        "--bootstrap",
+        type=_whole(0),
+        default=200,
+        metavar="N",
+        help="samples for the 95 %% intervals, 0 for none (default 200)",
     )
     evaluate.add_argument(
         "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
@@ -81,7 +91,8 @@ def register(subparsers: Any) -> None:
         "score",
         help="score prompts with an artifact",
         description="Write one JSON line per prompt, in order. FILE holds JSON lines with a "
-        "`prompt`, JSON strings, or plain text, one prompt a line; - reads standard input.",
+        "`prompt`, JSON strings, or plain text, one prompt a line, gzipped or not, or is a CSV "
+        "file with a column `prompt`; - reads standard input.",
     )
     score.add_argument("artifact", type=Path, metavar="ARTIFACT")
     score.add_argument("file", metavar="FILE")
@@ -89,6 +100,19 @@ def register(subparsers: Any) -> None:
         "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
     )
     score.set_defaults(run=_guarded(_score))
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.lstrip("+-").isdecimal() and len(text) < 20 else None
+        if number is None or number < least or (most is not None and number > most):
+            upper = f" to {most}" if most is not None else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}{upper}")
+        return number
+
+    return parse
 
 
 def _guarded(command: Any) -> Any:
@@ -115,8 +139,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if (arguments.json or arguments.html) and not arguments.cross_validate:
         raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
-    if not arguments.output.parent.is_dir():
-        raise DataError(f"the folder {arguments.output.parent} does not exist; make it first")
+    _check_outputs(arguments.output, arguments.json, arguments.html)
     dataset = _read(arguments.data)
     options = training.Options(
         seed=arguments.seed,
@@ -126,6 +149,8 @@ def _train(arguments: argparse.Namespace) -> int:
         embedding=_embedding(arguments),
     )
     say = _quiet if arguments.quiet else _say
+    if arguments.cross_validate:
+        crossval.check(dataset, options, arguments.cross_validate)
     trained = training.train(dataset, options, say)
     content = trained.dumps()
     artifact.save(arguments.output, content)
@@ -143,10 +168,11 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from tandem_router.predictor import evaluation
 
+    _check_outputs(arguments.json, arguments.html)
     predictor = _load(arguments)
     dataset = _read(arguments.data)
     predictions = evaluation.predict(predictor, dataset)
-    found = evaluation.report(dataset, predictions, repeats=max(arguments.bootstrap, 0))
+    found = evaluation.report(dataset, predictions, repeats=arguments.bootstrap)
     found["artifact"] = {"version": predictor.version, "data": predictor.meta.get("data")}
     if dataset.digest == (predictor.meta.get("data") or {}).get("digest"):
         _say("note: this is the data the predictor was trained on; expect less on other prompts")
@@ -170,6 +196,21 @@ def _load(arguments: argparse.Namespace) -> Any:
     return predictor
 
 
+def _check_outputs(*paths: Path | None) -> None:
+    """Refuses what could not be written, before minutes of work are lost on it."""
+    from tandem_router.predictor.errors import DataError
+
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise DataError(f"cannot write {path}: it is a directory; name a file in it")
+        if not path.parent.is_dir():
+            raise DataError(f"the folder {path.parent} does not exist; make it first")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise DataError(f"cannot write {path}: no permission in {path.parent}; name another")
+
+
 def _read(paths: list[Path]) -> Any:
     from tandem_router.predictor import data
 
@@ -187,7 +228,7 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace, title: str) -> 
     if arguments.json:
         artifact.save(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
     if arguments.html:
-        artifact.save(arguments.html, page.render(found, title).encode())
+        artifact.save(arguments.html, page.render(found, title).encode("utf-8", "replace"))
 
 
 def _quiet(message: str) -> None:
@@ -195,9 +236,11 @@ def _quiet(message: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    from tandem_router.predictor import data
+
     predictor = _load(arguments)
     pairs = [(a, b) for i, a in enumerate(predictor.tiers) for b in predictor.tiers[i + 1 :]]
-    for prompt in _prompts(arguments.file):
+    for prompt in data.prompts(arguments.file, _say):
         score = predictor.score(prompt)
         line = {
             "quality": {tier: round(value, 6) for tier, value in score.quality.items()},
@@ -208,29 +251,3 @@ def _score(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(line))
     return 0
-
-
-def _prompts(name: str) -> Iterator[str]:
-    from tandem_router.predictor.errors import DataError
-
-    try:
-        if name == "-":
-            yield from _prompts_of(sys.stdin.buffer)
-        else:
-            with Path(name).open("rb") as stream:
-                yield from _prompts_of(stream)
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}") from error
-
-
-def _prompts_of(stream: BinaryIO) -> Iterator[str]:
-    for raw in stream:
-        line = raw.decode("utf-8", "replace").rstrip("\r\n")
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = line
-        prompt = value.get("prompt") if isinstance(value, dict) else value
-        yield prompt if isinstance(prompt, str) else line

@@ -27,15 +27,7 @@ def predict(
 
     `by` replaces the groups by something coarser that must not be split, such as the subject.
     """
-    training.check(dataset, options)
-    groups = dataset.groups() if by is None else by
-    most = len(dataset.rows) // training.MIN_ROWS + 1 if by is None else len(np.unique(groups))
-    if not 2 <= num_folds <= most:
-        raise DataError(
-            f"{num_folds} folds are not possible with {len(dataset.rows)} rows in "
-            f"{len(np.unique(groups))} groups; use --cross-validate 2 to {most}"
-        )
-    folds = training.fold_of(groups, num_folds, options.seed + 1)
+    folds = check(dataset, options, num_folds, by)
     parts: list[tuple[np.ndarray, Predictions]] = []
     for fold in range(num_folds):
         progress(f"fold {fold + 1} of {num_folds}")
@@ -44,6 +36,32 @@ def predict(
         predictor = runtime.loads(trained.dumps(), options.embedding)
         parts.append((outside, evaluation.predict(predictor, dataset.take(outside))))
     return _joined(parts, folds)
+
+
+def check(
+    dataset: Dataset, options: training.Options, num_folds: int, by: np.ndarray | None = None
+) -> np.ndarray:
+    """The fold of each row, or a :class:`DataError` that says why the data cannot be divided."""
+    training.check(dataset, options)
+    groups = dataset.groups() if by is None else by
+    most = len(dataset.rows) // training.MIN_ROWS + 1 if by is None else len(np.unique(groups))
+    if not 2 <= num_folds <= most:
+        raise DataError(
+            f"{num_folds} folds are not possible with {len(dataset.rows)} rows in "
+            f"{len(np.unique(groups))} groups; use --cross-validate 2 to {most}"
+        )
+    apart = evaluation.graded_apart(dataset.quality(), dataset.tiers)
+    if len(apart) == len(dataset.tiers) * (len(dataset.tiers) - 1) // 2:
+        raise DataError(f"cross-validation has nothing to judge: {apart[0]}")
+    folds = training.fold_of(groups, num_folds, options.seed + 1)
+    for fold in range(num_folds):
+        try:
+            training.check(dataset.take(np.flatnonzero(folds != fold)), options)
+        except DataError as error:
+            raise DataError(
+                f"without part {fold + 1} of {num_folds}, {error}; or leave out --cross-validate"
+            ) from error
+    return folds
 
 
 def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> Predictions:

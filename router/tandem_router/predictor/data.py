@@ -16,7 +16,8 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from tandem_router.predictor.model import FloatArray
 
 MAX_UNREADABLE_SHARE = 0.01
 MAX_TIERS = 16
-#: A line is one prompt with its answers; ten times the longest prompt that is accepted.
 MAX_PROMPT_CHARS = 10_000_000
+#: A line is one prompt with its answers; a file without line ends must not fill the memory.
+MAX_LINE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,15 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
         samples,
         tokens,
         responses,
-        str(value.get("group") or ""),
-        str(value.get("task") or ""),
+        _name(value.get("group")),
+        _name(value.get("task")),
         where,
     )
+
+
+def _name(value: Any) -> str:
+    """A group or task as text; the number 0 is a name like any other."""
+    return "" if value is None else str(value)
 
 
 def _mapping(value: dict[str, Any], name: str) -> dict[str, Any]:
@@ -199,6 +206,8 @@ def _mapping(value: dict[str, Any], name: str) -> dict[str, Any]:
     for tier in found:
         if not 1 <= len(tier) <= 63:
             raise DataError(f"`{name}` names a tier of {len(tier)} characters; use 1 to 63")
+        if not tier.isprintable():
+            raise DataError(f"`{name}` names the tier {tier!a}, which cannot be printed; rename it")
     return found
 
 
@@ -230,23 +239,78 @@ def _short(value: Any) -> str:
 
 def _records(path: Path, digest: Any) -> Iterator[tuple[str, Any]]:
     """(place, decoded row) or (place, reason); reads line by line."""
+    with _opened(str(path)) as stream:
+        if _is_csv(path.name):
+            yield from _csv_records(path, stream, digest)
+            return
+        for number, line in _lines(path, stream):
+            digest.update(line)
+            if line.strip():
+                yield f"{path.name}:{number}", _decode(line)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    """The bytes of a file, or of standard input for ``-``, unzipped where they are zipped."""
     try:
-        with path.open("rb") as raw:
+        with ExitStack() as stack:
+            raw: Any = sys.stdin.buffer
+            if name != "-":
+                raw = stack.enter_context(Path(name).open("rb"))
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-            stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
-            if path.name.removesuffix(".gz").endswith(".csv"):
-                yield from _csv_records(path, stream, digest)
-                return
-            for number, line in enumerate(stream, 1):
-                digest.update(line)
-                if line.strip():
-                    yield f"{path.name}:{number}", _decode(line)
+            yield gzip.GzipFile(fileobj=raw) if zipped else raw
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(f"{name} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise DataError(f"cannot read {name}: it is a directory; name the files in it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is a damaged gzip file; copy it again") from error
+        raise DataError(f"{name} is a damaged gzip file; copy it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _is_csv(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(".csv")
+
+
+def _lines(path: Path, stream: Any) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
+        if len(line) >= MAX_LINE_BYTES:
+            raise DataError(
+                f"{path}:{number} has no end within {MAX_LINE_BYTES:,} bytes; expected one row a "
+                "line"
+            )
+        yield number, line
+
+
+def prompts(name: str, note: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """The prompts to score in a file (``-``: standard input), in order; blank lines are none.
+
+    JSON lines with a `prompt`, JSON strings or plain text, gzipped or not, or CSV with a column
+    `prompt`. A JSON object without a prompt is text like any other, and `note` hears of it.
+    """
+    path = Path(name)
+    with _opened(name) as stream:
+        if _is_csv(name):
+            for where, record in _csv_records(path, stream, hashlib.sha256()):
+                if isinstance(record, str):
+                    raise DataError(
+                        f"{where} {record}; correct it, a line left out shifts the rest"
+                    )
+                yield str(record["prompt"] or "")
+            return
+        for number, raw in _lines(path, stream):
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").rstrip("\r\n")
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = line
+            prompt = value.get("prompt") if isinstance(value, dict) else value
+            if isinstance(value, dict) and not isinstance(prompt, str):
+                note(f"note: {name}:{number} has no text under `prompt`; scored as plain text")
+            yield prompt if isinstance(prompt, str) else line
 
 
 def _decode(line: bytes) -> Any:
@@ -262,10 +326,8 @@ def _decode(line: bytes) -> Any:
 def _csv_records(path: Path, stream: Any, digest: Any) -> Iterator[tuple[str, Any]]:
     data = stream.read()
     digest.update(data)
-    try:
-        decoded = io.StringIO(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text at byte {error.start}") from error
+    # Bytes that are not UTF-8 become lone surrogates, so that only their row is left out.
+    decoded = io.StringIO(data.decode("utf-8-sig", "surrogateescape"))
     csv.field_size_limit(min(sys.maxsize, 8 * MAX_PROMPT_CHARS))
     reader = csv.DictReader(decoded)
     if "prompt" not in (reader.fieldnames or ()):
@@ -284,14 +346,18 @@ def _from_columns(record: dict[str, Any]) -> Any:
             continue
         if not isinstance(column, str) or not isinstance(cell, str):
             return "has more cells than the header"
+        if not cell.isascii() and any("\udc80" <= char <= "\udcff" for char in cell):
+            return f"{column[:40]} is not UTF-8 text"
         name, _, tier = column.partition(".")
         if not tier:
             row[name] = cell
         elif name in ("quality", "output_tokens"):
             try:
-                row.setdefault(name, {})[tier] = float(cell)
-            except ValueError:
+                # several samples of one prompt: a JSON list in the cell, like [1, 0, 1]
+                number = json.loads(cell) if cell.startswith("[") else float(cell)
+            except (ValueError, RecursionError):
                 return f"{column}={_short(cell)} is not a number"
+            row.setdefault(name, {})[tier] = number
         else:
             row.setdefault(name, {})[tier] = cell
     return row

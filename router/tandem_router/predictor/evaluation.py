@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from tandem_router.predictor import answers, metrics
 from tandem_router.predictor.data import Dataset
-from tandem_router.predictor.errors import DataError
+from tandem_router.predictor.errors import ArtifactError, DataError
 from tandem_router.predictor.model import FloatArray
 from tandem_router.predictor.runtime import QUANTILES, Predictor
 
 PREDICTOR = "predictor"
 ORACLE = "oracle"
+RANDOM = "random"
 NUM_CURVE_POINTS = 201
 NUM_SURPRISES = 12
 MIN_ROWS = 5
@@ -98,13 +99,12 @@ def baselines(
     """
     count = len(dataset.rows)
     length = np.array([float(len(row.prompt)) for row in dataset.rows])
-    means = np.asarray(meta.get("mean_quality", [0.0] * len(tiers)), dtype=float)
+    means, table = _facts(meta, len(tiers))
     direction = np.argsort(np.argsort(means, kind="stable"), kind="stable").astype(float)
     found = {
-        "random": np.zeros((count, len(tiers))),
+        RANDOM: np.zeros((count, len(tiers))),
         "prompt length": np.log1p(length)[:, None] * direction,
     }
-    table = meta.get("task_table") or {}
     if table and any(row.task in table for row in dataset.rows):
         usual = np.mean(list(table.values()), axis=0)
         found["task table"] = np.array([table.get(row.task, usual) for row in dataset.rows])
@@ -112,6 +112,20 @@ def baselines(
         if view in names:
             found[name] = views[:, list(names).index(view)]
     return found
+
+
+def _facts(meta: Mapping[str, Any], num_tiers: int) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """The mean quality per tier and per task that an artifact carries, checked."""
+    try:
+        means = np.array(meta.get("mean_quality", [0.0] * num_tiers), dtype=np.float64)
+        rows = (meta.get("task_table") or {}).items()
+        table = {task: np.array(row, dtype=np.float64) for task, row in rows}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"its task table cannot be read ({error}): damaged") from error
+    for row in (means, *table.values()):
+        if row.shape != (num_tiers,) or not np.isfinite(row).all():
+            raise ArtifactError(f"its task table has not one number per tier ({row}): damaged")
+    return means, table
 
 
 def training_facts(dataset: Dataset) -> dict[str, Any]:
@@ -152,6 +166,7 @@ def report(
             pairs[name] = _pair(
                 predictions, labels, groups, known, (first, second), repeats, seed, curves
             )
+    apart = graded_apart(labels, predictions.tiers)
     if not pairs:
         raise DataError(
             f"no two of the tiers {', '.join(predictions.tiers)} are graded on the same "
@@ -177,12 +192,26 @@ def report(
             "num_rejected": len(dataset.rejected),
         },
         "pairs": pairs,
+        "not_judged": apart,
         "heads": _heads(predictions, labels, groups, repeats, seed),
         "lengths": _lengths(dataset, predictions, groups, repeats, seed),
         "cascade": cascade,
         "out_of_distribution_share": float(predictions.unusual.mean()),
-        "surprises": _surprises(dataset, predictions, labels),
+        "surprises": _surprises(dataset, predictions, labels, groups),
     }
+
+
+def graded_apart(labels: FloatArray, tiers: Sequence[str]) -> list[str]:
+    """A sentence per pair of graded tiers that too few rows grade side by side to be judged."""
+    known = ~np.isnan(labels)
+    return [
+        f"{tiers[first]} and {tiers[second]} are graded side by side on {both} rows, fewer than "
+        f"{MIN_ROWS}: whether that pair is worth routing cannot be judged; grade both tiers' "
+        "answers to the same prompts"
+        for first, second in itertools.combinations(range(len(tiers)), 2)
+        if known[:, first].any() and known[:, second].any()
+        if (both := int((known[:, first] & known[:, second]).sum())) < MIN_ROWS
+    ]
 
 
 def _aligned(dataset: Dataset, tiers: Sequence[str]) -> FloatArray:
@@ -304,17 +333,25 @@ def _verdict(first: str, second: str, found: Report) -> tuple[bool, str]:
         return False, f"{first} -> {second} is not routable: {second} is better on every prompt."
     interval = own["apgr_interval"]
     saved, nearly = own["saved_at_no_drop"], own["saved_at_1_percent_drop"]
-    if interval is not None and interval[0] <= 0.5:
+    if (interval[0] if interval else own["apgr"]) <= 0.5:
+        between = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         return False, (
             f"{first} -> {second} is not routable on this evidence: the ranking recovers "
-            f"{own['apgr']:.3f} of the quality gap on average (95 % interval {interval[0]:.3f} to "
-            f"{interval[1]:.3f}), which chance (0.500) can do; grade more prompts, or choose by "
-            "price."
+            f"{own['apgr']:.3f} of the quality gap on average{between}, which chance (0.500) can "
+            "do; grade more prompts, or choose by price."
         )
     best = found.get("best_baseline")
     beside = ""
     if best is not None:
         beside = f"; the best baseline, {best}, {found['methods'][best]['apgr']:.3f}"
+    by_chance = found["methods"][RANDOM]["saved_at_1_percent_drop"]
+    if saved < 0.01 and nearly <= by_chance:
+        return True, (
+            f"{first} -> {second} is worth routing only where quality may fall below all-{second}: "
+            f"next to it nothing is saved (at a 1 % drop {nearly:.0%} of the {second} calls, by "
+            f"chance {by_chance:.0%}), half of the gap costs {own['cpt50']:.0%} of them, by chance "
+            f"50% ({levels}; share of the gap recovered {own['apgr']:.3f}{beside}; random 0.500)."
+        )
     return True, (
         f"{first} -> {second} is worth routing: {saved:.0%} of the {second} calls can be saved at "
         f"no drop below all-{second} and {nearly:.0%} at a 1 % drop ({levels}; share of the gap "
@@ -417,7 +454,7 @@ def _lengths(
 
 
 def _surprises(
-    dataset: Dataset, predictions: Predictions, labels: FloatArray
+    dataset: Dataset, predictions: Predictions, labels: FloatArray, groups: npt.NDArray[Any]
 ) -> list[dict[str, Any]]:
     """Rows whose outcome is farthest from the forecast, one per group."""
     graded = [column[~np.isnan(column)] for column in labels.T]
@@ -425,10 +462,14 @@ def _surprises(
     first, second = int(order[0]), int(order[-1])
     actual = labels[:, second] - labels[:, first]
     distance = np.abs(actual - predictions.gain(first, second))
-    found = []
-    for index in np.argsort(-np.nan_to_num(distance, nan=-1.0), kind="stable")[:NUM_SURPRISES]:
-        if np.isnan(distance[index]):
+    found: list[dict[str, Any]] = []
+    shown: set[int] = set()
+    for index in np.argsort(-np.nan_to_num(distance, nan=-1.0), kind="stable"):
+        if np.isnan(distance[index]) or len(found) == NUM_SURPRISES:
             break
+        if int(groups[index]) in shown:
+            continue
+        shown.add(int(groups[index]))
         row = dataset.rows[int(index)]
         found.append(
             {
@@ -484,4 +525,5 @@ def lines(found: Report) -> list[str]:
     if verifier:
         out.append(verifier["sentence"])
     out += [pair["sentence"] for pair in found["pairs"].values()]
+    out += found["not_judged"]
     return out

@@ -57,10 +57,8 @@ def render(found: Report, title: str) -> str:
         )
     for name, pair in found["pairs"].items():
         parts += _pair(name, pair)
-    cascade = found.get("cascade")
-    if cascade:
-        parts += ["<h2>With the first tier's answer</h2>"]
-        parts.append(f'<p class="say">{escape(cascade["sentence"])}</p>')
+    parts += [f'<p class="say">{escape(sentence)}</p>' for sentence in found["not_judged"]]
+    parts += _cascade(found.get("cascade"))
     parts += _heads(found["heads"])
     parts += _lengths(found["lengths"])
     parts += _surprises(found["surprises"])
@@ -97,6 +95,28 @@ def _pair(name: str, pair: Report) -> list[str]:
         out.append(f"<tr{' class=own' if method == PREDICTOR else ''}>{row}</tr>")
     out.append("</table></div>")
     return out
+
+
+def _cascade(found: Report | None) -> list[str]:
+    if not found:
+        return []
+    interval = found["apgr_interval"]
+    cells = [
+        f"{found['num_rows']:,}",
+        f"{found['apgr']:.3f}",
+        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
+        *(
+            f"{found[key]:.1%}"
+            for key in ("cpt50", "cpt80", "saved_at_no_drop", "saved_at_1_percent_drop")
+        ),
+    ]
+    return [
+        "<h2>With the first tier's answer</h2>",
+        f'<p class="say">{escape(found["sentence"])}</p>',
+        '<div class="wide"><table><tr><th>rows with an answer</th><th>APGR</th><th>95 %</th>'
+        "<th>CPT50</th><th>CPT80</th><th>saved, no drop</th><th>saved, 1 % drop</th></tr>",
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr></table></div>",
+    ]
 
 
 def _ranked(pair: Report) -> list[str]:

@@ -31,7 +31,7 @@ from tandem_router.predictor import (
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.embedding import StaticEmbedding
-from tandem_router.predictor.errors import DataError
+from tandem_router.predictor.errors import ArtifactError, DataError
 from tandem_router.predictor.estimators import (
     TOPIC_FEATURES,
     Corpus,
@@ -81,7 +81,16 @@ class Trained:
     predictions: evaluation.Predictions
 
     def dumps(self) -> bytes:
-        return artifact.dumps(self.meta, self.arrays)
+        """The artifact's bytes; :class:`ArtifactError` where they exceed `Options.max_bytes`."""
+        content = artifact.dumps(self.meta, self.arrays)
+        most = self.meta["options"]["max_bytes"]
+        if most is not None and len(content) > most:
+            raise ArtifactError(
+                f"the artifact takes {len(content):,} bytes, more than the {most:,} of "
+                f"--max-bytes; its views are as small as they get: allow {len(content):,}, or "
+                "train on fewer tiers"
+            )
+        return content
 
 
 #: How much heavier than a text view a forest is in the average, and the rows at which it is twice
@@ -168,10 +177,18 @@ def check(dataset: Dataset, options: Options) -> None:
             f"the data grades {len(dataset.tiers)} tier(s) ({', '.join(dataset.tiers) or 'none'}); "
             "a choice needs at least two: add the other tier's grades under `quality`"
         )
-    num_groups = len(np.unique(dataset.groups()))
+    groups = dataset.groups()
+    num_groups = len(np.unique(groups))
+    num_prompts = len({row.prompt for row in dataset.rows})
+    if num_groups < MIN_ROWS <= num_prompts:
+        raise DataError(
+            f"{num_prompts} different prompts are in {num_groups} group(s), which are never split; "
+            f"at least {MIN_ROWS} are needed to train and check on: give `group` only to rows "
+            "that belong together"
+        )
     if num_groups < MIN_ROWS:
         raise DataError(
-            f"{len(dataset.rows)} rows with {num_groups} different prompts are too few to train "
+            f"{len(dataset.rows)} rows with {num_prompts} different prompts are too few to train "
             f"and check on; grade at least {MIN_ROWS}, better 500"
         )
     labels = dataset.quality()
@@ -181,6 +198,12 @@ def check(dataset: Dataset, options: Options) -> None:
             raise DataError(
                 f"tier {tier!r} is graded on {len(known)} rows; grade at least {MIN_ROWS}, or "
                 "remove it from the data"
+            )
+        apart = len(np.unique(groups[~np.isnan(labels[:, index])]))
+        if apart < MIN_ROWS:
+            raise DataError(
+                f"tier {tier!r} is graded on {len(known)} rows of only {apart} different prompts "
+                f"or groups; grade at least {MIN_ROWS} different ones, or remove it from the data"
             )
     if options.label_form == "probabilistic" and not any(row.samples for row in dataset.rows):
         raise DataError(
@@ -209,9 +232,10 @@ def notes(dataset: Dataset) -> list[str]:
         conflicts += prompts.setdefault(row.prompt, graded) != graded
     if conflicts:
         found.append(
-            f"{conflicts} rows repeat a prompt with other labels; they count as several samples "
-            "and stay in one fold"
+            f"{conflicts} {'row repeats' if conflicts == 1 else 'rows repeat'} a prompt with other "
+            "labels; they count as several samples and stay in one fold"
         )
+    found += evaluation.graded_apart(labels, dataset.tiers)
     return found
 
 
