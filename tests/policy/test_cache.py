@@ -262,3 +262,19 @@ def test_capacity_holds_under_a_long_random_workload(eviction):
             cache.put(key(number), answer(cost=rng.random(), size=rng.randint(0, 800), at=step))
         assert cache.used_bytes <= 5000
     assert cache.stats.hits > 300
+
+
+def test_an_answer_too_bulky_to_replace_the_present_one_leaves_it_in_place():
+    cache = ResponseCache(room_for(3))
+    for number in (1, 2, 3):
+        cache.get(key(number), 0.0)
+        cache.put(key(number), answer("small", cost=1.0))
+    for number in (1, 2):
+        cache.get(key(number), 0.0)
+
+    stored = cache.put(key(3), answer("large", cost=1.1, size=400))
+
+    assert not stored
+    assert cache.get(key(3), 0.0) == answer("small", cost=1.0)
+    assert len(cache) == 3
+    assert cache.used_bytes == room_for(3)

@@ -345,3 +345,46 @@ def test_a_lower_threshold_never_lowers_the_large_share(qualities, thresholds):
         return decide(ask(*qualities), PAIR, PolicySetPoints(1.0, theta)).tier == "large"
 
     assert large(min(thresholds)) >= large(max(thresholds))
+
+
+integers = st.sampled_from([-(10**12), -5, 0, 1, 7, 10**12])
+
+
+@st.composite
+def odd_tiers(draw: st.DrawFn) -> TierOption:
+    numbers = [draw(anything) for _ in range(7)]
+    return TierOption("t", draw(st.booleans()), *numbers)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    options=st.lists(odd_tiers(), min_size=1, max_size=3),
+    counts=st.tuples(integers, st.none() | integers, integers),
+    refill=anything,
+    remaining=st.none() | anything,
+)
+def test_costs_are_finite_and_not_negative_whatever_a_tier_and_a_request_say(
+    options, counts, refill, remaining
+):
+    tiers = [replace_tier(tier, name=f"t{i}") for i, tier in enumerate(options)]
+    prompt_tokens, max_tokens, num_choices = counts
+    request = RouteRequest(prompt_tokens, None, max_tokens=max_tokens, num_choices=num_choices)
+    points = PolicySetPoints(
+        slo=LatencySlo(ttft_s=1.0, tpot_s=0.1),
+        budget_remaining_usd=remaining,
+        budget_refill_usd_per_s=refill,
+        on_exhausted="queue",
+    )
+
+    decision = decide(request, tiers, points, PolicyState())
+
+    assert decision.tier is not None or decision.message
+    for verdict in decision.verdicts:
+        assert 0.0 <= verdict.expected_cost_usd <= verdict.reserve_cost_usd < math.inf
+        assert 0.0 <= verdict.slo_miss_probability <= 1.0
+    assert decision.retry_after_s is None or 0.0 <= decision.retry_after_s < math.inf
+
+
+@pytest.mark.parametrize(("cap", "admitted"), [(math.nan, False), (math.inf, True), (-1.0, False)])
+def test_a_senseless_share_is_a_ceiling_like_any_other(cap, admitted):
+    assert PolicyState(10).admits("large", cap) is admitted

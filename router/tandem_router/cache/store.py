@@ -152,6 +152,7 @@ class ResponseCache:
             self.stats.rejected += 1
             return False
         old = self._slots.get(key)
+        fresh = False
         if old is not None:
             fresh = self.ttl_s is None or answer.stored_at_s - old.answer.stored_at_s <= self.ttl_s
             if fresh and old.answer.tier_rank > answer.tier_rank:
@@ -161,6 +162,10 @@ class ResponseCache:
         priority = self._priority(key, answer)
         victims = self._victims(answer.size_bytes, priority)
         if victims is None:
+            if old is not None and fresh:  # its bytes are still free: nothing took them
+                self._slots[key] = old
+                self.used_bytes += old.answer.size_bytes
+                self._rank(key, old)
             self.stats.rejected += 1
             return False
         for victim in victims:

@@ -7,6 +7,7 @@ import math
 from tandem_router.policy.terms import LatencySlo, RouteRequest, TierOption
 
 _MILLION = 1e6
+_MOST_USD = 1e9  # per million tokens
 _MOST_TOKENS = 1e9  # beyond any context window: a length head that says so is broken
 
 
@@ -15,9 +16,10 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
 
     The mean of a skewed quantity from three quantiles is Swanson's 0.3/0.4/0.3 rule. Unusable
     quantiles (absent, NaN, negative) read as `tier.default_output_tokens`, with twice as much
-    set aside; both are bounded by the request's `max_tokens`.
+    set aside; both are bounded by the request's `max_tokens`. Never negative, never NaN.
     """
-    mean, high = tier.default_output_tokens, 2.0 * tier.default_output_tokens
+    usual = _usable(tier.default_output_tokens, _MOST_TOKENS)
+    mean, high = usual, 2.0 * usual
     lengths = request.score.output_tokens if request.score is not None else None
     quantiles = lengths.get(tier.name) if lengths else None
     if quantiles is not None and len(quantiles) == 3:
@@ -25,7 +27,8 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
         if low >= 0.0 and top <= _MOST_TOKENS and not math.isnan(low + mid + top):
             mean, high = 0.3 * low + 0.4 * mid + 0.3 * top, top
     if request.max_tokens is not None:
-        mean, high = min(mean, request.max_tokens), min(high, request.max_tokens)
+        most = max(0, request.max_tokens)
+        mean, high = min(mean, most), min(high, most)
     return mean, max(mean, high)
 
 
@@ -35,8 +38,8 @@ def expected_cost_usd(request: RouteRequest, tier: TierOption) -> tuple[float, f
     Finite and not negative whatever the inputs: an unusable price reads as free.
     """
     mean, high = expected_output_tokens(request, tier)
-    price_in = _usable(tier.usd_per_1m_input_tokens) / _MILLION
-    price_out = _usable(tier.usd_per_1m_output_tokens) / _MILLION
+    price_in = _usable(tier.usd_per_1m_input_tokens, _MOST_USD) / _MILLION
+    price_out = _usable(tier.usd_per_1m_output_tokens, _MOST_USD) / _MILLION
     prompt = max(0, request.prompt_tokens) * price_in
     choices = max(1, request.num_choices)
     return prompt + choices * mean * price_out, prompt + choices * high * price_out
@@ -45,8 +48,8 @@ def expected_cost_usd(request: RouteRequest, tier: TierOption) -> tuple[float, f
 def cost_usd(tier: TierOption, prompt_tokens: int, output_tokens: int) -> float:
     """Realised cost of an answer, from its usage."""
     return (
-        prompt_tokens * _usable(tier.usd_per_1m_input_tokens)
-        + output_tokens * _usable(tier.usd_per_1m_output_tokens)
+        prompt_tokens * _usable(tier.usd_per_1m_input_tokens, _MOST_USD)
+        + output_tokens * _usable(tier.usd_per_1m_output_tokens, _MOST_USD)
     ) / _MILLION
 
 
@@ -79,8 +82,11 @@ def _late(predicted_s: float | None, target_s: float | None, log_spread: float) 
         return 0.0
     if not log_spread > 0.0:
         return float(predicted_s > target_s)
-    return 0.5 * math.erfc(math.log(target_s / predicted_s) / (log_spread * math.sqrt(2.0)))
+    # A difference of logarithms: the quotient of two extreme numbers may be 0 or infinite.
+    ahead = math.log(target_s) - math.log(predicted_s)
+    return 0.5 * math.erfc(ahead / (log_spread * math.sqrt(2.0)))
 
 
-def _usable(price: float) -> float:
-    return price if math.isfinite(price) and price > 0.0 else 0.0
+def _usable(value: float, most: float) -> float:
+    """A finite number from 0 to `most`; one that is NaN, infinite or negative counts as 0."""
+    return min(value, most) if math.isfinite(value) and value > 0.0 else 0.0

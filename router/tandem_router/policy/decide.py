@@ -331,7 +331,8 @@ def _within_limits(
 def _refill_time(price: float, set_points: PolicySetPoints) -> float | None:
     missing = price - max(0.0, set_points.budget_remaining_usd or 0.0)
     rate = set_points.budget_refill_usd_per_s
-    return missing / rate if rate > 0.0 and math.isfinite(missing) and missing > 0.0 else None
+    wait_s = missing / rate if rate > 0.0 and missing > 0.0 else math.nan
+    return wait_s if math.isfinite(wait_s) else None
 
 
 def _refusal(

@@ -229,7 +229,10 @@ class PolicyState:
 
         Counted against the full window from the start, so that a young router does not refuse
         the tier outright, and lets at most floor(max_share x window) through in any window.
+        NaN admits nothing.
         """
+        if not 0.0 < max_share < 1.0:
+            return max_share >= 1.0
         count = self._counts.get(tier, 0)
         if len(self._recent) == self.window and self._recent[0][0] == tier:
             count -= 1  # this one leaves the window when the new request enters
