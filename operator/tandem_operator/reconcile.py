@@ -9,12 +9,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import ValidationError
-
-from tandem_operator.api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, ClusterApi
-from tandem_operator.manifests import explain, show_path
+from tandem_operator.api import ApiError, ClusterApi
+from tandem_operator.drift import needs_apply, stamp
+from tandem_operator.news import event, news_in
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.objects import (
     MANAGED,
@@ -25,7 +23,6 @@ from tandem_operator.plan.objects import (
     ROUTER_LABEL,
     Object,
     Problem,
-    digest,
 )
 from tandem_operator.plan.refused import refused_pods
 from tandem_operator.plan.status import (
@@ -40,11 +37,10 @@ from tandem_operator.plan.status import (
     router_status,
     service_endpoint,
 )
-from tandem_operator.resources import KINDS, SPECS, Model, Router
-from tandem_operator.resources.rules import violations
+from tandem_operator.resources import Model, Router
+from tandem_operator.stored import models_of, parse
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
-APPLIED_ANNOTATION = "tandem.dev/applied"
 
 LINK_RETRY_S = 5.0
 SECRET_RETRY_S = 30.0
@@ -155,9 +151,9 @@ class Reconciler:
             return result
         if obj["metadata"].get("deletionTimestamp"):
             return result
-        resource, problem = parse(obj)
-        if resource is None:
-            await self._refuse(obj, problem, result)
+        resource = parse(obj)
+        if isinstance(resource, Problem):
+            await self._refuse(obj, resource, result)
         elif isinstance(resource, Model):
             await self._model(resource, obj, result)
         elif isinstance(resource, Router):
@@ -225,8 +221,7 @@ class Reconciler:
         objects: dict[str, Object] = {}
         for name in models_of(obj):
             other = await self.api.get("Model", namespace, name)
-            parsed = parse(other)[0] if other is not None else None
-            if other is not None and isinstance(parsed, Model):
+            if other is not None and isinstance(parsed := parse(other), Model):
                 models[name], objects[name] = parsed, other
         routers: list[Router] = []
         if router.spec.scaling.mode == "Managed":
@@ -234,7 +229,7 @@ class Reconciler:
             used = set(models_of(obj))
             found = await self.api.select("Router", namespace)
             near = [o for o in found if used.intersection(models_of(o))]
-            routers = [r for o in near for r, _ in [parse(o)] if isinstance(r, Router)]
+            routers = [r for r in map(parse, near) if isinstance(r, Router)]
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         plan = plan_router(router, models, routers, self.settings, secrets.token_urlsafe(32))
@@ -333,10 +328,8 @@ class Reconciler:
                 return
         await self.api.delete("Secret", namespace, PEER_SECRET)
 
-    async def _refuse(self, obj: Object, problem: Problem | None, result: Result) -> None:
+    async def _refuse(self, obj: Object, problem: Problem, result: Result) -> None:
         """Say on the object itself why it is not run; what runs already keeps running."""
-        if problem is None:
-            return
         generation = int(obj["metadata"].get("generation", 1))
         old = (obj.get("status") or {}).get("conditions") or []
         conditions = [
@@ -387,153 +380,11 @@ class Reconciler:
             if error.status == 404:  # deleted meanwhile
                 return
             raise
-        for change in _turns(obj, status):
-            await self.api.create(self._event(obj, *change))
-
-    def _event(self, obj: Object, kind: str, reason: str, message: str) -> Object:
-        metadata, now = obj["metadata"], self.now()
-        return {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{metadata['name']}.{secrets.token_hex(8)}",
-                "namespace": metadata["namespace"],
-            },
-            "type": kind,
-            "reason": reason,
-            "message": message[:1024],
-            "involvedObject": {
-                "apiVersion": obj["apiVersion"],
-                "kind": obj["kind"],
-                "name": metadata["name"],
-                "namespace": metadata["namespace"],
-                "uid": metadata["uid"],
-            },
-            "source": {"component": FIELD_MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        for news in news_in(obj, status):
+            name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
+            await self.api.create(event(obj, news, name, self.now()))
 
 
 def _both_roles_ready(pods: list[Object]) -> bool:
     roles = {p["metadata"]["labels"].get(ROLE_LABEL) for p in pods if is_ready(p)}
     return {"prefill", "decode"} <= roles
-
-
-# Conditions whose turn from good to bad, or back, is news besides that of Ready.
-_NEWS = ("KVLinkReady", "SLOMet", "WithinBudget")
-
-
-def _turns(obj: Object, status: Object) -> list[tuple[str, str, str]]:
-    """Type, reason and message of the events that a new status is worth.
-
-    A pool whose count changed; Ready with another reason; a condition of `_NEWS` that turned.
-    """
-    old = obj.get("status") or {}
-    if obj["kind"] == "WorkerPool":
-        last = status.get("lastScale")
-        if not last or last == old.get("lastScale"):
-            return []
-        text = f"{last['before']} to {last['after']} workers: {last['reason']}"
-        return [("Normal", "Scaled", text)]
-    if obj["kind"] not in ("Model", "Router"):
-        return []
-    before = {c["type"]: c for c in old.get("conditions") or []}
-    found = []
-    for after in status.get("conditions") or []:
-        known = before.get(after["type"], {})
-        turned = {known.get("status"), after["status"]} == {"True", "False"}
-        other = any(known.get(k) != after.get(k) for k in ("status", "reason"))
-        if (after["type"] == "Ready" and other) or (after["type"] in _NEWS and turned):
-            good = after["status"] == "True" or after["reason"] == "Starting"
-            news = ("Normal" if good else "Warning", after["reason"], after["message"])
-            found += [news] if news not in found else []
-    return found
-
-
-def models_of(router: Object) -> list[str]:
-    """Names of the Models that a Router's tiers use, each once; works on any stored object."""
-    refs = [tier.get("modelRef") or {} for tier in router.get("spec", {}).get("tiers") or []]
-    return list(dict.fromkeys(str(ref["name"]) for ref in refs if "name" in ref))
-
-
-def parse(obj: Object) -> tuple[Any, Problem | None]:
-    """The typed resource, or None and what is wrong with it.
-
-    An apiserver with the CRDs refuses most of this earlier; fields that slip through are said here.
-    """
-    kind = KINDS[obj["kind"]]
-    try:
-        resource = kind.model_validate({"metadata": obj["metadata"], "spec": obj.get("spec") or {}})
-    except ValidationError as error:
-        texts = []
-        for item in error.errors(include_url=False):
-            loc = item["loc"]
-            path, message = explain(SPECS[obj["kind"]], {**item, "loc": loc[1:]})
-            texts.append(f"{show_path(('spec', *path))}: {message}")
-        return None, Problem("Accepted", "Invalid", "; ".join(texts))
-    wire = {"spec": resource.spec.to_wire()}
-    if broken := violations(obj["kind"], wire):
-        text = "; ".join(f"{show_path(v.path)}: {v.message}" for v in broken)
-        return None, Problem("Accepted", "Invalid", text)
-    return resource, None
-
-
-def stamp(obj: Object) -> Object:
-    """The object with an annotation that tells later what was applied."""
-    metadata = obj["metadata"]
-    annotations = {**metadata.get("annotations", {}), APPLIED_ANNOTATION: digest(obj)}
-    return {**obj, "metadata": {**metadata, "annotations": annotations}}
-
-
-def needs_apply(live: Object | None, wanted: Object) -> bool:
-    """Whether applying would change anything: absent, planned otherwise, or drifted."""
-    if live is None:
-        return True
-    applied = (live["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION)
-    if applied != wanted["metadata"]["annotations"][APPLIED_ANNOTATION]:
-        return True
-    return not contains(live, wanted)
-
-
-# Lists that server-side apply merges by a key: entries that others add are theirs.
-_MERGED_BY = {
-    "ownerReferences": "uid",
-    "containers": "name",
-    "initContainers": "name",
-    "volumes": "name",
-    "env": "name",
-    "volumeMounts": "mountPath",
-}
-
-
-def contains(live: Any, wanted: Any) -> bool:
-    """Whether live holds everything in wanted; an apiserver adds defaults, never takes away."""
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(
-            live.get(k) == v
-            if k in ATOMIC_MAPS
-            else _merged(live.get(k), v, _MERGED_BY[k])
-            if k in _MERGED_BY and isinstance(v, list)
-            else contains(live.get(k), v)
-            for k, v in wanted.items()
-            if v not in ({}, [])
-        )
-    if isinstance(wanted, list):
-        return (
-            isinstance(live, list)
-            and len(live) == len(wanted)
-            and all(contains(a, b) for a, b in zip(live, wanted, strict=True))
-        )
-    return bool(live == wanted)
-
-
-def _merged(live: Any, wanted: list[Any], key: str) -> bool:
-    if not isinstance(live, list):
-        return False
-    by_key = {entry.get(key): entry for entry in live if isinstance(entry, Mapping)}
-    return all(contains(by_key.get(entry.get(key)), entry) for entry in wanted)
-
-
-__all__ = ["ApiError", "Key", "Reconciler", "Result", "contains", "needs_apply", "parse", "stamp"]

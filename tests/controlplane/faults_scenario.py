@@ -28,11 +28,14 @@ sys.path.append(sys.path.pop(0))
 from apiproxy import ApiProxy, Faults, Write
 
 from tandem_operator.api import ApiError
+from tandem_operator.drift import needs_apply, stamp
 from tandem_operator.kube.client import KubeApi, connect, path
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router
 from tandem_operator.plan.objects import MANAGED, PEER_SECRET, REVISION_LABEL
-from tandem_operator.reconcile import OBSERVED_KINDS, needs_apply, parse, stamp
+from tandem_operator.reconcile import OBSERVED_KINDS
+from tandem_operator.resources import Model
+from tandem_operator.stored import parse
 
 Object = dict[str, Any]
 FAULTS_PER_LIFE = 12  # of one operator process
@@ -181,13 +184,13 @@ async def planned(api: KubeApi, namespace: str) -> dict[tuple[str, str], Object]
     objects: list[Object] = []
     models = {}
     for obj in await api.select("Model", namespace):
-        model, problem = parse(obj)
-        assert problem is None, problem
+        model = parse(obj)
+        assert isinstance(model, Model), model
         models[obj["metadata"]["name"]] = model
         pools = await api.select("WorkerPool", namespace)
         objects += plan_model(model, pools, [], settings, "").apply
     for obj in await api.select("Router", namespace):
-        objects += plan_router(parse(obj)[0], models, [], settings, "").apply
+        objects += plan_router(parse(obj), models, [], settings, "").apply
     return {(o["kind"], o["metadata"]["name"]): stamp(o) for o in objects}
 
 

@@ -202,10 +202,10 @@ def planned_pods() -> list[Object]:
     """The pod templates that the operator plans for the example."""
     from tandem_operator.manifests import load_paths
     from tandem_operator.plan import Settings, plan_model, plan_router
-    from tandem_operator.reconcile import parse
     from tandem_operator.resources import Model, Router
+    from tandem_operator.stored import parse
 
-    found = [parse(m.obj)[0] for m in load_paths([ROOT / "examples" / "01-hybrid"])]
+    found = [parse(m.obj) for m in load_paths([ROOT / "examples" / "01-hybrid"])]
     models = {m.metadata.name: m for m in found if isinstance(m, Model)}
     (router,) = [r for r in found if isinstance(r, Router)]
     plans = [plan_model(m, [], [], Settings(), "token") for m in models.values()]

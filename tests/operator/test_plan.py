@@ -11,8 +11,8 @@ import pytest
 
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router, revision_of
-from tandem_operator.plan.objects import merge_patch
-from tandem_operator.reconcile import parse
+from tandem_operator.plan.objects import Problem, merge_patch
+from tandem_operator.stored import parse
 from tandem_router.config import parse_config
 from tandem_worker.config import WorkerConfig
 
@@ -25,10 +25,8 @@ Object = dict[str, Any]
 
 def typed(text: str) -> Any:
     (obj,) = as_stored(text)
-    resource, problem = parse(
-        {**obj, "metadata": {"namespace": "default", "uid": "u", "name": "m"}}
-    )
-    assert problem is None
+    resource = parse({**obj, "metadata": {"namespace": "default", "uid": "u", "name": "m"}})
+    assert not isinstance(resource, Problem), resource
     return resource
 
 
@@ -280,7 +278,7 @@ async def test_a_router_gets_the_embedding_of_its_predictor(
 
 def test_a_missing_model_plans_nothing_and_says_so() -> None:
     manifests = load_text(BOTH)
-    resource, _ = parse({**manifests[2].obj, "metadata": {"name": "r", "namespace": "default"}})
+    resource = parse({**manifests[2].obj, "metadata": {"name": "r", "namespace": "default"}})
 
     plan = plan_router(resource, {}, [], Settings(), "token")
 

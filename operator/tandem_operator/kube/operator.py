@@ -23,7 +23,8 @@ from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.pods import WorkerPods, router_traffic
-from tandem_operator.reconcile import Key, Reconciler, models_of
+from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.stored import models_of
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
