@@ -1,0 +1,93 @@
+"""Tiers without a worker: replaced, waited for, woken, and what /ready says meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from two_tiers import Scores
+
+
+async def test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_named(
+    run_router: Any, make_worker: Any
+) -> None:
+    table = {"small": {"unified": [await make_worker()]}}
+
+    async with run_router(
+        table,
+        predictor=Scores(0.1, 0.9),
+        failover={"wait_s": 0.2, "wake_s": 0.2, "tier_wait_s": 0.05},
+    ) as (client, _):
+        routed = await client.chat()
+        forced = await client.chat(model="large")
+
+    assert routed.headers["x-tandem-tier"] == "small"
+    assert routed.headers["x-tandem-reason"] == "unavailable"
+    assert forced.status == 503
+    assert forced.headers["retry-after"]
+    assert "large" in forced.error["message"]
+
+
+async def test_a_request_is_held_until_a_worker_appears(run_router: Any, make_worker: Any) -> None:
+    worker = await make_worker()
+
+    async with run_router({}) as (client, app):
+        task = asyncio.ensure_future(client.chat(model="large"))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        app.set_table({"large": {"decode": (worker.url,)}})
+        reply = await task
+
+    assert reply.status == 200
+
+
+async def test_ready_needs_a_usable_worker_or_tiers_that_sleep(
+    run_router: Any, make_worker: Any
+) -> None:
+    """Scaled to zero it takes requests and holds them; without any table it knows nothing yet."""
+    worker = await make_worker()
+    gone = await make_worker()
+    await gone.stop()
+    async with run_router({}) as (client, app):
+        asleep = await client.get("/ready")
+        app.has_table = False
+        unknown = await client.get("/ready")
+        app.set_table({"large": {"decode": (gone.url,)}})
+        app.picker.failed(app.picker.worker(gone.url), "gone")
+        unreachable = await client.get("/ready")
+        app.set_table({"large": {"decode": (worker.url,)}})
+        usable = await client.get("/ready")
+        health = await client.get("/health")
+
+    statuses = [reply.status for reply in (asleep, unknown, unreachable, usable, health)]
+    assert statuses == [200, 503, 503, 200, 200]
+
+
+async def test_a_tier_that_sleeps_is_waited_for_as_long_as_a_worker_takes_to_start(
+    run_router: Any, make_worker: Any
+) -> None:
+    worker = await make_worker()
+    failover = {"wait_s": 0.2, "wake_s": 30.0, "tier_wait_s": 0.1}
+    async with run_router({}, failover=failover) as (client, app):
+        held = asyncio.create_task(client.chat(model="large"))
+        await asyncio.sleep(0.5)
+        waiting = not held.done()
+        app.set_table({"large": {"decode": (worker.url,)}})
+        answer = await held
+
+    assert waiting
+    assert answer.status == 200
+
+
+async def test_a_tier_that_never_wakes_is_refused_with_a_time_to_come_back(
+    run_router: Any,
+) -> None:
+    async with run_router({}, failover={"wait_s": 0.1, "wake_s": 0.2}) as (client, _):
+        answer = await client.chat(model="large")
+
+    assert answer.status == 503
+    assert answer.headers["retry-after"]
+    assert "no worker" in answer.error["message"]

@@ -1,0 +1,23 @@
+"""Two tiers with a worker each, and a predictor that says what a test wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tandem_router.policy import PlainScore
+
+
+class Scores:
+    """A predictor that says the same for every prompt and remembers what it was asked."""
+
+    def __init__(self, small: float, large: float) -> None:
+        self.quality = {"small": small, "large": large}
+        self.prompts: list[str] = []
+
+    def score(self, prompt: str) -> PlainScore:
+        self.prompts.append(prompt)
+        return PlainScore(self.quality)
+
+
+async def both(make_worker: Any) -> dict[str, Any]:
+    return {"small": {"unified": [await make_worker()]}, "large": {"decode": [await make_worker()]}}
