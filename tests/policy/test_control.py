@@ -173,6 +173,21 @@ def test_share_stays_within_two_points_in_every_window_while_gains_shift(target)
     assert worst <= 0.02
 
 
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.9])
+def test_share_is_held_while_every_gain_is_above_or_below_all_before_it(target, direction):
+    tracker, large = ShareTracker(target), []
+    for step in range(4000):
+        gain = direction * step / 10_000
+        large.append(gain > tracker.threshold)
+        tracker.observe(gain, large[-1])
+
+    counts = np.concatenate([[0], np.cumsum(large)])
+    worst = np.abs((counts[1000:] - counts[500:-500]) / 500 - target).max()
+
+    assert worst <= 0.03
+
+
 def test_share_is_held_even_when_all_gains_are_equal():
     tracker, large = ShareTracker(0.25), 0
     for _ in range(2000):

@@ -58,10 +58,12 @@ class ShareTracker:
         if len(self._sorted) < 16:
             return self.initial_threshold if self._excess <= 0.0 else math.inf
         rank = 1.0 - self.target + self._feedback()
+        # Past the ends, all or nothing: the next gain may lie beyond every recent one, and with
+        # gains that keep rising (or falling) each of them does.
         if rank <= 0.0:
-            return self._sorted[0] - 1e-9
+            return -math.inf
         if rank >= 1.0:
-            return self._sorted[-1] + 1e-9
+            return math.inf
         position = rank * (len(self._sorted) - 1)
         below = int(position)
         above = min(below + 1, len(self._sorted) - 1)
