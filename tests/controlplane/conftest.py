@@ -102,6 +102,11 @@ class Cluster:
         load("control").ask(self.run_dir, "start", name)
         self.down.discard(name)
 
+    def requests(self, namespace: str, account: str) -> list[Any]:
+        """What a ServiceAccount has asked the apiserver for so far; see audit.py."""
+        found: list[Any] = load("audit").requests(self.run_dir, namespace, account)
+        return found
+
     def get(self, *arguments: str) -> Any:
         """What `kubectl get -o json` returns."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))

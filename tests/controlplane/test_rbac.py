@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -170,17 +169,6 @@ def grants(objects: list[Object]) -> list[Grant]:
     ]
 
 
-def load(name: str) -> Any:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"controlplane_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @dataclass
 class Story:
     """What the operator asked for while resources lived, and objects as it had made them."""
@@ -213,7 +201,7 @@ def story(cluster: Any) -> Iterator[Story]:
     try:
         assert installed.returncode == 0, installed.stderr
         made = live(cluster)
-        log = load("audit").requests(cluster.run_dir, NAMESPACE, ACCOUNT)
+        log = cluster.requests(NAMESPACE, ACCOUNT)
         yield Story(log, made)
     finally:
         cluster.run("kubectl", "delete", "models,routers,asp", "--all", "-n", NAMESPACE)

@@ -3,7 +3,6 @@ each other."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -109,17 +108,6 @@ METRICS_API: list[Object] = [
 ]
 
 
-def load(name: str) -> Any:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"controlplane_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def scaled(cluster: Any) -> Iterator[Any]:
     """The chart, a Model without a place to run, and a Router that leaves scaling to others."""
@@ -184,7 +172,7 @@ def owner(cluster: Any) -> tuple[str, str]:
 
 def pool_writes(cluster: Any) -> int:
     """How often the operator has written the pool itself, its status aside."""
-    done = load("audit").requests(cluster.run_dir, NAMESPACE, "tandem-operator")
+    done = cluster.requests(NAMESPACE, "tandem-operator")
     return sum(r.writes and r.resource == "workerpools" for r in done)
 
 
