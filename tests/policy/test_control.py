@@ -338,6 +338,17 @@ def test_disagreeing_controllers_rank_money_over_share_over_quality():
     assert money.fallback_tier == "small"
 
 
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_set_points_are_numbers_that_json_can_hold_from_the_first_request_on(target):
+    control = OnlineControl(PolicySetPoints(), share=ShareTracker(target), share_ceiling=True)
+    for step in range(40):
+        assert math.isfinite(control.set_points(float(step)).gain_threshold)
+        control.share.observe(step / 100, True)
+
+    uncertified = OnlineControl(PolicySetPoints(), floor=QualityFloor(0.95))
+    assert math.isfinite(uncertified.set_points(0.0).gain_threshold)
+
+
 def test_shadow_cost_is_billed_to_the_budget():
     pacer = BudgetPacer(3600.0, 0.0)
     control = OnlineControl(PolicySetPoints(), pacer=pacer)

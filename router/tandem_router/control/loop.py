@@ -16,7 +16,7 @@ from tandem_router.control.pacing import BudgetPacer, Reservation
 from tandem_router.control.quality import QualityFloor
 from tandem_router.control.shadow import ShadowLabel, ShadowPlan, ShadowSampler
 from tandem_router.control.share import ShareTracker
-from tandem_router.policy import Decision, PolicySetPoints, Reason
+from tandem_router.policy import BEYOND_ANY_GAIN, Decision, PolicySetPoints, Reason
 
 # Under a binding budget "everything to the large tier" has to become a finite preference, or the
 # price of money would rank requests by cost alone. Half of the quality scale is more than any gain.
@@ -80,6 +80,8 @@ class OnlineControl:
         if self.share is not None:
             tracked = self.share.threshold
             threshold = max(threshold, tracked) if self.share_ceiling else tracked
+        # A controller says "all" or "none" by infinity, which JSON and gauges cannot show.
+        threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, threshold))
         if self.pacer is None:
             return replace(self.base, gain_threshold=threshold)
         if price > 0.0:

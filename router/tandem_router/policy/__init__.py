@@ -16,6 +16,7 @@ shadow labels. A predictor that is late or broken is told by `score=None` and `s
 from tandem_router.policy.cost import cost_usd, expected_cost_usd, slo_miss_probability
 from tandem_router.policy.decide import decide
 from tandem_router.policy.terms import (
+    BEYOND_ANY_GAIN,
     Decision,
     LatencySlo,
     Overrides,
@@ -32,6 +33,7 @@ from tandem_router.policy.terms import (
 )
 
 __all__ = [
+    "BEYOND_ANY_GAIN",
     "Decision",
     "LatencySlo",
     "Overrides",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from tandem_router.policy.cost import expected_cost_usd, slo_miss_probability
 from tandem_router.policy.terms import (
+    BEYOND_ANY_GAIN,
     Decision,
     PolicySetPoints,
     PolicyState,
@@ -155,8 +156,8 @@ def _quality(request: RouteRequest, name: str) -> float | None:
 def _cost_of(candidate: _Candidate, set_points: PolicySetPoints, request: RouteRequest) -> float:
     """Everything that counts against a tier, in quality points."""
     money = _money(candidate, set_points, request)
-    # Gains lie within -1..1: a threshold outside means "always" or "never".
-    height = min(1.001, max(-1.001, _finite(set_points.gain_threshold))) * candidate.height
+    threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, _finite(set_points.gain_threshold)))
+    height = threshold * candidate.height
     return money + height + _finite(set_points.slo.miss_penalty) * candidate.late
 
 

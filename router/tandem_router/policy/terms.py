@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
+#: Gains lie within -1..1: a threshold of this much means "never", its negative "always".
+BEYOND_ANY_GAIN = 1.001
+
 
 class Reason(StrEnum):
     """Why a tier was chosen, short enough for the `x-tandem-reason` header."""
