@@ -183,6 +183,8 @@ async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
     return TrafficFacts(
         predictor=str(first.get("predictor") or ""),
         threshold=_mean([points], "gain_threshold"),
+        quality_ratio=_mean(states, "expected_quality_ratio"),
+        content_blind_quality_ratio=_mean(states, "content_blind_quality_ratio"),
         tiers={
             name: TierFacts(
                 share=_mean(entries, "recent_share"),

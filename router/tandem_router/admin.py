@@ -112,6 +112,7 @@ def router_state(services: Services) -> dict[str, Any]:
         "control": asdict(services.routing.control.state(now)),
         "curve": [asdict(point) for point in services.routing.control.curve.points()],
         "expected_quality_ratio": services.routing.expected_quality_ratio,
+        "content_blind_quality_ratio": services.routing.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
         "num_inflight": services.admission.num_inflight,
         "cost_usd": cost,

@@ -237,7 +237,10 @@ class Routing:
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
         self._floor: PredictedFloor | None = None
-        self._expected: deque[tuple[float, float]] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
+        # Of each request: the chosen tier's place among the verdicts, and all their qualities.
+        self._expected: deque[tuple[int, tuple[float | None, ...]]] = deque(
+            maxlen=EXPECTED_QUALITY_WINDOW
+        )
         self._set_floor(predictor, threshold)
         self._show_set_points()
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
@@ -290,10 +293,16 @@ class Routing:
         None without a budget, and also when concurrent requests took the money in between:
         `has_budget` tells the two apart.
         """
-        chosen = next((v.quality for v in decision.verdicts if v.tier == decision.tier), None)
-        dearest = decision.verdicts[-1].quality
-        if decision.gain is not None and chosen is not None and dearest is not None:
-            self._expected.append((chosen, dearest))
+        qualities = tuple(verdict.quality for verdict in decision.verdicts)
+        chosen = next((i for i, v in enumerate(decision.verdicts) if v.tier == decision.tier), None)
+        dearest = qualities[-1]
+        if (
+            decision.gain is not None
+            and chosen is not None
+            and qualities[chosen] is not None
+            and dearest is not None
+        ):
+            self._expected.append((chosen, qualities))
             if self._floor is not None and self._floor.observe(decision.gain, dearest):
                 self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
         return self.control.decided(self._clock(), decision, request.num_prompt_tokens)
@@ -301,8 +310,30 @@ class Routing:
     @property
     def expected_quality_ratio(self) -> float | None:
         """Predicted quality of recent choices as a share of all-dearest; None without scores."""
-        dearest = sum(quality for _, quality in self._expected)
-        return sum(quality for quality, _ in self._expected) / dearest if dearest > 0.0 else None
+        dearest = sum(qualities[-1] or 0.0 for _, qualities in self._expected)
+        if dearest <= 0.0:
+            return None
+        return sum(qualities[chosen] or 0.0 for chosen, qualities in self._expected) / dearest
+
+    @property
+    def content_blind_quality_ratio(self) -> float | None:
+        """The same had each tier got as many of these requests, whatever was in them.
+
+        What the predictor is worth at equal cost is the difference. None without scores of every
+        tier.
+        """
+        known = [
+            (chosen, [quality for quality in qualities if quality is not None])
+            for chosen, qualities in self._expected
+            if None not in qualities
+        ]
+        if not known:
+            return None
+        columns = zip(*(found for _, found in known), strict=True)
+        totals: list[float] = [sum(column) for column in columns]
+        if totals[-1] <= 0.0:
+            return None
+        return sum(totals[chosen] for chosen, _ in known) / len(known) / totals[-1]
 
     @property
     def has_budget(self) -> bool:

@@ -98,7 +98,7 @@ class Observed:
         if not pods or pods[0]["metadata"]["labels"]["tandem.dev/router"] != "chat":
             return None
         tiers = {"small": TierFacts(0.71, 0.088, 0.012), "large": TierFacts(0.29, 0.31, 0.031)}
-        return TrafficFacts("chat-difficulty-3", 0.124, tiers)
+        return TrafficFacts("chat-difficulty-3", 0.124, 0.962, 0.914, tiers)
 
     async def _scaling(self, router: Any, *_: Any) -> list[dict[str, str]]:
         if router.metadata.name != "chat":

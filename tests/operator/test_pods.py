@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from tandem_operator import pods
-from tandem_operator.pods import ask_json
+from tandem_operator.plan.status import TierFacts
+from tandem_operator.pods import ask_json, router_traffic
+
+Object = dict[str, Any]
 
 
 @asynccontextmanager
@@ -51,3 +56,48 @@ async def test_what_is_not_http_is_no_answer(reply: bytes) -> None:
     async with answering(reply) as port:
         with pytest.raises(ValueError, match="is no HTTP"):
             await ask_json("127.0.0.1", port, "/x")
+
+
+async def test_what_the_pods_of_a_router_measured_is_averaged() -> None:
+    """One that does not answer, or was never asked for anything, changes nothing."""
+
+    def state(ratio: float | None, share: float) -> bytes:
+        body = {
+            "predictor": "v3",
+            "set_points": {"gain_threshold": 0.2},
+            "expected_quality_ratio": ratio,
+            "content_blind_quality_ratio": ratio and ratio - 0.1,
+            "tiers": [{"name": "small", "recent_share": share, "ttft_s": None}],
+        }
+        return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(body).encode()
+
+    replies = [state(0.9, 0.5), state(1.0, 0.7), state(None, 0.6), b"nonsense"]
+    async with serving(replies) as (hosts, port):
+        facts = await router_traffic([ready_pod(host) for host in hosts], port)
+
+    assert facts is not None
+    assert (facts.predictor, facts.threshold) == ("v3", 0.2)
+    assert facts.quality_ratio == pytest.approx(0.95)
+    assert facts.content_blind_quality_ratio == pytest.approx(0.85)
+    assert facts.tiers["small"] == TierFacts(share=pytest.approx(0.6))
+
+
+def ready_pod(ip: str) -> Object:
+    status = {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]}
+    return {"metadata": {"name": ip}, "status": status}
+
+
+@asynccontextmanager
+async def serving(replies: list[bytes]) -> AsyncIterator[tuple[list[str], int]]:
+    """A server on one port, at an address for each reply."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        host = writer.get_extra_info("sockname")[0]
+        writer.write(replies[hosts.index(host)])
+        writer.close()
+
+    hosts = [f"127.0.0.{i + 1}" for i in range(len(replies))]
+    server = await asyncio.start_server(answer, "0.0.0.0", 0)
+    async with server:
+        yield hosts, server.sockets[0].getsockname()[1]

@@ -8,12 +8,37 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.plan.status import LinkTest, first_blocker
+from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, first_blocker
+from tandem_operator.resources import RouterStatus
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_cluster import BOTH, NOW, Cluster
 
 Object = dict[str, Any]
+
+
+async def test_a_router_says_what_its_tiers_cost_and_what_its_predictor_is_worth() -> None:
+    cluster = Cluster(BOTH)
+    facts = TrafficFacts("v3", 0.1234, 0.9621, 0.914, {"small": TierFacts(0.75, 0.0881, None)})
+
+    async def traffic(_: list[Object]) -> TrafficFacts:
+        return facts
+
+    cluster.reconciler.traffic = traffic
+    await cluster.settle()
+    status = cluster.get("Router", "r")["status"]
+
+    assert status["tiers"] == [
+        {"name": "small", "ready": False, "usdPerHour": "0.1", "share": "0.75", "ttft": "88ms"},
+        {"name": "large", "ready": False, "usdPerHour": "1"},
+    ]
+    assert status["predictor"] == {
+        "version": "v3",
+        "threshold": "0.123",
+        "qualityRatio": "0.96",
+        "baselineQualityRatio": "0.91",
+    }
+    assert RouterStatus.model_validate(status).predictor is not None
 
 
 async def test_a_model_becomes_ready_when_each_role_has_a_worker_and_the_link_works() -> None:

@@ -95,6 +95,8 @@ async def test_expected_quality_is_shown_beside_the_floor(
         after = (await client.get("/admin/state")).json
         metrics = (await client.get("/metrics")).body.decode()
 
-    assert before["expected_quality_ratio"] is None
+    assert before["expected_quality_ratio"] is before["content_blind_quality_ratio"] is None
     assert after["expected_quality_ratio"] == pytest.approx((0.9 + 0.92) / (2 * 0.92))
+    # Half to each tier, whatever was asked: the small one is right about 0.6 on average.
+    assert after["content_blind_quality_ratio"] == pytest.approx((0.6 + 0.92) / (2 * 0.92))
     assert "tandem_expected_quality_ratio 0.98" in metrics

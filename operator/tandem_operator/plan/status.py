@@ -49,10 +49,16 @@ class TierFacts:
 
 @dataclass(frozen=True)
 class TrafficFacts:
-    """What the pods of a Router measured."""
+    """What the pods of a Router measured, and what its predictor expects of recent answers.
+
+    Ratios are fractions of the last tier's quality: with the choices as they were, and with as many
+    requests for each tier whatever is in them.
+    """
 
     predictor: str = ""
     threshold: float | None = None
+    quality_ratio: float | None = None
+    content_blind_quality_ratio: float | None = None
     tiers: Mapping[str, TierFacts] = field(default_factory=dict)
 
 
@@ -458,6 +464,11 @@ def router_status(
         status["predictor"] = {"version": traffic.predictor[:64]}
         if traffic.threshold is not None:
             status["predictor"]["threshold"] = f"{traffic.threshold:.3g}"
+        if traffic.quality_ratio is not None:
+            status["predictor"]["qualityRatio"] = f"{traffic.quality_ratio:.2f}"
+        if traffic.content_blind_quality_ratio is not None:
+            blind = f"{traffic.content_blind_quality_ratio:.2f}"
+            status["predictor"]["baselineQualityRatio"] = blind
     if old_status.get("decisions"):
         status["decisions"] = old_status["decisions"]
     return status
@@ -502,6 +513,8 @@ def _tiers(
         if tier.model_ref is not None:
             ready = _model_ready(models.get(tier.model_ref.name))
         entry: Object = {"name": tier.name, "ready": ready}
+        if tier.model_ref is not None and (price := _price_of(models.get(tier.model_ref.name))):
+            entry["usdPerHour"] = price
         facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()
         if facts.share is not None:
             entry["share"] = f"{facts.share:.2f}"
@@ -560,10 +573,15 @@ def _sum_gpus(router: Router, models: Mapping[str, Object]) -> int:
     )
 
 
+def _price_of(model: Object | None) -> str | None:
+    price: str | None = ((model or {}).get("status") or {}).get("usdPerHour")
+    return price
+
+
 def _router_price(router: Router, models: Mapping[str, Object]) -> float | None:
     total = 0.0
     for name in _used(router):
-        price = ((models.get(name) or {}).get("status") or {}).get("usdPerHour")
+        price = _price_of(models.get(name))
         if price is None:
             return None
         total += float(price)

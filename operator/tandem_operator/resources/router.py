@@ -304,9 +304,11 @@ class TierStatus(Resource):
     name: Name = Field(description="Name of the tier.")
     ready: bool = Field(default=False, description="Whether it can answer.")
     share: Decimal | None = Field(default=None, description="Share of requests, 0 to 1.")
-    ttft: Duration | None = Field(default=None, description="p95 time to first token.")
-    tpot: Duration | None = Field(default=None, description="p95 time per output token.")
-    usd_per_hour: Decimal | None = Field(default=None, description="US dollars per hour.")
+    ttft: Duration | None = Field(default=None, description="Smoothed time to first token.")
+    tpot: Duration | None = Field(default=None, description="Smoothed time per output token.")
+    usd_per_hour: Decimal | None = Field(
+        default=None, description="US dollars per hour of its Model's wanted workers."
+    )
 
 
 class PredictorStatus(Resource):
@@ -316,20 +318,15 @@ class PredictorStatus(Resource):
     threshold: ShortText | None = Field(
         default=None, description="Predicted gain above which the larger tier is taken."
     )
-    calibration_time: ShortText | None = Field(
-        default=None, description="When it was last calibrated, RFC 3339, UTC."
-    )
     quality_ratio: ShortText | None = Field(
-        default=None, description="Measured quality as a fraction of the last tier's."
-    )
-    quality_ratio_low: ShortText | None = Field(
-        default=None, description="Lower end of its 95 % interval."
-    )
-    quality_ratio_high: ShortText | None = Field(
-        default=None, description="Upper end of its 95 % interval."
+        default=None,
+        description="Quality that it expects of the last 500 answers, as a fraction of what it "
+        "expects had the last tier given them all.",
     )
     baseline_quality_ratio: ShortText | None = Field(
-        default=None, description="The same for content-blind routing at equal cost."
+        default=None,
+        description="The same for content-blind routing at equal cost: as many requests for each "
+        "tier, whatever is in them.",
     )
 
 
