@@ -276,6 +276,43 @@ def test_missing_metrics_hold_and_say_so():
     assert plan.decisions[0].reason == "the load is not measured: holding"
 
 
+@pytest.mark.parametrize("missing", ["Hold", "ScaleUp"])
+@pytest.mark.parametrize(
+    ("gpus", "woken"), [(5, {"small", "large"}), (4, {"small"}), (1, {"small"}), (0, set())]
+)
+def test_a_held_request_wakes_the_tiers_that_the_budget_allows(missing, gpus, woken):
+    """A worker of each pool needs 5 GPUs; a prefill worker without a decode worker is no use."""
+    loop = make_loop(ceilings=Ceilings(gpus=gpus), missing_metrics=missing, idle_after_s=60.0)
+    asleep = {pool.key: 0 for pool in POOLS}
+    seen = Observation(load(1.0), asleep, (), {}, 0.1)
+
+    plan = loop.step(5.0, seen)
+
+    assert plan.workers == {key: int(key[0] in woken) for key in asleep}
+    assert plan.within_budget
+    told = plan.decisions[-1].reason
+    assert ("the budget allows no more workers" in told) == (gpus < 5)
+
+
+@given(
+    gpus=st.integers(0, 30),
+    workers=st.tuples(*(st.integers(0, 8) for _ in POOLS)),
+    missing=st.sampled_from(["Hold", "ScaleUp"]),
+    rate=st.sampled_from([None, 0.0, 10.0]),
+)
+def test_without_metrics_nothing_shrinks_and_nothing_grows_over_the_budget(
+    gpus, workers, missing, rate
+):
+    loop = make_loop(ceilings=Ceilings(gpus=gpus), missing_metrics=missing)
+    before = {pool.key: count for pool, count in zip(POOLS, workers, strict=True)}
+    seen = Observation(None if rate is None else load(rate), before, (), {}, 0.1)
+
+    plan = loop.step(5.0, seen)
+
+    assert all(plan.workers[key] >= count for key, count in before.items())
+    assert plan.within_budget or plan.workers == before
+
+
 def test_idle_pools_sleep_only_after_the_time_given_and_wake_on_load():
     cluster = Cluster(make_loop(idle_after_s=600.0, down={}))
     cluster.run(60, 10.0)

@@ -57,6 +57,10 @@ class LoopSettings:
     # Per role: measured signals and where to hold them; the one that asks for most wins.
     signals: Mapping[Role, Mapping[str, float]] = field(default_factory=dict)
 
+    def within(self, workers: Mapping[tuple[str, Role], int]) -> bool:
+        """Whether these workers fit under the ceilings."""
+        return self.ceilings.allow(self.pools, workers)
+
 
 UP = Speed(window_s=0.0, max_step=8)
 DOWN = Speed(window_s=300.0, max_step=2)
@@ -132,7 +136,7 @@ class Autoscaler:
         future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
         measured = tuple(pool for pool in settings.pools if pool.tier in seen.profiles)
         unmeasured = [pool for pool in settings.pools if pool.tier not in seen.profiles]
-        ceilings = _left(settings.ceilings, unmeasured, current)
+        ceilings = settings.ceilings.beside(unmeasured, current)
 
         def sized(curve: Sequence[Operating], floor: float | None) -> Sizes:
             return size(measured, future, curve, seen.profiles, settings.slo, floor, ceilings)
@@ -180,7 +184,7 @@ class Autoscaler:
             threshold,
             tuple(decisions),
             sizes.slo_met if not unmeasured else None,
-            within_budget=_within(settings, workers),
+            within_budget=settings.within(workers),
         )
 
     def _note_traffic(
@@ -208,21 +212,18 @@ class Autoscaler:
         current: Mapping[tuple[str, Role], int],
         problem: str,
     ) -> Plan:
-        workers = dict(current)
-        asked = seen.load is not None and seen.load.usable and seen.load.requests_per_s > 0.0
         measured = seen.load is not None and seen.load.usable
         if measured and self._may_sleep(now):
             # What is missing is the routing curve, and nobody asks: that says enough.
             return self._put_to_sleep(now, seen, current)
-        for pool in self.settings.pools:
-            if self.settings.missing_metrics == "ScaleUp":
-                workers[pool.key] = min(pool.maximum, max(pool.minimum, workers[pool.key] + 1))
-            else:
-                workers[pool.key] = max(pool.minimum, workers[pool.key])
-            if workers[pool.key] == 0 and asked and pool.maximum > 0:
-                workers[pool.key] = 1  # without a worker there will never be a measurement
-        if self.settings.missing_metrics == "ScaleUp" and not _within(self.settings, workers):
-            workers = dict(current)
+        asked = seen.load is not None and measured and seen.load.requests_per_s > 0.0
+        wanted = {
+            pool.key: self._without_metrics(pool, current[pool.key], asked)
+            for pool in self.settings.pools
+        }
+        workers = self._raised(current, wanted)
+        if workers != wanted:
+            problem += ", the budget allows no more workers"
         for pool in self.settings.pools:
             if (after := workers[pool.key]) != current[pool.key]:
                 why = "a request waits" if asked else "below the minimum or not measured"
@@ -231,7 +232,25 @@ class Autoscaler:
         decision = ScalingDecision(now, "all", 0, 0, f"{problem}: holding")
         if not self.recent or self.recent[-1].reason != decision.reason:
             self.recent.append(decision)
-        return Plan(workers, seen.threshold, (decision,), None, _within(self.settings, workers))
+        return Plan(workers, seen.threshold, (decision,), None, self.settings.within(workers))
+
+    def _without_metrics(self, pool: PoolSpec, current: int, asked: bool) -> int:
+        """What a pool should have while nothing is known of it."""
+        more = 1 if self.settings.missing_metrics == "ScaleUp" else 0
+        # Without a worker there will never be a measurement.
+        lowest = max(pool.minimum, 1 if asked else 0)
+        return max(current, min(pool.maximum, max(lowest, current + more)))
+
+    def _raised(
+        self, current: Mapping[tuple[str, Role], int], wanted: Mapping[tuple[str, Role], int]
+    ) -> dict[tuple[str, Role], int]:
+        """What the ceilings allow of it: the first tiers first, all roles of one or none."""
+        workers = dict(current)
+        for tier in dict.fromkeys(pool.tier for pool in self.settings.pools):
+            own = {key: count for key, count in wanted.items() if key[0] == tier}
+            if self.settings.within({**workers, **own}):
+                workers.update(own)
+        return workers
 
     def _put_to_sleep(
         self, now: float, seen: Observation, current: Mapping[tuple[str, Role], int]
@@ -244,7 +263,7 @@ class Autoscaler:
                 before, after = current[pool.key], workers[pool.key]
                 name = f"{pool.tier}/{pool.role}"
                 decisions.append(self._record(now, name, before, after, "nobody asks: sleeping"))
-        within = _within(self.settings, workers)
+        within = self.settings.within(workers)
         return Plan(workers, seen.threshold, tuple(decisions), None, within)
 
     def _keeps_threshold(self, now: float, here: Operating, best: Sizes, fits: bool) -> bool:
@@ -325,7 +344,7 @@ class Autoscaler:
         """
         touched: set[tuple[str, Role]] = set()
         for floor in (wanted, {key: min(wanted[key], current[key]) for key in wanted}):
-            while not _within(self.settings, workers):
+            while not self.settings.within(workers):
                 spare = [p for p in self.settings.pools if workers[p.key] > floor[p.key]]
                 if not spare:
                     break
@@ -340,27 +359,6 @@ class Autoscaler:
         decision = ScalingDecision(now, pool, before, after, reason)
         self.recent.append(decision)
         return decision
-
-
-def _left(
-    ceilings: Ceilings, kept: Sequence[PoolSpec], current: Mapping[tuple[str, Role], int]
-) -> Ceilings:
-    """What the ceilings leave beside pools whose size stays as it is."""
-    gpus, usd = ceilings.gpus, ceilings.usd_per_hour
-    if gpus is not None:
-        gpus = max(0, gpus - sum(pool.gpus * current[pool.key] for pool in kept))
-    if usd is not None:
-        usd = max(0.0, usd - sum(pool.usd_per_hour * current[pool.key] for pool in kept))
-    return Ceilings(gpus, usd)
-
-
-def _within(settings: LoopSettings, workers: Mapping[tuple[str, Role], int]) -> bool:
-    gpus = sum(pool.gpus * workers[pool.key] for pool in settings.pools)
-    usd = sum(pool.usd_per_hour * workers[pool.key] for pool in settings.pools)
-    ceilings = settings.ceilings
-    return (ceilings.gpus is None or gpus <= ceilings.gpus) and (
-        ceilings.usd_per_hour is None or usd <= ceilings.usd_per_hour + 1e-9
-    )
 
 
 def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | None:

@@ -53,6 +53,23 @@ class Ceilings:
     gpus: int | None = None
     usd_per_hour: float | None = None
 
+    def allow(self, pools: Sequence[PoolSpec], workers: Mapping[tuple[str, Role], int]) -> bool:
+        """Whether so many workers of these pools fit."""
+        gpus = sum(pool.gpus * workers[pool.key] for pool in pools)
+        usd = sum(pool.usd_per_hour * workers[pool.key] for pool in pools)
+        return (self.gpus is None or gpus <= self.gpus) and (
+            self.usd_per_hour is None or usd <= self.usd_per_hour + 1e-9
+        )
+
+    def beside(self, kept: Sequence[PoolSpec], workers: Mapping[tuple[str, Role], int]) -> Ceilings:
+        """What is left beside pools whose size stays as it is."""
+        gpus, usd = self.gpus, self.usd_per_hour
+        if gpus is not None:
+            gpus = max(0, gpus - sum(pool.gpus * workers[pool.key] for pool in kept))
+        if usd is not None:
+            usd = max(0.0, usd - sum(pool.usd_per_hour * workers[pool.key] for pool in kept))
+        return Ceilings(gpus, usd)
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
