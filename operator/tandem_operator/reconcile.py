@@ -232,7 +232,12 @@ class Reconciler:
             routers = [r for r in map(parse, near) if isinstance(r, Router)]
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
-        plan = plan_router(router, models, routers, self.settings, secrets.token_urlsafe(32))
+        policy = router.spec.scaling.policy_ref
+        policy_found = policy is None or bool(
+            await self.api.get("AutoscalingPolicy", namespace, policy.name)
+        )
+        token = secrets.token_urlsafe(32)
+        plan = plan_router(router, models, routers, self.settings, token, policy_found)
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))

@@ -12,6 +12,7 @@ from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, first
 from tandem_operator.resources import RouterStatus
 
 sys.path.insert(0, str(Path(__file__).parent))
+from objects_table import POLICY
 from stored_cluster import BOTH, NOW, Cluster
 
 Object = dict[str, Any]
@@ -172,6 +173,12 @@ async def test_a_router_is_ready_when_a_pod_and_a_tier_are() -> None:
         (('unified: {usdPerHour: "0.1"}', "unified: {}"), "Accepted", "UnpricedRole", "usdPerHour"),
         (('usdPerHour: "2"}', 'usdPerHour: "0.5"}'), "WithinBudget", "OverSpend", "lower replicas"),
         (("{name: r}", "{name: small}"), "Accepted", "InvalidRouter", "ambiguous"),
+        (
+            ("  slo:", "  scaling: {mode: Managed, policyRef: {name: p}}\n  slo:"),
+            "Accepted",
+            "PolicyMissing",
+            "correct scaling.policyRef",
+        ),
     ],
 )
 async def test_problems_between_objects_are_conditions_with_the_fix(
@@ -186,6 +193,17 @@ async def test_problems_between_objects_are_conditions_with_the_fix(
     found = cluster.condition("Router", name, condition)
     assert (found["status"], found["reason"]) == ("False", reason)
     assert fix in found["message"]
+
+
+async def test_a_policy_that_comes_later_is_found() -> None:
+    managed = "  scaling: {mode: Managed, policyRef: {name: p}}\n"
+    cluster = Cluster(BOTH + managed)
+    await cluster.settle()
+
+    cluster.apply(POLICY)
+    await cluster.settle()
+
+    assert cluster.condition("Router", "r", "Accepted")["status"] == "True"
 
 
 async def test_two_managed_routers_on_one_model_are_told() -> None:

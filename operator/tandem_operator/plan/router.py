@@ -200,7 +200,7 @@ def missing_models(router: Router, models: Mapping[str, Model]) -> list[str]:
 
 
 def cross_problems(
-    router: Router, models: Mapping[str, Model], routers: list[Router]
+    router: Router, models: Mapping[str, Model], routers: list[Router], policy_found: bool
 ) -> list[Problem]:
     """What is wrong between this Router and other objects, each with its fix."""
     problems: list[Problem] = []
@@ -229,6 +229,15 @@ def cross_problems(
                         "scaling.mode of one of them to External or Fixed",
                     )
                 )
+    if spec.scaling.policy_ref is not None and not policy_found:
+        problems.append(
+            Problem(
+                "Accepted",
+                "PolicyMissing",
+                f"no AutoscalingPolicy {spec.scaling.policy_ref.name} in this namespace, so "
+                "built-in values hold; create it or correct scaling.policyRef",
+            )
+        )
     if spec.budget.usd_per_hour is not None:
         for name in used:
             if name in models and usd_per_hour(models[name]) is None:
@@ -249,13 +258,15 @@ def plan_router(
     routers: list[Router],
     settings: Settings,
     peer_token: str,
+    policy_found: bool = True,
 ) -> Plan:
     """What should exist for a Router.
 
-    models and routers: those of the same namespace. With a Model missing nothing is planned anew
-    and what runs keeps running.
+    models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
+    that it names exists there. With a Model missing nothing is planned anew and what runs keeps
+    running.
     """
-    plan = Plan(problems=cross_problems(router, models, routers))
+    plan = Plan(problems=cross_problems(router, models, routers, policy_found))
     if missing_models(router, models):
         return plan
     predictor = router.spec.predictor
