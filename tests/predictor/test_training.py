@@ -256,9 +256,23 @@ def test_a_shy_average_is_bent_to_the_gain_that_was_seen() -> None:
     np.testing.assert_allclose(utility.sum(axis=1), 0.0, atol=1e-9)
 
 
-def test_bending_a_gain_keeps_the_order_of_the_prompts() -> None:
+def test_a_gain_that_is_right_already_is_not_bent() -> None:
     views, labels, folds = synthetic(1500, good=True)
-    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("x", "y", "z")))
+
+    stack = stacking.fit(views, labels, folds, layout(("x", "y", "z"), ("z",)))
+
+    np.testing.assert_array_equal(stack.steps[0][0], stack.steps[0][1])
+
+
+def test_bending_a_gain_keeps_the_order_of_the_prompts() -> None:
+    draw = np.random.default_rng(2)
+    gain = np.where(draw.random(1500) < 0.6, 0.0, 0.9)[:, None]
+    labels = np.concatenate((np.zeros((1500, 1)), draw.random((1500, 1)) < gain), axis=1)
+    views = three_views(gain, 2) + 0.2 * draw.normal(size=(1500, 3, 2))
+    stack = stacking.fit(
+        views, labels, np.arange(1500) % 5, layout(("x", "y", "z"), ("x", "y", "z"))
+    )
+    assert len(stack.steps[0][0]) > 2
 
     raw = np.diff(stack.raw_utility(views), axis=1)[:, 0]
     said = np.diff(stack.apply(views)[1], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""What can be read off a prompt without training: length, digits, arithmetic, code, question form.
+"""What can be read off a prompt without training: length, digits, code, form, rarity of words.
 
 The order of :data:`NAMES` is the feature schema of an artifact. Every feature is computed from the
 bounded excerpt, except the length of the whole prompt, and nearly all by array operations.
@@ -12,6 +12,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
+from tandem_router.predictor import rarity
 from tandem_router.predictor.text import (
     DIGIT,
     LETTER,
@@ -126,7 +127,7 @@ NAMES: tuple[str, ...] = (
     "short_words",
     "first_word_length",
     "spaced_letters",
-) + tuple(f"words_{name}" for name in _WORD_SETS)
+) + (*(f"words_{name}" for name in _WORD_SETS), *rarity.NAMES)
 
 
 _KNOWN_WORDS = sorted(frozenset().union(*_WORD_SETS.values()))
@@ -223,7 +224,8 @@ def features(item: Reading) -> npt.NDArray[np.float64]:
     place = np.minimum(_KNOWN_HASHES.searchsorted(distinct), len(_KNOWN_HASHES) - 1)
     hit = _KNOWN_HASHES[place] == distinct
     groups = repeats[hit] @ _MEMBER[place[hit]]
-    return np.concatenate((row, groups * share**0.5)).astype(np.float32).astype(np.float64)
+    found = np.concatenate((row, groups * share**0.5, rarity.features(distinct)))
+    return found.astype(np.float32).astype(np.float64)
 
 
 class _Numbers:

@@ -37,8 +37,10 @@ MAX_LEAD = 5.0
 LEAD_ROWS = 800.0
 #: Rows' worth of belief that the average needs no rescaling.
 SLOPE_ROWS = 2000.0
-#: Rows' worth of belief, in each of 20 parts of its range, that the gain needs no bending.
-CURVE_ROWS = 100.0
+#: Rows' worth of belief, in each of 20 parts of its range, that a gain that is bent needs none.
+CURVE_ROWS = 60.0
+#: Standard errors by which bending has to lower the squared error on rows left out.
+CURVE_ERRORS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +158,30 @@ def fit(oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layou
     known = np.diff(labels, axis=1)
     return replace(
         straight,
-        steps=tuple(_step_curve(steps[:, i], known[:, i]) for i in range(num_tiers - 1)),
+        steps=tuple(_step_curve(steps[:, i], known[:, i], folds) for i in range(num_tiers - 1)),
     )
 
 
-def _step_curve(step: FloatArray, gain: FloatArray) -> Curve:
-    """From the predicted gain of one tier over the one before it to the gain that was seen."""
+def _step_curve(step: FloatArray, gain: FloatArray, folds: npt.NDArray[np.int64]) -> Curve:
+    """From the predicted gain of one tier over the one before it to the gain that was seen.
+
+    Straight unless bending it clearly helps on the rows left out: where it does not, a curve adds
+    noise, and the scores of two training parts become harder to compare.
+    """
+    straight = np.array([-BEYOND, BEYOND]), np.array([-BEYOND, BEYOND])
     rows = np.flatnonzero(~np.isnan(gain))
-    if len(rows) < MIN_ROWS:
-        ends = np.array([-BEYOND, BEYOND])
-        return ends, ends
+    if len(rows) < MIN_ROWS or len(np.unique(folds[rows])) < 2:
+        return straight
+    step, gain, folds = step[rows, None], gain[rows], folds[rows]
     curve = MonotoneCalibrator(strength=CURVE_ROWS, in_units=True)
-    curve.fit(step[rows, None], gain[rows])
+    bent = np.zeros(len(rows))
+    for fold in np.unique(folds):
+        outside = folds == fold
+        bent[outside] = curve.fit(step[~outside], gain[~outside]).predict(step[outside])
+    saved = (step[:, 0] - gain) ** 2 - (bent - gain) ** 2
+    if saved.mean() <= CURVE_ERRORS * saved.std() / np.sqrt(len(saved)):
+        return straight
+    curve.fit(step, gain)
     return curve.x_, curve.y_
 
 
