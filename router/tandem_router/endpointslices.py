@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +30,8 @@ SERVICE_LABEL = "kubernetes.io/service-name"
 WATCH_TIMEOUT_S = 240
 FIRST_RETRY_S = 0.5
 MAX_RETRY_S = 15.0
+# A watch that ends before this and told nothing would otherwise be asked for without a pause.
+SHORT_WATCH_S = 1.0
 
 
 def table_of(slices: Iterable[Mapping[str, Any]], services: Iterable[ServiceRef]) -> EndpointTable:
@@ -113,7 +115,9 @@ class _Expired(Exception):
 
 
 async def watch_slices(
-    config: EndpointSliceEndpoints, on_table: Callable[[EndpointTable], None]
+    config: EndpointSliceEndpoints,
+    on_table: Callable[[EndpointTable], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Hand over the table after every change; runs until cancelled."""
     api = _Api(config)
@@ -124,21 +128,31 @@ async def watch_slices(
         f"?labelSelector={selector}"
     )
     retry_s = FIRST_RETRY_S
+    slices: dict[str, Any] = {}
+    version = ""
+    clock = asyncio.get_running_loop().time
     try:
         while True:
+            began, news, failed = clock(), False, False
             try:
-                listed = json.loads(await (await api.get(path + "&limit=0")).read_all())
-                slices = {item["metadata"]["name"]: item for item in listed.get("items") or []}
-                on_table(table_of(slices.values(), config.services))
-                retry_s = FIRST_RETRY_S
-                version = listed["metadata"]["resourceVersion"]
-                while True:
-                    version = await _watch(api, path, version, slices, config, on_table)
+                if not version:
+                    listed = json.loads(await (await api.get(path + "&limit=0")).read_all())
+                    slices = {item["metadata"]["name"]: item for item in listed.get("items") or []}
+                    on_table(table_of(slices.values(), config.services))
+                    version = listed["metadata"]["resourceVersion"]
+                newest = await _watch(api, path, version, slices, config, on_table)
+                news, version = newest != version, newest
+                problem = "the watch ended at once; again"
             except _Expired:
-                continue
+                version, problem = "", "the listed version is gone at once; listing again"
             except (UpstreamError, ValueError, KeyError) as error:
-                logger.warning("EndpointSlices: %s; listing again in %.1f s", error, retry_s)
-                await asyncio.sleep(retry_s)
+                failed, version, problem = True, "", f"{error}; listing again"
+            useful = news or clock() - began >= SHORT_WATCH_S
+            if useful:
+                retry_s = FIRST_RETRY_S
+            if failed or not useful:
+                logger.warning("EndpointSlices: %s in %.1f s", problem, retry_s)
+                await sleep(retry_s)
                 retry_s = min(MAX_RETRY_S, retry_s * 2.0)
     finally:
         api.client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -261,16 +262,24 @@ def test_slices_become_the_table_without_unready_and_terminating_addresses() -> 
     }
 
 
-async def test_slices_are_watched_and_listed_again_after_a_410(tmp_path: Any) -> None:
-    import json
+def framed(*documents: Any) -> bytes:
+    body = b"".join(json.dumps(document).encode() + b"\n" for document in documents)
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
+
+def watching(url: str, folder: Any) -> EndpointSliceEndpoints:
+    return EndpointSliceEndpoints(
+        type="endpointslice",
+        namespace="prod",
+        services=REFS,
+        api_url=url,
+        credentials_dir=str(folder),
+    )
+
+
+async def test_slices_are_watched_and_listed_again_after_a_410(tmp_path: Any) -> None:
     (tmp_path / "token").write_text("token-1\n")
     requests: list[bytes] = []
-
-    def framed(*documents: Any, close: bool = False) -> bytes:
-        body = b"".join(json.dumps(document).encode() + b"\n" for document in documents)
-        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-
     first = {"metadata": {"resourceVersion": "5"}, "items": [slice_object("s", "10.0.0.1")]}
     added = {"type": "ADDED", "object": slice_object("l-decode", "10.0.0.3")}
     gone = {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
@@ -294,13 +303,7 @@ async def test_slices_are_watched_and_listed_again_after_a_410(tmp_path: Any) ->
             arrived.set()
 
     async with server(script) as url:
-        config = EndpointSliceEndpoints(
-            type="endpointslice",
-            namespace="prod",
-            services=REFS,
-            api_url=url,
-            credentials_dir=str(tmp_path),
-        )
+        config = watching(url, tmp_path)
         task = asyncio.ensure_future(endpointslices.watch_slices(config, on_table))
         async with asyncio.timeout(5):
             await arrived.wait()
@@ -312,3 +315,37 @@ async def test_slices_are_watched_and_listed_again_after_a_410(tmp_path: Any) ->
     assert b"/namespaces/prod/endpointslices?labelSelector=" in requests[0]
     assert b"resourceVersion=5" in requests[1]
     assert b"resourceVersion=7" in requests[2]
+
+
+GONE = framed({"type": "ERROR", "object": {"code": 410, "message": "too old"}})
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno"
+
+
+@pytest.mark.parametrize(
+    "watched", [framed(), GONE, FORBIDDEN], ids=["ends at once", "gone at once", "refused"]
+)
+async def test_a_watch_that_tells_nothing_is_asked_for_more_and_more_rarely(
+    tmp_path: Any, watched: bytes
+) -> None:
+    listed = framed({"metadata": {"resourceVersion": "5"}, "items": []})
+    waits: list[float] = []
+    enough = asyncio.Event()
+
+    async def script(n: int, reader: Any, writer: Any) -> None:
+        while True:
+            writer.write(watched if b"watch=1" in await read_request(reader) else listed)
+            await writer.drain()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 4:
+            enough.set()
+            await asyncio.Event().wait()
+
+    async with server(script) as url, asyncio.timeout(20):
+        watch = endpointslices.watch_slices(watching(url, tmp_path), lambda _: None, sleep)
+        task = asyncio.ensure_future(watch)
+        await enough.wait()
+        task.cancel()
+
+    assert waits == [endpointslices.FIRST_RETRY_S * 2**i for i in range(4)]
