@@ -199,6 +199,23 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     second.kill()
 
 
+async def test_a_lease_that_cannot_be_given_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The end goes on all the same: others take the lead when it has been silent long enough."""
+    clock, leases = Clock(), Leases()
+    replica = Replica("a", leases, clock)
+    await clock.advance(5)
+
+    async def refuse(*_: str) -> None:
+        raise ApiError(503, "the apiserver is away")
+
+    leases.get = refuse  # type: ignore[assignment]
+    await replica.elector.release()
+    replica.kill()
+
+    assert not replica.elector.leading
+    assert "others wait up to 15 s: the apiserver is away" in caplog.text
+
+
 @pytest.mark.parametrize("times", [(15, 15, 2), (10, 12, 2), (15, 10, 10), (15, 10, 0)])
 def test_lease_times_that_allow_two_leaders_are_refused(times: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="must rise"):

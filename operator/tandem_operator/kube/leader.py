@@ -122,13 +122,16 @@ class Elector:
         """Let another replica lead at once."""
         self.leading = False
         logger.info("%s lets another one lead", self._identity)
-        with contextlib.suppress(ApiError):
+        try:
             lease = await self._api.get("Lease", self._namespace, self._name)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                 lease["spec"].update(
                     holderIdentity="", leaseDurationSeconds=1, renewTime=self._now()
                 )
                 await self._api.replace(lease)
+        except ApiError as error:
+            wait_s = self.times.duration_s
+            logger.warning("lease not given back, others wait up to %g s: %s", wait_s, error)
 
     async def _try(self) -> bool:
         """Take or renew the Lease; whether this replica holds it now."""

@@ -18,7 +18,8 @@ async def reach_every_tier(url: str) -> None:
     """
     async with httpx.AsyncClient(trust_env=False) as client:
         while True:
-            with contextlib.suppress(httpx.TransportError):
+            # Nothing listens yet, or what does is not ready to say anything.
+            with contextlib.suppress(httpx.TransportError, ValueError):
                 usable = (await client.get(f"{url}/ready")).json().get("usable_workers")
                 if usable and 0 not in usable.values():
                     return
