@@ -141,6 +141,28 @@ def test_old_popularity_fades() -> None:
     assert not blocks.lookup(chain_hashes([1], 1))
 
 
+def test_a_prefix_hit_for_ever_costs_no_more_memory_each_time() -> None:
+    blocks = BlockManager(8, block_size=2)
+    hashes = chain_hashes([1, 2, 3, 4], 2)
+    taken = blocks.allocate(2)
+    assert taken is not None
+    for index, block_hash in enumerate(hashes):
+        blocks.publish(taken[index], block_hash, hashes[index - 1] if index else ROOT, index)
+    blocks.release(taken)
+
+    sizes = []
+    for _ in range(1000):
+        hits = blocks.lookup(hashes)
+        blocks.acquire(hits)
+        blocks.release(hits)
+        sizes.append(len(blocks._leaves))
+
+    assert max(sizes) <= 2 * blocks.num_blocks
+    blocks.check()
+    blocks.forget_cached()
+    assert blocks.num_free == 8
+
+
 def test_a_block_released_twice_is_a_bug_that_shows() -> None:
     blocks = BlockManager(2)
     taken = blocks.allocate(1)

@@ -1,4 +1,4 @@
-"""A prefill that is given up hands its blocks back, however it ends."""
+"""A prefill order is checked, and one that is given up hands its blocks back however it ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tandem_worker.engine.requests import ErrorEvent
+from tandem_worker.errors import RequestError
 from tandem_worker.server.metrics import WorkerMetrics
 from tandem_worker.server.prefill_service import PrefillService
 
@@ -60,15 +61,55 @@ class FakeEngine:
         self.gave_back.set()
 
 
-async def test_a_client_that_leaves_while_a_broken_push_ends_leaks_no_blocks() -> None:
-    push, engine = SlowPush(), FakeEngine()
-    service = PrefillService(
+def make_service(engine: FakeEngine, push: SlowPush) -> PrefillService:
+    return PrefillService(
         engine,  # type: ignore[arg-type]
         FakeSender(push),  # type: ignore[arg-type]
         WorkerMetrics("m"),
         vocab_size=10,
         max_model_len=64,
     )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"temperature": "hot"}, "temperature='hot' must be a number"),
+        ({"temperature": -1}, "temperature=-1 must be between"),
+        ({"num_logprobs": 5000}, "num_logprobs=5000 must be between"),
+        ({"stop_token_ids": 7}, "stop_token_ids=7 must be a list"),
+        ({"logit_bias": [[10, 1.0]]}, "logit_bias names token 10; the vocabulary ends at 9"),
+        ({"logit_bias": [3]}, "logit_bias=[3] must be a list of [token, bias] pairs"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0 must be between"),
+    ],
+)
+async def test_a_malformed_order_is_refused_before_it_reaches_the_engine(
+    sampling: dict[str, Any], said: str
+) -> None:
+    """One bad row would fail the whole step, and with it every other prompt in it."""
+    engine = FakeEngine()
+    push = SlowPush()
+    push.closed.set()
+    service = make_service(engine, push)
+
+    with pytest.raises(RequestError) as refused:
+        await service.prefill(ORDER | {"sampling": sampling})
+
+    assert said in str(refused.value)
+    assert refused.value.status == 400
+
+
+async def test_a_newer_peer_may_send_settings_that_this_release_does_not_know() -> None:
+    push = SlowPush()
+    push.closed.set()
+
+    with pytest.raises(RequestError, match="the push broke"):
+        await make_service(FakeEngine(), push).prefill(ORDER | {"sampling": {"typical_p": 0.5}})
+
+
+async def test_a_client_that_leaves_while_a_broken_push_ends_leaks_no_blocks() -> None:
+    push, engine = SlowPush(), FakeEngine()
+    service = make_service(engine, push)
     work = asyncio.create_task(service.prefill(ORDER))
     await push.closing.wait()
 

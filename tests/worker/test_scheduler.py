@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import given, settings
 
 from tandem_worker.engine.core import EngineCore
@@ -282,14 +281,36 @@ def test_a_step_that_fails_ends_its_requests_and_nothing_else() -> None:
     bench.add("unlucky", [1, 2, 3])
     bench.runner.fail_next = True
 
-    with pytest.raises(RuntimeError):
-        bench.step()
-    deliveries = bench.core.fail_all("out of memory")
+    bench.step()
     bench.add("later", [1, 2, 3])
     bench.run()
 
-    assert [type(event) for _, event in deliveries] == [ErrorEvent]
+    assert [type(event) for event in bench.events["unlucky"]] == [ErrorEvent]
     assert bench.tokens("later") == continuation([1, 2, 3], 4)
+    assert bench.core.num_failed_steps == 0
+
+
+def test_blocks_reserved_in_a_step_that_fails_are_announced_all_the_same() -> None:
+    """Else nobody would fill or give back those blocks, and the request would wait for ever."""
+    bench = Bench()
+    bench.add("unlucky", [1, 2, 3])
+    bench.add("remote", list(range(10)), remote_prefill=True)
+    bench.runner.fail_next = True
+
+    bench.step()
+
+    assert len(reserved(bench, "remote").block_ids) == 3
+    assert [type(event) for event in bench.events["unlucky"]] == [ErrorEvent]
+
+
+def test_steps_that_fail_in_a_row_are_counted() -> None:
+    bench = Bench()
+    for number in range(3):
+        bench.add(f"r{number}", [1, 2, 3])
+        bench.runner.fail_next = True
+        bench.step()
+
+    assert bench.core.num_failed_steps == 3
 
 
 # -- remote prefill ------------------------------------------------------------------------------
@@ -323,6 +344,31 @@ def test_a_remote_prefill_skips_the_prompt_and_goes_on_decoding() -> None:
 
     assert bench.tokens("r") == continuation(prompt, 4)
     assert all(num_tokens == 1 for step in bench.runner.steps for _, num_tokens in step)
+
+
+def test_a_preempted_sequence_has_its_answer_so_far_filled_too() -> None:
+    """A prefill of the prompt alone would leave the answer's own positions empty."""
+    bench = Bench(num_blocks=5)
+    bench.add("old", [1, 2, 3, 4], max_tokens=12)
+    bench.now_s += 1
+    prompt = [4, 3, 2, 1]
+    bench.add("young", prompt, max_tokens=12, remote_prefill=True)
+
+    announced: list[tuple[int, ...]] = []
+    for _ in range(200):
+        bench.step()
+        for event in bench.events["young"][len(bench.tokens("young")) + len(announced) :]:
+            assert isinstance(event, ReservedEvent)
+            announced.append(event.token_ids)
+            write_blocks(bench, event, list(event.token_ids))
+            for sink, token in bench.core.remote_done("young", next_token(event.token_ids), None):
+                sink(token)
+
+    assert bench.core.counters.num_preemptions > 0
+    assert [len(tokens) for tokens in announced] == sorted({len(t) for t in announced})
+    assert announced[-1] == (*prompt, *continuation(prompt, len(announced[-1]) - len(prompt)))
+    assert len(announced) > 1
+    assert bench.tokens("young") == continuation(prompt, 12)
 
 
 def test_a_remote_prefill_reserves_only_what_is_not_cached() -> None:
@@ -423,6 +469,46 @@ def test_prefill_pushes_blocks_it_had_in_its_cache() -> None:
     bench.step()
 
     assert [remote for _, _, remote in push.pushed] == [[20, 21, 22, 23]]
+
+
+def test_mlfq_takes_no_blocks_from_a_push_and_lets_it_go_on() -> None:
+    """Blocks that a push is reading would be overwritten under it."""
+    bench = Bench(
+        num_blocks=8, order="mlfq", max_num_seqs=1, max_batched_tokens=8, mlfq_quantum_tokens=4
+    )
+    push = add_push(bench, "p", list(range(20)), 0, [20, 21, 22, 23, 24])
+    bench.step()
+    bench.add("short", [1] * 16, max_tokens=2, priority=-1)
+
+    while not bench.finished:
+        bench.step()
+        bench.core.let_go("p")
+        bench.blocks.check()
+
+    assert bench.core.counters.num_preemptions == 0
+    assert [remote for _, _, remote in push.pushed] == [[20, 21], [22, 23], [24]]
+    assert bench.tokens("p") == continuation(list(range(20)), 1)
+    bench.run()
+    assert bench.tokens("short") == continuation([1] * 16, 2)
+
+
+def test_a_prefill_order_without_an_answer_still_draws_the_first_token() -> None:
+    bench = Bench()
+    push = FakePush()
+    bench.events["p"] = []
+    bench.core.add(
+        EngineRequest(
+            ScheduledSequence("p", [1, 2, 3], 3, pinned=True),
+            SamplingParams(temperature=0, max_tokens=0),
+            bench.events["p"].append,
+            push=push,
+            remote_block_ids=(7,),
+        )
+    )
+
+    bench.step()
+
+    assert bench.tokens("p") == continuation([1, 2, 3], 1)
 
 
 def test_a_broken_push_stops_the_prefill() -> None:

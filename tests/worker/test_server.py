@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -324,6 +325,31 @@ async def test_internal_and_model_routes_need_the_peer_token(start_worker: Any) 
     assert known.status_code == 200
 
 
+async def test_two_requests_of_one_id_do_not_disturb_each_other(
+    start_worker: Any, greedy: Greedy
+) -> None:
+    """A retry can reach the worker before it has seen that the first connection is gone."""
+    worker = await start_worker()
+    prompts = [worker.tokenizer.encode(text) for text in PROMPTS[:2]]
+    bodies = [{"prompt": p, "temperature": 0, "max_tokens": 30} for p in prompts]
+
+    answers = await asyncio.gather(
+        *(stream(worker, "/v1/completions", body, x_request_id="same") for body in bodies)
+    )
+    abandoned = asyncio.create_task(
+        post(worker, "/v1/completions", bodies[0] | {"max_tokens": 900}, x_request_id="same")
+    )
+    while not worker.num_requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    retried = asyncio.create_task(stream(worker, "/v1/completions", bodies[0], x_request_id="same"))
+    abandoned.cancel()
+    async with asyncio.timeout(20):
+        again = await retried
+
+    for prompt, events in zip([*prompts, prompts[0]], [*answers, again], strict=True):
+        assert token_ids(events) == greedy(prompt, 30)
+
+
 async def test_a_client_that_leaves_frees_its_blocks(start_worker: Any) -> None:
     worker = await start_worker(prefix_cache=False)
     body = {"prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
@@ -362,6 +388,33 @@ async def test_a_draining_worker_finishes_what_runs_and_refuses_the_rest(
     assert await drained
 
 
+async def test_draining_waits_for_a_request_whose_prompt_is_being_tokenized(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+    begun, go_on = threading.Event(), threading.Event()
+    encode = worker.tokenizer.encode
+
+    def slow(text: str, **options: Any) -> list[int]:
+        begun.set()
+        go_on.wait(20)
+        return encode(text, **options)
+
+    monkeypatch.setattr(worker.tokenizer, "encode", slow)
+    body = {"prompt": "a" * 9000, "max_tokens": 1}  # tokenized in another thread
+    asking = asyncio.create_task(post(worker, "/v1/completions", body))
+    await asyncio.to_thread(begun.wait, 20)
+
+    drained = asyncio.create_task(worker.drain(30))
+    await asyncio.sleep(0)
+    counted = worker.num_requests
+    go_on.set()
+
+    assert counted == 1
+    assert (await asking).status_code in (200, 400)
+    assert await drained
+
+
 async def test_load_and_metrics_tell_what_the_router_needs(start_worker: Any) -> None:
     worker = await start_worker("decode")
     await post(worker, "/v1/completions", {"prompt": "x", "max_tokens": 12, "ignore_eos": True})
@@ -397,6 +450,27 @@ async def test_a_worker_with_inconsistent_blocks_reports_itself_unhealthy(
     assert healthy.status_code == 200
     assert (sick.status_code, ready.status_code) == (503, 503)
     assert "inconsistent" in sick.json()["message"]
+
+
+async def test_a_worker_whose_steps_all_fail_reports_itself_unhealthy(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(worker.engine.core.runner, "execute", fail)
+        replies = [await post(worker, "/v1/completions", {"prompt": "x"})]
+        once = worker.failure
+        replies += [await post(worker, "/v1/completions", {"prompt": "x"}) for _ in range(2)]
+
+    assert [reply.status_code for reply in replies] == [500, 500, 500]
+    assert once is None
+    assert worker.failure == "3 steps in a row have failed"
+    async with httpx.AsyncClient(base_url=worker.url) as client:
+        assert (await client.get("/health")).status_code == 503
 
 
 async def test_tokenize_and_detokenize_are_inverse(start_worker: Any) -> None:

@@ -176,6 +176,43 @@ async def test_a_draining_prefill_worker_means_a_local_prefill(
     assert tokens == greedy(prompt, 8)
 
 
+async def test_a_preempted_answer_is_filled_remotely_once_more_and_goes_on(
+    start_worker: Any, greedy: Greedy
+) -> None:
+    prefill = await start_worker("prefill")
+    decode = await start_worker("decode", num_kv_blocks=6, prefix_cache=False)
+    long = decode.tokenizer.encode(TEXT * 12)
+    first, second = long[:190], long[7:137]  # three blocks each; the first soon needs a fourth
+
+    answers = await asyncio.gather(
+        *(
+            complete(decode, prompt, prefill.url, temperature=0, max_tokens=40, ignore_eos=True)
+            for prompt in (first, second)
+        )
+    )
+
+    assert decode.engine.core.counters.num_preemptions > 0
+    for prompt, (tokens, _) in zip((first, second), answers, strict=True):
+        until_end = greedy(prompt, 40)
+        assert tokens[: len(until_end)] == until_end
+    assert metric(decode, "tandem_worker_remote_prefills_total") == 3
+    assert metric(decode, "tandem_worker_remote_prefill_failures_total") == 0
+    assert await used_blocks(decode) == 0
+
+
+async def test_a_request_for_no_token_at_all_is_not_sent_to_a_prefill_worker(
+    pair: tuple[Worker, Worker],
+) -> None:
+    prefill, decode = pair
+    prompt = decode.tokenizer.encode(TEXT * 3)
+
+    tokens, choice = await complete(decode, prompt, prefill.url, max_tokens=0)
+
+    assert (tokens, choice["finish_reason"]) == ([], "length")
+    assert metric(decode, "tandem_worker_remote_prefill_failures_total") == 0
+    assert metric(decode, "tandem_worker_remote_prefills_total") == 0
+
+
 async def test_short_prompts_stay_here_when_told_so(
     start_worker: Any, pair: tuple[Worker, Worker]
 ) -> None:

@@ -232,6 +232,17 @@ class BlockManager:
         known.stamp = self._stamp
         if known.num_children == 0:
             heapq.heappush(self._leaves, (known.priority, known.stamp, block_hash))
+        if len(self._leaves) > 2 * self.num_blocks:
+            self._drop_stale_leaves()
+
+    def _drop_stale_leaves(self) -> None:
+        """Where hits are many and evictions rare, stale candidates would pile up for ever."""
+        self._leaves = [
+            (known.priority, known.stamp, block_hash)
+            for block_hash, known in self._known.items()
+            if known.num_children == 0 and self._references[known.block_id] == 0
+        ]
+        heapq.heapify(self._leaves)
 
     def _evict_one(self) -> None:
         while self._leaves:

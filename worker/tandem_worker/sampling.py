@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-from tandem_worker.errors import RequestError
 
 _MASK64 = (1 << 64) - 1
 
@@ -78,36 +75,6 @@ class SamplingParams:
     def to_wire(self) -> dict[str, Any]:
         """JSON-ready; the ``sampling`` object of POST /internal/prefill."""
         return asdict(self)
-
-    @classmethod
-    def from_wire(cls, data: Mapping[str, Any]) -> SamplingParams:
-        """Parse :meth:`to_wire`'s form; unknown keys are ignored (a newer peer may send more).
-
-        Raises:
-            RequestError: a value has the wrong type.
-        """
-        known: dict[str, Any] = {}
-        for item in fields(cls):
-            if item.name not in data:
-                continue
-            value = data[item.name]
-            if item.name == "stop_token_ids":
-                value = tuple(int(token) for token in value)
-            elif item.name == "logit_bias":
-                value = tuple((int(token), float(bias)) for token, bias in value)
-            elif item.name == "num_logprobs":
-                value = None if value is None else int(value)
-            elif item.name == "ignore_eos":
-                value = bool(value)
-            elif isinstance(item.default, float):
-                value = float(value)
-            else:
-                value = int(value)
-            known[item.name] = value
-        try:
-            return cls(**known)
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"sampling is malformed: {error}", param="sampling") from error
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -46,7 +46,7 @@ class Sequence:
         predicted_output_tokens: Expected length of the answer, for the orders that use it.
         remote_prefill: A prefill worker may fill the blocks.
         reuse_prefix: False where every position must really be computed (prompt log-probabilities).
-        pinned: Never preempted: a push is reading its blocks.
+        pinned: Never paused or preempted: a push is reading its blocks.
         salt: Keeps prefixes of different owners apart in the cache.
         num_computed_tokens: Positions whose keys and values are in ``block_ids``.
     """
@@ -292,18 +292,21 @@ class Scheduler:
         if self.order != "mlfq":
             return list(self.running), []
         # Under MLFQ a waiting sequence of a higher level pauses running ones: they keep their
-        # blocks (unless memory is needed) and simply sit out.
+        # blocks (unless memory is needed) and simply sit out. A pinned one cannot give its blocks
+        # up, so sitting out would only hold up who needs them.
         for sequence in self.waiting:
             if now_s - sequence.queued_since_s > self.limits.mlfq_starvation_s:
                 sequence.level = 0
                 sequence.queued_since_s = now_s
         everyone = sorted(self.running + self.waiting, key=lambda s: self._rank(s, now_s))
         chosen = {id(s) for s in everyone[: self.limits.max_num_seqs]}
-        running = [s for s in everyone if s.state is State.RUNNING]
-        return (
-            [s for s in running if id(s) in chosen],
-            [s for s in running if id(s) not in chosen],
-        )
+        running: list[Sequence] = []
+        paused: list[Sequence] = []
+        for sequence in everyone:
+            if sequence.state is State.RUNNING:
+                takes_part = sequence.pinned or id(sequence) in chosen
+                (running if takes_part else paused).append(sequence)
+        return running, paused
 
     def _rank(self, sequence: Sequence, now_s: float) -> tuple[float, ...]:
         """Sort key; the smallest goes first."""

@@ -85,7 +85,7 @@ class Tokenizer:
         """One token's text on its own, special tokens included."""
         return self.decode([token_id], skip_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], **variables: Any) -> str:
+    def render_chat(self, messages: Sequence[dict[str, Any]], /, **variables: Any) -> str:
         """The prompt that the chat template makes of messages.
 
         Raises:
@@ -105,7 +105,7 @@ class Tokenizer:
             raise RequestError(
                 f"the chat template refuses the messages: {error}", param="messages"
             ) from error
-        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise RequestError(
                 f"the chat template fails on the messages: {type(error).__name__}: {error}",
                 param="messages",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tandem_worker.engine.profile import StepProfile
@@ -23,6 +24,8 @@ from tandem_worker.engine.requests import (
     Work,
 )
 from tandem_worker.scheduler import Chunk, Scheduler, State, Step
+
+logger = logging.getLogger(__name__)
 
 Delivery = tuple[Sink, Event]
 
@@ -61,6 +64,8 @@ class EngineCore:
         self.scheduler = scheduler
         self.profile = StepProfile()
         self.counters = EngineCounters()
+        self.num_failed_steps = 0
+        """Steps that failed since one succeeded."""
         self._eos = eos_token_ids
         self._clock = clock
         self._requests: dict[str, EngineRequest] = {}
@@ -122,11 +127,15 @@ class EngineCore:
         self.scheduler.let_go(request_id)
 
     def fail_all(self, message: str) -> list[Delivery]:
-        """Give up every request after an error in a step; the blocks stay consistent."""
+        """Give up every request that no transfer works for (one that does reports by itself)."""
+        return self._fail(
+            [r for r in self._requests.values() if r.sequence.state is not State.AWAITING_KV],
+            message,
+        )
+
+    def _fail(self, requests: Iterable[EngineRequest], message: str) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for request in list(self._requests.values()):
-            if request.sequence.state is State.AWAITING_KV:
-                continue  # its transfer owns the blocks and reports by itself
+        for request in requests:
             del self._requests[request.request_id]
             self.scheduler.finish(request.sequence)
             self._count("error")
@@ -144,7 +153,14 @@ class EngineCore:
             return deliveries
         work = [Work(chunk, self._requests[chunk.sequence.request_id]) for chunk in step.chunks]
         started = time.perf_counter()
-        drawn = self.runner.execute(work, step.num_decodes, self._pusher(work))
+        try:
+            drawn = self.runner.execute(work, step.num_decodes, self._pusher(work))
+        except Exception as error:
+            logger.exception("a step failed; its requests end with an error")
+            self.num_failed_steps += 1
+            message = f"the step failed: {type(error).__name__}"
+            return deliveries + self._fail((item.request for item in work), message)
+        self.num_failed_steps = 0
         elapsed = time.perf_counter() - started
         self._account(step, elapsed)
         self.scheduler.advance(step)
@@ -157,8 +173,11 @@ class EngineCore:
     def _announce(self, request: EngineRequest) -> Delivery:
         sequence = request.sequence
         first = sequence.num_computed_tokens // self.scheduler.blocks.block_size
-        event = ReservedEvent(tuple(sequence.block_ids[first:]), sequence.num_computed_tokens)
-        return request.sink, event
+        return request.sink, ReservedEvent(
+            tuple(sequence.token_ids),
+            tuple(sequence.block_ids[first:]),
+            sequence.num_computed_tokens,
+        )
 
     def _pusher(self, work: Sequence[Work]) -> Callable[[int], None] | None:
         """What to call after each layer so that finished blocks leave at once."""
@@ -217,7 +236,7 @@ class EngineCore:
         if token is None:
             return []
         deliveries: list[Delivery] = []
-        finished_by_prompt = request.sampling.max_tokens == 0
+        finished_by_prompt = request.sampling.max_tokens == 0 and request.push is None
         if request.prompt_logprobs is not None:
             scores = tuple(request.collected_logprobs)
             reason: FinishReason | None = "length" if finished_by_prompt else None

@@ -51,9 +51,11 @@ class PromptLogprobsEvent:
 class ReservedEvent:
     """Blocks are reserved for a remote prefill.
 
-    ``block_ids`` cover positions from ``num_computed_tokens`` (block aligned) to the prompt's end.
+    ``token_ids`` is the sequence so far: the prompt, and what was generated before a preemption.
+    ``block_ids`` cover its positions from ``num_computed_tokens`` (block aligned) on.
     """
 
+    token_ids: tuple[int, ...]
     block_ids: tuple[int, ...]
     num_computed_tokens: int
 

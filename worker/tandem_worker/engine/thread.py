@@ -20,6 +20,9 @@ from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogp
 from tandem_worker.errors import InvariantError
 
 _CHECK_EVERY_S = 10.0
+_MAX_FAILED_STEPS = 3
+"""A device that has failed (a CUDA error is sticky) fails every step: the worker must be restarted,
+while one step may fail for what a single request asked."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._next_check_s = 0.0
         self.broken: str | None = None
+        """Why this engine can never serve again, or None."""
         self.load = self._snapshot()
 
     def start(self) -> None:
@@ -184,8 +188,11 @@ class EngineThread:
                 try:
                     deliveries += self.core.step()
                 except Exception as error:
-                    logger.exception("a step failed; its requests end with an error")
+                    logger.exception("scheduling failed; every request ends with an error")
+                    self.core.num_failed_steps += 1
                     deliveries += self.core.fail_all(f"the step failed: {type(error).__name__}")
+                if self.core.num_failed_steps >= _MAX_FAILED_STEPS:
+                    self.broken = f"{self.core.num_failed_steps} steps in a row have failed"
                 stalled = self.core.counters.num_steps == steps and not deliveries
             self.load = self._snapshot()
             if self.load.is_idle:

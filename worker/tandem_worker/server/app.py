@@ -237,9 +237,13 @@ class WorkerApp:
     ) -> None:
         worker = self._worker
         worker.check_accepting()
-        data = parse_body(call.body)
-        request = parse(data)
-        context = self._context(call.headers, data, request)
+        with worker.counted():
+            await self._answer(call, parse(parse_body(call.body)))
+
+    async def _answer(self, call: Call, request: CompletionRequest) -> None:
+        """Generate and send; aborts when the client leaves."""
+        worker = self._worker
+        context = self._context(call.headers, request)
         prompts = await self._prompts(request)
         max_tokens = self._max_tokens(request, prompts)
         worker.check_capacity(len(prompts) * request.n)
@@ -254,10 +258,9 @@ class WorkerApp:
         work = asyncio.create_task(answer(call, generation, writer))
         gone = asyncio.create_task(call.disconnected())
         try:
-            with worker.counted():
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if work.done():
-                    work.result()
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
         finally:
             for task in (work, gone):
                 task.cancel()
@@ -293,9 +296,7 @@ class WorkerApp:
         except RequestError as error:
             await _write(call, error_chunk(error.body()), more=False)
 
-    def _context(
-        self, headers: Mapping[str, str], data: Mapping[str, Any], request: CompletionRequest
-    ) -> RequestContext:
+    def _context(self, headers: Mapping[str, str], request: CompletionRequest) -> RequestContext:
         seed = request.seed
         if seed is None:
             seed = _header_int(headers, "x-tandem-seed")

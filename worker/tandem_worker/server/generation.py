@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from tandem_worker.server.remote_prefill import RemotePrefill
 
 _CONTEXT_TOKENS = 5
+
+_numbers = itertools.count(1)
+"""Sets requests of one id apart: a retry may arrive before its predecessor's end was noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Generation:
         self._metrics = metrics
         self._events: asyncio.Queue[tuple[_Choice, Event]] = asyncio.Queue()
         self._arrival_s = time.monotonic()
+        self._number = next(_numbers)
         self._choices = self._make_choices(max_tokens)
 
     @property
@@ -155,7 +160,7 @@ class Generation:
             RequestError: the engine failed.
         """
         for choice in self._choices:
-            if choice.index % self.request.n == 0:
+            if self._is_leader(choice):
                 if choice.is_done:
                     self._release_followers(choice)
                 else:
@@ -215,7 +220,7 @@ class Generation:
                 choices.append(
                     _Choice(
                         index=index,
-                        sequence_id=f"{self.context.request_id}-{index}",
+                        sequence_id=f"{self.context.request_id}-{index}.{self._number}",
                         prompt=prompt,
                         sampling=sampling,
                         text=self._answer_text(prompt, sampling),
@@ -244,7 +249,6 @@ class Generation:
     def _submit(self, choice: _Choice) -> None:
         context = self.context
         scored = self.request.echo and self.request.sampling.num_logprobs is not None
-        is_leader = choice.index % self.request.n == 0
         sequence = ScheduledSequence(
             request_id=choice.sequence_id,
             token_ids=[*choice.prompt, *choice.resumed],
@@ -253,7 +257,10 @@ class Generation:
             deadline_s=self._arrival_s + context.deadline_ms / 1e3 if context.deadline_ms else None,
             priority=context.priority,
             predicted_output_tokens=min(choice.sampling.max_tokens, 256),
-            remote_prefill=self._remote is not None and is_leader and not scored,
+            remote_prefill=self._remote is not None
+            and self._is_leader(choice)
+            and not scored
+            and choice.sampling.max_tokens > 0,
             reuse_prefix=not scored,
         )
         self._engine.add(
@@ -266,6 +273,10 @@ class Generation:
                 else None,
             )
         )
+
+    def _is_leader(self, choice: _Choice) -> bool:
+        """Whether it is the first choice of its prompt, whose blocks the others will hit."""
+        return choice.index % self.request.n == 0
 
     def _release_followers(self, choice: _Choice) -> None:
         """Start the other choices of a prompt once its blocks are in the prefix cache."""
@@ -281,7 +292,7 @@ class Generation:
         assert self.context.prefill_url is not None
         order = PrefillOrder(
             request_id=choice.sequence_id,
-            token_ids=(*choice.prompt, *choice.resumed),
+            token_ids=event.token_ids,
             num_prompt_tokens=len(choice.prompt),
             sampling=choice.sampling,
             deadline_ms=self.context.deadline_ms,
@@ -290,7 +301,7 @@ class Generation:
 
     def _on_token(self, choice: _Choice, event: TokenEvent) -> Delta:
         now_s = time.monotonic()
-        if choice.is_first:
+        if choice.is_first and self._is_leader(choice):  # the prompt is counted once, too
             self.num_cached_tokens += event.num_cached_tokens
         if choice.last_token_s:
             self._metrics.itl_s.observe(now_s - choice.last_token_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,8 @@ MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 _UINT64 = (1 << 64) - 1
+_LEAST_TEMPERATURE = 1e-5
+"""Below this the highest logit always wins, and logits divided by it could overflow."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ class Fields:
         return value
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A finite number within closed bounds."""
+        """A number within closed bounds."""
         value = self._data.get(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _wrong(name, value, "must be a number")
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # also where it is not a number
             raise _wrong(name, value, f"must be between {low:g} and {high:g}")
         return float(value)
 
@@ -207,20 +208,8 @@ def _shared(fields: Fields, *, num_logprobs: int | None, max_tokens: int | None)
     if options is not None and not isinstance(options, dict):
         raise _wrong("stream_options", options, "must be an object")
     n = fields.integer("n", 1, MAX_CHOICES) or 1
-    top_k = fields.integer("top_k", -1, 2**31 - 1) or 0
-    sampling = SamplingParams(
-        temperature=fields.number("temperature", 1.0, 0.0, 2.0),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0),
-        top_k=max(0, top_k),
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
-        frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 10.0),
-        num_logprobs=num_logprobs,
-        min_tokens=fields.integer("min_tokens", 0, 2**31 - 1) or 0,
-        stop_token_ids=fields.token_ids("stop_token_ids"),
-        ignore_eos=fields.flag("ignore_eos"),
-        logit_bias=_logit_bias(fields.raw("logit_bias")),
+    sampling = parse_sampling(
+        fields, num_logprobs=num_logprobs, logit_bias=_logit_bias(fields.raw("logit_bias"))
     )
     seed = fields.integer("seed", -(1 << 63), _UINT64)
     return {
@@ -235,6 +224,44 @@ def _shared(fields: Fields, *, num_logprobs: int | None, max_tokens: int | None)
         "include_usage": bool((options or {}).get("include_usage")),
         "resume_token_ids": _resume(fields.raw("tandem")),
     }
+
+
+def parse_sampling(
+    fields: Fields, *, num_logprobs: int | None, logit_bias: tuple[tuple[int, float], ...]
+) -> SamplingParams:
+    """How to draw; the same names and bounds in a client's body and in a prefill order.
+
+    Raises:
+        RequestError: a field breaks a rule.
+    """
+    temperature = fields.number("temperature", 1.0, 0.0, 2.0)
+    return SamplingParams(
+        temperature=0.0 if temperature < _LEAST_TEMPERATURE else temperature,
+        top_p=fields.number("top_p", 1.0, 0.0, 1.0),
+        top_k=max(0, fields.integer("top_k", -1, 2**31 - 1) or 0),
+        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
+        presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 10.0),
+        num_logprobs=num_logprobs,
+        min_tokens=fields.integer("min_tokens", 0, 2**31 - 1) or 0,
+        stop_token_ids=fields.token_ids("stop_token_ids"),
+        ignore_eos=fields.flag("ignore_eos"),
+        logit_bias=logit_bias,
+    )
+
+
+def parse_biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """``logit_bias`` as a prefill order carries it: pairs of token and bias.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and _are_token_ids(pair[:1]) for pair in value
+    ):
+        raise _wrong("logit_bias", value, "must be a list of [token, bias] pairs")
+    return tuple((token, Fields({"bias": b}).number("bias", 0.0, -100, 100)) for token, b in value)
 
 
 def _message(value: Any, index: int) -> dict[str, Any]:
@@ -283,7 +310,8 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         raise _wrong("logit_bias", value, "must map token ids to numbers")
     pairs = []
     for key, bias in value.items():
-        if not str(key).isdigit() or isinstance(bias, bool) or not isinstance(bias, int | float):
+        is_token_id = key.isascii() and key.isdigit() and len(key) <= 10
+        if not is_token_id or isinstance(bias, bool) or not isinstance(bias, int | float):
             raise _wrong("logit_bias", {key: bias}, "must map token ids to numbers")
         if not -100 <= bias <= 100:
             raise _wrong("logit_bias", {key: bias}, "must be between -100 and 100")

@@ -15,7 +15,7 @@ from tandem_worker.errors import RequestError
 from tandem_worker.sampling import SamplingParams
 from tandem_worker.scheduler import Sequence
 from tandem_worker.server.metrics import WorkerMetrics
-from tandem_worker.server.openai import Fields
+from tandem_worker.server.openai import MAX_LOGPROBS, Fields, parse_biases, parse_sampling
 from tandem_worker.server.remote_prefill import PROTOCOL_VERSION
 from tandem_worker.transfer.errors import TransferError
 from tandem_worker.transfer.interface import FinalState, KVSender, Push
@@ -145,6 +145,21 @@ class PrefillService:
             # Only now is nobody reading the blocks any more.
             self._engine.abort(request_id)
 
+    def _sampling(self, fields: Fields) -> SamplingParams:
+        """What the order says about drawing; unknown keys are a newer peer's and are ignored."""
+        biases = parse_biases(fields.raw("logit_bias") or [])
+        highest = max((token for token, _ in biases), default=0)
+        if highest >= self._vocab_size:
+            raise RequestError(
+                f"logit_bias names token {highest}; the vocabulary ends at {self._vocab_size - 1}",
+                param="sampling",
+            )
+        return parse_sampling(
+            fields,
+            num_logprobs=fields.integer("num_logprobs", 0, MAX_LOGPROBS),
+            logit_bias=biases,
+        )
+
     def _parse(self, data: Mapping[str, Any]) -> _Order:
         fields = Fields(data)
         version = fields.integer("version", 0, 2**31 - 1)
@@ -186,7 +201,7 @@ class PrefillService:
         sampling = fields.raw("sampling")
         if not isinstance(sampling, dict):
             raise RequestError("sampling must be an object", param="sampling")
-        params = SamplingParams.from_wire(sampling)
+        params = self._sampling(Fields(sampling))
         seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
         if seed is not None:
             params = replace(params, seed=seed & ((1 << 64) - 1))
