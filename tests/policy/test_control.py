@@ -349,6 +349,13 @@ def test_set_points_are_numbers_that_json_can_hold_from_the_first_request_on(tar
     assert math.isfinite(uncertified.set_points(0.0).gain_threshold)
 
 
+def test_a_floor_that_expects_more_labels_than_are_drawn_is_refused():
+    sampler = ShadowSampler(after_small=0.01)
+
+    with pytest.raises(ValueError, match=r"give it `sampler\.smallest_probability`"):
+        OnlineControl(PolicySetPoints(), floor=QualityFloor(0.95), sampler=sampler)
+
+
 def test_shadow_cost_is_billed_to_the_budget():
     pacer = BudgetPacer(3600.0, 0.0)
     control = OnlineControl(PolicySetPoints(), pacer=pacer)

@@ -224,6 +224,21 @@ def test_out_of_distribution_falls_back_to_the_large_tier_or_to_length_rank():
     assert (short.tier, long.tier) == ("small", "large")
 
 
+@pytest.mark.parametrize("floor", [0.7, 0.8, 0.9, 0.99])
+def test_a_floor_is_of_the_dearest_tier_also_while_that_tier_is_away(floor):
+    tiers = (
+        TierOption("small", usd_per_1m_output_tokens=1.0),
+        TierOption("middle", usd_per_1m_output_tokens=5.0),
+        TierOption("large", usd_per_1m_output_tokens=20.0, available=False),
+    )
+    score = PlainScore({"small": 0.60, "middle": 0.65, "large": 0.90})
+    request = RouteRequest(400, score, overrides=Overrides(quality=floor))
+
+    decision = decide(request, tiers, PolicySetPoints(lambda_per_usd=1000.0))
+
+    assert decision.tier == "middle"
+
+
 # Properties.
 
 anything = st.floats(allow_nan=True, allow_infinity=True)

@@ -49,6 +49,9 @@ class OnlineControl:
         floor: certifies how high the threshold may go; replaces `base.gain_threshold`.
         sampler: draws shadow requests.
         shift: makes every controller forget when traffic changes.
+
+    Raises:
+        ValueError: the sampler draws some requests more rarely than the floor allows for.
     """
 
     def __init__(
@@ -62,6 +65,12 @@ class OnlineControl:
         sampler: ShadowSampler | None = None,
         shift: TrafficShift | None = None,
     ) -> None:
+        if floor and sampler and floor.smallest_probability > sampler.smallest_probability:
+            raise ValueError(
+                f"smallest_probability={floor.smallest_probability} of the quality floor is above "
+                f"the sampler's {sampler.smallest_probability}, and its certificate would not "
+                "hold; give it `sampler.smallest_probability`"
+            )
         self.base = base
         self.pacer = pacer
         self.share = share

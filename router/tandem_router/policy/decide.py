@@ -245,7 +245,7 @@ def _preferred(
         tier = _without_score(candidates, request, set_points, state, by_length=False)
         return tier, Reason.PREDICTOR_FAILED
     best = _best(scored)
-    floored = _best(_above_floor(scored, _floor(request, set_points)))
+    floored = _best(_above_floor(scored, _floor(request, set_points), scored[-1]))
     if floored is not best:
         return floored, Reason.QUALITY_FLOOR
     if best is not _best(scored, set_points=set_points):
@@ -289,14 +289,17 @@ def _floor(request: RouteRequest, set_points: PolicySetPoints) -> float | None:
     return min(1.0, max(floors)) if floors else None
 
 
-def _above_floor(scored: list[_Candidate], floor: float | None) -> list[_Candidate]:
-    """Tiers whose predicted quality is at least `floor` times the dearest scored tier's."""
+def _above_floor(
+    scored: list[_Candidate], floor: float | None, reference: _Candidate
+) -> list[_Candidate]:
+    """Tiers whose predicted quality is at least `floor` times that of `reference`, the dearest
+    scored tier; where ceilings leave none of these, the best of what they leave."""
     if floor is None:
         return scored
-    reference = scored[-1]
     assert reference.quality is not None
     bar = floor * reference.quality
-    return [c for c in scored if c is reference or (c.quality is not None and c.quality >= bar)]
+    found = [c for c in scored if c is reference or (c.quality is not None and c.quality >= bar)]
+    return found or [max(scored, key=lambda c: (c.quality or 0.0, -c.cost, -c.rank))]
 
 
 def _within_limits(
@@ -323,7 +326,8 @@ def _within_limits(
         return (spare[0], Reason.MAX_SHARE) if spare else (None, blocked)
     scored = [candidate for candidate in left if candidate.utility is not None]
     if scored:
-        return _best(_above_floor(scored, _floor(request, set_points))), blocked
+        dearest = [candidate for candidate in candidates if candidate.utility is not None][-1]
+        return _best(_above_floor(scored, _floor(request, set_points), dearest)), blocked
     # Without scores: the nearest tier below the preferred one in price, else the cheapest left.
     below = [candidate for candidate in left if candidate.rank < preferred.rank]
     return (below[-1] if below else left[0]), blocked
