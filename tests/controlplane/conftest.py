@@ -21,6 +21,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CLUSTER = HERE / "cluster.py"
 CLIENT = HERE / "client.py"
+CRDS = HERE.parents[1] / "charts" / "tandem" / "files" / "crds"
 START_TIMEOUT_S = 90.0
 
 
@@ -150,3 +151,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def crds(cluster: Cluster) -> Cluster:
+    """A cluster that knows the kinds. They stay: every release in these tests takes them over."""
+    if cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0:
+        # As Helm, so that a chart takes them over.
+        cluster.kubectl("apply", "--server-side", "--field-manager=helm", "-f", str(CRDS))
+        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    return cluster

@@ -118,13 +118,9 @@ async def observed() -> Store:
 
 
 @pytest.fixture(scope="module")
-def shown(cluster: Any) -> Iterator[Any]:
+def shown(crds: Any) -> Iterator[Any]:
     """The objects with their statuses on the real apiserver, and nobody who changes them."""
-    crds = str(ROOT / "charts" / "tandem" / "files" / "crds")
-    if cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0:
-        # As Helm, so that a chart takes them over.
-        cluster.kubectl("apply", "--server-side", "--field-manager=helm", "-f", crds)
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    cluster = crds
     # None is there, unless tests of other files ran between those of this one.
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     cluster.kubectl("create", "namespace", NAMESPACE)

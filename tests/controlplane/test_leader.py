@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 SCENARIO = str(Path(__file__).resolve().parent / "faults_scenario.py")
-CRDS = Path(__file__).resolve().parents[2] / "charts" / "tandem" / "files" / "crds"
 
 
 @pytest.fixture(scope="module")
-def found(cluster: Any) -> Iterator[dict[str, Any]]:
+def found(crds: Any) -> dict[str, Any]:
     """Steady work; the leader is killed, then stopped for longer than its lease, then ended."""
-    ours = cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0
-    if ours:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    command = (sys.executable, SCENARIO, "leader", str(cluster.run_dir / "pki"), "1")
-    result = cluster.run(*command, timeout_s=150.0)
+    command = (sys.executable, SCENARIO, "leader", str(crds.run_dir / "pki"), "1")
+    result = crds.run(*command, timeout_s=150.0)
     assert result.returncode == 0, result.stderr
-    yield json.loads(result.stdout)
-    if ours:
-        cluster.kubectl("delete", "-f", str(CRDS), "--timeout=60s")
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 def test_writes_of_two_holders_never_interleave(found: dict[str, Any]) -> None:

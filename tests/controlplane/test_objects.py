@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import yaml
 
 from tandem_operator.resources import API_VERSION, KINDS
@@ -60,17 +59,6 @@ def _table() -> ModuleType:
 
 
 TABLE = _table()
-
-
-@pytest.fixture(scope="module")
-def crds(cluster: Any) -> Any:
-    """A cluster that knows the kinds."""
-    folder = str(ROOT / "charts" / "tandem" / "files" / "crds")
-    if cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0:
-        # As Helm, so that a chart takes them over.
-        cluster.kubectl("apply", "--server-side", "--field-manager=helm", "-f", folder)
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    return cluster
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

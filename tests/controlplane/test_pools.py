@@ -5,12 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-CRDS = Path(__file__).resolve().parents[2] / "charts" / "tandem" / "files" / "crds"
 NAMESPACE = "pools"
 IN = ("--namespace", NAMESPACE)
 
@@ -46,12 +44,9 @@ RESOURCES = "---\n".join(
 
 
 @pytest.fixture(scope="module")
-def pools(cluster: Any) -> Iterator[Any]:
+def pools(crds: Any) -> Iterator[Any]:
     """An operator of the namespace, and the four Models."""
-    ours = cluster.run("kubectl", "get", "crd", "models.tandem.dev").returncode != 0
-    if ours:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    cluster = crds
     cluster.kubectl("create", "namespace", NAMESPACE)
     flags = ("--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0", "--worker-image", "none:1")
     log = cluster.run_dir / "pools-operator.log"
@@ -72,8 +67,6 @@ def pools(cluster: Any) -> Iterator[Any]:
         operator.wait(timeout=30)
         cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
         cluster.run("kubectl", "delete", "priorityclass", "pools-high")
-        if ours:
-            cluster.kubectl("delete", "-f", str(CRDS), "--timeout=60s")
 
 
 @pytest.mark.parametrize(
