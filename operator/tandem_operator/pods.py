@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tandem_operator.api import ClusterApi
+from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
-from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, is_ready
+from tandem_operator.plan.pods import is_ready
+from tandem_operator.plan.router_status import TierFacts, TrafficFacts
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0

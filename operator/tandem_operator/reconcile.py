@@ -14,6 +14,8 @@ from tandem_operator.api import ApiError, ClusterApi
 from tandem_operator.drift import needs_apply, stamp
 from tandem_operator.news import event, news_in
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
+from tandem_operator.plan.conditions import condition
+from tandem_operator.plan.model_status import LinkTest, asleep, model_status, pool_status
 from tandem_operator.plan.objects import (
     MANAGED,
     MODEL_LABEL,
@@ -24,19 +26,9 @@ from tandem_operator.plan.objects import (
     Object,
     Problem,
 )
+from tandem_operator.plan.pods import first_blocker, is_ready
 from tandem_operator.plan.refused import refused_pods
-from tandem_operator.plan.status import (
-    LinkTest,
-    TrafficFacts,
-    asleep,
-    condition,
-    first_blocker,
-    is_ready,
-    model_status,
-    pool_status,
-    router_status,
-    service_endpoint,
-)
+from tandem_operator.plan.router_status import TrafficFacts, router_status, service_endpoint
 from tandem_operator.resources import Model, Router
 from tandem_operator.stored import models_of, parse
 

@@ -22,7 +22,8 @@ import yaml
 from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_paths
 from tandem_operator.plan import Settings
-from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts
+from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.router_status import TierFacts, TrafficFacts
 from tandem_operator.reconcile import Key, Reconciler
 
 Object = dict[str, Any]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tandem_operator.autoscale.settings import loop_settings
 from tandem_operator.budget import budget_split
 from tandem_operator.plan import Settings
-from tandem_operator.plan.router import router_config
+from tandem_operator.plan.router_config import router_config
 from tandem_operator.resources import Model, Router
 
 MODEL_TIER = {"name": "small", "modelRef": {"name": "s"}}

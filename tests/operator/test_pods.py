@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tandem_operator import pods
-from tandem_operator.plan.status import TierFacts
+from tandem_operator.plan.router_status import TierFacts
 from tandem_operator.pods import ask_json, router_traffic
 
 Object = dict[str, Any]

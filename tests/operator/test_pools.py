@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.plan.status import LinkTest, first_blocker
+from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.pods import first_blocker
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_cluster import Cluster

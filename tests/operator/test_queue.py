@@ -13,7 +13,7 @@ from tandem_operator.kube.cache import SECRET_S, CachedApi
 from tandem_operator.kube.queue import MAX_DELAY_S, REST_S, WorkQueue
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.plan.objects import ROUTER_LABEL
-from tandem_operator.plan.status import TrafficFacts
+from tandem_operator.plan.router_status import TrafficFacts
 from tandem_operator.reconcile import Key
 
 Object = dict[str, Any]

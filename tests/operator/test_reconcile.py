@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tandem_operator.api import ApiError
 from tandem_operator.drift import contains
 from tandem_operator.local.store import Store
-from tandem_operator.plan.status import LinkTest
+from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.reconcile import COST_ANNOTATION, LINK_RETRY_S, UNSEEN_RETRY_S
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.plan.status import LinkTest, TierFacts, TrafficFacts, first_blocker
+from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.pods import first_blocker
+from tandem_operator.plan.router_status import TierFacts, TrafficFacts
 from tandem_operator.resources import RouterStatus
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -23,7 +23,7 @@ from tandem_operator.plan.objects import (
     Object,
     Settings,
 )
-from tandem_operator.plan.status import is_ready
+from tandem_operator.plan.pods import is_ready
 from tandem_operator.pods import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec

@@ -25,7 +25,7 @@ from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
-from tandem_operator.plan.status import is_ready
+from tandem_operator.plan.pods import is_ready
 from tandem_operator.pods import WorkerPods, router_traffic
 from tandem_operator.reconcile import Key, Reconciler
 from tandem_operator.stored import models_of

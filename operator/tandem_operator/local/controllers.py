@@ -19,8 +19,8 @@ from tandem_operator.plan.objects import (
     ROUTER_LABEL,
     digest,
 )
+from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router import endpoints_name
-from tandem_operator.plan.status import is_ready
 
 Object = dict[str, Any]
 HASH_LABEL = "pod-template-hash"

@@ -9,11 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from tandem_operator.plan.objects import (
+    CONFIG_DIR,
     MODEL_LABEL,
+    PEER_DIR,
     PEER_SECRET,
     REVISION_LABEL,
     ROLE_LABEL,
     ROUTER_LABEL,
+    SCRATCH_DIR,
     SEEDED_ANNOTATION,
     Object,
     Plan,
@@ -34,10 +37,7 @@ from tandem_operator.resources import API_VERSION, Model, RoleSpec
 from tandem_operator.resources.base import quantity, seconds
 from tandem_worker.config import WorkerConfig
 
-CONFIG_DIR = "/etc/tandem/config"
-PEER_DIR = "/etc/tandem/peer"
 WEIGHTS_DIR = "/var/lib/tandem/weights"
-SCRATCH_DIR = "/var/cache/tandem"
 
 
 def pool_name(model: str, role: str) -> str:

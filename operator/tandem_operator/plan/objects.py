@@ -23,6 +23,11 @@ SEEDED_ANNOTATION = "tandem.dev/seeded-replicas"
 SCALED_ANNOTATION = "tandem.dev/scaled"
 PEER_SECRET = "tandem-peer-token"
 
+# Where pods of both kinds find their configuration and token, and may write.
+CONFIG_DIR = "/etc/tandem/config"
+PEER_DIR = "/etc/tandem/peer"
+SCRATCH_DIR = "/var/cache/tandem"
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from tandem_operator.budget import budget_split
-from tandem_operator.plan.model import PEER_DIR, pool_name
 from tandem_operator.plan.objects import (
+    CONFIG_DIR,
+    PEER_DIR,
     PEER_SECRET,
     REVISION_LABEL,
     ROUTER_LABEL,
+    SCRATCH_DIR,
     Object,
     Plan,
     Problem,
@@ -27,29 +28,17 @@ from tandem_operator.plan.objects import (
     relative_path,
     security_context,
 )
-from tandem_operator.resources import Model, Router, TierSpec
-from tandem_operator.resources.base import quantity, seconds
-from tandem_router.config import RouterConfig
+from tandem_operator.plan.predictor import add_predictor
+from tandem_operator.plan.router_config import (
+    DRAIN_TIMEOUT_S,
+    KEYS_DIR,
+    router_config,
+    usd_per_hour,
+)
+from tandem_operator.resources import Model, Router
 
-CONFIG_DIR = "/etc/tandem/config"
 ENDPOINTS_DIR = "/etc/tandem/endpoints"
-KEYS_DIR = "/etc/tandem/keys"
 TENANT_KEY_DIR = "/etc/tandem/tenant-key"
-PREDICTOR_DIR = "/var/lib/tandem/predictor"
-EMBEDDING_DIR = "/var/lib/tandem/embedding"
-TRAINING_DIR = "/var/lib/tandem/training"
-SCRATCH_DIR = "/var/cache/tandem"
-# Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
-# stream ends with its router. An idle router ends at once.
-DRAIN_TIMEOUT_S = 300
-
-# A router's ledger needs a rate above zero; this one pays for no answer.
-SMALLEST_USD_PER_HOUR = 1e-6
-
-# Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
-# profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
-NOMINAL_TOKENS_PER_HOUR = 3_600_000
-NOMINAL_INPUT_DISCOUNT = 0.25
 
 
 def router_name(name: str) -> str:
@@ -60,137 +49,6 @@ def router_name(name: str) -> str:
 def endpoints_name(name: str) -> str:
     """Name of the ConfigMap that lists the workers in local mode."""
     return f"{name}-endpoints"
-
-
-def usd_per_hour(model: Model) -> float | None:
-    """Price of one replica of each role for an hour; None when a role has no price."""
-    prices = [role.usd_per_hour for role in model.spec.roles().values()]
-    if any(p is None for p in prices):
-        return None
-    return sum(float(p) for p in prices if p is not None)
-
-
-def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
-    share = {} if tier.max_share is None else {"max_share": float(tier.max_share)}
-    if tier.external is not None:
-        external = tier.external
-        entry: Object = {
-            "name": tier.name,
-            "served_model": external.model,
-            "kind": "external",
-            "url": external.url,
-            "usd_per_1m_input_tokens": float(external.usd_per_1m_input_tokens),
-            "usd_per_1m_output_tokens": float(external.usd_per_1m_output_tokens),
-            **share,
-        }
-        if (ref := external.api_key_secret_ref) is not None:
-            entry["api_key_file"] = f"{KEYS_DIR}/{tier.name}/{ref.key}"
-        return entry
-    if tier.model_ref is None:
-        raise ValueError(f"tier {tier.name} has neither modelRef nor external")
-    model = models[tier.model_ref.name]
-    hourly = usd_per_hour(model) or 0.0
-    output = hourly / NOMINAL_TOKENS_PER_HOUR * 1e6
-    prices = {
-        "usd_per_1m_input_tokens": float(
-            tier.usd_per_1m_input_tokens or round(output * NOMINAL_INPUT_DISCOUNT, 6)
-        ),
-        "usd_per_1m_output_tokens": float(tier.usd_per_1m_output_tokens or round(output, 6)),
-    }
-    return {"name": tier.name, "served_model": model.served_name, "kind": "pool", **prices, **share}
-
-
-def router_config(router: Router, models: Mapping[str, Model], settings: Settings) -> RouterConfig:
-    """The configuration of a Router's pods; models holds every Model that a tier names.
-
-    Raises pydantic.ValidationError when names clash.
-    """
-    spec = router.spec
-    data: Object = {
-        "name": router.metadata.name,
-        "tiers": [_tier(t, models) for t in spec.tiers],
-        "fallback_tier": spec.fallback,
-        "predictor": {
-            "type": spec.predictor.type,
-            "deadline_ms": seconds(spec.predictor.deadline) * 1000,
-        },
-        "objective": {
-            "minimize": spec.objective.minimize,
-            "quality_floor": float(spec.objective.quality_floor),
-        },
-        "slo": _slo(router),
-        "budget": {"on_exhausted": spec.budget.on_exhausted},
-        "http_port": settings.router_port,
-        "failover": {"wake_s": _wake_s(router, models)},
-        "drain_timeout_s": DRAIN_TIMEOUT_S,
-    }
-    if (tokens := budget_split(router, models).tokens_usd_per_hour) is not None:
-        # Each router pod keeps a ledger of its own.
-        share = tokens / max(1, spec.replicas)
-        data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
-    if spec.predictor.embedding is not None:
-        data["predictor"]["embedding"] = _embedding(spec.predictor.embedding)[1]
-    if spec.budget.gpus is not None:
-        data["budget"]["gpus"] = spec.budget.gpus
-    if spec.cache.enabled:
-        data["cache"] = {
-            "enabled": True,
-            "max_bytes": int(quantity(spec.cache.max_memory)),
-            "ttl_s": seconds(spec.cache.ttl),
-        }
-    if spec.threshold is not None:
-        data["threshold"] = float(spec.threshold)
-    if spec.tenants:
-        data["tenants"] = [_tenant(t.model_dump(exclude_none=True)) for t in spec.tenants]
-    services = _services(router, models, settings)
-    if settings.endpoints == "endpointslice" and services:
-        data["endpoints"] = {
-            "type": "endpointslice",
-            "namespace": router.metadata.namespace,
-            "services": services,
-            # Written out, so that a node without mount namespaces can put the real path in.
-            "credentials_dir": "/var/run/secrets/kubernetes.io/serviceaccount",
-        }
-    else:
-        data["endpoints"] = {"type": "file"}
-    return RouterConfig.model_validate(data)
-
-
-def _wake_s(router: Router, models: Mapping[str, Model]) -> float:
-    """How long a request for a sleeping tier is held: as long as its workers may take to start."""
-    used = [models[t.model_ref.name] for t in router.spec.tiers if t.model_ref is not None]
-    return max([seconds(m.spec.rollout.startup_timeout) for m in used], default=30.0)
-
-
-def _tenant(fields: Object) -> Object:
-    if "usd_per_hour" in fields:
-        fields["usd_per_hour"] = float(fields["usd_per_hour"])
-    return fields
-
-
-def _slo(router: Router) -> Object:
-    slo: Object = {}
-    if (ttft := router.spec.slo.ttft) is not None:
-        slo["ttft_ms"] = seconds(ttft.target) * 1000
-        slo["percentile"] = float(ttft.percentile)
-    if (tpot := router.spec.slo.tpot) is not None:
-        slo["tpot_ms"] = seconds(tpot.target) * 1000
-        slo.setdefault("percentile", float(tpot.percentile))
-    return slo
-
-
-def _services(router: Router, models: Mapping[str, Model], settings: Settings) -> list[Object]:
-    return [
-        {
-            "tier": tier.name,
-            "role": role,
-            "service": pool_name(tier.model_ref.name, role),
-            "port": settings.worker_port,
-        }
-        for tier in router.spec.tiers
-        if tier.model_ref is not None
-        for role in models[tier.model_ref.name].spec.roles()
-    ]
 
 
 def missing_models(router: Router, models: Mapping[str, Model]) -> list[str]:
@@ -419,7 +277,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         source = {"name": endpoints_name(router.metadata.name), "optional": True}
         volumes.append({"name": "endpoints", "configMap": source})
     init: list[Object] = []
-    _predictor(router, image, args, mounts, volumes, init, settings)
+    add_predictor(router, image, args, mounts, volumes, init, settings)
     for tier in router.spec.tiers:
         if tier.external is not None and (ref := tier.external.api_key_secret_ref) is not None:
             volume = f"key-{tier.name}"
@@ -480,92 +338,3 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
     if router.spec.pod_patch:
         template = merge_patch(template, router.spec.pod_patch)
     return template
-
-
-def _source(uri: str, name: str) -> tuple[Object, str]:
-    """The volume that shows a URI, and the path of the thing inside the volume."""
-    scheme, _, rest = uri.partition("://")
-    if scheme == "configmap":
-        config, _, key = rest.partition("/")
-        return {"name": name, "configMap": {"name": config}}, key
-    if scheme == "pvc":
-        claim, _, sub = rest.partition("/")
-        return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, sub
-    return {"name": name, "hostPath": {"path": rest}}, ""
-
-
-def _embedding(uri: str) -> tuple[Object | None, str]:
-    """The volume that shows an embedding's directory, if one is needed, and its path in a pod."""
-    scheme, _, rest = uri.partition("://")
-    if scheme == "image":
-        return None, rest
-    volume, inside = _source(uri, "embedding")
-    return volume, f"{EMBEDDING_DIR}/{inside}".rstrip("/")
-
-
-def _predictor(
-    router: Router,
-    image: str,
-    args: list[str],
-    mounts: list[Object],
-    volumes: list[Object],
-    init: list[Object],
-    settings: Settings,
-) -> None:
-    """Add the trained predictor, or the step that trains one, to a router pod."""
-    predictor = router.spec.predictor
-    if predictor.type != "Learned":
-        return
-    if predictor.embedding is not None:
-        volume, _ = _embedding(predictor.embedding)
-        if volume is not None:
-            volumes.append(volume)
-            mounts.append({"name": "embedding", "mountPath": EMBEDDING_DIR, "readOnly": True})
-    if predictor.artifact is not None and predictor.artifact.startswith("image://"):
-        args += ["--predictor", predictor.artifact.removeprefix("image://")]
-        return
-    if predictor.artifact is not None:
-        volume, inside = _source(predictor.artifact, "predictor")
-        volumes.append(volume)
-        mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
-        args += ["--predictor", f"{PREDICTOR_DIR}/{inside}".rstrip("/")]
-        return
-    if predictor.training is None:
-        return
-    uri = predictor.training.data
-    scheme, _, rest = uri.partition("://")
-    data, training_mounts = rest, []
-    if scheme != "image":
-        if scheme == "file":
-            folder, _, inside = rest.rpartition("/")
-            volume = {"name": "training", "hostPath": {"path": folder or "/"}}
-        else:
-            volume, inside = _source(uri, "training")
-        volumes.append(volume)
-        data = f"{TRAINING_DIR}/{inside}".rstrip("/")
-        training_mounts = [{"name": "training", "mountPath": TRAINING_DIR, "readOnly": True}]
-    known = settings.data_digests.get(uri)
-    store: Object = {"name": "predictor", "emptyDir": {}}
-    if settings.predictor_cache and known:
-        path = f"{settings.predictor_cache}/{known}"
-        store = {"name": "predictor", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
-    volumes.append(store)
-    mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
-    args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
-    init.append(
-        {
-            "name": "train-predictor",
-            "image": image,
-            "imagePullPolicy": settings.image_pull_policy,
-            "command": ["python", "-m", "tandem_operator.training"],
-            "args": [data, PREDICTOR_DIR],
-            "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "securityContext": security_context(),
-            "volumeMounts": [
-                *training_mounts,
-                {"name": "predictor", "mountPath": PREDICTOR_DIR},
-                {"name": "scratch", "mountPath": SCRATCH_DIR},
-            ],
-        }
-    )

@@ -81,6 +81,11 @@ def quantity(text: str) -> float:
     return float(match[1]) * _SCALE[match[2] or ""]
 
 
+def money(value: float) -> str:
+    """US dollars as a decimal string without needless digits."""
+    return f"{value:.4f}".rstrip("0").rstrip(".") or "0"
+
+
 class Resource(BaseModel):
     """Base of all parts of a custom resource: frozen, camelCase in YAML, unknown fields refused."""
 

@@ -1,0 +1,197 @@
+"""Pure status of a Model and its WorkerPools: conditions, counts, the first blocking cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tandem_operator.plan.conditions import MAX_MESSAGE, Conditions, condition
+from tandem_operator.plan.model import bounded, pool_name
+from tandem_operator.plan.objects import (
+    REVISION_LABEL,
+    ROLE_LABEL,
+    SCALED_ANNOTATION,
+    SEEDED_ANNOTATION,
+    Object,
+    Plan,
+)
+from tandem_operator.plan.pods import Blocker, first_blocker, gpus_of_pod, is_ready
+from tandem_operator.resources import Model
+from tandem_operator.resources.base import money
+
+
+@dataclass(frozen=True)
+class LinkTest:
+    """Result of pushing one KV block from a prefill to a decode worker; None: not tested yet."""
+
+    ok: bool | None
+    message: str = ""
+
+
+def asleep(models: Iterable[Object]) -> bool:
+    """Whether there are Models and none of them wants a worker."""
+    roles = [role for m in models for role in (m.get("status") or {}).get("roles") or []]
+    return bool(roles) and all(role["wanted"] == 0 for role in roles)
+
+
+def model_status(
+    model: Model,
+    old_status: Mapping[str, Any],
+    plan: Plan,
+    revision: str,
+    pools: Mapping[str, Object],
+    pods: list[Object],
+    link: LinkTest,
+    now: str,
+    refused: Blocker | None = None,
+) -> Object:
+    """The status of a Model.
+
+    pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them.
+    """
+    conditions = Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
+    problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
+    if problem:
+        conditions.add("Accepted", False, problem.reason, problem.message)
+    else:
+        conditions.add("Accepted", True, "Valid", "the specification can be run")
+    roles: list[Object] = []
+    blocking: Blocker | None = Blocker(problem.reason, problem.message) if problem else None
+    running = wanted_total = ready_total = gpus = 0
+    for role in model.spec.roles():
+        pool = pools.get(pool_name(model.metadata.name, role))
+        wanted = bounded(pool["spec"]) if pool else model.spec.roles()[role].replicas
+        own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+        ready = [p for p in own if is_ready(p)]
+        updated = [p for p in own if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
+        live = [p for p in own if not p["metadata"].get("deletionTimestamp")]
+        roles.append({"role": role, "wanted": wanted, "ready": len(ready), "updated": len(updated)})
+        gpus += sum(gpus_of_pod(p) for p in live)
+        running += len(live)
+        wanted_total += wanted
+        ready_total += len(ready)
+    weights_bad = first_blocker(pods)
+    current = [p for p in pods if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
+    cause = refused or first_blocker(current) or weights_bad
+    if cause and cause.reason in ("WeightsDownload", "VolumeMissing"):
+        conditions.add("WeightsReady", False, cause.reason, cause.message)
+    elif ready_total:
+        conditions.add("WeightsReady", True, "Loaded", "a worker has loaded them")
+    else:
+        conditions.add("WeightsReady", None, "NotLoaded", "no worker has loaded them yet")
+    names = {"unified": "DecodeReady", "prefill": "PrefillReady", "decode": "DecodeReady"}
+    for entry in roles:
+        role, ready_count, wanted = entry["role"], entry["ready"], entry["wanted"]
+        text = f"{ready_count} of {wanted} {role} workers are ready"
+        if wanted == 0:
+            zero = (
+                f"no {role} worker is wanted; scale workerpool "
+                f"{pool_name(model.metadata.name, role)} to 1 or more"
+            )
+            conditions.add(names[role], False, "ScaledToZero", zero)
+            blocking = blocking or Blocker("ScaledToZero", zero)
+        elif ready_count >= 1:
+            conditions.add(names[role], True, "WorkersReady", text)
+        else:
+            own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+            why = first_blocker(own) or refused or Blocker("Starting", text)
+            conditions.add(names[role], False, why.reason, why.message)
+    if "unified" in model.spec.roles():
+        conditions.add("KVLinkReady", True, "NotNeeded", "unified workers transfer nothing")
+    elif link.ok is None:
+        conditions.add("KVLinkReady", None, "NotTested", link.message or "needs both roles ready")
+    else:
+        reason = "BlockTransferred" if link.ok else "KVLinkFailed"
+        conditions.add("KVLinkReady", link.ok, reason, link.message)
+    rolled = all(e["updated"] >= e["wanted"] and e["ready"] >= e["wanted"] for e in roles)
+    rolled = rolled and running == wanted_total
+    if rolled:
+        conditions.add("Progressing", False, "Complete", "all workers are on the current revision")
+    else:
+        updated_total = sum(e["updated"] for e in roles)
+        text = f"{ready_total} of {wanted_total} workers ready, {updated_total} updated"
+        conditions.add("Progressing", True, "RollingOut", text)
+    short = next((e for e in roles if e["wanted"] > 0 and e["ready"] == 0), None)
+    if blocking is None and short is not None:
+        blocking = cause or Blocker("Starting", f"waiting for the first {short['role']} worker")
+    if blocking is None and link.ok is False:
+        blocking = Blocker("KVLinkFailed", link.message)
+    if blocking is None:
+        text = f"{ready_total} of {wanted_total} workers are ready"
+        if cause is not None and cause.reason != "Starting":
+            text = f"{text}; {cause.message}"
+        conditions.add("Ready", True, "Serving", text)
+    else:
+        conditions.add("Ready", False, blocking.reason, blocking.message)
+    status: Object = {
+        "observedGeneration": model.metadata.generation,
+        "conditions": conditions.items,
+        "revision": revision,
+        "roles": roles,
+        "ready": f"{ready_total}/{wanted_total}",
+        "gpus": gpus,
+        "message": conditions.items[-1]["message"],
+    }
+    if (price := _model_price(model, roles)) is not None:
+        status["usdPerHour"] = money(price)
+    return status
+
+
+def _model_price(model: Model, roles: list[Object]) -> float | None:
+    total = 0.0
+    for entry in roles:
+        price = model.spec.roles()[entry["role"]].usd_per_hour
+        if price is None:
+            return None
+        total += float(price) * entry["wanted"]
+    return total
+
+
+def _beyond(pool: Object, asked: int, wanted: int) -> str:
+    """What to say of a count that the bounds do not allow."""
+    if asked == wanted:
+        return ""
+    bound, role = ("maxReplicas" if asked > wanted else "minReplicas"), pool["spec"]["role"]
+    model = pool["spec"]["modelRef"]["name"]
+    return f"; {asked} were asked for, {bound} of {role} in Model {model} is {wanted}"
+
+
+def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Object:
+    """The status of a WorkerPool from the pods of its role."""
+    old = pool.get("status") or {}
+    live = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
+    ready = sum(is_ready(p) for p in live)
+    wanted, asked = bounded(pool["spec"]), int(pool["spec"].get("replicas", 1))
+    generation = int(pool["metadata"].get("generation", 1))
+    status: Object = {
+        "observedGeneration": generation,
+        "replicas": len(live),
+        "readyReplicas": ready,
+        "selector": selector,
+        "conditions": [
+            condition(
+                old.get("conditions") or [],
+                "Ready",
+                "True" if ready >= wanted else "False",
+                "WorkersReady" if ready >= wanted else "Scaling",
+                f"{ready} of {wanted} workers are ready{_beyond(pool, asked, wanted)}",
+                generation=generation,
+                now=now,
+            )
+        ],
+    }
+    last = old.get("lastScale") or {}
+    annotations = pool["metadata"].get("annotations") or {}
+    seeded = annotations.get(SEEDED_ANNOTATION)
+    before = last.get("after", wanted if seeded is None else int(seeded))
+    if before != wanted:
+        by_model = seeded == str(wanted)
+        reason = "the Model's replicas changed" if by_model else "set through /scale"
+        step, _, said = annotations.get(SCALED_ANNOTATION, "").partition(" ")
+        if step == f"{before}>{wanted}":
+            reason = said[:MAX_MESSAGE]
+        last = {"time": now, "before": before, "after": wanted, "reason": reason}
+    if last:
+        status["lastScale"] = last
+    return status

@@ -1,0 +1,99 @@
+"""Where a router pod finds its predictor: a volume, the image, or a step that trains one first."""
+
+from __future__ import annotations
+
+from tandem_operator.plan.objects import SCRATCH_DIR, Object, Settings, security_context
+from tandem_operator.resources import Router
+
+PREDICTOR_DIR = "/var/lib/tandem/predictor"
+EMBEDDING_DIR = "/var/lib/tandem/embedding"
+TRAINING_DIR = "/var/lib/tandem/training"
+
+
+def _source(uri: str, name: str) -> tuple[Object, str]:
+    """The volume that shows a URI, and the path of the thing inside the volume."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "configmap":
+        config, _, key = rest.partition("/")
+        return {"name": name, "configMap": {"name": config}}, key
+    if scheme == "pvc":
+        claim, _, sub = rest.partition("/")
+        return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, sub
+    return {"name": name, "hostPath": {"path": rest}}, ""
+
+
+def embedding_volume(uri: str) -> tuple[Object | None, str]:
+    """The volume that shows an embedding's directory, if one is needed, and its path in a pod."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "image":
+        return None, rest
+    volume, inside = _source(uri, "embedding")
+    return volume, f"{EMBEDDING_DIR}/{inside}".rstrip("/")
+
+
+def add_predictor(
+    router: Router,
+    image: str,
+    args: list[str],
+    mounts: list[Object],
+    volumes: list[Object],
+    init: list[Object],
+    settings: Settings,
+) -> None:
+    """Add the trained predictor, or the step that trains one, to a router pod."""
+    predictor = router.spec.predictor
+    if predictor.type != "Learned":
+        return
+    if predictor.embedding is not None:
+        volume, _ = embedding_volume(predictor.embedding)
+        if volume is not None:
+            volumes.append(volume)
+            mounts.append({"name": "embedding", "mountPath": EMBEDDING_DIR, "readOnly": True})
+    if predictor.artifact is not None and predictor.artifact.startswith("image://"):
+        args += ["--predictor", predictor.artifact.removeprefix("image://")]
+        return
+    if predictor.artifact is not None:
+        volume, inside = _source(predictor.artifact, "predictor")
+        volumes.append(volume)
+        mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
+        args += ["--predictor", f"{PREDICTOR_DIR}/{inside}".rstrip("/")]
+        return
+    if predictor.training is None:
+        return
+    uri = predictor.training.data
+    scheme, _, rest = uri.partition("://")
+    data, training_mounts = rest, []
+    if scheme != "image":
+        if scheme == "file":
+            folder, _, inside = rest.rpartition("/")
+            volume = {"name": "training", "hostPath": {"path": folder or "/"}}
+        else:
+            volume, inside = _source(uri, "training")
+        volumes.append(volume)
+        data = f"{TRAINING_DIR}/{inside}".rstrip("/")
+        training_mounts = [{"name": "training", "mountPath": TRAINING_DIR, "readOnly": True}]
+    known = settings.data_digests.get(uri)
+    store: Object = {"name": "predictor", "emptyDir": {}}
+    if settings.predictor_cache and known:
+        path = f"{settings.predictor_cache}/{known}"
+        store = {"name": "predictor", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+    volumes.append(store)
+    mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
+    args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
+    init.append(
+        {
+            "name": "train-predictor",
+            "image": image,
+            "imagePullPolicy": settings.image_pull_policy,
+            "command": ["python", "-m", "tandem_operator.training"],
+            "args": [data, PREDICTOR_DIR],
+            "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "securityContext": security_context(),
+            "volumeMounts": [
+                *training_mounts,
+                {"name": "predictor", "mountPath": PREDICTOR_DIR},
+                {"name": "scratch", "mountPath": SCRATCH_DIR},
+            ],
+        }
+    )

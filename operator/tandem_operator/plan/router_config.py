@@ -1,0 +1,157 @@
+"""The configuration of a Router's pods, as the class that they parse it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tandem_operator.budget import budget_split
+from tandem_operator.plan.model import pool_name
+from tandem_operator.plan.objects import Object, Settings
+from tandem_operator.plan.predictor import embedding_volume
+from tandem_operator.resources import Model, Router, TierSpec
+from tandem_operator.resources.base import quantity, seconds
+from tandem_router.config import RouterConfig
+
+KEYS_DIR = "/etc/tandem/keys"
+# Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
+# stream ends with its router. An idle router ends at once.
+DRAIN_TIMEOUT_S = 300
+
+# A router's ledger needs a rate above zero; this one pays for no answer.
+SMALLEST_USD_PER_HOUR = 1e-6
+
+# Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
+# profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
+NOMINAL_TOKENS_PER_HOUR = 3_600_000
+NOMINAL_INPUT_DISCOUNT = 0.25
+
+
+def usd_per_hour(model: Model) -> float | None:
+    """Price of one replica of each role for an hour; None when a role has no price."""
+    prices = [role.usd_per_hour for role in model.spec.roles().values()]
+    if any(p is None for p in prices):
+        return None
+    return sum(float(p) for p in prices if p is not None)
+
+
+def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
+    share = {} if tier.max_share is None else {"max_share": float(tier.max_share)}
+    if tier.external is not None:
+        external = tier.external
+        entry: Object = {
+            "name": tier.name,
+            "served_model": external.model,
+            "kind": "external",
+            "url": external.url,
+            "usd_per_1m_input_tokens": float(external.usd_per_1m_input_tokens),
+            "usd_per_1m_output_tokens": float(external.usd_per_1m_output_tokens),
+            **share,
+        }
+        if (ref := external.api_key_secret_ref) is not None:
+            entry["api_key_file"] = f"{KEYS_DIR}/{tier.name}/{ref.key}"
+        return entry
+    if tier.model_ref is None:
+        raise ValueError(f"tier {tier.name} has neither modelRef nor external")
+    model = models[tier.model_ref.name]
+    hourly = usd_per_hour(model) or 0.0
+    output = hourly / NOMINAL_TOKENS_PER_HOUR * 1e6
+    prices = {
+        "usd_per_1m_input_tokens": float(
+            tier.usd_per_1m_input_tokens or round(output * NOMINAL_INPUT_DISCOUNT, 6)
+        ),
+        "usd_per_1m_output_tokens": float(tier.usd_per_1m_output_tokens or round(output, 6)),
+    }
+    return {"name": tier.name, "served_model": model.served_name, "kind": "pool", **prices, **share}
+
+
+def router_config(router: Router, models: Mapping[str, Model], settings: Settings) -> RouterConfig:
+    """The configuration of a Router's pods; models holds every Model that a tier names.
+
+    Raises pydantic.ValidationError when names clash.
+    """
+    spec = router.spec
+    data: Object = {
+        "name": router.metadata.name,
+        "tiers": [_tier(t, models) for t in spec.tiers],
+        "fallback_tier": spec.fallback,
+        "predictor": {
+            "type": spec.predictor.type,
+            "deadline_ms": seconds(spec.predictor.deadline) * 1000,
+        },
+        "objective": {
+            "minimize": spec.objective.minimize,
+            "quality_floor": float(spec.objective.quality_floor),
+        },
+        "slo": _slo(router),
+        "budget": {"on_exhausted": spec.budget.on_exhausted},
+        "http_port": settings.router_port,
+        "failover": {"wake_s": _wake_s(router, models)},
+        "drain_timeout_s": DRAIN_TIMEOUT_S,
+    }
+    if (tokens := budget_split(router, models).tokens_usd_per_hour) is not None:
+        # Each router pod keeps a ledger of its own.
+        share = tokens / max(1, spec.replicas)
+        data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
+    if spec.predictor.embedding is not None:
+        data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
+    if spec.budget.gpus is not None:
+        data["budget"]["gpus"] = spec.budget.gpus
+    if spec.cache.enabled:
+        data["cache"] = {
+            "enabled": True,
+            "max_bytes": int(quantity(spec.cache.max_memory)),
+            "ttl_s": seconds(spec.cache.ttl),
+        }
+    if spec.threshold is not None:
+        data["threshold"] = float(spec.threshold)
+    if spec.tenants:
+        data["tenants"] = [_tenant(t.model_dump(exclude_none=True)) for t in spec.tenants]
+    services = _services(router, models, settings)
+    if settings.endpoints == "endpointslice" and services:
+        data["endpoints"] = {
+            "type": "endpointslice",
+            "namespace": router.metadata.namespace,
+            "services": services,
+            # Written out, so that a node without mount namespaces can put the real path in.
+            "credentials_dir": "/var/run/secrets/kubernetes.io/serviceaccount",
+        }
+    else:
+        data["endpoints"] = {"type": "file"}
+    return RouterConfig.model_validate(data)
+
+
+def _wake_s(router: Router, models: Mapping[str, Model]) -> float:
+    """How long a request for a sleeping tier is held: as long as its workers may take to start."""
+    used = [models[t.model_ref.name] for t in router.spec.tiers if t.model_ref is not None]
+    return max([seconds(m.spec.rollout.startup_timeout) for m in used], default=30.0)
+
+
+def _tenant(fields: Object) -> Object:
+    if "usd_per_hour" in fields:
+        fields["usd_per_hour"] = float(fields["usd_per_hour"])
+    return fields
+
+
+def _slo(router: Router) -> Object:
+    slo: Object = {}
+    if (ttft := router.spec.slo.ttft) is not None:
+        slo["ttft_ms"] = seconds(ttft.target) * 1000
+        slo["percentile"] = float(ttft.percentile)
+    if (tpot := router.spec.slo.tpot) is not None:
+        slo["tpot_ms"] = seconds(tpot.target) * 1000
+        slo.setdefault("percentile", float(tpot.percentile))
+    return slo
+
+
+def _services(router: Router, models: Mapping[str, Model], settings: Settings) -> list[Object]:
+    return [
+        {
+            "tier": tier.name,
+            "role": role,
+            "service": pool_name(tier.model_ref.name, role),
+            "port": settings.worker_port,
+        }
+        for tier in router.spec.tiers
+        if tier.model_ref is not None
+        for role in models[tier.model_ref.name].spec.roles()
+    ]

@@ -1,0 +1,253 @@
+"""Pure status of a Router: conditions, tiers, what its predictor is worth, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tandem_operator.plan.conditions import Conditions
+from tandem_operator.plan.objects import Object, Plan
+from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
+from tandem_operator.plan.router import missing_models, router_name
+from tandem_operator.plan.router_config import usd_per_hour
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.base import money, seconds
+
+
+@dataclass(frozen=True)
+class TierFacts:
+    """What routers measured for one tier: share of requests and smoothed latencies in seconds."""
+
+    share: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TrafficFacts:
+    """What the pods of a Router measured, and what its predictor expects of recent answers.
+
+    Ratios are fractions of the last tier's quality: with the choices as they were, and with as many
+    requests for each tier whatever is in them.
+    """
+
+    predictor: str = ""
+    threshold: float | None = None
+    quality_ratio: float | None = None
+    content_blind_quality_ratio: float | None = None
+    tiers: Mapping[str, TierFacts] = field(default_factory=dict)
+
+
+def router_status(
+    router: Router,
+    old_status: Mapping[str, Any],
+    plan: Plan,
+    models: Mapping[str, Model],
+    model_objects: Mapping[str, Object],
+    pods: list[Object],
+    endpoint: str,
+    traffic: TrafficFacts | None,
+    now: str,
+    refused_pods: Blocker | None = None,
+) -> Object:
+    """The status of a Router.
+
+    model_objects: the raw Models with their status, by name. traffic: what its pods measured.
+    refused_pods: why it gets no more of them.
+    """
+    conditions = Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
+    problems = {p.condition: p for p in reversed(plan.problems)}
+    blocking: Blocker | None = None
+    if refused := problems.get("Accepted"):
+        conditions.add("Accepted", False, refused.reason, refused.message)
+        blocking = Blocker(refused.reason, refused.message)
+    else:
+        conditions.add("Accepted", True, "Valid", "the specification can be run")
+    if unresolved := problems.get("ModelsResolved"):
+        conditions.add("ModelsResolved", False, unresolved.reason, unresolved.message)
+        blocking = blocking or Blocker(unresolved.reason, unresolved.message)
+    else:
+        conditions.add("ModelsResolved", True, "Found", "every tier's Model exists")
+    ready_pods = [p for p in pods if is_ready(p)]
+    cause = refused_pods or first_blocker(pods)
+    if router.spec.predictor.type != "Learned":
+        chosen = router.spec.predictor.type
+        conditions.add("PredictorReady", True, chosen, f"type {chosen} needs no artifact")
+    elif cause and cause.reason in ("PredictorTraining", "VolumeMissing") and not ready_pods:
+        conditions.add("PredictorReady", False, cause.reason, cause.message)
+    elif ready_pods:
+        conditions.add("PredictorReady", True, "Loaded", "a router pod has loaded it")
+    else:
+        conditions.add("PredictorReady", None, "NotLoaded", "no router pod has loaded it yet")
+    tiers, any_ready = _tiers(router, model_objects, traffic)
+    for kind, unset in (
+        ("SLOMet", router.spec.slo.ttft is None and router.spec.slo.tpot is None),
+        ("WithinBudget", router.spec.budget.usd_per_hour is None),
+    ):
+        if unset and not (kind == "WithinBudget" and router.spec.budget.gpus is not None):
+            conditions.add(kind, True, "NoneSet", "no target is set")
+        elif kind == "WithinBudget":
+            _budget(conditions, router, models, model_objects)
+        else:
+            _slo(conditions, router, traffic)
+    wanted = router.spec.replicas
+    if blocking is None and wanted == 0:
+        blocking = Blocker("ScaledToZero", "no router pod is wanted")
+    if blocking is None and not ready_pods:
+        blocking = cause or Blocker("Starting", f"0 of {wanted} router pods are ready")
+    if blocking is None and not any_ready:
+        blocking = _tier_blocker(router, model_objects)
+    waiting = [t["name"] for t in tiers if not t["ready"]]
+    if blocking is None:
+        text = f"{len(ready_pods)} of {wanted} router pods are ready"
+        if waiting:
+            text += f"; tier {', '.join(waiting)} is not ready, its share goes to the others"
+        reason = "Degraded" if waiting else "Serving"
+        conditions.add("Ready", True, reason, text)
+    else:
+        conditions.add("Ready", False, blocking.reason, blocking.message)
+    status: Object = {
+        "observedGeneration": router.metadata.generation,
+        "conditions": conditions.items,
+        "endpoint": endpoint,
+        "ready": f"{len(ready_pods)}/{wanted}",
+        "tiers": tiers,
+        "gpus": _sum_gpus(router, model_objects),
+        "message": conditions.items[-1]["message"],
+    }
+    if (price := _router_price(router, model_objects)) is not None:
+        status["usdPerHour"] = money(price)
+    if traffic is not None:
+        status["predictor"] = {"version": traffic.predictor[:64]}
+        if traffic.threshold is not None:
+            status["predictor"]["threshold"] = f"{traffic.threshold:.3g}"
+        if traffic.quality_ratio is not None:
+            status["predictor"]["qualityRatio"] = f"{traffic.quality_ratio:.2f}"
+        if traffic.content_blind_quality_ratio is not None:
+            blind = f"{traffic.content_blind_quality_ratio:.2f}"
+            status["predictor"]["baselineQualityRatio"] = blind
+    if old_status.get("decisions"):
+        status["decisions"] = old_status["decisions"]
+    return status
+
+
+def _used(router: Router) -> list[str]:
+    return list(dict.fromkeys(t.model_ref.name for t in router.spec.tiers if t.model_ref))
+
+
+def _duration(seconds: float) -> str:
+    """A duration with two significant digits, so that noise does not rewrite the status."""
+    return f"{float(f'{1000 * seconds:.2g}'):g}ms"
+
+
+def _slo(conditions: Conditions, router: Router, traffic: TrafficFacts | None) -> None:
+    """Smoothed latencies of the tiers in use against the targets."""
+    measured = False
+    for name, facts in (traffic.tiers if traffic else {}).items():
+        for value, target, what in (
+            (facts.ttft_s, router.spec.slo.ttft, "TTFT"),
+            (facts.tpot_s, router.spec.slo.tpot, "TPOT"),
+        ):
+            if value is None or target is None:
+                continue
+            measured = True
+            if value > seconds(target.target):
+                text = f"tier {name}: {what} {_duration(value)}, target {target.target}"
+                conditions.add("SLOMet", False, "Missed", f"{text}; add workers")
+                return
+    if measured:
+        conditions.add("SLOMet", True, "Met", "all tiers answer within their targets")
+    else:
+        conditions.add("SLOMet", None, "NoTraffic", "nothing was measured yet")
+
+
+def _tiers(
+    router: Router, models: Mapping[str, Object], traffic: TrafficFacts | None
+) -> tuple[list[Object], bool]:
+    tiers = []
+    for tier in router.spec.tiers:
+        ready = True
+        if tier.model_ref is not None:
+            ready = _model_ready(models.get(tier.model_ref.name))
+        entry: Object = {"name": tier.name, "ready": ready}
+        if tier.model_ref is not None and (price := _price_of(models.get(tier.model_ref.name))):
+            entry["usdPerHour"] = price
+        facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()
+        if facts.share is not None:
+            entry["share"] = f"{facts.share:.2f}"
+        if facts.ttft_s is not None:
+            entry["ttft"] = _duration(facts.ttft_s)
+        if facts.tpot_s is not None:
+            entry["tpot"] = _duration(facts.tpot_s)
+        tiers.append(entry)
+    return tiers, any(t["ready"] for t in tiers)
+
+
+def _model_ready(model: Object | None) -> bool:
+    conditions = ((model or {}).get("status") or {}).get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _tier_blocker(router: Router, models: Mapping[str, Object]) -> Blocker:
+    for name in _used(router):
+        status = (models.get(name) or {}).get("status") or {}
+        for c in status.get("conditions") or []:
+            if c["type"] == "Ready" and c["status"] != "True":
+                return Blocker(c["reason"], f"Model {name}: {c.get('message', '')}")
+    return Blocker("Starting", "no tier is ready")
+
+
+def _budget(
+    conditions: Conditions,
+    router: Router,
+    models: Mapping[str, Model],
+    objects: Mapping[str, Object],
+) -> None:
+    budget = router.spec.budget
+    gpus, price = _sum_gpus(router, objects), _router_price(router, objects)
+    if missing_models(router, models):
+        conditions.add("WithinBudget", None, "Unknown", "not every Model exists")
+    elif budget.gpus is not None and gpus > budget.gpus:
+        text = f"{gpus} GPUs in use, budget {budget.gpus}; lower replicas or raise budget.gpus"
+        conditions.add("WithinBudget", False, "OverGPUs", text)
+    elif budget.usd_per_hour is not None and price is None:
+        unpriced = [n for n in _used(router) if usd_per_hour(models[n]) is None]
+        text = f"Model {', '.join(unpriced) or '?'} has a role without usdPerHour"
+        conditions.add("WithinBudget", None, "Unpriced", text)
+    elif budget.usd_per_hour is not None and (price or 0.0) > float(budget.usd_per_hour):
+        text = (
+            f"${money(price or 0.0)}/h in use, budget ${budget.usd_per_hour}/h; lower replicas "
+            "or raise budget.usdPerHour"
+        )
+        conditions.add("WithinBudget", False, "OverSpend", text)
+    else:
+        conditions.add("WithinBudget", True, "WithinBudget", "workers cost less than the budget")
+
+
+def _sum_gpus(router: Router, models: Mapping[str, Object]) -> int:
+    return sum(
+        int(((models.get(n) or {}).get("status") or {}).get("gpus") or 0) for n in _used(router)
+    )
+
+
+def _price_of(model: Object | None) -> str | None:
+    price: str | None = ((model or {}).get("status") or {}).get("usdPerHour")
+    return price
+
+
+def _router_price(router: Router, models: Mapping[str, Object]) -> float | None:
+    total = 0.0
+    for name in _used(router):
+        price = _price_of(models.get(name))
+        if price is None:
+            return None
+        total += float(price)
+    return total
+
+
+def service_endpoint(router: Router, cluster_domain: str) -> str:
+    """The base URL of a Router inside a Kubernetes cluster."""
+    name = router_name(router.metadata.name)
+    namespace = router.metadata.namespace
+    return f"http://{name}.{namespace}.svc.{cluster_domain}:{router.spec.port}"
