@@ -1,137 +1,29 @@
-"""The node: real processes with probes, restarts, back-off, volumes, graceful and forced ends."""
+"""The node: real processes with restarts, back-off, volumes, graceful and forced ends."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tandem_operator.node.images import ImageTable
-from tandem_operator.node.node import Node, NodeSettings, NotRunningError, loopback_addresses
-from tandem_operator.node.probes import http_status
+sys.path.insert(0, str(Path(__file__).parent))
+from node_harness import Harness, alive, gone, pod, running
 
 Object = dict[str, Any]
-STUB = Path(__file__).with_name("stub_server.py")
-# Pods of this file live here; `tandem up` uses 16 to 126.
-SUBNET = 127 - 120
-
-
-class Harness:
-    """A node, what it reported, and a way to wait for a state."""
-
-    def __init__(self, folder: Path) -> None:
-        self.objects: dict[tuple[str, str], Object] = {}
-        self.status: dict[str, Object] = {}
-        self.history: list[Object] = []
-        self._changed = asyncio.Event()
-        self.folder = folder
-        self.node = Node(
-            folder,
-            addresses=loopback_addresses(SUBNET),
-            lookup=self._lookup,
-            report=self._report,
-            images=ImageTable({"stub": (sys.executable, "-S", str(STUB))}),
-            settings=NodeSettings(
-                backoff_first_s=0.05,
-                backoff_max_s=0.2,
-                starting_probe_period_s=0.02,
-                mount_retry_s=0.05,
-            ),
-            num_gpus=2,
-        )
-
-    async def _lookup(self, kind: str, _: str, name: str) -> Object | None:
-        return self.objects.get((kind, name))
-
-    def _report(self, pod: Object, status: Object) -> None:
-        self.status[pod["metadata"]["name"]] = status
-        self.history.append(status)
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    def ready(self, name: str) -> bool:
-        conditions = self.status.get(name, {}).get("conditions", [])
-        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-    def container(self, name: str) -> Object:
-        found: Object = self.status[name]["containerStatuses"][0]
-        return found
-
-    def log(self, pod: Object) -> str:
-        path = self.node.log_path(pod["metadata"]["uid"])
-        assert path is not None
-        return path.read_text()
-
-    async def ask(self, name: str, path: str = "/") -> Object:
-        ip = self.status[name]["podIP"]
-        reader, writer = await asyncio.open_connection(ip, 8100)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        answer = await reader.read()
-        writer.close()
-        found: Object = json.loads(answer.partition(b"\r\n\r\n")[2])
-        return found
 
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
-    harness = Harness(tmp_path / "node")
-    yield harness
-    await harness.node.close(2.0)
-
-
-OFTEN = {"periodSeconds": 0.05}
-READY = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 0.05, "timeoutSeconds": 5}
-
-
-def pod(name: str, *, env: dict[str, str] | None = None, **container: Any) -> Object:
-    variables: list[Object] = [
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        *({"name": k, "value": v} for k, v in (env or {}).items()),
-    ]
-    entry = {
-        "name": "main",
-        "image": "stub:1",
-        "env": variables,
-        "ports": [{"name": "http", "containerPort": 8100}],
-        "startupProbe": {**READY, "failureThreshold": 400},
-        "readinessProbe": {**READY, "failureThreshold": 1},
-        **container,
-    }
-    return {
-        "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}", "labels": {}},
-        "spec": {"containers": [entry], "terminationGracePeriodSeconds": 10},
-    }
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def gone(pid: int, timeout_s: float = 10.0) -> bool:
-    """Whether a process ends in time; polled, since it is no child of ours."""
-    end = time.monotonic() + timeout_s
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not alive(pid)
+    async with running(tmp_path / "node") as harness:
+        yield harness
 
 
 async def test_a_pod_gets_its_own_address_and_environment(harness: Harness) -> None:
@@ -232,84 +124,6 @@ def _restarts(harness: Harness) -> int:
     return int(harness.container("a")["restartCount"])
 
 
-async def test_readiness_follows_the_probe(harness: Harness, tmp_path: Path) -> None:
-    blocker = tmp_path / "blocked"
-    harness.node.run(pod("a", env={"STUB_NOT_READY": str(blocker)}))
-    await harness.until(lambda: harness.ready("a"))
-
-    blocker.touch()
-    await harness.until(lambda: not harness.ready("a"))
-    blocker.unlink()
-    await harness.until(lambda: harness.ready("a"))
-
-    assert harness.container("a")["restartCount"] == 0
-
-
-async def test_a_container_that_is_not_alive_is_restarted(harness: Harness, tmp_path: Path) -> None:
-    blocker = tmp_path / "blocked"
-    probe = {**READY, "failureThreshold": 2}
-    harness.node.run(pod("a", env={"STUB_NOT_READY": str(blocker)}, livenessProbe=probe))
-    await harness.until(lambda: harness.ready("a"))
-
-    blocker.touch()
-    await harness.until(lambda: harness.container("a")["restartCount"] >= 1)
-
-    assert harness.container("a")["lastState"]["terminated"]["signal"] == signal.SIGKILL
-
-
-async def test_exec_probes_and_init_containers_run(harness: Harness, tmp_path: Path) -> None:
-    one = pod("a", readinessProbe={"exec": {"command": ["test", "-e", str(tmp_path / "ok")]}})
-    one["spec"]["initContainers"] = [
-        {"name": "init", "image": "any", "command": ["touch", str(tmp_path / "ok")]}
-    ]
-    harness.node.run(one)
-
-    await harness.until(lambda: harness.ready("a"))
-
-    state = harness.status["a"]["initContainerStatuses"][0]["state"]
-    assert state["terminated"]["exitCode"] == 0
-
-
-async def test_a_probes_command_ends_with_its_container(harness: Harness, tmp_path: Path) -> None:
-    """A container that stops while its probe still runs leaves nothing behind."""
-    told = tmp_path / "pid"
-    os.mkfifo(told)
-    words = ["sh", "-c", f"echo $$ > {told}; sleep 300"]
-    harness.node.run(
-        pod("a", livenessProbe={"exec": {"command": words}, "timeoutSeconds": 300, **OFTEN})
-    )
-    await harness.until(lambda: harness.ready("a"))
-    probe = int(await asyncio.to_thread(told.read_text))
-    await harness.node.stop(pod("a"), 5.0)
-
-    assert gone(probe)
-
-
-async def test_a_probe_that_is_cancelled_ends_wherever_it_stands() -> None:
-    """Else a container that ended would wait for its probes for ever."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    num_cancelled = 0
-    async with server:
-        for steps in range(40):
-            probe = asyncio.create_task(http_status("127.0.0.1", port, "/", 5.0))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            asked = probe.cancel()
-            await asyncio.wait([probe])
-            assert probe.cancelled() == asked
-            num_cancelled += asked
-
-    assert num_cancelled
-
-
 async def test_a_pod_ends_gracefully(harness: Harness) -> None:
     one = pod("a")
     harness.node.run(one)
@@ -374,36 +188,6 @@ async def test_a_finished_pod_keeps_its_log_but_not_its_gpus(harness: Harness) -
 
     assert (held, harness.node.free_gpus) == (0, 2)
     assert harness.log(done) == "done\n"
-
-
-async def test_a_command_beside_a_container_has_its_environment_and_ends_with_its_pod(
-    harness: Harness,
-) -> None:
-    harness.node.run(pod("a", env={"WORD": "hello"}))
-    await harness.until(lambda: harness.ready("a"))
-    script = "import os, sys, time; print(os.environ['WORD'], sys.stdin.read()); time.sleep(600)"
-
-    process = await harness.node.exec("uid-a", "main", ["python", "-u", "-c", script])
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(b"there")
-    process.stdin.close()
-    told = await process.stdout.readline()
-    await harness.node.stop(pod("a"), 5.0)
-    await process.wait()
-
-    assert told == b"hello there\n"
-    assert gone(process.pid)
-
-
-async def test_a_command_beside_a_container_that_does_not_run_is_refused(harness: Harness) -> None:
-    harness.node.run(pod("a"))
-    await harness.until(lambda: harness.ready("a"))
-
-    with pytest.raises(NotRunningError, match="container 'other' is not running"):
-        await harness.node.exec("uid-a", "other", ["true"])
-    with pytest.raises(NotRunningError, match="the pod does not run on this node"):
-        await harness.node.exec("uid-b", "main", ["true"])
 
 
 async def test_each_run_of_a_container_has_its_own_part_of_the_log(harness: Harness) -> None:
