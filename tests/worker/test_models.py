@@ -13,7 +13,7 @@ import torch
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
-from tandem_worker.errors import ModelError
+from tandem_worker.errors import ConfigError, ModelError
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.sampling import SamplingParams
 from tandem_worker.scheduler import Chunk, Sequence
@@ -62,8 +62,8 @@ def model_dir(
     return build_model(tmp_path_factory.mktemp(request.param), family, **overrides)
 
 
-def make_runner(directory: Path) -> ModelRunner:
-    config = WorkerConfig(served_model="m", num_kv_blocks=16, device="cpu")
+def make_runner(directory: Path, num_kv_blocks: int = 16) -> ModelRunner:
+    config = WorkerConfig(served_model="m", num_kv_blocks=num_kv_blocks, device="cpu")
     return ModelRunner(config, directory)
 
 
@@ -139,6 +139,19 @@ def test_a_missing_tensor_is_named(tmp_path: Path, tiny_llama: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"num_key_value_heads": 3}, "not a multiple of"),
         ({"hidden_size": "big"}, "hidden_size='big' must be a positive integer"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a positive number"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta=-1 must be a positive number"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\] must be an object"),
+        ({"eos_token_id": "2"}, "eos_token_id='2' must be a token id or a list"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        (
+            {"model_type": "mistral", "sliding_window": "wide"},
+            "sliding_window='wide' must be a positive integer",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 8, "layer_types": ["sliding_attention"]},
+            "layer_types must name the kind of each of the 3 layers",
+        ),
     ],
 )
 def test_an_unusable_config_is_refused_by_field(
@@ -148,6 +161,21 @@ def test_an_unusable_config_is_refused_by_field(
 
     with pytest.raises(ModelError, match=message):
         ModelSpec.from_config(config | change)
+
+
+def test_an_unknown_rope_scaling_is_refused_by_name(tmp_path: Path, tiny_llama: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(tiny_llama / "model.safetensors")
+
+    with pytest.raises(ModelError, match="rope_type='dynamic' is unknown; use one of"):
+        make_runner(tmp_path)
+
+
+def test_more_kv_blocks_than_memory_are_refused_with_their_size(tiny_llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"2147483647 KV blocks need \d+ GiB .* num_kv_blocks"):
+        make_runner(tiny_llama, num_kv_blocks=2**31 - 1)
 
 
 def test_rope_settings_are_read_in_both_spellings() -> None:

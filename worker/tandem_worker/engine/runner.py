@@ -51,13 +51,19 @@ class ModelRunner:
         self.max_model_len = min(config.max_model_len or self.spec.max_position, fitting)
         self.model = Transformer(self.spec, weights, max_positions=self.max_model_len + 1)
         shape = (self.num_blocks, self.spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
-        self.kv_caches = [
-            (
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-            )
-            for _ in range(self.spec.num_layers)
-        ]
+        try:
+            self.kv_caches = [
+                (
+                    torch.zeros(shape, dtype=self.dtype, device=self.device),
+                    torch.zeros(shape, dtype=self.dtype, device=self.device),
+                )
+                for _ in range(self.spec.num_layers)
+            ]
+        except RuntimeError as error:  # torch's way to say that there is no such memory
+            raise ConfigError(
+                f"{self.num_blocks} KV blocks need {self.num_blocks * self.block_bytes >> 30} GiB "
+                f"on {self.device}, which cannot be had; lower num_kv_blocks or kv_cache_bytes"
+            ) from error
 
     @property
     def block_bytes(self) -> int:

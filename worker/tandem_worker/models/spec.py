@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,10 @@ class ModelSpec:
         """
         config = read_json(directory / "config.json")
         spec = cls.from_config(config, source=str(directory / "config.json"))
-        generation_path = directory / "generation_config.json"
-        if generation_path.exists():
-            eos = _token_ids(read_json(generation_path).get("eos_token_id"))
-            if eos:
-                spec = cls(**{**spec.__dict__, "eos_token_ids": spec.eos_token_ids | eos})
+        generation = directory / "generation_config.json"
+        if generation.exists():
+            eos = _token_ids(read_json(generation), str(generation))
+            spec = replace(spec, eos_token_ids=spec.eos_token_ids | eos)
         return spec
 
     @classmethod
@@ -99,6 +98,11 @@ class ModelSpec:
                 raise ModelError(f"{source}: {key}={value!r} must be a positive integer")
             return value
 
+        def real(key: str, value: Any) -> float:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ModelError(f"{source}: {key}={value!r} must be a positive number")
+            return float(value)
+
         hidden_size = number("hidden_size")
         num_heads = number("num_attention_heads")
         num_kv_heads = number("num_key_value_heads", num_heads)
@@ -111,8 +115,17 @@ class ModelSpec:
             )
         if head_dim % 2:
             raise ModelError(f"{source}: head_dim={head_dim} must be even for rotary embeddings")
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+        if config.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise ModelError(
+                f"{source}: partial_rotary_factor={config['partial_rotary_factor']!r} is not "
+                "supported; only whole heads are rotated"
+            )
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        given = config.get(key) or {}
+        if not isinstance(given, dict):
+            raise ModelError(f"{source}: {key}={given!r} must be an object")
+        rope = dict(given)
+        theta = real("rope_theta", rope.pop("rope_theta", None) or config.get("rope_theta", 1e4))
         if rope.get("rope_type", rope.get("type", "default")) == "default":
             rope = {}
         attention_bias = bool(config.get("attention_bias", False))
@@ -125,7 +138,7 @@ class ModelSpec:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=real("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             max_position=number("max_position_embeddings", 2048),
             rope_scaling=rope,
@@ -134,8 +147,8 @@ class ModelSpec:
             o_bias=family in ("llama", "qwen3") and attention_bias,
             mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
             qk_norm=family == "qwen3",
-            sliding_windows=_sliding_windows(config, family, num_layers),
-            eos_token_ids=_token_ids(config.get("eos_token_id")),
+            sliding_windows=_sliding_windows(config, family, num_layers, source),
+            eos_token_ids=_token_ids(config, source),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
 
@@ -157,22 +170,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _token_ids(value: Any) -> frozenset[int]:
-    if value is None:
-        return frozenset()
-    return frozenset([value]) if isinstance(value, int) else frozenset(value)
+def _token_ids(config: Mapping[str, Any], source: str) -> frozenset[int]:
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and item >= 0 for item in ids):
+        raise ModelError(f"{source}: eos_token_id={value!r} must be a token id or a list of them")
+    return frozenset(ids)
 
 
 def _sliding_windows(
-    config: Mapping[str, Any], family: str, num_layers: int
+    config: Mapping[str, Any], family: str, num_layers: int, source: str
 ) -> tuple[int | None, ...]:
     window = config.get("sliding_window")
     if family.startswith("qwen") and not config.get("use_sliding_window", False):
         window = None
     if family == "llama" or window is None:
         return (None,) * num_layers
+    if not isinstance(window, int) or window < 1:
+        raise ModelError(f"{source}: sliding_window={window!r} must be a positive integer")
     kinds = config.get("layer_types")
     if kinds:
+        if not isinstance(kinds, list) or len(kinds) != num_layers:
+            raise ModelError(
+                f"{source}: layer_types must name the kind of each of the {num_layers} layers"
+            )
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     if family == "mistral":
         return (window,) * num_layers

@@ -19,6 +19,7 @@ from tandem_kernels.qk_norm_rope import qk_norm_rope_write
 from tandem_kernels.rms_norm import add_rms_norm
 from tandem_kernels.rope import rope_table
 from tandem_kernels.swiglu import swiglu
+from tandem_worker.errors import ModelError
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.weights import LayerWeights, ModelWeights
 
@@ -77,20 +78,27 @@ class Transformer:
         spec: Shapes and switches.
         weights: From :func:`tandem_worker.models.weights.load_weights`.
         max_positions: Rows of the rotary table: the longest context that will be asked for.
+
+    Raises:
+        ModelError: the rotary settings of config.json are unknown or impossible.
     """
 
     def __init__(self, spec: ModelSpec, weights: ModelWeights, *, max_positions: int) -> None:
         self.spec = spec
         self.weights = weights
         self._scale = spec.head_dim**-0.5
-        self._cos_sin = rope_table(
-            spec.head_dim,
-            max_positions,
-            spec.rope_theta,
-            spec.rope_scaling,
-            max_position_embeddings=spec.max_position,
-            device=weights.embed.device,
-        )
+        try:
+            self._cos_sin = rope_table(
+                spec.head_dim,
+                max_positions,
+                spec.rope_theta,
+                spec.rope_scaling,
+                max_position_embeddings=spec.max_position,
+                device=weights.embed.device,
+            )
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            settings = dict(spec.rope_scaling)
+            raise ModelError(f"config.json: rope scaling {settings}: {error}") from error
 
     def forward(
         self,
