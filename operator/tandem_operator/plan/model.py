@@ -33,52 +33,15 @@ from tandem_operator.plan.objects import (
     relative_path,
     security_context,
 )
+from tandem_operator.plan.weights import WEIGHTS_DIR, claims, weights_of
+from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
-from tandem_operator.resources.base import quantity, seconds
-from tandem_worker.config import WorkerConfig
-
-WEIGHTS_DIR = "/var/lib/tandem/weights"
+from tandem_operator.resources.base import seconds
 
 
 def pool_name(model: str, role: str) -> str:
     """Name of the objects of one role: WorkerPool, Deployment and Service."""
     return f"{model}-{role}"
-
-
-def worker_config(model: Model, role: str, settings: Settings, revision: str = "") -> WorkerConfig:
-    """The configuration of one role's workers.
-
-    Raises pydantic.ValidationError when the engine settings contradict each other.
-    """
-    engine, transfer = model.spec.engine, model.spec.kv_transfer
-    data: Object = {
-        "served_model": model.served_name,
-        "role": role,
-        "dtype": engine.dtype,
-        "device": engine.device,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_batched_tokens": engine.max_batched_tokens,
-        "scheduler": engine.scheduler,
-        "prefix_cache": engine.prefix_cache,
-        "http_port": settings.worker_port,
-        "drain_timeout_s": seconds(model.spec.drain.timeout),
-    }
-    if engine.max_model_len is not None:
-        data["max_model_len"] = engine.max_model_len
-    if engine.kv_cache_memory is not None:
-        data["kv_cache_bytes"] = int(quantity(engine.kv_cache_memory))
-    if role != "unified":
-        data["kv_port"] = settings.kv_port
-        data["transfer"] = {
-            "transport": transfer.transport,
-            "checksum": transfer.checksum,
-            "max_inflight_bytes": int(quantity(transfer.max_inflight)),
-        }
-        if transfer.local_prefill_max_tokens is not None:
-            data["local_prefill_max_tokens"] = transfer.local_prefill_max_tokens
-    if revision:
-        data["revision"] = revision
-    return WorkerConfig.model_validate(data)
 
 
 def revision_of(model: Model, settings: Settings) -> str:
@@ -119,7 +82,7 @@ def plan_model(
     observed = {(o["kind"], o["metadata"]["name"]): o for o in children}
     plan.create.append(peer_secret(model.metadata.namespace, peer_token))
     plan.apply.append(_service_account(model))
-    for volume in _claims(model):
+    for volume in claims(model):
         plan.apply.append(volume)
     for role, spec in model.spec.roles().items():
         name = pool_name(model.metadata.name, role)
@@ -284,20 +247,6 @@ def _network_policy(model: Model, settings: Settings) -> Object:
     )
 
 
-def _claims(model: Model) -> list[Object]:
-    cache = model.spec.weights.cache
-    if cache is None:
-        return []
-    spec: Object = {
-        "accessModes": ["ReadWriteMany"],
-        "resources": {"requests": {"storage": cache.size}},
-    }
-    if cache.storage_class_name:
-        spec["storageClassName"] = cache.storage_class_name
-    name = f"{model.metadata.name}-weights"
-    return [child(model, "v1", "PersistentVolumeClaim", name, {"spec": spec})]
-
-
 def _deployment(
     model: Model,
     role: str,
@@ -336,7 +285,7 @@ def _deployment(
 def _pod_template(
     model: Model, role: str, spec: RoleSpec, revision: str, settings: Settings
 ) -> Object:
-    source, weights_volume, init = _weights(model, settings)
+    source, weights_volume, init = weights_of(model, settings)
     grace = seconds(model.spec.drain.timeout)
     ports = [{"name": "http", "containerPort": settings.worker_port, "protocol": "TCP"}]
     if role != "unified":
@@ -427,37 +376,3 @@ def _resources(spec: RoleSpec) -> Object:
     if spec.gpus:
         requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(spec.gpus)
     return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
-
-
-def _weights(model: Model, settings: Settings) -> tuple[str, Object | None, list[Object]]:
-    """The --weights argument, the volume if one is needed and the containers that fetch first."""
-    weights = model.spec.weights
-    scheme, _, rest = weights.source.partition("://")
-    if scheme == "image":
-        return rest, None, []
-    if scheme == "file":
-        volume: Object | None = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
-        return WEIGHTS_DIR, volume, []
-    if scheme == "pvc":
-        claim, _, sub = rest.partition("/")
-        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
-        return f"{WEIGHTS_DIR}/{sub}".rstrip("/"), volume, []
-    if weights.cache is None:
-        volume = {"name": "weights", "emptyDir": {}}
-    else:
-        claim = f"{model.metadata.name}-weights"
-        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
-    folder = f"{WEIGHTS_DIR}/{digest(weights.source)}"
-    fetch: Object = {
-        "name": "fetch-weights",
-        "image": model.spec.image or settings.worker_image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "tandem_operator.weights"],
-        "args": [weights.source, folder],
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": security_context(),
-        "volumeMounts": [{"name": "weights", "mountPath": WEIGHTS_DIR}],
-    }
-    if weights.secret_ref:
-        fetch["envFrom"] = [{"secretRef": {"name": weights.secret_ref.name}}]
-    return folder, volume, [fetch]
