@@ -35,6 +35,7 @@ from tandem_worker.transfer.frames import (
     Frame,
     Hello,
     Open,
+    Opened,
     Stopped,
     encode,
     sender_mac,
@@ -400,6 +401,32 @@ async def test_credits_come_back_from_pushes_that_failed(
 
     assert target._credits.outstanding_bytes == 0
     await push_works(target, sender)
+
+
+async def test_a_window_that_comes_free_goes_to_the_push_that_waited_and_to_no_later_one() -> None:
+    """The later push has a window of its own; with both it could send more than is allowed."""
+    pool = KVPool.allocate(LAYOUT, 8)
+    receiver = TcpReceiver(pool, token=TOKEN, max_inflight_bytes=UNIT)
+    await receiver.start("127.0.0.1", 0)
+    for name, block in (("holds", 1), ("waits", 2), ("later", 3)):
+        receiver.reserve(name, 1, [block], soon())
+    first, second = [await RawPeer.connect(receiver.address) for _ in range(2)]
+    await first.greet()
+    await second.greet()
+    held, none = await first.opened("holds"), await second.opened("waits")
+
+    # Both in one turn of the receiver's event loop: the window comes free and is asked for anew.
+    first.writer.write(encode(Abort(1, 1, "given up")))
+    second.writer.write(encode(Abort(1, 1, "given up")) + encode(Open(2, "later", 1)))
+    opened = await second.read()
+    await second.send(Finish(2, FINAL))
+    answer = await second.read()
+
+    assert (held.credit_bytes, none.credit_bytes) == (UNIT, 0)
+    assert isinstance(opened, Opened)
+    assert opened.credit_bytes == UNIT
+    assert isinstance(answer, Abort)  # incomplete, and no CREDIT came before
+    await receiver.aclose()
 
 
 async def test_more_pushes_than_windows_all_complete(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -29,12 +31,13 @@ from tandem_worker.transfer.frames import (
     Finished,
     Hello,
     Opened,
+    Stopped,
     Welcome,
     receiver_mac,
 )
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
-from tandem_worker.transfer.wire import format_address
+from tandem_worker.transfer.wire import Wire, format_address
 
 
 async def test_a_connection_is_used_again_and_a_dead_one_is_replaced(
@@ -48,6 +51,36 @@ async def test_a_connection_is_used_again_and_a_dead_one_is_replaced(
         connection.wire.close()
 
     await push_works(target, sender, "three")
+
+
+async def test_nothing_is_kept_of_a_receiver_that_is_gone(
+    target: TcpReceiver, sender: TcpSender
+) -> None:
+    """Pods come and go under ever new addresses."""
+    await push_works(target, sender, "one")
+
+    await target.aclose()
+    async with asyncio.timeout(5):
+        while sender._links:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+
+    assert sender._idle == {}
+
+
+async def test_a_connection_whose_send_did_not_end_is_not_used_again() -> None:
+    """The peer waits for the rest of a frame and would take the next one for it."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with near, far:
+        wire = Wire(near, stall_s=0.05)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 16))
+
+        with pytest.raises(PeerUnreachableError, match="took no byte"):
+            await wire.send(Stopped(1))
+
+        assert wire.closed
 
 
 async def test_a_cancelled_open_gives_the_reservation_back(target: TcpReceiver) -> None:

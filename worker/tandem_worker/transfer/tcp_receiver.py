@@ -247,7 +247,7 @@ class TcpReceiver:
         for writer, num_bytes in grants:
             connection = self._connections.get(writer)
             if connection is not None:
-                self._spawn(connection.tell_credit(num_bytes))
+                connection.grant(num_bytes)
 
     def _probe_target(self) -> tuple[ReservationDesk, KVPool, str]:
         """A reservation of the scratch block, for one link check at a time."""
@@ -333,10 +333,13 @@ class _Connection:
             with contextlib.suppress(OSError, TransferError):
                 await self.wire.send(Abort(target.push, error.code, str(error)))
 
-    async def tell_credit(self, num_bytes: int) -> None:
-        """Grant a window that became free."""
-        target = self._target
-        if target is not None:
+    def grant(self, num_bytes: int) -> None:
+        """Lend a window that became free to the push that is open now."""
+        if self._target is not None:
+            self._receiver._spawn(self._tell_credit(self._target, num_bytes))
+
+    async def _tell_credit(self, target: _Target, num_bytes: int) -> None:
+        if self._target is target:  # else its window was taken back meanwhile
             with contextlib.suppress(OSError, TransferError):
                 await self.wire.send(Credit(target.push, num_bytes))
 

@@ -101,11 +101,10 @@ class TcpSender:
 
     def release(self, link: Link) -> None:
         """A push is over and its connection is clean: keep it for the next one."""
-        idle = self._idle.setdefault(link.address, [])
-        if self._closed or link.wire.closed or len(idle) >= _MAX_IDLE:
+        if self._closed or link.wire.closed or len(self._idle.get(link.address, ())) >= _MAX_IDLE:
             link.close()
         else:
-            idle.append(link)
+            self._idle.setdefault(link.address, []).append(link)
 
     def forget(self, link: Link) -> None:
         """A connection ended."""
@@ -113,6 +112,8 @@ class TcpSender:
         idle = self._idle.get(link.address, [])
         if link in idle:
             idle.remove(link)
+        if not idle:
+            self._idle.pop(link.address, None)
 
     async def _open(
         self, address: str, request_id: str, epoch: int, pool: KVPool, *, probe: bool

@@ -118,9 +118,8 @@ class Wire:
             num_bytes -= part
 
     async def send(self, frame: Frame) -> None:
-        """Send a frame without data."""
-        async with self._send_lock:
-            await self._send_views([memoryview(encode(frame))])
+        """Send a frame without data; see `send_views`."""
+        await self.send_views([memoryview(encode(frame))])
 
     async def send_views(self, views: Sequence[memoryview]) -> None:
         """Send encoded frames and their data; a cancelled or failed send closes the connection."""
