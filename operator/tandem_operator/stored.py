@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from tandem_operator.manifests import explain, show_path
+from tandem_operator.explain import explain, show_path
 from tandem_operator.plan.objects import Object, Problem
 from tandem_operator.resources import (
     KINDS,
