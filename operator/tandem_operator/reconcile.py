@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tandem_operator.api import ApiError, ClusterApi
+from tandem_operator.autoscale.drive import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.drift import needs_apply, stamp
 from tandem_operator.news import event, news_in
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
@@ -37,9 +38,6 @@ COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 LINK_RETRY_S = 5.0
 SECRET_RETRY_S = 30.0
 UNSEEN_RETRY_S = 1.0
-SCALING_PERIOD_S = 5.0
-# While all workers sleep, routers are asked this often whether they hold a request.
-WAKE_PERIOD_S = 1.0
 
 # Kinds of children that are removed when the plan no longer holds them.
 PRUNED_KINDS = (
@@ -245,7 +243,7 @@ class Reconciler:
             result.look_again(self.settings.status_period_s)
         decisions = await self.scaling(router, models, pods)
         if router.spec.scaling.mode == "Managed":
-            result.look_again(WAKE_PERIOD_S if asleep(objects.values()) else SCALING_PERIOD_S)
+            result.look_again(WAKE_PERIOD_S if asleep(objects.values()) else PERIOD_S)
         status = router_status(
             router,
             old,

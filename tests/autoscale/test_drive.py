@@ -240,6 +240,17 @@ async def test_other_modes_leave_replicas_to_their_owner(mode):
     assert world.puts == []
 
 
+async def test_a_clock_that_is_set_back_stops_nothing():
+    world = World()
+    await world.run(40.0, 40)
+    before = world.replicas("l-unified")
+
+    world.now -= 86_400.0
+    await world.run(400.0, 3)
+
+    assert world.replicas("l-unified") > before
+
+
 async def test_steps_closer_than_the_period_do_nothing():
     world = World()
     await world.run(40.0, 30)

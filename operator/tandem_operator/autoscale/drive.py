@@ -95,6 +95,10 @@ class ScalingDriver:
         if router.spec.scaling.mode != "Managed":
             self.forget(namespace, router.metadata.name)
             return []
+        if now < self._stepped.get(key, now):
+            # The wall clock was set back: all that is remembered lies in the future now, and the
+            # loop would wait until it is past.
+            self.forget(namespace, router.metadata.name)
         # A reconcile comes a moment early or late; a step left out would double the period.
         period = 0.9 * WAKE_PERIOD_S if key in self._asleep else PERIOD_S
         if now - self._stepped.get(key, -PERIOD_S) < period:
