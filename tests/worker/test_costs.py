@@ -10,6 +10,18 @@ from tandem_worker.engine.profile import StepProfile
 from tandem_worker.server.remote_prefill import RemoteCosts
 
 
+def test_a_cold_first_remote_prefill_does_not_decide_for_ever() -> None:
+    """Nothing corrects a judgement against remote, as no remote prefill follows it."""
+    costs = RemoteCosts()
+    costs.observe(elapsed_s=30.0, prefill_s=29.0, num_tokens=1000)
+
+    assert costs.remote_is_cheaper(1000, 0.1, num_running=8)
+
+    costs.observe(elapsed_s=0.11, prefill_s=0.1, num_tokens=1000)
+    assert costs.remote_is_cheaper(1000, 0.1, num_running=8)
+    assert not costs.remote_is_cheaper(1000, 0.1, num_running=0)
+
+
 def test_the_first_prompt_goes_remote_so_that_something_is_measured() -> None:
     assert RemoteCosts().remote_is_cheaper(10, None, 0)
 

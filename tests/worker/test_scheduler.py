@@ -346,6 +346,26 @@ def test_a_remote_prefill_skips_the_prompt_and_goes_on_decoding() -> None:
     assert all(num_tokens == 1 for step in bench.runner.steps for _, num_tokens in step)
 
 
+def test_a_prompt_that_waits_for_blocks_costs_no_choice_each_step() -> None:
+    """The choice evaluates a fitted profile: it is made when a sequence is let in."""
+    chosen: list[str] = []
+
+    def choose(sequence: ScheduledSequence, uncached: int) -> bool:
+        chosen.append(sequence.request_id)
+        return False
+
+    scheduler = Scheduler(
+        BlockManager(4, block_size=BLOCK), SchedulerLimits(), choose_remote=choose
+    )
+    for token, name in enumerate(("first", "second")):
+        scheduler.add(ScheduledSequence(name, [token] * 12, 12, remote_prefill=True), 0.0)
+
+    for _ in range(5):
+        scheduler.advance(scheduler.schedule(0.0))
+
+    assert chosen == ["first"]
+
+
 def test_a_preempted_sequence_has_its_answer_so_far_filled_too() -> None:
     """A prefill of the prompt alone would leave the answer's own positions empty."""
     bench = Bench(num_blocks=5)

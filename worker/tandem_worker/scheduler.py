@@ -335,18 +335,18 @@ class Scheduler:
         for sequence in list(self.waiting):
             if slots <= 0:
                 break
-            while paused and not self._fits(sequence):
+            hits = self._lookup(sequence)
+            needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
+            while paused and not self._fits(needed, hits):
                 # Those that sit out hold the blocks; the last in rank gives its own up.
                 self._preempt(paused.pop(), step, now_s)
-            hits = self._lookup(sequence)
+            if not self._fits(needed, hits):
+                break  # in order: a later, smaller one must not starve this one
             num_cached = len(hits) * self.blocks.block_size
             uncached = len(sequence.token_ids) - num_cached
             remote = sequence.remote_prefill and self._choose_remote(sequence, uncached)
             if budget == 0 and not remote:
                 break
-            if not self._fits(sequence):
-                break  # in order: a later, smaller one must not starve this one
-            needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
             self.blocks.acquire(hits)
             fresh = self.blocks.allocate(needed)
             assert fresh is not None, "availability was checked above"
@@ -372,10 +372,8 @@ class Scheduler:
         for sequence in taken:
             self.waiting.remove(sequence)
 
-    def _fits(self, sequence: Sequence) -> bool:
-        """Whether blocks for the whole sequence could be had now."""
-        hits = self._lookup(sequence)
-        needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
+    def _fits(self, needed: int, hits: list[int]) -> bool:
+        """Whether these cached blocks and that many fresh ones could be had now."""
         return needed + self.blocks.num_idle(hits) <= self.blocks.num_available
 
     def _lookup(self, sequence: Sequence) -> list[int]:

@@ -58,17 +58,18 @@ class RemoteCosts:
 
     def observe(self, elapsed_s: float, prefill_s: float, num_tokens: int) -> None:
         """Record a finished remote prefill: total time, and the part spent computing."""
-        weight = 1.0 / (self._count + 1) if self._count < 10 else 0.1
+        # The first one also paid for connecting and warming up: the second takes its place.
+        weight = 1.0 if self._count < 2 else max(0.1, 1.0 / self._count)
         self._overhead_s += weight * (max(0.0, elapsed_s - prefill_s) - self._overhead_s)
         self._per_token_s += weight * (prefill_s / max(1, num_tokens) - self._per_token_s)
         self._count += 1
 
     def remote_is_cheaper(self, num_tokens: int, local_s: float | None, num_running: int) -> bool:
-        """Compare; before a remote prefill was measured, one is tried.
+        """Compare; before two remote prefills were measured, remote is tried.
 
         Where no local one was measured yet, the prefill worker's computing time stands for it.
         """
-        if self._count == 0:
+        if self._count < 2:
             return True
         compute_s = self._per_token_s * num_tokens
         remote_s = self._overhead_s + compute_s

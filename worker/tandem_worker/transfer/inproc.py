@@ -136,6 +136,8 @@ class InprocPush:
         self, layer: int, local_block_ids: Sequence[int], remote_block_ids: Sequence[int]
     ) -> None:
         """Copy one layer's K and V of some blocks."""
+        if self._failure is not None:
+            raise self._failure
         self._check(layer, local_block_ids, remote_block_ids)
         await asyncio.sleep(0)
         self._copy(layer, tuple(local_block_ids), tuple(remote_block_ids))
@@ -200,8 +202,6 @@ class InprocPush:
         self._receiver.detach(self, self._key, error)
 
     def _check(self, layer: int, local: Sequence[int], remote: Sequence[int]) -> None:
-        if self._failure is not None:
-            raise self._failure
         if self._finished:
             raise ClosedError(f"the push of request {self.request_id!r} is finished already")
         if len(local) != len(remote):
