@@ -19,6 +19,7 @@ from tandem_operator.plan.router_status import TierFacts, TrafficFacts
 RETEST_AFTER_S = 600.0
 RETRY_AFTER_S = 5.0
 TIMEOUT_S = 5.0
+PATIENCE_S = 1.0  # that one pass has with a link test
 MAX_REPLY_BYTES = 4 * 2**20
 
 
@@ -101,22 +102,42 @@ class WorkerPods:
         self._settings = settings
         self._clock = clock
         self._results: dict[tuple[str, str], tuple[float, LinkTest]] = {}
+        self._tests: dict[tuple[str, str], asyncio.Task[LinkTest]] = {}
 
     async def test_link(self, pods: list[Object]) -> LinkTest:
-        """The result for a Model's pods; unknown while a role has no ready pod."""
+        """The result for a Model's pods; unknown while a role has no ready pod.
+
+        A test that takes long goes on after the call; a later call has its result. Raises ApiError
+        when the cluster fails a call.
+        """
         prefill, decode = _first(pods, "prefill"), _first(pods, "decode")
         if prefill is None or decode is None:
             return LinkTest(None, "needs a ready worker of both roles")
         key = (identity(prefill), identity(decode))
         now = self._clock()
-        if (known := self._results.get(key)) is not None:
+        known = self._results.get(key)
+        if known is not None:
             when, result = known
             if now - when < (RETEST_AFTER_S if result.ok else RETRY_AFTER_S):
                 return result
-        result = await self._test(prefill, decode)
+        test = self._tests.get(key)
+        if test is None:
+            test = self._tests[key] = asyncio.create_task(self._test(prefill, decode))
+            test.add_done_callback(lambda done: self._tested(key, done))
+        # Workers that do not answer must not keep the passes of all other resources waiting.
+        await asyncio.wait({test}, timeout=PATIENCE_S)
+        if test.done():
+            return test.result()
+        return known[1] if known is not None else LinkTest(None, "is being tested")
+
+    def _tested(self, key: tuple[str, str], test: asyncio.Task[LinkTest]) -> None:
+        """Keep the result for the passes to come; those of pods long gone are dropped."""
+        self._tests.pop(key, None)
+        if test.cancelled() or test.exception() is not None:
+            return  # whoever waited for it has the error; the next pass tests again
+        now = self._clock()
         self._results = {k: v for k, v in self._results.items() if now - v[0] < 2 * RETEST_AFTER_S}
-        self._results[key] = (now, result)
-        return result
+        self._results[key] = (now, test.result())
 
     async def busy(self, pods: list[Object]) -> dict[str, int]:
         """Requests that each pod runs or queues, by name; pods that do not answer are left out."""

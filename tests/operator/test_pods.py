@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from tandem_operator import pods
+from tandem_operator.api import ApiError
+from tandem_operator.local.store import Store
+from tandem_operator.plan import Settings
 from tandem_operator.plan.router_status import TierFacts
-from tandem_operator.pods import ask_json, router_traffic
+from tandem_operator.pods import WorkerPods, ask_json, router_traffic
 
 Object = dict[str, Any]
 
@@ -101,3 +104,84 @@ async def serving(replies: list[bytes]) -> AsyncIterator[tuple[list[str], int]]:
     server = await asyncio.start_server(answer, "0.0.0.0", 0)
     async with server:
         yield hosts, server.sockets[0].getsockname()[1]
+
+
+class Link:
+    """Stands for the prefill worker that a link test asks; answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.answers = asyncio.Event()
+        self.ok = True
+
+    async def ask(self, host: str, port: int, path: str, *_: Any) -> tuple[int, Any]:
+        self.num_asked += 1
+        await self.answers.wait()
+        return 200, {"ok": self.ok, "num_bytes": 64, "error": "checksums differ"}
+
+
+def worker_pod(role: str) -> Object:
+    pod = ready_pod("127.0.0.1")
+    labels = {"tandem.dev/role": role}
+    return {**pod, "metadata": {"name": role, "uid": role, "namespace": "n", "labels": labels}}
+
+
+BOTH_ROLES = [worker_pod("prefill"), worker_pod("decode")]
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+    link = Link()
+    monkeypatch.setattr(pods, "ask_json", link.ask)
+    monkeypatch.setattr(pods, "PATIENCE_S", 0.01)
+    return link
+
+
+async def test_workers_that_do_not_answer_keep_no_pass_waiting(link: Link) -> None:
+    workers = WorkerPods(Store(), Settings(), lambda: 0.0)
+
+    first = await workers.test_link(BOTH_ROLES)
+    second = await workers.test_link(BOTH_ROLES)
+    link.answers.set()
+    third = await workers.test_link(BOTH_ROLES)
+    fourth = await workers.test_link(BOTH_ROLES)
+
+    assert (first.ok, second.ok, third.ok, fourth.ok) == (None, None, True, True)
+    assert link.num_asked == 1
+
+
+async def test_a_link_is_tested_again_and_its_last_result_holds_meanwhile(link: Link) -> None:
+    now = 0.0
+    workers = WorkerPods(Store(), Settings(), lambda: now)
+    link.answers.set()
+    link.ok = False
+    assert (await workers.test_link(BOTH_ROLES)).ok is False
+
+    link.answers.clear()
+    now += pods.RETRY_AFTER_S
+    meanwhile = await workers.test_link(BOTH_ROLES)
+    link.ok = True
+    link.answers.set()
+    mended = await workers.test_link(BOTH_ROLES)
+
+    assert (meanwhile.ok, mended.ok) == (False, True)
+
+
+async def test_a_cluster_that_fails_the_test_is_told_and_the_next_pass_tests_again(
+    link: Link,
+) -> None:
+    store = Store()
+    get = store.get
+
+    async def refuse(*_: str) -> None:
+        raise ApiError(503, "not now")
+
+    store.get = refuse  # type: ignore[method-assign, assignment]
+    workers = WorkerPods(store, Settings(), lambda: 0.0)
+    link.answers.set()
+
+    with pytest.raises(ApiError, match="not now"):
+        await workers.test_link(BOTH_ROLES)
+    store.get = get  # type: ignore[method-assign]
+
+    assert (await workers.test_link(BOTH_ROLES)).ok is True

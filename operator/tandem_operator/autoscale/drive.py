@@ -106,10 +106,11 @@ class ScalingDriver:
         self._stepped[key] = now
         ready = [pod for pod in pods if is_ready(pod)]
         token = await peer_token(self._api, namespace)
-        states = await self._states(ready)
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
-        loads = await self._loads(namespace, tiers, token)
+        states, loads = await asyncio.gather(
+            self._states(ready), self._loads(namespace, tiers, token)
+        )
         if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
             self._asleep.discard(key)
         else:
