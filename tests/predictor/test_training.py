@@ -13,6 +13,7 @@ import pytest
 from tandem_router.predictor import (
     ArtifactError,
     DataError,
+    artifact,
     data,
     evaluation,
     loads,
@@ -386,3 +387,26 @@ def test_answers_that_cannot_be_held_out_give_no_verifier(
 
     assert trained.meta["cascade"] is None
     assert any("in too few groups to check a verifier" in line for line in said)
+
+
+def test_many_tiers_graded_here_and_there_share_out_the_size_of_an_artifact(
+    make_outcomes: Make,
+    write: Write,
+    small_options: training.Options,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every tier graded on rows of its own has forests of its own."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {**row, "quality": {f"t{i}": float(draw.random() < 0.5) for i in draw.permutation(8)[:5]}}
+        for row in make_outcomes(300)
+    ]
+    dataset = data.read([write(rows)])
+    options = replace(small_options, num_trees=60)
+    unlimited = len(training.train(dataset, options).dumps())
+
+    monkeypatch.setattr(artifact, "MAX_BYTES", unlimited - 100_000)
+    limited = training.train(dataset, options).dumps()
+
+    assert len(limited) <= unlimited - 100_000
+    assert loads(limited).tiers == dataset.tiers

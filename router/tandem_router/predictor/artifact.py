@@ -81,8 +81,9 @@ def dumps(meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> by
     data = struct.pack("<Q", len(text)) + text + b"".join(blobs)
     if len(data) > MAX_BYTES or len(text) > MAX_HEADER_BYTES:
         raise ArtifactError(
-            f"the artifact would take {len(data):,} bytes; the limit is {MAX_BYTES:,}: train with "
-            "a smaller --max-features"
+            f"the artifact would take {len(data):,} bytes with a header of {len(text):,}; the "
+            f"limits are {MAX_BYTES:,} and {MAX_HEADER_BYTES:,}: train with a smaller --max-bytes, "
+            "or on fewer tiers"
         )
     return data
 

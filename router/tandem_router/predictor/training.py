@@ -39,6 +39,7 @@ from tandem_router.predictor.estimators import (
     HandView,
     TextView,
     TreeView,
+    label_groups,
 )
 from tandem_router.predictor.model import FloatArray
 
@@ -101,6 +102,8 @@ FOREST_ROWS = 600.0
 NUM_TOPICS = 40
 #: Header, evaluation, calibration and length heads under a size limit.
 RESERVED_BYTES = 120_000
+#: Nodes a tree should have at least, where many forests share out a size limit.
+LEAST_NODES = 60
 #: Below this limit the verifier of answers (half a megabyte) is left out.
 CASCADE_MIN_BYTES = 2_000_000
 
@@ -111,21 +114,34 @@ def core_views(num_rows: int) -> dict[str, float]:
     return {"words": 1.0, "chars": 1.0, "trees": forest, "topics": forest, "embedding": 1.25}
 
 
-def default_views(options: Options, num_tiers: int = 2) -> dict[str, View]:
+def default_views(
+    options: Options, num_tiers: int = 2, targets: FloatArray | None = None
+) -> dict[str, View]:
     """The views by name; what each is worth stands in docs/studies/routing.md.
 
     Under a size limit a fifth goes to each text view, a fifth to the topics' words, and what is
-    left, less a reserve for the rest, to the two forests.
+    left, less a reserve for the rest, to the two forests. Without one, `targets` tell whether the
+    views would outgrow what an artifact may take: each set of rows with other tiers labelled has
+    forests of its own.
     """
     features, topic_features, leaves = options.max_features, TOPIC_FEATURES, None
-    if options.max_bytes is not None:
-        outputs = num_tiers + (0 if options.label_form == "gain" else num_tiers**2 // 2)
-        part = max(options.max_bytes - RESERVED_BYTES, 0) / 5.0
+    num_trees, seed = options.num_trees, options.seed
+    outputs = num_tiers + (0 if options.label_form == "gain" else num_tiers**2 // 2)
+    forests, nodes = 1, 0.0
+    if targets is not None:
+        forests = sum(1 for _ in label_groups(targets))
+        nodes = 2.0 * len(targets) / TreeView().min_samples_leaf
+    limit, per_node = options.max_bytes, 9 + 4 * outputs
+    size = 2 * features * (8 + 4 * outputs) + 2 * num_trees * forests * nodes * per_node
+    if limit is None and size > 0.8 * artifact.MAX_BYTES:
+        limit = int(0.8 * artifact.MAX_BYTES)  # the rest is for an evaluation of many pairs
+    if limit is not None:
+        part = max(limit - RESERVED_BYTES, 0) / 5.0
         features = min(features, max(int(part / (8 + 4 * outputs)), 100))
         topic_features = min(topic_features, max(int(part / (8 + 2 * NUM_TOPICS)), 50))
-        nodes = part / options.num_trees / (9 + 4 * outputs)
-        leaves = max(int(nodes / 2), 4)
-    num_trees, seed = options.num_trees, options.seed
+        if forests > 1:  # rather fewer trees than trees of a few leaves
+            num_trees = min(num_trees, max(int(part / forests / per_node / LEAST_NODES), 2))
+        leaves = max(int(part / num_trees / forests / per_node / 2), 4)
     views: dict[str, View] = {
         "words": TextView("word", "logistic", 1.0, 2, features),
         "chars": TextView("char", "squared", 6.0, 3, features),
@@ -362,7 +378,7 @@ def _cross(
     corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
     pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
     targets, names = _targets(dataset, dataset.quality(), pairs, options.label_form)
-    views = default_views(options, len(dataset.tiers))
+    views = default_views(options, len(dataset.tiers), targets)
     core = core_views(len(dataset.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, tuple(pairs), tuple(names))
     outputs, unknown = cross_fit(corpus, targets, folds, views, progress)
