@@ -67,6 +67,21 @@ async def test_usage_counts_the_cached_prompt_once_whatever_n(client: Client) ->
     assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 128
 
 
+async def test_only_requests_of_one_cache_salt_share_a_prefix(client: Client) -> None:
+    """Else a tenant could learn from `cached_tokens`, or the time, what another one has sent."""
+    cached = []
+    for salt in ("mine", "mine", "yours", None):
+        body = {"prompt": [7] * 130, "max_tokens": 1}
+        reply = await client.post(**body | ({"cache_salt": salt} if salt else {}))
+        cached.append(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    refused = await client.post(prompt="x", cache_salt="")
+
+    assert cached == [0, 128, 0, 0]
+    assert refused.status_code == 400
+    assert "cache_salt='' must be a string" in refused.json()["error"]["message"]
+
+
 async def test_a_temperature_next_to_nothing_is_greedy(client: Client) -> None:
     """Logits divided by it would overflow and make the first large one win."""
     (greedy_choice,) = await client.choices()

@@ -99,6 +99,15 @@ async def test_a_malformed_order_is_refused_before_it_reaches_the_engine(
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("salt", ["xyz", 7, "00" * 65])
+async def test_a_malformed_salt_is_refused(salt: object) -> None:
+    push = SlowPush()
+    push.closed.set()
+
+    with pytest.raises(RequestError, match="cache_salt"):
+        await make_service(FakeEngine(), push).prefill(ORDER | {"cache_salt": salt})
+
+
 async def test_a_newer_peer_may_send_settings_that_this_release_does_not_know() -> None:
     push = SlowPush()
     push.closed.set()

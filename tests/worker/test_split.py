@@ -107,6 +107,24 @@ async def test_prefix_hits_on_either_side_change_nothing(
     assert metric(decode, "vllm:prefix_cache_hits_total") > 0
 
 
+async def test_a_prefill_worker_keeps_salts_apart_too(
+    pair: tuple[Worker, Worker], greedy: Greedy
+) -> None:
+    prefill, decode = pair
+    prompt = decode.tokenizer.encode(TEXT * 12)[:150]
+    answers = []
+
+    for salt in ("mine", "yours"):
+        tokens, _ = await complete(
+            decode, prompt, prefill.url, temperature=0, max_tokens=6, cache_salt=salt
+        )
+        answers.append(tokens)
+
+    assert answers == [greedy(prompt, 6)] * 2
+    assert metric(prefill, "tandem_worker_kv_pushes_total") == 2
+    assert metric(prefill, "vllm:prefix_cache_hits_total") == 0
+
+
 async def test_a_sample_is_the_same_wherever_it_runs(
     start_worker: Any, pair: tuple[Worker, Worker]
 ) -> None:

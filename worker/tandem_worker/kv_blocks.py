@@ -29,8 +29,8 @@ ROOT = b""
 
 
 def hash_block(parent: bytes, token_ids: Sequence[int], salt: bytes = b"") -> bytes:
-    """Hash of one full block, chained to its parent's hash; 16 bytes."""
-    digest = hashlib.blake2b(parent, digest_size=16, key=salt[:64])
+    """Hash of one full block, chained to its parent's hash; 16 bytes. A salt has at most 64."""
+    digest = hashlib.blake2b(parent, digest_size=16, key=salt)
     digest.update(array("q", token_ids).tobytes())
     return digest.digest()
 

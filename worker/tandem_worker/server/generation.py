@@ -262,6 +262,7 @@ class Generation:
             and not scored
             and choice.sampling.max_tokens > 0,
             reuse_prefix=not scored,
+            salt=self.request.cache_salt,
         )
         self._engine.add(
             EngineRequest(
@@ -296,6 +297,7 @@ class Generation:
             num_prompt_tokens=len(choice.prompt),
             sampling=choice.sampling,
             deadline_ms=self.context.deadline_ms,
+            cache_salt=self.request.cache_salt,
         )
         choice.task = self._remote.start(self.context.prefill_url, order, event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from tandem_worker.sampling import SamplingParams
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+MAX_SALT = 1024
 _UINT64 = (1 << 64) - 1
 _LEAST_TEMPERATURE = 1e-5
 """Below this the highest logit always wins, and logits divided by it could overflow."""
@@ -29,6 +31,8 @@ class CompletionRequest:
         max_tokens: None where the client did not say.
         seed: None where the client did not say.
         resume_token_ids: Per choice, tokens already sent to the client by another worker.
+        cache_salt: Digest of the client's ``cache_salt`` (vLLM's field): only requests of the same
+            salt share cached prefixes.
     """
 
     kind: Literal["chat", "completion"]
@@ -47,6 +51,7 @@ class CompletionRequest:
     stream: bool = False
     include_usage: bool = False
     resume_token_ids: tuple[tuple[int, ...], ...] = ()
+    cache_salt: bytes = b""
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -223,6 +228,7 @@ def _shared(fields: Fields, *, num_logprobs: int | None, max_tokens: int | None)
         "stream": fields.flag("stream"),
         "include_usage": bool((options or {}).get("include_usage")),
         "resume_token_ids": _resume(fields.raw("tandem")),
+        "cache_salt": _cache_salt(fields.raw("cache_salt")),
     }
 
 
@@ -317,6 +323,14 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
             raise _wrong("logit_bias", {key: bias}, "must be between -100 and 100")
         pairs.append((int(key), float(bias)))
     return tuple(pairs)
+
+
+def _cache_salt(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SALT:
+        raise _wrong("cache_salt", value, f"must be a string of 1 to {MAX_SALT} characters")
+    return hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _resume(value: Any) -> tuple[tuple[int, ...], ...]:

@@ -30,6 +30,7 @@ class _Order:
     num_computed_tokens: int
     sampling: SamplingParams
     deadline_ms: int | None
+    cache_salt: bytes
     address: str
     block_ids: tuple[int, ...]
 
@@ -95,6 +96,7 @@ class PrefillService:
             arrival_s=now_s,
             deadline_s=now_s + order.deadline_ms / 1e3 if order.deadline_ms else None,
             pinned=True,
+            salt=order.cache_salt,
         )
         request = EngineRequest(
             sequence=sequence,
@@ -220,6 +222,19 @@ class PrefillService:
             num_computed_tokens=computed,
             sampling=params,
             deadline_ms=fields.integer("deadline_ms", 0, 2**31 - 1),
+            cache_salt=_salt(fields.raw("cache_salt")),
             address=kv["address"],
             block_ids=block_ids,
         )
+
+
+def _salt(value: Any) -> bytes:
+    try:
+        salt = bytes.fromhex(value or "")
+    except (TypeError, ValueError) as error:
+        raise RequestError(
+            f"cache_salt={value!r} must be hex digits", param="cache_salt"
+        ) from error
+    if len(salt) > 64:
+        raise RequestError(f"cache_salt has {len(salt)} bytes; at most 64", param="cache_salt")
+    return salt

@@ -42,6 +42,7 @@ class PrefillOrder:
     num_prompt_tokens: int
     sampling: SamplingParams
     deadline_ms: int | None = None
+    cache_salt: bytes = b""
 
 
 class RemoteCosts:
@@ -177,6 +178,7 @@ class RemotePrefill:
             "seed": order.sampling.seed,
             "position": len(order.token_ids),
             "deadline_ms": order.deadline_ms,
+            **({"cache_salt": order.cache_salt.hex()} if order.cache_salt else {}),
             "kv": {"address": self._receiver.address, "block_ids": list(reserved.block_ids)},
         }
         post = asyncio.create_task(
