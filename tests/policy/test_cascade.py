@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_features_are_finite_for_any_text(prompt, answer, logprobs):
 
 def test_ten_megabytes_of_digits_are_read_in_bounded_time():
     assert np.isfinite(answer_features("1 " * 5_000_000, "1+1" * 3_000_000)).all()
+
+
+def cpu_s(answer: str) -> float:
+    """The least CPU time of five readings: what the work costs without what disturbs it."""
+    times = []
+    for _ in range(5):
+        start = time.thread_time()
+        answer_features("How many are left?", answer)
+        times.append(time.thread_time() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize("unit", ["1", "1,", "1.", "1 ", "1+", "+1", "1x1=", "<<1=", "$", " ", "#"])
+def test_no_repetition_makes_reading_an_answer_slow(unit):
+    """A model that loops on one character must not hold up the router."""
+    ordinary = "She has 12 + 3 = 15 apples and gives 4 away, so 15 - 4 = 11. " * 200
+
+    assert cpu_s(unit * 8192) < 10.0 * cpu_s(ordinary) + 0.005
 
 
 def sums(rng: random.Random, count: int):

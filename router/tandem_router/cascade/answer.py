@@ -19,9 +19,12 @@ MAX_CHARS = 8192
 MAX_EQUATIONS = 64
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
+# Runs of digits and blanks are bounded: without an operator after them, every digit of an endless
+# number would be tried as the start of an equation (8,192 ones took 1.5 s).
 _EQUATION = re.compile(
-    r"((?:[-+]?\$?\d[\d,]*(?:\.\d+)?%?\s*[-+*/x\u00d7\u00f7]\s*){1,6}\$?\d[\d,]*(?:\.\d+)?%?)"
-    r"[^\d=\n]{0,16}=\s*\$?(?:<<[^<>\n]{1,64}>>)?\s*([-+]?\d[\d,]*(?:\.\d+)?)"
+    r"((?:[-+]?\$?\d[\d,]{0,24}(?:\.\d{1,24})?%?\s{0,8}[-+*/x\u00d7\u00f7]\s{0,8}){1,6}"
+    r"\$?\d[\d,]{0,24}(?:\.\d{1,24})?%?)"
+    r"[^\d=\n]{0,16}=\s{0,8}\$?(?:<<[^<>\n]{1,64}>>)?\s{0,8}([-+]?\d[\d,]{0,24}(?:\.\d{1,24})?)"
 )
 _ANNOTATION = re.compile(r"<<([^<>=\n]{1,64})=\s*([-+]?[\d.,]+)>>")
 _TERM = re.compile(r"\s*\$?(\d[\d,]*(?:\.\d+)?)(%?)\s*([-+*/x\u00d7\u00f7]?)")
