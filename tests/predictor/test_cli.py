@@ -192,3 +192,19 @@ def test_impossible_cross_validation_is_said_before_training(
         "0 rows"
     )
     assert said[1].startswith("error: without part 1 of 2, tier 'mid' is graded on ")
+
+
+def test_grades_of_a_tier_the_predictor_does_not_know_are_named(
+    artifact_path: Path,
+    write: Write,
+    rows: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = [{**row, "quality": {**row["quality"], "mid": 1}} for row in rows[:40]]
+
+    code = run("evaluate", artifact_path, write(more), "--bootstrap", 0)
+
+    assert code == 0
+    assert "note: the predictor does not know mid; those grades are not used" in (
+        capsys.readouterr().err
+    )

@@ -171,6 +171,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments.json, arguments.html)
     predictor = _load(arguments)
     dataset = _read(arguments.data)
+    unknown = [tier for tier in dataset.tiers if tier not in predictor.tiers]
+    if unknown:
+        _say(f"note: the predictor does not know {', '.join(unknown)}; those grades are not used")
     predictions = evaluation.predict(predictor, dataset)
     found = evaluation.report(dataset, predictions, repeats=arguments.bootstrap)
     found["artifact"] = {"version": predictor.version, "data": predictor.meta.get("data")}
