@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,13 @@ from tandem_operator.node.prober import Prober
 from tandem_operator.node.probes import http_status
 from tandem_operator.node.process import Process, describe_exit, tail
 from tandem_operator.node.settings import NodeSettings
-from tandem_operator.node.volumes import Lookup, MountError, Mounts, PodVolumes
+from tandem_operator.node.volumes import (
+    Lookup,
+    MountError,
+    Mounts,
+    PodVolumes,
+    mounted_command,
+)
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.node")
@@ -29,18 +34,6 @@ logger = logging.getLogger("tandem.node")
 
 class NotRunningError(Exception):
     """A command was to be run in a container that does not run."""
-
-
-def mounted_command(binds: list[tuple[str, str, bool]]) -> list[str]:
-    """The words before a command that make it see its volumes at their real paths."""
-    return [
-        sys.executable,
-        "-I",
-        "-S",
-        str(Path(__file__).parent / "mounted.py"),
-        json.dumps(binds),
-        "--",
-    ]
 
 
 class PodRunner:
@@ -74,6 +67,7 @@ class PodRunner:
         self._extra_env = extra_env or {}
         self._init = [ContainerState(c) for c in pod["spec"].get("initContainers") or []]
         self._containers = [ContainerState(c) for c in pod["spec"]["containers"]]
+        self._policy: str = pod["spec"].get("restartPolicy", "Always")
         self._start_time = now()
         self._initialized = not self._init
         self._stopping = asyncio.Event()
@@ -197,14 +191,13 @@ class PodRunner:
         self._publish()
 
     async def _run_to_success(self, c: ContainerState) -> bool:
-        policy = self.pod["spec"].get("restartPolicy", "Always")
         failures = 0
         while not self._stopping.is_set():
             code = await self._run_once(c, probes=False)
             if code == 0:
                 c.ready = True
                 return True
-            if policy == "Never":
+            if self._policy == "Never":
                 return False
             await self._back_off(c, failures)
             failures += 1
@@ -212,14 +205,13 @@ class PodRunner:
         return False
 
     async def _supervise(self, c: ContainerState) -> None:
-        policy = self.pod["spec"].get("restartPolicy", "Always")
         failures = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_once(c, probes=True)
-            if self._stopping.is_set() or policy == "Never":
+            if self._stopping.is_set() or self._policy == "Never":
                 return
-            if policy == "OnFailure" and code == 0:
+            if self._policy == "OnFailure" and code == 0:
                 return
             if time.monotonic() - began >= self._settings.backoff_reset_s:
                 failures = 0
@@ -315,8 +307,12 @@ class PodRunner:
         )
         cwd = Path(mounts.rewrite(c.spec["workingDir"])) if "workingDir" in c.spec else self._folder
         if self._settings.mount_namespaces:
-            argv = [*mounted_command([*self._images.binds(), *self.volumes.binds(c.spec)]), *argv]
+            argv = self._mounted(c, argv)
         return argv, env, cwd
+
+    def _mounted(self, c: ContainerState, argv: list[str]) -> list[str]:
+        """The command, made to see the image's folders and its volumes at their real paths."""
+        return [*mounted_command([*self._images.binds(), *self.volumes.binds(c.spec)]), *argv]
 
     async def exec(self, container: str, command: list[str]) -> Process:
         """Start a command beside a running container, with pipes; it ends with the pod.
@@ -336,7 +332,7 @@ class PodRunner:
         _, env, cwd = await self._command(c)
         if self._settings.mount_namespaces:
             argv = self._images.command("", command, [])
-            argv = [*mounted_command([*self._images.binds(), *self.volumes.binds(c.spec)]), *argv]
+            argv = self._mounted(c, argv)
         else:
             mounts = self.volumes.mounts(c.spec)
             argv = self._images.command("", [mounts.rewrite(w) for w in command], [])
@@ -358,14 +354,11 @@ class PodRunner:
             await process.wait()
 
     def _prober(self, c: ContainerState) -> Prober:
-        async def execute(command: list[str], timeout_s: float) -> int:
-            return await self._exec(c, command, timeout_s)
-
         return Prober(
             c,
             self.ip,
             self.log_path(c.spec["name"]),
-            execute,
+            partial(self._exec, c),
             self._stopping.is_set,
             self._publish,
             self._settings.starting_probe_period_s,
@@ -374,17 +367,16 @@ class PodRunner:
     @property
     def finished(self) -> bool:
         """Whether the pod has run to its end and will not start again."""
-        policy = self.pod["spec"].get("restartPolicy", "Always")
-        ending = self._stopping.is_set()
-        return phase(policy, self._init, self._containers, ending) in ("Succeeded", "Failed")
+        return self._phase() in ("Succeeded", "Failed")
+
+    def _phase(self) -> str:
+        return phase(self._policy, self._init, self._containers, self._stopping.is_set())
 
     def status(self) -> Object:
         """The pod's status now."""
         ready = bool(self._containers) and all(c.ready for c in self._containers)
-        ending = self._stopping.is_set()
-        policy = self.pod["spec"].get("restartPolicy", "Always")
         return {
-            "phase": phase(policy, self._init, self._containers, ending),
+            "phase": self._phase(),
             "podIP": self.ip,
             "podIPs": [{"ip": self.ip}],
             "hostIP": self.ip,
@@ -394,7 +386,7 @@ class PodRunner:
                     "PodScheduled": True,
                     "Initialized": self._initialized,
                     "ContainersReady": ready,
-                    "Ready": ready and not ending,
+                    "Ready": ready and not self._stopping.is_set(),
                 }
             ),
             "initContainerStatuses": [c.status() for c in self._init],

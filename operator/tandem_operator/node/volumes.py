@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,3 +216,15 @@ def write_files(
     for path in folder.rglob("*"):
         if path.is_file() and str(path.relative_to(folder)) not in files:
             path.unlink(missing_ok=True)
+
+
+def mounted_command(binds: list[tuple[str, str, bool]]) -> list[str]:
+    """The words before a command that make it see its volumes at their real paths."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(__file__).parent / "mounted.py"),
+        json.dumps(binds),
+        "--",
+    ]
