@@ -410,3 +410,14 @@ def test_many_tiers_graded_here_and_there_share_out_the_size_of_an_artifact(
 
     assert len(limited) <= unlimited - 100_000
     assert loads(limited).tiers == dataset.tiers
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"num_folds": 1}, {"num_trees": 0}, {"max_features": 0}, {"seed": -1}, {"seed": 2**32}],
+)
+def test_an_option_out_of_bounds_is_named(option: dict[str, int], dataset: data.Dataset) -> None:
+    ((name, value),) = option.items()
+
+    with pytest.raises(DataError, match=f"{name}={value} is not between "):
+        training.train(dataset, training.Options(**option))  # type: ignore[arg-type]

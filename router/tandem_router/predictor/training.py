@@ -46,6 +46,14 @@ from tandem_router.predictor.model import FloatArray
 Progress = Callable[[str], None]
 View = TextView | HandView | TreeView | DenseView
 
+#: Least and most of each option; seeds are what numpy's and scikit-learn's generators take.
+OPTION_BOUNDS = (
+    ("seed", 0, 2**32 - 2),
+    ("max_features", 1, 10_000_000),
+    ("max_bytes", 1, 2**40),
+    ("num_trees", 1, 10_000),
+    ("num_folds", 2, 1000),
+)
 LABEL_FORMS = ("gain", "deterministic", "probabilistic", "transformed")
 MIN_ROWS = 20
 
@@ -188,6 +196,10 @@ def check(dataset: Dataset, options: Options) -> None:
     """Refuses data nothing can be learned from, with the way out."""
     if options.label_form not in LABEL_FORMS:
         raise DataError(f"label_form={options.label_form!r} is not one of {', '.join(LABEL_FORMS)}")
+    for name, least, most in OPTION_BOUNDS:
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise DataError(f"{name}={value} is not between {least} and {most:,}")
     if len(dataset.tiers) < 2:
         raise DataError(
             f"the data grades {len(dataset.tiers)} tier(s) ({', '.join(dataset.tiers) or 'none'}); "
