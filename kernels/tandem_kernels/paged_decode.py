@@ -20,17 +20,12 @@ from typing import Any, Literal, overload
 import torch
 from torch.nn import functional
 
+from .attention_inputs import check_attention, check_attention_options, gather_blocks
 from .checks import (
     BLOCK_SIZE,
-    FLOAT_DTYPES,
-    FP8_DTYPES,
     check,
-    check_dtype,
     check_fp8_support,
-    check_heads,
     check_last_contiguous,
-    check_paged_cache,
-    check_same_device,
     check_shape,
     compute_dtype_of,
 )
@@ -46,8 +41,7 @@ from .online_softmax import (
     score_scale,
     widen,
 )
-
-INTEGER_DTYPES = (torch.int32, torch.int64)
+from .split_plan import PLAN_CHUNK, items_before, tile_range, tiles_per_item
 
 # Keys of a batch beyond this many elements are attended to sequence by sequence in the reference:
 # 8 x 1000 tokens x 4 heads x 32 took 4.6 ms as one padded batch and 3.6 ms in turn, 8 x 100 tokens
@@ -234,63 +228,6 @@ def _attend(query, keys, values, visible, scale, soft_cap):
     return out, (highest + torch.log(total)).squeeze(-1)
 
 
-def gather_blocks(
-    cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None
-) -> torch.Tensor:
-    """Copy blocks out of a cache as `(len(blocks), num_kv_heads, 64, head_dim)` in `dtype`."""
-    if cache.dtype in FP8_DTYPES:
-        gathered = cache.view(torch.uint8).index_select(0, blocks).view(cache.dtype).to(dtype)
-    else:
-        gathered = cache.index_select(0, blocks).to(dtype)
-    return gathered if scale is None else gathered * scale.to(dtype)[:, None, None]
-
-
-def check_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    seq_lens: torch.Tensor,
-    num_seqs: int,
-) -> None:
-    """Checks every attention over the paged cache shares; q is `(..., num_heads, head_dim)`."""
-    check_dtype("q", q, FLOAT_DTYPES)
-    _, num_kv_heads = check_paged_cache(k_cache, v_cache, q.shape[-1])
-    check_heads(q.shape[-2], num_kv_heads)
-    check_shape("block_tables", block_tables, (num_seqs, None), "(num_seqs, max_blocks)")
-    check_dtype("block_tables", block_tables, INTEGER_DTYPES)
-    check_shape("seq_lens", seq_lens, (num_seqs,), "(num_seqs,)")
-    check_dtype("seq_lens", seq_lens, INTEGER_DTYPES)
-    check_same_device(
-        "q", q, k_cache=k_cache, v_cache=v_cache, block_tables=block_tables, seq_lens=seq_lens
-    )
-
-
-def check_attention_options(
-    k_cache: torch.Tensor,
-    sliding_window: int | None,
-    soft_cap: float | None,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
-) -> None:
-    """Checks of window, cap and fp8 scales."""
-    check(
-        sliding_window is None or sliding_window > 0,
-        f"sliding_window={sliding_window} must be positive; use None for full attention",
-    )
-    check(
-        soft_cap is None or soft_cap > 0,
-        f"soft_cap={soft_cap} must be positive; use None for none",
-    )
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale is not None:
-            check_shape(name, scale, (k_cache.shape[1],), "(num_kv_heads,)")
-            check(
-                k_cache.dtype in FP8_DTYPES,
-                f"{name} is given but the cache is {k_cache.dtype}; scales belong to fp8 caches",
-            )
-
-
 def _lse_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
@@ -305,63 +242,6 @@ TUNING: dict[str, dict[str, int]] = {
     "gfx942": {"programs": 2, "num_warps": 4, "num_stages": 2},  # untuned
 }
 DEFAULT_TUNING = {"programs": 2, "num_warps": 4, "num_stages": 2}  # untuned
-
-# Sequences read at a time while a program finds its work. Untuned.
-_PLAN_CHUNK = 128
-
-
-@triton.jit
-def _tile_range(length, NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr):
-    """First tile any row can see, and one past the last."""
-    last = (length + 63) // 64
-    if WINDOW > 0:
-        first = tl.maximum(length - NUM_ROWS - WINDOW + 1, 0) // 64
-    else:
-        first = length * 0
-    return first, last
-
-
-@triton.jit
-def _tiles_per_item(
-    seq_lens_ptr, num_seqs, target_items,
-    NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Tiles each work item takes, from the whole batch's tiles: equal shares for all programs."""
-    lanes = tl.arange(0, CHUNK)
-    total = tl.zeros((), tl.int32)
-    for start in range(0, num_seqs, CHUNK):
-        lens = tl.load(seq_lens_ptr + start + lanes, mask=start + lanes < num_seqs, other=0)
-        first, last = _tile_range(lens.to(tl.int32), NUM_ROWS, WINDOW)
-        total += tl.sum(last - first, 0)
-    return tl.maximum((total + target_items - 1) // target_items, 1)
-
-
-@triton.jit
-def _items_before(
-    seq_lens_ptr, num_seqs, per_item, item, seq,
-    NUM_ROWS: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Place in the flat list of work items, where sequence s has ceil(tiles / per_item) items.
-
-    Returns (the sequence owning `item`, that sequence's first item, the first item of `seq`).
-    """
-    lanes = tl.arange(0, CHUNK)
-    before = tl.zeros((), tl.int32)
-    owner = tl.zeros((), tl.int32)
-    owner_first = tl.zeros((), tl.int32)
-    seq_first = tl.zeros((), tl.int32)
-    for start in range(0, num_seqs, CHUNK):
-        index = start + lanes
-        lens = tl.load(seq_lens_ptr + index, mask=index < num_seqs, other=0)
-        first, last = _tile_range(lens.to(tl.int32), NUM_ROWS, WINDOW)
-        items = (last - first + per_item - 1) // per_item
-        ends = before + tl.cumsum(items, 0)
-        passed = (ends <= item) & (index < num_seqs)
-        owner += tl.sum(passed.to(tl.int32), 0)
-        owner_first = tl.maximum(owner_first, tl.max(tl.where(passed, ends, 0), 0))
-        seq_first += tl.sum(tl.where(index < seq, items, 0), 0)
-        before += tl.sum(items, 0)
-    return owner, owner_first, seq_first
 
 
 @triton.jit(do_not_specialize=["num_seqs", "target_items", "stride_table"])
@@ -378,14 +258,14 @@ def _decode_kernel(
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
-    per_item = _tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
-    seq, seq_first, _ = _items_before(
+    per_item = tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
+    seq, seq_first, _ = items_before(
         seq_lens_ptr, num_seqs, per_item, item, 0, NUM_ROWS, WINDOW, CHUNK
     )
     if seq >= num_seqs:
         return
     length = tl.load(seq_lens_ptr + seq).to(tl.int32)
-    first_tile, last_tile = _tile_range(length, NUM_ROWS, WINDOW)
+    first_tile, last_tile = tile_range(length, NUM_ROWS, WINDOW)
     alone = last_tile - first_tile <= per_item
     first_tile += (item - seq_first) * per_item
     last_tile = tl.minimum(first_tile + per_item, last_tile)
@@ -467,13 +347,13 @@ def _combine_kernel(
 ):  # fmt: skip
     seq = tl.program_id(0)
     head_row = tl.program_id(1)  # query row * num_heads + head
-    per_item = _tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
+    per_item = tiles_per_item(seq_lens_ptr, num_seqs, target_items, NUM_ROWS, WINDOW, CHUNK)
     length = tl.load(seq_lens_ptr + seq).to(tl.int32)
-    first_tile, last_tile = _tile_range(length, NUM_ROWS, WINDOW)
+    first_tile, last_tile = tile_range(length, NUM_ROWS, WINDOW)
     count = (last_tile - first_tile + per_item - 1) // per_item
     if count == 1:
         return  # the one item wrote the result itself
-    _, _, first = _items_before(seq_lens_ptr, num_seqs, per_item, 0, seq, NUM_ROWS, WINDOW, CHUNK)
+    _, _, first = items_before(seq_lens_ptr, num_seqs, per_item, 0, seq, NUM_ROWS, WINDOW, CHUNK)
     head = head_row % (NUM_KV_HEADS * GROUP)
     query_row = head_row // (NUM_KV_HEADS * GROUP)
     row = (head // GROUP) * (NUM_ROWS * GROUP) + query_row * GROUP + head % GROUP
@@ -553,5 +433,5 @@ def decode_variant(q, k_cache, sliding_window, soft_cap, k_scale, v_scale):
         "HAS_K_SCALE": k_scale is not None,
         "HAS_V_SCALE": v_scale is not None,
         "PRECISION": dot_precision(q.dtype),
-        "CHUNK": _PLAN_CHUNK,
+        "CHUNK": PLAN_CHUNK,
     }

@@ -17,6 +17,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from .attention_inputs import (
+    INTEGER_DTYPES,
+    check_attention,
+    check_attention_options,
+    gather_blocks,
+)
 from .checks import (
     BLOCK_SIZE,
     check_dtype,
@@ -36,7 +42,6 @@ from .online_softmax import (
     score_scale,
     widen,
 )
-from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options, gather_blocks
 
 # Query rows per score matrix of the reference: bounds its memory to 256 * context * num_heads.
 _ROWS = 256

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 
+from .attention_inputs import INTEGER_DTYPES, check_attention, check_attention_options
 from .checks import (
     BLOCK_SIZE,
     FLOAT_DTYPES,
@@ -40,7 +41,6 @@ from .online_softmax import (
     score_scale,
     widen,
 )
-from .paged_decode import INTEGER_DTYPES, check_attention, check_attention_options
 
 
 def reset_page_bounds(

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from .attention_inputs import check_attention
 from .checks import BLOCK_SIZE, check, check_last_contiguous, check_shape, compute_dtype_of
 from .dispatch import runs_on_triton, tl, triton
 from .online_softmax import dot_precision, padded, score_scale, widen
-from .paged_decode import check_attention
 from .prefill import _launch as launch_prefill
 from .quest import _used_blocks
 

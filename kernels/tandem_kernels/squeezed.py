@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import torch
 
+from .attention_inputs import check_attention, check_attention_options
 from .checks import (
     BLOCK_SIZE,
     FLOAT_DTYPES,
@@ -34,7 +35,6 @@ from .checks import (
 )
 from .dispatch import runs_on_triton, tl, triton
 from .online_softmax import dot_precision, padded, score_scale
-from .paged_decode import check_attention, check_attention_options
 from .quest import attend_listed, launch_listed
 
 

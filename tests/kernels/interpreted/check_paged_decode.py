@@ -71,7 +71,7 @@ def check_any_number_of_splits_gives_the_same_attention(target, monkeypatch):
 
 
 def check_more_sequences_than_one_planning_chunk(monkeypatch):
-    monkeypatch.setattr(paged_decode, "_PLAN_CHUNK", 4)
+    monkeypatch.setattr(paged_decode, "PLAN_CHUNK", 4)
 
     check((5, 70, 0, 1, 130, 64, 3, 0, 200), 2, 1, 32, torch.float32)
 
