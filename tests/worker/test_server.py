@@ -470,7 +470,9 @@ async def test_a_worker_whose_steps_all_fail_reports_itself_unhealthy(
     assert once is None
     assert worker.failure == "3 steps in a row have failed"
     async with httpx.AsyncClient(base_url=worker.url) as client:
-        assert (await client.get("/health")).status_code == 503
+        health, ready = await client.get("/health"), await client.get("/ready")
+    assert (health.status_code, ready.status_code) == (503, 503)
+    assert ready.json() == {"status": "failed"}
 
 
 async def test_tokenize_and_detokenize_are_inverse(start_worker: Any) -> None:

@@ -35,11 +35,6 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
-    def is_greedy(self) -> bool:
-        """Whether the highest logit wins."""
-        return self.temperature == 0.0
-
-    @property
     def is_plain_greedy(self) -> bool:
         """Greedy, with raw logits and nothing to report: an argmax."""
         return (

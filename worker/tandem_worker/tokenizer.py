@@ -55,11 +55,6 @@ class Tokenizer:
         self.eos_token_ids = frozenset() if eos_id is None else frozenset([int(eos_id)])
         self._template = _compile(_template_source(directory, config))
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether messages can be rendered."""
-        return self._template is not None
-
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
 

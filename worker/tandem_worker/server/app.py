@@ -171,7 +171,12 @@ class WorkerApp:
 
     async def _ready(self, call: Call) -> None:
         worker = self._worker
-        status = "ready" if worker.is_ready else "draining" if worker.is_draining else "loading"
+        if worker.failure is not None:
+            status = "failed"
+        elif worker.is_draining:
+            status = "draining"
+        else:
+            status = "ready" if worker.is_ready else "loading"
         await call.reply({"status": status}, status=200 if worker.is_ready else 503)
 
     async def _metrics(self, call: Call) -> None:
