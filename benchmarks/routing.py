@@ -27,7 +27,9 @@ from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.evaluation import Predictions
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
+DEMO = Path(__file__).resolve().parents[1] / "examples" / "models" / "outcomes.jsonl.gz"
 FILES = {
+    "demo pair": str(DEMO),
     "mmlu": "mmlu.jsonl.gz",
     "gsm8k": "gsm8k.jsonl.gz",
     "mixed14 llama": "mixed14_llama-31-8b_train.jsonl.gz",
@@ -219,6 +221,7 @@ STUDIES: dict[str, Callable[[Path], Result]] = {
     "mixed14 llama, 5 folds": folds_study("mixed14 llama"),
     "mixed14 qwen, 5 folds": folds_study("mixed14 qwen"),
     "mmlu, unseen subjects": folds_study("mmlu", by_task=True),
+    "demo pair, 5 folds": folds_study("demo pair"),
     "speed": speed,
 }
 
