@@ -20,6 +20,7 @@ from tandem_router.predictor import (
     evaluation,
     page,
     training,
+    verdict,
 )
 from tandem_router.predictor.evaluation import Predictions
 
@@ -242,7 +243,7 @@ def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
     )
 
     assert [sentence[:14] for sentence in found["not_judged"]] == ["large and mid "]
-    assert evaluation.lines(found)[-1].startswith("large and mid are graded side by side on 0 rows")
+    assert verdict.lines(found)[-1].startswith("large and mid are graded side by side on 0 rows")
     assert "large and mid are graded side by side" in page.render(found, "t")
 
 

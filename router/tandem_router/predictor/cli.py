@@ -224,9 +224,9 @@ def _read(paths: list[Path]) -> Any:
 
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace, title: str) -> None:
-    from tandem_router.predictor import artifact, evaluation, page
+    from tandem_router.predictor import artifact, page, verdict
 
-    for line in evaluation.lines(found):
+    for line in verdict.lines(found):
         print(line)
     if arguments.json:
         artifact.save(arguments.json, (json.dumps(found, indent=1) + "\n").encode())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tandem_router.predictor import evaluation, runtime, training
+from tandem_router.predictor import evaluation, runtime, training, verdict
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.evaluation import Predictions
@@ -50,7 +50,7 @@ def check(
             f"{num_folds} folds are not possible with {len(dataset.rows)} rows in "
             f"{len(np.unique(groups))} groups; use --cross-validate 2 to {most}"
         )
-    apart = evaluation.graded_apart(dataset.quality(), dataset.tiers)
+    apart = verdict.graded_apart(dataset.quality(), dataset.tiers)
     if len(apart) == len(dataset.tiers) * (len(dataset.tiers) - 1) // 2:
         raise DataError(f"cross-validation has nothing to judge: {apart[0]}")
     folds = training.fold_of(groups, num_folds, options.seed + 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from tandem_router.predictor.evaluation import ORACLE, PREDICTOR
+from tandem_router.predictor.verdict import ORACLE, PREDICTOR
 
 Report = dict[str, Any]
 

@@ -27,6 +27,7 @@ from tandem_router.predictor import (
     lengths,
     stacking,
     text,
+    verdict,
 )
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
@@ -263,7 +264,7 @@ def notes(dataset: Dataset) -> list[str]:
             f"{conflicts} {'row repeats' if conflicts == 1 else 'rows repeat'} a prompt with other "
             "labels; they count as several samples and stay in one fold"
         )
-    found += evaluation.graded_apart(labels, dataset.tiers)
+    found += verdict.graded_apart(labels, dataset.tiers)
     return found
 
 
@@ -347,7 +348,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         **evaluation.training_facts(dataset),
     }
     progress("judging the out-of-fold predictions")
-    if any(len(_graded(labels, pair)) >= evaluation.MIN_ROWS for pair in layout.pairs):
+    if any(len(_graded(labels, pair)) >= verdict.MIN_ROWS for pair in layout.pairs):
         found = evaluation.report(dataset, honest, repeats=100, seed=options.seed, curves=False)
         # Prompts stay out of artifacts; rounding keeps the last bits of a sum out of its digest.
         meta["evaluation"] = _rounded(
