@@ -15,6 +15,10 @@ import httpx
 import pytest
 
 from tandem_worker.config import WorkerConfig
+from tandem_worker.engine.requests import EngineRequest, ReservedEvent
+from tandem_worker.sampling import SamplingParams
+from tandem_worker.scheduler import Sequence
+from tandem_worker.server.remote_prefill import PrefillOrder
 from tandem_worker.server.worker import Worker
 
 TEXT = "a router sends each question to a small or a large model, the quick brown fox "
@@ -264,6 +268,28 @@ async def test_a_client_that_leaves_during_a_remote_prefill_leaks_nothing(
     async with asyncio.timeout(20):
         while decode.num_requests or prefill.num_requests:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def test_a_remote_prefill_cancelled_before_it_began_gives_its_blocks_back(
+    pair: tuple[Worker, Worker],
+) -> None:
+    prefill, decode = pair
+    remote = decode._remote
+    assert remote is not None
+    reserved: asyncio.Queue[ReservedEvent] = asyncio.Queue()
+    sequence = Sequence("r", [5] * 100, 100, remote_prefill=True)
+    decode.engine.add(EngineRequest(sequence, SamplingParams(), reserved.put_nowait))  # type: ignore[arg-type]
+    event = await reserved.get()
+    held = decode.engine.load.blocks_used
+
+    task = remote.start(
+        prefill.url, PrefillOrder("r", event.token_ids, 100, SamplingParams()), event
+    )
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert held == 2
+    assert await used_blocks(decode) == 0
 
 
 async def test_the_kv_link_can_be_tested(pair: tuple[Worker, Worker]) -> None:

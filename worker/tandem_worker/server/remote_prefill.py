@@ -106,7 +106,20 @@ class RemotePrefill:
 
     def start(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> asyncio.Task[None]:
         """Begin; cancelling the task also aborts the request in the engine."""
-        return self._keep(asyncio.create_task(self._run(url, order, reserved)))
+        begun = False
+
+        async def run() -> None:
+            nonlocal begun
+            begun = True
+            await self._run(url, order, reserved)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            if not begun:  # cancelled before its first line: nobody was told of the blocks yet
+                self._engine.abort(order.request_id)
+
+        task = self._keep(asyncio.create_task(run()))
+        task.add_done_callback(ended)
+        return task
 
     async def _run(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> None:
         reservation: Reservation | None = None
