@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tandem_router.predictor import data, evaluation, metrics, stacking, training
+from tandem_router.predictor import baselines, data, metrics, stacking, training
 from tandem_router.predictor.estimators import Corpus
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
@@ -131,8 +131,8 @@ def run(case: Case, dataset: data.Dataset, corpus: Corpus) -> dict[str, Any]:
     stack = stacking.fit(outputs, labels, folds, layout)
     said = np.stack([view.fit(inside, labels).predict(outside) for view in views.values()], axis=1)
     quality, utility = stack.apply(said)
-    facts = evaluation.training_facts(known)
-    rivals = evaluation.baselines(asked, dataset.tiers, said, list(views), facts)
+    facts = baselines.training_facts(known)
+    rivals = baselines.baselines(asked, dataset.tiers, said, list(views), facts)
     scores = {"predictor": utility[:, 1] - utility[:, 0], "P(first wrong)": -quality[:, 0]}
     scores |= {name: value[:, 1] - value[:, 0] for name, value in rivals.items()}
     low, high = asked.quality().T

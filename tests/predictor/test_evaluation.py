@@ -15,6 +15,7 @@ from tandem_router.predictor import (
     ArtifactError,
     DataError,
     Predictor,
+    baselines,
     crossval,
     data,
     evaluation,
@@ -263,4 +264,4 @@ def test_a_damaged_task_table_is_one_sentence(
     views = np.zeros((len(dataset.rows), 0, 2))
 
     with pytest.raises(ArtifactError, match=r"its task table .* damaged"):
-        evaluation.baselines(dataset, predictor.tiers, views, (), facts)
+        baselines.baselines(dataset, predictor.tiers, views, (), facts)

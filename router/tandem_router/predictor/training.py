@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tandem_router.predictor import (
     answers,
     artifact,
+    baselines,
     drift,
     evaluation,
     hand,
@@ -345,7 +346,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "lengths": length_report,
         "intervals": _intervals(honest.quality, labels, dataset.tiers),
         "notes": notes(dataset),
-        **evaluation.training_facts(dataset),
+        **baselines.training_facts(dataset),
     }
     progress("judging the out-of-fold predictions")
     if any(len(_graded(labels, pair)) >= verdict.MIN_ROWS for pair in layout.pairs):
@@ -424,8 +425,8 @@ def _baselines(
     found: dict[str, FloatArray] = {}
     for fold in np.unique(folds):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        facts = evaluation.training_facts(dataset.take(inside))
-        part = evaluation.baselines(
+        facts = baselines.training_facts(dataset.take(inside))
+        part = baselines.baselines(
             dataset.take(outside), dataset.tiers, said[outside], names, facts
         )
         for name, values in part.items():
