@@ -219,7 +219,7 @@ _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 def _construct(node: yaml.Node, path: YamlPath, document: _Document, depth: int) -> Any:
     document.lines.setdefault(path, node.start_mark.line + 1)
     if depth > 64:
-        document.report(path, "nested deeper than 64 levels; flatten it")
+        document.report(path[:1], "nested deeper than 64 levels; flatten it")
         return None
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -292,7 +292,7 @@ def _check(document: _Document, base: Path | None) -> Manifest | None:
 def _check_metadata(document: _Document, obj: dict[str, Any], kind: str) -> str | None:
     metadata = obj.get("metadata")
     if not isinstance(metadata, dict):
-        document.report(("metadata",), "metadata is missing; write metadata: {name: my-name}")
+        document.report(("metadata",), "is missing; write metadata: {name: my-name}")
         return None
     name = metadata.get("name")
     if name is None:
@@ -346,7 +346,8 @@ def _check_custom(
         "spec": spec.model_dump(by_alias=True, exclude_none=True, mode="json"),
     }
     for violation in violations(kind, checked):
-        document.report(violation.path, violation.message)
+        said = "" if violation.value is None else f"is {violation.value!r}, but "
+        document.report(violation.path, said + violation.message)
     if not document.problems:
         _resolve_files(document, checked["spec"], ("spec",), base)
     if document.problems:

@@ -163,7 +163,7 @@ bad(
 bad(
     "no metadata",
     MODEL.replace("metadata: {name: m}\n", ""),
-    "1: metadata: metadata is missing; write metadata: {name: my-name}",
+    "1: metadata: is missing; write metadata: {name: my-name}",
 )
 bad(
     "no name",
@@ -319,34 +319,34 @@ bad(
 bad(
     "one role at zero",
     model("  prefill: {replicas: 0}\n  decode: {replicas: 1}\n"),
-    "6: Model/m: spec.prefill.replicas: prefill and decode must both have replicas or both have none; set both to 0 to stop the model",
+    "6: Model/m: spec.prefill.replicas: is 0, but prefill and decode must both have replicas or both have none; set both to 0 to stop the model",
 )
 bad(
     "one role may reach zero",
     model("  prefill: {minReplicas: 0}\n  decode: {minReplicas: 1}\n"),
-    "6: Model/m: spec.prefill.minReplicas: prefill and decode must both be able to reach zero or neither; set minReplicas: 0 on both or on none",
+    "6: Model/m: spec.prefill.minReplicas: is 0, but prefill and decode must both be able to reach zero or neither; set minReplicas: 0 on both or on none",
 )
 bad(
     "min above max",
     model("  unified: {replicas: 3, minReplicas: 4, maxReplicas: 2}\n"),
-    "6: Model/m: spec.unified.minReplicas: minReplicas must be at most maxReplicas; raise maxReplicas or lower minReplicas",
-    "6: Model/m: spec.unified.replicas: replicas must be at least minReplicas; raise replicas or lower minReplicas",
+    "6: Model/m: spec.unified.minReplicas: is 4, but minReplicas must be at most maxReplicas; raise maxReplicas or lower minReplicas",
+    "6: Model/m: spec.unified.replicas: is 3, but replicas must be at least minReplicas; raise replicas or lower minReplicas",
     "6: Model/m: spec.unified.replicas: replicas must be at most maxReplicas; lower replicas or raise maxReplicas",
 )
 bad(
     "gpus not divisible",
     model("  unified: {gpus: 3, tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.gpus: gpus must be a multiple of tensorParallel; use gpus = tensorParallel or set tensorParallel to 1",
+    "6: Model/m: spec.unified.gpus: is 3, but gpus must be a multiple of tensorParallel; use gpus = tensorParallel or set tensorParallel to 1",
 )
 bad(
     "tensor parallel without gpus",
     model("  unified: {tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: tensorParallel above 1 needs gpus; set gpus to a multiple of tensorParallel",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to a multiple of tensorParallel",
 )
 bad(
     "rollout that cannot move",
     model("  unified: {}\n  rollout: {maxSurge: 0, maxUnavailable: 0}\n"),
-    "7: Model/m: spec.rollout.maxSurge: maxSurge and maxUnavailable cannot both be 0, nothing could move; set maxSurge: 1",
+    "7: Model/m: spec.rollout.maxSurge: is 0, but maxSurge and maxUnavailable cannot both be 0, nothing could move; set maxSurge: 1",
 )
 bad(
     "cache of a folder",
@@ -381,17 +381,17 @@ bad(
 bad(
     "unknown fallback",
     router("  fallbackTier: huge\n"),
-    "8: Router/r: spec.fallbackTier: fallbackTier must be the name of a tier",
+    "8: Router/r: spec.fallbackTier: is 'huge', but fallbackTier must be the name of a tier",
 )
 bad(
     "embedding without its artifact",
     router('  predictor: {type: Learned, training: {data: "pvc://c/d"}, embedding: "pvc://c/e"}\n'),
-    "8: Router/r: spec.predictor.embedding: embedding goes with the artifact trained with it; add artifact or remove embedding",
+    "8: Router/r: spec.predictor.embedding: is 'pvc://c/e', but embedding goes with the artifact trained with it; add artifact or remove embedding",
 )
 bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
-    "8: Router/r: spec.predictor.type: a Learned predictor needs artifact or training; add one or use type: Length",
+    "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training; add one or use type: Length",
 )
 bad(
     "artifact and training",

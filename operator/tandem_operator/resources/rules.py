@@ -247,10 +247,11 @@ RULES: dict[str, list[Rule]] = {
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that does not hold: where, and its sentence."""
+    """A rule that does not hold: where, its sentence, and the value there if it is one word."""
 
     path: tuple[str | int, ...]
     message: str
+    value: str | float | None = None
 
 
 def _find(obj: Any, path: tuple[str, ...], at: tuple[str | int, ...]) -> list[Any]:
@@ -279,5 +280,8 @@ def violations(kind: str, obj: Obj, old: Obj | None = None) -> list[Violation]:
         for at, value in _find(obj, rule.path, ()):
             if not rule.check(value, before.get(at)):
                 field = tuple(rule.field.split(".")) if rule.field else ()
-                found.append(Violation((*at, *field), rule.message))
+                there = _find(value, field, at)
+                plain = there[0][1] if len(there) == 1 else None
+                said = plain if isinstance(plain, str | int | float) else None
+                found.append(Violation((*at, *field), rule.message, said))
     return found
