@@ -331,7 +331,7 @@ bad(
     model("  unified: {replicas: 3, minReplicas: 4, maxReplicas: 2}\n"),
     "6: Model/m: spec.unified.minReplicas: is 4, but minReplicas must be at most maxReplicas; raise maxReplicas or lower minReplicas",
     "6: Model/m: spec.unified.replicas: is 3, but replicas must be at least minReplicas; raise replicas or lower minReplicas",
-    "6: Model/m: spec.unified.replicas: replicas must be at most maxReplicas; lower replicas or raise maxReplicas",
+    "6: Model/m: spec.unified.replicas: is 3, but replicas must be at most maxReplicas; lower replicas or raise maxReplicas",
 )
 bad(
     "gpus not divisible",
