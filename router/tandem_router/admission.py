@@ -138,10 +138,13 @@ class Admission:
 
     @staticmethod
     def reserve_cost(reservation: Reservation, cost_usd: float) -> None:
-        """Set money aside once the tier is known; the policy has checked that it is there."""
+        """Set money aside once the tier is known, or another amount when the tier changes.
+
+        The policy has checked that it is there.
+        """
         usd = reservation.tenant.usd
         if usd is not None:
-            usd.give_back(-cost_usd)
+            usd.give_back(reservation.cost_usd - cost_usd)
             reservation.cost_usd = cost_usd
 
     def settle(self, reservation: Reservation, num_tokens: float, cost_usd: float) -> None:

@@ -11,6 +11,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 
+from prometheus_client import Gauge
+
 from tandem_router.config import TierConfig
 from tandem_router.decisions import DecisionRecord
 from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
@@ -157,7 +159,7 @@ class Dispatch:
         tier_deadline = began + failover.tier_wait_s
         if self._num_attempts >= failover.max_attempts:
             raise self._unavailable(f"{self._num_attempts} attempts failed")
-        waiting = None
+        waiting: Gauge | None = None
         asleep = False
         try:
             while True:
@@ -172,11 +174,15 @@ class Dispatch:
                 if all_full and not self.headers_sent:
                     on_exhausted = self._config.budget.on_exhausted
                     if on_exhausted == "Downgrade" and await self._change_tier():
+                        _end_wait(waiting)
+                        waiting = None
                         continue
                     if on_exhausted != "Queue" and full is not None:
                         raise PassedThrough(full.status, full.body, full.retry_after or b"1")
                 if now >= tier_deadline and not all_full and await self._change_tier():
                     tier_deadline = services.clock() + failover.tier_wait_s
+                    _end_wait(waiting)
+                    waiting = None
                     continue
                 if services.picker.num_listed(self.tier.name) == 0:
                     asleep, limit = True, max(self._deadline, began + failover.wake_s)
@@ -198,8 +204,7 @@ class Dispatch:
                     pass
                 refused.clear()
         finally:
-            if waiting is not None:
-                waiting.dec()
+            _end_wait(waiting)
 
     def _unavailable(self, why: str) -> ApiError:
         name = self.tier.name
@@ -271,6 +276,12 @@ class Dispatch:
         if self._response is not None and close:
             self._response.close()
             self._response = None
+
+
+def _end_wait(waiting: Gauge | None) -> None:
+    """The request no longer waits for the tier it waited for."""
+    if waiting is not None:
+        waiting.dec()
 
 
 def _checked_error(status: int, payload: bytes) -> bytes:

@@ -20,7 +20,6 @@ from typing import Any
 from tandem_router.admission import Reservation
 from tandem_router.cache import CachedAnswer
 from tandem_router.config import TierConfig
-from tandem_router.control import Reservation as Budgeted
 from tandem_router.decisions import DecisionRecord
 from tandem_router.dispatch import MAX_SERVER_ERRORS, Dispatch, PassedThrough
 from tandem_router.errors import ApiError, UpstreamError, overloaded
@@ -32,9 +31,10 @@ from tandem_router.events import (
     event_data,
     split_events,
 )
-from tandem_router.policy import Decision, Reason, Score
+from tandem_router.policy import Decision, Reason
 from tandem_router.requests import InferenceRequest, RequestHeaders
 from tandem_router.reuse import as_stream, assemble, with_new_id
+from tandem_router.routing import Counted, Scored
 from tandem_router.services import Services
 from tandem_router.upstream import Response
 
@@ -83,12 +83,12 @@ class Exchange:
         self._created = int(services.wall_clock())
         self._forced = services.routing.forced_tier(request.model)
         self._decision: Decision | None = None
-        self._score: Score | None = None
+        self._scored: Scored | None = None
         self._tier: TierConfig | None = None
         self._failed_tiers: frozenset[str] = frozenset()
         self._cache_key = services.reuse.key(request, reservation.tenant.config.name)
         self._cached: CachedAnswer | None = None
-        self._budgeted: Budgeted | None = None
+        self._counted: Counted | None = None
         self._dispatch: Dispatch | None = None
         self._first_token_at: float | None = None
         self._usage: Mapping[str, Any] | None = None
@@ -133,21 +133,24 @@ class Exchange:
     async def _decide(self) -> None:
         services = self._services
         deadline = services.clock() + self._config.failover.wait_s
+        scored = self._scored = await services.routing.score(self._request)
         while True:
-            decision, score = await services.routing.choose(
+            set_points = services.routing.set_points
+            decision = services.routing.choose(
                 self._request,
                 self._headers.overrides,
                 self._reservation.tenant,
-                self._failed_tiers,
+                scored,
+                set_points,
                 services.reuse.expected_uses(self._cache_key),
             )
             if decision.tier is not None:
-                self._cached = self._find_cached(decision)
+                self._cached = self._find_cached(decision, set_points.lambda_per_usd)
                 if self._cached is not None:
                     break
                 self._shed_if_late(decision)
-                self._budgeted = services.routing.decided(decision, self._request)
-                if self._budgeted is not None or not services.routing.has_budget:
+                self._counted = services.routing.count(decision, self._request, set_points)
+                if self._counted is not None:
                     break
                 # Concurrent requests took the money in between: ask again, soon.
                 await asyncio.sleep(0.01)
@@ -156,19 +159,17 @@ class Exchange:
             if not decision.queue or services.clock() >= deadline:
                 raise self._refusal(decision)
             await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
-        self._score = score
         self._decided(decision)
 
-    def _find_cached(self, decision: Decision) -> CachedAnswer | None:
+    def _find_cached(self, decision: Decision, lambda_per_usd: float) -> CachedAnswer | None:
         if self._cache_key is None or self._headers.no_cache:
             return None
-        routing = self._services.routing
         return self._services.reuse.find(
             self._cache_key,
             decision,
             self._forced,
             self._headers.overrides.quality is not None,
-            routing.set_points.lambda_per_usd,
+            lambda_per_usd,
         )
 
     async def _serve_cached(self, answer: CachedAnswer) -> None:
@@ -232,11 +233,10 @@ class Exchange:
         self._decision = decision
         self._tier = self._config.tier(decision.tier)
         reason = "cached" if self._cached is not None else str(decision.reason)
-        services.metrics.decisions[(decision.tier, reason)].inc()
+        if self._cached is None:
+            services.admission.reserve_cost(self._reservation, decision.reserve_cost_usd)
+        score = self._scored.score if self._scored is not None else None
         if self.record is None:
-            if self._cached is None:
-                services.routing.state.record(decision.tier, self._request.num_prompt_tokens)
-                services.admission.reserve_cost(self._reservation, decision.reserve_cost_usd)
             self.record = DecisionRecord(
                 sequence=services.decisions.next_sequence(),
                 request_id=self._request_id,
@@ -250,7 +250,7 @@ class Exchange:
                 gain=decision.gain,
                 threshold=decision.threshold,
                 difficulty=decision.difficulty,
-                quality=dict(self._score.quality) if self._score is not None else {},
+                quality=dict(score.quality) if score is not None else {},
                 expected_cost_usd=decision.expected_cost_usd,
             )
             services.decisions.add(self.record)
@@ -269,13 +269,17 @@ class Exchange:
             assert self._dispatch is not None
             self._dispatch.tier = self._tier
             self.record.tier = decision.tier
-            self.record.reason = str(decision.reason)
+            self.record.reason = reason
+            self.record.threshold = decision.threshold
             self.record.expected_cost_usd = decision.expected_cost_usd
 
     async def _change_tier(self) -> bool:
         """Leave a tier that cannot serve, where the router may choose; False where it may not."""
+        counted, scored = self._counted, self._scored
         if self._forced is not None or self.headers_sent or self._tier is None:
             return False
+        assert counted is not None
+        assert scored is not None
         failed = self._failed_tiers | {self._tier.name}
         others = [
             tier.name
@@ -285,14 +289,19 @@ class Exchange:
         if not others:
             return False
         self._failed_tiers = failed
-        decision, _ = await self._services.routing.choose(
-            self._request, self._headers.overrides, self._reservation.tenant, failed
+        decision = self._services.routing.choose_again(
+            counted,
+            self._request,
+            self._headers.overrides,
+            self._reservation.tenant,
+            scored,
+            failed,
+            self._services.reuse.expected_uses(self._cache_key),
         )
         if decision.tier is None or decision.tier in failed:
             return False
-        if self._budgeted is not None:
-            self._services.routing.settled(self._budgeted, 0.0)
-            self._budgeted = self._services.routing.decided(decision, self._request)
+        if not self._services.routing.move(counted, decision):
+            return False
         self._decided(decision)
         return True
 
@@ -515,8 +524,8 @@ class Exchange:
         services = self._services
         record = self.record
         if record is None or self._tier is None:
-            if self._budgeted is not None:
-                services.routing.settled(self._budgeted, 0.0)
+            if self._counted is not None:
+                services.routing.settle(self._counted, 0.0)
             services.admission.settle(self._reservation, 0.0, 0.0)
             return
         now = self._completed_at if self._completed_at is not None else services.clock()
@@ -528,8 +537,8 @@ class Exchange:
             # Nothing was computed or billed, but this much was answered.
             served = _tokens_of(json.loads(self._cached.body).get("usage"))
         services.admission.settle(self._reservation, float(prompt_tokens + output_tokens), cost)
-        if self._budgeted is not None:
-            services.routing.settled(self._budgeted, cost)
+        if self._counted is not None:
+            services.routing.settle(self._counted, cost)
         record.status = status
         record.error = record.error or error
         record.e2e_s = now - self._started_at
@@ -542,6 +551,7 @@ class Exchange:
         )
         metrics = services.metrics
         bound = metrics.tiers[tier]
+        metrics.decisions[(tier, record.reason)].inc()
         broke_off = status == 200 and record.error is not None
         metrics.requests[(tier, "broke_off" if broke_off else str(status))].inc()
         bound.prompt_tokens.inc(prompt_tokens)
@@ -566,7 +576,8 @@ class Exchange:
         """Tokens `tier` would have generated: its predicted median, else as many as were."""
         if self._tier is not None and tier == self._tier.name:
             return output_tokens
-        lengths = self._score.output_tokens if self._score is not None else None
+        score = self._scored.score if self._scored is not None else None
+        lengths = score.output_tokens if score is not None else None
         quantiles = lengths.get(tier) if lengths else None
         return float(quantiles[1]) if quantiles else float(output_tokens)
 

@@ -163,6 +163,34 @@ def _timed(predictor: Predictor, prompt: str) -> tuple[Score, float]:
     return score, time.perf_counter() - start
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the predictor said about one prompt, and whether it said it in time."""
+
+    score: Score | None
+    status: ScoreStatus
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Predicted qualities of one request, cheapest tier first, and which of them was taken."""
+
+    chosen: int
+    qualities: tuple[float | None, ...]
+
+
+@dataclass(slots=True)
+class Counted:
+    """One request as the policy's memory and the controllers know it; it counts once."""
+
+    tier: str
+    set_points: PolicySetPoints  # those it was decided with
+    reserve_cost_usd: float
+    place: int  # among the recent requests
+    budgeted: Budgeted | None  # None without a budget
+    expected: _Expected | None  # None where a quality is unknown
+
+
 @dataclass
 class TierLatency:
     """Smoothed latencies of a tier as this router saw them, seconds."""
@@ -237,10 +265,7 @@ class Routing:
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
         self._floor: PredictedFloor | None = None
-        # Of each request: the chosen tier's place among the verdicts, and all their qualities.
-        self._expected: deque[tuple[int, tuple[float | None, ...]]] = deque(
-            maxlen=EXPECTED_QUALITY_WINDOW
-        )
+        self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._set_floor(predictor, threshold)
         self._show_set_points()
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
@@ -287,33 +312,68 @@ class Routing:
         self._metrics.threshold.set(points.gain_threshold)
         self._metrics.lambda_per_usd.set(points.lambda_per_usd)
 
-    def decided(self, decision: Decision, request: InferenceRequest) -> Budgeted | None:
-        """Tell the controllers of a choice; what they set aside goes to `settled`.
+    def count(
+        self, decision: Decision, request: InferenceRequest, set_points: PolicySetPoints
+    ) -> Counted | None:
+        """Count a request where it was decided to go, and set its money aside.
 
-        None without a budget, and also when concurrent requests took the money in between:
-        `has_budget` tells the two apart.
+        Counted before it is served, so that requests in flight already weigh in the next
+        decisions. None, and nothing is counted, when concurrent requests took the money since.
         """
-        qualities = tuple(verdict.quality for verdict in decision.verdicts)
-        chosen = next((i for i, v in enumerate(decision.verdicts) if v.tier == decision.tier), None)
-        dearest = qualities[-1]
-        if (
-            decision.gain is not None
-            and chosen is not None
-            and qualities[chosen] is not None
-            and dearest is not None
-        ):
-            self._expected.append((chosen, qualities))
-            if self._floor is not None and self._floor.observe(decision.gain, dearest):
-                self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
-        return self.control.decided(self._clock(), decision, request.num_prompt_tokens)
+        assert decision.tier is not None
+        budgeted = self.control.decided(self._clock(), decision, request.num_prompt_tokens)
+        if budgeted is None and self.control.pacer is not None:
+            return None
+        expected = _expected(decision)
+        if expected is not None:
+            self._expected.append(expected)
+            self._hold_floor(decision.gain, expected.qualities[-1])
+        return Counted(
+            decision.tier,
+            set_points,
+            decision.reserve_cost_usd,
+            self.state.record(decision.tier, request.num_prompt_tokens),
+            budgeted,
+            expected,
+        )
+
+    def _hold_floor(self, gain: float | None, dearest: float | None) -> None:
+        floor = self._floor
+        if floor is None or gain is None or dearest is None:
+            return
+        if floor.observe(gain, dearest):
+            self.control.base = replace(self.control.base, gain_threshold=floor.threshold)
+
+    def move(self, counted: Counted, decision: Decision) -> bool:
+        """Another tier takes the request over: it counts there, and no longer where it was.
+
+        False, and nothing changes, when the budget cannot pay the other tier.
+        """
+        assert decision.tier is not None
+        budgeted = self.control.moved(self._clock(), counted.tier, decision, counted.budgeted)
+        if budgeted is None and self.control.pacer is not None:
+            return False
+        expected = _expected(decision)
+        if counted.expected is not None and expected is not None:
+            counted.expected.chosen = expected.chosen
+        self.state.move(counted.place, decision.tier)
+        counted.tier = decision.tier
+        counted.reserve_cost_usd = decision.reserve_cost_usd
+        counted.budgeted = budgeted
+        return True
+
+    def settle(self, counted: Counted, cost_usd: float) -> None:
+        """Book what the answer really cost; zero for a request that never ran."""
+        if counted.budgeted is not None:
+            self.control.settle(self._clock(), counted.budgeted, cost_usd)
 
     @property
     def expected_quality_ratio(self) -> float | None:
         """Predicted quality of recent choices as a share of all-dearest; None without scores."""
-        dearest = sum(qualities[-1] or 0.0 for _, qualities in self._expected)
+        dearest = sum(one.qualities[-1] or 0.0 for one in self._expected)
         if dearest <= 0.0:
             return None
-        return sum(qualities[chosen] or 0.0 for chosen, qualities in self._expected) / dearest
+        return sum(one.qualities[one.chosen] or 0.0 for one in self._expected) / dearest
 
     @property
     def content_blind_quality_ratio(self) -> float | None:
@@ -323,9 +383,9 @@ class Routing:
         tier.
         """
         known = [
-            (chosen, [quality for quality in qualities if quality is not None])
-            for chosen, qualities in self._expected
-            if None not in qualities
+            (one.chosen, [quality for quality in one.qualities if quality is not None])
+            for one in self._expected
+            if None not in one.qualities
         ]
         if not known:
             return None
@@ -334,13 +394,6 @@ class Routing:
         if totals[-1] <= 0.0:
             return None
         return sum(totals[chosen] for chosen, _ in known) / len(known) / totals[-1]
-
-    @property
-    def has_budget(self) -> bool:
-        return self.control.pacer is not None
-
-    def settled(self, budgeted: Budgeted, cost_usd: float) -> None:
-        self.control.settle(self._clock(), budgeted, cost_usd)
 
     def forced_tier(self, model: str) -> str | None:
         """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
@@ -364,40 +417,72 @@ class Routing:
             + output_tokens * prices.usd_per_1m_output_tokens
         ) / 1e6
 
-    async def choose(
+    async def score(self, request: InferenceRequest) -> Scored:
+        """The predictor's view of a request; absent where the request names its tier."""
+        if request.prompt is None or self.forced_tier(request.model) is not None:
+            return Scored(None, ScoreStatus.ABSENT)
+        return Scored(*await self.scorer.score(request.prompt))
+
+    def choose(
         self,
         request: InferenceRequest,
         overrides: Overrides,
         tenant: TenantState,
-        unavailable: frozenset[str] = frozenset(),
+        scored: Scored,
+        set_points: PolicySetPoints,
         expected_uses: float = 1.0,
-    ) -> tuple[Decision, Score | None]:
-        """Decide, without recording: the caller records once a worker has the request.
+    ) -> Decision:
+        """Decide, without counting: the caller counts what it dispatches.
 
-        unavailable: tiers that just failed this request. expected_uses: how often the answer will
-        be served, this time included. Raises ApiError when the policy refuses.
+        expected_uses: how often the answer will be served, this time included. Raises ApiError
+        (404) for an unknown model.
         """
-        forced = self.forced_tier(request.model)
-        score: Score | None = None
-        status = ScoreStatus.ABSENT
-        if forced is None and request.prompt is not None:
-            score, status = await self.scorer.score(request.prompt)
-        decision = self.decide(
-            request, overrides, tenant, forced, score, status, unavailable, expected_uses
+        left = tenant.usd.level if tenant.usd is not None else None
+        return self._decide(
+            request, overrides, tenant, scored, set_points, left, frozenset(), expected_uses
         )
-        return decision, score
 
-    def decide(
+    def choose_again(
+        self,
+        counted: Counted,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        scored: Scored,
+        failed: frozenset[str],
+        expected_uses: float = 1.0,
+    ) -> Decision:
+        """The same choice without the tiers that failed this request.
+
+        It is made with the set-points of the first time, since this very request has moved them
+        since, and may spend what is already set aside for it.
+        """
+        set_points = counted.set_points
+        if self.control.pacer is not None and counted.budgeted is not None:
+            left = self.control.pacer.remaining_usd(self._clock())
+            set_points = replace(
+                set_points, budget_remaining_usd=left + counted.budgeted.reserved_usd
+            )
+        remaining_usd = tenant.usd.level if tenant.usd is not None else None
+        if remaining_usd is not None:
+            remaining_usd += counted.reserve_cost_usd
+        return self._decide(
+            request, overrides, tenant, scored, set_points, remaining_usd, failed, expected_uses
+        )
+
+    def _decide(
         self,
         request: InferenceRequest,
         overrides: Overrides,
         tenant: TenantState,
-        forced: str | None,
-        score: Score | None,
-        status: ScoreStatus,
+        scored: Scored,
+        set_points: PolicySetPoints,
+        remaining_usd: float | None,
         unavailable: frozenset[str],
         expected_uses: float,
     ) -> Decision:
+        forced = self.forced_tier(request.model)
+        score = scored.score
         allowed = tenant.config.allowed_tiers
         options = [self._option(tier, unavailable) for tier in self._config.tiers]
         if any(option.ttft_s is None for option in options if option.available):
@@ -409,17 +494,17 @@ class Routing:
         route = RouteRequest(
             prompt_tokens=request.num_prompt_tokens,
             score=_with_gains(score),
-            score_status=status,
+            score_status=scored.status,
             max_tokens=request.max_tokens,
             num_choices=request.num_choices,
             num_expected_uses=expected_uses,
             overrides=replace(overrides, tier=forced),
             tenant=TenantCeilings(
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,
-                remaining_usd=tenant.usd.level if tenant.usd is not None else None,
+                remaining_usd=remaining_usd,
             ),
         )
-        decision = decide(route, options, self.set_points, self.state)
+        decision = decide(route, options, set_points, self.state)
         if score is not None and decision.difficulty is not None:
             cheapest = score.quality.get(decision.verdicts[0].tier)
             if cheapest is not None:
@@ -444,6 +529,16 @@ class Routing:
             max_share=tier.max_share,
             default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
         )
+
+
+def _expected(decision: Decision) -> _Expected | None:
+    qualities = tuple(verdict.quality for verdict in decision.verdicts)
+    chosen = next((i for i, v in enumerate(decision.verdicts) if v.tier == decision.tier), None)
+    if decision.gain is None or chosen is None:
+        return None
+    if qualities[chosen] is None or qualities[-1] is None:
+        return None
+    return _Expected(chosen, qualities)
 
 
 def _with_gains(score: Score | None) -> Score | None:

@@ -6,7 +6,10 @@ Each is a small state machine; clocks and random numbers are passed in. The rout
     points = control.set_points(now)
     decision = decide(request, tiers, points, state)
     reservation = control.decided(now, decision, request.prompt_tokens)
-    state.record(decision.tier, request.prompt_tokens)
+    place = state.record(decision.tier, request.prompt_tokens)
+    ...                                                  # another tier has to take it over:
+    reservation = control.moved(now, decision.tier, other, reservation)
+    state.move(place, other.tier)
     shadow = control.draw_shadow(random(), decision)     # fetch shadow.tier in the background
     ...
     control.settle(now, reservation, cost_usd(tier, usage.prompt_tokens, usage.completion_tokens))

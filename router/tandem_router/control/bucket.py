@@ -54,6 +54,14 @@ class TokenBucket:
         self._reserved += max(0.0, usd)
         return True
 
+    def change(self, now: float, reserved_usd: float, usd: float) -> bool:
+        """Replace a reservation; False, and nothing changes, when the difference is not there."""
+        old, new = max(0.0, reserved_usd), max(0.0, usd)
+        if not (new <= old or new <= self.remaining_usd(now) + old):
+            return False
+        self._reserved = max(0.0, self._reserved + new - old)
+        return True
+
     def settle(self, now: float, reserved_usd: float, actual_usd: float) -> None:
         """Replace a reservation by what the answer really cost."""
         self._refill(now)

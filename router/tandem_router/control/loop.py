@@ -108,8 +108,11 @@ class OnlineControl:
         """Tell the controllers of one decision; returns the money set aside, for `settle`.
 
         None with a pacer configured means that the money went between decision and dispatch
-        (concurrent requests): decide again.
+        (concurrent requests), and nothing was counted: decide again.
         """
+        pacer = self.pacer
+        if pacer is not None and decision.tier is not None and not pacer.can_pay(now, decision):
+            return None
         self.curve.observe(decision)
         if self.pacer is not None:
             self.pacer.observe(now, decision)
@@ -122,6 +125,25 @@ class OnlineControl:
             if self.shift.observe(length, decision.gain):
                 self.forget()
         return self.pacer.reserve(now, decision) if self.pacer else None
+
+    def moved(
+        self, now: float, before: str, decision: Decision, reservation: Reservation | None
+    ) -> Reservation | None:
+        """Tier `before` could not serve a request after all, and `decision` sends it elsewhere.
+
+        It stays one request: its arrival, gain and qualities are not counted again, only its
+        tier and its money change. None with a pacer configured means that the money is not there,
+        and nothing changed.
+        """
+        moved = None
+        if self.pacer is not None and reservation is not None:
+            moved = self.pacer.move(now, reservation, decision)
+            if moved is None:
+                return None
+        dearest = decision.verdicts[-1].tier
+        if self.share is not None and (before == dearest) != (decision.tier == dearest):
+            self.share.move(decision.tier == dearest)
+        return moved
 
     def settle(self, now: float, reservation: Reservation, actual_usd: float) -> None:
         """Book what an answer really cost; zero for one that never ran."""

@@ -63,8 +63,9 @@ class ArrivalRate:
 class BudgetPacer:
     """Moves `lambda_per_usd` so that spend meets the budget, and stops hard at the bucket.
 
-    Call `observe` for each decision (dispatched or not), `reserve` before dispatch, `settle`
-    with the realised cost; read `lambda_per_usd` and `remaining_usd` for the next decision.
+    Call `observe` for each decision (dispatched or not), `reserve` before dispatch, `move` when
+    another tier takes the request over, `settle` with the realised cost; read `lambda_per_usd`
+    and `remaining_usd` for the next decision.
 
     Args:
         usd_per_hour: the ceiling.
@@ -142,6 +143,28 @@ class BudgetPacer:
             return None
         self._in_flight_usd += decision.expected_cost_usd
         return Reservation(decision.tier, decision.expected_cost_usd, decision.reserve_cost_usd)
+
+    def can_pay(self, now: float, decision: Decision) -> bool:
+        """Whether `reserve` would set this decision's cost aside."""
+        return decision.tier in self.unbilled or decision.reserve_cost_usd <= self.remaining_usd(
+            now
+        )
+
+    def move(self, now: float, reservation: Reservation, decision: Decision) -> Reservation | None:
+        """Set the new tier's cost aside instead of the old one's.
+
+        None, and nothing changes, when the bucket cannot pay the difference. The old tier's bias
+        learns nothing: it did not answer.
+        """
+        if decision.tier is None:
+            return None
+        billed = decision.tier not in self.unbilled
+        expected = decision.expected_cost_usd if billed else 0.0
+        reserved = decision.reserve_cost_usd if billed else 0.0
+        if not self.bucket.change(now, reservation.reserved_usd, reserved):
+            return None
+        self._in_flight_usd = max(0.0, self._in_flight_usd + expected - reservation.expected_usd)
+        return Reservation(decision.tier, expected, reserved)
 
     def settle(self, now: float, reservation: Reservation, actual_usd: float) -> None:
         """Book the realised cost (zero for a request that never ran)."""

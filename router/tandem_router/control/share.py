@@ -72,9 +72,7 @@ class ShareTracker:
 
     def observe(self, gain: float | None, took_dearest: bool) -> None:
         """Count one routed request; `gain` is None where there was no score."""
-        limit = self.slack + 1.0 / self.step  # enough to cross all ranks; more would only wind up
-        self._excess += float(took_dearest) - self.target
-        self._excess = min(limit, max(-limit, self._excess))
+        self._add(float(took_dearest) - self.target)
         if gain is None or not math.isfinite(gain):
             return
         self._gains.append(gain)
@@ -82,10 +80,18 @@ class ShareTracker:
         if len(self._gains) > self._window:
             self._drop_oldest()
 
+    def move(self, took_dearest: bool) -> None:
+        """A counted request was served on the other side of the share after all."""
+        self._add(1.0 if took_dearest else -1.0)
+
     def forget(self, keep: int = 64) -> None:
         """After a change of traffic, keep only the newest `keep` gains."""
         while len(self._gains) > keep:
             self._drop_oldest()
+
+    def _add(self, excess: float) -> None:
+        limit = self.slack + 1.0 / self.step  # enough to cross all ranks; more would only wind up
+        self._excess = min(limit, max(-limit, self._excess + excess))
 
     def _feedback(self) -> float:
         """Rank moved for the running excess: gentle inside the slack, `step` beyond it.

@@ -213,15 +213,28 @@ class PolicyState:
             raise ValueError(f"window={window} must be at least 1 request")
         self.window = window
         self._recent: deque[tuple[str, int]] = deque()
+        self._num_recorded = 0
         self._counts: dict[str, int] = {}
 
-    def record(self, tier: str, prompt_tokens: int) -> None:
-        """Count one dispatched request."""
+    def record(self, tier: str, prompt_tokens: int) -> int:
+        """Count one dispatched request; returns its place, for `move`."""
+        self._num_recorded += 1
         self._recent.append((tier, prompt_tokens))
         self._counts[tier] = self._counts.get(tier, 0) + 1
         if len(self._recent) > self.window:
             old, _ = self._recent.popleft()
             self._counts[old] -= 1
+        return self._num_recorded
+
+    def move(self, place: int, tier: str) -> None:
+        """Count a recorded request under another tier; nothing once it has left the window."""
+        index = place - self._num_recorded + len(self._recent) - 1
+        if index < 0:
+            return
+        old, prompt_tokens = self._recent[index]
+        self._recent[index] = (tier, prompt_tokens)
+        self._counts[old] -= 1
+        self._counts[tier] = self._counts.get(tier, 0) + 1
 
     def share(self, tier: str) -> float:
         """Share of `tier` among recent requests, 0..1; 0 before the first."""
