@@ -83,6 +83,11 @@ def test_prompts_unlike_the_training_data_are_flagged(predictor: Predictor) -> N
     assert not predictor.score("What is 312 + 754? Give the sum only.").out_of_distribution
 
 
+@pytest.mark.parametrize("prompt", ["", " \n\t "])
+def test_a_prompt_that_says_nothing_is_unlike_all_others(predictor: Predictor, prompt: str) -> None:
+    assert predictor.score(prompt).out_of_distribution
+
+
 @pytest.mark.parametrize(
     "prompt",
     [

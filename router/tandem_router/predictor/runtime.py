@@ -233,8 +233,8 @@ class Predictor:
                 keys, counts = counted[view.text.grams]
                 outputs, known = view.text(keys, counts)
                 said.append(outputs)
-                if view.text.kind == "word" and len(keys):
-                    unknown = 1.0 - known / len(keys)
+                if view.text.kind == "word":
+                    unknown = 1.0 - known / len(keys) if len(keys) else 1.0
             elif view.hand is not None:
                 said.append(view.hand(row))
             elif view.dense is not None:
