@@ -25,6 +25,8 @@ import numpy as np
 from tandem_router.predictor import answers, data, evaluation, loads, metrics, training
 from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.evaluation import Predictions
+from tandem_router.predictor.options import Options
+from tandem_router.predictor.views import core_views
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "models" / "outcomes.jsonl.gz"
@@ -55,7 +57,7 @@ def folds_study(
         results = []
         for seed in range(seeds):
             say(f"seed {seed}")
-            options = training.Options(seed=seed, embedding=embedding)
+            options = Options(seed=seed, embedding=embedding)
             folds = training.fold_of(groups, 5, seed)
             start = time.process_time()
             predictions = training.out_of_fold(dataset, options, folds, say)
@@ -77,7 +79,7 @@ def few_labels(folder: Path, num_labels: int = 1500, seeds: int = 3) -> Result:
         order = np.argsort(np.argsort(drawn)[groups], kind="stable")
         inside, outside = order[:num_labels], order[num_labels:]
         start = time.process_time()
-        trained = training.train(dataset.take(inside), training.Options(seed=seed), say)
+        trained = training.train(dataset.take(inside), Options(seed=seed), say)
         spent = time.process_time() - start
         rest = dataset.take(outside)
         results.append(measured(rest, evaluation.predict(loads(trained.dumps()), rest), spent))
@@ -108,7 +110,7 @@ def measured(dataset: data.Dataset, predictions: Predictions, cpu_s: float) -> R
         ]
 
     gains = {view: said[:, second] - said[:, first] for view, said in predictions.views.items()}
-    weights = training.core_views(len(dataset.rows))
+    weights = core_views(len(dataset.rows))
     core = {view: weight for view, weight in weights.items() if view in gains}
     rankings = {"predictor": predictions.gain(first, second)}
     for baseline, said in predictions.baselines.items():
@@ -174,7 +176,7 @@ def speed(folder: Path, embedding: StaticEmbedding | None = None) -> Result:
     CPU time of the same prompts one after the other.
     """
     dataset = data.read([folder / FILES["mmlu"]])
-    options = training.Options(embedding=embedding)
+    options = Options(embedding=embedding)
     predictor = loads(training.train(dataset, options, say).dumps(), embedding)
     usual = [row.prompt for row in dataset.rows[::5]]
     long = [" ".join(usual[i : i + 60])[:40_000] for i in range(0, 1200, 60)]

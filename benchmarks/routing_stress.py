@@ -24,6 +24,8 @@ import numpy as np
 
 from tandem_router.predictor import baselines, data, metrics, stacking, training
 from tandem_router.predictor.estimators import Corpus
+from tandem_router.predictor.options import Options
+from tandem_router.predictor.views import core_views, cross_fit, default_views
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
 FILES = {
@@ -120,14 +122,14 @@ def case(
 def run(case: Case, dataset: data.Dataset, corpus: Corpus) -> dict[str, Any]:
     """APGR of every method on the case's test rows, and the predictor's standard error."""
     known, asked = dataset.take(case.inside), dataset.take(case.outside)
-    options = training.Options(seed=case.seed)
+    options = Options(seed=case.seed)
     labels = known.quality()
     folds = training.fold_of(known.groups(), options.num_folds, case.seed)
-    views = training.default_views(options)
-    core = training.core_views(len(known.rows))
+    views = default_views(options)
+    core = core_views(len(known.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, ((0, 1),), dataset.tiers)
     inside, outside = corpus.take(case.inside), corpus.take(case.outside)
-    outputs, _ = training.cross_fit(inside, labels, folds, views)
+    outputs, _ = cross_fit(inside, labels, folds, views)
     stack = stacking.fit(outputs, labels, folds, layout)
     said = np.stack([view.fit(inside, labels).predict(outside) for view in views.values()], axis=1)
     quality, utility = stack.apply(said)

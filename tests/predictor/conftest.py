@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tandem_router.predictor import Predictor, data, loads, training
+from tandem_router.predictor.options import Options
 
-SMALL = training.Options(num_trees=12, num_folds=3, max_features=3000)
+SMALL = Options(num_trees=12, num_folds=3, max_features=3000)
 
 
 def outcomes(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ def predictor(content: bytes) -> Predictor:
 
 
 @pytest.fixture(scope="session")
-def small_options() -> training.Options:
+def small_options() -> Options:
     return SMALL
 
 

@@ -17,22 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.predictor import ArtifactError, artifact, data, load, loads, training
+from tandem_router.predictor.options import Options
 
 
 def test_same_data_and_seed_give_the_same_bytes(
-    dataset: data.Dataset, small_options: training.Options, content: bytes
+    dataset: data.Dataset, small_options: Options, content: bytes
 ) -> None:
     assert training.train(dataset, small_options).dumps() == content
 
 
 def test_another_seed_gives_another_artifact(dataset: data.Dataset, content: bytes) -> None:
-    options = training.Options(seed=1, num_trees=12, num_folds=2, max_features=3000)
+    options = Options(seed=1, num_trees=12, num_folds=2, max_features=3000)
 
     assert training.train(dataset, options).dumps() != content
 
 
 def test_a_size_limit_is_kept(dataset: data.Dataset) -> None:
-    options = training.Options(num_folds=2, num_trees=20, max_bytes=200_000)
+    options = Options(num_folds=2, num_trees=20, max_bytes=200_000)
 
     assert len(training.train(dataset, options).dumps()) <= 200_000
 

@@ -21,6 +21,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tandem_router.predictor import data, loads, training
 from tandem_router.predictor.embedding import EmbeddingError, StaticEmbedding
 from tandem_router.predictor.estimators import Corpus
+from tandem_router.predictor.options import Options
+from tandem_router.predictor.views import default_views
 from tandem_router.predictors import ArtifactPredictor
 
 WORDS = ["[UNK]", "what", "is", "which", "crop", "grows", "town", "sum", "give", "the", "year"]
@@ -48,12 +50,12 @@ def embedding(directory: Path) -> StaticEmbedding:
 
 
 @pytest.fixture(scope="module")
-def options(small_options: training.Options, embedding: StaticEmbedding) -> training.Options:
+def options(small_options: Options, embedding: StaticEmbedding) -> Options:
     return replace(small_options, embedding=embedding)
 
 
 @pytest.fixture(scope="module")
-def content(dataset: data.Dataset, options: training.Options) -> bytes:
+def content(dataset: data.Dataset, options: Options) -> bytes:
     return training.train(dataset, options).dumps()
 
 
@@ -91,12 +93,12 @@ def test_half_precisions_are_read_alike(tmp_path: Path, dtype: Any) -> None:
 
 
 def test_served_numbers_equal_the_estimators_with_the_view(
-    content: bytes, dataset: data.Dataset, options: training.Options
+    content: bytes, dataset: data.Dataset, options: Options
 ) -> None:
     predictor = loads(content, options.embedding)
     corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
     with threadpool_limits(limits=1):
-        view = training.default_views(options)["embedding"].fit(corpus, dataset.quality())
+        view = default_views(options)["embedding"].fit(corpus, dataset.quality())
     expected = view.predict(corpus)
 
     for index in range(0, len(dataset.rows), 37):
@@ -117,7 +119,7 @@ def test_the_artifact_names_the_model_and_holds_neither_path_nor_weights(
 
 
 def test_without_its_directory_the_view_is_off_and_the_others_go_on_as_if_never_there(
-    content: bytes, dataset: data.Dataset, small_options: training.Options
+    content: bytes, dataset: data.Dataset, small_options: Options
 ) -> None:
     alone = loads(training.train(dataset, small_options).dumps())
     without = loads(content)

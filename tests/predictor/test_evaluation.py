@@ -20,10 +20,10 @@ from tandem_router.predictor import (
     data,
     evaluation,
     page,
-    training,
     verdict,
 )
 from tandem_router.predictor.evaluation import Predictions
+from tandem_router.predictor.options import Options
 
 Write = Callable[..., Path]
 
@@ -171,7 +171,7 @@ def test_cross_validation_predicts_every_row_once_by_a_stranger(
     dataset: data.Dataset,
 ) -> None:
     part = dataset.take(range(120))
-    options = training.Options(num_trees=4, num_folds=2, max_features=500)
+    options = Options(num_trees=4, num_folds=2, max_features=500)
 
     predictions = crossval.predict(part, options, 2)
 
@@ -183,7 +183,7 @@ def test_cross_validation_predicts_every_row_once_by_a_stranger(
 @pytest.mark.parametrize("num_folds", [1, 99])
 def test_impossible_numbers_of_folds_are_refused(dataset: data.Dataset, num_folds: int) -> None:
     with pytest.raises(DataError, match=r"folds are not possible .* use --cross-validate 2 to"):
-        crossval.predict(dataset.take(range(60)), training.Options(), num_folds)
+        crossval.predict(dataset.take(range(60)), Options(), num_folds)
 
 
 def test_a_bad_ranking_is_not_routable_without_intervals_either(dataset: data.Dataset) -> None:

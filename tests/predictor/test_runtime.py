@@ -22,20 +22,21 @@ from tandem_router.predictor import (
     load,
     stacking,
     text,
-    training,
 )
 from tandem_router.predictor.estimators import Corpus
+from tandem_router.predictor.options import Options
+from tandem_router.predictor.views import default_views
 
 
 def test_served_numbers_equal_the_estimators(
-    predictor: Predictor, dataset: data.Dataset, small_options: training.Options
+    predictor: Predictor, dataset: data.Dataset, small_options: Options
 ) -> None:
     corpus = Corpus.of([row.prompt for row in dataset.rows])
     labels = dataset.quality()
     with threadpool_limits(limits=1):  # as in training: a sum's last bit depends on threads
         fitted = {
             name: view.fit(corpus, labels).predict(corpus)
-            for name, view in training.default_views(small_options).items()
+            for name, view in default_views(small_options).items()
         }
 
     for index in range(0, len(dataset.rows), 17):

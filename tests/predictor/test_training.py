@@ -20,14 +20,16 @@ from tandem_router.predictor import (
     stacking,
     training,
 )
+from tandem_router.predictor.labels import hybrid_labels
+from tandem_router.predictor.options import Options
 
 Write = Callable[..., Path]
 Make = Callable[..., list[dict[str, Any]]]
-TINY = training.Options(num_trees=4, num_folds=2, max_features=500)
+TINY = Options(num_trees=4, num_folds=2, max_features=500)
 
 
 def trained_on(rows: list[dict[str, Any]], write: Write, **options: Any) -> training.Trained:
-    chosen = training.Options(num_trees=4, num_folds=2, max_features=500, **options)
+    chosen = Options(num_trees=4, num_folds=2, max_features=500, **options)
     return training.train(data.read([write(rows)]), chosen)
 
 
@@ -156,7 +158,7 @@ def test_hybrid_labels_of_a_known_case(write: Write) -> None:
     dataset = data.read([write(rows)])
 
     def labels(form: str) -> list[float]:
-        return training.hybrid_labels(dataset, ("s", "l"), form).tolist()
+        return hybrid_labels(dataset, ("s", "l"), form).tolist()
 
     assert labels("deterministic") == [1.0, 1.0, 0.0]
     assert labels("probabilistic") == [0.5, 1.0, 0.0]
@@ -333,7 +335,7 @@ def test_real_outcomes_are_routed_better_than_by_length() -> None:
     folds = training.fold_of(dataset.groups(), 3, 0)
     inside, outside = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
 
-    options = training.Options(num_trees=20, num_folds=3, max_bytes=400_000)
+    options = Options(num_trees=20, num_folds=3, max_bytes=400_000)
     predictor = loads(training.train(dataset.take(inside), options).dumps())
     rest = dataset.take(outside)
     found = evaluation.report(rest, evaluation.predict(predictor, rest), repeats=0)
@@ -366,7 +368,7 @@ def test_ten_megabyte_and_binary_prompts_can_be_trained_on(
 
 
 def test_a_size_limit_that_cannot_be_kept_is_said(
-    make_outcomes: Make, write: Write, small_options: training.Options
+    make_outcomes: Make, write: Write, small_options: Options
 ) -> None:
     dataset = data.read([write(make_outcomes(60))])
     trained = training.train(dataset, replace(small_options, max_bytes=1000))
@@ -376,7 +378,7 @@ def test_a_size_limit_that_cannot_be_kept_is_said(
 
 
 def test_answers_that_cannot_be_held_out_give_no_verifier(
-    make_outcomes: Make, write: Write, small_options: training.Options
+    make_outcomes: Make, write: Write, small_options: Options
 ) -> None:
     rows = [{**row, "responses": {"small": "4"}, "group": "g"} for row in make_outcomes(110)]
     said: list[str] = []
@@ -392,7 +394,7 @@ def test_answers_that_cannot_be_held_out_give_no_verifier(
 def test_many_tiers_graded_here_and_there_share_out_the_size_of_an_artifact(
     make_outcomes: Make,
     write: Write,
-    small_options: training.Options,
+    small_options: Options,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every tier graded on rows of its own has forests of its own."""
@@ -420,4 +422,4 @@ def test_an_option_out_of_bounds_is_named(option: dict[str, int], dataset: data.
     ((name, value),) = option.items()
 
     with pytest.raises(DataError, match=f"{name}={value} is not between "):
-        training.train(dataset, training.Options(**option))  # type: ignore[arg-type]
+        training.train(dataset, Options(**option))  # type: ignore[arg-type]

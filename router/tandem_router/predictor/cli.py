@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_router.predictor.errors import PredictorError
+from tandem_router.predictor.options import Options
 
 
 def register(subparsers: Any) -> None:
@@ -141,7 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
     _check_outputs(arguments.output, arguments.json, arguments.html)
     dataset = _read(arguments.data)
-    options = training.Options(
+    options = Options(
         seed=arguments.seed,
         label_form=arguments.labels,
         max_features=arguments.max_features,

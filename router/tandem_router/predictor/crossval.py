@@ -14,11 +14,12 @@ from tandem_router.predictor import evaluation, runtime, training, verdict
 from tandem_router.predictor.data import Dataset
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.evaluation import Predictions
+from tandem_router.predictor.options import Options
 
 
 def predict(
     dataset: Dataset,
-    options: training.Options,
+    options: Options,
     num_folds: int,
     progress: Callable[[str], None] = lambda _: None,
     by: np.ndarray | None = None,
@@ -39,7 +40,7 @@ def predict(
 
 
 def check(
-    dataset: Dataset, options: training.Options, num_folds: int, by: np.ndarray | None = None
+    dataset: Dataset, options: Options, num_folds: int, by: np.ndarray | None = None
 ) -> np.ndarray:
     """The fold of each row, or a :class:`DataError` that says why the data cannot be divided."""
     training.check(dataset, options)

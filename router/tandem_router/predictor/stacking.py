@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.artifact import Arrays
-from tandem_router.predictor.estimators import BEYOND, MonotoneCalibrator, NonNegativeStack
+from tandem_router.predictor.combining import BEYOND, MonotoneCalibrator, NonNegativeStack
 from tandem_router.predictor.model import FloatArray, add_steps, combine
 
 Curve = tuple[FloatArray, FloatArray]

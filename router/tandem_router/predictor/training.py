@@ -10,7 +10,7 @@ rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,55 +32,16 @@ from tandem_router.predictor import (
 )
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.data import Dataset
-from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.errors import ArtifactError, DataError
-from tandem_router.predictor.estimators import (
-    TOPIC_FEATURES,
-    Corpus,
-    DenseView,
-    HandView,
-    TextView,
-    TreeView,
-    label_groups,
-)
+from tandem_router.predictor.estimators import Corpus
+from tandem_router.predictor.labels import targets_of
 from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor.options import LABEL_FORMS, OPTION_BOUNDS, Options
+from tandem_router.predictor.views import View, core_views, cross_fit, default_views, export_view
 
 Progress = Callable[[str], None]
-View = TextView | HandView | TreeView | DenseView
 
-#: Least and most of each option; seeds are what numpy's and scikit-learn's generators take.
-OPTION_BOUNDS = (
-    ("seed", 0, 2**32 - 2),
-    ("max_features", 1, 10_000_000),
-    ("max_bytes", 1, 2**40),
-    ("num_trees", 1, 10_000),
-    ("num_folds", 2, 1000),
-)
-LABEL_FORMS = ("gain", "deterministic", "probabilistic", "transformed")
 MIN_ROWS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to train; the defaults are the study's choice (docs/studies/routing.md).
-
-    label_form: what the ranker learns: `gain` the difference of qualities, or one of Hybrid LLM's
-    forms (Ding et al. 2024): P(first at least as good as second), from one answer each, from
-    several samples, or with the margin t* that spreads the labels most.
-    max_features: n-grams kept per text view.
-    max_bytes: size the artifact may take, shared out between the views; a ConfigMap holds 1 MiB.
-    num_trees: trees of the forest.
-    num_folds: folds of the cross-fitting.
-    embedding: token vectors of a local model directory as a further view.
-    """
-
-    seed: int = 0
-    label_form: str = "gain"
-    max_features: int = 60_000
-    max_bytes: int | None = None
-    num_trees: int = 100
-    num_folds: int = 5
-    embedding: StaticEmbedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,71 +65,8 @@ class Trained:
         return content
 
 
-#: How much heavier than a text view a forest is in the average, and the rows at which it is twice
-#: that: sparse words learn least from few labels. On 77 cases (five pairs, parts of them, 300 to
-#: 4,500 labels) the weights lower the distance to the best baseline; MMLU pays 0.001 for them.
-FOREST_WEIGHT = 1.5
-FOREST_ROWS = 600.0
-NUM_TOPICS = 40
-#: Header, evaluation, calibration and length heads under a size limit.
-RESERVED_BYTES = 120_000
-#: Nodes a tree should have at least, where many forests share out a size limit.
-LEAST_NODES = 60
 #: Below this limit the verifier of answers (half a megabyte) is left out.
 CASCADE_MIN_BYTES = 2_000_000
-
-
-def core_views(num_rows: int) -> dict[str, float]:
-    """Views whose average is the ranking to beat, with their weights."""
-    forest = FOREST_WEIGHT * (1.0 + FOREST_ROWS / num_rows)
-    return {"words": 1.0, "chars": 1.0, "trees": forest, "topics": forest, "embedding": 1.25}
-
-
-def default_views(
-    options: Options, num_tiers: int = 2, targets: FloatArray | None = None
-) -> dict[str, View]:
-    """The views by name; what each is worth stands in docs/studies/routing.md.
-
-    Under a size limit a fifth goes to each text view, a fifth to the topics' words, and what is
-    left, less a reserve for the rest, to the two forests. Without one, `targets` tell whether the
-    views would outgrow what an artifact may take: each set of rows with other tiers labelled has
-    forests of its own.
-    """
-    features, topic_features, leaves = options.max_features, TOPIC_FEATURES, None
-    num_trees, seed = options.num_trees, options.seed
-    outputs = num_tiers + (0 if options.label_form == "gain" else num_tiers**2 // 2)
-    forests, nodes = 1, 0.0
-    if targets is not None:
-        forests = sum(1 for _ in label_groups(targets))
-        nodes = 2.0 * len(targets) / TreeView().min_samples_leaf
-    limit, per_node = options.max_bytes, 9 + 4 * outputs
-    size = 2 * features * (8 + 4 * outputs) + 2 * num_trees * forests * nodes * per_node
-    if limit is None and size > 0.8 * artifact.MAX_BYTES:
-        limit = int(0.8 * artifact.MAX_BYTES)  # the rest is for an evaluation of many pairs
-    if limit is not None:
-        part = max(limit - RESERVED_BYTES, 0) / 5.0
-        features = min(features, max(int(part / (8 + 4 * outputs)), 100))
-        topic_features = min(topic_features, max(int(part / (8 + 2 * NUM_TOPICS)), 50))
-        if forests > 1:  # rather fewer trees than trees of a few leaves
-            num_trees = min(num_trees, max(int(part / forests / per_node / LEAST_NODES), 2))
-        leaves = max(int(part / num_trees / forests / per_node / 2), 4)
-    views: dict[str, View] = {
-        "words": TextView("word", "logistic", 1.0, 2, features),
-        "chars": TextView("char", "squared", 6.0, 3, features),
-        "trees": TreeView(0, num_trees=num_trees, max_leaf_nodes=leaves, random_state=seed),
-        "topics": TreeView(
-            NUM_TOPICS,
-            topic_features,
-            num_trees=num_trees,
-            max_leaf_nodes=leaves,
-            random_state=seed,
-        ),
-        "hand": HandView(alpha=30.0),
-        "length": HandView(alpha=1.0, columns=("log_chars",)),
-    }
-    if options.embedding is not None:
-        views["embedding"] = DenseView()  # the last: without its directory, the rest goes on
-    return views
 
 
 def fold_of(groups: npt.NDArray[Any], num_folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -284,7 +182,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     arrays: Arrays = {}
     described: list[dict[str, Any]] = []
     for index, (name, view) in enumerate(views.items()):
-        description, parts = _export(name, view.fit(corpus, targets))
+        description, parts = export_view(name, view.fit(corpus, targets))
         described.append(description)
         arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
@@ -391,7 +289,7 @@ def _cross(
     progress(f"reading {len(dataset.rows):,} prompts")
     corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
     pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
-    targets, names = _targets(dataset, dataset.quality(), pairs, options.label_form)
+    targets, names = targets_of(dataset, dataset.quality(), pairs, options.label_form)
     views = default_views(options, len(dataset.tiers), targets)
     core = core_views(len(dataset.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, tuple(pairs), tuple(names))
@@ -449,113 +347,6 @@ def out_of_fold(
     check(dataset, options)
     with threadpool_limits(limits=1):
         return _predictions(dataset, _cross(dataset, options, folds, progress))
-
-
-def cross_fit(
-    corpus: Corpus,
-    targets: FloatArray,
-    folds: npt.NDArray[np.int64],
-    views: Mapping[str, View],
-    progress: Progress = lambda _: None,
-) -> tuple[FloatArray, FloatArray]:
-    """Out-of-fold view outputs ``(num_rows, num_views, num_outputs)`` and unknown-word shares."""
-    out = np.zeros((len(corpus), len(views), targets.shape[1]))
-    unknown = np.zeros(len(corpus))
-    for fold in range(int(folds.max()) + 1):
-        progress(f"cross-fitting, part {fold + 1} of {int(folds.max()) + 1}")
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        known_part, held_out = corpus.take(inside), corpus.take(outside)
-        for index, view in enumerate(views.values()):
-            fitted = view.fit(known_part, targets[inside])
-            out[outside, index] = fitted.predict(held_out)
-            if isinstance(fitted, TextView) and fitted.kind == "word":
-                unknown[outside] = _unknown_share(fitted, held_out)
-    return out, unknown
-
-
-def _unknown_share(view: TextView, corpus: Corpus) -> FloatArray:
-    matrix = corpus.words.matrix
-    known = np.isin(corpus.words.keys, view.tfidf_.keys_)
-    distinct = np.maximum(np.diff(matrix.indptr), 1)
-    seen = np.add.reduceat(
-        np.append(known[matrix.indices], 0.0), np.minimum(matrix.indptr[:-1], matrix.nnz)
-    )
-    seen[np.diff(matrix.indptr) == 0] = 0
-    share: FloatArray = 1.0 - seen / distinct
-    share[np.diff(matrix.indptr) == 0] = 0.0
-    return share
-
-
-def _targets(
-    dataset: Dataset, labels: FloatArray, pairs: list[tuple[int, int]], form: str
-) -> tuple[FloatArray, list[str]]:
-    """Columns to learn: every tier's quality, and per pair its label where it is not the gain."""
-    outputs = list(dataset.tiers)
-    if form == "gain":
-        return labels, outputs
-    columns = [labels]
-    for first, second in pairs:
-        names = dataset.tiers[first], dataset.tiers[second]
-        outputs.append(f"{names[0]} -> {names[1]}")
-        columns.append(hybrid_labels(dataset, names, form)[:, None])
-    return np.concatenate(columns, axis=1), outputs
-
-
-def hybrid_labels(dataset: Dataset, pair: tuple[str, str], form: str) -> FloatArray:
-    """1 - P(quality of the first >= quality of the second - t): Hybrid LLM's labels, turned.
-
-    `deterministic` compares the means with t = 0; `probabilistic` all pairs of samples with
-    t = 0; `transformed` all pairs with the t* that maximises the mean absolute difference between
-    two rows' labels (Ding et al. 2024, section 3.3), so that a large gap does not make every
-    label the same.
-    """
-    first, second = pair
-    gaps: list[FloatArray | None] = []
-    for row in dataset.rows:
-        if first not in row.quality or second not in row.quality:
-            gaps.append(None)
-            continue
-        a = np.array(row.samples.get(first, (row.quality[first],)))
-        b = np.array(row.samples.get(second, (row.quality[second],)))
-        if form == "deterministic":
-            a, b = a.mean(keepdims=True), b.mean(keepdims=True)
-        gaps.append(np.subtract.outer(b, a).ravel())
-
-    def labels(margin: float) -> FloatArray:
-        return np.array(
-            [np.nan if gap is None else float(np.mean(gap > margin + 1e-9)) for gap in gaps]
-        )
-
-    if form != "transformed":
-        return labels(0.0)
-    best = max(np.linspace(0.0, 0.9, 19), key=lambda margin: _spread(labels(float(margin))))
-    return labels(float(best))
-
-
-def _spread(labels: FloatArray) -> float:
-    known = np.sort(labels[~np.isnan(labels)])
-    count = len(known)
-    if count < 2:
-        return 0.0
-    return float(np.sum((2 * np.arange(count) - count + 1) * known) / (count * count))
-
-
-def _export(name: str, view: View) -> tuple[dict[str, Any], Arrays]:
-    """A fitted view as metadata and arrays."""
-    if isinstance(view, TextView):
-        text_part = view.export()
-        return {"name": name, "type": "text", **text_part.describe()}, text_part.arrays()
-    if isinstance(view, HandView):
-        return {"name": name, "type": "hand"}, view.export().arrays()
-    if isinstance(view, DenseView):
-        return {"name": name, "type": "embedding"}, view.export().arrays()
-    topics, trees = view.export()
-    described: dict[str, Any] = {"name": name, "type": "trees"}
-    arrays = trees.arrays()
-    if topics is not None:
-        described |= {"topics": {**topics.describe(), "width": topics.coef.shape[1]}}
-        arrays |= {f"topics/{key}": value for key, value in topics.arrays().items()}
-    return described, arrays
 
 
 def _ood_arrays(corpus: Corpus, unknown: FloatArray) -> Arrays:
