@@ -61,8 +61,8 @@ def routes(services: Services) -> APIRouter:
 
     @router.put("/set-points", dependencies=[Depends(needs_peer_token)])
     async def set_points(body: SetPoints) -> dict[str, Any]:
-        services.routing.move_set_points(**body.model_dump(exclude_none=True))
-        return asdict(services.routing.set_points)
+        services.steering.move_set_points(**body.model_dump(exclude_none=True))
+        return asdict(services.steering.set_points)
 
     return router
 
@@ -94,7 +94,7 @@ def router_state(services: Services) -> dict[str, Any]:
                 "kind": tier.kind,
                 "usd_per_1m_input_tokens": tier.usd_per_1m_input_tokens,
                 "usd_per_1m_output_tokens": tier.usd_per_1m_output_tokens,
-                "recent_share": services.routing.state.share(tier.name),
+                "recent_share": services.steering.state.share(tier.name),
                 "usable_workers": services.picker.num_usable(tier.name),
                 "ttft_s": services.routing.latency[tier.name].ttft_s,
                 "tpot_s": services.routing.latency[tier.name].tpot_s,
@@ -106,13 +106,13 @@ def router_state(services: Services) -> dict[str, Any]:
         "name": config.name,
         "predictor": services.routing.scorer.name,
         "fallback_tier": config.fallback_tier,
-        "dearest_tier": services.routing.dearest,
+        "dearest_tier": services.prices.dearest,
         "slo": config.slo.model_dump(),
-        "set_points": asdict(services.routing.set_points),
-        "control": asdict(services.routing.control.state(now)),
-        "curve": [asdict(point) for point in services.routing.control.curve.points()],
-        "expected_quality_ratio": services.routing.expected_quality_ratio,
-        "content_blind_quality_ratio": services.routing.content_blind_quality_ratio,
+        "set_points": asdict(services.steering.set_points),
+        "control": asdict(services.steering.control.state(now)),
+        "curve": [asdict(point) for point in services.steering.control.curve.points()],
+        "expected_quality_ratio": services.steering.expected_quality_ratio,
+        "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
         "num_inflight": services.admission.num_inflight,
         "cost_usd": cost,
@@ -126,10 +126,10 @@ def router_state(services: Services) -> dict[str, Any]:
 def refresh_gauges(services: Services) -> None:
     """Gauges that are read off the picker when somebody asks for metrics."""
     now = services.clock()
-    points = services.routing.set_points
+    points = services.steering.set_points
     services.metrics.threshold.set(points.gain_threshold)
     services.metrics.lambda_per_usd.set(points.lambda_per_usd)
-    ratio = services.routing.expected_quality_ratio
+    ratio = services.steering.expected_quality_ratio
     if ratio is not None:
         services.metrics.expected_quality_ratio.set(ratio)
     counts = Counter(

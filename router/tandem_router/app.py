@@ -31,9 +31,11 @@ from tandem_router.loads import poll_loads
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
 from tandem_router.predictors import ArtifactPredictor, Predictor, configured_predictor
+from tandem_router.prices import Prices
 from tandem_router.reuse import Reuse
 from tandem_router.routing import Routing
 from tandem_router.services import Services
+from tandem_router.steering import Steering
 from tandem_router.tenants import Authenticator
 from tandem_router.upstream import UpstreamClient
 
@@ -83,13 +85,9 @@ class RouterApp:
         self._endpoints_path = endpoints_path
         self.picker = Picker(config.picking, rng or random.Random(), clock)
         metrics = Metrics([tier.name for tier in config.tiers])
-        routing = Routing(
-            config,
-            predictor or configured_predictor(config),
-            self.picker,
-            metrics,
-            clock,
-        )
+        predictor = predictor or configured_predictor(config)
+        prices = Prices(config)
+        steering = Steering(config, prices, predictor, metrics, clock)
         self.services = Services(
             config=config,
             picker=self.picker,
@@ -98,7 +96,9 @@ class RouterApp:
                 connect_timeout_s=config.failover.connect_timeout_s,
                 stall_timeout_s=config.failover.stall_timeout_s,
             ),
-            routing=routing,
+            prices=prices,
+            routing=Routing(config, predictor, self.picker, steering, metrics, clock),
+            steering=steering,
             admission=Admission(config, clock),
             metrics=metrics,
             decisions=DecisionLog(config.decisions_kept),
@@ -139,7 +139,7 @@ class RouterApp:
     async def running(self) -> AsyncIterator[None]:
         """Background work: endpoints and load reports."""
         config = self.config
-        routing = self.services.routing
+        steering = self.services.steering
         external = frozenset(tier.name for tier in config.tiers if tier.kind == "external")
         tasks = [
             asyncio.ensure_future(
@@ -166,7 +166,7 @@ class RouterApp:
 
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
         if self._artifact is not None:
-            tasks.append(asyncio.ensure_future(self._artifact.watch(routing.predictor_changed)))
+            tasks.append(asyncio.ensure_future(self._artifact.watch(steering.predictor_changed)))
         for task in tasks:
             task.add_done_callback(_say_why)
         try:

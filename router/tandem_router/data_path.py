@@ -209,7 +209,7 @@ class DataPath:
         model = fields.get("model", services.config.name)
         if not isinstance(model, str):
             raise ApiError(400, "`model` must be a string", param="model")
-        tier = services.routing.forced_tier(model) or services.routing.dearest
+        tier = services.routing.forced_tier(model) or services.prices.dearest
         headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
         if services.peer_token:
             headers.append((b"x-tandem-peer-token", services.peer_token.encode()))

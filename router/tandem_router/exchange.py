@@ -34,8 +34,9 @@ from tandem_router.events import (
 from tandem_router.policy import Decision, Reason
 from tandem_router.requests import InferenceRequest, RequestHeaders
 from tandem_router.reuse import as_stream, assemble, with_new_id
-from tandem_router.routing import Counted, Scored
+from tandem_router.scoring import Scored
 from tandem_router.services import Services
+from tandem_router.steering import Counted
 from tandem_router.upstream import Response
 
 logger = logging.getLogger("tandem.router")
@@ -135,7 +136,7 @@ class Exchange:
         deadline = services.clock() + self._config.failover.wait_s
         scored = self._scored = await services.routing.score(self._request)
         while True:
-            set_points = services.routing.set_points
+            set_points = services.steering.set_points
             decision = services.routing.choose(
                 self._request,
                 self._headers.overrides,
@@ -149,7 +150,7 @@ class Exchange:
                 if self._cached is not None:
                     break
                 self._shed_if_late(decision)
-                self._counted = services.routing.count(decision, self._request, set_points)
+                self._counted = services.steering.count(decision, self._request, set_points)
                 if self._counted is not None:
                     break
                 # Concurrent requests took the money in between: ask again, soon.
@@ -300,7 +301,7 @@ class Exchange:
         )
         if decision.tier is None or decision.tier in failed:
             return False
-        if not self._services.routing.move(counted, decision):
+        if not self._services.steering.move(counted, decision):
             return False
         self._decided(decision)
         return True
@@ -518,14 +519,14 @@ class Exchange:
 
     def _cost(self) -> float:
         assert self._tier is not None
-        return self._services.routing.cost_usd(self._tier.name, *self._num_tokens())
+        return self._services.prices.cost_usd(self._tier.name, *self._num_tokens())
 
     def _account(self, status: int, error: str | None) -> None:
         services = self._services
         record = self.record
         if record is None or self._tier is None:
             if self._counted is not None:
-                services.routing.settle(self._counted, 0.0)
+                services.steering.settle(self._counted, 0.0)
             services.admission.settle(self._reservation, 0.0, 0.0)
             return
         now = self._completed_at if self._completed_at is not None else services.clock()
@@ -538,16 +539,16 @@ class Exchange:
             served = _tokens_of(json.loads(self._cached.body).get("usage"))
         services.admission.settle(self._reservation, float(prompt_tokens + output_tokens), cost)
         if self._counted is not None:
-            services.routing.settle(self._counted, cost)
+            services.steering.settle(self._counted, cost)
         record.status = status
         record.error = record.error or error
         record.e2e_s = now - self._started_at
         record.prompt_tokens, record.output_tokens = served
         record.cost_usd = cost
-        record.cost_all_large_usd = services.routing.cost_usd(
-            services.routing.dearest,
+        record.cost_all_large_usd = services.prices.cost_usd(
+            services.prices.dearest,
             served[0],
-            self._expected_output(services.routing.dearest, served[1]),
+            self._expected_output(services.prices.dearest, served[1]),
         )
         metrics = services.metrics
         bound = metrics.tiers[tier]

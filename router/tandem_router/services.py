@@ -11,8 +11,10 @@ from tandem_router.config import RouterConfig
 from tandem_router.decisions import DecisionLog
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
+from tandem_router.prices import Prices
 from tandem_router.reuse import Reuse
 from tandem_router.routing import Routing
+from tandem_router.steering import Steering
 from tandem_router.upstream import UpstreamClient
 
 
@@ -23,7 +25,9 @@ class Services:
     config: RouterConfig
     picker: Picker
     client: UpstreamClient
+    prices: Prices
     routing: Routing
+    steering: Steering
     admission: Admission
     metrics: Metrics
     decisions: DecisionLog

@@ -71,7 +71,7 @@ async def a_dead_large(make_worker: Any) -> dict[str, Any]:
 
 
 async def assert_counted_once_on_small(client: Any, app: Any, reply: Any) -> None:
-    routing = app.services.routing
+    steering = app.services.steering
     state = (await client.get("/admin/state")).json
     shares = {tier["name"]: tier["recent_share"] for tier in state["tiers"]}
     totals = {tier["name"]: tier["num_requests"] for tier in state["tiers"]}
@@ -84,9 +84,9 @@ async def assert_counted_once_on_small(client: Any, app: Any, reply: Any) -> Non
     assert totals == {"small": 1, "large": 0}
     assert (record["tier"], record["reason"]) == ("small", "unavailable")
     assert record["gain"] == pytest.approx(0.7)
-    assert routing.expected_quality_ratio == pytest.approx(0.2 / 0.9)
+    assert steering.expected_quality_ratio == pytest.approx(0.2 / 0.9)
     # The large tier has answered nothing of its half: its ceiling asks for no higher gain.
-    assert routing.set_points.gain_threshold == pytest.approx(0.1)
+    assert steering.set_points.gain_threshold == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -138,7 +138,7 @@ async def test_under_a_budget_a_request_counts_once_and_only_its_last_tier_is_pa
         failover=FAILOVER,
         budget={"usd_per_hour": 36.0},
     ) as (client, app):
-        control = app.services.routing.control
+        control = app.services.steering.control
         before_usd = control.pacer.bucket.balance_usd(app.services.clock())
         hard = await client.chat("hard")
         easy = await client.chat("easy")
