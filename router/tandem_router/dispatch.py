@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from prometheus_client import Gauge
 
 from tandem_router.config import TierConfig
+from tandem_router.connections import Response
 from tandem_router.decisions import DecisionRecord
 from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
 from tandem_router.picking import Pick
 from tandem_router.requests import InferenceRequest, RequestHeaders
 from tandem_router.services import Services
-from tandem_router.upstream import Response
 
 logger = logging.getLogger("tandem.router")
 

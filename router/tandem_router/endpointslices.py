@@ -18,9 +18,10 @@ from typing import Any
 from urllib.parse import quote
 
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
+from tandem_router.connections import Response
 from tandem_router.endpoints import EndpointTable
 from tandem_router.errors import ConfigError, UpstreamError
-from tandem_router.upstream import Response, UpstreamClient
+from tandem_router.upstream import UpstreamClient
 
 logger = logging.getLogger("tandem.router")
 

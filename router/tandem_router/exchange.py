@@ -20,6 +20,7 @@ from typing import Any
 from tandem_router.admission import Reservation
 from tandem_router.cache import CachedAnswer
 from tandem_router.config import TierConfig
+from tandem_router.connections import Response
 from tandem_router.decisions import DecisionRecord
 from tandem_router.dispatch import MAX_SERVER_ERRORS, Dispatch, PassedThrough
 from tandem_router.errors import ApiError, UpstreamError, overloaded
@@ -37,7 +38,6 @@ from tandem_router.reuse import as_stream, assemble, with_new_id
 from tandem_router.scoring import Scored
 from tandem_router.services import Services
 from tandem_router.steering import Counted
-from tandem_router.upstream import Response
 
 logger = logging.getLogger("tandem.router")
 

@@ -12,8 +12,9 @@ import pytest
 
 from tandem_router import endpointslices
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
+from tandem_router.connections import PAUSE_ABOVE_BYTES
 from tandem_router.errors import UnreachableError, UpstreamError
-from tandem_router.upstream import PAUSE_ABOVE_BYTES, UpstreamClient
+from tandem_router.upstream import UpstreamClient
 
 Script = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Any]
 
