@@ -26,12 +26,12 @@ from tandem_router.data_path import DataPath, Receive, Scope
 from tandem_router.decisions import DecisionLog
 from tandem_router.endpoints import EndpointTable, watch_file
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.exchange import Send
 from tandem_router.loads import poll_loads
 from tandem_router.metrics import Metrics
 from tandem_router.picking import Picker
 from tandem_router.predictors import ArtifactPredictor, Predictor, configured_predictor
 from tandem_router.prices import Prices
+from tandem_router.relay import Send
 from tandem_router.reuse import Reuse
 from tandem_router.routing import Routing
 from tandem_router.services import Services

@@ -16,7 +16,8 @@ from typing import Any
 from tandem_router.config import LimitsConfig
 from tandem_router.dispatch import PassedThrough
 from tandem_router.errors import ApiError, UpstreamError
-from tandem_router.exchange import Exchange, Send
+from tandem_router.exchange import Exchange
+from tandem_router.relay import Send
 from tandem_router.requests import (
     DEFAULT_OUTPUT_TOKENS,
     Kind,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from prometheus_client import Gauge
 
@@ -60,7 +60,7 @@ class Dispatch:
         seed: int,
         created: int,
         started_at: float,
-        change_tier: Callable[[], Awaitable[bool]],
+        change_tier: Callable[[], bool],
     ) -> None:
         self._services = services
         self._config = services.config
@@ -145,7 +145,7 @@ class Dispatch:
                 if self.num_server_errors >= MAX_SERVER_ERRORS:
                     raise PassedThrough(502, _checked_error(status, payload), None)
                 refused.add(worker.url)
-            elif CONTEXT_EXCEEDED in payload and await self._change_tier():
+            elif CONTEXT_EXCEEDED in payload and self._change_tier():
                 # Another tier may have the longer context; the client named none.
                 continue
             else:
@@ -173,13 +173,13 @@ class Dispatch:
                 all_full = full is not None and services.picker.num_usable(self.tier.name) > 0
                 if all_full and not self.headers_sent:
                     on_exhausted = self._config.budget.on_exhausted
-                    if on_exhausted == "Downgrade" and await self._change_tier():
+                    if on_exhausted == "Downgrade" and self._change_tier():
                         _end_wait(waiting)
                         waiting = None
                         continue
                     if on_exhausted != "Queue" and full is not None:
                         raise PassedThrough(full.status, full.body, full.retry_after or b"1")
-                if now >= tier_deadline and not all_full and await self._change_tier():
+                if now >= tier_deadline and not all_full and self._change_tier():
                     tier_deadline = services.clock() + failover.tier_wait_s
                     _end_wait(waiting)
                     waiting = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from tandem_router.errors import bad_request
 from tandem_router.events import DONE, event_data, split_events
-from tandem_router.exchange import Send
+from tandem_router.relay import Send
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools", "include")
