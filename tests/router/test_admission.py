@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.admission import TokenBucket
+from tandem_router.admission import Admission, TokenBucket
 from tandem_router.config import TenantConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.tenants import Authenticator, key_hash, main
@@ -145,3 +145,20 @@ async def test_concurrency_and_money_of_a_tenant_are_bounded(
     # One answer costs 5 * 10 + 8 * 20 = 210 millionths of a dollar.
     assert statuses == [200, 429, 429]
     assert level == pytest.approx(0.00019, abs=1e-6)
+
+
+def test_a_request_that_changes_tier_holds_the_cost_of_its_last_tier_only(
+    make_config: Any,
+) -> None:
+    admission = Admission(make_config(tenants=[{"name": "team", "usd_per_hour": 10.0}]), Clock())
+    tenant = admission.tenant("team")
+    assert tenant.usd is not None
+    reservation = admission.admit(tenant, 10.0)
+
+    admission.reserve_cost(reservation, 4.0)
+    admission.reserve_cost(reservation, 1.0)
+    held = tenant.usd.level
+    admission.settle(reservation, 10.0, 0.5)
+
+    assert held == pytest.approx(9.0)
+    assert tenant.usd.level == pytest.approx(9.5)
