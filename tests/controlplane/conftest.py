@@ -112,6 +112,19 @@ class Cluster:
         """What `kubectl get -o json` returns."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
+    def left(self, timeout_s: float = 120.0) -> list[str]:
+        """What is still in the default namespace once garbage collection had its time."""
+        deadline = time.monotonic() + timeout_s
+        kinds = (
+            "deployments,replicasets,services,pods,workerpools,poddisruptionbudgets,networkpolicies"
+        )
+        while True:
+            found = [f"{i['kind']}/{i['metadata']['name']}" for i in self.get(kinds)["items"]]
+            found = [name for name in found if name != "Service/kubernetes"]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
