@@ -6,15 +6,20 @@ import asyncio
 import hashlib
 import json
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tandem_router.app import RouterApp
 from tandem_router.config import RouterConfig, parse_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from two_tiers import TIERS
 
 PIECES = ["Hello", " wor", "ld", ", ", "", "日本", "\n\n", '"data": ', "[DONE]", " é", "!", " 42"]
 
@@ -379,20 +384,7 @@ class Client:
 
 CONFIG: dict[str, Any] = {
     "name": "chat",
-    "tiers": [
-        {
-            "name": "small",
-            "served_model": "small-model",
-            "usd_per_1m_input_tokens": 1.0,
-            "usd_per_1m_output_tokens": 2.0,
-        },
-        {
-            "name": "large",
-            "served_model": "large-model",
-            "usd_per_1m_input_tokens": 10.0,
-            "usd_per_1m_output_tokens": 20.0,
-        },
-    ],
+    "tiers": TIERS,
     "fallback_tier": "large",
     "failover": {"wait_s": 2.0, "tier_wait_s": 0.05},
     "picking": {"load_poll_s": 0.05},

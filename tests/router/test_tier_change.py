@@ -13,23 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tandem_router.policy import PlainScore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_tiers import Scores
+from two_tiers import TIERS, Scores
 
-TIERS = [
-    {
-        "name": "small",
-        "served_model": "small-model",
-        "usd_per_1m_input_tokens": 1.0,
-        "usd_per_1m_output_tokens": 2.0,
-    },
-    {
-        "name": "large",
-        "served_model": "large-model",
-        "usd_per_1m_input_tokens": 10.0,
-        "usd_per_1m_output_tokens": 20.0,
-        "max_share": 0.5,
-    },
-]
+CAPPED = [TIERS[0], {**TIERS[1], "max_share": 0.5}]
 FAILOVER = {"wait_s": 5.0, "wake_s": 5.0, "tier_wait_s": 0.05}
 
 
@@ -98,7 +84,7 @@ async def test_a_request_whose_tier_fails_counts_once_where_it_was_served(
         await a_dead_large(make_worker),
         predictor=scores,
         threshold=0.1,
-        tiers=TIERS,
+        tiers=CAPPED,
         failover=FAILOVER,
     ) as (client, app):
         reply = await client.chat(stream=stream)
@@ -111,7 +97,7 @@ async def test_a_request_held_for_a_tier_without_a_worker_counts_once_where_it_w
     run_router: Any, make_worker: Any
 ) -> None:
     worker, scores = await make_worker(), Asked(0.2, 0.9)
-    async with run_router({}, predictor=scores, threshold=0.1, tiers=TIERS, failover=FAILOVER) as (
+    async with run_router({}, predictor=scores, threshold=0.1, tiers=CAPPED, failover=FAILOVER) as (
         client,
         app,
     ):
@@ -128,13 +114,13 @@ async def test_under_a_budget_a_request_counts_once_and_only_its_last_tier_is_pa
 ) -> None:
     gone = await make_worker()
     await gone.stop()
-    external = {**TIERS[1], "kind": "external", "url": f"{gone.url}/v1"}
+    external = {**CAPPED[1], "kind": "external", "url": f"{gone.url}/v1"}
     table = {"small": {"unified": [await make_worker()]}}
     async with run_router(
         table,
         predictor=ByPrompt(0.2, 0.9),
         threshold=0.1,
-        tiers=[TIERS[0], external],
+        tiers=[CAPPED[0], external],
         failover=FAILOVER,
         budget={"usd_per_hour": 36.0},
     ) as (client, app):

@@ -6,6 +6,21 @@ from typing import Any
 
 from tandem_router.policy import PlainScore
 
+TIERS: list[dict[str, Any]] = [
+    {
+        "name": "small",
+        "served_model": "small-model",
+        "usd_per_1m_input_tokens": 1.0,
+        "usd_per_1m_output_tokens": 2.0,
+    },
+    {
+        "name": "large",
+        "served_model": "large-model",
+        "usd_per_1m_input_tokens": 10.0,
+        "usd_per_1m_output_tokens": 20.0,
+    },
+]
+
 
 class Scores:
     """A predictor that says the same for every prompt and remembers what it was asked."""

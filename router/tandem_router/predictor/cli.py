@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.options import Options
+from tandem_router.predictor.options import LABEL_FORMS, OPTION_BOUNDS, Options
 
 
 def register(subparsers: Any) -> None:
@@ -26,26 +26,26 @@ def register(subparsers: Any) -> None:
     train.add_argument("-o", "--output", type=Path, required=True, metavar="ARTIFACT")
     train.add_argument(
         "--seed",
-        type=_whole(0, 2**32 - 2),  # what numpy's and scikit-learn's generators take
+        type=_whole(*OPTION_BOUNDS["seed"]),
         default=0,
         help="same seed, same bytes (default 0)",
     )
     train.add_argument(
         "--labels",
-        choices=("gain", "deterministic", "probabilistic", "transformed"),
+        choices=LABEL_FORMS,
         default="gain",
         help="what the ranking learns: the gain, or a label form of Hybrid LLM",
     )
     train.add_argument(
         "--max-features",
-        type=_whole(1),
+        type=_whole(*OPTION_BOUNDS["max_features"]),
         default=60_000,
         metavar="N",
         help="n-grams kept per text view; lower it for a smaller artifact (default 60000)",
     )
     train.add_argument(
         "--max-bytes",
-        type=_whole(1),
+        type=_whole(*OPTION_BOUNDS["max_bytes"]),
         metavar="N",
         help="size the artifact may take, such as 900000 for a ConfigMap (default: no limit "
         "below 20 MB)",

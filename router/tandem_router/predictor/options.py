@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from tandem_router.predictor.embedding import StaticEmbedding
 
 #: Least and most of each option; seeds are what numpy's and scikit-learn's generators take.
-OPTION_BOUNDS = (
-    ("seed", 0, 2**32 - 2),
-    ("max_features", 1, 10_000_000),
-    ("max_bytes", 1, 2**40),
-    ("num_trees", 1, 10_000),
-    ("num_folds", 2, 1000),
-)
+OPTION_BOUNDS = {
+    "seed": (0, 2**32 - 2),
+    "max_features": (1, 10_000_000),
+    "max_bytes": (1, 2**40),
+    "num_trees": (1, 10_000),
+    "num_folds": (2, 1000),
+}
 LABEL_FORMS = ("gain", "deterministic", "probabilistic", "transformed")
 
 

@@ -7,6 +7,7 @@ made by `scripts/word_rarity.py`. A word that is not listed counts as rarer than
 from __future__ import annotations
 
 import string
+from functools import cache
 from importlib import resources
 
 import numpy as np
@@ -29,8 +30,12 @@ CLASS_DECADES = 0.25
 RARE, VERY_RARE = 3.5, 4.25
 
 
-def _table() -> tuple[UInt32Array, npt.NDArray[np.float64], float]:
-    """Hashes of the listed words in ascending order, their rarity, and that of all others."""
+@cache
+def table() -> tuple[UInt32Array, npt.NDArray[np.float64], float]:
+    """Hashes of the listed words in ascending order, their rarity, and that of all others.
+
+    Read once, when the first predictor is made: most of the commands need none.
+    """
     # Letters stand for options and variables, not for words: they are left out, as NaN.
     hashes = [read(" ".join(string.ascii_lowercase)).hashes]
     decades = [np.full(len(hashes[0]), np.nan)]
@@ -46,19 +51,17 @@ def _table() -> tuple[UInt32Array, npt.NDArray[np.float64], float]:
     return keys, np.concatenate(decades)[first], (last + 2) * CLASS_DECADES
 
 
-_KEYS, _DECADES, _UNLISTED = _table()
-
-
 def features(words: UInt32Array) -> list[float]:
     """One value per name in :data:`NAMES` for the hashes of a prompt's distinct words."""
-    place = np.minimum(_KEYS.searchsorted(words), len(_KEYS) - 1)
-    decades = np.where(_KEYS.take(place) == words, _DECADES.take(place), _UNLISTED)
+    keys, of_keys, unlisted = table()
+    place = np.minimum(keys.searchsorted(words), len(keys) - 1)
+    decades = np.where(keys.take(place) == words, of_keys.take(place), unlisted)
     decades = np.sort(decades[decades == decades])  # letters are NaN
     count = len(decades)
     if count == 0:
         return [0.0] * len(NAMES)
     ranks = [int(share * (count - 1)) for share in (0.5, 0.75, 0.9)]
-    beyond = decades.searchsorted((RARE, VERY_RARE, _UNLISTED))
+    beyond = decades.searchsorted((RARE, VERY_RARE, unlisted))
     return [
         float(decades.mean()),
         *decades.take(ranks).tolist(),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import artifact, hand, text
+from tandem_router.predictor import artifact, hand, rarity, text
 from tandem_router.predictor.answers import Cascade
 from tandem_router.predictor.answers import build as build_cascade
 from tandem_router.predictor.artifact import Arrays
@@ -97,6 +97,7 @@ class Predictor:
     """Scores prompts; immutable after loading, so it may be shared between threads."""
 
     def __init__(self, source: artifact.Artifact, embedding: StaticEmbedding | None = None) -> None:
+        rarity.table()  # read with the artifact, not with the first prompt
         meta, arrays = source.meta, source.arrays
         self.meta: Mapping[str, Any] = meta
         self.version: str = f"{source.digest[:12]}"

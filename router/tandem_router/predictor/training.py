@@ -96,7 +96,7 @@ def check(dataset: Dataset, options: Options) -> None:
     """Refuses data nothing can be learned from, with the way out."""
     if options.label_form not in LABEL_FORMS:
         raise DataError(f"label_form={options.label_form!r} is not one of {', '.join(LABEL_FORMS)}")
-    for name, least, most in OPTION_BOUNDS:
+    for name, (least, most) in OPTION_BOUNDS.items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise DataError(f"{name}={value} is not between {least} and {most:,}")
