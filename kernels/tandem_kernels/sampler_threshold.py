@@ -55,6 +55,25 @@ def _from_order(order):
 
 
 @triton.jit
+def _pivots(low, high):
+    """Three values that cut what is between into quarters; the first may equal `low`."""
+    return low + (high - low) // 4, low + (high - low) // 2, low + (high - low) * 3 // 4
+
+
+@triton.jit
+def _narrowed(low, high, first, second, third, at_first, at_second, at_third):
+    """The quarter whose lower end still has enough above it and whose upper end has not."""
+    low = tl.where(at_first, first, low)
+    low = tl.where(at_second, second, low)
+    low = tl.where(at_third, third, low)
+    high = tl.where(at_third, high, third)
+    high = tl.where(at_second, high, second)
+    high = tl.where(at_first, high, first)
+    # A pivot equal to low repeats what is known: never below the floor.
+    return low, tl.maximum(high, low + 1)
+
+
+@triton.jit
 def threshold_kernel(
     logits_ptr, stride, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     repetition_ptr, frequency_ptr, presence_ptr, prompt_ptr, counts_ptr, bias_ptr,
@@ -93,9 +112,7 @@ def threshold_kernel(
             low = _to_order(floor)
             high = _to_order(highest) + 1
             while high - low > 1:
-                first = low + (high - low) // 4
-                second = low + (high - low) // 2
-                third = low + (high - low) * 3 // 4
+                first, second, third = _pivots(low, high)
                 first_value = _from_order(first)
                 second_value = _from_order(second)
                 third_value = _from_order(third)
@@ -113,14 +130,10 @@ def threshold_kernel(
                     first_count += tl.sum((x >= first_value).to(tl.int32), 0)
                     second_count += tl.sum((x >= second_value).to(tl.int32), 0)
                     third_count += tl.sum((x >= third_value).to(tl.int32), 0)
-                low = tl.where(first_count >= top_k, first, low)
-                low = tl.where(second_count >= top_k, second, low)
-                low = tl.where(third_count >= top_k, third, low)
-                high = tl.where(third_count < top_k, third, high)
-                high = tl.where(second_count < top_k, second, high)
-                high = tl.where(first_count < top_k, first, high)
-                # A pivot equal to low repeats what is known: never below the floor.
-                high = tl.maximum(high, low + 1)
+                low, high = _narrowed(
+                    low, high, first, second, third,
+                    first_count >= top_k, second_count >= top_k, third_count >= top_k,
+                )  # fmt: skip
             floor = _from_order(low)
 
     if HAS_TOP_P:
@@ -141,9 +154,7 @@ def threshold_kernel(
             low = _to_order(tl.maximum(floor, highest - 104.0))
             high = _to_order(highest) + 1
             while high - low > 1:
-                first = low + (high - low) // 4
-                second = low + (high - low) // 2
-                third = low + (high - low) * 3 // 4
+                first, second, third = _pivots(low, high)
                 first_value = _from_order(first)
                 second_value = _from_order(second)
                 third_value = _from_order(third)
@@ -162,12 +173,9 @@ def threshold_kernel(
                     first_mass += tl.sum(tl.where(x >= first_value, weight, 0.0), 0)
                     second_mass += tl.sum(tl.where(x >= second_value, weight, 0.0), 0)
                     third_mass += tl.sum(tl.where(x >= third_value, weight, 0.0), 0)
-                low = tl.where(first_mass >= wanted, first, low)
-                low = tl.where(second_mass >= wanted, second, low)
-                low = tl.where(third_mass >= wanted, third, low)
-                high = tl.where(third_mass < wanted, third, high)
-                high = tl.where(second_mass < wanted, second, high)
-                high = tl.where(first_mass < wanted, first, high)
-                high = tl.maximum(high, low + 1)
+                low, high = _narrowed(
+                    low, high, first, second, third,
+                    first_mass >= wanted, second_mass >= wanted, third_mass >= wanted,
+                )  # fmt: skip
             floor = _from_order(low)
     tl.store(threshold_ptr + row, floor)
