@@ -151,7 +151,7 @@ def serve(app: Any, port: int) -> None:
 
 
 def run_tandem(port: int, upstream: str) -> None:
-    from tandem_router.app import RouterApp
+    from tandem_router.api.app import RouterApp
     from tandem_router.config import RouterConfig
 
     config = RouterConfig.model_validate(
@@ -253,7 +253,7 @@ class Result:
 async def measure(
     url: str, name: str, pid: int | None, stream: bool, num: int, concurrency: int
 ) -> Result:
-    from tandem_router.upstream import UpstreamClient
+    from tandem_router.http.client import UpstreamClient
 
     client = UpstreamClient()
     body = json.dumps({**BODY, "stream": True} if stream else BODY).encode()
@@ -302,7 +302,7 @@ async def measure(
 
 async def wait_for(url: str) -> None:
     from tandem_router.errors import UpstreamError
-    from tandem_router.upstream import UpstreamClient
+    from tandem_router.http.client import UpstreamClient
 
     client = UpstreamClient()
     for _ in range(300):

@@ -22,11 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from tandem_router.predictor import answers, data, evaluation, loads, metrics, training
+from tandem_router.predictor import answers, loads
 from tandem_router.predictor.embedding import StaticEmbedding
-from tandem_router.predictor.evaluation import Predictions
-from tandem_router.predictor.options import Options
-from tandem_router.predictor.views import core_views
+from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.evaluation import report as evaluation
+from tandem_router.predictor.evaluation.report import Predictions
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.options import Options
+from tandem_router.predictor.training.views import core_views
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "models" / "outcomes.jsonl.gz"

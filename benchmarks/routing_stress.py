@@ -22,10 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from tandem_router.predictor import baselines, data, metrics, stacking, training
-from tandem_router.predictor.estimators import Corpus
-from tandem_router.predictor.options import Options
-from tandem_router.predictor.views import core_views, cross_fit, default_views
+from tandem_router.predictor.evaluation import baselines, metrics
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import stacking
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.estimators import Corpus
+from tandem_router.predictor.training.options import Options
+from tandem_router.predictor.training.views import core_views, cross_fit, default_views
 
 ROUTING = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "routing"
 FILES = {

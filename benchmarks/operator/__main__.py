@@ -22,7 +22,7 @@ from typing import Any
 
 from simulated import SimulatedNode
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.resources.crds import PLURALS, crd_yaml
 

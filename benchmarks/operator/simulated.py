@@ -12,7 +12,7 @@ import random
 import time
 from typing import Any
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.client import Gone, KubeApi, path
 
 Object = dict[str, Any]

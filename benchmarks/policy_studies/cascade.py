@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from outcomes import DATA, LARGE_PRICE, SMALL_PRICE, Outcomes, load
 
-from tandem_router.cascade import (
+from tandem_router.predictor.cascade import (
     VIEWS,
     AnswerVerifier,
     CascadeTerms,

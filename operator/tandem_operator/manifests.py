@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tandem_operator.explain import YamlPath, explain, show_path, suggest
 from tandem_operator.resources import API_VERSION, GROUP, KINDS, SPECS
 from tandem_operator.resources.base import NAME_PATTERN
+from tandem_operator.resources.field_errors import YamlPath, explain, show_path, suggest
 from tandem_operator.resources.rules import violations
 
 # Plain objects that a Tandem resource may point to; they pass through unchecked.

@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     import uvicorn
 
-    from tandem_router.app import RouterApp
+    from tandem_router.api.app import RouterApp
 
     app = RouterApp(
         config,
@@ -98,7 +98,7 @@ def _secret_text(path: Path | None) -> str | None:
 
 
 def _key_secret(path: Path | None) -> bytes | None:
-    from tandem_router.tenants import read_secret
+    from tandem_router.api.api_keys import read_secret
 
     return None if path is None else read_secret(path)
 

@@ -160,7 +160,7 @@ class TenantConfig(Section):
         default=(),
         max_length=16,
         description="`hmac-sha256:<64 hex digits>` of each API key under the secret given by "
-        "--key-secret-file (`python -m tandem_router.tenants` makes both).",
+        "--key-secret-file (`python -m tandem_router.api.api_keys` makes both).",
     )
     allowed_tiers: tuple[str, ...] | None = Field(
         default=None, description="Tiers this tenant may use; absent: all."
@@ -184,7 +184,7 @@ class TenantConfig(Section):
                 raise ValueError(
                     f"tenant {self.name!r}: key hash {entry[:24]!r} is not "
                     "hmac-sha256:<64 lower-case hex digits>; make one with "
-                    "`python -m tandem_router.tenants`"
+                    "`python -m tandem_router.api.api_keys`"
                 )
         return self
 

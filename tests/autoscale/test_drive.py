@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.autoscale.drive import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
+from tandem_operator.autoscale.actuator import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import pool_status

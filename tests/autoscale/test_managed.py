@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.autoscale.managed import ManagedScaling
 from tandem_operator.autoscale.observe import (
     HELD_S,
     TrafficMeter,
@@ -18,6 +17,7 @@ from tandem_operator.autoscale.observe import (
     pool_signals,
     routing_curve,
 )
+from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.settings import cron_fields, loop_settings, scheduled_floor
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec

@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tandem_router.app import RouterApp
+from tandem_router.api.app import RouterApp
+from tandem_router.balancing.endpoint_picker import Load
 from tandem_router.config import parse_config
-from tandem_router.picking import Load
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 from tandem_worker.transfer import KVPool, create_receiver

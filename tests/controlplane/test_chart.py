@@ -202,8 +202,8 @@ def planned_pods() -> list[Object]:
     """The pod templates that the operator plans for the example."""
     from tandem_operator.manifests import load_paths
     from tandem_operator.plan import Settings, plan_model, plan_router
+    from tandem_operator.reconcile.decode import parse
     from tandem_operator.resources import Model, Router
-    from tandem_operator.stored import parse
 
     found = [parse(m.obj) for m in load_paths([ROOT / "examples" / "01-hybrid"])]
     models = {m.metadata.name: m for m in found if isinstance(m, Model)}
@@ -256,7 +256,7 @@ def exported() -> set[str]:
     from tandem_router.metrics import Metrics
     from tandem_worker.engine.core import EngineCounters
     from tandem_worker.engine.thread import EngineLoad
-    from tandem_worker.server.metrics import WorkerMetrics
+    from tandem_worker.metrics import WorkerMetrics
     from tandem_worker.transfer import TransferStats
 
     class Counted:

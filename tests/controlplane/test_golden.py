@@ -24,7 +24,7 @@ from tandem_operator.manifests import load_paths
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.router_status import TierFacts, TrafficFacts
-from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.reconcile.reconciler import Key, Reconciler
 
 Object = dict[str, Any]
 

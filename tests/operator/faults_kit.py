@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 
 Object = dict[str, Any]

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube import watches
 from tandem_operator.kube.cache import Copies
 from tandem_operator.kube.client import Gone, KubeApi

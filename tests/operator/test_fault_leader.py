@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 
 Object = dict[str, Any]

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.api import ApiError
-from tandem_operator.drift import contains
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import PEER_SECRET
-from tandem_operator.reconcile import Key, Reconciler
+from tandem_operator.reconcile.drift import contains
+from tandem_operator.reconcile.reconciler import Key, Reconciler
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faults_kit import CHILD_KINDS, CancelAt, Faulty, damage, shape

@@ -12,7 +12,7 @@ import pytest
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.objects import Problem, merge_patch
-from tandem_operator.stored import parse
+from tandem_operator.reconcile.decode import parse
 from tandem_router.config import parse_config
 from tandem_worker.config import WorkerConfig
 

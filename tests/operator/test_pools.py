@@ -88,7 +88,7 @@ async def test_downloads_run_first_with_the_secret_into_the_shared_claim(source:
     for role in ("prefill", "decode"):
         spec = cluster.pod_spec(role)
         (fetch,) = spec["initContainers"]
-        assert fetch["command"] == ["python", "-m", "tandem_operator.weights"]
+        assert fetch["command"] == ["python", "-m", "tandem_worker.models.download"]
         assert fetch["args"][0] == source
         assert fetch["envFrom"] == [{"secretRef": {"name": "hub-token"}}]
         volume = next(v for v in spec["volumes"] if v["name"] == "weights")

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 
-from tandem_operator.local.reach import reach_every_tier
+from tandem_operator.local.wait_reachable import reach_every_tier
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.api import ApiError
-from tandem_operator.drift import contains
+from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan.model_status import LinkTest
-from tandem_operator.reconcile import COST_ANNOTATION, LINK_RETRY_S, UNSEEN_RETRY_S
+from tandem_operator.reconcile.drift import contains
+from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S, UNSEEN_RETRY_S
 
 sys.path.insert(0, str(Path(__file__).parent))
 from objects_table import GOOD, model

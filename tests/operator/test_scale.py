@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tandem_operator import reconcile
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
-from tandem_operator.reconcile import OBSERVED_KINDS, Key, Reconciler
+from tandem_operator.reconcile import reconciler as reconcile
+from tandem_operator.reconcile.reconciler import OBSERVED_KINDS, Key, Reconciler
 
 Object = dict[str, Any]
 API_VERSION = "tandem.dev/v1alpha1"

@@ -19,11 +19,11 @@ import pytest
 
 from tandem_operator.cli import main
 from tandem_operator.local.cluster import ClusterError, LocalCluster
-from tandem_operator.local.forward import Forwarder, PortInUseError
-from tandem_operator.local.rundir import RunDir
+from tandem_operator.local.port_forward import Forwarder, PortInUseError
+from tandem_operator.local.state_dir import RunDir
 from tandem_operator.manifests import load_text
 from tandem_operator.node.images import ImageTable
-from tandem_operator.training import prepare
+from tandem_router.predictor.training_job import prepare
 
 Object = dict[str, Any]
 STUB = Path(__file__).with_name("stub_server.py")

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from tandem_operator.api import KIND_INFO
+from tandem_operator.cluster_api import KIND_INFO
 from tandem_operator.kube.cache import CUSTOM_KINDS, Copies
 from tandem_operator.kube.client import KubeApi
 from tandem_operator.kube.watches import CustomResourceWatches, ListedCopies

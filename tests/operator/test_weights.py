@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from tandem_operator.weights import WeightsError, fetch, hub_files, main, s3_files
+from tandem_worker.models.download import WeightsError, fetch, hub_files, main, s3_files
 
 TREE = [
     {"type": "file", "path": "config.json", "size": 2},

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_router.cascade import (
+from tandem_router.predictor.cascade import (
     FEATURE_NAMES,
     AnswerVerifier,
     CascadeTerms,

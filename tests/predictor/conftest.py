@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from tandem_router.predictor import Predictor, data, loads, training
-from tandem_router.predictor.options import Options
+from tandem_router.predictor import Predictor, loads
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.options import Options
 
 SMALL = Options(num_trees=12, num_folds=3, max_features=3000)
 

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_router.predictor import ArtifactError, artifact, data, load, loads, training
-from tandem_router.predictor.options import Options
+from tandem_router.predictor import ArtifactError, artifact, load, loads
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.options import Options
 
 
 def test_same_data_and_seed_give_the_same_bytes(

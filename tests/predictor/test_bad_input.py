@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tandem_router.predictor import artifact, cli, load
-from tandem_router.predictors import ArtifactPredictor, PredictorUnavailableError
+from tandem_router.routing.predictor_source import ArtifactPredictor, PredictorUnavailableError
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Rows]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tandem_router.predictor import DataError, data
+from tandem_router.predictor import DataError
+from tandem_router.predictor.training import dataset as data
 
 GOOD = {"prompt": "What is 2 + 2?", "quality": {"small": 1, "large": 0.5}}
 

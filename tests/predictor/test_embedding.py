@@ -18,12 +18,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from tandem_router.predictor import data, loads, training
+from tandem_router.predictor import loads
 from tandem_router.predictor.embedding import EmbeddingError, StaticEmbedding
-from tandem_router.predictor.estimators import Corpus
-from tandem_router.predictor.options import Options
-from tandem_router.predictor.views import default_views
-from tandem_router.predictors import ArtifactPredictor
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.estimators import Corpus
+from tandem_router.predictor.training.options import Options
+from tandem_router.predictor.training.views import default_views
+from tandem_router.routing.predictor_source import ArtifactPredictor
 
 WORDS = ["[UNK]", "what", "is", "which", "crop", "grows", "town", "sum", "give", "the", "year"]
 

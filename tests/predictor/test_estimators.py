@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tandem_router.predictor import text, training
-from tandem_router.predictor.combining import MonotoneCalibrator, NonNegativeStack
-from tandem_router.predictor.estimators import Corpus, HandView, TextView, Tfidf, TreeView, floor32
+from tandem_router.predictor import text
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.combining import MonotoneCalibrator, NonNegativeStack
+from tandem_router.predictor.training.estimators import (
+    Corpus,
+    HandView,
+    TextView,
+    Tfidf,
+    TreeView,
+    floor32,
+)
 
 
 @parametrize_with_checks([NonNegativeStack(), MonotoneCalibrator()])

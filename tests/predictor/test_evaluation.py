@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tandem_router.predictor import (
-    ArtifactError,
-    DataError,
-    Predictor,
-    baselines,
-    crossval,
-    data,
-    evaluation,
-    page,
-    verdict,
-)
-from tandem_router.predictor.evaluation import Predictions
-from tandem_router.predictor.options import Options
+from tandem_router.predictor import ArtifactError, DataError, Predictor
+from tandem_router.predictor.evaluation import baselines, verdict
+from tandem_router.predictor.evaluation import html_report as page
+from tandem_router.predictor.evaluation import report as evaluation
+from tandem_router.predictor.evaluation.report import Predictions
+from tandem_router.predictor.training import crossval
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training.options import Options
 
 Write = Callable[..., Path]
 

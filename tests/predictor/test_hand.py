@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.predictor import hand, text
+from tandem_router.predictor import hand_features as hand
+from tandem_router.predictor import text
 
 
 def found(prompt: str) -> dict[str, float]:

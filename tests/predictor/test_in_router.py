@@ -8,7 +8,7 @@ import pytest
 
 from tandem_router.predictor import artifact
 from tandem_router.predictor.runtime import Predictor
-from tandem_router.predictors import ArtifactPredictor
+from tandem_router.routing.predictor_source import ArtifactPredictor
 
 
 def test_a_trained_artifact_tells_the_router_the_gains_of_typical_prompts(

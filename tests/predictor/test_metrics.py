@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.predictor import metrics
+from tandem_router.predictor.evaluation import metrics
 
 numbers = st.floats(0, 1, allow_nan=False)
 

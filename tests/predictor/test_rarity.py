@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.predictor import hand, rarity, text
+from tandem_router.predictor import hand_features as hand
+from tandem_router.predictor import rarity, text
 
 
 def of(prompt: str) -> dict[str, float]:

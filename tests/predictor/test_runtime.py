@@ -13,19 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from tandem_router.predictor import (
-    ArtifactError,
-    Predictor,
-    artifact,
-    data,
-    hand,
-    load,
-    stacking,
-    text,
-)
-from tandem_router.predictor.estimators import Corpus
-from tandem_router.predictor.options import Options
-from tandem_router.predictor.views import default_views
+from tandem_router.predictor import ArtifactError, Predictor, artifact, load, text
+from tandem_router.predictor import hand_features as hand
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import stacking
+from tandem_router.predictor.training.estimators import Corpus
+from tandem_router.predictor.training.options import Options
+from tandem_router.predictor.training.views import default_views
 
 
 def test_served_numbers_equal_the_estimators(

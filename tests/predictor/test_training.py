@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tandem_router.predictor import (
-    ArtifactError,
-    DataError,
-    artifact,
-    data,
-    evaluation,
-    loads,
-    stacking,
-    training,
-)
-from tandem_router.predictor.labels import hybrid_labels
-from tandem_router.predictor.options import Options
+from tandem_router.predictor import ArtifactError, DataError, artifact, loads
+from tandem_router.predictor.evaluation import report as evaluation
+from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training import stacking
+from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training.labels import hybrid_labels
+from tandem_router.predictor.training.options import Options
 
 Write = Callable[..., Path]
 Make = Callable[..., list[dict[str, Any]]]

@@ -32,6 +32,17 @@ def test_no_python_file_lies_directly_in_a_component_root(component: str) -> Non
     assert list((ROOT / component).glob("*.py")) == []
 
 
+@pytest.mark.parametrize("component", sorted(set(COMPONENTS) - {"kernels"}))
+def test_a_package_root_holds_at_most_a_dozen_modules(component: str) -> None:
+    """More than a dozen rooms in one corridor and nobody finds a file by its name.
+
+    Kernels are apart: one file per operation is their layout.
+    """
+    root = ROOT / component / COMPONENTS[component]
+
+    assert len(list(root.glob("*.py"))) <= 12
+
+
 def test_the_standard_library_imports_from_the_repository_root() -> None:
     result = subprocess.run(
         [sys.executable, "-c", "import json, operator; print(operator.__file__)"],
@@ -52,7 +63,7 @@ def test_tests_hold_no_init_file() -> None:
     ("modules", "forbidden"),
     [
         (("tandem_operator.cli", "tandem_operator.plan"), ("torch", "triton", "sklearn", "kopf")),
-        (("tandem_router.app", "tandem_router.predictor"), ("torch", "triton", "sklearn")),
+        (("tandem_router.api.app", "tandem_router.predictor"), ("torch", "triton", "sklearn")),
         (("tandem_router.config",), ("numpy", "fastapi", "torch")),
         (("tandem_worker.config",), ("numpy", "fastapi", "torch")),
     ],

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tandem_router.app import RouterApp
+from tandem_router.api.app import RouterApp
 from tandem_router.config import RouterConfig, parse_config
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.admission import Admission, TokenBucket
+from tandem_router.api.api_keys import Authenticator, key_hash, main
 from tandem_router.config import TenantConfig
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.tenants import Authenticator, key_hash, main
+from tandem_router.limits.admission import Admission, TokenBucket
 
 SECRET = b"0123456789abcdef"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tandem_router.__main__ import main
+from tandem_router.balancing.file_discovery import parse_endpoints
 from tandem_router.config import parse_config
-from tandem_router.endpoints import parse_endpoints
 from tandem_router.errors import ConfigError
 
 GOOD: dict[str, Any] = {

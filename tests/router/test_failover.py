@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.errors import UpstreamError
-from tandem_router.events import EventSplitter, StreamJournal, split_events
+from tandem_router.openai.sse import EventSplitter, StreamJournal, split_events
 
 LARGE = {"model": "large", "stream": True, "seed": 11}
 

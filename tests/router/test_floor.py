@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.floor import PredictedFloor, threshold_for_floor
+from tandem_router.control.predicted_floor import PredictedFloor, threshold_for_floor
 from tandem_router.policy import PlainScore
 
 PAIRS = st.lists(

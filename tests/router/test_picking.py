@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem_router.balancing.endpoint_picker import Load, Picker, PrefixIndex, block_hashes
 from tandem_router.config import PickingConfig
-from tandem_router.picking import Load, Picker, PrefixIndex, block_hashes
 
 CONFIG = PickingConfig(prefix_block_bytes=16)
 

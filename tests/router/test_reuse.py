@@ -105,7 +105,7 @@ async def test_a_stream_that_failed_over_is_asked_again_and_then_kept(
 
 
 async def test_tenants_do_not_share_answers(run_router: Any, make_worker: Any) -> None:
-    from tandem_router.tenants import key_hash
+    from tandem_router.api.api_keys import key_hash
 
     secret = b"0123456789abcdef"
     tenants = [{"name": n, "key_hashes": [key_hash(secret, n)]} for n in ("a", "b")]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tandem_router import endpointslices
+from tandem_router.balancing import kubernetes_discovery as endpointslices
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
-from tandem_router.connections import PAUSE_ABOVE_BYTES
 from tandem_router.errors import UnreachableError, UpstreamError
-from tandem_router.upstream import UpstreamClient
+from tandem_router.http.client import UpstreamClient
+from tandem_router.http.connection_pool import PAUSE_ABOVE_BYTES
 
 Script = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Any]
 

@@ -59,8 +59,9 @@ def test_a_file_that_is_no_json_is_located(tmp_path: Path) -> None:
 
 def test_config_and_the_pure_modules_import_without_torch() -> None:
     code = (
-        "import sys, tandem_worker.config, tandem_worker.scheduler, tandem_worker.kv_blocks, "
-        "tandem_worker.sampling, tandem_worker.cli, tandem_worker.engine.core; "
+        "import sys, tandem_worker.config, tandem_worker.scheduling.scheduler, "
+        "tandem_worker.scheduling.kv_blocks, "
+        "tandem_worker.engine.sampling, tandem_worker.cli, tandem_worker.engine.core; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'triton', 'tokenizers')))"
     )
 

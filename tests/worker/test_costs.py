@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from tandem_worker.disaggregation.decode_side import RemoteCosts
 from tandem_worker.engine.profile import StepProfile
-from tandem_worker.server.remote_prefill import RemoteCosts
 
 
 def test_a_cold_first_remote_prefill_does_not_decide_for_ever() -> None:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tandem_worker.errors import InvariantError
-from tandem_worker.kv_blocks import ROOT, BlockManager, chain_hashes, hash_block
+from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, chain_hashes, hash_block
 
 NUM_BLOCKS = 12
 

@@ -13,10 +13,10 @@ import torch
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
+from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import ConfigError, ModelError
 from tandem_worker.models.spec import ModelSpec
-from tandem_worker.sampling import SamplingParams
-from tandem_worker.scheduler import Chunk, Sequence
+from tandem_worker.scheduling.scheduler import Chunk, Sequence
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from tandem_worker.disaggregation.prefill_side import PrefillService
 from tandem_worker.engine.requests import ErrorEvent
 from tandem_worker.errors import RequestError
-from tandem_worker.server.metrics import WorkerMetrics
-from tandem_worker.server.prefill_service import PrefillService
+from tandem_worker.metrics import WorkerMetrics
 
 ORDER = {
     "version": 1,

@@ -18,10 +18,10 @@ from tandem_worker.engine.requests import (
     TokenEvent,
     Work,
 )
-from tandem_worker.kv_blocks import BlockManager
-from tandem_worker.sampling import SamplingParams
-from tandem_worker.scheduler import Order, Scheduler, SchedulerLimits
-from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.scheduling.kv_blocks import BlockManager
+from tandem_worker.scheduling.scheduler import Order, Scheduler, SchedulerLimits
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 
 BLOCK = 4
 ORDERS: tuple[Order, ...] = ("fcfs", "mlfq", "sjf", "edf")

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from tandem_worker.config import WorkerConfig
+from tandem_worker.disaggregation.decode_side import PrefillOrder
 from tandem_worker.engine.requests import EngineRequest, ReservedEvent
-from tandem_worker.sampling import SamplingParams
-from tandem_worker.scheduler import Sequence
-from tandem_worker.server.remote_prefill import PrefillOrder
+from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.scheduling.scheduler import Sequence
 from tandem_worker.server.worker import Worker
 
 TEXT = "a router sends each question to a small or a large model, the quick brown fox "
@@ -376,7 +376,7 @@ async def test_a_frozen_prefill_worker_only_delays_the_request(
     greedy: Greedy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tandem_worker.server import remote_prefill
+    from tandem_worker.disaggregation import decode_side as remote_prefill
 
     process, url = prefill_process
     decode = await start_worker("decode")

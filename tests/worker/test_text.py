@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from tandem_worker.errors import RequestError
-from tandem_worker.text import AnswerText, IncrementalDetokenizer, StopChecker
-from tandem_worker.tokenizer import Tokenizer
+from tandem_worker.tokenization.detokenizer import AnswerText, IncrementalDetokenizer, StopChecker
+from tandem_worker.tokenization.tokenizer import Tokenizer
 
 
 def decode_bytes(ids: object) -> str:

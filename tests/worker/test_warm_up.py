@@ -13,9 +13,9 @@ from tandem_worker.config import WorkerConfig
 from tandem_worker.engine import runner as runner_module
 from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
-from tandem_worker.sampling import SamplingParams
-from tandem_worker.scheduler import Chunk
-from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.scheduling.scheduler import Chunk
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 
 _path = Path(__file__).parents[1] / "kernels" / "compiled" / "compile_target.py"
 _spec = importlib.util.spec_from_file_location("compile_target", _path)

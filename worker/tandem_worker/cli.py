@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tandem_worker.allocator import keep_freed_memory
 from tandem_worker.config import WorkerConfig
+from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import ConfigError, WorkerError
 
 

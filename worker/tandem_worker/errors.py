@@ -57,3 +57,7 @@ class RequestError(WorkerError):
 
 class InvariantError(WorkerError):
     """The worker found its own bookkeeping wrong: a bug, never the caller's fault."""
+
+
+class PeerError(WorkerError):
+    """A peer worker could not be reached or did not answer as agreed."""

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from tandem_operator.autoscale.loop import LoopSettings, Speed
 from tandem_operator.autoscale.profile import Slo
 from tandem_operator.autoscale.sizing import Ceilings, PoolSpec, Role
-from tandem_operator.budget import budget_split
+from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec, RolePolicy, Steps
 from tandem_operator.resources.base import seconds

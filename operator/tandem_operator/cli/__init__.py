@@ -49,7 +49,7 @@ def _exists(module: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0 done, 1 failed with a sentence, 2 wrong usage."""
-    from tandem_operator.cli.commands import CommandError
+    from tandem_operator.cli.errors import CommandError
 
     args = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in args if not a.startswith("-")), None)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tandem_operator.cli.errors import CommandError
+
 Object = dict[str, Any]
 
 ALIASES = {
@@ -42,10 +44,6 @@ ALIASES = {
     "events": "Event",
 }
 MAIN_KINDS = ["Model", "Router", "WorkerPool"]
-
-
-class CommandError(Exception):
-    """A command failed; the message is what the user sees."""
 
 
 def kind_of(word: str) -> list[str]:
@@ -141,13 +139,13 @@ def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentPa
 
 
 def _up(args: argparse.Namespace) -> int:
-    from tandem_operator.local.up import up
+    from tandem_operator.cli.up import up
 
     return up(args)
 
 
 def _socket(args: argparse.Namespace) -> str:
-    from tandem_operator.local.rundir import RunDirError, find_cluster
+    from tandem_operator.local.state_dir import RunDirError, find_cluster
 
     try:
         return find_cluster(args.cluster).socket
@@ -156,7 +154,7 @@ def _socket(args: argparse.Namespace) -> str:
 
 
 def _ask(args: argparse.Namespace, request: Object) -> Object:
-    from tandem_operator.local.control import ControlError, ask
+    from tandem_operator.local.control_socket import ControlError, ask
 
     try:
         return ask(_socket(args), request)
@@ -165,7 +163,7 @@ def _ask(args: argparse.Namespace, request: Object) -> Object:
 
 
 def _stream(args: argparse.Namespace, request: Object) -> Iterator[Object]:
-    from tandem_operator.local.control import ControlError, stream
+    from tandem_operator.local.control_socket import ControlError, stream
 
     try:
         yield from stream(_socket(args), request)

@@ -18,12 +18,13 @@ from typing import Any
 
 import httpx
 
-from tandem_operator.cli.commands import CommandError, port_number
+from tandem_operator.cli.commands import port_number
+from tandem_operator.cli.errors import CommandError
+from tandem_operator.cli.up import show_changes
 from tandem_operator.local.cluster import ClusterError, LocalCluster
-from tandem_operator.local.control import ControlServer
-from tandem_operator.local.forward import PortInUseError
-from tandem_operator.local.rundir import RunDir, RunDirError
-from tandem_operator.local.up import show_changes
+from tandem_operator.local.control_socket import ControlServer
+from tandem_operator.local.port_forward import PortInUseError
+from tandem_operator.local.state_dir import RunDir, RunDirError
 from tandem_operator.manifests import Manifest, ManifestError, load_paths
 
 from . import report

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from tandem_operator.api import KIND_INFO, ApiError
+from tandem_operator.cluster_api import KIND_INFO, ApiError
 from tandem_operator.kube.client import Gone, KubeApi
 from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROUTER_LABEL
 

@@ -18,7 +18,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from tandem_operator.api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
+from tandem_operator.cluster_api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
 
 Object = dict[str, Any]
 PAGE = 500

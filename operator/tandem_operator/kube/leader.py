@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from tandem_operator.api import ApiError
+from tandem_operator.cluster_api import ApiError
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")

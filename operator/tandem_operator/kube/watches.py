@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 import kopf
 
-from tandem_operator.api import KIND_INFO
+from tandem_operator.cluster_api import KIND_INFO
 from tandem_operator.kube.cache import RELIST_S, RETRY_FIRST_S, RETRY_MAX_S, Copies
 from tandem_operator.kube.client import PAGE, WATCH_S, KubeApi, path
 

@@ -12,23 +12,23 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from tandem_operator.api import ApiError, WatchEvent
-from tandem_operator.appointments import Appointments
-from tandem_operator.autoscale.drive import ScalingDriver
+from tandem_operator.autoscale.actuator import ScalingDriver
+from tandem_operator.cluster_api import ApiError, WatchEvent
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
-from tandem_operator.local.forward import Forwarder
-from tandem_operator.local.reach import reach_every_tier
-from tandem_operator.local.rundir import RunDir, free_ports, predictor_cache
+from tandem_operator.local.port_forward import Forwarder
+from tandem_operator.local.state_dir import RunDir, free_ports, predictor_cache
 from tandem_operator.local.store import Store, timestamp
+from tandem_operator.local.wait_reachable import reach_every_tier
 from tandem_operator.manifests import Manifest
-from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
+from tandem_operator.node.reaper import Guardian
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.plan.pods import is_ready
-from tandem_operator.pods import WorkerPods, router_traffic
-from tandem_operator.reconcile import Key, Reconciler
-from tandem_operator.stored import models_of
+from tandem_operator.pod_client import WorkerPods, router_traffic
+from tandem_operator.reconcile.decode import models_of
+from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.requeue import Appointments
 
 Object = dict[str, Any]
 logger = logging.getLogger("tandem.local")

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
+from tandem_operator.cluster_api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
 from tandem_operator.resources import SPECS
 from tandem_operator.resources.rules import violations
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tandem_operator.node.container import LogSpan
-from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.pod import NotRunningError, PodRunner
 from tandem_operator.node.process import Process
+from tandem_operator.node.reaper import Guardian
 from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import Lookup
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from tandem_operator.node.container import ContainerState, LogSpan, PodConditions, now, phase
 from tandem_operator.node.environment import environment, expand
-from tandem_operator.node.guardian import Guardian
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.node.prober import Prober
 from tandem_operator.node.probes import http_status
 from tandem_operator.node.process import Process, describe_exit, tail
+from tandem_operator.node.reaper import Guardian
 from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import (
     Lookup,

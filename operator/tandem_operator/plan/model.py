@@ -33,7 +33,7 @@ from tandem_operator.plan.objects import (
     relative_path,
     security_context,
 )
-from tandem_operator.plan.weights import WEIGHTS_DIR, claims, weights_of
+from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, weights_of
 from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
 from tandem_operator.resources.base import seconds

@@ -85,7 +85,7 @@ def add_predictor(
             "name": "train-predictor",
             "image": image,
             "imagePullPolicy": settings.image_pull_policy,
-            "command": ["python", "-m", "tandem_operator.training"],
+            "command": ["python", "-m", "tandem_router.predictor.training_job"],
             "args": [data, PREDICTOR_DIR],
             "env": [{"name": "TMPDIR", "value": SCRATCH_DIR}],
             "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tandem_operator.budget import budget_split
+from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Object, Settings
 from tandem_operator.plan.predictor import embedding_volume

@@ -39,7 +39,7 @@ _PATTERN_TEXTS = (
     ("file|pvc|hf|s3", "is not a weights URI; use hf://, s3://, pvc://, image:/// or file://"),
     ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
     ("https?", "is not a URL; use http:// or https://"),
-    ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.tenants"),
+    ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.api.api_keys"),
     ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
 )
 

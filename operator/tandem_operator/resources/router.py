@@ -201,7 +201,7 @@ class Tenant(Resource):
         min_length=1,
         max_length=16,
         description="Keyed hashes of the tenant's API keys, hmac-sha256:<64 hex digits>; "
-        "`python -m tandem_router.tenants` makes key and hash.",
+        "`python -m tandem_router.api.api_keys` makes key and hash.",
     )
     allowed_tiers: list[Name] | None = Field(
         default=None, max_length=8, description="Tiers that the tenant may use; all when absent."

@@ -17,12 +17,12 @@ Each is a small state machine; clocks and random numbers are passed in. The rout
 """
 
 from tandem_router.control.bucket import TokenBucket
+from tandem_router.control.certified_floor import QualityFloor
 from tandem_router.control.changes import ResidualDrift, TrafficShift, ks_statistic
 from tandem_router.control.curve import CurvePoint, RoutingCurve
 from tandem_router.control.loop import ControlState, OnlineControl
 from tandem_router.control.pacing import ArrivalRate, BudgetPacer, Reservation, price_of_money
-from tandem_router.control.quality import QualityFloor
-from tandem_router.control.shadow import ShadowLabel, ShadowPlan, ShadowSampler
+from tandem_router.control.shadow_sampler import ShadowLabel, ShadowPlan, ShadowSampler
 from tandem_router.control.share import ShareTracker
 
 __all__ = [

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from tandem_router.control.certified_floor import QualityFloor
 from tandem_router.control.changes import TrafficShift
 from tandem_router.control.curve import RoutingCurve
 from tandem_router.control.pacing import BudgetPacer, Reservation
-from tandem_router.control.quality import QualityFloor
-from tandem_router.control.shadow import ShadowLabel, ShadowPlan, ShadowSampler
+from tandem_router.control.shadow_sampler import ShadowLabel, ShadowPlan, ShadowSampler
 from tandem_router.control.share import ShareTracker
 from tandem_router.policy import BEYOND_ANY_GAIN, Decision, PolicySetPoints, Reason
 

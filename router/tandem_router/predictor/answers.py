@@ -1,8 +1,9 @@
 """The cascade's verifier, trained and judged with the predictor where the data holds answers.
 
 The tier that is worst on average answers first; where its answers (`responses`) are in the data,
-:class:`tandem_router.cascade.AnswerVerifier` learns to tell right from wrong ones. It travels in
-the same artifact, with its power: how its score falls for right and for wrong answers held out.
+:class:`tandem_router.predictor.cascade.AnswerVerifier` learns to tell right from wrong ones. It
+travels in the same artifact, with its power: how its score falls for right and for wrong answers
+held out.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.cascade import AnswerVerifier, VerifierPower
-from tandem_router.cascade.verifier import MIN_ROWS as VERIFIER_MIN_ROWS
-from tandem_router.predictor import metrics
 from tandem_router.predictor.artifact import Arrays
-from tandem_router.predictor.data import Dataset
+from tandem_router.predictor.cascade import AnswerVerifier, VerifierPower
+from tandem_router.predictor.cascade.verifier import MIN_ROWS as VERIFIER_MIN_ROWS
 from tandem_router.predictor.errors import ArtifactError
-from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.training.dataset import Dataset
 
 MIN_ROWS = 100
 NUM_FOLDS = 3

@@ -6,12 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.options import LABEL_FORMS, OPTION_BOUNDS, Options
+from tandem_router.predictor.training.options import LABEL_FORMS, OPTION_BOUNDS, Options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the commands without the rest of `tandem`; the exit status."""
+    parser = argparse.ArgumentParser(prog="tandem")
+    register(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
 
 
 def register(subparsers: Any) -> None:
@@ -135,8 +143,11 @@ def _say(message: str) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor import artifact, crossval, evaluation, training
+    from tandem_router.predictor import artifact
     from tandem_router.predictor.errors import DataError
+    from tandem_router.predictor.evaluation import report as evaluation
+    from tandem_router.predictor.training import crossval
+    from tandem_router.predictor.training import trainer as training
 
     if (arguments.json or arguments.html) and not arguments.cross_validate:
         raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
@@ -167,7 +178,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor import evaluation
+    from tandem_router.predictor.evaluation import report as evaluation
 
     _check_outputs(arguments.json, arguments.html)
     predictor = _load(arguments)
@@ -216,7 +227,7 @@ def _check_outputs(*paths: Path | None) -> None:
 
 
 def _read(paths: list[Path]) -> Any:
-    from tandem_router.predictor import data
+    from tandem_router.predictor.training import dataset as data
 
     dataset = data.read(paths)
     for item in dataset.rejected:
@@ -225,7 +236,9 @@ def _read(paths: list[Path]) -> Any:
 
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace, title: str) -> None:
-    from tandem_router.predictor import artifact, page, verdict
+    from tandem_router.predictor import artifact
+    from tandem_router.predictor.evaluation import html_report as page
+    from tandem_router.predictor.evaluation import verdict
 
     for line in verdict.lines(found):
         print(line)
@@ -240,7 +253,7 @@ def _quiet(message: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor import data
+    from tandem_router.predictor.training import dataset as data
 
     predictor = _load(arguments)
     pairs = [(a, b) for i, a in enumerate(predictor.tiers) for b in predictor.tiers[i + 1 :]]

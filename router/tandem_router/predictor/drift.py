@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tandem_router.predictor import hand, text
-from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor import hand_features as hand
+from tandem_router.predictor import text
+from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.runtime import Predictor
 
 SHIFTED = 0.25

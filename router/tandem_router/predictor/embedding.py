@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.model import FloatArray
+from tandem_router.predictor.linear_algebra import FloatArray
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TOKENS = 2048

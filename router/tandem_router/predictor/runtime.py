@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import artifact, hand, rarity, text
+from tandem_router.predictor import artifact, rarity, text
+from tandem_router.predictor import hand_features as hand
 from tandem_router.predictor.answers import Cascade
 from tandem_router.predictor.answers import build as build_cascade
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.embedding import MAX_WIDTH, StaticEmbedding
 from tandem_router.predictor.errors import ArtifactError
-from tandem_router.predictor.model import (
+from tandem_router.predictor.linear_algebra import (
     DenseLinear,
     FloatArray,
     Grams,

@@ -23,7 +23,7 @@ from tandem_worker.engine.requests import (
     TokenLogprobs,
     Work,
 )
-from tandem_worker.scheduler import Chunk, Scheduler, State, Step
+from tandem_worker.scheduling.scheduler import Chunk, Scheduler, State, Step
 
 logger = logging.getLogger(__name__)
 

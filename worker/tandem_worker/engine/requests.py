@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from tandem_worker.sampling import SamplingParams
-from tandem_worker.scheduler import Chunk
-from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.scheduling.scheduler import Chunk
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

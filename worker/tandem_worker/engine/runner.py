@@ -12,13 +12,13 @@ from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs, Work
+from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
+from tandem_worker.models.checkpoint import load_weights
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
-from tandem_worker.models.weights import load_weights
-from tandem_worker.sampling import SamplingParams, as_int64
-from tandem_worker.scheduler import Chunk
-from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.scheduler import Chunk
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_CPU_KV_BYTES = 256 * 1024 * 1024

@@ -20,8 +20,8 @@ from tandem_kernels.rms_norm import add_rms_norm
 from tandem_kernels.rope import rope_table
 from tandem_kernels.swiglu import swiglu
 from tandem_worker.errors import ModelError
+from tandem_worker.models.checkpoint import LayerWeights, ModelWeights
 from tandem_worker.models.spec import ModelSpec
-from tandem_worker.models.weights import LayerWeights, ModelWeights
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Transformer:
 
     Args:
         spec: Shapes and switches.
-        weights: From :func:`tandem_worker.models.weights.load_weights`.
+        weights: From :func:`tandem_worker.models.checkpoint.load_weights`.
         max_positions: Rows of the rotary table: the longest context that will be asked for.
 
     Raises:

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tandem_worker.errors import RequestError, WorkerError
-from tandem_worker.server.generation import Generation, RequestContext
-from tandem_worker.server.openai import (
+from tandem_worker.openai.context import RequestContext
+from tandem_worker.openai.request import (
     CompletionRequest,
     Fields,
     parse_body,
     parse_chat,
     parse_completion,
 )
-from tandem_worker.server.replies import DONE, ReplyWriter, error_chunk
+from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
+from tandem_worker.server.generation import Generation
 
 if TYPE_CHECKING:
     from tandem_worker.server.worker import Worker

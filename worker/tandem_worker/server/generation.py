@@ -19,56 +19,24 @@ from tandem_worker.engine.requests import (
     TokenEvent,
     TokenLogprobs,
 )
+from tandem_worker.engine.sampling import SamplingParams, choice_seed
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
-from tandem_worker.sampling import SamplingParams, choice_seed
-from tandem_worker.scheduler import Sequence as ScheduledSequence
-from tandem_worker.server.metrics import WorkerMetrics
-from tandem_worker.server.openai import CompletionRequest
-from tandem_worker.text import AnswerText
-from tandem_worker.tokenizer import Tokenizer
+from tandem_worker.metrics import WorkerMetrics
+from tandem_worker.openai.context import RequestContext
+from tandem_worker.openai.request import CompletionRequest
+from tandem_worker.openai.response import Delta
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.tokenization.detokenizer import AnswerText
+from tandem_worker.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tandem_worker.server.remote_prefill import RemotePrefill
+    from tandem_worker.disaggregation.decode_side import RemotePrefill
 
 _CONTEXT_TOKENS = 5
 
 _numbers = itertools.count(1)
 """Sets requests of one id apart: a retry may arrive before its predecessor's end was noticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestContext:
-    """What the router says about a request in headers.
-
-    Attributes:
-        prefill_url: Prefill worker to ask, or None to prefill here.
-        deadline_ms: From arrival, for deadline-aware orders.
-        priority: Lower goes first.
-    """
-
-    request_id: str
-    created: int
-    model: str
-    seed: int
-    prefill_url: str | None = None
-    deadline_ms: int | None = None
-    priority: int = 0
-    send_token_ids: bool = False
-    send_usage: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one event adds to a choice."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-    is_first: bool = False
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -287,7 +255,7 @@ class Generation:
                 self._submit(follower)
 
     def _start_remote(self, choice: _Choice, event: ReservedEvent) -> None:
-        from tandem_worker.server.remote_prefill import PrefillOrder
+        from tandem_worker.disaggregation.decode_side import PrefillOrder
 
         assert self._remote is not None
         assert self.context.prefill_url is not None

@@ -12,23 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from tandem_worker.errors import WorkerError
+from tandem_worker.errors import PeerError
 
 MAX_REPLY_BYTES = 1 << 20
-
-
-class PeerError(WorkerError):
-    """A peer worker could not be reached or did not answer as agreed."""
-
-
-async def is_alive(url: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether a peer answers GET /health in time."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            status, _ = await request_json("GET", f"{url.rstrip('/')}/health")
-    except (PeerError, TimeoutError):
-        return False
-    return status == 200
 
 
 async def request_json(

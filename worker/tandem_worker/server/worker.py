@@ -16,19 +16,21 @@ import uvicorn
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import RequestError, WorkerError
-from tandem_worker.kv_blocks import BlockManager
-from tandem_worker.scheduler import Scheduler, SchedulerLimits
-from tandem_worker.scheduler import Sequence as ScheduledSequence
+from tandem_worker.metrics import WorkerMetrics
+from tandem_worker.scheduling.kv_blocks import BlockManager
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 from tandem_worker.server.app import WorkerApp
-from tandem_worker.server.metrics import WorkerMetrics
+from tandem_worker.server.peer_client import request_json
 
 if TYPE_CHECKING:
+    from tandem_worker.disaggregation.decode_side import RemotePrefill
+    from tandem_worker.disaggregation.prefill_side import PrefillService
     from tandem_worker.engine.thread import EngineLoad, EngineThread
-    from tandem_worker.server.generation import Generation, RequestContext
-    from tandem_worker.server.openai import CompletionRequest
-    from tandem_worker.server.prefill_service import PrefillService
-    from tandem_worker.server.remote_prefill import RemotePrefill
-    from tandem_worker.tokenizer import Tokenizer
+    from tandem_worker.openai.context import RequestContext
+    from tandem_worker.openai.request import CompletionRequest
+    from tandem_worker.server.generation import Generation
+    from tandem_worker.tokenization.tokenizer import Tokenizer
     from tandem_worker.transfer import KVReceiver, KVSender
 
 logger = logging.getLogger(__name__)
@@ -291,8 +293,8 @@ class Worker:
 
     async def _link_kv(self, runner: Any) -> None:
         """Set up both ends of the KV link; a unified worker has neither."""
-        from tandem_worker.server.prefill_service import PrefillService
-        from tandem_worker.server.remote_prefill import RemotePrefill
+        from tandem_worker.disaggregation.decode_side import RemotePrefill
+        from tandem_worker.disaggregation.prefill_side import PrefillService
         from tandem_worker.transfer import KVPool, TransferError, create_receiver, create_sender
 
         settings = self.config.transfer
@@ -314,6 +316,7 @@ class Worker:
                 self.engine,
                 self._receiver,
                 self.metrics,
+                call=request_json,
                 headers={"x-tandem-peer-token": self.peer_token.decode()} if token else {},
                 attempts=settings.attempts,
                 reserve_timeout_s=settings.reserve_timeout_s,
@@ -424,7 +427,7 @@ class Worker:
 
 def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer]:
     from tandem_worker.engine.runner import ModelRunner
-    from tandem_worker.tokenizer import Tokenizer
+    from tandem_worker.tokenization.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(weights_dir)
     runner = ModelRunner(config, weights_dir)

@@ -18,9 +18,9 @@ from tandem_worker.transfer.interface import (
     ReservationState,
     TransferStats,
 )
+from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
-from tandem_worker.transfer.link import LinkReport, kv_link_check
-from tandem_worker.transfer.pool import KVPool
+from tandem_worker.transfer.link_check import LinkReport, kv_link_check
 
 TransportName = Literal["tcp", "inproc"]
 

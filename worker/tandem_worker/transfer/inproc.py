@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
-from tandem_worker.transfer.desk import Clock, ReservationDesk, ReservationHandle
+from tandem_worker.transfer.async_reservations import Clock, ReservationDesk, ReservationHandle
 from tandem_worker.transfer.errors import (
     AuthenticationError,
     BlockConflictError,
@@ -23,8 +23,8 @@ from tandem_worker.transfer.errors import (
     TransferError,
 )
 from tandem_worker.transfer.interface import FinalState, TransferStats
+from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
-from tandem_worker.transfer.pool import KVPool
 
 _receivers: dict[str, InprocReceiver] = {}
 _ports = itertools.count(1)

@@ -34,7 +34,7 @@ from tandem_worker.transfer.frames import (
     encode,
 )
 from tandem_worker.transfer.interface import FinalState
-from tandem_worker.transfer.pool import KVPool
+from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.wire import Wire
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tandem_worker.transfer.async_reservations import Clock, ReservationDesk, ReservationHandle
 from tandem_worker.transfer.credits import CreditWindows
-from tandem_worker.transfer.desk import Clock, ReservationDesk, ReservationHandle
 from tandem_worker.transfer.errors import (
     AuthenticationError,
     BlockConflictError,
@@ -50,8 +50,8 @@ from tandem_worker.transfer.frames import (
     sender_mac,
 )
 from tandem_worker.transfer.interface import TransferStats
+from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
-from tandem_worker.transfer.pool import KVPool
 from tandem_worker.transfer.wire import Wire, format_address, read_frame, tune
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from tandem_worker.transfer.frames import (
     sender_mac,
 )
 from tandem_worker.transfer.interface import FinalState
+from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
-from tandem_worker.transfer.pool import KVPool
 from tandem_worker.transfer.tcp_push import Link, TcpPush
 from tandem_worker.transfer.wire import Wire, parse_address, read_frame, tune
 

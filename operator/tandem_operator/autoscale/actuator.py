@@ -1,0 +1,261 @@
+"""The control loop's hands: ask router and worker pods, decide, write replicas and thresholds.
+
+One call per reconcile pass of a Router in `scaling.mode: Managed`. Everything that is decided is
+decided in `managed`; here it is only fetched and written, and what cannot be fetched is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from tandem_operator.autoscale.loop import Plan
+from tandem_operator.autoscale.observe import current_threshold
+from tandem_operator.autoscale.router_loops import ManagedScaling
+from tandem_operator.autoscale.sizing import Role
+from tandem_operator.cluster_api import ClusterApi
+from tandem_operator.plan.objects import (
+    MODEL_LABEL,
+    SCALED_ANNOTATION,
+    Object,
+    Settings,
+)
+from tandem_operator.plan.pods import is_ready
+from tandem_operator.pod_client import ask_json, identity, peer_token
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
+
+logger = logging.getLogger("tandem.operator")
+
+ASK_TIMEOUT_S = 2.0
+PERIOD_S = 5.0  # between two steps of one Router's loop
+WAKE_PERIOD_S = 1.0  # the same while all of its pools are empty: somebody may be waiting
+
+
+class Ask(Protocol):
+    """How a pod is asked; `tandem_operator.pod_client.ask_json`, or a fake."""
+
+    def __call__(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        body: Object | None = None,
+        token: str = "",
+        timeout_s: float = ASK_TIMEOUT_S,
+        method: str | None = None,
+    ) -> Awaitable[tuple[int, Any]]:
+        """Status and decoded reply; raises OSError, TimeoutError or ValueError without one."""
+        ...
+
+
+class ScalingDriver:
+    """Steps the loops of managed Routers.
+
+    Args:
+        api: the cluster.
+        settings: ports of workers and routers.
+        clock: seconds since the epoch.
+        ask: how pods are asked.
+    """
+
+    def __init__(
+        self,
+        api: ClusterApi,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        ask: Ask = ask_json,
+    ) -> None:
+        self._api = api
+        self._settings = settings
+        self._clock = clock
+        self._ask = ask
+        self._managed = ManagedScaling()
+        self._stepped: dict[str, float] = {}
+        self._asleep: set[str] = set()
+
+    async def step(
+        self, router: Router, models: Mapping[str, Model], pods: list[Object]
+    ) -> list[dict[str, str]]:
+        """One step, at most every `PERIOD_S`; the last decisions for the Router's status.
+
+        Args:
+            models: the Router's Models by name.
+            pods: the Router's own pods.
+
+        Raises:
+            ApiError: the cluster failed a call.
+        """
+        namespace = router.metadata.namespace
+        key = f"{namespace}/{router.metadata.name}"
+        now = self._clock()
+        if router.spec.scaling.mode != "Managed":
+            self.forget(namespace, router.metadata.name)
+            return []
+        if now < self._stepped.get(key, now):
+            # The wall clock was set back: all that is remembered lies in the future now, and the
+            # loop would wait until it is past.
+            self.forget(namespace, router.metadata.name)
+        # A reconcile comes a moment early or late; a step left out would double the period.
+        period = 0.9 * WAKE_PERIOD_S if key in self._asleep else PERIOD_S
+        if now - self._stepped.get(key, -PERIOD_S) < period:
+            return self._managed.status_decisions(key)
+        self._stepped[key] = now
+        ready = [pod for pod in pods if is_ready(pod)]
+        token = await peer_token(self._api, namespace)
+        tiers = _tiers_by_model(router)
+        pools = await self._pools(namespace, tiers)
+        states, loads = await asyncio.gather(
+            self._states(ready), self._loads(namespace, tiers, token)
+        )
+        if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
+            self._asleep.discard(key)
+        else:
+            self._asleep.add(key)
+        plan = self._managed.step(
+            now,
+            key,
+            router,
+            models,
+            await self._policy(router),
+            {pool: int(obj["spec"].get("replicas", 0)) for pool, obj in pools.items()},
+            states,
+            loads,
+        )
+        if plan is not None:
+            await self._write(plan, pools, ready, states, token, self._reasons(key))
+        return self._managed.status_decisions(key)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop what is remembered of a Router that is gone or no longer managed."""
+        key = f"{namespace}/{name}"
+        self._managed.forget(key)
+        self._stepped.pop(key, None)
+        self._asleep.discard(key)
+
+    def _reasons(self, key: str) -> dict[str, str]:
+        """Why each pool was last scaled, by tier and role."""
+        return {d["pool"]: d["reason"] for d in self._managed.status_decisions(key)}
+
+    async def _policy(self, router: Router) -> AutoscalingPolicySpec | None:
+        ref = router.spec.scaling.policy_ref
+        if ref is None:
+            return None
+        obj = await self._api.get("AutoscalingPolicy", router.metadata.namespace, ref.name)
+        if obj is None:
+            return None
+        try:
+            return AutoscalingPolicy.model_validate(
+                {name: obj[name] for name in ("metadata", "spec") if name in obj}
+            ).spec
+        except ValueError as error:
+            logger.warning("AutoscalingPolicy %s is not usable: %s", ref.name, error)
+            return None
+
+    async def _pools(
+        self, namespace: str, tiers: Mapping[str, str]
+    ) -> dict[tuple[str, Role], Object]:
+        found: dict[tuple[str, Role], Object] = {}
+        for obj in await self._api.select("WorkerPool", namespace):
+            spec = obj["spec"]
+            tier = tiers.get((spec.get("modelRef") or {}).get("name", ""))
+            if tier is not None:
+                found[tier, spec["role"]] = obj
+        return found
+
+    async def _states(self, ready: list[Object]) -> dict[str, Any]:
+        port = self._settings.router_port
+        answers = await asyncio.gather(*(self._get(pod, port, "/admin/state", "") for pod in ready))
+        return {
+            identity(pod): body
+            for pod, body in zip(ready, answers, strict=True)
+            if body is not None
+        }
+
+    async def _loads(
+        self, namespace: str, tiers: Mapping[str, str], token: str
+    ) -> list[tuple[str, Any]]:
+        asked: list[tuple[str, Object]] = []
+        for model, tier in tiers.items():
+            pods = await self._api.select("Pod", namespace, {MODEL_LABEL: model})
+            asked += [(tier, pod) for pod in pods if is_ready(pod)]
+        port = self._settings.worker_port
+        answers = await asyncio.gather(
+            *(self._get(pod, port, "/v1/load", token) for _, pod in asked)
+        )
+        return [
+            (tier, body) for (tier, _), body in zip(asked, answers, strict=True) if body is not None
+        ]
+
+    async def _get(self, pod: Object, port: int, path: str, token: str) -> Any:
+        """The decoded reply; None where there is no good one."""
+        try:
+            status, body = await self._ask(
+                pod["status"]["podIP"], port, path, token=token, timeout_s=ASK_TIMEOUT_S
+            )
+        except (OSError, TimeoutError, ValueError):
+            return None
+        return body if status == 200 else None
+
+    async def _write(
+        self,
+        plan: Plan,
+        pools: Mapping[tuple[str, Role], Object],
+        ready: list[Object],
+        states: Mapping[str, Any],
+        token: str,
+        reasons: Mapping[str, str],
+    ) -> None:
+        for key, count in plan.workers.items():
+            obj = pools.get(key)
+            before = 0 if obj is None else int(obj["spec"].get("replicas", 0))
+            if obj is not None and before != count:
+                metadata = obj["metadata"]
+                because = reasons.get("/".join(key), "the control loop")
+                # First, so that whoever sees the new count finds the reason.
+                await self._api.annotate(
+                    "WorkerPool",
+                    metadata["namespace"],
+                    metadata["name"],
+                    {SCALED_ANNOTATION: f"{before}>{count} {because}"},
+                )
+                await self._api.patch_spec(
+                    "WorkerPool", metadata["namespace"], metadata["name"], {"replicas": count}
+                )
+        # Each router pod on its own: one that has just started still has the configured one.
+        wanted = min(1.0, max(-1.0, plan.threshold))
+        behind = [
+            pod
+            for pod in ready
+            if (state := states.get(identity(pod))) is not None
+            and current_threshold([state]) not in (None, wanted)
+        ]
+        await asyncio.gather(*(self._put_threshold(pod, wanted, token) for pod in behind))
+
+    async def _put_threshold(self, pod: Object, threshold: float, token: str) -> None:
+        name = pod["metadata"]["name"]
+        try:
+            status, body = await self._ask(
+                pod["status"]["podIP"],
+                self._settings.router_port,
+                "/admin/set-points",
+                {"gain_threshold": threshold},
+                token,
+                ASK_TIMEOUT_S,
+                "PUT",
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            logger.warning("router pod %s did not take its threshold: %r", name, error)
+            return
+        if status != 200:
+            said = f"{status} {str(body)[:200]}"
+            logger.warning("router pod %s refused its threshold: %s", name, said)
+
+
+def _tiers_by_model(router: Router) -> dict[str, str]:
+    return {
+        tier.model_ref.name: tier.name for tier in router.spec.tiers if tier.model_ref is not None
+    }

@@ -1,0 +1,207 @@
+"""Asks running pods: the KV link test of a Model, the traffic of a Router."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tandem_operator.cluster_api import ClusterApi
+from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
+from tandem_operator.plan.pods import is_ready
+from tandem_operator.plan.router_status import TierFacts, TrafficFacts
+
+# A passed test holds while both pods live; this bounds how long a later fault stays unseen.
+RETEST_AFTER_S = 600.0
+RETRY_AFTER_S = 5.0
+TIMEOUT_S = 5.0
+PATIENCE_S = 1.0  # that one pass has with a link test
+MAX_REPLY_BYTES = 4 * 2**20
+
+
+async def ask_json(
+    host: str,
+    port: int,
+    path: str,
+    body: Object | None = None,
+    token: str = "",
+    timeout_s: float = TIMEOUT_S,
+    method: str | None = None,
+) -> tuple[int, Any]:
+    """GET, or send a small JSON object (POST unless said otherwise); status and parsed reply.
+
+    Raises OSError, TimeoutError or ValueError when there is no usable answer.
+    """
+    method = method or ("GET" if body is None else "POST")
+    name = f"[{host}]" if ":" in host else host
+    headers = {"x-tandem-peer-token": token}
+    content = bytearray()
+    try:
+        # Pods speak plain HTTP; a proxy of the operator's own environment does not lead to them.
+        async with (
+            asyncio.timeout(timeout_s),
+            httpx.AsyncClient(verify=False, trust_env=False, timeout=None) as client,
+            client.stream(
+                method, f"http://{name}:{port}{path}", json=body, headers=headers
+            ) as reply,
+        ):
+            async for part in reply.aiter_bytes():
+                content += part
+                if len(content) > MAX_REPLY_BYTES:
+                    raise ValueError(f"{path} answers with more than {MAX_REPLY_BYTES} bytes")
+    except httpx.RemoteProtocolError as error:
+        raise ValueError(f"{path} answers what is no HTTP: {error}") from error
+    except httpx.HTTPError as error:
+        raise OSError(f"{path} is not answered: {error!r}") from error
+    return reply.status_code, json.loads(content)
+
+
+async def peer_token(api: ClusterApi, namespace: str) -> str:
+    """What routers and workers of a namespace know each other by; empty where there is none yet.
+
+    Raises ApiError when the cluster fails the call.
+    """
+    secret = await api.get("Secret", namespace, PEER_SECRET)
+    encoded = ((secret or {}).get("data") or {}).get("token", "")
+    return base64.b64decode(encoded).decode()
+
+
+def identity(pod: Object) -> str:
+    """The pod and how often it started: a restarted one has forgotten what it knew."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return f"{pod['metadata'].get('uid')}/{sum(s.get('restartCount', 0) for s in statuses)}"
+
+
+class WorkerPods:
+    """Talks to worker pods with the token of their namespace; remembers link tests for a while."""
+
+    def __init__(self, api: ClusterApi, settings: Settings, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._settings = settings
+        self._clock = clock
+        self._results: dict[tuple[str, str], tuple[float, LinkTest]] = {}
+        self._tests: dict[tuple[str, str], asyncio.Task[LinkTest]] = {}
+
+    async def test_link(self, pods: list[Object]) -> LinkTest:
+        """The result for a Model's pods; unknown while a role has no ready pod.
+
+        A test that takes long goes on after the call; a later call has its result. Raises ApiError
+        when the cluster fails a call.
+        """
+        prefill, decode = _first(pods, "prefill"), _first(pods, "decode")
+        if prefill is None or decode is None:
+            return LinkTest(None, "needs a ready worker of both roles")
+        key = (identity(prefill), identity(decode))
+        now = self._clock()
+        known = self._results.get(key)
+        if known is not None:
+            when, result = known
+            if now - when < (RETEST_AFTER_S if result.ok else RETRY_AFTER_S):
+                return result
+        test = self._tests.get(key)
+        if test is None:
+            test = self._tests[key] = asyncio.create_task(self._test(prefill, decode))
+            test.add_done_callback(lambda done: self._tested(key, done))
+        # Workers that do not answer must not keep the passes of all other resources waiting.
+        await asyncio.wait({test}, timeout=PATIENCE_S)
+        if test.done():
+            return test.result()
+        return known[1] if known is not None else LinkTest(None, "is being tested")
+
+    def _tested(self, key: tuple[str, str], test: asyncio.Task[LinkTest]) -> None:
+        """Keep the result for the passes to come; those of pods long gone are dropped."""
+        self._tests.pop(key, None)
+        if test.cancelled() or test.exception() is not None:
+            return  # whoever waited for it has the error; the next pass tests again
+        now = self._clock()
+        self._results = {k: v for k, v in self._results.items() if now - v[0] < 2 * RETEST_AFTER_S}
+        self._results[key] = (now, test.result())
+
+    async def busy(self, pods: list[Object]) -> dict[str, int]:
+        """Requests that each pod runs or queues, by name; pods that do not answer are left out."""
+        if not pods:
+            return {}
+        token = await peer_token(self._api, pods[0]["metadata"]["namespace"])
+        port = self._settings.worker_port
+        answers = await asyncio.gather(
+            *(
+                ask_json(p["status"]["podIP"], port, "/v1/load", token=token, timeout_s=2.0)
+                for p in pods
+            ),
+            return_exceptions=True,
+        )
+        found = {}
+        for pod, answer in zip(pods, answers, strict=True):
+            if isinstance(answer, tuple) and answer[0] == 200 and isinstance(answer[1], dict):
+                load = answer[1]
+                count = int(load.get("num_running") or 0) + int(load.get("num_waiting") or 0)
+                found[pod["metadata"]["name"]] = count
+        return found
+
+    async def _test(self, prefill: Object, decode: Object) -> LinkTest:
+        namespace = prefill["metadata"]["namespace"]
+        token = await peer_token(self._api, namespace)
+        address = f"{decode['status']['podIP']}:{self._settings.kv_port}"
+        host, port = prefill["status"]["podIP"], self._settings.worker_port
+        pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
+        try:
+            status, reply = await ask_json(
+                host, port, "/internal/kv-link", {"address": address}, token
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            return LinkTest(False, f"{pair}: no answer from the prefill worker ({error!r})")
+        if status != 200 or not isinstance(reply, dict):
+            return LinkTest(False, f"{pair}: the prefill worker answered {status}")
+        if reply.get("ok"):
+            size = int(reply.get("num_bytes") or 0)
+            return LinkTest(True, f"{pair}: a block of {size} bytes arrived unchanged")
+        return LinkTest(False, f"{pair}: {reply.get('error')}")
+
+
+def _first(pods: list[Object], role: str) -> Object | None:
+    ready = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role and is_ready(p)]
+    return min(ready, key=lambda p: p["metadata"]["name"], default=None)
+
+
+async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
+    """What the ready pods of a Router measured, averaged; None when none answers."""
+    ready = [p for p in pods if is_ready(p)]
+    answers = await asyncio.gather(
+        *(ask_json(p["status"]["podIP"], port, "/admin/state", timeout_s=2.0) for p in ready),
+        return_exceptions=True,
+    )
+    states: list[Object] = [
+        a[1] for a in answers if isinstance(a, tuple) and a[0] == 200 and isinstance(a[1], dict)
+    ]
+    if not states:
+        return None
+    tiers: dict[str, list[Object]] = {}
+    for state in states:
+        for tier in state.get("tiers") or []:
+            tiers.setdefault(str(tier.get("name")), []).append(tier)
+    first = states[0]
+    points = first.get("set_points") or {}
+    return TrafficFacts(
+        predictor=str(first.get("predictor") or ""),
+        threshold=_mean([points], "gain_threshold"),
+        quality_ratio=_mean(states, "expected_quality_ratio"),
+        content_blind_quality_ratio=_mean(states, "content_blind_quality_ratio"),
+        tiers={
+            name: TierFacts(
+                share=_mean(entries, "recent_share"),
+                ttft_s=_mean(entries, "ttft_s"),
+                tpot_s=_mean(entries, "tpot_s"),
+            )
+            for name, entries in tiers.items()
+        },
+    )
+
+
+def _mean(entries: list[Object], key: str) -> float | None:
+    values = [float(e[key]) for e in entries if isinstance(e.get(key), (int, float))]
+    return sum(values) / len(values) if values else None

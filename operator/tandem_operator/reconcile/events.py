@@ -1,0 +1,71 @@
+"""Which changes of a status people are told of, as Events on the object."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tandem_operator.cluster_api import FIELD_MANAGER
+from tandem_operator.plan.objects import Object
+
+
+class News(NamedTuple):
+    """What an Event says."""
+
+    type: str  # Normal | Warning
+    reason: str
+    message: str
+
+
+# Conditions whose turn from good to bad, or back, is news besides that of Ready.
+_TOLD = ("KVLinkReady", "SLOMet", "WithinBudget")
+
+
+def news_in(obj: Object, status: Object) -> list[News]:
+    """What a new status tells that the object's old one did not.
+
+    A pool whose count changed; Ready with another reason; a condition of `_TOLD` that turned.
+    """
+    old = obj.get("status") or {}
+    if obj["kind"] == "WorkerPool":
+        last = status.get("lastScale")
+        if not last or last == old.get("lastScale"):
+            return []
+        text = f"{last['before']} to {last['after']} workers: {last['reason']}"
+        return [News("Normal", "Scaled", text)]
+    if obj["kind"] not in ("Model", "Router"):
+        return []
+    before = {c["type"]: c for c in old.get("conditions") or []}
+    found: list[News] = []
+    for after in status.get("conditions") or []:
+        known = before.get(after["type"], {})
+        turned = {known.get("status"), after["status"]} == {"True", "False"}
+        other = any(known.get(k) != after.get(k) for k in ("status", "reason"))
+        if (after["type"] == "Ready" and other) or (after["type"] in _TOLD and turned):
+            good = after["status"] == "True" or after["reason"] == "Starting"
+            news = News("Normal" if good else "Warning", after["reason"], after["message"])
+            found += [news] if news not in found else []
+    return found
+
+
+def event(obj: Object, news: News, name: str, now: str) -> Object:
+    """The Event that tells people of an object's news. now: RFC 3339, UTC."""
+    metadata = obj["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": metadata["namespace"]},
+        "type": news.type,
+        "reason": news.reason,
+        "message": news.message[:1024],
+        "involvedObject": {
+            "apiVersion": obj["apiVersion"],
+            "kind": obj["kind"],
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        },
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

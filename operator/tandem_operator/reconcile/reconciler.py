@@ -1,0 +1,385 @@
+"""Reconcile one resource: observe, plan, apply, status; for local mode and Kubernetes alike.
+
+Level-triggered: everything is read again from the API each time, nothing is remembered between
+passes, and a pass that finds the wanted state writes nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from tandem_operator.autoscale.actuator import PERIOD_S, WAKE_PERIOD_S
+from tandem_operator.cluster_api import ApiError, ClusterApi
+from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
+from tandem_operator.plan.conditions import condition
+from tandem_operator.plan.model_status import LinkTest, asleep, model_status, pool_status
+from tandem_operator.plan.objects import (
+    MANAGED,
+    MODEL_LABEL,
+    PEER_SECRET,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    ROUTER_LABEL,
+    Object,
+    Problem,
+)
+from tandem_operator.plan.pods import first_blocker, is_ready
+from tandem_operator.plan.replica_failure import refused_pods
+from tandem_operator.plan.router_status import TrafficFacts, router_status, service_endpoint
+from tandem_operator.reconcile.decode import models_of, parse
+from tandem_operator.reconcile.drift import needs_apply, stamp
+from tandem_operator.reconcile.events import event, news_in
+from tandem_operator.resources import Model, Router
+
+COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+
+LINK_RETRY_S = 5.0
+SECRET_RETRY_S = 30.0
+UNSEEN_RETRY_S = 1.0
+
+# Kinds of children that are removed when the plan no longer holds them.
+PRUNED_KINDS = (
+    "Deployment",
+    "WorkerPool",
+    "Service",
+    "ConfigMap",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+)
+
+# Claims hold downloaded data: compared and made, never removed before their Model.
+OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
+
+LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
+Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
+Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
+Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
+Endpoint = Callable[[Router], str]
+Forget = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.lower()}/{self.name}"
+
+
+@dataclass
+class Result:
+    """What a pass did: number of writes, and when to look again without any event."""
+
+    writes: int = 0
+    again_s: float | None = None
+
+    def look_again(self, within_s: float) -> None:
+        """Ask for a pass within this time; the soonest that anyone asks for counts."""
+        self.again_s = within_s if self.again_s is None else min(self.again_s, within_s)
+
+
+async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
+    return None
+
+
+async def _unscaled(
+    router: Router, models: Mapping[str, Model], pods: list[Object]
+) -> list[dict[str, str]]:
+    return []
+
+
+async def _unknown_load(_: list[Object]) -> dict[str, int]:
+    return {}
+
+
+def _nothing_remembered(namespace: str, name: str) -> None:
+    return None
+
+
+async def _untested(_: list[Object]) -> LinkTest:
+    return LinkTest(None)
+
+
+@dataclass
+class Reconciler:
+    """Brings one resource at a time to its wanted state.
+
+    now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
+    traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
+    endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
+    Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
+    and name of a Router that is gone.
+    """
+
+    api: ClusterApi
+    settings: Settings
+    now: Callable[[], str]
+    link_tester: LinkTester = _untested
+    traffic: Traffic = _unmeasured
+    busy: Busy = _unknown_load
+    endpoint: Endpoint | None = None
+    scaling: Scaling = _unscaled
+    forget: Forget = _nothing_remembered
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over one resource. Raises ApiError when the cluster fails a call."""
+        obj = await self.api.get(key.kind, key.namespace, key.name)
+        result = Result()
+        if obj is None:
+            if key.kind == "Router":
+                self.forget(key.namespace, key.name)
+            await self._clean_up(key.namespace)
+            return result
+        if obj["metadata"].get("deletionTimestamp"):
+            return result
+        resource = parse(obj)
+        if isinstance(resource, Problem):
+            await self._refuse(obj, resource, result)
+        elif isinstance(resource, Model):
+            await self._model(resource, obj, result)
+        elif isinstance(resource, Router):
+            await self._router(resource, obj, result)
+        else:
+            await self._accept(obj, result)
+        return result
+
+    async def _model(self, model: Model, obj: Object, result: Result) -> None:
+        namespace = model.metadata.namespace
+        labels = {**MANAGED, MODEL_LABEL: model.metadata.name}
+        children = await self._children(namespace, labels)
+        pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
+        plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
+        await self._price_deletions(plan, pods, result)
+        await self._apply(plan, children, pods, result)
+        # As they were seen: one made in this pass has nothing to say yet, and wakes the next one.
+        pools = {o["metadata"]["name"]: o for o in children if o["kind"] == "WorkerPool"}
+        for name, pool in pools.items():
+            role = pool["spec"]["role"]
+            own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+            selector = f"{MODEL_LABEL}={model.metadata.name},{ROLE_LABEL}={role}"
+            status = pool_status(pool, own, selector, self.now())
+            await self._write_status(pools[name], status, result)
+        link = await self.link_tester(pods)
+        if link.ok is not True and _both_roles_ready(pods):
+            result.look_again(LINK_RETRY_S)
+        revision = "" if plan.problems else revision_of(model, self.settings)
+        old = obj.get("status") or {}
+        status = model_status(
+            model,
+            old,
+            plan,
+            revision,
+            pools,
+            pods,
+            link,
+            self.now(),
+            refused=refused_pods(children),
+        )
+        await self._write_status(obj, status, result)
+
+    async def _price_deletions(self, plan: Plan, pods: list[Object], result: Result) -> None:
+        """Before a pool shrinks, say on its pods how busy they are: the idlest goes first."""
+        for deployment in plan.apply:
+            if deployment["kind"] != "Deployment":
+                continue
+            role = deployment["metadata"]["labels"][ROLE_LABEL]
+            own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
+            staying = [p for p in own if is_ready(p)]
+            if not 0 < deployment["spec"]["replicas"] < len(staying):
+                continue
+            for name, busy in (await self.busy(staying)).items():
+                pod = next(p for p in staying if p["metadata"]["name"] == name)
+                known = (pod["metadata"].get("annotations") or {}).get(COST_ANNOTATION)
+                if known != str(busy):
+                    namespace = pod["metadata"]["namespace"]
+                    await self.api.annotate("Pod", namespace, name, {COST_ANNOTATION: str(busy)})
+                    result.writes += 1
+
+    async def _router(self, router: Router, obj: Object, result: Result) -> None:
+        namespace = router.metadata.namespace
+        labels = {**MANAGED, ROUTER_LABEL: router.metadata.name}
+        models: dict[str, Model] = {}
+        objects: dict[str, Object] = {}
+        for name in models_of(obj):
+            other = await self.api.get("Model", namespace, name)
+            if other is not None and isinstance(parsed := parse(other), Model):
+                models[name], objects[name] = parsed, other
+        routers: list[Router] = []
+        if router.spec.scaling.mode == "Managed":
+            # Only those that could manage the same Model are worth the parsing.
+            used = set(models_of(obj))
+            found = await self.api.select("Router", namespace)
+            near = [o for o in found if used.intersection(models_of(o))]
+            routers = [r for r in map(parse, near) if isinstance(r, Router)]
+        children = await self._children(namespace, labels)
+        pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
+        policy = router.spec.scaling.policy_ref
+        policy_found = policy is None or bool(
+            await self.api.get("AutoscalingPolicy", namespace, policy.name)
+        )
+        token = secrets.token_urlsafe(32)
+        plan = plan_router(router, models, routers, self.settings, token, policy_found)
+        for pod in pods:
+            if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
+                plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
+        await self._apply(plan, children, pods, result)
+        endpoint = (
+            self.endpoint(router)
+            if self.endpoint is not None
+            else service_endpoint(router, self.settings.cluster_domain)
+        )
+        old = obj.get("status") or {}
+        traffic = await self.traffic(pods)
+        if any(is_ready(p) for p in pods):
+            result.look_again(self.settings.status_period_s)
+        decisions = await self.scaling(router, models, pods)
+        if router.spec.scaling.mode == "Managed":
+            result.look_again(WAKE_PERIOD_S if asleep(objects.values()) else PERIOD_S)
+        status = router_status(
+            router,
+            old,
+            plan,
+            models,
+            objects,
+            pods,
+            endpoint,
+            traffic,
+            self.now(),
+            refused_pods=refused_pods(children),
+        )
+        if decisions:
+            status["decisions"] = decisions
+        await self._write_status(obj, status, result)
+
+    async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        found: list[Object] = []
+        for kind in OBSERVED_KINDS:
+            found += [{**o, "kind": kind} for o in await self.api.select(kind, namespace, labels)]
+        return found
+
+    async def _apply(
+        self, plan: Plan, children: Iterable[Object], pods: list[Object], result: Result
+    ) -> None:
+        """Make the cluster hold what the plan says; writes only what differs."""
+        if not plan.apply:
+            return
+        live = {(o["kind"], o["metadata"]["name"]): o for o in children}
+        unseen: set[str] = set()
+        # The shared Secret is not listed, so it is made first and again when pods may wait for it:
+        # a kubelet says no more of a missing volume than that the container is being created.
+        cause = first_blocker(pods)
+        begun = any(kind == "Deployment" for kind, _ in live)
+        whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
+        if begun and not whole:
+            result.look_again(SECRET_RETRY_S)
+        for obj in plan.create:
+            if (obj["kind"], obj["metadata"]["name"]) in live:
+                continue
+            if obj["kind"] == "Secret" and whole:
+                continue
+            if await self.api.create(obj) is not None:
+                result.writes += 1
+            elif obj["kind"] == "WorkerPool":
+                # There, but not listed: its labels are gone or the list lags. It must be seen
+                # before its Deployment gets a count, or a scaled pool would lose its workers.
+                unseen.add(obj["metadata"]["name"])
+        for scale in plan.scale:
+            pool = live[("WorkerPool", scale.pool)]
+            namespace = pool["metadata"]["namespace"]
+            await self.api.patch_spec(
+                "WorkerPool", namespace, scale.pool, {"replicas": scale.replicas}
+            )
+            result.writes += 1
+        for obj in plan.apply:
+            key = (obj["kind"], obj["metadata"]["name"])
+            if obj["kind"] == "Deployment" and key[1] in unseen:
+                result.look_again(UNSEEN_RETRY_S)
+                continue
+            stamped = stamp(obj)
+            if needs_apply(live.get(key), stamped):
+                await self.api.apply(stamped)
+                result.writes += 1
+        wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
+        for kind, name in live.keys() - wanted:
+            child = live[(kind, name)]
+            if child["metadata"].get("deletionTimestamp") or kind not in PRUNED_KINDS:
+                continue
+            await self.api.delete(kind, child["metadata"]["namespace"], name)
+            result.writes += 1
+
+    async def _clean_up(self, namespace: str) -> None:
+        """With the last resource of a namespace goes the Secret that they shared."""
+        for kind in ("Model", "Router"):
+            if await self.api.select(kind, namespace):
+                return
+        await self.api.delete("Secret", namespace, PEER_SECRET)
+
+    async def _refuse(self, obj: Object, problem: Problem, result: Result) -> None:
+        """Say on the object itself why it is not run; what runs already keeps running."""
+        generation = int(obj["metadata"].get("generation", 1))
+        old = (obj.get("status") or {}).get("conditions") or []
+        conditions = [
+            condition(
+                old,
+                kind,
+                "False",
+                problem.reason,
+                problem.message,
+                generation=generation,
+                now=self.now(),
+            )
+            for kind in ("Accepted", "Ready")
+        ]
+        status = {
+            **(obj.get("status") or {}),
+            "observedGeneration": generation,
+            "conditions": conditions,
+        }
+        await self._write_status(obj, status, result)
+
+    async def _accept(self, obj: Object, result: Result) -> None:
+        generation = int(obj["metadata"].get("generation", 1))
+        old = (obj.get("status") or {}).get("conditions") or []
+        status = {
+            "observedGeneration": generation,
+            "conditions": [
+                condition(
+                    old,
+                    "Accepted",
+                    "True",
+                    "Valid",
+                    "the specification can be used",
+                    generation=generation,
+                    now=self.now(),
+                )
+            ],
+        }
+        await self._write_status(obj, status, result)
+
+    async def _write_status(self, obj: Object, status: Object, result: Result) -> None:
+        if obj.get("status") == status:
+            return
+        result.writes += 1
+        try:
+            await self.api.apply_status({**obj, "status": status})
+        except ApiError as error:
+            if error.status == 404:  # deleted meanwhile
+                return
+            raise
+        for news in news_in(obj, status):
+            name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
+            await self.api.create(event(obj, news, name, self.now()))
+
+
+def _both_roles_ready(pods: list[Object]) -> bool:
+    roles = {p["metadata"]["labels"].get(ROLE_LABEL) for p in pods if is_ready(p)}
+    return {"prefill", "decode"} <= roles

@@ -1,0 +1,1 @@
+"""What clients and administrators reach: routes, keys, the page."""

@@ -1,0 +1,260 @@
+"""The router's ASGI application: control, admin, metrics and the dashboard beside the data path.
+
+FastAPI serves everything a person or an operator asks; `/v1/*` never enters it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tandem_router.api import admin, dashboard
+from tandem_router.api.api_keys import Authenticator
+from tandem_router.api.inference import DataPath, Receive, Scope
+from tandem_router.asgi import Send
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.balancing.file_discovery import EndpointTable, watch_file
+from tandem_router.balancing.health_check import poll_loads
+from tandem_router.cache.response_cache import Reuse
+from tandem_router.config import FileEndpoints, RouterConfig
+from tandem_router.errors import ApiError, ConfigError
+from tandem_router.http.client import UpstreamClient
+from tandem_router.limits.admission import Admission
+from tandem_router.metrics import Metrics
+from tandem_router.prices import Prices
+from tandem_router.proxy.context import Services
+from tandem_router.routing.decision_log import DecisionLog
+from tandem_router.routing.predictor_source import (
+    ArtifactPredictor,
+    Predictor,
+    configured_predictor,
+)
+from tandem_router.routing.set_points import Steering
+from tandem_router.routing.tier_router import Routing
+
+logger = logging.getLogger("tandem.router")
+
+
+class RouterApp:
+    """ASGI application of one router.
+
+    predictor: overrides the configured one (tests, embedding). artifact_path: the learned
+    predictor's file, needed where the configuration says Learned. endpoints_path: the static file,
+    needed unless the configuration says endpointslice. peer_token: shared secret of router and
+    workers. clock: monotonic seconds. rng: used for picking.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        *,
+        predictor: Predictor | None = None,
+        artifact_path: Path | None = None,
+        endpoints_path: Path | None = None,
+        peer_token: str | None = None,
+        key_secret: bytes | None = None,
+        client: UpstreamClient | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        if isinstance(config.endpoints, FileEndpoints) and endpoints_path is None:
+            pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
+            if pools:
+                raise ConfigError(
+                    f"tiers {', '.join(pools)} are pools, so --endpoints FILE is needed "
+                    "(or `endpoints: {type: endpointslice}` in the configuration)"
+                )
+        self._artifact: ArtifactPredictor | None = None
+        if predictor is None and config.predictor.type == "Learned":
+            if artifact_path is None:
+                raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
+            predictor = self._artifact = ArtifactPredictor(
+                artifact_path,
+                tuple(tier.name for tier in config.tiers),
+                config.predictor.embedding,
+            )
+        self.config = config
+        self._endpoints_path = endpoints_path
+        self.picker = Picker(config.picking, rng or random.Random(), clock)
+        metrics = Metrics([tier.name for tier in config.tiers])
+        predictor = predictor or configured_predictor(config)
+        prices = Prices(config)
+        steering = Steering(config, prices, predictor, metrics, clock)
+        self.services = Services(
+            config=config,
+            picker=self.picker,
+            client=client
+            or UpstreamClient(
+                connect_timeout_s=config.failover.connect_timeout_s,
+                stall_timeout_s=config.failover.stall_timeout_s,
+            ),
+            prices=prices,
+            routing=Routing(config, predictor, self.picker, steering, metrics, clock),
+            steering=steering,
+            admission=Admission(config, clock),
+            metrics=metrics,
+            decisions=DecisionLog(config.decisions_kept),
+            clock=clock,
+            wall_clock=wall_clock,
+            peer_token=peer_token,
+            external_keys=_external_keys(config),
+            workers_changed=asyncio.Event(),
+            reuse=Reuse(config, clock),
+        )
+        self.set_table({})
+        self.has_table = False
+        self._data_path = DataPath(self.services, Authenticator(config.tenants, key_secret))
+        self._http = _control_app(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and DataPath.handles(scope["path"]):
+            await self._data_path(scope, receive, send)
+        else:
+            await self._http(scope, receive, send)
+
+    def set_table(self, table: EndpointTable) -> None:
+        """Take a new table of workers; external tiers are always part of it."""
+        merged: dict[str, Any] = {}
+        for tier in self.config.tiers:
+            if tier.kind == "external":
+                merged[tier.name] = {"unified": ((tier.url or "").rstrip("/"),)}
+            elif tier.name in table:
+                merged[tier.name] = table[tier.name]
+        unknown = table.keys() - {tier.name for tier in self.config.tiers}
+        if unknown:
+            logger.warning("endpoints of unknown tiers ignored: %s", ", ".join(sorted(unknown)))
+        self.picker.set_table(merged)
+        self.has_table = True
+        self.services.workers_changed.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Background work: endpoints and load reports."""
+        config = self.config
+        steering = self.services.steering
+        external = frozenset(tier.name for tier in config.tiers if tier.kind == "external")
+        tasks = [
+            asyncio.ensure_future(
+                poll_loads(
+                    self.picker,
+                    self.services.client,
+                    poll_s=config.picking.load_poll_s,
+                    peer_token=self.services.peer_token,
+                    skip_tiers=external,
+                    dead_after_s=config.failover.dead_after_s,
+                    on_change=self.services.workers_changed.set,
+                )
+            )
+        ]
+        if isinstance(config.endpoints, FileEndpoints):
+            if self._endpoints_path is not None:
+                tasks.append(
+                    asyncio.ensure_future(
+                        watch_file(self._endpoints_path, config.endpoints.poll_s, self.set_table)
+                    )
+                )
+        else:
+            from tandem_router.balancing.kubernetes_discovery import watch_slices
+
+            tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
+        if self._artifact is not None:
+            tasks.append(asyncio.ensure_future(self._artifact.watch(steering.predictor_changed)))
+        for task in tasks:
+            task.add_done_callback(_say_why)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.services.routing.scorer.close()
+            self.services.client.close()
+
+
+def _say_why(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("background work stopped", exc_info=task.exception())
+
+
+def _external_keys(config: RouterConfig) -> dict[str, str]:
+    keys = {}
+    for tier in config.tiers:
+        if tier.api_key_file is not None:
+            try:
+                keys[tier.name] = Path(tier.api_key_file).read_text().strip()
+            except OSError as error:
+                raise ConfigError(
+                    f"tier {tier.name!r}: api_key_file {tier.api_key_file} cannot be read: "
+                    f"{error.strerror}"
+                ) from error
+    return keys
+
+
+def _control_app(app: RouterApp) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with app.running():
+            yield
+
+    api = FastAPI(
+        title="Tandem router", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
+
+    @api.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        return _error_response(ApiError(error.status_code, str(error.detail)))
+
+    @api.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return _error_response(error)
+
+    @api.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return _error_response(ApiError(400, f"{where}: {first['msg']}"))
+
+    @api.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @api.get("/ready")
+    async def ready() -> JSONResponse:
+        usable = {tier.name: app.picker.num_usable(tier.name) for tier in app.config.tiers}
+        # A Router whose tiers are all scaled to zero takes requests and holds them; one that has
+        # not heard of its workers yet, or reaches none of them, takes none.
+        asleep = app.has_table and not any(app.picker.workers)
+        good = asleep or any(usable.values())
+        return JSONResponse(
+            {"ready": good, "usable_workers": usable}, status_code=200 if good else 503
+        )
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        admin.refresh_gauges(app.services)
+        return Response(
+            app.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    api.include_router(admin.routes(app.services))
+    api.include_router(dashboard.routes(app.services))
+    return api
+
+
+def _error_response(error: ApiError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return Response(
+        error.body(), status_code=error.status, media_type="application/json", headers=headers
+    )

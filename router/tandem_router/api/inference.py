@@ -1,0 +1,312 @@
+"""The raw ASGI path of `/v1/*`: read, check, admit, then hand over to an exchange.
+
+No framework in between: a request here costs the router's own work and the server's, and bytes
+of a stream are forwarded as they come. Every refusal is an OpenAI error object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from tandem_router.api.api_keys import Authenticator
+from tandem_router.asgi import Send
+from tandem_router.config import LimitsConfig
+from tandem_router.errors import ApiError, UpstreamError
+from tandem_router.openai.request import (
+    DEFAULT_OUTPUT_TOKENS,
+    Kind,
+    RequestHeaders,
+    parse_headers,
+    parse_inference,
+    parse_json,
+)
+from tandem_router.openai.responses_api import ResponsesSend, to_chat
+from tandem_router.proxy.context import Services
+from tandem_router.proxy.request_handler import Exchange
+from tandem_router.proxy.retries import PassedThrough
+
+logger = logging.getLogger("tandem.router")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+INFERENCE: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+TOKENIZING = frozenset({"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"})
+# Known paths of the OpenAI API that no tier serves: named, so that a client sees it is not a typo.
+NOT_SERVED = (
+    "assistants",
+    "audio",
+    "batches",
+    "conversations",
+    "embeddings",
+    "files",
+    "fine_tuning",
+    "images",
+    "moderations",
+    "realtime",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+)
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the reply was complete."""
+
+
+class DataPath:
+    """ASGI application for the paths that `handles` accepts."""
+
+    def __init__(self, services: Services, authenticator: Authenticator) -> None:
+        self._services = services
+        self._authenticator = authenticator
+        self._created = int(services.wall_clock())
+
+    @staticmethod
+    def handles(path: str) -> bool:
+        return path.startswith("/v1/") or path == "/v1" or path in TOKENIZING
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = secrets.token_hex(16)
+        try:
+            await self._handle(scope, receive, send, request_id)
+        except ApiError as error:
+            self._services.metrics.rejected[(error.code or str(error.status),)].inc()
+            await respond_error(send, error, request_id)
+        except PassedThrough as refusal:
+            headers = [(b"retry-after", refusal.retry_after)] if refusal.retry_after else []
+            if refusal.status not in (429, 502, 503):
+                headers.append((b"x-should-retry", b"false"))
+            await respond(send, refusal.status, refusal.body, request_id, headers)
+        except ClientGone:
+            pass
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        started_at = self._services.clock()
+        limits = self._services.config.limits
+        path: str = scope["path"]
+        headers = parse_headers(scope["headers"], limits)
+        tenant = self._authenticator.tenant(headers.api_key)
+        tenant_name = tenant.name if tenant is not None else "anonymous"
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            _require_method(scope, "GET")
+            body = self._models(path.removeprefix("/v1/models").removeprefix("/"))
+            await respond(send, 200, body, request_id)
+            return
+        if path in TOKENIZING:
+            _require_method(scope, "POST")
+            body = await read_body(scope, receive, limits)
+            await self._tokenize(path.removeprefix("/v1"), body, send, request_id)
+            return
+        if path == "/v1/responses":
+            _require_method(scope, "POST")
+            fields = parse_json(await read_body(scope, receive, limits), limits.max_json_depth)
+            body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
+            send = ResponsesSend(send, fields, request_id)
+            await self._infer(
+                "chat", body, headers, tenant_name, receive, send, request_id, started_at
+            )
+            return
+        kind = INFERENCE.get(path)
+        if kind is None:
+            raise _unknown_path(path)
+        _require_method(scope, "POST")
+        body = await read_body(scope, receive, limits)
+        await self._infer(kind, body, headers, tenant_name, receive, send, request_id, started_at)
+
+    async def _infer(
+        self,
+        kind: Kind,
+        body: bytes,
+        headers: RequestHeaders,
+        tenant_name: str,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        started_at: float,
+    ) -> None:
+        services = self._services
+        request = parse_inference(kind, body, services.config.limits)
+        services.routing.forced_tier(request.model)
+        max_output = request.max_tokens if request.max_tokens is not None else None
+        expected = min(max_output, 4096) if max_output is not None else DEFAULT_OUTPUT_TOKENS
+        reservation = services.admission.admit(
+            services.admission.tenant(tenant_name),
+            float(request.num_prompt_tokens + expected * request.num_choices),
+        )
+        exchange = Exchange(
+            services,
+            request,
+            headers,
+            reservation,
+            request_id,
+            secrets.randbits(63),
+            send,
+            started_at,
+        )
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not exchange.complete:
+                gone = True
+                task.cancel()
+
+        watcher = asyncio.ensure_future(watch())
+        try:
+            await exchange.run()
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()
+            raise ClientGone from None
+        except (ApiError, PassedThrough):
+            raise
+        except Exception:
+            logger.exception("request %s failed inside the router", request_id)
+            error = ApiError(
+                500,
+                f"the router failed on this request; its log names {request_id}",
+                type="server_error",
+                code="internal_error",
+            )
+            if not exchange.headers_sent:
+                raise error from None
+            await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
+        finally:
+            watcher.cancel()
+
+    def _models(self, name: str) -> bytes:
+        config = self._services.config
+        names = [config.name, *(tier.name for tier in config.tiers)]
+        names += [tier.served_model for tier in config.tiers if tier.served_model not in names]
+        entries = [
+            {"id": each, "object": "model", "created": self._created, "owned_by": "tandem"}
+            for each in names
+        ]
+        if not name:
+            return json.dumps({"object": "list", "data": entries}).encode()
+        for entry in entries:
+            if entry["id"] == name:
+                return json.dumps(entry).encode()
+        raise ApiError(
+            404, f"the model {name[:100]!r} does not exist", param="model", code="model_not_found"
+        )
+
+    async def _tokenize(self, path: str, body: bytes, send: Send, request_id: str) -> None:
+        """Proxied to any worker of the named tier; the router's own name means the dearest."""
+        services = self._services
+        fields = parse_json(body, services.config.limits.max_json_depth)
+        model = fields.get("model", services.config.name)
+        if not isinstance(model, str):
+            raise ApiError(400, "`model` must be a string", param="model")
+        tier = services.routing.forced_tier(model) or services.prices.dearest
+        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
+        if services.peer_token:
+            headers.append((b"x-tandem-peer-token", services.peer_token.encode()))
+        for worker in services.picker.usable(tier):
+            try:
+                response = await services.client.request(
+                    "POST", worker.url + path, headers=headers, body=body
+                )
+                payload = await response.read_all()
+            except UpstreamError as error:
+                services.picker.failed(worker, str(error))
+                continue
+            await respond(send, response.status, payload, request_id)
+            return
+        raise ApiError(
+            503,
+            f"tier {tier!r} has no worker now; retry later",
+            type="service_unavailable",
+            code="no_worker",
+            retry=True,
+            retry_after_s=5.0,
+        )
+
+
+def _require_method(scope: Scope, method: str) -> None:
+    if scope["method"] != method:
+        raise ApiError(
+            405, f"{scope['path']} takes {method}, not {scope['method']}", code="method_not_allowed"
+        )
+
+
+def _unknown_path(path: str) -> ApiError:
+    family = path.removeprefix("/v1/").split("/")[0]
+    if family in NOT_SERVED:
+        return ApiError(
+            404,
+            f"/v1/{family} is not served here; /v1/chat/completions, /v1/completions and "
+            "/v1/responses are",
+            code="unsupported_endpoint",
+        )
+    return ApiError(404, f"there is no {path[:200]}", code="unknown_url")
+
+
+async def read_body(scope: Scope, receive: Receive, limits: LimitsConfig) -> bytes:
+    """The whole body. Raises ApiError (408, 413) or ClientGone."""
+    too_large = ApiError(
+        413,
+        f"the request body is larger than {limits.max_body_bytes} bytes",
+        code="body_too_large",
+    )
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limits.max_body_bytes:
+            raise too_large
+    parts = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limits.max_body_bytes:
+                    raise too_large
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the request body did not arrive within {limits.body_timeout_s:g} s"
+        ) from None
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    request_id: str,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    """One complete JSON reply."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", request_id.encode()),
+                *(headers or ()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def respond_error(send: Send, error: ApiError, request_id: str) -> None:
+    await respond(send, error.status, error.body(), request_id, error.headers())

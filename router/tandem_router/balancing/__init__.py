@@ -1,0 +1,1 @@
+"""Which worker of a tier: discovery, health, prefix affinity, load."""

@@ -1,0 +1,355 @@
+"""Which workers take a request: the decode and the prefill worker are chosen together.
+
+Cost of a worker is the work that would stand before this request there, in tokens: prompt
+tokens not covered by its prefix cache, prefill pending on it, and requests in flight. Covered
+prefixes are known from a chain of block hashes over the request's bytes, remembered for each
+worker a request was sent to. Candidates are two random workers (power of two choices, so that
+routers acting on the same old numbers do not all pick one worker) and the one with the longest
+covered prefix. Pure: randomness and clock are passed in, I/O happens elsewhere.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tandem_router.balancing.file_discovery import EndpointTable, Role
+from tandem_router.config import PickingConfig
+
+BYTES_PER_TOKEN = 4.0
+# One request in flight delays a new one by about as much as prefilling this many tokens: its
+# decode steps share the batch. Only the order of candidates depends on it.
+TOKENS_PER_RUNNING_REQUEST = 64.0
+# A worker with less than this share of KV blocks free or reclaimable will preempt.
+KV_SCARCE_SHARE = 0.05
+KV_SCARCE_PENALTY_TOKENS = 4096.0
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+
+
+def block_hashes(data: bytes, block_bytes: int, max_blocks: int) -> list[int]:
+    """Chain of hashes: entry i stands for bytes 0..(i+1)*block_bytes, so equal means covered.
+
+    Python's keyed hash: no attacker can aim for collisions, and values never leave the process.
+    """
+    chain = []
+    previous = 0
+    for start in range(0, min(len(data) // block_bytes, max_blocks) * block_bytes, block_bytes):
+        previous = hash((previous, data[start : start + block_bytes]))
+        chain.append(previous)
+    return chain
+
+
+class PrefixIndex:
+    """Prefix blocks one worker has probably cached; the least recently used go first."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._seen: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+    def num_covered(self, chain: Sequence[int]) -> int:
+        covered = 0
+        for block in chain:
+            if block not in self._seen:
+                break
+            covered += 1
+        return covered
+
+    def add(self, chain: Sequence[int]) -> None:
+        # Deepest first: eviction then takes a chain's tail before the head others may share.
+        for block in reversed(chain):
+            self._seen.pop(block, None)
+            self._seen[block] = None
+        while len(self._seen) > self._max_entries:
+            del self._seen[next(iter(self._seen))]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker said about itself (GET /v1/load)."""
+
+    ready: bool = True
+    draining: bool = False
+    num_requests: int = 0
+    pending_prefill_tokens: int = 0
+    kv_free_share: float = 1.0
+    revision: str | None = None
+    max_model_len: int | None = None
+    step_time_s: float | None = None
+    prefill_profile: tuple[float, float, float] | None = None
+
+    @classmethod
+    def parse(cls, data: Any) -> Load:
+        """From the decoded JSON; unknown or missing parts keep their defaults."""
+        if not isinstance(data, dict):
+            return cls()
+        blocks = data.get("kv_blocks")
+        free_share = 1.0
+        if isinstance(blocks, dict) and _number(blocks.get("total")) > 0:
+            free = _number(blocks.get("free")) + _number(blocks.get("cached"))
+            free_share = min(1.0, free / _number(blocks["total"]))
+        revision = data.get("revision")
+        max_len = data.get("max_model_len")
+        profile = data.get("profile")
+        prefill = profile.get("prefill") if isinstance(profile, dict) else None
+        return cls(
+            ready=bool(data.get("ready", True)),
+            draining=bool(data.get("draining", False)),
+            num_requests=int(_number(data.get("num_running")) + _number(data.get("num_waiting"))),
+            pending_prefill_tokens=int(_number(data.get("pending_prefill_tokens"))),
+            kv_free_share=free_share,
+            revision=revision if isinstance(revision, str) and revision else None,
+            max_model_len=max_len if isinstance(max_len, int) else None,
+            step_time_s=_number(data.get("step_time_s")) or None,
+            prefill_profile=(
+                (_number(prefill[0]), _number(prefill[1]), _number(prefill[2]))
+                if isinstance(prefill, list) and len(prefill) == 3
+                else None
+            ),
+        )
+
+
+def _number(value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if good and value == value and abs(value) < 1e18 else 0.0
+
+
+@dataclass(eq=False)
+class Worker:
+    """One endpoint and everything this router knows of it."""
+
+    url: str
+    tier: str
+    role: Role
+    prefixes: PrefixIndex
+    load: Load | None = None
+    num_inflight: int = 0
+    pending_tokens: float = 0.0
+    num_failures: int = 0
+    down_until: float = 0.0
+    draining: bool = False
+    last_error: str | None = None
+
+    def usable(self, now: float) -> bool:
+        if self.draining or now < self.down_until:
+            return False
+        return self.load is None or (self.load.ready and not self.load.draining)
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    def queued_tokens(self) -> float:
+        """Work before a new request, in prefill-token equivalents."""
+        load = self.load or Load()
+        pending = max(self.pending_tokens, float(load.pending_prefill_tokens))
+        running = max(self.num_inflight, load.num_requests)
+        cost = pending + TOKENS_PER_RUNNING_REQUEST * running
+        if load.kv_free_share < KV_SCARCE_SHARE:
+            cost += KV_SCARCE_PENALTY_TOKENS
+        return cost
+
+
+@dataclass(eq=False)
+class Pick:
+    """The workers of one request; give it back with `first_token` and `finished`."""
+
+    decode: Worker
+    prefill: Worker | None
+    num_uncached_tokens: float
+    chain: Sequence[int] = field(repr=False, default=())
+    prefill_done: bool = False
+
+
+class Picker:
+    """All workers of all tiers, and the choice among them.
+
+    `rng` and `clock` (seconds, monotonic) are passed in.
+    """
+
+    def __init__(
+        self, config: PickingConfig, rng: random.Random, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._rng = rng
+        self._clock = clock
+        self._workers: dict[str, Worker] = {}
+
+    @property
+    def workers(self) -> Iterable[Worker]:
+        return self._workers.values()
+
+    def worker(self, url: str) -> Worker | None:
+        return self._workers.get(url)
+
+    def set_table(self, table: EndpointTable) -> None:
+        """Replace the table; workers that stay keep their state."""
+        workers: dict[str, Worker] = {}
+        for tier, roles in table.items():
+            for role, urls in roles.items():
+                for url in urls:
+                    old = self._workers.get(url)
+                    if old is not None and old.tier == tier and old.role == role:
+                        workers[url] = old
+                    else:
+                        index = PrefixIndex(self._config.max_prefix_entries)
+                        workers[url] = Worker(url, tier, role, index)
+        self._workers = workers
+
+    def chain(self, data: bytes) -> list[int]:
+        return block_hashes(data, self._config.prefix_block_bytes, self._config.max_prefix_blocks)
+
+    def usable(self, tier: str) -> list[Worker]:
+        """Workers that could take a request of the tier now."""
+        now = self._clock()
+        return [
+            worker
+            for worker in self._workers.values()
+            if worker.tier == tier and worker.role != "prefill" and worker.usable(now)
+        ]
+
+    def num_listed(self, tier: str) -> int:
+        """Workers that the endpoints name, usable or not; 0 for a tier that is scaled to zero."""
+        return sum(worker.tier == tier for worker in self._workers.values())
+
+    def num_usable(self, tier: str) -> int:
+        return len(self.usable(tier))
+
+    def queued_tokens(self, tier: str) -> float | None:
+        """Shortest queue among the tier's workers; None when there is no usable worker."""
+        queues = [worker.queued_tokens() for worker in self.usable(tier)]
+        return min(queues) if queues else None
+
+    def pick(
+        self, tier: str, chain: Sequence[int], num_tokens: float, exclude: frozenset[str] | set[str]
+    ) -> Pick | None:
+        """Choose workers for a prompt of about num_tokens; None when none is usable.
+
+        exclude: URLs that just refused this very request.
+        """
+        now = self._clock()
+        decodes: list[Worker] = []
+        prefills: list[Worker] = []
+        for worker in self._workers.values():
+            if worker.tier == tier and worker.url not in exclude and worker.usable(now):
+                (prefills if worker.role == "prefill" else decodes).append(worker)
+        if not decodes:
+            return None
+        if prefills:
+            decodes = _with_prefill(decodes, prefills)
+        block_tokens = self._config.prefix_block_bytes / BYTES_PER_TOKEN
+        best: tuple[float, Worker, Worker | None, float] | None = None
+        for decode in self._candidates(decodes, chain):
+            covered = decode.prefixes.num_covered(chain) * block_tokens
+            uncached = max(0.0, num_tokens - covered)
+            base = decode.queued_tokens()
+            pairs: list[Worker | None] = [None]
+            if decode.role == "decode" and prefills:
+                pairs = [
+                    prefill
+                    for prefill in self._candidates(prefills, chain)
+                    if _same_revision(decode, prefill)
+                ] or [None]
+            for prefill in pairs:
+                cost = base + uncached
+                if prefill is not None:
+                    on_prefill = prefill.prefixes.num_covered(chain) * block_tokens
+                    cost = base + prefill.queued_tokens() + max(0.0, num_tokens - on_prefill)
+                    # Blocks the decode worker has need no transfer; nor does the same host.
+                    cost += 0.05 * uncached * (prefill.host != decode.host)
+                    cost -= 0.5 * min(covered, num_tokens)
+                if best is None or cost < best[0]:
+                    best = (cost, decode, prefill, uncached)
+        assert best is not None
+        _, decode, prefill, uncached = best
+        return self._started(Pick(decode, prefill, uncached, chain))
+
+    def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        if len(workers) <= 3:
+            # In random order, so that equal costs are shared out.
+            return self._rng.sample(workers, len(workers))
+        chosen = self._rng.sample(workers, 2)
+        if chain:
+            nearest = max(workers, key=lambda worker: worker.prefixes.num_covered(chain))
+            if nearest not in chosen and nearest.prefixes.num_covered(chain):
+                chosen.append(nearest)
+        return chosen
+
+    def _started(self, pick: Pick) -> Pick:
+        for worker in (pick.decode, pick.prefill):
+            if worker is not None:
+                worker.num_inflight += 1
+                worker.prefixes.add(pick.chain)
+        (pick.prefill or pick.decode).pending_tokens += pick.num_uncached_tokens
+        return pick
+
+    def first_token(self, pick: Pick) -> None:
+        """Prefill is over: its work no longer stands before others."""
+        if not pick.prefill_done:
+            pick.prefill_done = True
+            (pick.prefill or pick.decode).pending_tokens -= pick.num_uncached_tokens
+            if pick.prefill is not None:
+                pick.prefill.num_inflight -= 1
+
+    def finished(self, pick: Pick) -> None:
+        self.first_token(pick)
+        pick.decode.num_inflight -= 1
+
+    def failed(self, worker: Worker, why: str) -> None:
+        """Back off: nothing is sent there for a while, longer with every failure in a row."""
+        backoff = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(worker.num_failures, 10))
+        worker.num_failures += 1
+        worker.down_until = self._clock() + backoff
+        worker.last_error = why
+        # If it restarted, its cache is gone; if not, affinity is soon learnt again.
+        worker.prefixes.clear()
+
+    def answered(self, worker: Worker) -> None:
+        worker.num_failures = 0
+        worker.down_until = 0.0
+
+    def observed(self, worker: Worker, load: Load) -> None:
+        """A fresh load report: the worker lives."""
+        worker.load = load
+        worker.draining = load.draining
+        worker.last_error = None
+        self.answered(worker)
+
+
+def _revision(worker: Worker) -> str | None:
+    """What the worker said of its revision; None: it has none; "": it has said nothing yet."""
+    return "" if worker.load is None else worker.load.revision
+
+
+def _with_prefill(decodes: list[Worker], prefills: list[Worker]) -> list[Worker]:
+    """Decode workers whose revision has a prefill worker, too; all where none has.
+
+    So a rollout sends nothing to a revision until each of its roles has a ready worker.
+    """
+    revisions = {_revision(prefill) for prefill in prefills}
+    if None in revisions:
+        return decodes
+    paired = [
+        decode
+        for decode in decodes
+        if decode.role != "decode" or (own := _revision(decode)) is None or own in revisions
+    ]
+    return paired or decodes
+
+
+def _same_revision(decode: Worker, prefill: Worker) -> bool:
+    """KV layouts may differ between revisions: never pair two different ones.
+
+    A worker that has said nothing yet is new, so it may be of any revision.
+    """
+    left, right = _revision(decode), _revision(prefill)
+    return left is None or right is None or left == right

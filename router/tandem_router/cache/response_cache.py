@@ -1,0 +1,146 @@
+"""Answers served again from the cache, in the form each client asked for.
+
+The cache holds whole replies (`chat.completion`, `text_completion`). A stream that ended well is
+assembled into one, and a hit for a streaming client is played back as events, so both kinds of
+client share entries. Requests with log-probabilities or tools pass by: their streams carry more
+than text.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tandem_router.cache import CachedAnswer, Demand, ResponseCache, cache_key, worth_upgrading
+from tandem_router.config import RouterConfig
+from tandem_router.openai.request import InferenceRequest
+from tandem_router.openai.sse import DONE, encode_event, event_data, split_events
+from tandem_router.policy import Decision
+
+_MORE_THAN_TEXT = ("logprobs", "top_logprobs", "tools", "functions", "audio", "modalities")
+
+
+class Reuse:
+    """The response cache of one router, or nothing where it is off."""
+
+    def __init__(self, config: RouterConfig, clock: Callable[[], float]) -> None:
+        self.cache: ResponseCache | None = None
+        if config.cache.enabled:
+            self.cache = ResponseCache(config.cache.max_bytes, ttl_s=config.cache.ttl_s)
+        # Of this process only: keys cannot be computed outside it.
+        self._salt = secrets.token_bytes(32)
+        self._clock = clock
+        by_price = sorted(
+            config.tiers,
+            key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
+        )
+        self._ranks = {tier.name: rank for rank, tier in enumerate(by_price)}
+
+    def key(self, request: InferenceRequest, tenant: str) -> bytes | None:
+        """None when the answer must not be reused."""
+        if self.cache is None or any(request.fields.get(name) for name in _MORE_THAN_TEXT):
+            return None
+        return cache_key(self._salt, f"{request.kind}/{tenant}", request.fields)
+
+    def expected_uses(self, key: bytes | None) -> float:
+        return 1.0 if key is None or self.cache is None else self.cache.expected_uses(key)
+
+    def find(
+        self,
+        key: bytes,
+        decision: Decision,
+        forced: str | None,
+        quality_demanded: bool,
+        lambda_per_usd: float,
+    ) -> CachedAnswer | None:
+        """An answer good enough for a request that would otherwise go to `decision.tier`."""
+        assert self.cache is not None
+        assert decision.tier is not None
+        rank = self._ranks[decision.tier]
+        demand = Demand(exact_tier=forced, min_rank=rank if quality_demanded else 0)
+        answer = self.cache.get(key, self._clock(), demand)
+        if answer is None:
+            return None
+        quality = {verdict.tier: verdict.quality for verdict in decision.verdicts}
+        wanted, held = quality.get(decision.tier), quality.get(answer.tier)
+        gain = wanted - held if wanted is not None and held is not None else None
+        price = lambda_per_usd * decision.expected_cost_usd
+        if forced is None and worth_upgrading(answer, rank, gain, price, self.expected_uses(key)):
+            return None
+        return answer
+
+    def keep(self, key: bytes, body: bytes, tier: str, cost_usd: float) -> None:
+        assert self.cache is not None
+        now = self._clock()
+        self.cache.put(key, CachedAnswer(body, tier, self._ranks[tier], cost_usd, now))
+
+
+def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes | None:
+    """The whole reply that a finished one-choice stream amounts to; None when it is not plain."""
+    text = []
+    finish: str | None = None
+    first: dict[str, Any] | None = None
+    for event in split_events(events):
+        payload = event_data(event)
+        if not payload.startswith(b"{"):
+            continue
+        chunk = json.loads(payload)
+        if not chunk.get("choices"):
+            continue
+        first = first or chunk
+        choice = chunk["choices"][0]
+        if choice.get("index", 0) != 0 or len(chunk["choices"]) != 1:
+            return None
+        delta = choice.get("delta")
+        piece = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+        if piece:
+            text.append(piece)
+        finish = choice.get("finish_reason") or finish
+    if first is None or finish is None or usage is None:
+        return None
+    choice = {"index": 0, "logprobs": None, "finish_reason": finish}
+    if kind == "chat":
+        choice["message"] = {"role": "assistant", "content": "".join(text)}
+    else:
+        choice["text"] = "".join(text)
+    whole = {
+        "id": first.get("id"),
+        "object": "chat.completion" if kind == "chat" else "text_completion",
+        "created": first.get("created"),
+        "model": first.get("model"),
+        "choices": [choice],
+        "usage": usage,
+    }
+    return json.dumps(whole, ensure_ascii=False).encode()
+
+
+def with_new_id(body: bytes, kind: str, request_id: str, created: int) -> dict[str, Any]:
+    """A cached reply as a fresh one: every reply has its own id."""
+    prefix = "chatcmpl" if kind == "chat" else "cmpl"
+    return {**json.loads(body), "id": f"{prefix}-{request_id}", "created": created}
+
+
+def as_stream(reply: Mapping[str, Any], kind: str, include_usage: bool) -> bytes:
+    """A whole reply as the events of a stream."""
+    chat = kind == "chat"
+    frame = {
+        "id": reply["id"],
+        "object": "chat.completion.chunk" if chat else "text_completion",
+        "created": reply["created"],
+        "model": reply.get("model"),
+    }
+    events = []
+    for choice in reply["choices"]:
+        message = choice.get("message") or {}
+        text = message.get("content") if chat else choice.get("text")
+        part = {"index": choice.get("index", 0), "logprobs": None, "finish_reason": None}
+        body = {"delta": {"role": "assistant", "content": text}} if chat else {"text": text}
+        last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+        events.append(encode_event({**frame, "choices": [{**part, **body}]}))
+        end = {**part, **last, "finish_reason": choice.get("finish_reason")}
+        events.append(encode_event({**frame, "choices": [end]}))
+    if include_usage:
+        events.append(encode_event({**frame, "choices": [], "usage": reply.get("usage")}))
+    return b"".join(events) + DONE

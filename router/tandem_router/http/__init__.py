@@ -1,0 +1,1 @@
+"""The lean HTTP client of workers and providers."""

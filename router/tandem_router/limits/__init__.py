@@ -1,0 +1,1 @@
+"""What tenants and the router may use, set aside before and settled after."""

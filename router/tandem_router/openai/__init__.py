@@ -1,0 +1,1 @@
+"""OpenAI's wire: bodies, events, the Responses API."""

@@ -1,0 +1,268 @@
+"""What the router reads of an OpenAI request body; everything else passes through unread.
+
+The body's bytes go to the worker unchanged. The router parses them once, checks what it must
+bound (choices, lengths, nesting) and takes the few fields that routing needs. Values that only
+the model gives a meaning to (temperature, tools, ...) are the worker's to judge.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tandem_router.balancing.endpoint_picker import BYTES_PER_TOKEN
+from tandem_router.config import LimitsConfig
+from tandem_router.errors import ApiError, bad_request
+from tandem_router.policy import Overrides
+
+Kind = Literal["chat", "completions"]
+# Answer length assumed where neither the client nor a predictor says one, in tokens.
+DEFAULT_OUTPUT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One validated request."""
+
+    kind: Kind
+    path: str
+    body: bytes
+    fields: Mapping[str, Any]
+    model: str
+    stream: bool
+    include_usage: bool
+    num_choices: int
+    max_tokens: int | None
+    # What the predictor scores: the last user message or the prompt; None for token ids.
+    prompt: str | None
+    # Estimate from the body's size; the worker's usage replaces it.
+    num_prompt_tokens: int
+
+    @property
+    def prefix_bytes(self) -> bytes:
+        """The part of the body that orders requests by shared prefix."""
+        start = self.body.find(b'"messages"' if self.kind == "chat" else b'"prompt"')
+        return self.body[max(0, start) :]
+
+
+def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
+    """The body as an object. Raises ApiError: not JSON, not an object, nested too deep."""
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not allowed in JSON")
+
+    try:
+        # Decoded here: json.loads on bytes would also accept UTF-16 and UTF-32.
+        data = json.loads(body.decode(), parse_constant=no_constant)
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except UnicodeDecodeError as error:
+        raise bad_request(f"the request body is not UTF-8: {error.reason}") from error
+    except ValueError as error:
+        raise bad_request(f"the request body is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise bad_request("the request body must be a JSON object")
+    if body.count(b"{") + body.count(b"[") > max_depth and _depth(data) > max_depth:
+        raise _too_deep(max_depth)
+    return data
+
+
+def _too_deep(max_depth: int) -> ApiError:
+    return bad_request(f"the request body is nested deeper than {max_depth} levels")
+
+
+def _depth(data: Any) -> int:
+    depth = 0
+    level = [data]
+    while level:
+        depth += 1
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(v for v in value.values() if isinstance(v, dict | list))
+            elif isinstance(value, list):
+                below.extend(v for v in value if isinstance(v, dict | list))
+        level = below
+    return depth
+
+
+def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceRequest:
+    """Parse and bound a chat or completion request. Raises ApiError (400)."""
+    fields = parse_json(body, limits.max_json_depth)
+    if "tandem" in fields:
+        raise bad_request("`tandem` is reserved for the router", "tandem")
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise bad_request("`model` must be a non-empty string", "model")
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise bad_request("`stream` must be true or false", "stream")
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad_request("`stream_options` must be an object", "stream_options")
+    include_usage = (options or {}).get("include_usage")
+    if include_usage is not None and not isinstance(include_usage, bool):
+        raise bad_request(
+            "`stream_options.include_usage` must be true or false", "stream_options.include_usage"
+        )
+
+    num_choices = _bounded_int(fields, "n", 1, limits.max_n) or 1
+    if kind == "completions":
+        num_choices = max(num_choices, _bounded_int(fields, "best_of", 1, limits.max_n) or 1)
+    max_tokens = _bounded_int(fields, "max_tokens", 0, limits.max_tokens)
+    if kind == "chat":
+        newer = _bounded_int(fields, "max_completion_tokens", 0, limits.max_tokens)
+        max_tokens = newer if newer is not None else max_tokens
+    _check_stop(fields.get("stop"), limits)
+
+    if kind == "chat":
+        prompt: str | None = _chat_prompt(fields.get("messages"), limits)
+        num_prompts = 1
+        num_bytes = len(body)
+    else:
+        prompt, num_prompts, num_ids = _completion_prompt(fields.get("prompt"), limits)
+        num_bytes = num_ids * int(BYTES_PER_TOKEN) if num_ids else len(body)
+    return InferenceRequest(
+        kind=kind,
+        path="/v1/chat/completions" if kind == "chat" else "/v1/completions",
+        body=body,
+        fields=fields,
+        model=model,
+        stream=bool(stream),
+        include_usage=bool(include_usage),
+        num_choices=num_choices * num_prompts,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        num_prompt_tokens=max(1, int(num_bytes / BYTES_PER_TOKEN)),
+    )
+
+
+def _bounded_int(fields: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise bad_request(f"`{name}` must be a whole number, not {_shown(value)}", name)
+    if not low <= value <= high:
+        raise bad_request(f"`{name}`={value} is outside {low}..{high}", name)
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _check_stop(stop: Any, limits: LimitsConfig) -> None:
+    stops = [stop] if isinstance(stop, str) else stop
+    if stops is None:
+        return
+    if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
+        raise bad_request("`stop` must be a string or a list of strings", "stop")
+    if len(stops) > limits.max_stop:
+        raise bad_request(f"`stop` has {len(stops)} strings; at most {limits.max_stop}", "stop")
+    if any(len(text) > limits.max_stop_chars for text in stops):
+        raise bad_request(
+            f"a `stop` string is longer than {limits.max_stop_chars} characters", "stop"
+        )
+
+
+def _chat_prompt(messages: Any, limits: LimitsConfig) -> str:
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("`messages` must be a non-empty list", "messages")
+    if len(messages) > limits.max_messages:
+        raise bad_request(
+            f"`messages` has {len(messages)} entries; at most {limits.max_messages}", "messages"
+        )
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise bad_request(
+                f"`messages[{index}]` must be an object with a `role`", f"messages[{index}]"
+            )
+    last_user = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
+    return _content_text(last_user.get("content"))
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return ""
+
+
+def _completion_prompt(prompt: Any, limits: LimitsConfig) -> tuple[str | None, int, int]:
+    """(text to score, number of prompts, number of token ids when given as ids)."""
+    if isinstance(prompt, str):
+        return prompt, 1, 0
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(item, str) for item in prompt):
+            _check_num_prompts(len(prompt), limits)
+            return prompt[0], len(prompt), 0
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
+            return None, 1, len(prompt)
+        if all(isinstance(item, list) for item in prompt):
+            _check_num_prompts(len(prompt), limits)
+            return None, len(prompt), sum(len(item) for item in prompt)
+    raise bad_request(
+        "`prompt` must be a string, a list of strings, or token ids, and not empty", "prompt"
+    )
+
+
+def _check_num_prompts(number: int, limits: LimitsConfig) -> None:
+    if number > limits.max_n * 8:
+        raise bad_request(f"`prompt` has {number} prompts; at most {limits.max_n * 8}", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeaders:
+    """The only client headers that have an effect."""
+
+    overrides: Overrides
+    priority: int | None
+    no_cache: bool
+    api_key: str | None
+
+
+def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> RequestHeaders:
+    """Raises ApiError (400, 431). Anything not read here never reaches a worker."""
+    if sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes:
+        raise ApiError(431, f"request headers are larger than {limits.max_header_bytes} bytes")
+    quality = cost = ttft = priority = api_key = None
+    no_cache = False
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer":
+                api_key = key.strip()
+        elif name == b"cache-control":
+            no_cache = b"no-cache" in value or b"no-store" in value
+        elif name == b"x-tandem-quality":
+            quality = _number(name, value, 0.0, 1.0)
+        elif name == b"x-tandem-max-cost-usd":
+            cost = _number(name, value, 0.0, 1e9)
+        elif name == b"x-tandem-ttft-slo-ms":
+            ttft = _number(name, value, 0.001, 1e9) / 1000.0
+        elif name == b"x-tandem-priority":
+            priority = int(_number(name, value, -100, 100, whole=True))
+    overrides = Overrides(quality=quality, max_cost_usd=cost, ttft_slo_s=ttft)
+    return RequestHeaders(overrides, priority, no_cache, api_key)
+
+
+def _number(name: bytes, value: bytes, low: float, high: float, whole: bool = False) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high or (whole and not number.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        raise bad_request(
+            f"header {name.decode()}: {value[:40].decode('latin-1')!r} is not {kind} "
+            f"from {low:g} to {high:g}",
+            name.decode(),
+        )
+    return number

@@ -1,0 +1,229 @@
+"""`/v1/responses` for text: a request is answered as a chat request, and the reply re-dressed.
+
+Only the envelope differs from chat completions, so routing, failover, budgets and the cache apply
+as they are. What would need state or tools in the router is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from tandem_router.asgi import Send
+from tandem_router.errors import bad_request
+from tandem_router.openai.sse import DONE, event_data, split_events
+
+_PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
+_REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools", "include")
+_ROLES = {"developer": "system"}
+
+
+def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat request that a responses request means. Raises ApiError (400)."""
+    for name in _REFUSED:
+        if fields.get(name):
+            raise bad_request(f"`{name}` is not supported on /v1/responses here", name)
+    text = fields.get("text")
+    form = text.get("format") if isinstance(text, dict) else None
+    if isinstance(form, dict) and form.get("type", "text") != "text":
+        raise bad_request("only `text.format.type`=text is supported", "text.format")
+    messages: list[dict[str, Any]] = []
+    if fields.get("instructions"):
+        messages.append({"role": "system", "content": fields["instructions"]})
+    given = fields.get("input")
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
+    elif isinstance(given, list) and given:
+        messages += [_message(item, index) for index, item in enumerate(given)]
+    else:
+        raise bad_request("`input` must be a string or a non-empty list of messages", "input")
+    chat: dict[str, Any] = {"model": fields.get("model"), "messages": messages}
+    chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
+    if fields.get("max_output_tokens") is not None:
+        chat["max_completion_tokens"] = fields["max_output_tokens"]
+    if fields.get("stream") is not None:
+        chat["stream"] = fields["stream"]
+        chat["stream_options"] = {"include_usage": True}
+    return chat
+
+
+def _message(item: Any, index: int) -> dict[str, Any]:
+    where = f"input[{index}]"
+    if not isinstance(item, dict) or item.get("type", "message") != "message":
+        raise bad_request(f"`{where}` must be a message", where)
+    content = item.get("content")
+    if isinstance(content, list):
+        parts = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("input_text", "output_text", "text"):
+                raise bad_request(f"`{where}` has content of type {kind!r}; use text", where)
+            parts.append(str(part.get("text", "")))
+        content = "\n".join(parts)
+    if not isinstance(content, str):
+        raise bad_request(f"`{where}.content` must be text", where)
+    role = item.get("role")
+    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": content}
+
+
+class ResponsesSend:
+    """An ASGI `send` that takes chat replies and sends responses replies."""
+
+    def __init__(self, send: Send, fields: Mapping[str, Any], request_id: str) -> None:
+        self._send = send
+        self._fields = fields
+        self._id = request_id
+        self._start: MutableMapping[str, Any] | None = None
+        self._streaming = False
+        self._sequence = 0
+        self._text: list[str] = []
+        self._model: str | None = None
+        self._created = 0
+        self._finish: str | None = None
+        self._usage: Mapping[str, Any] | None = None
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            self._streaming = (b"content-type", b"text/event-stream; charset=utf-8") in message[
+                "headers"
+            ]
+            if self._streaming:
+                # A cached stream came with the length of its chat form.
+                message["headers"] = _without_length(message["headers"])
+                await self._send(message)
+            return
+        assert self._start is not None
+        body = message.get("body", b"")
+        if not self._streaming:
+            if self._start["status"] == 200:
+                body = self._whole(json.loads(body))
+                headers = _without_length(self._start["headers"])
+                headers.append((b"content-length", str(len(body)).encode()))
+                self._start["headers"] = headers
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": body})
+            return
+        events = b"".join(self._converted(event) for event in split_events(body))
+        more = bool(message.get("more_body", False))
+        await self._send({"type": "http.response.body", "body": events, "more_body": more})
+
+    def _whole(self, chat: Mapping[str, Any]) -> bytes:
+        choice = chat["choices"][0]
+        self._text = [(choice.get("message") or {}).get("content") or ""]
+        self._finish = choice.get("finish_reason")
+        self._usage = chat.get("usage")
+        self._model = chat.get("model")
+        self._created = chat.get("created", 0)
+        return json.dumps(self._response(), ensure_ascii=False).encode()
+
+    def _converted(self, event: bytes) -> bytes:
+        if event == DONE:
+            return self._last_events()
+        payload = event_data(event)
+        if not payload.startswith(b"{"):
+            return b""
+        chunk = json.loads(payload)
+        if "error" in chunk:
+            error = chunk["error"]
+            return self._event("error", code=error.get("code"), message=error.get("message"))
+        events = b""
+        if self._model is None:
+            self._model = chunk.get("model")
+            self._created = chunk.get("created", 0)
+            events += self._first_events()
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk.get("choices") or []:
+            self._finish = choice.get("finish_reason") or self._finish
+            delta = (choice.get("delta") or {}).get("content")
+            if delta:
+                self._text.append(delta)
+                events += self._event("response.output_text.delta", **self._at(), delta=delta)
+        return events
+
+    def _first_events(self) -> bytes:
+        response = self._response(status="in_progress")
+        item = {**self._item(), "status": "in_progress", "content": []}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        return (
+            self._event("response.created", response=response)
+            + self._event("response.in_progress", response=response)
+            + self._event("response.output_item.added", output_index=0, item=item)
+            + self._event("response.content_part.added", **self._at(), part=part)
+        )
+
+    def _last_events(self) -> bytes:
+        item = self._item()
+        text, part = "".join(self._text), item["content"][0]
+        done = self._response()
+        return (
+            self._event("response.output_text.done", **self._at(), text=text)
+            + self._event("response.content_part.done", **self._at(), part=part)
+            + self._event("response.output_item.done", output_index=0, item=item)
+            + self._event(f"response.{done['status']}", response=done)
+        )
+
+    def _event(self, name: str, **fields: Any) -> bytes:
+        payload = {"type": name, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return f"event: {name}\ndata: {json.dumps(payload, ensure_ascii=False)}\n\n".encode()
+
+    def _at(self) -> dict[str, Any]:
+        return {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}
+
+    def _item(self) -> dict[str, Any]:
+        text = {"type": "output_text", "text": "".join(self._text), "annotations": []}
+        return {
+            "id": f"msg_{self._id}",
+            "type": "message",
+            "role": "assistant",
+            "status": "incomplete" if self._finish == "length" else "completed",
+            "content": [text],
+        }
+
+    def _response(self, status: str | None = None) -> dict[str, Any]:
+        cut = self._finish == "length"
+        usage = None
+        if self._usage is not None and status is None:
+            given = self._usage
+            usage = {
+                "input_tokens": given.get("prompt_tokens", 0),
+                "output_tokens": given.get("completion_tokens", 0),
+                "total_tokens": given.get("total_tokens", 0),
+                "input_tokens_details": {"cached_tokens": _cached(given)},
+                "output_tokens_details": {"reasoning_tokens": 0},
+            }
+        return {
+            "id": f"resp_{self._id}",
+            "object": "response",
+            "created_at": self._created,
+            "status": status or ("incomplete" if cut else "completed"),
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": self._fields.get("instructions"),
+            "max_output_tokens": self._fields.get("max_output_tokens"),
+            "model": self._model,
+            "output": [] if status is not None else [self._item()],
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": self._fields.get("temperature"),
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": self._fields.get("top_p"),
+            "truncation": "disabled",
+            "usage": usage,
+            "metadata": self._fields.get("metadata") or {},
+        }
+
+
+def _cached(usage: Mapping[str, Any]) -> int:
+    details = usage.get("prompt_tokens_details")
+    value = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return value if isinstance(value, int) else 0
+
+
+def _without_length(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name != b"content-length"]

@@ -1,0 +1,39 @@
+"""Cascade: read the small tier's answer before deciding on the large one. Pure numpy.
+
+Training, where rows hold `responses`:
+
+    verifier = AnswerVerifier().fit(prompts, small_answers, quality)   # (n, 2): small, large
+    power = VerifierPower.measure(held_out_scores, quality[:, 0])
+    arrays = verifier.to_arrays()                                      # into the artifact
+
+Serving:
+
+    zone = choose_zone(p_small, p_large, power, terms)
+    # Zone.VERIFY: get the whole small answer without streaming it, then
+    if escalate(verifier.judge(prompt, answer, token_logprobs), terms): ...ask the large tier
+"""
+
+from tandem_router.predictor.cascade.answer import FEATURE_NAMES, answer_features
+from tandem_router.predictor.cascade.verifier import VIEWS, AnswerVerifier, Verdict
+from tandem_router.predictor.cascade.zones import (
+    CascadeTerms,
+    VerifierPower,
+    Zone,
+    choose_zone,
+    escalate,
+    zone_bounds,
+)
+
+__all__ = [
+    "FEATURE_NAMES",
+    "VIEWS",
+    "AnswerVerifier",
+    "CascadeTerms",
+    "Verdict",
+    "VerifierPower",
+    "Zone",
+    "answer_features",
+    "choose_zone",
+    "escalate",
+    "zone_bounds",
+]

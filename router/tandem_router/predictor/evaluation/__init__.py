@@ -1,0 +1,1 @@
+"""What a predictor is worth: metrics, baselines, the verdict, the report."""

@@ -1,0 +1,1 @@
+"""From graded rows to an artifact."""

@@ -1,0 +1,1 @@
+"""One request from arrival to accounting: tier, tries, stream, resume."""

@@ -1,0 +1,95 @@
+"""What a finished request used, and everything that is told of it: record, budgets, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tandem_router.proxy.context import Services
+from tandem_router.proxy.tier_assignment import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended; times are of the router's clock."""
+
+    status: int
+    error: str | None
+    num_tokens: tuple[int, int]  # (prompt, generated), computed for it and billed
+    first_token_at: float | None
+    ended_at: float
+
+
+def account(services: Services, placement: Placement, outcome: Outcome) -> None:
+    """Settle what was set aside, complete the record and count the request; once per request."""
+    record, arrival, tier = placement.record, placement.arrival, placement.tier.name
+    status, (prompt_tokens, output_tokens) = outcome.status, outcome.num_tokens
+    cost = placement.cost_usd(outcome.num_tokens)
+    served = outcome.num_tokens
+    if placement.cached is not None:
+        # Nothing was computed or billed, but this much was answered.
+        served = tokens_of(json.loads(placement.cached.body).get("usage"))
+    services.admission.settle(arrival.reservation, float(prompt_tokens + output_tokens), cost)
+    if placement.counted is not None:
+        services.steering.settle(placement.counted, cost)
+    record.status = status
+    record.error = record.error or outcome.error
+    record.e2e_s = outcome.ended_at - arrival.started_at
+    record.prompt_tokens, record.output_tokens = served
+    record.cost_usd = cost
+    dearest = services.prices.dearest
+    record.cost_all_large_usd = services.prices.cost_usd(
+        dearest, served[0], _expected_output(placement, dearest, served[1])
+    )
+    metrics = services.metrics
+    bound = metrics.tiers[tier]
+    metrics.decisions[(tier, record.reason)].inc()
+    broke_off = status == 200 and record.error is not None
+    metrics.requests[(tier, "broke_off" if broke_off else str(status))].inc()
+    bound.prompt_tokens.inc(prompt_tokens)
+    bound.output_tokens.inc(output_tokens)
+    bound.cost.inc(cost)
+    metrics.cost_all_large.inc(record.cost_all_large_usd)
+    metrics.tenant_cost[(record.tenant,)].inc(cost)
+    if status == 200:
+        bound.e2e.observe(record.e2e_s)
+        bound.prompt_length.observe(prompt_tokens)
+        bound.output_length.observe(output_tokens)
+    if outcome.first_token_at is not None and record.stream:
+        record.ttft_s = outcome.first_token_at - arrival.started_at
+        bound.ttft.observe(record.ttft_s)
+        if output_tokens > 1:
+            record.tpot_s = (outcome.ended_at - outcome.first_token_at) / (output_tokens - 1)
+            bound.tpot.observe(record.tpot_s)
+        services.routing.latency[tier].saw(record.ttft_s, record.tpot_s, outcome.ended_at)
+    services.decisions.finished(record)
+
+
+def usage_of(body: bytes) -> Mapping[str, Any] | None:
+    """The `usage` of a whole reply; None where it has none."""
+    try:
+        usage = json.loads(body).get("usage")
+    except (ValueError, AttributeError):
+        return None
+    return usage if isinstance(usage, dict) else None
+
+
+def tokens_of(usage: Any) -> tuple[int, int]:
+    """(prompt, generated) tokens; 0 for what is missing or senseless."""
+    numbers = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        value = usage.get(name) if isinstance(usage, dict) else None
+        numbers.append(value if isinstance(value, int) and value >= 0 else 0)
+    return numbers[0], numbers[1]
+
+
+def _expected_output(placement: Placement, tier: str, output_tokens: int) -> float:
+    """Tokens `tier` would have generated: its predicted median, else as many as were."""
+    if tier == placement.tier.name:
+        return output_tokens
+    score = placement.scored.score
+    lengths = score.output_tokens if score is not None else None
+    quantiles = lengths.get(tier) if lengths else None
+    return float(quantiles[1]) if quantiles else float(output_tokens)

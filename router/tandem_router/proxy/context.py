@@ -1,0 +1,39 @@
+"""What one router consists of, in one value that its parts are handed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.cache.response_cache import Reuse
+from tandem_router.config import RouterConfig
+from tandem_router.http.client import UpstreamClient
+from tandem_router.limits.admission import Admission
+from tandem_router.metrics import Metrics
+from tandem_router.prices import Prices
+from tandem_router.routing.decision_log import DecisionLog
+from tandem_router.routing.set_points import Steering
+from tandem_router.routing.tier_router import Routing
+
+
+@dataclass(eq=False)
+class Services:
+    """One set per router."""
+
+    config: RouterConfig
+    picker: Picker
+    client: UpstreamClient
+    prices: Prices
+    routing: Routing
+    steering: Steering
+    admission: Admission
+    metrics: Metrics
+    decisions: DecisionLog
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    peer_token: str | None
+    external_keys: Mapping[str, str]
+    workers_changed: asyncio.Event
+    reuse: Reuse

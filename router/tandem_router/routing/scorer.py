@@ -1,0 +1,165 @@
+"""A prompt's score, in time or not at all.
+
+A predictor that is late or broken costs a counter, never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tandem_router.config import PredictorConfig
+from tandem_router.metrics import Metrics
+from tandem_router.policy import PlainScore, Score, ScoreStatus
+from tandem_router.routing.predictor_source import Predictor
+
+logger = logging.getLogger("tandem.router")
+
+# A predictor that scores a long prompt within this runs on the event loop: a thread hop costs about
+# 0.1 ms and its wake-up competes with the streams.
+INLINE_BELOW_S = 0.005
+# Inline scores above the deadline, in a row, before the predictor is moved to a thread.
+SLOW_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the predictor said about one prompt, and whether it said it in time."""
+
+    score: Score | None
+    status: ScoreStatus
+
+
+class Scorer:
+    """Runs a predictor under its deadline, inline as long as it is quick.
+
+    Late is a score that was not ready in time, not one whose result waited for a busy event loop:
+    a finished score is used. Inline there is nothing to be saved by throwing a slow score away;
+    it moves the predictor to a thread instead, where lateness costs no stream anything.
+    """
+
+    def __init__(
+        self, predictor: Predictor | None, config: PredictorConfig, metrics: Metrics
+    ) -> None:
+        self._predictor = predictor
+        self._type = config.type
+        self._deadline_s = config.deadline_ms / 1000.0
+        self._max_chars = config.max_prompt_chars
+        self._metrics = metrics
+        self._executor: ThreadPoolExecutor | None = None
+        self._running: Future[tuple[Score, float]] | None = None
+        self._num_slow = 0
+        self._complained = False
+        if predictor is not None and not self._is_quick(predictor):
+            self._leave_the_loop()
+
+    @property
+    def name(self) -> str:
+        """For people: the configured type, and the version of a learned predictor."""
+        version = getattr(self._predictor, "version", None)
+        return f"{self._type} {version}" if isinstance(version, str) else self._type
+
+    @property
+    def inline(self) -> bool:
+        return self._executor is None
+
+    def _leave_the_loop(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+
+    def _is_quick(self, predictor: Predictor) -> bool:
+        """Best of three on a long prompt: noise of a busy machine only ever adds time."""
+        probe = "How many tokens does a long prompt take to read, and why? 12 + 34. " * 480
+        best = math.inf
+        try:
+            for _ in range(3):
+                start = time.perf_counter()
+                predictor.score(probe[: self._max_chars])
+                best = min(best, time.perf_counter() - start)
+        except Exception as error:
+            logger.warning("the predictor failed on a probe prompt: %s", error)
+            return True
+        return best <= INLINE_BELOW_S
+
+    async def score(self, prompt: str) -> Scored:
+        predictor = self._predictor
+        if predictor is None:
+            return Scored(None, ScoreStatus.ABSENT)
+        prompt = prompt[: self._max_chars]
+        status = ScoreStatus.OK
+        score: Score | None = None
+        took_s: float | None = None
+        try:
+            if self._executor is None:
+                score, took_s = _timed(predictor, prompt)
+                self._num_slow = self._num_slow + 1 if took_s > self._deadline_s else 0
+                if self._num_slow >= SLOW_IN_A_ROW:
+                    logger.warning("the predictor has become slow; it now runs in a thread")
+                    self._leave_the_loop()
+            else:
+                score, took_s = await self._in_thread(self._executor, predictor, prompt)
+                if score is None:
+                    status = ScoreStatus.LATE
+        except Exception:
+            status = ScoreStatus.FAILED
+            if not self._complained:
+                self._complained = True
+                logger.exception("the predictor failed; the fallback tier answers (said once)")
+        if took_s is not None:
+            self._metrics.predictor_seconds.observe(took_s)
+        self._metrics.predictor_outcomes[(status.value,)].inc()
+        return Scored(score, status)
+
+    async def _in_thread(
+        self, executor: ThreadPoolExecutor, predictor: Predictor, prompt: str
+    ) -> tuple[Score | None, float | None]:
+        if self._running is not None and not self._running.done():
+            # One late score at a time: a queue behind it would make all of them late.
+            return None, None
+        running = self._running = executor.submit(_timed, predictor, prompt)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await asyncio.shield(asyncio.wrap_future(running))
+        except TimeoutError:
+            if running.done():
+                score, took_s = running.result()
+                if took_s <= self._deadline_s:
+                    return score, took_s
+            return None, None
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(predictor: Predictor, prompt: str) -> tuple[Score, float]:
+    start = time.perf_counter()
+    score = predictor.score(prompt)
+    return score, time.perf_counter() - start
+
+
+def with_gains(score: Score | None) -> Score | None:
+    """The score with qualities whose differences are the predictor's gains.
+
+    A learned predictor's `utility` is trained on differences between tiers and ranks prompts
+    better than subtracting two calibrated qualities does. The dearest tier's quality stays where
+    it is, unless the scale 0..1 forces a shift.
+    """
+    utility: Mapping[str, float] | None = getattr(score, "utility", None)
+    if score is None or not utility or set(utility) != set(score.quality):
+        return score
+    if not all(map(math.isfinite, utility.values())):
+        return score
+    best = max(utility, key=lambda tier: utility[tier])
+    offset = score.quality[best] - utility[best]
+    lowest = min(utility.values()) + offset
+    offset += max(0.0, -lowest)
+    return PlainScore(
+        {tier: min(1.0, max(0.0, value + offset)) for tier, value in utility.items()},
+        score.output_tokens,
+        score.out_of_distribution,
+    )

@@ -1,0 +1,248 @@
+"""What the router learns from its decisions, and how that moves the next ones.
+
+Every dispatched request is counted once, under the tier that serves it: in the recent shares, by
+the online controllers (`tandem_router.control`), for the quality floor, and in the predicted
+quality that people are shown.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tandem_router.config import RouterConfig
+from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, TrafficShift
+from tandem_router.control import Reservation as Budgeted
+from tandem_router.control.predicted_floor import PredictedFloor
+from tandem_router.metrics import Metrics
+from tandem_router.openai.request import InferenceRequest
+from tandem_router.policy import Decision, LatencySlo, PolicySetPoints, PolicyState
+from tandem_router.prices import Prices
+from tandem_router.routing.predictor_source import ArtifactPredictor, Predictor
+
+DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
+EXPECTED_QUALITY_WINDOW = 500
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Predicted qualities of one request, cheapest tier first, and which of them was taken."""
+
+    chosen: int
+    qualities: tuple[float | None, ...]
+
+
+@dataclass(slots=True)
+class Counted:
+    """One request as the policy's memory and the controllers know it; it counts once."""
+
+    tier: str
+    set_points: PolicySetPoints  # those it was decided with
+    reserve_cost_usd: float
+    place: int  # among the recent requests
+    budgeted: Budgeted | None  # None without a budget
+    expected: _Expected | None  # None where a quality is unknown
+
+
+class Steering:
+    """One router's set-points and memory of recent requests.
+
+    The set-points are moved by online controllers or by /admin/set-points.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        prices: Prices,
+        predictor: Predictor | None,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._prices = prices
+        self._metrics = metrics
+        self._clock = clock
+        self.state = PolicyState()
+        threshold = config.threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS[config.predictor.type]
+        base = PolicySetPoints(
+            gain_threshold=threshold,
+            fallback_tier=config.fallback_tier,
+            slo=LatencySlo(
+                ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)
+            ),
+            on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
+        )
+        cap = config.tier(prices.dearest).max_share
+        # Our own workers are paid by the hour whether they answer or not, and the operator holds
+        # them within the budget; an answer costs money only where somebody else gives it.
+        workers = frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
+        budget = config.budget.usd_per_hour if len(workers) < len(config.tiers) else None
+        self.control = OnlineControl(
+            base,
+            pacer=(BudgetPacer(budget, clock(), unbilled=workers) if budget is not None else None),
+            share=ShareTracker(cap) if cap is not None and len(config.tiers) > 1 else None,
+            share_ceiling=True,
+            shift=TrafficShift() if budget is not None or cap is not None else None,
+        )
+        self._floor: PredictedFloor | None = None
+        self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
+        self._set_floor(predictor, threshold)
+        self._show_set_points()
+
+    @property
+    def set_points(self) -> PolicySetPoints:
+        return self.control.set_points(self._clock())
+
+    def _set_floor(self, predictor: Predictor | None, threshold: float) -> None:
+        """A quality floor without a threshold is held by the predictor's expectation.
+
+        Only a learned predictor's qualities are measured ones; a fixed or length predictor keeps
+        its threshold.
+        """
+        floor = self._config.objective.quality_floor
+        if floor is None or self._config.threshold is not None or len(self._config.tiers) < 2:
+            return
+        if not isinstance(predictor, ArtifactPredictor):
+            return
+        training = predictor.training_gains(self._prices.dearest, self._prices.cheapest)
+        self._floor = PredictedFloor(floor, threshold, training)
+        self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
+
+    def predictor_changed(self, predictor: Predictor) -> None:
+        """A new artifact is in use: its gains are on another scale."""
+        if self._floor is not None:
+            self._set_floor(predictor, self._floor.threshold)
+            self._show_set_points()
+
+    def move_set_points(self, **changes: float) -> None:
+        """Replace some base set-points; names are fields of PolicySetPoints.
+
+        Whoever sets the gain threshold holds the quality floor from then on.
+        """
+        if "gain_threshold" in changes:
+            self._floor = None
+        self.control.base = replace(self.control.base, **changes)  # type: ignore[arg-type]
+        self._show_set_points()
+
+    def _show_set_points(self) -> None:
+        points = self.set_points
+        self._metrics.threshold.set(points.gain_threshold)
+        self._metrics.lambda_per_usd.set(points.lambda_per_usd)
+
+    def left_for(self, counted: Counted) -> PolicySetPoints:
+        """The set-points a request was decided with, when it has to be decided again.
+
+        Its own counting has moved those of now. What is set aside for it, it may spend.
+        """
+        if self.control.pacer is None or counted.budgeted is None:
+            return counted.set_points
+        left = self.control.pacer.remaining_usd(self._clock()) + counted.budgeted.reserved_usd
+        return replace(counted.set_points, budget_remaining_usd=left)
+
+    def count(
+        self, decision: Decision, request: InferenceRequest, set_points: PolicySetPoints
+    ) -> Counted | None:
+        """Count a request where it was decided to go, and set its money aside.
+
+        Counted before it is served, so that requests in flight already weigh in the next
+        decisions. None, and nothing is counted, when concurrent requests took the money since.
+        """
+        assert decision.tier is not None
+        budgeted = self.control.decided(self._clock(), decision, request.num_prompt_tokens)
+        if budgeted is None and self.control.pacer is not None:
+            return None
+        expected = _expected(decision)
+        if expected is not None:
+            self._expected.append(expected)
+            self._hold_floor(decision.gain, expected.qualities[-1])
+        return Counted(
+            decision.tier,
+            set_points,
+            decision.reserve_cost_usd,
+            self.state.record(decision.tier, request.num_prompt_tokens),
+            budgeted,
+            expected,
+        )
+
+    def _hold_floor(self, gain: float | None, dearest: float | None) -> None:
+        floor = self._floor
+        if floor is None or gain is None or dearest is None:
+            return
+        if floor.observe(gain, dearest):
+            self.control.base = replace(self.control.base, gain_threshold=floor.threshold)
+
+    def move(self, counted: Counted, decision: Decision) -> bool:
+        """Another tier takes the request over: it counts there, and no longer where it was.
+
+        False, and nothing changes, when the budget cannot pay the other tier.
+        """
+        assert decision.tier is not None
+        budgeted = self.control.moved(self._clock(), counted.tier, decision, counted.budgeted)
+        if budgeted is None and self.control.pacer is not None:
+            return False
+        expected = _expected(decision)
+        if counted.expected is not None and expected is not None:
+            counted.expected.chosen = expected.chosen
+        self.state.move(counted.place, decision.tier)
+        counted.tier = decision.tier
+        counted.reserve_cost_usd = decision.reserve_cost_usd
+        counted.budgeted = budgeted
+        return True
+
+    def settle(self, counted: Counted, cost_usd: float) -> None:
+        """Book what the answer really cost; zero for a request that never ran."""
+        if counted.budgeted is not None:
+            self.control.settle(self._clock(), counted.budgeted, cost_usd)
+
+    @property
+    def expected_quality_ratio(self) -> float | None:
+        """Predicted quality of recent choices as a share of all-dearest; None without scores."""
+        dearest = sum(one.qualities[-1] or 0.0 for one in self._expected)
+        if dearest <= 0.0:
+            return None
+        return sum(one.qualities[one.chosen] or 0.0 for one in self._expected) / dearest
+
+    @property
+    def content_blind_quality_ratio(self) -> float | None:
+        """The same had each tier got as many of these requests, whatever was in them.
+
+        What the predictor is worth at equal cost is the difference. None without scores of every
+        tier.
+        """
+        known = [
+            (one.chosen, [quality for quality in one.qualities if quality is not None])
+            for one in self._expected
+            if None not in one.qualities
+        ]
+        if not known:
+            return None
+        columns = zip(*(found for _, found in known), strict=True)
+        totals: list[float] = [sum(column) for column in columns]
+        if totals[-1] <= 0.0:
+            return None
+        return sum(totals[chosen] for chosen, _ in known) / len(known) / totals[-1]
+
+
+def _expected(decision: Decision) -> _Expected | None:
+    qualities = tuple(verdict.quality for verdict in decision.verdicts)
+    chosen = next((i for i, v in enumerate(decision.verdicts) if v.tier == decision.tier), None)
+    if decision.gain is None or chosen is None:
+        return None
+    if qualities[chosen] is None or qualities[-1] is None:
+        return None
+    return _Expected(chosen, qualities)
+
+
+_ON_EXHAUSTED: dict[str, Literal["downgrade", "queue", "reject"]] = {
+    "Downgrade": "downgrade",
+    "Queue": "queue",
+    "Reject": "reject",
+}
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000.0

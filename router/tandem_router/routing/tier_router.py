@@ -1,0 +1,199 @@
+"""From a request to a tier: score the prompt, gather what the tiers offer, ask the policy.
+
+The policy itself is pure (`tandem_router.policy`); here its inputs are collected from the
+predictor, the picker and the tenant. What comes of its answer is
+`tandem_router.routing.set_points`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.config import RouterConfig, TierConfig
+from tandem_router.errors import ApiError
+from tandem_router.limits.admission import TenantState
+from tandem_router.metrics import Metrics
+from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
+from tandem_router.policy import (
+    Decision,
+    Overrides,
+    PolicySetPoints,
+    RouteRequest,
+    ScoreStatus,
+    TenantCeilings,
+    TierOption,
+    decide,
+)
+from tandem_router.routing.predictor_source import Predictor
+from tandem_router.routing.scorer import Scored, Scorer, with_gains
+from tandem_router.routing.set_points import Counted, Steering
+
+LATENCY_SMOOTHING = 0.2
+# A smoothed latency says nothing about a load that ended longer ago than this.
+LATENCY_BELIEVED_S = 10.0
+
+
+@dataclass
+class TierLatency:
+    """Smoothed latencies of a tier as this router saw them, seconds."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    updated: float = 0.0
+
+    def saw(self, ttft_s: float | None, tpot_s: float | None, now: float) -> None:
+        self.updated = now
+        if ttft_s is not None:
+            self.ttft_s = _smoothed(self.ttft_s, ttft_s)
+        if tpot_s is not None:
+            self.tpot_s = _smoothed(self.tpot_s, tpot_s)
+
+
+def _smoothed(old: float | None, new: float) -> float:
+    return new if old is None else old + LATENCY_SMOOTHING * (new - old)
+
+
+class Routing:
+    """The tier choice of one router."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        predictor: Predictor | None,
+        picker: Picker,
+        steering: Steering,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._picker = picker
+        self._steering = steering
+        self._clock = clock
+        self.scorer = Scorer(predictor, config.predictor, metrics)
+        self.latency = {tier.name: TierLatency() for tier in config.tiers}
+        self._by_model = {tier.served_model: tier.name for tier in config.tiers}
+        self._by_model.update({tier.name: tier.name for tier in config.tiers})
+
+    def forced_tier(self, model: str) -> str | None:
+        """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
+        if model == self._config.name:
+            return None
+        tier = self._by_model.get(model)
+        if tier is None:
+            names = ", ".join([self._config.name, *self._by_model])
+            raise ApiError(
+                404,
+                f"the model {model[:100]!r} does not exist; use one of {names}",
+                param="model",
+                code="model_not_found",
+            )
+        return tier
+
+    async def score(self, request: InferenceRequest) -> Scored:
+        """The predictor's view of a request; absent where the request names its tier."""
+        if request.prompt is None or self.forced_tier(request.model) is not None:
+            return Scored(None, ScoreStatus.ABSENT)
+        return await self.scorer.score(request.prompt)
+
+    def choose(
+        self,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        scored: Scored,
+        set_points: PolicySetPoints,
+        expected_uses: float = 1.0,
+    ) -> Decision:
+        """Decide, without counting: the caller counts what it dispatches.
+
+        expected_uses: how often the answer will be served, this time included. Raises ApiError
+        (404) for an unknown model.
+        """
+        left = tenant.usd.level if tenant.usd is not None else None
+        return self._decide(
+            request, overrides, tenant, scored, set_points, left, frozenset(), expected_uses
+        )
+
+    def choose_again(
+        self,
+        counted: Counted,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        scored: Scored,
+        failed: frozenset[str],
+        expected_uses: float = 1.0,
+    ) -> Decision:
+        """The same choice without the tiers that failed this request.
+
+        It may spend what is already set aside for it.
+        """
+        set_points = self._steering.left_for(counted)
+        remaining_usd = tenant.usd.level if tenant.usd is not None else None
+        if remaining_usd is not None:
+            remaining_usd += counted.reserve_cost_usd
+        return self._decide(
+            request, overrides, tenant, scored, set_points, remaining_usd, failed, expected_uses
+        )
+
+    def _decide(
+        self,
+        request: InferenceRequest,
+        overrides: Overrides,
+        tenant: TenantState,
+        scored: Scored,
+        set_points: PolicySetPoints,
+        remaining_usd: float | None,
+        unavailable: frozenset[str],
+        expected_uses: float,
+    ) -> Decision:
+        forced = self.forced_tier(request.model)
+        score = scored.score
+        allowed = tenant.config.allowed_tiers
+        options = [self._option(tier, unavailable) for tier in self._config.tiers]
+        if any(option.ttft_s is None for option in options if option.available):
+            # Latencies are compared: one known beside one unknown would count as the slower.
+            options = [replace(option, ttft_s=None, tpot_s=None) for option in options]
+        if forced is not None or not any(option.available for option in options):
+            # Held until a worker is there rather than refused: the exchange waits.
+            options = [replace(option, available=True) for option in options]
+        route = RouteRequest(
+            prompt_tokens=request.num_prompt_tokens,
+            score=with_gains(score),
+            score_status=scored.status,
+            max_tokens=request.max_tokens,
+            num_choices=request.num_choices,
+            num_expected_uses=expected_uses,
+            overrides=replace(overrides, tier=forced),
+            tenant=TenantCeilings(
+                allowed_tiers=frozenset(allowed) if allowed is not None else None,
+                remaining_usd=remaining_usd,
+            ),
+        )
+        decision = decide(route, options, set_points, self._steering.state)
+        if score is not None and decision.difficulty is not None:
+            cheapest = score.quality.get(decision.verdicts[0].tier)
+            if cheapest is not None:
+                decision = replace(decision, difficulty=1.0 - cheapest)
+        return decision
+
+    def _option(self, tier: TierConfig, unavailable: frozenset[str]) -> TierOption:
+        latency = self.latency[tier.name]
+        # A tier that was slow a while ago is worth another try: without traffic the smoothed
+        # value would never recover.
+        fresh = self._clock() - latency.updated < LATENCY_BELIEVED_S
+        available = tier.name not in unavailable and (
+            tier.kind == "external" or self._picker.num_usable(tier.name) > 0
+        )
+        return TierOption(
+            name=tier.name,
+            available=available,
+            usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
+            usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
+            ttft_s=latency.ttft_s if fresh else None,
+            tpot_s=latency.tpot_s if fresh else None,
+            max_share=tier.max_share,
+            default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
+        )

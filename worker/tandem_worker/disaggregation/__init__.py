@@ -1,0 +1,1 @@
+"""Prefill and decode on two workers: the order, the reservation, the push."""

@@ -1,0 +1,202 @@
+"""OpenAI reply bodies from deltas: whole ones, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tandem_worker.engine.requests import FinishReason, TokenLogprobs
+from tandem_worker.openai.context import RequestContext
+from tandem_worker.openai.request import CompletionRequest
+from tandem_worker.tokenization.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one event adds to a choice."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    is_first: bool = False
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+class ReplyWriter:
+    """Formats one request's answer.
+
+    Args:
+        echo_texts: Completions with echo: the text of each prompt, else empty.
+    """
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        context: RequestContext,
+        prompts: Sequence[tuple[int, ...]],
+        tokenizer: Tokenizer,
+        echo_texts: Sequence[str] = (),
+    ) -> None:
+        self._request = request
+        self._context = context
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        self._echo_texts = echo_texts
+        self._is_chat = request.kind == "chat"
+        self._offsets: dict[int, int] = {}
+        self._parts: dict[int, list[Delta]] = {}
+        prefix = "chatcmpl-" if self._is_chat else "cmpl-"
+        noun = "chat.completion" if self._is_chat else "text_completion"
+        self._head = {
+            "id": prefix + context.request_id,
+            "object": noun,
+            "created": context.created,
+            "model": context.model,
+        }
+        chunk_head = {**self._head, "object": noun + ".chunk" if self._is_chat else noun}
+        self._chunk_start = f"data: {_dumps(chunk_head)[:-1]},".encode()
+
+    # -- streams ---------------------------------------------------------------------------------
+
+    def chunk(self, delta: Delta) -> bytes | None:
+        """One server-sent event, or None where there is nothing to say."""
+        choice = self._chunk_choice(delta)
+        if choice is None:
+            return None
+        return self._chunk_start + f'"choices":[{_dumps(choice)}]}}\n\n'.encode()
+
+    def skip(self, delta: Delta) -> None:
+        """Count a delta that another worker has already sent."""
+        if self._is_chat or self._request.sampling.num_logprobs is None:
+            return
+        token_ids = delta.token_ids
+        offset = self._offsets.get(delta.index)
+        if offset is None and self._echo_texts:
+            token_ids = (*self._prompts[delta.index // self._request.n], *token_ids)
+        width = sum(len(self._tokenizer.token_text(token)) for token in token_ids)
+        self._offsets[delta.index] = (offset or 0) + width
+
+    def usage_chunk(self, usage: dict[str, object]) -> bytes:
+        """The event with usage and no choices."""
+        return self._chunk_start + f'"choices":[],"usage":{_dumps(usage)}}}\n\n'.encode()
+
+    def _chunk_choice(self, delta: Delta) -> dict[str, Any] | None:
+        send_ids = self._context.send_token_ids
+        says_something = (
+            delta.text
+            or delta.finish_reason
+            or delta.logprobs
+            or delta.is_first
+            or delta.prompt_logprobs is not None
+            or (send_ids and delta.token_ids)
+        )
+        if not says_something:
+            return None
+        choice: dict[str, Any] = {"index": delta.index}
+        if self._is_chat:
+            content: dict[str, Any] = {"role": "assistant"} if delta.is_first else {}
+            if delta.text or delta.is_first or not delta.finish_reason:
+                content["content"] = delta.text
+            choice["delta"] = content
+        else:
+            text = delta.text
+            if self._echo_texts and delta.is_first:
+                text = self._echo_texts[delta.index // self._request.n] + text
+            choice["text"] = text
+        choice["logprobs"] = self._logprobs([delta], streaming=True)
+        choice["finish_reason"] = delta.finish_reason
+        if send_ids:
+            choice["token_ids"] = list(delta.token_ids)
+        return choice
+
+    # -- whole replies ---------------------------------------------------------------------------
+
+    def collect(self, delta: Delta) -> None:
+        """Keep a delta for :meth:`body`."""
+        self._parts.setdefault(delta.index, []).append(delta)
+
+    def body(self, usage: dict[str, object]) -> bytes:
+        """The whole reply."""
+        choices = []
+        for index in range(len(self._prompts) * self._request.n):
+            deltas = self._parts.get(index, [])
+            text = "".join(delta.text for delta in deltas)
+            choice: dict[str, Any] = {"index": index}
+            if self._is_chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            else:
+                if self._echo_texts:
+                    text = self._echo_texts[index // self._request.n] + text
+                choice["text"] = text
+            choice["logprobs"] = self._logprobs(deltas, streaming=False)
+            choice["finish_reason"] = deltas[-1].finish_reason if deltas else None
+            if self._context.send_token_ids:
+                choice["token_ids"] = [token for delta in deltas for token in delta.token_ids]
+            choices.append(choice)
+        return _dumps({**self._head, "choices": choices, "usage": usage}).encode()
+
+    # -- log-probabilities -----------------------------------------------------------------------
+
+    def _logprobs(self, deltas: Sequence[Delta], *, streaming: bool) -> dict[str, Any] | None:
+        if self._request.sampling.num_logprobs is None:
+            return None
+        pairs: list[tuple[int, TokenLogprobs | None]] = []
+        for delta in deltas:
+            if delta.prompt_logprobs is not None and self._request.echo:
+                prompt = self._prompts[delta.index // self._request.n]
+                pairs += zip(prompt, [None, *delta.prompt_logprobs], strict=False)
+            pairs += zip(delta.token_ids, delta.logprobs, strict=False)
+        if streaming and not pairs:
+            return None
+        if self._is_chat:
+            return {"content": [self._chat_entry(token, scores) for token, scores in pairs]}
+        index = deltas[0].index if deltas else 0
+        offset = self._offsets.get(index, 0)
+        tokens, values, tops, offsets = [], [], [], []
+        for token_id, scores in pairs:
+            text = self._tokenizer.token_text(token_id)
+            tokens.append(text)
+            offsets.append(offset)
+            offset += len(text)
+            values.append(None if scores is None else scores.logprob)
+            tops.append(None if scores is None else self._top_map(token_id, scores))
+        self._offsets[index] = offset
+        return {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "top_logprobs": tops if self._request.sampling.num_logprobs else None,
+            "text_offset": offsets,
+        }
+
+    def _top_map(self, token_id: int, scores: TokenLogprobs) -> dict[str, float]:
+        # OpenAI reports the chosen token even when it is not among the likeliest.
+        entries = [*scores.top, (token_id, scores.logprob)]
+        return {self._tokenizer.token_text(token): value for token, value in entries}
+
+    def _chat_entry(self, token_id: int, scores: TokenLogprobs | None) -> dict[str, Any]:
+        top = scores.top if scores is not None else ()
+        value = scores.logprob if scores is not None else 0.0
+        return {
+            **self._chat_token(token_id, value),
+            "top_logprobs": [self._chat_token(token, logprob) for token, logprob in top],
+        }
+
+    def _chat_token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = self._tokenizer.token_text(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def error_chunk(body: dict[str, object]) -> bytes:
+    """An error after the headers are out; ends the stream."""
+    return f"data: {_dumps(body)}\n\n".encode()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,460 @@
+"""What the next step computes: every sequence is tokens computed catching up with tokens wanted.
+
+Prefill, chunked prefill, prefix hits, resumption after preemption and decoding are the same thing
+here: a sequence wants all its tokens computed, some already are, and a step computes more of them.
+A sequence whose last token is computed in a step gets a new token sampled.
+
+Pure: plain values in, a :class:`Step` out, the clock passed in. The live engine, the simulator and
+the tests drive this same object.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, hash_block
+
+Order = Literal["fcfs", "mlfq", "sjf", "edf"]
+
+
+class State(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    AWAITING_KV = "awaiting_kv"
+    """Blocks are reserved and a prefill worker is filling them."""
+    HOLDING = "holding"
+    """Finished computing; its blocks are still being read (a push to a decode worker)."""
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sequence of tokens being computed.
+
+    Attributes:
+        request_id: Unique among live sequences.
+        token_ids: Prompt and generated tokens so far; grows.
+        num_prompt_tokens: Tokens the client sent; the rest was generated (here or before a resume).
+        arrival_s: Clock reading on arrival, seconds.
+        deadline_s: Clock reading by which the answer is wanted, or None.
+        priority: Lower goes first.
+        predicted_output_tokens: Expected length of the answer, for the orders that use it.
+        remote_prefill: A prefill worker may fill the blocks.
+        reuse_prefix: False where every position must really be computed (prompt log-probabilities).
+        pinned: Never paused or preempted: a push is reading its blocks.
+        salt: Keeps prefixes of different owners apart in the cache.
+        num_computed_tokens: Positions whose keys and values are in ``block_ids``.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    arrival_s: float = 0.0
+    deadline_s: float | None = None
+    priority: int = 0
+    predicted_output_tokens: int = 128
+    remote_prefill: bool = False
+    reuse_prefix: bool = True
+    pinned: bool = False
+    salt: bytes = b""
+    state: State = State.WAITING
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    level: int = 0
+    served_tokens: int = 0
+    queued_since_s: float = 0.0
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that the next steps have to compute."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions ``start .. start + num_tokens`` of one sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this chunk reaches the last token, so that the next one can be sampled."""
+        return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+
+@dataclass(slots=True)
+class Step:
+    """One step's work: decodes first, then prefill chunks; plus sequences whose state changed."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    num_decodes: int = 0
+    reserved: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What one step may hold.
+
+    Attributes:
+        max_num_seqs: Sequences with blocks at the same time.
+        max_batched_tokens: Tokens computed in one step.
+        mlfq_quantum_tokens: Service that the highest MLFQ level gives before demotion; doubles
+            with each level.
+        mlfq_starvation_s: A sequence waiting this long goes back to the highest level.
+    """
+
+    max_num_seqs: int = 64
+    max_batched_tokens: int = 1024
+    mlfq_quantum_tokens: int = 256
+    mlfq_starvation_s: float = 10.0
+
+
+PrefillChoice = Callable[[Sequence, int], bool]
+"""(sequence, uncached tokens) -> True to prefill remotely."""
+
+_NUM_LEVELS = 8
+
+
+class Scheduler:
+    """Chooses each step's chunks and gives sequences their blocks.
+
+    Args:
+        blocks: The block manager; shared with nobody else but the caller's own releases.
+        limits: Bounds of a step.
+        order: fcfs; sjf (shortest prompt + predicted answer); edf (least slack to the deadline);
+            mlfq (skip-join multi-level feedback queue, FastServe, Wu et al. 2023: a long prompt
+            joins at the level that its first step would use up).
+        choose_remote: Decides at admission whether a sequence that may be prefilled remotely is.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        limits: SchedulerLimits,
+        *,
+        order: Order = "fcfs",
+        choose_remote: PrefillChoice | None = None,
+    ) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.order = order
+        self._choose_remote = choose_remote or (lambda sequence, uncached: True)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.awaiting_kv: dict[str, Sequence] = {}
+        self.holding: dict[str, Sequence] = {}
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+
+    # -- what callers do -------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence, now_s: float) -> None:
+        """Take a new sequence into the waiting queue."""
+        sequence.state = State.WAITING
+        sequence.queued_since_s = now_s
+        sequence.level = self._join_level(len(sequence.token_ids))
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence, *, hold: bool = False) -> None:
+        """Stop computing a sequence; frees its blocks unless ``hold`` (see :meth:`let_go`)."""
+        self._detach(sequence)
+        if hold:
+            sequence.state = State.HOLDING
+            self.holding[sequence.request_id] = sequence
+        else:
+            sequence.state = State.FINISHED
+            self._release(sequence)
+
+    def let_go(self, request_id: str) -> None:
+        """Free the blocks of a held sequence; unknown ids are ignored."""
+        sequence = self.holding.pop(request_id, None)
+        if sequence is not None:
+            sequence.state = State.FINISHED
+            self._release(sequence)
+
+    def remote_done(self, sequence: Sequence, first_token: int) -> None:
+        """The prefill worker has filled the reserved blocks and sampled the first token."""
+        del self.awaiting_kv[sequence.request_id]
+        sequence.num_computed_tokens = len(sequence.token_ids)
+        self._publish(sequence)
+        sequence.token_ids.append(first_token)
+        sequence.state = State.RUNNING
+        self.running.append(sequence)
+
+    def remote_failed(self, sequence: Sequence, now_s: float) -> list[int]:
+        """Back to the queue, to be prefilled here.
+
+        Returns:
+            The blocks a late write may still hit; the caller releases them once none can come.
+        """
+        del self.awaiting_kv[sequence.request_id]
+        num_shared = sequence.num_computed_tokens // self.blocks.block_size
+        shared, exposed = sequence.block_ids[:num_shared], sequence.block_ids[num_shared:]
+        self.blocks.release(shared)
+        sequence.block_ids = []
+        self._reset(sequence)
+        sequence.remote_prefill = False
+        sequence.state = State.WAITING
+        sequence.queued_since_s = now_s
+        self.waiting.insert(0, sequence)
+        return exposed
+
+    def remote_abandoned(self, sequence: Sequence) -> list[int]:
+        """Like :meth:`remote_failed` for a sequence nobody wants any more."""
+        exposed = self.remote_failed(sequence, 0.0)
+        self.waiting.remove(sequence)
+        sequence.state = State.FINISHED
+        return exposed
+
+    @property
+    def num_pending_prefill_tokens(self) -> int:
+        """Prompt tokens not yet computed, over all sequences not yet decoding."""
+        waiting = sum(sequence.num_uncomputed_tokens for sequence in self.waiting)
+        running = sum(max(0, sequence.num_uncomputed_tokens - 1) for sequence in self.running)
+        return waiting + running
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step could have something to compute."""
+        return bool(self.running or self.waiting)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Step:
+        """Choose the next step's chunks and allocate their blocks."""
+        step = Step()
+        budget = self.limits.max_batched_tokens
+        selected, paused = self._select(now_s)
+        decodes = [s for s in selected if s.num_uncomputed_tokens == 1]
+        prefills = [s for s in selected if s.num_uncomputed_tokens > 1]
+
+        for sequence in decodes:
+            if sequence.state is not State.RUNNING or budget == 0:
+                continue
+            if self._grow(sequence, 1, step, now_s):
+                step.chunks.append(Chunk(sequence, sequence.num_computed_tokens, 1))
+                budget -= 1
+        step.chunks = [c for c in step.chunks if c.sequence.state is State.RUNNING]
+        step.num_decodes = len(step.chunks)
+
+        for sequence in prefills:
+            if sequence.state is not State.RUNNING or budget == 0:
+                continue
+            num_tokens = min(budget, sequence.num_uncomputed_tokens)
+            if self._grow(sequence, num_tokens, step, now_s):
+                step.chunks.append(Chunk(sequence, sequence.num_computed_tokens, num_tokens))
+                budget -= num_tokens
+        # A later sequence's growth may have preempted one that was already given a chunk.
+        step.chunks = [c for c in step.chunks if c.sequence.state is State.RUNNING]
+        step.num_decodes = sum(1 for c in step.chunks[: step.num_decodes] if c.num_tokens == 1)
+
+        if not step.preempted:
+            budget = self.limits.max_batched_tokens - step.num_tokens
+            self._admit(step, budget, paused, now_s)
+        return step
+
+    def advance(self, step: Step) -> None:
+        """Record that a step's chunks are computed; sampled tokens are appended by the caller."""
+        for chunk in step.chunks:
+            sequence = chunk.sequence
+            if sequence.state is not State.RUNNING:
+                continue
+            sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+            sequence.served_tokens += chunk.num_tokens
+            if self.order == "mlfq":
+                quantum = self.limits.mlfq_quantum_tokens << sequence.level
+                if sequence.served_tokens >= quantum and sequence.level < _NUM_LEVELS - 1:
+                    sequence.level += 1
+                    sequence.served_tokens = 0
+            self._publish(sequence)
+
+    # -- the parts of a step ---------------------------------------------------------------------
+
+    def _select(self, now_s: float) -> tuple[list[Sequence], list[Sequence]]:
+        """Running sequences that take part in this step, and those that sit it out, best first."""
+        if self.order != "mlfq":
+            return list(self.running), []
+        # Under MLFQ a waiting sequence of a higher level pauses running ones: they keep their
+        # blocks (unless memory is needed) and simply sit out. A pinned one cannot give its blocks
+        # up, so sitting out would only hold up who needs them.
+        for sequence in self.waiting:
+            if now_s - sequence.queued_since_s > self.limits.mlfq_starvation_s:
+                sequence.level = 0
+                sequence.queued_since_s = now_s
+        everyone = sorted(self.running + self.waiting, key=lambda s: self._rank(s, now_s))
+        chosen = {id(s) for s in everyone[: self.limits.max_num_seqs]}
+        running: list[Sequence] = []
+        paused: list[Sequence] = []
+        for sequence in everyone:
+            if sequence.state is State.RUNNING:
+                takes_part = sequence.pinned or id(sequence) in chosen
+                (running if takes_part else paused).append(sequence)
+        return running, paused
+
+    def _rank(self, sequence: Sequence, now_s: float) -> tuple[float, ...]:
+        """Sort key; the smallest goes first."""
+        arrival = sequence.arrival_s
+        if self.order == "sjf":
+            length = sequence.num_uncomputed_tokens + sequence.predicted_output_tokens
+            return (sequence.priority, length, arrival)
+        if self.order == "edf":
+            # Service time is a common factor per token; slack order only needs the deadline less
+            # a term in predicted work, at a nominal millisecond per token.
+            work_s = 1e-3 * (sequence.num_uncomputed_tokens + sequence.predicted_output_tokens)
+            deadline = sequence.deadline_s if sequence.deadline_s is not None else float("inf")
+            return (sequence.priority, deadline - work_s, arrival)
+        if self.order == "mlfq":
+            return (sequence.priority, sequence.level, arrival)
+        return (sequence.priority, arrival)
+
+    def _admit(self, step: Step, budget: int, paused: list[Sequence], now_s: float) -> None:
+        """Move waiting sequences in while blocks, slots and budget last."""
+        if not self.waiting:
+            return
+        self.waiting.sort(key=lambda s: self._rank(s, now_s))
+        in_use = len(self.running) - len(paused) + len(self.awaiting_kv)
+        slots = self.limits.max_num_seqs - in_use
+        taken: list[Sequence] = []
+        for sequence in list(self.waiting):
+            if slots <= 0:
+                break
+            hits = self._lookup(sequence)
+            needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
+            while paused and not self._fits(needed, hits):
+                # Those that sit out hold the blocks; the last in rank gives its own up.
+                self._preempt(paused.pop(), step, now_s)
+            if not self._fits(needed, hits):
+                break  # in order: a later, smaller one must not starve this one
+            num_cached = len(hits) * self.blocks.block_size
+            uncached = len(sequence.token_ids) - num_cached
+            remote = sequence.remote_prefill and self._choose_remote(sequence, uncached)
+            if budget == 0 and not remote:
+                break
+            self.blocks.acquire(hits)
+            fresh = self.blocks.allocate(needed)
+            assert fresh is not None, "availability was checked above"
+            sequence.block_ids = hits + fresh
+            sequence.num_computed_tokens = num_cached
+            sequence.num_cached_tokens = max(sequence.num_cached_tokens, num_cached)
+            sequence.num_published = len(hits)
+            self.num_prefix_queries += len(sequence.token_ids)
+            self.num_prefix_hits += num_cached
+            taken.append(sequence)
+            slots -= 1
+            if remote:
+                sequence.state = State.AWAITING_KV
+                self.awaiting_kv[sequence.request_id] = sequence
+                step.reserved.append(sequence)
+                continue
+            sequence.state = State.RUNNING
+            sequence.remote_prefill = False
+            self.running.append(sequence)
+            num_tokens = min(budget, uncached)
+            step.chunks.append(Chunk(sequence, num_cached, num_tokens))
+            budget -= num_tokens
+        for sequence in taken:
+            self.waiting.remove(sequence)
+
+    def _fits(self, needed: int, hits: list[int]) -> bool:
+        """Whether these cached blocks and that many fresh ones could be had now."""
+        return needed + self.blocks.num_idle(hits) <= self.blocks.num_available
+
+    def _lookup(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the sequence's prefix; always leaves one token to compute."""
+        if not sequence.reuse_prefix or not self.blocks.prefix_cache:
+            return []
+        self._extend_hashes(sequence, len(sequence.token_ids))
+        limit = (len(sequence.token_ids) - 1) // self.blocks.block_size
+        return self.blocks.lookup(sequence.hashes[:limit])
+
+    def _grow(self, sequence: Sequence, num_tokens: int, step: Step, now_s: float) -> bool:
+        """Make room for ``num_tokens`` more; preempts others, at last the sequence itself."""
+        wanted = self._num_blocks(sequence.num_computed_tokens + num_tokens)
+        missing = wanted - len(sequence.block_ids)
+        while missing > 0:
+            fresh = self.blocks.allocate(missing)
+            if fresh is not None:
+                sequence.block_ids += fresh
+                return True
+            candidates = [s for s in self.running if not s.pinned]
+            if not candidates:
+                return False
+            # Of equals the last to come: max keeps the first it sees.
+            victim = max(reversed(candidates), key=lambda s: self._rank(s, now_s))
+            self._preempt(victim, step, now_s)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence, step: Step, now_s: float) -> None:
+        """Take a sequence's blocks away; it recomputes later, helped by the prefix cache."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        self._reset(sequence)
+        sequence.num_preemptions += 1
+        sequence.state = State.WAITING
+        sequence.queued_since_s = now_s
+        self.waiting.append(sequence)
+        step.preempted.append(sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Make blocks that became full known to the prefix cache."""
+        if not self.blocks.prefix_cache:
+            return
+        num_full = sequence.num_computed_tokens // self.blocks.block_size
+        if num_full <= sequence.num_published:
+            return
+        self._extend_hashes(sequence, num_full * self.blocks.block_size)
+        for index in range(sequence.num_published, num_full):
+            parent = sequence.hashes[index - 1] if index else ROOT
+            self.blocks.publish(sequence.block_ids[index], sequence.hashes[index], parent, index)
+        sequence.num_published = num_full
+
+    def _extend_hashes(self, sequence: Sequence, num_tokens: int) -> None:
+        size = self.blocks.block_size
+        while (len(sequence.hashes) + 1) * size <= num_tokens:
+            index = len(sequence.hashes)
+            parent = sequence.hashes[-1] if index else ROOT
+            tokens = sequence.token_ids[index * size : (index + 1) * size]
+            sequence.hashes.append(hash_block(parent, tokens, sequence.salt))
+
+    def _detach(self, sequence: Sequence) -> None:
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.block_ids)
+        sequence.block_ids = []
+
+    def _reset(self, sequence: Sequence) -> None:
+        sequence.num_computed_tokens = 0
+        sequence.num_published = 0
+        sequence.served_tokens = 0
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.blocks.block_size)
+
+    def _join_level(self, num_tokens: int) -> int:
+        level = 0
+        while level < _NUM_LEVELS - 1 and num_tokens > self.limits.mlfq_quantum_tokens << level:
+            level += 1
+        return level
