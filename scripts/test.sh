@@ -7,8 +7,8 @@ venv=$1 workers=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
-if [ -f tests/controlplane/build.py ]; then
-  nice -n 5 "$venv/bin/python" tests/controlplane/build.py &
+if [ -f tests/controlplane/binaries.py ]; then
+  nice -n 5 "$venv/bin/python" tests/controlplane/binaries.py &
   build=$!
   trap 'kill $build 2>/dev/null || true' EXIT
 fi

@@ -21,9 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import build
+import binaries
 import network
 import pki
 from control import ControlServer
@@ -341,11 +339,11 @@ def run_inside(arguments: argparse.Namespace) -> int:
     network.configure_loopback()
     run_dir = Path(arguments.run_dir)
     network.keep_in(run_dir / "volumes", PROVISIONED)
-    binaries = build.installed()
-    if binaries is None:
-        print("cluster: the binaries are missing; run tests/controlplane/build.py", file=sys.stderr)
+    tools = binaries.installed()
+    if tools is None:
+        print("cluster: run tests/controlplane/binaries.py first", file=sys.stderr)
         return 1
-    plane = ControlPlane(binaries, run_dir, arguments.nodes)
+    plane = ControlPlane(tools, run_dir, arguments.nodes)
     stopping = False
 
     def stop(*_: object) -> None:
@@ -357,7 +355,7 @@ def run_inside(arguments: argparse.Namespace) -> int:
     try:
         plane.start()
         venv_bin = str(Path(sys.executable).parent)
-        path = os.pathsep.join([str(binaries), venv_bin, os.environ.get("PATH", "/usr/bin:/bin")])
+        path = os.pathsep.join([str(tools), venv_bin, os.environ.get("PATH", "/usr/bin:/bin")])
         # All clusters have one address; what one of them serves is not for the others.
         cache = str(run_dir / "kubectl-cache")
         settings = {"PATH": path, "KUBECONFIG": str(plane.kubeconfig), "KUBECACHEDIR": cache}
@@ -365,14 +363,14 @@ def run_inside(arguments: argparse.Namespace) -> int:
         if arguments.exec:
             return subprocess.run(["bash", "-c", arguments.exec], env=env).returncode
         control = ControlServer(run_dir, {"kill": plane.kill_one, "start": plane.start_one})
-        ready = {"pid": os.getpid(), "kubeconfig": str(plane.kubeconfig), "binaries": str(binaries)}
+        ready = {"pid": os.getpid(), "kubeconfig": str(plane.kubeconfig), "binaries": str(tools)}
         partial = run_dir / "ready.partial"
         partial.write_text(json.dumps(ready))
         partial.rename(run_dir / "ready.json")
         enter = " ".join(network.enter_command(os.getpid()))
         print(
             f"cluster: ready\n  export KUBECONFIG={plane.kubeconfig} "
-            f"KUBECACHEDIR={run_dir / 'kubectl-cache'} PATH={binaries}:$PATH",
+            f"KUBECACHEDIR={run_dir / 'kubectl-cache'} PATH={tools}:$PATH",
             flush=True,
         )
         print(f"  {enter} bash        # a shell inside; Ctrl-C here stops the cluster", flush=True)
@@ -402,8 +400,8 @@ def main() -> int:
     if arguments.inside:
         return run_inside(arguments)
     try:
-        build.build()
-    except build.BuildError as error:
+        binaries.build()
+    except binaries.BuildError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     temporary = arguments.run_dir is None

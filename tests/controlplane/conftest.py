@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,27 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+import audit
+import binaries
+import control
+import network
 
 HERE = Path(__file__).resolve().parent
 CLUSTER = HERE / "cluster.py"
 CLIENT = HERE / "client.py"
 CRDS = HERE.parents[1] / "charts" / "tandem" / "files" / "crds"
 START_TIMEOUT_S = 90.0
-
-
-def load(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"controlplane_{name}", HERE / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{HERE / name}.py cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)
@@ -95,18 +87,17 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """SIGKILL to a component, or to a node with all its containers."""
-        load("control").ask(self.run_dir, "kill", name)
+        control.ask(self.run_dir, "kill", name)
         self.down.add(name)
 
     def start(self, name: str) -> None:
         """Start again what `kill` ended."""
-        load("control").ask(self.run_dir, "start", name)
+        control.ask(self.run_dir, "start", name)
         self.down.discard(name)
 
     def requests(self, namespace: str, account: str) -> list[Any]:
         """What a ServiceAccount has asked the apiserver for so far; see audit.py."""
-        found: list[Any] = load("audit").requests(self.run_dir, namespace, account)
-        return found
+        return audit.requests(self.run_dir, namespace, account)
 
     def get(self, *arguments: str) -> Any:
         """What `kubectl get -o json` returns."""
@@ -128,7 +119,6 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    network = load("network")
     run_dir = tmp_path_factory.mktemp("cluster")
     log = run_dir / "cluster.log"
     with open(log, "wb") as out:
@@ -141,7 +131,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
     try:
         ready = run_dir / "ready.json"
-        load("build").build()
+        binaries.build()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
             if process.poll() is not None or time.monotonic() > deadline:

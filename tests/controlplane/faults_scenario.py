@@ -22,11 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# This folder last: a module of it has the name of one that kubernetes imports.
-sys.path.append(sys.path.pop(0))
-
 from apiproxy import ApiProxy, Faults, Write
-
 from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.client import KubeApi, connect, path
 from tandem_operator.manifests import load_text

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 import kubelet_server
 from kubelet_server import KubeletServer
-
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import GPU, Node, NodeSettings
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from websocket import WebSocket, WebSocketError, accept_head
 
+from exec_websocket import WebSocket, WebSocketError, accept_head
 from tandem_operator.node.container import LogSpan
 from tandem_operator.node.node import Node, NotRunningError
 from tandem_operator.node.process import Process

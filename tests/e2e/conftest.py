@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-# importlib mode puts no test folder on the path; the kit beside this file is shared by its tests
-sys.path.insert(0, str(Path(__file__).parent))
 
 from stack_kit import Stack, start, stop
 

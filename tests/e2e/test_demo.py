@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from stack_kit import EXAMPLE, processes_below, tandem_command
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from stack_kit import EXAMPLE, Stack, process_of, processes_below, start, stop, tandem_command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stack_kit import EXAMPLE, Stack, process_of, processes_below, start, stop, tandem_command
 from tandem_operator.demo.suite import generate
 
 MODELS = EXAMPLE.parent / "models"

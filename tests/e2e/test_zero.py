@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from stack_kit import EXAMPLE, Stack, start, stop
 
 SLEEPY = f"""\

@@ -5,9 +5,6 @@ The operations run on fake CUDA tensors, which have a shape and no values: a hos
 between host and device, which a capture forbids as well, are refused here.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import (
@@ -20,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="GPU paths launch Triton kernels")
 
+import compile_target
+
 from tandem_kernels import (
     dispatch,
     gumbel_noise,
@@ -31,11 +30,6 @@ from tandem_kernels import (
     select_keys,
     select_pages,
 )
-
-_path = Path(__file__).parent / "compiled" / "compile_target.py"
-_spec = importlib.util.spec_from_file_location("compile_target", _path)
-compile_target = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compile_target)
 
 
 class HostCopyError(AssertionError):

@@ -1,24 +1,15 @@
 """Every kernel variant compiles for each GPU we name, and takes what the committed table says."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="kernels are compiled only where triton is installed")
+import bytes_in_flight as bounds
+import compile_target
 import triton
 
-
-def load(name):
-    path = Path(__file__).parent / "compiled" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compile_target, bounds = load("compile_target"), load("bytes_in_flight")
 COMMITTED = json.loads(compile_target.TABLE.read_text())
 # What older compilers spill: registers by triton's minor version, target and kernel.
 OLDER_SPILLS = {("3.6", "gfx942"): {"prefill 28/4 d128 fp8 | prefill_kernel": 2}}

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
+from objects_table import model
 from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.reconcile.reconciler import Key, Reconciler, Result
-
-sys.path.insert(0, str(Path(__file__).parent))
-from objects_table import model
 
 Object = dict[str, Any]
 

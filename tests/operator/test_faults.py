@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faults_kit import CHILD_KINDS, CancelAt, Faulty, damage, shape
+from stored_cluster import NOW, pair, write
 from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import PEER_SECRET
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import Key, Reconciler
-
-sys.path.insert(0, str(Path(__file__).parent))
-from faults_kit import CHILD_KINDS, CancelAt, Faulty, damage, shape
-from stored_cluster import NOW, pair, write
 
 Object = dict[str, Any]
 

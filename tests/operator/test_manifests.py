@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.manifests import ManifestError, load_paths, load_text
-
-sys.path.insert(0, str(Path(__file__).parent))
 from objects_table import BAD, GOOD, MODEL, ROUTER
+from tandem_operator.manifests import ManifestError, load_paths, load_text
 
 
 @pytest.mark.parametrize("name", GOOD)

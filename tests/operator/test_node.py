@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from node_harness import Harness, alive, gone, pod, running
 
 Object = dict[str, Any]

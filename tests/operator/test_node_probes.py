@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node_harness import OFTEN, READY, Harness, gone, pod, running
 from tandem_operator.node.node import NotRunningError
 from tandem_operator.node.probes import http_status
-
-sys.path.insert(0, str(Path(__file__).parent))
-from node_harness import OFTEN, READY, Harness, gone, pod, running
 
 Object = dict[str, Any]
 

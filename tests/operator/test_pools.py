@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stored_cluster import Cluster
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_cluster import Cluster
 
 Object = dict[str, Any]
 

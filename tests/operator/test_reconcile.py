@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from objects_table import GOOD, model
+from stored_cluster import BOTH, SPLIT, Cluster
 from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S, UNSEEN_RETRY_S
-
-sys.path.insert(0, str(Path(__file__).parent))
-from objects_table import GOOD, model
-from stored_cluster import BOTH, SPLIT, Cluster
 
 Object = dict[str, Any]
 

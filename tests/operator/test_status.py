@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from objects_table import POLICY
+from stored_cluster import BOTH, NOW, Cluster
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.plan.router_status import TierFacts, TrafficFacts
 from tandem_operator.resources import RouterStatus
-
-sys.path.insert(0, str(Path(__file__).parent))
-from objects_table import POLICY
-from stored_cluster import BOTH, NOW, Cluster
 
 Object = dict[str, Any]
 

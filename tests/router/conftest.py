@@ -6,19 +6,15 @@ import asyncio
 import hashlib
 import json
 import random
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tandem_router.api.app import RouterApp
 from tandem_router.config import RouterConfig, parse_config
-
-sys.path.insert(0, str(Path(__file__).parent))
 from two_tiers import TIERS
 
 PIECES = ["Hello", " wor", "ld", ", ", "", "日本", "\n\n", '"data": ', "[DONE]", " é", "!", " 42"]

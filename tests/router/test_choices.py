@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tandem_router.policy import PlainScore
-
-sys.path.insert(0, str(Path(__file__).parent))
 from two_tiers import Scores, both
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tandem_router.policy import PlainScore
-
-sys.path.insert(0, str(Path(__file__).parent))
 from two_tiers import TIERS, Scores
 
 CAPPED = [TIERS[0], {**TIERS[1], "max_share": 0.5}]

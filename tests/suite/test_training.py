@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+import train as script
+import transformers
+from export import build_tokenizer, export
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "models"
-sys.path.insert(0, str(SCRIPTS))
-try:
-    import train as script
-    from export import build_tokenizer, export
-finally:
-    sys.path.remove(str(SCRIPTS))
+SCRIPTS = Path(script.__file__).parent
 
 
 @pytest.fixture(scope="module")

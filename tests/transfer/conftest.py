@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +10,6 @@ from tandem_worker.transfer import KVPool, create_receiver, create_sender
 from tandem_worker.transfer.interface import KVSender
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
-
-# importlib mode puts no test folder on the path; the kit beside this file is shared by its tests
-sys.path.insert(0, str(Path(__file__).parent))
-
 from tcp_kit import TOKEN, UNIT, RawPeer
 from transfer_kit import LAYOUT, Pair, random_pool
 

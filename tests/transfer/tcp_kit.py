@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 
-from transfer_kit import FINAL, LAYOUT, soon
-
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
     Blocks,
@@ -25,6 +23,7 @@ from tandem_worker.transfer.frames import (
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
 from tandem_worker.transfer.wire import parse_address
+from transfer_kit import FINAL, LAYOUT, soon
 
 TOKEN = b"secret"
 UNIT = LAYOUT.unit_bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transfer_kit import LAYOUT, random_pool
 
 from tandem_worker.transfer import KVPool
 from tandem_worker.transfer.errors import BlockConflictError, LayoutMismatchError
+from transfer_kit import LAYOUT, random_pool
 
 K = torch.zeros(4, 2, 64, 8)
 

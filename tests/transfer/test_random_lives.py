@@ -11,10 +11,10 @@ import random
 import threading
 
 import pytest
-from transfer_kit import FINAL, LAYOUT, Pair, soon
 
 from tandem_worker.transfer import TransferError
 from tandem_worker.transfer.interface import ReservationState
+from transfer_kit import FINAL, LAYOUT, Pair, soon
 
 NUM_REQUESTS = 120
 GUARD = bytes([0xA5]) * LAYOUT.unit_bytes

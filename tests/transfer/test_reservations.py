@@ -6,7 +6,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from transfer_kit import FINAL
 
 from tandem_worker.transfer.errors import (
     BlockConflictError,
@@ -19,6 +18,7 @@ from tandem_worker.transfer.errors import (
 )
 from tandem_worker.transfer.interface import ReservationState
 from tandem_worker.transfer.reservations import Entry, EventKind, ReservationTable
+from transfer_kit import FINAL
 
 LAYERS, BLOCKS = 3, 8
 

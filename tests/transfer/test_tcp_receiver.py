@@ -9,8 +9,6 @@ import tracemalloc
 import zlib
 
 import pytest
-from tcp_kit import TOKEN, UNIT, RawPeer, blocks, push_works
-from transfer_kit import FINAL, LAYOUT, soon
 
 from tandem_worker.transfer import KVPool, ReservationState, kv_link_check
 from tandem_worker.transfer.errors import (
@@ -43,6 +41,8 @@ from tandem_worker.transfer.frames import (
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
 from tandem_worker.transfer.wire import format_address, parse_address
+from tcp_kit import TOKEN, UNIT, RawPeer, blocks, push_works
+from transfer_kit import FINAL, LAYOUT, soon
 
 
 @pytest.mark.parametrize("cut", [3, HEADER_BYTES + 2, HEADER_BYTES + 30, 2 * UNIT])

@@ -8,8 +8,6 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tcp_kit import TOKEN, UNIT, RawPeer, push_works
-from transfer_kit import FINAL, LAYOUT, random_pool, soon
 
 from tandem_worker.transfer import ReservationState, kv_link_check
 from tandem_worker.transfer.errors import (
@@ -38,6 +36,8 @@ from tandem_worker.transfer.frames import (
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
 from tandem_worker.transfer.wire import Wire, format_address
+from tcp_kit import TOKEN, UNIT, RawPeer, push_works
+from transfer_kit import FINAL, LAYOUT, random_pool, soon
 
 
 async def test_a_connection_is_used_again_and_a_dead_one_is_replaced(

@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-from transfer_kit import FINAL, LAYOUT, Pair, random_pool, soon
 
 from tandem_worker.transfer import (
     FinalState,
@@ -32,6 +31,7 @@ from tandem_worker.transfer.errors import (
     UnknownReservationError,
     WriterGoneError,
 )
+from transfer_kit import FINAL, LAYOUT, Pair, random_pool, soon
 
 
 async def test_pushed_blocks_and_final_state_arrive_unchanged(pair: Pair) -> None:

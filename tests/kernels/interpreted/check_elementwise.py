@@ -1,9 +1,9 @@
 """RMSNorm, SwiGLU, RoPE with cache write, and block copies against float64."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import (
     add_rms_norm,
     kv_block_copy,

@@ -3,10 +3,10 @@
 The pools are mappings whose pages are mostly never touched, so they cost address space, not memory.
 """
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import (
     KernelArgumentError,
     add_rms_norm,

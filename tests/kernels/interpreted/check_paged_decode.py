@@ -1,9 +1,9 @@
 """Paged decode attention against float64."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import paged_decode
 from tandem_kernels.paged_decode import paged_decode_attention, paged_decode_attention_reference
 

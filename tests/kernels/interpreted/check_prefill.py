@@ -1,9 +1,9 @@
 """Chunked prefill attention against float64."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import prefill
 from tandem_kernels.prefill import prefill_attention, prefill_attention_reference
 

@@ -1,11 +1,12 @@
 """Random shapes through the kernels: what must hold whatever the lengths, heads and splits."""
 
-import check_paged_decode
-import check_prefill
-import harness
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import check_paged_decode
+import check_prefill
+import harness
 
 few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 heads = st.sampled_from([(1, 1), (4, 2), (3, 1), (6, 2)])

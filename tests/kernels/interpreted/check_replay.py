@@ -5,10 +5,10 @@ launches run again, with the same grids and constants. On a GPU a CUDA graph doe
 interpreter a list of launches.
 """
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import (
     add_rms_norm,
     kv_block_copy,

@@ -1,9 +1,9 @@
 """The sampler's kernels against its reference: the same tokens from the same seeds."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import sample, sampler
 from tandem_kernels.dispatch import tl, triton
 from tandem_kernels.noise import gumbel, gumbel_noise

@@ -1,9 +1,9 @@
 """Skinny GEMM in every weight format against float64."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import quantize_fp8, quantize_int4, quantize_int8, skinny_gemm
 from tandem_kernels.skinny_gemm import skinny_gemm_reference
 

@@ -1,9 +1,9 @@
 """Quest, Squeezed Attention and SnapKV against float64."""
 
-import harness
 import pytest
 import torch
 
+import harness
 from tandem_kernels import (
     centroid_weights,
     cluster_keys,

@@ -5,11 +5,6 @@ in processes of their own; their files are called check_*.py to stay out of a pl
 On a GPU: TANDEM_KERNELS_DEVICE=cuda pytest -o python_files='check_*.py' tests/kernels/interpreted
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import harness
 
 if harness.DEVICE == "cpu":
