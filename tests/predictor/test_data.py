@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tandem_router.predictor import DataError
+from tandem_router.predictor.records import files
 from tandem_router.predictor.training import dataset as data
 
 GOOD = {"prompt": "What is 2 + 2?", "quality": {"small": 1, "large": 0.5}}
@@ -206,7 +207,7 @@ def test_csv_cells_hold_several_samples_as_a_list(tmp_path: Path) -> None:
 def test_a_file_without_line_ends_is_not_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\0" * 5000)
 

@@ -1,24 +1,19 @@
 """Reading outcome data: which model answered which prompt how well.
 
-One row is ``{"prompt", "quality": {tier: 0..1 or [samples]}, "output_tokens"?, "cost_usd"?,
-"responses"?, "group"?, "task"?}``; JSON lines, the same gzipped, or CSV with dotted column names
-(``quality.small``). A row that cannot be used is named by line and reason and left out; more than
-1 % of such rows stops, because then the file is probably not what its name says.
+One row is ``{"prompt" | "messages", "quality": {tier: 0..1 or [samples]}, "output_tokens"?,
+"cost_usd"?, "responses"?, "group"?, "task"?}``; JSON lines, a JSON list or a table, gzipped or not
+(:mod:`..records.files`), also in the shapes of other tools (:mod:`..records.shapes`). A row that
+cannot be used is named by line and reason and left out; more than 1 % of such rows stops, because
+then the file is probably not what its name says.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import math
-import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +21,20 @@ import numpy as np
 
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.records import conversation, files, shapes
+from tandem_router.predictor.records.files import MAX_PROMPT_CHARS
 
 MAX_UNREADABLE_SHARE = 0.01
 MAX_TIERS = 16
-MAX_PROMPT_CHARS = 10_000_000
-#: A line is one prompt with its answers; a file without line ends must not fill the memory.
-MAX_LINE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One graded prompt. `samples` keeps the graded answers where a tier has several."""
+    """One graded prompt. `samples` keeps the graded answers where a tier has several.
+
+    `messages` is the conversation where one was given; `prompt` is then the text that the router
+    scores of it.
+    """
 
     prompt: str
     quality: dict[str, float]
@@ -46,6 +44,8 @@ class Row:
     group: str = ""
     task: str = ""
     line: str = ""
+    messages: tuple[conversation.Message, ...] = ()
+    cost_usd: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +113,25 @@ def read(paths: Sequence[Path], *, need_quality: bool = True) -> Dataset:
     rows: list[Row] = []
     rejected: list[Rejected] = []
     digest = hashlib.sha256()
+    by_prompt: dict[str, int] = {}
     for path in paths:
-        for where, value in _records(path, digest):
+        for where, value in files.read(path, digest):
             if isinstance(value, str):
                 rejected.append(Rejected(where, value))
                 continue
             try:
-                rows.append(parse(value, where, need_quality=need_quality))
+                record = shapes.ours(value) if isinstance(value, dict) else value
+                row = parse(record, where, need_quality=need_quality)
             except DataError as error:
                 rejected.append(Rejected(where, str(error)))
+                continue
+            first = by_prompt.get(row.prompt) if "one_of_several" in record else None
+            if first is not None:
+                rows[first] = _joined(rows[first], row)
+                continue
+            if "one_of_several" in record:
+                by_prompt[row.prompt] = len(rows)
+            rows.append(row)
     total = len(rows) + len(rejected)
     names = ", ".join(str(path) for path in paths)
     if total == 0:
@@ -138,18 +148,22 @@ def read(paths: Sequence[Path], *, need_quality: bool = True) -> Dataset:
     if len(tiers) > MAX_TIERS:
         raise DataError(
             f"the data names {len(tiers)} tiers ({', '.join(list(tiers)[:5])}, ...); at most "
-            f"{MAX_TIERS} can be told apart: are these tier names?"
+            f"{MAX_TIERS} can be told apart: are these tier names? Keep the rows of the models "
+            "that you would serve"
         )
     return Dataset(tuple(rows), tuple(tiers), tuple(rejected), digest.hexdigest())
 
 
 def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
-    """One row, checked; the error is the reason without the place."""
+    """One row of ours, checked; the error is the reason without the place."""
     if not isinstance(value, dict):
         raise DataError(f"is a {type(value).__name__}, not an object with a prompt")
-    prompt = value.get("prompt")
+    messages: tuple[conversation.Message, ...] = ()
+    if value.get("messages") is not None:
+        messages = conversation.parse(value["messages"])
+    prompt = conversation.scored_text(messages) if messages else value.get("prompt")
     if not isinstance(prompt, str):
-        raise DataError("has no text under `prompt`")
+        raise shapes.refuse(value)
     if len(prompt) > MAX_PROMPT_CHARS:
         raise DataError(
             f"its prompt has {len(prompt):,} characters, more than {MAX_PROMPT_CHARS:,}; cut it"
@@ -166,15 +180,9 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
             if len(numbers) > 1:
                 samples[tier] = numbers
     if need_quality and not quality:
-        raise DataError('has no label under `quality`, like {"small": 1, "large": 0.5}')
-    tokens: dict[str, float] = {}
-    for tier, given in _mapping(value, "output_tokens").items():
-        if given is None:
-            continue
-        number = _number(given, f"output_tokens.{tier}")
-        if not 0 <= number <= 1e7:
-            raise DataError(f"output_tokens.{tier}={number:g} is not between 0 and 10,000,000")
-        tokens[tier] = number
+        raise shapes.no_grade(value)
+    tokens = _bounded(value, "output_tokens", 10_000_000)
+    costs = _bounded(value, "cost_usd", 1_000_000)
     responses = {
         tier: answer
         for tier, answer in _mapping(value, "responses").items()
@@ -189,7 +197,44 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
         _name(value.get("group")),
         _name(value.get("task")),
         where,
+        messages,
+        costs,
     )
+
+
+def _joined(first: Row, other: Row) -> Row:
+    """Two rows of the same prompt that speak of one model each; a model twice has two samples."""
+    quality, samples = dict(first.quality), dict(first.samples)
+    for tier, value in other.quality.items():
+        if tier in quality:
+            several = (*samples.get(tier, (quality[tier],)), *other.samples.get(tier, (value,)))
+            samples[tier], quality[tier] = several, sum(several) / len(several)
+        else:
+            quality[tier] = value
+            if tier in other.samples:
+                samples[tier] = other.samples[tier]
+    return replace(
+        first,
+        quality=quality,
+        samples=samples,
+        output_tokens={**other.output_tokens, **first.output_tokens},
+        cost_usd={**other.cost_usd, **first.cost_usd},
+        responses={**other.responses, **first.responses},
+    )
+
+
+def _bounded(value: dict[str, Any], name: str, most: int) -> dict[str, float]:
+    """A number per tier, from 0 to `most`; the mean where several answers were measured."""
+    found: dict[str, float] = {}
+    for tier, given in _mapping(value, name).items():
+        several = given if isinstance(given, list) else [given]
+        numbers = [_number(each, f"{name}.{tier}") for each in several if each is not None]
+        for number in numbers:
+            if not 0 <= number <= most:
+                raise DataError(f"{name}.{tier}={number:g} is not between 0 and {most:,}")
+        if numbers:
+            found[tier] = sum(numbers) / len(numbers)
+    return found
 
 
 def _name(value: Any) -> str:
@@ -237,69 +282,27 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
-def _records(path: Path, digest: Any) -> Iterator[tuple[str, Any]]:
-    """(place, decoded row) or (place, reason); reads line by line."""
-    with _opened(str(path)) as stream:
-        if _is_csv(path.name):
-            yield from _csv_records(path, stream, digest)
-            return
-        for number, line in _lines(path, stream):
-            digest.update(line)
-            if line.strip():
-                yield f"{path.name}:{number}", _decode(line)
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[Any]:
-    """The bytes of a file, or of standard input for ``-``, unzipped where they are zipped."""
-    try:
-        with ExitStack() as stack:
-            raw: Any = sys.stdin.buffer
-            if name != "-":
-                raw = stack.enter_context(Path(name).open("rb"))
-            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-            yield gzip.GzipFile(fileobj=raw) if zipped else raw
-    except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; check the path") from error
-    except IsADirectoryError as error:
-        raise DataError(f"cannot read {name}: it is a directory; name the files in it") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name} is a damaged gzip file; copy it again") from error
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}") from error
-
-
-def _is_csv(name: str) -> bool:
-    return name.removesuffix(".gz").endswith(".csv")
-
-
-def _lines(path: Path, stream: Any) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
-        if len(line) >= MAX_LINE_BYTES:
-            raise DataError(
-                f"{path}:{number} has no end within {MAX_LINE_BYTES:,} bytes; expected one row a "
-                "line"
-            )
-        yield number, line
-
-
 def prompts(name: str, note: Callable[[str], None] = lambda _: None) -> Iterator[str]:
     """The prompts to score in a file (``-``: standard input), in order; blank lines are none.
 
-    JSON lines with a `prompt`, JSON strings or plain text, gzipped or not, or CSV with a column
-    `prompt`. A JSON object without a prompt is text like any other, and `note` hears of it.
+    JSON lines with a `prompt` or `messages`, JSON strings or plain text, gzipped or not, or a
+    table with a column `prompt`. A JSON object without either is text like any other, and `note`
+    hears of it.
     """
     path = Path(name)
-    with _opened(name) as stream:
-        if _is_csv(name):
-            for where, record in _csv_records(path, stream, hashlib.sha256()):
+    with files.opened(name) as stream:
+        if files.is_table(name):
+            for where, record in files.table(path, stream, hashlib.sha256()):
                 if isinstance(record, str):
                     raise DataError(
                         f"{where} {record}; correct it, a line left out shifts the rest"
                     )
-                yield str(record["prompt"] or "")
+                found = shapes.ours(record)
+                if "prompt" not in found and "messages" not in found:
+                    raise DataError(f"{name} {shapes.refuse(record)}")
+                yield _scored(found) or ""
             return
-        for number, raw in _lines(path, stream):
+        for number, raw in files.lines(path, stream):
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").rstrip("\r\n")
             if not line.strip():
                 continue
@@ -307,57 +310,20 @@ def prompts(name: str, note: Callable[[str], None] = lambda _: None) -> Iterator
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 value = line
-            prompt = value.get("prompt") if isinstance(value, dict) else value
-            if isinstance(value, dict) and not isinstance(prompt, str):
-                note(f"note: {name}:{number} has no text under `prompt`; scored as plain text")
+            prompt = value
+            if isinstance(value, dict):
+                try:
+                    prompt = _scored(shapes.ours(value))
+                except DataError:
+                    prompt = None
+                if not isinstance(prompt, str):
+                    note(f"note: {name}:{number} has no text under `prompt`; scored as plain text")
             yield prompt if isinstance(prompt, str) else line
 
 
-def _decode(line: bytes) -> Any:
-    try:
-        value = json.loads(line)
-        return "is text, not an object with a prompt" if isinstance(value, str) else value
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON ({str(error)[:80]})"
-
-
-def _csv_records(path: Path, stream: Any, digest: Any) -> Iterator[tuple[str, Any]]:
-    data = stream.read()
-    digest.update(data)
-    # Bytes that are not UTF-8 become lone surrogates, so that only their row is left out.
-    decoded = io.StringIO(data.decode("utf-8-sig", "surrogateescape"))
-    csv.field_size_limit(min(sys.maxsize, 8 * MAX_PROMPT_CHARS))
-    reader = csv.DictReader(decoded)
-    if "prompt" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} has no column `prompt`; expected prompt, quality.<tier>, ...")
-    try:
-        for record in reader:
-            yield f"{path.name}:{reader.line_num}", _from_columns(record)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} is not CSV: {error}") from error
-
-
-def _from_columns(record: dict[str, Any]) -> Any:
-    row: dict[str, Any] = {}
-    for column, cell in record.items():
-        if cell in (None, "") and column != "prompt":
-            continue
-        if not isinstance(column, str) or not isinstance(cell, str):
-            return "has more cells than the header"
-        if not cell.isascii() and any("\udc80" <= char <= "\udcff" for char in cell):
-            return f"{column[:40]} is not UTF-8 text"
-        name, _, tier = column.partition(".")
-        if not tier:
-            row[name] = cell
-        elif name in ("quality", "output_tokens"):
-            try:
-                # several samples of one prompt: a JSON list in the cell, like [1, 0, 1]
-                number = json.loads(cell) if cell.startswith("[") else float(cell)
-            except (ValueError, RecursionError):
-                return f"{column}={_short(cell)} is not a number"
-            row.setdefault(name, {})[tier] = number
-        else:
-            row.setdefault(name, {})[tier] = cell
-    return row
+def _scored(record: dict[str, Any]) -> str | None:
+    """The text that the router would score of a record; None where it has none."""
+    if record.get("messages") is not None:
+        return conversation.scored_text(conversation.parse(record["messages"]))
+    prompt = record.get("prompt")
+    return prompt if isinstance(prompt, str) else None

@@ -1,0 +1,1 @@
+"""Reading what people have: files of records, the shapes of other tools, and conversations."""

@@ -1,0 +1,103 @@
+"""What a conversation is, whichever tool wrote it, and the part of it that a tier is asked.
+
+Three ways are known: `messages` (OpenAI), `conversations` (ShareGPT: from and value), and a list
+of either. Work here is checked values in, plain values out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tandem_router.predictor.errors import DataError
+
+Message = dict[str, Any]
+
+#: ShareGPT's speakers and a few of its dialects.
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "function",
+}
+MAX_MESSAGES = 10_000
+
+
+def parse(value: Any, name: str = "messages") -> tuple[Message, ...]:
+    """Messages with role and content. Raises DataError with the first thing that is wrong.
+
+    A string is read as the JSON of a list, as a table's cell holds it.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"`{name}` is text, not a list of messages") from error
+    if not isinstance(value, list) or not value:
+        raise DataError(f"`{name}` is not a list of messages with role and content")
+    if len(value) > MAX_MESSAGES:
+        raise DataError(f"`{name}` has {len(value):,} messages; at most {MAX_MESSAGES:,}")
+    return tuple(_message(each, f"{name}[{index}]") for index, each in enumerate(value))
+
+
+def _message(value: Any, name: str) -> Message:
+    if not isinstance(value, dict):
+        raise DataError(f"`{name}` is not an object with role and content")
+    if "role" not in value and isinstance(value.get("from"), str):
+        role = _ROLES.get(value["from"].lower())
+        if role is None:
+            raise DataError(f"`{name}` is from {value['from'][:40]!r}; known are human and gpt")
+        return {"role": role, "content": _text(value.get("value"), name)}
+    if not isinstance(value.get("role"), str):
+        raise DataError(f"`{name}` has no `role`, such as user or assistant")
+    content = value.get("content")
+    if content is not None and not isinstance(content, str | list):
+        raise DataError(f"`{name}.content` is neither text nor a list of parts")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"`{name}` has no text under `value`")
+    return value
+
+
+def asked(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation up to what wants an answer: without the answers at its end."""
+    end = len(messages)
+    while end and messages[end - 1].get("role") == "assistant":
+        end -= 1
+    return tuple(messages[:end])
+
+
+def answer(messages: Sequence[Message]) -> str:
+    """The assistant's text at the end of a logged conversation; "" where it ends otherwise."""
+    last = messages[-1] if messages else {}
+    return content_text(last.get("content")) if last.get("role") == "assistant" else ""
+
+
+def scored_text(messages: Sequence[Message]) -> str:
+    """The text that the router scores: the last message of the user, else the last one."""
+    if not messages:
+        return ""
+    last = next((m for m in reversed(messages) if m.get("role") == "user"), messages[-1])
+    return content_text(last.get("content"))
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content, of all its text parts where it is a list."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return ""
