@@ -21,8 +21,11 @@ import httpx
 import pytest
 
 from tandem_router.api.app import RouterApp
-from tandem_router.balancing.endpoint_picker import Load
+from tandem_router.balancing.worker import Load
 from tandem_router.config import parse_config
+from tandem_router.testing.asgi_client import Client
+from tandem_router.testing.fake_worker import FakeWorker
+from tandem_router.testing.two_tiers import CONFIG
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 from tandem_worker.transfer import KVPool, create_receiver
@@ -44,9 +47,6 @@ def neighbour(area: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-router_kit = neighbour("router")
 
 
 def shape(value: Any) -> Any:
@@ -95,16 +95,16 @@ async def test_a_worker_writes_a_load_report_of_that_shape(worker: Worker) -> No
 @pytest.fixture
 async def routed(tmp_path: Path) -> AsyncIterator[tuple[Any, Any]]:
     """(client of a router, the fake decode worker behind it)."""
-    decode = await router_kit.FakeWorker().start()
-    prefill = await router_kit.FakeWorker().start()
+    decode = await FakeWorker().start()
+    prefill = await FakeWorker().start()
     app = RouterApp(
-        parse_config(json.dumps({**router_kit.CONFIG, "slo": {"ttft_ms": 800}})),
+        parse_config(json.dumps({**CONFIG, "slo": {"ttft_ms": 800}})),
         endpoints_path=tmp_path / "endpoints.json",
         rng=random.Random(7),
         peer_token=TOKEN,
     )
     app.set_table({"large": {"decode": (decode.url,), "prefill": (prefill.url,)}})
-    yield router_kit.Client(app), decode
+    yield Client(app), decode
     app.services.client.close()
     await decode.stop()
     await prefill.stop()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from two_tiers import Scores, both
+from tandem_router.testing.two_tiers import Scores, both
 
 
 async def test_decisions_hold_no_text_and_can_be_followed(

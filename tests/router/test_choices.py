@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tandem_router.policy import PlainScore
-from two_tiers import Scores, both
+from tandem_router.testing.two_tiers import Scores, both
 
 
 async def test_the_router_chooses_by_gain_and_says_so(run_router: Any, make_worker: Any) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.errors import UpstreamError
-from tandem_router.openai.sse import EventSplitter, StreamJournal, split_events
+from tandem_router.openai.sse import EventSplitter, split_events
+from tandem_router.proxy.resume import StreamJournal
 
 LARGE = {"model": "large", "stream": True, "seed": 11}
 

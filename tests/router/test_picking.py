@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.balancing.endpoint_picker import Load, Picker, PrefixIndex, block_hashes
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.balancing.prefix_index import PrefixIndex, block_hashes
+from tandem_router.balancing.worker import Load
 from tandem_router.config import PickingConfig
 
 CONFIG = PickingConfig(prefix_block_bytes=16)

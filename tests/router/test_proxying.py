@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from two_tiers import Scores, both
+from tandem_router.testing.two_tiers import Scores, both
 
 
 async def test_the_body_reaches_the_worker_byte_for_byte(run_router: Any, make_worker: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from two_tiers import both
+from tandem_router.testing.two_tiers import both
 
 
 @pytest.mark.parametrize(

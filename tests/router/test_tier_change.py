@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tandem_router.policy import PlainScore
-from two_tiers import TIERS, Scores
+from tandem_router.testing.two_tiers import TIERS, Scores
 
 CAPPED = [TIERS[0], {**TIERS[1], "max_share": 0.5}]
 FAILOVER = {"wait_s": 5.0, "wake_s": 5.0, "tier_wait_s": 0.05}

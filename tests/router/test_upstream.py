@@ -202,7 +202,7 @@ async def test_a_slow_reader_holds_the_server_back_and_loses_nothing() -> None:
         response = await client.request("GET", url)
         for _ in range(50):
             await asyncio.sleep(0.002)
-        assert response._buffered <= PAUSE_ABOVE_BYTES * 2
+        assert response.num_buffered_bytes <= PAUSE_ABOVE_BYTES * 2
         assert len(await response.read_all()) == size
         client.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from two_tiers import Scores
+from tandem_router.testing.two_tiers import Scores
 
 
 async def test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_named(

@@ -2,7 +2,7 @@
 
 The file is JSON, `{"tiers": {"<tier>": {"<role>": ["http://host:port", ...]}}}`. A broken or
 half-written file keeps the last good table: losing every worker to a typo would be worse.
-`endpointslices.py` fills the same table from Kubernetes.
+`kubernetes_discovery.py` fills the same table from Kubernetes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import json
 import logging
 from collections.abc import Callable
 
-from tandem_router.balancing.endpoint_picker import Load, Picker, Worker
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.balancing.worker import Load, Worker
 from tandem_router.errors import UpstreamError
 from tandem_router.http.client import UpstreamClient
 

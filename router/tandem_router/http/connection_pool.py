@@ -164,6 +164,11 @@ class Response:
         self._waiter: asyncio.Future[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
 
+    @property
+    def num_buffered_bytes(self) -> int:
+        """What has arrived and was not read yet."""
+        return self._buffered
+
     def watch_for_stalls(self, timeout_s: float) -> None:
         """One timer per reply, not per read: it looks at the stamp of the last byte."""
         remaining = self.last_data + timeout_s - self._loop.time()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tandem_router.balancing.endpoint_picker import BYTES_PER_TOKEN
+from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
 from tandem_router.policy import Overrides

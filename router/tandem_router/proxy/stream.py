@@ -18,11 +18,11 @@ from tandem_router.http.connection_pool import Response
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import (
     EventSplitter,
-    StreamJournal,
     encode_event,
     event_data,
     split_events,
 )
+from tandem_router.proxy.resume import StreamJournal
 
 FIRST_TOKEN = re.compile(rb'"token_ids":\s*\[\s*\d|"(?:content|text)":\s*"(?!")')
 

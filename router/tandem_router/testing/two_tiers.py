@@ -1,4 +1,4 @@
-"""Two tiers with a worker each, and a predictor that says what a test wants."""
+"""Two tiers, their configuration, and a predictor that says what a test wants."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ class Scores:
 
 async def both(make_worker: Any) -> dict[str, Any]:
     return {"small": {"unified": [await make_worker()]}, "large": {"decode": [await make_worker()]}}
+
+
+CONFIG: dict[str, Any] = {
+    "name": "chat",
+    "tiers": TIERS,
+    "fallback_tier": "large",
+    "failover": {"wait_s": 2.0, "tier_wait_s": 0.05},
+    "picking": {"load_poll_s": 0.05},
+}

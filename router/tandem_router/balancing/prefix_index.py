@@ -1,0 +1,54 @@
+"""Which prompts share a prefix, and how much of one a worker has probably cached.
+
+A prompt is a chain of block hashes over the request's bytes, so equal entries mean equal
+prefixes. Pure, bounded, and nothing of it leaves the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BYTES_PER_TOKEN = 4.0
+
+
+def block_hashes(data: bytes, block_bytes: int, max_blocks: int) -> list[int]:
+    """Chain of hashes: entry i stands for bytes 0..(i+1)*block_bytes, so equal means covered.
+
+    Python's keyed hash: no attacker can aim for collisions, and values never leave the process.
+    """
+    chain = []
+    previous = 0
+    for start in range(0, min(len(data) // block_bytes, max_blocks) * block_bytes, block_bytes):
+        previous = hash((previous, data[start : start + block_bytes]))
+        chain.append(previous)
+    return chain
+
+
+class PrefixIndex:
+    """Prefix blocks one worker has probably cached; the least recently used go first."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._seen: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+    def num_covered(self, chain: Sequence[int]) -> int:
+        covered = 0
+        for block in chain:
+            if block not in self._seen:
+                break
+            covered += 1
+        return covered
+
+    def add(self, chain: Sequence[int]) -> None:
+        # Deepest first: eviction then takes a chain's tail before the head others may share.
+        for block in reversed(chain):
+            self._seen.pop(block, None)
+            self._seen[block] = None
+        while len(self._seen) > self._max_entries:
+            del self._seen[next(iter(self._seen))]

@@ -1,0 +1,103 @@
+"""What the router knows of one worker: its load report, what this router sent it, its failures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from tandem_router.balancing.file_discovery import Role
+from tandem_router.balancing.prefix_index import PrefixIndex
+
+# One request in flight delays a new one by about as much as prefilling this many tokens: its
+# decode steps share the batch. Only the order of candidates depends on it.
+TOKENS_PER_RUNNING_REQUEST = 64.0
+# A worker with less than this share of KV blocks free or reclaimable will preempt.
+KV_SCARCE_SHARE = 0.05
+KV_SCARCE_PENALTY_TOKENS = 4096.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker said about itself (GET /v1/load)."""
+
+    ready: bool = True
+    draining: bool = False
+    num_requests: int = 0
+    pending_prefill_tokens: int = 0
+    kv_free_share: float = 1.0
+    revision: str | None = None
+    max_model_len: int | None = None
+    step_time_s: float | None = None
+    prefill_profile: tuple[float, float, float] | None = None
+
+    @classmethod
+    def parse(cls, data: Any) -> Load:
+        """From the decoded JSON; unknown or missing parts keep their defaults."""
+        if not isinstance(data, dict):
+            return cls()
+        blocks = data.get("kv_blocks")
+        free_share = 1.0
+        if isinstance(blocks, dict) and _number(blocks.get("total")) > 0:
+            free = _number(blocks.get("free")) + _number(blocks.get("cached"))
+            free_share = min(1.0, free / _number(blocks["total"]))
+        revision = data.get("revision")
+        max_len = data.get("max_model_len")
+        profile = data.get("profile")
+        prefill = profile.get("prefill") if isinstance(profile, dict) else None
+        return cls(
+            ready=bool(data.get("ready", True)),
+            draining=bool(data.get("draining", False)),
+            num_requests=int(_number(data.get("num_running")) + _number(data.get("num_waiting"))),
+            pending_prefill_tokens=int(_number(data.get("pending_prefill_tokens"))),
+            kv_free_share=free_share,
+            revision=revision if isinstance(revision, str) and revision else None,
+            max_model_len=max_len if isinstance(max_len, int) else None,
+            step_time_s=_number(data.get("step_time_s")) or None,
+            prefill_profile=(
+                (_number(prefill[0]), _number(prefill[1]), _number(prefill[2]))
+                if isinstance(prefill, list) and len(prefill) == 3
+                else None
+            ),
+        )
+
+
+def _number(value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if good and value == value and abs(value) < 1e18 else 0.0
+
+
+@dataclass(eq=False)
+class Worker:
+    """One endpoint and everything this router knows of it."""
+
+    url: str
+    tier: str
+    role: Role
+    prefixes: PrefixIndex
+    load: Load | None = None
+    num_inflight: int = 0
+    pending_tokens: float = 0.0
+    num_failures: int = 0
+    down_until: float = 0.0
+    draining: bool = False
+    last_error: str | None = None
+
+    def usable(self, now: float) -> bool:
+        if self.draining or now < self.down_until:
+            return False
+        return self.load is None or (self.load.ready and not self.load.draining)
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    def queued_tokens(self) -> float:
+        """Work before a new request, in prefill-token equivalents."""
+        load = self.load or Load()
+        pending = max(self.pending_tokens, float(load.pending_prefill_tokens))
+        running = max(self.num_inflight, load.num_requests)
+        cost = pending + TOKENS_PER_RUNNING_REQUEST * running
+        if load.kv_free_share < KV_SCARCE_SHARE:
+            cost += KV_SCARCE_PENALTY_TOKENS
+        return cost

@@ -1,0 +1,190 @@
+"""What a client of a stream has been sent, and how another worker goes on from there.
+
+The journal keeps what was forwarded as bytes, bounded, and reads the token ids out of them only
+when a stream has to be carried on elsewhere (or when the bytes outgrow their bound). Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tandem_router.errors import UpstreamError
+from tandem_router.openai.sse import encode_event, event_data, split_events
+
+
+def _parse(event: bytes) -> dict[str, Any] | None:
+    payload = event_data(event)
+    if not payload.startswith(b"{"):
+        return None
+    try:
+        value = json.loads(payload)
+    except ValueError as error:
+        raise UpstreamError(f"a chunk is not JSON: {error}") from error
+    return value if isinstance(value, dict) else None
+
+
+def _choices(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    choices = payload.get("choices")
+    if isinstance(choices, list):
+        for choice in choices:
+            if isinstance(choice, dict):
+                yield choice
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    delta = choice.get("delta")
+    text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+    return text if isinstance(text, str) else ""
+
+
+@dataclass
+class _ChoiceState:
+    token_ids: array[int] = field(default_factory=lambda: array("I"))
+    role_sent: bool = False
+    finished: bool = False
+    num_text_chars: int = 0
+    text_without_ids: bool = False
+
+
+class StreamJournal:
+    """What a client has been sent, and how to go on from there."""
+
+    def __init__(self, max_kept_bytes: int = 256 * 1024) -> None:
+        self._max_kept_bytes = max_kept_bytes
+        self._kept: list[bytes] = []
+        self._num_kept_bytes = 0
+        self._choices: dict[int, _ChoiceState] = {}
+        # Characters of each choice still to be dropped after a restart from the beginning.
+        self._skip_chars: dict[int, int] = {}
+        self.resumed = False
+        self._condensed = False
+
+    @property
+    def num_kept_bytes(self) -> int:
+        return self._num_kept_bytes
+
+    @property
+    def events(self) -> bytes | None:
+        """All that was forwarded, as long as nothing had to be condensed; else None."""
+        return None if self._condensed else b"".join(self._kept)
+
+    def forwarded(self, events: bytes) -> None:
+        """Remember complete events that were sent to the client."""
+        self._kept.append(events)
+        self._num_kept_bytes += len(events)
+        if self._num_kept_bytes > self._max_kept_bytes:
+            self._condense()
+
+    def _condense(self) -> None:
+        kept = b"".join(self._kept)
+        self._condensed = self._condensed or bool(kept)
+        self._kept.clear()
+        self._num_kept_bytes = 0
+        for event in split_events(kept):
+            payload = _parse(event)
+            for choice in _choices(payload or {}):
+                self._account(choice)
+
+    def _account(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index", 0)
+        state = self._choices.setdefault(index if isinstance(index, int) else 0, _ChoiceState())
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and "role" in delta:
+            state.role_sent = True
+        token_ids = choice.get("token_ids")
+        text = _text_of(choice)
+        if isinstance(token_ids, list):
+            try:
+                state.token_ids.extend(token_ids)
+            except (TypeError, OverflowError) as error:
+                raise UpstreamError(f"token_ids of a chunk are not token ids: {error}") from error
+        elif text:
+            state.text_without_ids = True
+        state.num_text_chars += len(text)
+        if choice.get("finish_reason") is not None:
+            state.finished = True
+
+    def num_tokens(self) -> int:
+        """Generated tokens forwarded so far, all choices."""
+        self._condense()
+        return sum(len(state.token_ids) for state in self._choices.values())
+
+    def resume_token_ids(self, num_choices: int) -> list[list[int]] | None:
+        """Ids forwarded per choice, for another worker; None: start over, nothing was generated.
+
+        Raises UpstreamError when text was forwarded without its token ids (an external tier):
+        such a stream cannot be carried on exactly.
+        """
+        self._condense()
+        self.resumed = True
+        self._skip_chars.clear()
+        states = [self._choices.get(index, _ChoiceState()) for index in range(num_choices)]
+        if any(state.text_without_ids for state in states):
+            raise UpstreamError("the reply carries no token ids, so it cannot be carried on")
+        for index, state in enumerate(states):
+            if not state.token_ids and state.num_text_chars:
+                # An echoed prompt: the next worker starts this choice over and echoes again.
+                self._skip_chars[index] = state.num_text_chars
+        if not any(state.token_ids for state in states):
+            return None
+        return [list(state.token_ids) for state in states]
+
+    def without_repeats(self, events: bytes) -> bytes:
+        """After a resume: drop what the client already has (roles, finished choices, echo)."""
+        kept = []
+        for event in split_events(events):
+            payload = _parse(event)
+            if payload is None or not payload.get("choices"):
+                kept.append(event)
+                continue
+            changed = False
+            choices = []
+            for choice in _choices(payload):
+                new = self._without_repeat(choice)
+                changed = changed or new is not choice
+                if new is not None:
+                    choices.append(new)
+            if not choices:
+                continue
+            kept.append(encode_event({**payload, "choices": choices}) if changed else event)
+        return b"".join(kept)
+
+    def _without_repeat(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """The choice, a shortened copy, or None when nothing of it is new."""
+        index = choice.get("index", 0)
+        self._condense()
+        state = self._choices.get(index)
+        if state is None:
+            return choice
+        if state.finished:
+            return None
+        skip = self._skip_chars.get(index, 0)
+        if skip:
+            text = _text_of(choice)
+            self._skip_chars[index] = max(0, skip - len(text))
+            rest = text[skip:]
+            if isinstance(choice.get("delta"), dict):
+                choice = {**choice, "delta": {**choice["delta"], "content": rest}}
+            else:
+                choice = {**choice, "text": rest}
+            empty = not rest
+        else:
+            empty = not _text_of(choice)
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and "role" in delta and state.role_sent:
+            choice = {**choice, "delta": {k: v for k, v in delta.items() if k != "role"}}
+            rest_of_delta = any(v not in (None, "") for v in choice["delta"].values())
+        else:
+            rest_of_delta = not skip
+        if (
+            empty
+            and not rest_of_delta
+            and not choice.get("token_ids")
+            and choice.get("finish_reason") is None
+        ):
+            return None
+        return choice

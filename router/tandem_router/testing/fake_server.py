@@ -1,0 +1,113 @@
+"""A small HTTP/1.1 server on a real socket; subclasses say what it answers, well or badly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Seen:
+    """One request as the server got it."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        fields: dict[str, Any] = json.loads(self.body)
+        return fields
+
+
+@dataclass(eq=False)
+class FakeServer:
+    """Remembers every request; `answer` says what comes back."""
+
+    seen: list[Seen] = field(default_factory=list)
+    num_disconnects: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+    _server: asyncio.Server | None = None
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def inference(self) -> list[Seen]:
+        return [one for one in self.seen if one.path != "/v1/load"]
+
+    async def start(self) -> Any:
+        """Listen, on the same port as before where it was stopped; returns itself."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            self._server = None
+            await asyncio.sleep(0)
+
+    async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        """Write a reply; False where the connection is to be reset."""
+        raise NotImplementedError
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                first, *lines = head.decode().split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in lines if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                seen = Seen(first.split(" ")[1], headers, body)
+                self.seen.append(seen)
+                if seen.path != "/v1/load":
+                    self.asked.set()
+                if not await self.answer(seen, writer):
+                    writer.transport.abort()
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.num_disconnects += 1
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+
+async def plain_reply(
+    writer: asyncio.StreamWriter,
+    status: int,
+    headers: dict[str, str],
+    body: bytes,
+    content_type: str = "application/json",
+) -> bool:
+    """One whole reply with its length."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    writer.write(
+        f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\n{lines}"
+        f"content-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    await writer.drain()
+    return True
+
+
+async def begin_stream(writer: asyncio.StreamWriter) -> None:
+    """The head of a reply in chunks of server-sent events."""
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    await writer.drain()
+
+
+async def write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """One chunk of such a reply; an empty one ends it."""
+    writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+    await writer.drain()
