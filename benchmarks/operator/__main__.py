@@ -22,8 +22,8 @@ from typing import Any
 
 from simulated import SimulatedNode
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.client import KubeApi, connect
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.resources.crds import PLURALS, crd_yaml
 
 PORT = 18_080

@@ -12,8 +12,8 @@ import random
 import time
 from typing import Any
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.client import Gone, KubeApi, path
+from tandem_operator.reconcile.cluster_api import ApiError
 
 Object = dict[str, Any]
 NODE = "simulated"

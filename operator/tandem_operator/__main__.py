@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from tandem_operator.cluster_api import ApiError
+from tandem_operator.reconcile.cluster_api import ApiError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ IMAGE_ROOT = Path("/opt/tandem")
 
 
 @dataclass(frozen=True)
-class Problem:
+class Mistake:
     """One thing wrong with a file, in one sentence."""
 
     file: str
@@ -49,7 +49,7 @@ class Problem:
 class ManifestError(Exception):
     """One or more files cannot be used; str() is one line per problem."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Mistake]) -> None:
         super().__init__("\n".join(str(p) for p in problems))
         self.problems = problems
 
@@ -80,7 +80,7 @@ class _Document:
     file: str
     value: Any
     lines: dict[YamlPath, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Mistake] = field(default_factory=list)
     subject: str = ""
 
     def line(self, path: YamlPath) -> int:
@@ -90,7 +90,7 @@ class _Document:
 
     def report(self, path: YamlPath, message: str) -> None:
         self.problems.append(
-            Problem(self.file, self.line(path), self.subject, show_path(path), message)
+            Mistake(self.file, self.line(path), self.subject, show_path(path), message)
         )
 
 
@@ -99,7 +99,7 @@ def load_paths(paths: Iterable[str | Path]) -> list[Manifest]:
 
     Raises ManifestError with every problem of every file.
     """
-    problems: list[Problem] = []
+    problems: list[Mistake] = []
     manifests: list[Manifest] = []
     for path in map(Path, paths):
         try:
@@ -118,7 +118,7 @@ def load_paths(paths: Iterable[str | Path]) -> list[Manifest]:
         if key in seen:
             first = seen[key]
             problems.append(
-                Problem(
+                Mistake(
                     m.file,
                     m.line,
                     f"{m.kind}/{m.name}",
@@ -136,7 +136,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
         if not files:
-            raise ManifestError([Problem(str(path), 1, "", "", "the folder holds no .yaml file")])
+            raise ManifestError([Mistake(str(path), 1, "", "", "the folder holds no .yaml file")])
         return files
     if not path.exists():
         message = "no such file or folder; check the path"
@@ -144,7 +144,7 @@ def _files(path: Path) -> list[Path]:
             names = [p.name for p in path.parent.iterdir()]
             if close := difflib.get_close_matches(path.name, names, n=1, cutoff=0.8):
                 message = f"no such file or folder; did you mean {path.parent / close[0]}?"
-        raise ManifestError([Problem(str(path), 1, "", "", message)])
+        raise ManifestError([Mistake(str(path), 1, "", "", message)])
     return [path]
 
 
@@ -152,16 +152,16 @@ def _read(file: Path) -> str:
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise ManifestError(
-                [Problem(str(file), 1, "", "", "larger than 4 MiB; split the file")]
+                [Mistake(str(file), 1, "", "", "larger than 4 MiB; split the file")]
             )
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ManifestError(
-            [Problem(str(file), 1, "", "", f"is not UTF-8 text ({error.reason}); save it as UTF-8")]
+            [Mistake(str(file), 1, "", "", f"is not UTF-8 text ({error.reason}); save it as UTF-8")]
         ) from error
     except OSError as error:
         raise ManifestError(
-            [Problem(str(file), 1, "", "", f"cannot be read: {error.strerror}")]
+            [Mistake(str(file), 1, "", "", f"cannot be read: {error.strerror}")]
         ) from error
 
 
@@ -177,11 +177,11 @@ def load_text(text: str, file: str = "<text>", base: Path | None = None) -> list
         line = mark.line + 1 if mark else 1
         reason = error.problem or error.context or "cannot be parsed"
         hint = "; indent with spaces" if "\\t" in repr(reason) else ""
-        raise ManifestError([Problem(file, line, "", "", f"not YAML: {reason}{hint}")]) from error
+        raise ManifestError([Mistake(file, line, "", "", f"not YAML: {reason}{hint}")]) from error
     except yaml.YAMLError as error:
-        raise ManifestError([Problem(file, 1, "", "", f"not YAML: {error}")]) from error
+        raise ManifestError([Mistake(file, 1, "", "", f"not YAML: {error}")]) from error
     manifests: list[Manifest] = []
-    problems: list[Problem] = []
+    problems: list[Mistake] = []
     for node in nodes:
         if node is None or (isinstance(node, yaml.ScalarNode) and node.value == ""):
             continue
@@ -195,7 +195,7 @@ def load_text(text: str, file: str = "<text>", base: Path | None = None) -> list
                     problems += item.problems
         problems += document.problems
     if not manifests and not problems:
-        problems.append(Problem(file, 1, "", "", "holds no object; add a Model or a Router"))
+        problems.append(Mistake(file, 1, "", "", "holds no object; add a Model or a Router"))
     if problems:
         raise ManifestError(problems)
     return manifests

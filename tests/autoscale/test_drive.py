@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.autoscale.actuator import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import pool_status
 from tandem_operator.plan.objects import MODEL_LABEL, SCALED_ANNOTATION
+from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.resources import Model, Router
 
 Object = dict[str, Any]

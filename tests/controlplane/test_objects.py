@@ -28,7 +28,7 @@ REFUSALS = Path(__file__).resolve().parent / "golden" / "refusals.txt"
 # Runs inside the cluster's network: creates each object as a dry run and prints [status, message].
 CREATE = """
 import asyncio, json, sys
-from tandem_operator.cluster_api import ApiError
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.kube.client import KubeApi, connect, path
 
 async def main():

@@ -12,8 +12,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
+from tandem_operator.reconcile.cluster_api import ApiError
 
 Object = dict[str, Any]
 

@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube import watches
 from tandem_operator.kube.cache import Copies
 from tandem_operator.kube.client import Gone, KubeApi
+from tandem_operator.reconcile.cluster_api import ApiError
 
 Object = dict[str, Any]
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

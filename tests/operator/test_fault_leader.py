@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
+from tandem_operator.reconcile.cluster_api import ApiError
 
 Object = dict[str, Any]
 TIMES = LeaseTimes(15.0, 10.0, 2.0)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from faults_kit import CHILD_KINDS, CancelAt, Faulty, damage, shape
 from stored_cluster import NOW, pair, write
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import PEER_SECRET
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import Key, Reconciler
 

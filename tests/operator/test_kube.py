@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.cache import RETRY_FIRST_S, KindCache
 from tandem_operator.kube.client import Gone, path
 from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.operator import build_parser
+from tandem_operator.reconcile.cluster_api import ApiError
 
 Object = dict[str, Any]
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.controllers import rollout_step, serving_endpoints
 from tandem_operator.local.state_dir import RunDir, RunDirError, find_cluster, running_clusters
 from tandem_operator.local.store import Store
@@ -19,6 +18,7 @@ from tandem_operator.node.environment import environment, expand
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.node.probes import ProbeCounter
 from tandem_operator.node.volumes import Mounts, PodVolumes, write_files
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.reconciler import Key
 from tandem_operator.reconcile.work_queue import WorkQueue
 

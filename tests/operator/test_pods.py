@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tandem_operator import pod_client as pods
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.router_status import TierFacts
-from tandem_operator.pod_client import WorkerPods, ask_json, router_traffic
+from tandem_operator.reconcile import pod_client as pods
+from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.reconcile.pod_client import WorkerPods, ask_json, router_traffic
 
 Object = dict[str, Any]
 

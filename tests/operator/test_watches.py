@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from tandem_operator.cluster_api import KIND_INFO
 from tandem_operator.kube.cache import CUSTOM_KINDS, Copies
 from tandem_operator.kube.client import KubeApi
 from tandem_operator.kube.watches import CustomResourceWatches, ListedCopies
+from tandem_operator.reconcile.cluster_api import KIND_INFO
 
 Object = dict[str, Any]
 GROUP = "/apis/tandem.dev/v1alpha1"

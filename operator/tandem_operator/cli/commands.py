@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_operator.cli.errors import CommandError
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 ALIASES = {
     "model": "Model",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 def _condition(obj: Object, kind: str, field: str) -> str:

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from tandem_operator.cli import table
 from tandem_operator.cli.errors import CommandError
@@ -21,8 +20,8 @@ from tandem_operator.local.port_forward import PortInUseError
 from tandem_operator.local.state_dir import RunDir, RunDirError
 from tandem_operator.manifests import Manifest, ManifestError, load_paths
 from tandem_operator.node.images import ImageTable
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 SHOWN = ("Model", "Router")
 
 # Rows come one by one, so columns have room for their longest usual words from the start.

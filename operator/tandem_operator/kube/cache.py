@@ -15,13 +15,12 @@ import copy
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
 
-from tandem_operator.cluster_api import KIND_INFO, ApiError
 from tandem_operator.kube.client import Gone, KubeApi
 from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROUTER_LABEL
+from tandem_operator.reconcile.cluster_api import KIND_INFO, ApiError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
 
 # What a copy does not need; managedFields alone are half of an object.

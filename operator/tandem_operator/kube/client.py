@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -18,9 +17,9 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from tandem_operator.cluster_api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
+from tandem_operator.reconcile.cluster_api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 PAGE = 500
 WATCH_S = 300
 CALL_TIMEOUT_S = 30.0

@@ -17,11 +17,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from tandem_operator.cluster_api import ApiError
+from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
 
 

@@ -11,22 +11,21 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
-from tandem_operator.autoscale.actuator import ScalingDriver
-from tandem_operator.cluster_api import ApiError
 from tandem_operator.kube.cache import OWN_KINDS, RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
-from tandem_operator.pod_client import WorkerPods, router_traffic
+from tandem_operator.reconcile.actuator import ScalingDriver
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.decode import models_of
+from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
 from tandem_operator.reconcile.reconciler import Key, Reconciler
 from tandem_operator.reconcile.work_queue import WorkQueue
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
 
 RESYNC_S = RELIST_S

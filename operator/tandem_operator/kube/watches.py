@@ -22,11 +22,11 @@ from typing import Any
 import aiohttp
 import kopf
 
-from tandem_operator.cluster_api import KIND_INFO
 from tandem_operator.kube.cache import RELIST_S, RETRY_FIRST_S, RETRY_MAX_S, Copies
 from tandem_operator.kube.client import PAGE, WATCH_S, KubeApi, path
+from tandem_operator.reconcile.cluster_api import KIND_INFO
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.operator")
 
 # kopf itself takes two seconds to let go of streams that are not read to their end.

@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from tandem_operator.autoscale.actuator import ScalingDriver
-from tandem_operator.cluster_api import ApiError, WatchEvent
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.port_forward import Forwarder
 from tandem_operator.local.state_dir import RunDir, free_ports, predictor_cache
@@ -25,12 +23,14 @@ from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.node.reaper import Guardian
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
 from tandem_operator.plan.pods import is_ready
-from tandem_operator.pod_client import WorkerPods, router_traffic
+from tandem_operator.reconcile.actuator import ScalingDriver
+from tandem_operator.reconcile.cluster_api import ApiError, WatchEvent
 from tandem_operator.reconcile.decode import models_of
+from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
 from tandem_operator.reconcile.reconciler import Key, Reconciler
 from tandem_operator.reconcile.requeue import Appointments
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.local")
 
 RECONCILED = ("Model", "Router", "AutoscalingPolicy")

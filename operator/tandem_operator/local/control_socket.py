@@ -9,12 +9,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tandem_operator.local.cluster import ClusterError, LocalCluster
 from tandem_operator.local.port_forward import PortInUseError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 MAX_LINE_BYTES = 16 * 2**20
 
 

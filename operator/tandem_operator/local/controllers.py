@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tandem_operator.local.store import Store
 from tandem_operator.node.node import GPU, Node, gpus_of
@@ -21,8 +20,8 @@ from tandem_operator.plan.objects import (
 )
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router import endpoints_name
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 HASH_LABEL = "pod-template-hash"
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 

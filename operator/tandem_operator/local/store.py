@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.cluster_api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
+from tandem_operator.reconcile.cluster_api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
 from tandem_operator.resources import SPECS
+from tandem_operator.resources.base import Object
 from tandem_operator.resources.rules import violations
 
-Object = dict[str, Any]
 StoreKey = tuple[str, str, str]
 
 

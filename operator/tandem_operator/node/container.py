@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tandem_operator.node.process import Process
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 def now() -> str:

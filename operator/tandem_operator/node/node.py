@@ -6,7 +6,6 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tandem_operator.node.container import LogSpan
 from tandem_operator.node.images import ImageTable
@@ -15,8 +14,8 @@ from tandem_operator.node.process import Process
 from tandem_operator.node.reaper import Guardian
 from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import Lookup
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 GPU = "nvidia.com/gpu"
 
 __all__ = ["GPU", "Node", "NodeSettings", "NotRunningError", "gpus_of", "loopback_addresses"]

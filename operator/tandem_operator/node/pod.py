@@ -27,8 +27,8 @@ from tandem_operator.node.volumes import (
     PodVolumes,
     mounted_command,
 )
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 logger = logging.getLogger("tandem.node")
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tandem_operator.resources import API_VERSION, Model, Router
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object as Object
 
 MODEL_LABEL = "tandem.dev/model"
 ROUTER_LABEL = "tandem.dev/router"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tandem_operator.cluster_api import ATOMIC_MAPS
 from tandem_operator.plan.objects import Object, digest
+from tandem_operator.reconcile.cluster_api import ATOMIC_MAPS
 
 APPLIED_ANNOTATION = "tandem.dev/applied"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tandem_operator.cluster_api import FIELD_MANAGER
-from tandem_operator.plan.objects import Object
+from tandem_operator.reconcile.cluster_api import FIELD_MANAGER
+from tandem_operator.resources.base import Object
 
 
 class News(NamedTuple):

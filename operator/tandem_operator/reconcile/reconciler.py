@@ -10,8 +10,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from tandem_operator.autoscale.actuator import PERIOD_S, WAKE_PERIOD_S
-from tandem_operator.cluster_api import ApiError, ClusterApi
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
 from tandem_operator.plan.model_status import LinkTest, asleep, model_status, pool_status
@@ -28,6 +26,8 @@ from tandem_operator.plan.objects import (
 from tandem_operator.plan.pods import first_blocker, is_ready
 from tandem_operator.plan.replica_failure import refused_pods
 from tandem_operator.plan.router_status import TrafficFacts, router_status, service_endpoint
+from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
+from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
 from tandem_operator.reconcile.events import event, news_in

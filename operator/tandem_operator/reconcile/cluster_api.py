@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from tandem_operator.resources import API_VERSION
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 FIELD_MANAGER = "tandem-operator"
 SEED_MANAGER = "tandem-operator-seed"

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 
-from tandem_operator.cluster_api import ClusterApi
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_status import TierFacts, TrafficFacts
+from tandem_operator.reconcile.cluster_api import ClusterApi
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0

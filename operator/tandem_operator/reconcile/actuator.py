@@ -16,7 +16,6 @@ from tandem_operator.autoscale.loop import Plan
 from tandem_operator.autoscale.observe import current_threshold
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.sizing import Role
-from tandem_operator.cluster_api import ClusterApi
 from tandem_operator.plan.objects import (
     MODEL_LABEL,
     SCALED_ANNOTATION,
@@ -24,7 +23,8 @@ from tandem_operator.plan.objects import (
     Settings,
 )
 from tandem_operator.plan.pods import is_ready
-from tandem_operator.pod_client import ask_json, identity, peer_token
+from tandem_operator.reconcile.cluster_api import ClusterApi
+from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
 
@@ -36,7 +36,7 @@ WAKE_PERIOD_S = 1.0  # the same while all of its pools are empty: somebody may b
 
 
 class Ask(Protocol):
-    """How a pod is asked; `tandem_operator.pod_client.ask_json`, or a fake."""
+    """How a pod is asked; `tandem_operator.reconcile.pod_client.ask_json`, or a fake."""
 
     def __call__(
         self,
