@@ -11,8 +11,8 @@ import numpy as np
 from outcomes import Outcomes, azure_arrivals
 
 from policy_studies.streams import TIERS, Stream, columns
-from tandem_router.control import BudgetPacer, OnlineControl, price_of_money
-from tandem_router.policy import PolicySetPoints, PolicyState, Reason, decide
+from tandem_router.control import BudgetPacer, OnlineControl, budget_bucket, price_of_money
+from tandem_router.policy import Decision, PolicySetPoints, PolicyState, Reason, decide
 
 SERVICE_S = 6.0  # an answer's cost is known this long after its arrival
 BURST_S = 300.0
@@ -89,32 +89,37 @@ def dual_ascent(usd_per_s: float, start: float) -> Lever:
 
 def replay_budget(stream: Stream, usd_per_hour: float, lever: Lever | None) -> dict[str, float]:
     """One run under a budget; `lever=None` is our pacer. The bucket's hard stop is in all."""
-    pacer = BudgetPacer(usd_per_hour, float(stream.at_s[0]), burst_s=BURST_S)
+    begin = float(stream.at_s[0])
+    bucket = budget_bucket(usd_per_hour, begin, BURST_S)
+    pacer = BudgetPacer(bucket, begin)
     control = OnlineControl(PolicySetPoints(), pacer=pacer)
     policy_state = PolicyState()
-    open_answers: list[tuple[float, int, object, float]] = []
+    open_answers: list[tuple[float, int, Decision, float]] = []
     spent_at, spent, quality, stops, refused = [], [], 0.0, 0, 0
     overdraft = 0.0
     for i in range(len(stream)):
         now = float(stream.at_s[i])
         while open_answers and open_answers[0][0] <= now:
-            at, _, reservation, usd = heapq.heappop(open_answers)
-            control.settle(at, reservation, usd)  # type: ignore[arg-type]
+            at, _, answered, usd = heapq.heappop(open_answers)
+            bucket.settle(at, answered.reserve_cost_usd, usd)
+            control.answered(str(answered.tier), answered.expected_cost_usd, usd)
             if lever:
                 lever.learn(at, usd)
         points = control.set_points(now)
         if lever:
             points = replace(points, lambda_per_usd=lever.value(now), gain_threshold=0.0)
         decision = decide(stream.request(i), TIERS, points, policy_state)
-        reservation = control.decided(now, decision, int(stream.prompt_tokens[i]))
-        overdraft = min(overdraft, pacer.bucket.balance_usd(now))
+        if decision.tier is not None and not bucket.hold(now, decision.reserve_cost_usd):
+            raise AssertionError("the policy chose what the bucket cannot pay")
+        control.decided(now, decision, int(stream.prompt_tokens[i]))
+        overdraft = min(overdraft, bucket.balance(now))
         if decision.tier is None:
             refused += 1
             continue
         stops += decision.reason is Reason.BUDGET
         tier = int(decision.tier == "large")
         usd = stream.cost(i, tier)
-        heapq.heappush(open_answers, (now + SERVICE_S, i, reservation, usd))
+        heapq.heappush(open_answers, (now + SERVICE_S, i, decision, usd))
         spent_at.append(now)
         spent.append(usd)
         quality += stream.q[i, tier]
@@ -131,7 +136,7 @@ def replay_budget(stream: Stream, usd_per_hour: float, lever: Lever | None) -> d
         "quality": quality / len(stream),
         "hard_stops": stops / len(stream),
         "refused": refused / len(stream),
-        "overdraft_share_of_capacity": -overdraft / pacer.bucket.capacity_usd,
+        "overdraft_share_of_capacity": -overdraft / bucket.capacity,
     }
 
 

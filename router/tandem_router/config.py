@@ -171,6 +171,9 @@ class TenantConfig(Section):
         default=None, description="Prompt plus generated tokens per minute."
     )
     usd_per_hour: Positive | None = Field(default=None, description="Spend ceiling, $/h.")
+    max_cost_usd: Positive | None = Field(
+        default=None, description="Most that one request may cost, US dollars."
+    )
 
     @model_validator(mode="after")
     def _hashes_well_formed(self) -> Self:

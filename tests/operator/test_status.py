@@ -28,8 +28,15 @@ async def test_a_router_says_what_its_tiers_cost_and_what_its_predictor_is_worth
     status = cluster.get("Router", "r")["status"]
 
     assert status["tiers"] == [
-        {"name": "small", "ready": False, "usdPerHour": "0.1", "share": "0.75", "ttft": "88ms"},
-        {"name": "large", "ready": False, "usdPerHour": "1"},
+        {
+            "name": "small",
+            "ready": False,
+            "tokenPrices": "Nominal",
+            "usdPerHour": "0.1",
+            "share": "0.75",
+            "ttft": "88ms",
+        },
+        {"name": "large", "ready": False, "tokenPrices": "Nominal", "usdPerHour": "1"},
     ]
     assert status["predictor"] == {
         "version": "v3",

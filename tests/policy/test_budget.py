@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker
+from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, budget_bucket
 from tandem_router.policy import (
     Decision,
     PlainScore,
@@ -28,15 +28,20 @@ UNBILLED = frozenset({"small"})
 
 
 def control(usd_per_hour: float) -> OnlineControl:
-    pacer = BudgetPacer(usd_per_hour, 0.0, unbilled=UNBILLED)
+    pacer = BudgetPacer(budget_bucket(usd_per_hour, 0.0), 0.0, unbilled=UNBILLED)
     return OnlineControl(PolicySetPoints(), pacer=pacer)
 
 
 def ask(subject: OnlineControl, now: float, request: RouteRequest = HARD) -> Decision:
     decision = decide(request, [OURS, THEIRS], subject.set_points(now))
-    reservation = subject.decided(now, decision, request.prompt_tokens)
-    assert reservation is not None
-    subject.settle(now, reservation, decision.expected_cost_usd)
+    assert decision.tier is not None
+    assert subject.pacer is not None
+    billed = decision.tier not in UNBILLED
+    held = decision.reserve_cost_usd if billed else 0.0
+    assert subject.pacer.bucket.hold(now, held)
+    subject.decided(now, decision, request.prompt_tokens)
+    subject.pacer.bucket.settle(now, held, decision.expected_cost_usd if billed else 0.0)
+    subject.answered(decision.tier, decision.expected_cost_usd, decision.expected_cost_usd)
     return decision
 
 
@@ -84,65 +89,6 @@ def test_external_spend_keeps_to_the_budget_while_workers_take_the_rest() -> Non
 
     assert set(tiers) == {"small", "large"}
     assert 0.7 * 3.6 <= spent <= 1.1 * 3.6
-
-
-def decided(subject: OnlineControl, options: list[TierOption]) -> Decision:
-    return decide(HARD, options, subject.set_points(0.0))
-
-
-def remaining_usd(subject: OnlineControl) -> float:
-    assert subject.pacer is not None
-    return subject.pacer.remaining_usd(0.0)
-
-
-def test_a_request_that_changes_tier_holds_the_money_of_its_last_tier_only() -> None:
-    subject = OnlineControl(PolicySetPoints(), pacer=BudgetPacer(100.0, 0.0))
-    full = remaining_usd(subject)
-    first = decided(subject, [OURS, THEIRS])
-    reservation = subject.decided(0.0, first, 1000)
-    second = decided(subject, [OURS, replace(THEIRS, available=False)])
-
-    assert first.tier is not None
-    moved = subject.moved(0.0, first.tier, second, reservation)
-
-    assert (first.tier, second.tier) == ("large", "small")
-    assert moved is not None
-    assert moved.tier == "small"
-    assert full - remaining_usd(subject) == pytest.approx(second.reserve_cost_usd)
-    subject.settle(0.0, moved, 0.0)
-    assert remaining_usd(subject) == pytest.approx(full)
-
-
-def test_a_request_stays_where_it_is_when_the_budget_cannot_pay_the_other_tier() -> None:
-    subject = OnlineControl(PolicySetPoints(), pacer=BudgetPacer(100.0, 0.0))
-    first = decided(subject, [OURS, replace(THEIRS, available=False)])
-    reservation = subject.decided(0.0, first, 1000)
-    second = decided(subject, [replace(OURS, available=False), THEIRS])
-    assert subject.pacer is not None
-    subject.pacer.spend(0.0, remaining_usd(subject))
-
-    moved = subject.moved(0.0, "small", second, reservation)
-
-    assert (first.tier, second.tier) == ("small", "large")
-    assert moved is None
-    assert remaining_usd(subject) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_a_decision_that_the_budget_cannot_pay_any_more_is_not_counted() -> None:
-    """It is asked again until the money is there, and is one request all the same."""
-    subject = OnlineControl(PolicySetPoints(), pacer=BudgetPacer(100.0, 0.0))
-    decision = decided(subject, [OURS, THEIRS])
-    assert subject.pacer is not None
-    subject.pacer.spend(0.0, remaining_usd(subject))
-
-    refused = [subject.decided(0.0, decision, 1000) for _ in range(5)]
-    known = subject.curve.points()
-    paid = subject.decided(10.0, decision, 1000)
-
-    assert refused == [None] * 5
-    assert known == ()
-    assert paid is not None
-    assert subject.curve.points() != ()
 
 
 @given(st.lists(st.booleans(), max_size=30), st.lists(st.booleans(), max_size=30))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tandem_router.control import (
     ArrivalRate,
+    Bucket,
     BudgetPacer,
     OnlineControl,
     QualityFloor,
@@ -20,8 +21,8 @@ from tandem_router.control import (
     ShadowLabel,
     ShadowSampler,
     ShareTracker,
-    TokenBucket,
     TrafficShift,
+    budget_bucket,
     price_of_money,
 )
 from tandem_router.policy import (
@@ -53,34 +54,34 @@ amounts = st.floats(0.0, 20.0)
 )
 def test_spend_never_exceeds_what_the_bucket_held_plus_the_refill(steps, rate, capacity):
     now, spent = 0.0, 0.0
-    bucket = TokenBucket(rate, capacity, now, level_usd=capacity)
+    bucket = Bucket(rate, capacity, now)
     open_reservations = []
     for elapsed, usd, part in steps:
         now += elapsed
-        if bucket.reserve(now, usd):
+        if bucket.hold(now, usd):
             open_reservations.append((usd, usd * part))
         if len(open_reservations) > 2:
             reserved, actual = open_reservations.pop(0)
             bucket.settle(now, reserved, actual)
             spent += actual
         assert spent <= capacity + rate * now + 1e-6
-        assert bucket.remaining_usd(now) >= -1e-6
+        assert bucket.left(now) >= -1e-6
 
 
 def test_an_overrun_closes_the_bucket_until_the_debt_is_paid():
-    bucket = TokenBucket(1.0, 10.0, now=0.0, level_usd=2.0)
+    bucket = Bucket(1.0, 10.0, now=0.0, level=2.0)
 
-    assert bucket.reserve(0.0, 1.0)
+    assert bucket.hold(0.0, 1.0)
     bucket.settle(0.0, 1.0, 5.0)
 
-    assert not bucket.reserve(1.0, 0.5)
-    assert bucket.reserve(4.0, 0.5)
+    assert not bucket.hold(1.0, 0.5)
+    assert bucket.hold(4.0, 0.5)
 
 
 def test_a_clock_that_steps_back_refills_nothing():
-    bucket = TokenBucket(1.0, 10.0, now=100.0, level_usd=0.0)
-    assert bucket.remaining_usd(50.0) == 0.0
-    assert bucket.remaining_usd(101.0) == 1.0
+    bucket = Bucket(1.0, 10.0, now=100.0, level=0.0)
+    assert bucket.left(50.0) == 0.0
+    assert bucket.left(101.0) == 1.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,7 +112,7 @@ def test_arrival_rate_is_right_from_the_first_seconds_on():
 def run_budget(usd_per_hour: float, rate_at, seconds: float, *, price_jump: float = 1.0):
     """Replay Poisson arrivals whose rate is `rate_at(t)`; real costs jump half-way."""
     rng = random.Random(7)
-    pacer = BudgetPacer(usd_per_hour, 0.0)
+    pacer = BudgetPacer(budget_bucket(usd_per_hour, 0.0), 0.0)
     control, state = OnlineControl(PolicySetPoints(), pacer=pacer), PolicyState()
     now, spent, quality, count, stops = 0.0, 0.0, 0.0, 0, 0
     while now < seconds:
@@ -120,14 +121,16 @@ def run_budget(usd_per_hour: float, rate_at, seconds: float, *, price_jump: floa
         score = PlainScore({"small": p_small, "large": min(1.0, p_small + rng.random() * 0.4)})
         request = RouteRequest(500, score, max_tokens=800)
         decision = decide(request, TIERS, control.set_points(now), state)
-        reservation = control.decided(now, decision, 500)
         count += 1
         if decision.tier is None:
+            control.decided(now, decision, 500)
             continue
+        assert pacer.bucket.hold(now, decision.reserve_cost_usd)
+        control.decided(now, decision, 500)
         jump = price_jump if now > seconds / 2 else 1.0
         usd = decision.expected_cost_usd * rng.uniform(0.5, 1.5) * jump
-        assert reservation is not None
-        control.settle(now, reservation, usd)
+        pacer.bucket.settle(now, decision.reserve_cost_usd, usd)
+        control.answered(decision.tier, decision.expected_cost_usd, usd)
         spent += usd
         quality += score.quality[decision.tier]
         stops += decision.reason is Reason.BUDGET
@@ -330,7 +333,9 @@ def test_disagreeing_controllers_rank_money_over_share_over_quality():
 
     only_floor = OnlineControl(base, floor=floor).set_points(0.0)
     ceiling = OnlineControl(base, floor=floor, share=share, share_ceiling=True).set_points(0.0)
-    money = OnlineControl(base, floor=floor, pacer=BudgetPacer(1.0, 0.0)).set_points(0.0)
+    money = OnlineControl(
+        base, floor=floor, pacer=BudgetPacer(budget_bucket(1.0, 0.0), 0.0)
+    ).set_points(0.0)
 
     assert only_floor.gain_threshold == floor.threshold
     assert ceiling.gain_threshold == max(floor.threshold, share.threshold)
@@ -354,14 +359,6 @@ def test_a_floor_that_expects_more_labels_than_are_drawn_is_refused():
 
     with pytest.raises(ValueError, match=r"give it `sampler\.smallest_probability`"):
         OnlineControl(PolicySetPoints(), floor=QualityFloor(0.95), sampler=sampler)
-
-
-def test_shadow_cost_is_billed_to_the_budget():
-    pacer = BudgetPacer(3600.0, 0.0)
-    control = OnlineControl(PolicySetPoints(), pacer=pacer)
-    before = pacer.remaining_usd(0.0)
-    control.shadow_done(0.0, None, 2.0)
-    assert pacer.remaining_usd(0.0) == pytest.approx(before - 2.0)
 
 
 def test_the_routing_curve_predicts_what_each_threshold_would_do():

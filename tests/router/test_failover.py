@@ -341,6 +341,6 @@ async def test_many_streams_over_workers_that_keep_failing_are_all_exact(
                 assert reply.text(index) == expected
             else:
                 assert reply.json["choices"][index]["message"]["content"] == expected
-    assert app.services.admission.num_inflight == 0
+    assert app.services.ledger.num_inflight == 0
     for known in app.picker.workers:
         assert (known.num_inflight, known.pending_tokens) == (0, 0.0)

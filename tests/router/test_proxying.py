@@ -111,7 +111,7 @@ async def test_a_client_that_leaves_cancels_the_worker(run_router: Any, make_wor
             await asyncio.sleep(0.01)
 
     assert worker.num_disconnects == 1
-    assert app.services.admission.num_inflight == 0
+    assert app.services.ledger.num_inflight == 0
     record = app.services.decisions.last(1)[0]
     assert (record["status"], record["error"]) == (499, "the client went away")
     assert all(known.num_inflight == 0 for known in app.picker.workers)

@@ -43,7 +43,7 @@ async def test_a_bad_request_gets_an_openai_error_that_names_the_field(
     assert said in reply.error["message"]
     assert reply.error["type"] == "invalid_request_error"
     assert reply.headers["x-should-retry"] == "false"
-    assert app.services.admission.num_inflight == 0
+    assert app.services.ledger.num_inflight == 0
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,19 @@ def usd_per_hour(model: Model) -> float | None:
     return sum(float(p) for p in prices if p is not None)
 
 
+def token_prices(tier: TierSpec, models: Mapping[str, Model]) -> str:
+    """Where a tier's prices per token are from; `Nominal` ones were never measured."""
+    if tier.external is not None:
+        listed = float(tier.external.usd_per_1m_input_tokens) + float(
+            tier.external.usd_per_1m_output_tokens
+        )
+        return "Listed" if listed > 0.0 else "None"
+    if tier.usd_per_1m_input_tokens is not None and tier.usd_per_1m_output_tokens is not None:
+        return "Listed"
+    model = models.get(tier.model_ref.name) if tier.model_ref is not None else None
+    return "Nominal" if model is not None and usd_per_hour(model) else "None"
+
+
 def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
     share = {} if tier.max_share is None else {"max_share": float(tier.max_share)}
     if tier.external is not None:
@@ -127,8 +140,9 @@ def _wake_s(router: Router, models: Mapping[str, Model]) -> float:
 
 
 def _tenant(fields: Object) -> Object:
-    if "usd_per_hour" in fields:
-        fields["usd_per_hour"] = float(fields["usd_per_hour"])
+    for name in ("usd_per_hour", "max_cost_usd"):
+        if name in fields:
+            fields[name] = float(fields[name])
     return fields
 
 

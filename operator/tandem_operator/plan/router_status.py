@@ -10,7 +10,7 @@ from tandem_operator.plan.conditions import Conditions
 from tandem_operator.plan.objects import Object, Plan
 from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
 from tandem_operator.plan.router import missing_models, router_name
-from tandem_operator.plan.router_config import usd_per_hour
+from tandem_operator.plan.router_config import token_prices, usd_per_hour
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import money, seconds
 
@@ -80,7 +80,7 @@ def router_status(
         conditions.add("PredictorReady", True, "Loaded", "a router pod has loaded it")
     else:
         conditions.add("PredictorReady", None, "NotLoaded", "no router pod has loaded it yet")
-    tiers, any_ready = _tiers(router, model_objects, traffic)
+    tiers, any_ready = _tiers(router, models, model_objects, traffic)
     for kind, unset in (
         ("SLOMet", router.spec.slo.ttft is None and router.spec.slo.tpot is None),
         ("WithinBudget", router.spec.budget.usd_per_hour is None),
@@ -163,14 +163,21 @@ def _slo(conditions: Conditions, router: Router, traffic: TrafficFacts | None) -
 
 
 def _tiers(
-    router: Router, models: Mapping[str, Object], traffic: TrafficFacts | None
+    router: Router,
+    wanted: Mapping[str, Model],
+    models: Mapping[str, Object],
+    traffic: TrafficFacts | None,
 ) -> tuple[list[Object], bool]:
     tiers = []
     for tier in router.spec.tiers:
         ready = True
         if tier.model_ref is not None:
             ready = _model_ready(models.get(tier.model_ref.name))
-        entry: Object = {"name": tier.name, "ready": ready}
+        entry: Object = {
+            "name": tier.name,
+            "ready": ready,
+            "tokenPrices": token_prices(tier, wanted),
+        }
         if tier.model_ref is not None and (price := _price_of(models.get(tier.model_ref.name))):
             entry["usdPerHour"] = price
         facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()

@@ -216,6 +216,9 @@ class Tenant(Resource):
         default=None, ge=1, le=1_000_000_000, description="Most prompt plus output tokens a minute."
     )
     usd_per_hour: Decimal | None = Field(default=None, description="Most US dollars in an hour.")
+    max_cost_usd: Decimal | None = Field(
+        default=None, description="Most US dollars that one request may cost."
+    )
 
 
 class Scaling(Resource):
@@ -308,6 +311,11 @@ class TierStatus(Resource):
     tpot: Duration | None = Field(default=None, description="Smoothed time per output token.")
     usd_per_hour: Decimal | None = Field(
         default=None, description="US dollars per hour of its Model's wanted workers."
+    )
+    token_prices: Literal["Listed", "Nominal", "None"] | None = Field(
+        default=None,
+        description="Where its prices per token are from: Listed in spec; Nominal: its Model's "
+        "price per hour at 1,000 tokens a second, which nothing measured; None: it counts as free.",
     )
 
 

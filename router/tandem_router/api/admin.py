@@ -114,7 +114,7 @@ def router_state(services: Services) -> dict[str, Any]:
         "expected_quality_ratio": services.steering.expected_quality_ratio,
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
-        "num_inflight": services.admission.num_inflight,
+        "num_inflight": services.ledger.num_inflight,
         "cost_usd": cost,
         "cost_all_large_usd": services.decisions.cost_all_large_usd,
         "tiers": tiers,

@@ -30,7 +30,7 @@ from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import FileEndpoints, RouterConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.http.client import UpstreamClient
-from tandem_router.limits.admission import Admission
+from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
@@ -91,7 +91,10 @@ class RouterApp:
         metrics = Metrics([tier.name for tier in config.tiers])
         predictor = predictor or configured_predictor(config)
         prices = Prices(config)
-        steering = Steering(config, prices, predictor, metrics, clock)
+        ledger = Ledger(config, clock)
+        steering = Steering(
+            config, prices, predictor, metrics, clock, ledger.budget, ledger.unbilled
+        )
         self.services = Services(
             config=config,
             picker=self.picker,
@@ -101,9 +104,9 @@ class RouterApp:
                 stall_timeout_s=config.failover.stall_timeout_s,
             ),
             prices=prices,
-            routing=Routing(config, predictor, self.picker, steering, metrics, clock),
+            routing=Routing(config, predictor, self.picker, steering, ledger, metrics, clock),
             steering=steering,
-            admission=Admission(config, clock),
+            ledger=ledger,
             metrics=metrics,
             decisions=DecisionLog(config.decisions_kept),
             clock=clock,

@@ -136,15 +136,15 @@ class DataPath:
         services.routing.forced_tier(request.model)
         max_output = request.max_tokens if request.max_tokens is not None else None
         expected = min(max_output, 4096) if max_output is not None else DEFAULT_OUTPUT_TOKENS
-        reservation = services.admission.admit(
-            services.admission.tenant(tenant_name),
+        hold = services.ledger.hold(
+            services.ledger.account(tenant_name),
             float(request.num_prompt_tokens + expected * request.num_choices),
         )
         exchange = Exchange(
             services,
             request,
             headers,
-            reservation,
+            hold,
             request_id,
             secrets.randbits(63),
             send,

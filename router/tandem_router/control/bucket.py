@@ -1,8 +1,9 @@
-"""The hard stop on spend: a token bucket of dollars with reservations.
+"""The one bucket of everything that refills with time: dollars, tokens, requests.
 
-Over any interval of length d, settled spend is at most `capacity + rate*d`, provided that no
-answer costs more than was reserved for it. An answer that does overrun leaves a debt, which
-closes the bucket until it is refilled.
+What was ever granted is spent, held or left: `granted = spent + held + left`, always. Over any
+interval of length d, settled spend is at most `capacity + per_s*d`, provided that nothing costs
+more than was held for it. What does overrun leaves a debt, which closes the bucket until it is
+refilled.
 """
 
 from __future__ import annotations
@@ -10,65 +11,105 @@ from __future__ import annotations
 import math
 
 
-class TokenBucket:
-    """Dollars that may be spent now, refilled at the budget's rate.
+class Bucket:
+    """An amount that may be used now, refilled at a rate; holds are deducted before use.
 
     Args:
-        usd_per_s: refill rate, the budget.
-        capacity_usd: most that may pile up while traffic is slow.
+        per_s: refill rate in units a second; 0 where only `grant` fills it.
+        capacity: most that may pile up while nothing is used, in units.
         now: clock reading of the caller, seconds.
-        level_usd: initial level; default half full, the level that pacing aims at.
+        level: what is there at first; default all of the capacity.
     """
 
+    __slots__ = ("_now", "capacity", "granted", "held", "per_s", "spent")
+
     def __init__(
-        self,
-        usd_per_s: float,
-        capacity_usd: float,
-        now: float,
-        level_usd: float | None = None,
+        self, per_s: float, capacity: float, now: float, level: float | None = None
     ) -> None:
-        if not (usd_per_s > 0.0 and math.isfinite(usd_per_s)):
-            raise ValueError(f"usd_per_s={usd_per_s} must be a positive number of dollars a second")
-        if not (capacity_usd > 0.0 and math.isfinite(capacity_usd)):
-            raise ValueError(f"capacity_usd={capacity_usd} must be a positive number of dollars")
-        self.usd_per_s = usd_per_s
-        self.capacity_usd = capacity_usd
-        self._level = capacity_usd / 2 if level_usd is None else min(level_usd, capacity_usd)
-        self._reserved = 0.0
+        _check(per_s, capacity)
+        self.per_s = per_s
+        self.capacity = capacity
+        self.granted = capacity if level is None else min(level, capacity)
+        self.spent = 0.0
+        self.held = 0.0
         self._now = now
 
-    def remaining_usd(self, now: float) -> float:
-        """What a new reservation may take; reservations already made are deducted."""
+    def left(self, now: float) -> float:
+        """What a new hold may take; negative is debt."""
         self._refill(now)
-        return self._level - self._reserved
+        return self.granted - self.spent - self.held
 
-    def balance_usd(self, now: float) -> float:
-        """Refilled less settled spend, reservations not deducted; negative is debt."""
+    def balance(self, now: float) -> float:
+        """Granted less spent, holds not deducted; negative is debt."""
         self._refill(now)
-        return self._level
+        return self.granted - self.spent
 
-    def reserve(self, now: float, usd: float) -> bool:
-        """Set `usd` aside; False, and nothing changes, when it is not there."""
-        if not usd <= self.remaining_usd(now):
+    def hold(self, now: float, amount: float, *, overdraw: bool = False) -> bool:
+        """Set `amount` aside; False, and nothing changes, when it is not there.
+
+        overdraw: a full bucket admits more than it can ever hold, and owes the rest. A request
+        larger than one minute's allowance then waits for the full minute, not for ever.
+        """
+        wanted = min(amount, self.capacity) if overdraw else amount
+        # A little slack, so that what was just given back can be taken again.
+        if not wanted <= self.left(now) + 1e-12 * max(1.0, self.granted):
             return False
-        self._reserved += max(0.0, usd)
+        self.held += max(0.0, amount)
         return True
 
-    def change(self, now: float, reserved_usd: float, usd: float) -> bool:
-        """Replace a reservation; False, and nothing changes, when the difference is not there."""
-        old, new = max(0.0, reserved_usd), max(0.0, usd)
-        if not (new <= old or new <= self.remaining_usd(now) + old):
+    def change(self, now: float, held: float, amount: float) -> bool:
+        """Hold `amount` instead of `held`; False, and nothing changes, when it is not there."""
+        if not (amount <= held or self.hold(now, amount - held)):
             return False
-        self._reserved = max(0.0, self._reserved + new - old)
+        if amount <= held:
+            self.held = max(0.0, self.held + max(0.0, amount) - held)
         return True
 
-    def settle(self, now: float, reserved_usd: float, actual_usd: float) -> None:
-        """Replace a reservation by what the answer really cost."""
+    def settle(self, now: float, held: float, used: float) -> None:
+        """Replace a hold by what was really used; a senseless number uses what was held."""
         self._refill(now)
-        self._reserved = max(0.0, self._reserved - max(0.0, reserved_usd))
-        self._level -= max(0.0, actual_usd) if math.isfinite(actual_usd) else reserved_usd
+        self.held = max(0.0, self.held - max(0.0, held))
+        self.spent += max(0.0, used if math.isfinite(used) else held)
+
+    def wait_s(self, now: float, amount: float, *, overdraw: bool = False) -> float | None:
+        """Seconds until `amount` can be held if nothing else is; None: never."""
+        wanted = min(amount, self.capacity) if overdraw else amount
+        missing = wanted - self.left(now)
+        if missing <= 0.0:
+            return 0.0
+        if self.per_s <= 0.0 or wanted > self.capacity:
+            return None
+        return missing / self.per_s
+
+    def grant(self, amount: float) -> None:
+        """Add what was leased from elsewhere; negative hands back."""
+        self.granted += amount
+
+    def set_rate(self, now: float, per_s: float, capacity: float) -> None:
+        """Refill at another rate from now on; what is spent, held and owed stays."""
+        _check(per_s, capacity)
+        self._refill(now)
+        self.per_s, self.capacity = per_s, capacity
+        self.granted = min(self.granted, self.spent + capacity)
 
     def _refill(self, now: float) -> None:
         elapsed = max(0.0, now - self._now)  # a clock that steps back refills nothing
         self._now = max(self._now, now)
-        self._level = min(self.capacity_usd, self._level + elapsed * self.usd_per_s)
+        room = self.capacity - (self.granted - self.spent)
+        self.granted += max(0.0, min(room, elapsed * self.per_s))
+
+
+def budget_bucket(usd_per_hour: float, now: float, burst_s: float = 300.0) -> Bucket:
+    """Dollars of an hourly budget: `burst_s` of it may pile up, half of that is there at first.
+
+    Half full is the level that pacing aims at.
+    """
+    rate = usd_per_hour / 3600.0
+    return Bucket(rate, rate * burst_s, now, level=rate * burst_s / 2)
+
+
+def _check(per_s: float, capacity: float) -> None:
+    if not (per_s >= 0.0 and math.isfinite(per_s)):
+        raise ValueError(f"per_s={per_s} must be a number of units a second, 0 or more")
+    if not (capacity > 0.0 and math.isfinite(capacity)):
+        raise ValueError(f"capacity={capacity} must be a positive number of units")

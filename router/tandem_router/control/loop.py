@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tandem_router.control.certified_floor import QualityFloor
 from tandem_router.control.changes import TrafficShift
 from tandem_router.control.curve import RoutingCurve
-from tandem_router.control.pacing import BudgetPacer, Reservation
+from tandem_router.control.pacing import BudgetPacer
 from tandem_router.control.shadow_sampler import ShadowLabel, ShadowPlan, ShadowSampler
 from tandem_router.control.share import ShareTracker
 from tandem_router.policy import BEYOND_ANY_GAIN, Decision, PolicySetPoints, Reason
@@ -100,19 +100,12 @@ class OnlineControl:
             gain_threshold=threshold,
             lambda_per_usd=price,
             budget_remaining_usd=self.pacer.remaining_usd(now),
-            budget_refill_usd_per_s=self.pacer.bucket.usd_per_s,
+            budget_refill_usd_per_s=self.pacer.bucket.per_s,
             unbilled=self.pacer.unbilled,
         )
 
-    def decided(self, now: float, decision: Decision, prompt_tokens: int) -> Reservation | None:
-        """Tell the controllers of one decision; returns the money set aside, for `settle`.
-
-        None with a pacer configured means that the money went between decision and dispatch
-        (concurrent requests), and nothing was counted: decide again.
-        """
-        pacer = self.pacer
-        if pacer is not None and decision.tier is not None and not pacer.can_pay(now, decision):
-            return None
+    def decided(self, now: float, decision: Decision, prompt_tokens: int) -> None:
+        """Tell the controllers of one decision whose money is held."""
         self.curve.observe(decision)
         if self.pacer is not None:
             self.pacer.observe(now, decision)
@@ -124,31 +117,23 @@ class OnlineControl:
             length = math.log1p(max(0, prompt_tokens))
             if self.shift.observe(length, decision.gain):
                 self.forget()
-        return self.pacer.reserve(now, decision) if self.pacer else None
 
-    def moved(
-        self, now: float, before: str, decision: Decision, reservation: Reservation | None
-    ) -> Reservation | None:
+    def moved(self, before: str, expected_usd: float, decision: Decision) -> None:
         """Tier `before` could not serve a request after all, and `decision` sends it elsewhere.
 
         It stays one request: its arrival, gain and qualities are not counted again, only its
-        tier and its money change. None with a pacer configured means that the money is not there,
-        and nothing changed.
+        tier and its expected cost change.
         """
-        moved = None
-        if self.pacer is not None and reservation is not None:
-            moved = self.pacer.move(now, reservation, decision)
-            if moved is None:
-                return None
+        if self.pacer is not None:
+            self.pacer.move(before, expected_usd, decision)
         dearest = decision.verdicts[-1].tier
         if self.share is not None and (before == dearest) != (decision.tier == dearest):
             self.share.move(decision.tier == dearest)
-        return moved
 
-    def settle(self, now: float, reservation: Reservation, actual_usd: float) -> None:
-        """Book what an answer really cost; zero for one that never ran."""
+    def answered(self, tier: str, expected_usd: float, actual_usd: float) -> None:
+        """Learn from what an answer really cost; zero for one that never ran."""
         if self.pacer is not None:
-            self.pacer.settle(now, reservation, actual_usd)
+            self.pacer.answered(tier, expected_usd, actual_usd)
 
     def draw_shadow(self, uniform: float, decision: Decision) -> ShadowPlan | None:
         """Whether to answer this request with the other tier too, unseen."""
@@ -157,11 +142,9 @@ class OnlineControl:
         cheapest, dearest = decision.verdicts[0].tier, decision.verdicts[-1].tier
         return self.sampler.draw(uniform, decision.tier, cheapest, dearest)
 
-    def shadow_done(self, now: float, label: ShadowLabel | None, cost_usd: float) -> None:
-        """Book a shadow's cost and, when it could be judged, learn from its label."""
-        if self.pacer is not None:
-            self.pacer.spend(now, cost_usd)
-        if label is not None and self.floor is not None and self.floor.observe(label):
+    def shadow_done(self, label: ShadowLabel) -> None:
+        """Learn from the label of a shadow answer; its cost is the ledger's to settle."""
+        if self.floor is not None and self.floor.observe(label):
             self.forget()
 
     def forget(self) -> None:

@@ -14,24 +14,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem_router.control.bucket import TokenBucket
+from tandem_router.control.bucket import Bucket
 from tandem_router.policy import Decision, Reason
 
 _ABSENT = -1e18  # value of a tier that a request could not use
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Money set aside for one dispatched request; hand it back to `settle`."""
-
-    tier: str
-    expected_usd: float
-    reserved_usd: float
 
 
 class ArrivalRate:
@@ -61,18 +51,17 @@ class ArrivalRate:
 
 
 class BudgetPacer:
-    """Moves `lambda_per_usd` so that spend meets the budget, and stops hard at the bucket.
+    """Moves `lambda_per_usd` so that spend meets the budget; the bucket's hold stops it hard.
 
-    Call `observe` for each decision (dispatched or not), `reserve` before dispatch, `move` when
-    another tier takes the request over, `settle` with the realised cost; read `lambda_per_usd`
-    and `remaining_usd` for the next decision.
+    Call `observe` for each decision (dispatched or not), `move` when another tier takes the
+    request over, `answered` with the realised cost; read `lambda_per_usd` for the next decision.
+    It reads the bucket and books nothing: money is held and settled by the ledger alone.
 
     Args:
-        usd_per_hour: the ceiling.
+        bucket: the budget's dollars.
         now: clock reading, seconds.
         horizon_s: an error in spend is paid back over this time. 30 s: shorter follows single
             answers, longer lets a load step eat into the bucket.
-        burst_s: bucket capacity, in seconds of budget.
         window: recent requests that the price is solved on.
         interval_s: time between solutions (about 1 ms each).
         unbilled: tiers whose answers this budget does not pay, such as workers paid by the hour.
@@ -80,21 +69,18 @@ class BudgetPacer:
 
     def __init__(
         self,
-        usd_per_hour: float,
+        bucket: Bucket,
         now: float,
         *,
         horizon_s: float = 30.0,
-        burst_s: float = 300.0,
         window: int = 512,
         interval_s: float = 1.0,
         unbilled: frozenset[str] = frozenset(),
     ) -> None:
         self.unbilled = unbilled
-        rate = usd_per_hour / 3600.0
-        self.bucket = TokenBucket(rate, rate * burst_s, now)
+        self.bucket = bucket
         self.horizon_s = horizon_s
         self.interval_s = interval_s
-        self._goal_usd = self.bucket.balance_usd(now)
         self._rate = ArrivalRate(horizon_s, now)
         self._sample: deque[tuple[tuple[str, float, float], ...]] = deque(maxlen=window)
         self._in_flight_usd = 0.0
@@ -109,7 +95,7 @@ class BudgetPacer:
 
     def remaining_usd(self, now: float) -> float:
         """For `PolicySetPoints.budget_remaining_usd`."""
-        return self.bucket.remaining_usd(now)
+        return self.bucket.left(now)
 
     def observe(self, now: float, decision: Decision) -> None:
         """Learn from one arrival what its tiers would be worth and cost; perhaps re-solve."""
@@ -134,52 +120,36 @@ class BudgetPacer:
         if now - self._solved_at >= self.interval_s:
             self._solved_at = now
             self._lambda = self._solve(now)
+        self._add_in_flight(self._billed(decision))
 
-    def reserve(self, now: float, decision: Decision) -> Reservation | None:
-        """Set the decision's cost aside; None when the bucket cannot pay it."""
-        if decision.tier in self.unbilled:
-            return Reservation(decision.tier, 0.0, 0.0)
-        if decision.tier is None or not self.bucket.reserve(now, decision.reserve_cost_usd):
-            return None
-        self._in_flight_usd += decision.expected_cost_usd
-        return Reservation(decision.tier, decision.expected_cost_usd, decision.reserve_cost_usd)
+    def move(self, before: str, expected_usd: float, decision: Decision) -> None:
+        """Another tier takes over a request that `before` was expected to answer.
 
-    def can_pay(self, now: float, decision: Decision) -> bool:
-        """Whether `reserve` would set this decision's cost aside."""
-        return decision.tier in self.unbilled or decision.reserve_cost_usd <= self.remaining_usd(
-            now
+        The old tier's bias learns nothing: it did not answer.
+        """
+        self._add_in_flight(self._billed(decision) - self._expected(before, expected_usd))
+
+    def answered(self, tier: str, expected_usd: float, actual_usd: float) -> None:
+        """Learn how far off the expectation was; zero for a request that never ran."""
+        expected = self._expected(tier, expected_usd)
+        self._add_in_flight(-expected)
+        if expected > 0.0 and math.isfinite(actual_usd):
+            ratio = min(10.0, actual_usd / expected)
+            old = self._bias.get(tier, 1.0)
+            self._bias[tier] = old + 0.01 * (ratio - old)
+
+    def _billed(self, decision: Decision) -> float:
+        return (
+            0.0
+            if decision.tier is None
+            else self._expected(decision.tier, decision.expected_cost_usd)
         )
 
-    def move(self, now: float, reservation: Reservation, decision: Decision) -> Reservation | None:
-        """Set the new tier's cost aside instead of the old one's.
+    def _expected(self, tier: str, usd: float) -> float:
+        return 0.0 if tier in self.unbilled else usd
 
-        None, and nothing changes, when the bucket cannot pay the difference. The old tier's bias
-        learns nothing: it did not answer.
-        """
-        if decision.tier is None:
-            return None
-        billed = decision.tier not in self.unbilled
-        expected = decision.expected_cost_usd if billed else 0.0
-        reserved = decision.reserve_cost_usd if billed else 0.0
-        if not self.bucket.change(now, reservation.reserved_usd, reserved):
-            return None
-        self._in_flight_usd = max(0.0, self._in_flight_usd + expected - reservation.expected_usd)
-        return Reservation(decision.tier, expected, reserved)
-
-    def settle(self, now: float, reservation: Reservation, actual_usd: float) -> None:
-        """Book the realised cost (zero for a request that never ran)."""
-        if reservation.tier in self.unbilled:
-            return
-        self.bucket.settle(now, reservation.reserved_usd, actual_usd)
-        self._in_flight_usd = max(0.0, self._in_flight_usd - reservation.expected_usd)
-        if reservation.expected_usd > 0.0 and math.isfinite(actual_usd):
-            ratio = min(10.0, actual_usd / reservation.expected_usd)
-            old = self._bias.get(reservation.tier, 1.0)
-            self._bias[reservation.tier] = old + 0.01 * (ratio - old)
-
-    def spend(self, now: float, usd: float) -> None:
-        """Book a cost without reservation, such as a shadow answer."""
-        self.bucket.settle(now, 0.0, usd)
+    def _add_in_flight(self, usd: float) -> None:
+        self._in_flight_usd = max(0.0, self._in_flight_usd + usd)
 
     def forget(self, keep: int = 64) -> None:
         """After a change of traffic, keep only the newest `keep` requests to solve on."""
@@ -188,8 +158,9 @@ class BudgetPacer:
 
     def target_usd_per_s(self, now: float) -> float:
         """What may be spent per second now: the budget plus the payback of past error."""
-        error = self.bucket.balance_usd(now) - self._in_flight_usd - self._goal_usd
-        return max(0.0, self.bucket.usd_per_s + error / self.horizon_s)
+        goal = self.bucket.capacity / 2  # half full: room for an error either way
+        error = self.bucket.balance(now) - self._in_flight_usd - goal
+        return max(0.0, self.bucket.per_s + error / self.horizon_s)
 
     def _solve(self, now: float) -> float:
         rate = self._rate.per_s(now)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tandem_router.limits.ledger import Used
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import Placement
 
@@ -31,9 +32,9 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
     if placement.cached is not None:
         # Nothing was computed or billed, but this much was answered.
         served = tokens_of(json.loads(placement.cached.body).get("usage"))
-    services.admission.settle(arrival.reservation, float(prompt_tokens + output_tokens), cost)
+    services.ledger.settle(arrival.hold, Used(float(prompt_tokens + output_tokens), cost))
     if placement.counted is not None:
-        services.steering.settle(placement.counted, cost)
+        services.steering.answered(placement.counted, cost)
     record.status = status
     record.error = record.error or outcome.error
     record.e2e_s = outcome.ended_at - arrival.started_at

@@ -10,7 +10,7 @@ from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import RouterConfig
 from tandem_router.http.client import UpstreamClient
-from tandem_router.limits.admission import Admission
+from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.routing.decision_log import DecisionLog
@@ -28,7 +28,7 @@ class Services:
     prices: Prices
     routing: Routing
     steering: Steering
-    admission: Admission
+    ledger: Ledger
     metrics: Metrics
     decisions: DecisionLog
     clock: Callable[[], float]

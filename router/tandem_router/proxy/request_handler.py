@@ -18,7 +18,7 @@ from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, assemble, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
-from tandem_router.limits.admission import Reservation
+from tandem_router.limits.ledger import NOTHING, Hold
 from tandem_router.openai.request import InferenceRequest, RequestHeaders
 from tandem_router.openai.sse import DONE
 from tandem_router.proxy.accounting import Outcome, account, tokens_of, usage_of
@@ -36,7 +36,7 @@ class Exchange:
         services: Services,
         request: InferenceRequest,
         headers: RequestHeaders,
-        reservation: Reservation,
+        hold: Hold,
         request_id: str,
         seed: int,
         send: Send,
@@ -48,13 +48,13 @@ class Exchange:
         self._arrival = Arrival(
             request,
             headers,
-            reservation,
+            hold,
             request_id,
             seed,
             started_at,
             created=int(services.wall_clock()),
             forced=services.routing.forced_tier(request.model),
-            cache_key=services.reuse.key(request, reservation.tenant.config.name),
+            cache_key=services.reuse.key(request, hold.account.config.name),
         )
         self._placement: Placement | None = None
         self._dispatch: Dispatch | None = None
@@ -277,7 +277,7 @@ class Exchange:
     def _account(self, status: int, error: str | None) -> None:
         services, placement = self._services, self._placement
         if placement is None:
-            services.admission.settle(self._arrival.reservation, 0.0, 0.0)
+            services.ledger.settle(self._arrival.hold, NOTHING)
             return
         ended_at = self._completed_at if self._completed_at is not None else services.clock()
         num_tokens = self._num_tokens(placement)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tandem_router.cache import CachedAnswer
 from tandem_router.errors import ApiError, overloaded
-from tandem_router.limits.admission import Reservation
+from tandem_router.limits.ledger import Hold
 from tandem_router.openai.request import InferenceRequest, RequestHeaders
 from tandem_router.policy import Decision, Reason
 from tandem_router.proxy.context import Services
@@ -30,7 +30,7 @@ class Arrival:
 
     request: InferenceRequest
     headers: RequestHeaders
-    reservation: Reservation
+    hold: Hold
     request_id: str
     seed: int
     started_at: float  # of the router's clock
@@ -44,7 +44,7 @@ async def place(services: Services, arrival: Arrival) -> Placement:
 
     Raises ApiError when the policy refuses.
     """
-    request, tenant = arrival.request, arrival.reservation.tenant
+    request = arrival.request
     deadline = services.clock() + services.config.failover.wait_s
     scored = await services.routing.score(request)
     while True:
@@ -52,19 +52,20 @@ async def place(services: Services, arrival: Arrival) -> Placement:
         decision = services.routing.choose(
             request,
             arrival.headers.overrides,
-            tenant,
+            arrival.hold,
             scored,
             set_points,
             services.reuse.expected_uses(arrival.cache_key),
         )
-        if decision.tier is not None:
+        tier = decision.tier
+        if tier is not None:
             cached = _find_cached(services, arrival, decision, set_points.lambda_per_usd)
             if cached is not None:
                 decision = replace(decision, tier=cached.tier)
                 return Placement(services, arrival, scored, decision, cached, None)
             _shed_if_late(services, decision)
-            counted = services.steering.count(decision, request, set_points)
-            if counted is not None:
+            if services.ledger.move(arrival.hold, tier, decision.reserve_cost_usd):
+                counted = services.steering.count(decision, request, set_points)
                 return Placement(services, arrival, scored, decision, None, counted)
             # Concurrent requests took the money in between: ask again, soon.
             await asyncio.sleep(0.01)
@@ -99,14 +100,12 @@ class Placement:
         self.cached = cached
         self.counted = counted
         self.tier = services.config.tier(decision.tier)
-        if cached is None:
-            services.admission.reserve_cost(arrival.reservation, decision.reserve_cost_usd)
         request = arrival.request
         self.record = DecisionRecord(
             sequence=services.decisions.next_sequence(),
             request_id=arrival.request_id,
             time=services.wall_clock(),
-            tenant=arrival.reservation.tenant.config.name,
+            tenant=arrival.hold.account.config.name,
             model=request.model,
             kind=request.kind,
             stream=request.stream,
@@ -139,20 +138,20 @@ class Placement:
         if not others:
             return False
         self._failed_tiers = failed
-        decision = services.routing.choose_again(
-            counted,
+        decision = services.routing.choose(
             arrival.request,
             arrival.headers.overrides,
-            arrival.reservation.tenant,
+            arrival.hold,
             self.scored,
-            failed,
+            counted.set_points,
             services.reuse.expected_uses(arrival.cache_key),
+            failed,
         )
         if decision.tier is None or decision.tier in failed:
             return False
-        if not services.steering.move(counted, decision):
+        if not services.ledger.move(arrival.hold, decision.tier, decision.reserve_cost_usd):
             return False
-        services.admission.reserve_cost(arrival.reservation, decision.reserve_cost_usd)
+        services.steering.move(counted, decision)
         self.decision = decision
         self.tier = services.config.tier(decision.tier)
         self.record.tier = decision.tier
@@ -212,7 +211,7 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
 
 def _refusal(arrival: Arrival, decision: Decision) -> ApiError:
     code = str(decision.reason)
-    allowed = arrival.reservation.tenant.config.allowed_tiers
+    allowed = arrival.hold.account.config.allowed_tiers
     forced = arrival.forced
     forbidden = allowed is not None and forced is not None and forced not in allowed
     if decision.reason is Reason.TENANT and forbidden:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tandem_router.config import RouterConfig
-from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, TrafficShift
-from tandem_router.control import Reservation as Budgeted
+from tandem_router.control import Bucket, BudgetPacer, OnlineControl, ShareTracker, TrafficShift
 from tandem_router.control.predicted_floor import PredictedFloor
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
@@ -39,10 +38,9 @@ class Counted:
     """One request as the policy's memory and the controllers know it; it counts once."""
 
     tier: str
+    expected_cost_usd: float
     set_points: PolicySetPoints  # those it was decided with
-    reserve_cost_usd: float
     place: int  # among the recent requests
-    budgeted: Budgeted | None  # None without a budget
     expected: _Expected | None  # None where a quality is unknown
 
 
@@ -59,6 +57,8 @@ class Steering:
         predictor: Predictor | None,
         metrics: Metrics,
         clock: Callable[[], float],
+        budget: Bucket | None,
+        unbilled: frozenset[str],
     ) -> None:
         self._config = config
         self._prices = prices
@@ -77,13 +77,9 @@ class Steering:
             on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
         )
         cap = config.tier(prices.dearest).max_share
-        # Our own workers are paid by the hour whether they answer or not, and the operator holds
-        # them within the budget; an answer costs money only where somebody else gives it.
-        workers = frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
-        budget = config.budget.usd_per_hour if len(workers) < len(config.tiers) else None
         self.control = OnlineControl(
             base,
-            pacer=(BudgetPacer(budget, clock(), unbilled=workers) if budget is not None else None),
+            pacer=BudgetPacer(budget, clock(), unbilled=unbilled) if budget is not None else None,
             share=ShareTracker(cap) if cap is not None and len(config.tiers) > 1 else None,
             share_ceiling=True,
             shift=TrafficShift() if budget is not None or cap is not None else None,
@@ -133,38 +129,25 @@ class Steering:
         self._metrics.threshold.set(points.gain_threshold)
         self._metrics.lambda_per_usd.set(points.lambda_per_usd)
 
-    def left_for(self, counted: Counted) -> PolicySetPoints:
-        """The set-points a request was decided with, when it has to be decided again.
-
-        Its own counting has moved those of now. What is set aside for it, it may spend.
-        """
-        if self.control.pacer is None or counted.budgeted is None:
-            return counted.set_points
-        left = self.control.pacer.remaining_usd(self._clock()) + counted.budgeted.reserved_usd
-        return replace(counted.set_points, budget_remaining_usd=left)
-
     def count(
         self, decision: Decision, request: InferenceRequest, set_points: PolicySetPoints
-    ) -> Counted | None:
-        """Count a request where it was decided to go, and set its money aside.
+    ) -> Counted:
+        """Count a request where it was decided to go, once its money is held.
 
         Counted before it is served, so that requests in flight already weigh in the next
-        decisions. None, and nothing is counted, when concurrent requests took the money since.
+        decisions.
         """
         assert decision.tier is not None
-        budgeted = self.control.decided(self._clock(), decision, request.num_prompt_tokens)
-        if budgeted is None and self.control.pacer is not None:
-            return None
+        self.control.decided(self._clock(), decision, request.num_prompt_tokens)
         expected = _expected(decision)
         if expected is not None:
             self._expected.append(expected)
             self._hold_floor(decision.gain, expected.qualities[-1])
         return Counted(
             decision.tier,
+            decision.expected_cost_usd,
             set_points,
-            decision.reserve_cost_usd,
             self.state.record(decision.tier, request.num_prompt_tokens),
-            budgeted,
             expected,
         )
 
@@ -175,28 +158,20 @@ class Steering:
         if floor.observe(gain, dearest):
             self.control.base = replace(self.control.base, gain_threshold=floor.threshold)
 
-    def move(self, counted: Counted, decision: Decision) -> bool:
-        """Another tier takes the request over: it counts there, and no longer where it was.
-
-        False, and nothing changes, when the budget cannot pay the other tier.
-        """
+    def move(self, counted: Counted, decision: Decision) -> None:
+        """Another tier takes the request over: it counts there, and no longer where it was."""
         assert decision.tier is not None
-        budgeted = self.control.moved(self._clock(), counted.tier, decision, counted.budgeted)
-        if budgeted is None and self.control.pacer is not None:
-            return False
+        self.control.moved(counted.tier, counted.expected_cost_usd, decision)
         expected = _expected(decision)
         if counted.expected is not None and expected is not None:
             counted.expected.chosen = expected.chosen
         self.state.move(counted.place, decision.tier)
         counted.tier = decision.tier
-        counted.reserve_cost_usd = decision.reserve_cost_usd
-        counted.budgeted = budgeted
-        return True
+        counted.expected_cost_usd = decision.expected_cost_usd
 
-    def settle(self, counted: Counted, cost_usd: float) -> None:
-        """Book what the answer really cost; zero for a request that never ran."""
-        if counted.budgeted is not None:
-            self.control.settle(self._clock(), counted.budgeted, cost_usd)
+    def answered(self, counted: Counted, cost_usd: float) -> None:
+        """Learn from what the answer really cost; zero for a request that never ran."""
+        self.control.answered(counted.tier, counted.expected_cost_usd, cost_usd)
 
     @property
     def expected_quality_ratio(self) -> float | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.config import RouterConfig, TierConfig
 from tandem_router.errors import ApiError
-from tandem_router.limits.admission import TenantState
+from tandem_router.limits.ledger import Hold, Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import (
@@ -28,7 +28,7 @@ from tandem_router.policy import (
 )
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import Scored, Scorer, with_gains
-from tandem_router.routing.set_points import Counted, Steering
+from tandem_router.routing.set_points import Steering
 
 LATENCY_SMOOTHING = 0.2
 # A smoothed latency says nothing about a load that ended longer ago than this.
@@ -64,12 +64,14 @@ class Routing:
         predictor: Predictor | None,
         picker: Picker,
         steering: Steering,
+        ledger: Ledger,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._picker = picker
         self._steering = steering
+        self._ledger = ledger
         self._clock = clock
         self.scorer = Scorer(predictor, config.predictor, metrics)
         self.latency = {tier.name: TierLatency() for tier in config.tiers}
@@ -101,58 +103,25 @@ class Routing:
         self,
         request: InferenceRequest,
         overrides: Overrides,
-        tenant: TenantState,
+        hold: Hold,
         scored: Scored,
         set_points: PolicySetPoints,
         expected_uses: float = 1.0,
+        failed: frozenset[str] = frozenset(),
     ) -> Decision:
         """Decide, without counting: the caller counts what it dispatches.
 
-        expected_uses: how often the answer will be served, this time included. Raises ApiError
+        expected_uses: how often the answer will be served, this time included. failed: tiers that
+        could not serve this request. What is held for it already, it may spend. Raises ApiError
         (404) for an unknown model.
         """
-        left = tenant.usd.level if tenant.usd is not None else None
-        return self._decide(
-            request, overrides, tenant, scored, set_points, left, frozenset(), expected_uses
-        )
-
-    def choose_again(
-        self,
-        counted: Counted,
-        request: InferenceRequest,
-        overrides: Overrides,
-        tenant: TenantState,
-        scored: Scored,
-        failed: frozenset[str],
-        expected_uses: float = 1.0,
-    ) -> Decision:
-        """The same choice without the tiers that failed this request.
-
-        It may spend what is already set aside for it.
-        """
-        set_points = self._steering.left_for(counted)
-        remaining_usd = tenant.usd.level if tenant.usd is not None else None
-        if remaining_usd is not None:
-            remaining_usd += counted.reserve_cost_usd
-        return self._decide(
-            request, overrides, tenant, scored, set_points, remaining_usd, failed, expected_uses
-        )
-
-    def _decide(
-        self,
-        request: InferenceRequest,
-        overrides: Overrides,
-        tenant: TenantState,
-        scored: Scored,
-        set_points: PolicySetPoints,
-        remaining_usd: float | None,
-        unavailable: frozenset[str],
-        expected_uses: float,
-    ) -> Decision:
+        means = self._ledger.means(hold)
+        if means.budget_usd is not None:
+            set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
         forced = self.forced_tier(request.model)
         score = scored.score
-        allowed = tenant.config.allowed_tiers
-        options = [self._option(tier, unavailable) for tier in self._config.tiers]
+        allowed = hold.account.config.allowed_tiers
+        options = [self._option(tier, failed) for tier in self._config.tiers]
         if any(option.ttft_s is None for option in options if option.available):
             # Latencies are compared: one known beside one unknown would count as the slower.
             options = [replace(option, ttft_s=None, tpot_s=None) for option in options]
@@ -169,7 +138,8 @@ class Routing:
             overrides=replace(overrides, tier=forced),
             tenant=TenantCeilings(
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,
-                remaining_usd=remaining_usd,
+                max_cost_usd=hold.account.config.max_cost_usd,
+                remaining_usd=means.tenant_usd,
             ),
         )
         decision = decide(route, options, set_points, self._steering.state)
