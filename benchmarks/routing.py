@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from tandem_router.predictor import answers, loads
-from tandem_router.predictor.embedding import StaticEmbedding
+from tandem_router.predictor import loads
 from tandem_router.predictor.evaluation import metrics
-from tandem_router.predictor.evaluation import report as evaluation
-from tandem_router.predictor.evaluation.report import Predictions
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.evaluation.report import Predictions, make_report, predict_rows
+from tandem_router.predictor.reading.embedding import StaticEmbedding
+from tandem_router.predictor.training import answer_verifier, trainer
+from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import core_views
 
@@ -54,7 +53,7 @@ def folds_study(
     name: str, seeds: int = 1, by_task: bool = False, embedding: StaticEmbedding | None = None
 ) -> Callable[[Path], Result]:
     def run(folder: Path) -> Result:
-        dataset = data.read([folder / FILES[name]])
+        dataset = read_dataset([folder / FILES[name]])
         groups = dataset.groups()
         if by_task:
             groups = np.unique([row.task for row in dataset.rows], return_inverse=True)[1]
@@ -62,10 +61,10 @@ def folds_study(
         for seed in range(seeds):
             say(f"seed {seed}")
             options = Options(seed=seed, embedding=embedding)
-            folds = training.fold_of(groups, 5, seed)
+            folds = trainer.fold_of(groups, 5, seed)
             start = time.process_time()
-            predictions = training.out_of_fold(dataset, options, folds, say)
-            read = answers.cross_fit(dataset, folds, seed)
+            predictions = trainer.out_of_fold(dataset, options, folds, say)
+            read = answer_verifier.cross_fit(dataset, folds, seed)
             if read is not None:
                 predictions = replace(predictions, cascade=read[0], verdicts=read[1])
             results.append(measured(dataset, predictions, time.process_time() - start))
@@ -75,7 +74,7 @@ def folds_study(
 
 
 def few_labels(folder: Path, num_labels: int = 1500, seeds: int = 3) -> Result:
-    dataset = data.read([folder / FILES["mmlu"]])
+    dataset = read_dataset([folder / FILES["mmlu"]])
     groups = dataset.groups()
     results = []
     for seed in range(seeds):
@@ -83,15 +82,15 @@ def few_labels(folder: Path, num_labels: int = 1500, seeds: int = 3) -> Result:
         order = np.argsort(np.argsort(drawn)[groups], kind="stable")
         inside, outside = order[:num_labels], order[num_labels:]
         start = time.process_time()
-        trained = training.train(dataset.take(inside), Options(seed=seed), say)
+        trained = trainer.train(dataset.take(inside), Options(seed=seed), say)
         spent = time.process_time() - start
         rest = dataset.take(outside)
-        results.append(measured(rest, evaluation.predict(loads(trained.dumps()), rest), spent))
+        results.append(measured(rest, predict_rows(loads(trained.dumps()), rest), spent))
     return averaged(results)
 
 
-def measured(dataset: data.Dataset, predictions: Predictions, cpu_s: float) -> Result:
-    report = evaluation.report(dataset, predictions, repeats=100, curves=False)
+def measured(dataset: Dataset, predictions: Predictions, cpu_s: float) -> Result:
+    report = make_report(dataset, predictions, repeats=100, curves=False)
     name, pair = next(
         (name, pair)
         for name, pair in report["pairs"].items()
@@ -179,9 +178,9 @@ def speed(folder: Path, embedding: StaticEmbedding | None = None) -> Result:
     `clock_ms` and `cpu_ms` are with pauses, in which others empty the caches; `at_once_ms` is the
     CPU time of the same prompts one after the other.
     """
-    dataset = data.read([folder / FILES["mmlu"]])
+    dataset = read_dataset([folder / FILES["mmlu"]])
     options = Options(embedding=embedding)
-    predictor = loads(training.train(dataset, options, say).dumps(), embedding)
+    predictor = loads(trainer.train(dataset, options, say).dumps(), embedding)
     usual = [row.prompt for row in dataset.rows[::5]]
     long = [" ".join(usual[i : i + 60])[:40_000] for i in range(0, 1200, 60)]
     found: Result = {}

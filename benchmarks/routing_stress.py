@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from tandem_router.predictor.evaluation import baselines, metrics
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import stacking
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training import stacking, trainer
+from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.estimators import Corpus
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import core_views, cross_fit, default_views
@@ -67,8 +66,8 @@ class Case:
         return f"{self.name}, {self.num_labels}, {self.seed}"
 
 
-def pairs(folder: Path) -> dict[str, data.Dataset]:
-    found = {name: data.read([folder / file]) for name, file in FILES.items()}
+def pairs(folder: Path) -> dict[str, Dataset]:
+    found = {name: read_dataset([folder / file]) for name, file in FILES.items()}
     qwen = {row.prompt: row.quality["small"] for row in found["qwen"].rows}
     rows = tuple(
         replace(row, quality={"small": qwen[row.prompt], "large": row.quality["small"]})
@@ -77,7 +76,7 @@ def pairs(folder: Path) -> dict[str, data.Dataset]:
     return found | {"qwen to llama": replace(found["llama"], rows=rows)}
 
 
-def cases(found: dict[str, data.Dataset], seeds: int) -> Iterator[Case]:
+def cases(found: dict[str, Dataset], seeds: int) -> Iterator[Case]:
     for pair, dataset in found.items():
         grouped = Grouped(dataset.groups(), dataset.quality())
         tasks = np.array([row.task for row in dataset.rows])
@@ -122,12 +121,12 @@ def case(
         yield Case(name, pair, num_labels, seed, np.sort(inside), outside)
 
 
-def run(case: Case, dataset: data.Dataset, corpus: Corpus) -> dict[str, Any]:
+def run(case: Case, dataset: Dataset, corpus: Corpus) -> dict[str, Any]:
     """APGR of every method on the case's test rows, and the predictor's standard error."""
     known, asked = dataset.take(case.inside), dataset.take(case.outside)
     options = Options(seed=case.seed)
     labels = known.quality()
-    folds = training.fold_of(known.groups(), options.num_folds, case.seed)
+    folds = trainer.fold_of(known.groups(), options.num_folds, case.seed)
     views = default_views(options)
     core = core_views(len(known.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, ((0, 1),), dataset.tiers)

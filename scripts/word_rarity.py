@@ -18,7 +18,9 @@ from pathlib import Path
 
 NUM_WORDS = 30_000
 CLASSES_PER_DECADE = 4
-TARGET = Path(__file__).parents[1] / "router" / "tandem_router" / "predictor" / "rarity.txt"
+TARGET = (
+    Path(__file__).parents[1] / "router" / "tandem_router" / "predictor" / "reading" / "rarity.txt"
+)
 HEADER = """\
 # English words by rarity: class, then words. A class is a quarter of a decade of frequency below
 # the most frequent word. Made by scripts/word_rarity.py from the dictionary of symspellpy (MIT).

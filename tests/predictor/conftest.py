@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tandem_router.predictor import Predictor, loads
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training import trainer
+from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 
 SMALL = Options(num_trees=12, num_folds=3, max_features=3000)
@@ -69,19 +69,19 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def dataset(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> data.Dataset:
+def dataset(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     path = tmp_path_factory.mktemp("outcomes") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data.read([path])
+    return read_dataset([path])
 
 
 @pytest.fixture(scope="session")
-def trained(dataset: data.Dataset) -> training.Trained:
-    return training.train(dataset, SMALL)
+def trained(dataset: Dataset) -> trainer.Trained:
+    return trainer.train(dataset, SMALL)
 
 
 @pytest.fixture(scope="session")
-def content(trained: training.Trained) -> bytes:
+def content(trained: trainer.Trained) -> bytes:
     return trained.dumps()
 
 

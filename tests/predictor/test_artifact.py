@@ -17,31 +17,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.predictor import ArtifactError, artifact, load, loads
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.training import trainer
+from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 
 
 def test_same_data_and_seed_give_the_same_bytes(
-    dataset: data.Dataset, small_options: Options, content: bytes
+    dataset: Dataset, small_options: Options, content: bytes
 ) -> None:
-    assert training.train(dataset, small_options).dumps() == content
+    assert trainer.train(dataset, small_options).dumps() == content
 
 
-def test_another_seed_gives_another_artifact(dataset: data.Dataset, content: bytes) -> None:
+def test_another_seed_gives_another_artifact(dataset: Dataset, content: bytes) -> None:
     options = Options(seed=1, num_trees=12, num_folds=2, max_features=3000)
 
-    assert training.train(dataset, options).dumps() != content
+    assert trainer.train(dataset, options).dumps() != content
 
 
-def test_a_size_limit_is_kept(dataset: data.Dataset) -> None:
+def test_a_size_limit_is_kept(dataset: Dataset) -> None:
     options = Options(num_folds=2, num_trees=20, max_bytes=200_000)
 
-    assert len(training.train(dataset, options).dumps()) <= 200_000
+    assert len(trainer.train(dataset, options).dumps()) <= 200_000
 
 
 def test_it_carries_digest_schema_calibration_and_evaluation(
-    content: bytes, dataset: data.Dataset
+    content: bytes, dataset: Dataset
 ) -> None:
     meta = artifact.loads(content).meta
 

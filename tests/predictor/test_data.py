@@ -12,14 +12,20 @@ import pytest
 
 from tandem_router.predictor import DataError
 from tandem_router.predictor.records import files
-from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training.dataset import (
+    MAX_PROMPT_CHARS,
+    Rejected,
+    parse,
+    read_dataset,
+    read_prompts,
+)
 
 GOOD = {"prompt": "What is 2 + 2?", "quality": {"small": 1, "large": 0.5}}
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_json_lines_are_read_plain_and_gzipped(write: Callable[..., Path], name: str) -> None:
-    found = data.read([write([GOOD, GOOD], name)])
+    found = read_dataset([write([GOOD, GOOD], name)])
 
     assert found.tiers == ("small", "large")
     np.testing.assert_array_equal(found.quality(), [[1.0, 0.5], [1.0, 0.5]])
@@ -31,7 +37,7 @@ def test_csv_has_dotted_columns(tmp_path: Path) -> None:
         'prompt,quality.small,quality.large,output_tokens.large,task\n"a, b",1,,12,t\nc,0,0.5,,t\n'
     )
 
-    found = data.read([path])
+    found = read_dataset([path])
 
     assert [row.prompt for row in found.rows] == ["a, b", "c"]
     np.testing.assert_array_equal(found.quality(), [[1.0, np.nan], [0.0, 0.5]])
@@ -39,7 +45,7 @@ def test_csv_has_dotted_columns(tmp_path: Path) -> None:
 
 
 def test_several_samples_are_kept_and_averaged(write: Callable[..., Path]) -> None:
-    found = data.read([write([{"prompt": "p", "quality": {"small": [1, 0, 1, 1]}}])])
+    found = read_dataset([write([{"prompt": "p", "quality": {"small": [1, 0, 1, 1]}}])])
 
     assert found.rows[0].quality["small"] == 0.75
     assert found.rows[0].samples["small"] == (1.0, 0.0, 1.0, 1.0)
@@ -53,7 +59,7 @@ def test_rows_with_the_same_prompt_or_group_share_a_group(write: Callable[..., P
         {**GOOD, "prompt": "c"},
     ]
 
-    groups = data.read([write(rows)]).groups()
+    groups = read_dataset([write(rows)]).groups()
 
     assert groups[0] == groups[1] == groups[2] != groups[3]
 
@@ -79,7 +85,7 @@ def test_rows_with_the_same_prompt_or_group_share_a_group(write: Callable[..., P
 )
 def test_an_unusable_row_is_named_by_reason(row: Any, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        data.parse(row)
+        parse(row)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def test_an_unusable_row_is_named_by_reason(row: Any, reason: str) -> None:
 def test_one_bad_line_in_many_is_left_out_with_its_place(
     write: Callable[..., Path], line: bytes, reason: str
 ) -> None:
-    found = data.read([write([GOOD] * 120 + [line] + [GOOD] * 3)])
+    found = read_dataset([write([GOOD] * 120 + [line] + [GOOD] * 3)])
 
     assert len(found.rows) == 123
     assert found.rejected[0].line == "data.jsonl:121"
@@ -107,18 +113,18 @@ def test_more_than_one_percent_bad_rows_stops(write: Callable[..., Path]) -> Non
     path = write([GOOD] * 50 + [{"prompt": "p", "quality": {"small": 2}}])
 
     with pytest.raises(DataError, match=r"1 of 51 rows .* more than 1%(.|\n)*data.jsonl:51"):
-        data.read([path])
+        read_dataset([path])
 
 
 def test_a_prompt_beyond_the_limit_is_named() -> None:
-    row = {"prompt": "x" * (data.MAX_PROMPT_CHARS + 1), "quality": {"small": 1}}
+    row = {"prompt": "x" * (MAX_PROMPT_CHARS + 1), "quality": {"small": 1}}
 
     with pytest.raises(DataError, match="10,000,001 characters, more than 10,000,000; cut it"):
-        data.parse(row)
+        parse(row)
 
 
 def test_binary_in_a_prompt_is_only_text(write: Callable[..., Path]) -> None:
-    found = data.read([write([{**GOOD, "prompt": "\x00\x1b[2J\ud800"}])])
+    found = read_dataset([write([{**GOOD, "prompt": "\x00\x1b[2J\ud800"}])])
 
     assert len(found.rows) == 1
     assert len(found.groups()) == 1
@@ -135,12 +141,12 @@ def test_files_that_cannot_be_read_are_named(
     tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        data.read([make(tmp_path)])
+        read_dataset([make(tmp_path)])
 
 
 def test_an_empty_file_says_what_was_expected(write: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="holds no rows; expected one JSON object"):
-        data.read([write([])])
+        read_dataset([write([])])
 
 
 def test_a_damaged_gzip_file_is_named(write: Callable[..., Path]) -> None:
@@ -148,24 +154,24 @@ def test_a_damaged_gzip_file_is_named(write: Callable[..., Path]) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
     with pytest.raises(DataError, match="damaged gzip"):
-        data.read([path])
+        read_dataset([path])
 
 
 def test_too_many_tiers_are_probably_no_tiers(write: Callable[..., Path]) -> None:
     rows = [{"prompt": "p", "quality": {f"t{i}": 1 for i in range(20)}}]
 
     with pytest.raises(DataError, match="names 20 tiers"):
-        data.read([write(rows)])
+        read_dataset([write(rows)])
 
 
 def test_the_digest_is_of_the_content_not_of_the_packing(write: Callable[..., Path]) -> None:
     plain, packed = write([GOOD], "a.jsonl"), write([GOOD], "a.jsonl.gz")
 
-    assert data.read([plain]).digest == data.read([packed]).digest
+    assert read_dataset([plain]).digest == read_dataset([packed]).digest
 
 
 def test_quality_of_json_true_is_one() -> None:
-    row = data.parse(json.loads('{"prompt": "p", "quality": {"small": true, "large": null}}'))
+    row = parse(json.loads('{"prompt": "p", "quality": {"small": true, "large": null}}'))
 
     assert row.quality == {"small": 1.0}
 
@@ -173,7 +179,7 @@ def test_quality_of_json_true_is_one() -> None:
 def test_a_group_called_zero_is_a_group(write: Callable[..., Path]) -> None:
     rows = [{**GOOD, "prompt": prompt, "group": 0, "task": 0} for prompt in "abc"]
 
-    found = data.read([write(rows)])
+    found = read_dataset([write(rows)])
 
     assert len(set(found.groups())) == 1
     assert {row.task for row in found.rows} == {"0"}
@@ -182,7 +188,7 @@ def test_a_group_called_zero_is_a_group(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("tier", ["\x1b[31msmall", "sm\ud800all", "a\nb"])
 def test_a_tier_that_cannot_be_printed_is_refused(tier: str) -> None:
     with pytest.raises(DataError, match="cannot be printed; rename it"):
-        data.parse({"prompt": "p", "quality": {tier: 1}})
+        parse({"prompt": "p", "quality": {tier: 1}})
 
 
 def test_a_csv_row_in_another_encoding_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -191,17 +197,17 @@ def test_a_csv_row_in_another_encoding_is_left_out_and_the_rest_goes_on(tmp_path
     lines[5] = b"caf\xe9,1"
     path.write_bytes(b"\n".join(lines))
 
-    found = data.read([path])
+    found = read_dataset([path])
 
     assert len(found.rows) == 199
-    assert found.rejected == (data.Rejected("rows.csv:6", "prompt is not UTF-8 text"),)
+    assert found.rejected == (Rejected("rows.csv:6", "prompt is not UTF-8 text"),)
 
 
 def test_csv_cells_hold_several_samples_as_a_list(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('prompt,quality.small\np,"[1, 0, 1, 1]"\n')
 
-    assert data.read([path]).rows[0].samples["small"] == (1.0, 0.0, 1.0, 1.0)
+    assert read_dataset([path]).rows[0].samples["small"] == (1.0, 0.0, 1.0, 1.0)
 
 
 def test_a_file_without_line_ends_is_not_read_into_memory(
@@ -212,7 +218,7 @@ def test_a_file_without_line_ends_is_not_read_into_memory(
     path.write_bytes(b"\0" * 5000)
 
     with pytest.raises(DataError, match=r"rows.jsonl:1 has no end within 1,000 bytes"):
-        data.read([path])
+        read_dataset([path])
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.jsonl.gz"])
@@ -220,7 +226,7 @@ def test_prompts_are_read_plain_and_gzipped(write: Callable[..., Path], name: st
     lines = [b"\xef\xbb\xbf" + b'{"prompt": "a"}', b"", b'"b"', b"c d", b'{"text": "e"}']
     notes: list[str] = []
 
-    found = list(data.prompts(str(write(lines, name)), notes.append))
+    found = list(read_prompts(str(write(lines, name)), notes.append))
 
     assert found == ["a", "b", "c d", '{"text": "e"}']
     assert len(notes) == 1
@@ -231,4 +237,4 @@ def test_prompts_of_a_csv_file_are_its_column(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text('task,prompt\nt,"a, b"\nt,\n')
 
-    assert list(data.prompts(str(path))) == ["a, b", ""]
+    assert list(read_prompts(str(path))) == ["a, b", ""]

@@ -19,9 +19,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from tandem_router.predictor import loads
-from tandem_router.predictor.embedding import EmbeddingError, StaticEmbedding
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.reading.embedding import EmbeddingError, StaticEmbedding
+from tandem_router.predictor.training import trainer
+from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.estimators import Corpus
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import default_views
@@ -57,8 +57,8 @@ def options(small_options: Options, embedding: StaticEmbedding) -> Options:
 
 
 @pytest.fixture(scope="module")
-def content(dataset: data.Dataset, options: Options) -> bytes:
-    return training.train(dataset, options).dumps()
+def content(dataset: Dataset, options: Options) -> bytes:
+    return trainer.train(dataset, options).dumps()
 
 
 def test_a_prompt_is_the_mean_of_its_tokens_rare_ones_count_more(
@@ -95,7 +95,7 @@ def test_half_precisions_are_read_alike(tmp_path: Path, dtype: Any) -> None:
 
 
 def test_served_numbers_equal_the_estimators_with_the_view(
-    content: bytes, dataset: data.Dataset, options: Options
+    content: bytes, dataset: Dataset, options: Options
 ) -> None:
     predictor = loads(content, options.embedding)
     corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
@@ -121,9 +121,9 @@ def test_the_artifact_names_the_model_and_holds_neither_path_nor_weights(
 
 
 def test_without_its_directory_the_view_is_off_and_the_others_go_on_as_if_never_there(
-    content: bytes, dataset: data.Dataset, small_options: Options
+    content: bytes, dataset: Dataset, small_options: Options
 ) -> None:
-    alone = loads(training.train(dataset, small_options).dumps())
+    alone = loads(trainer.train(dataset, small_options).dumps())
     without = loads(content)
 
     assert "'tiny-model', which is not configured" in str(without.embedding_problem)

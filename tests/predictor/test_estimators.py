@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tandem_router.predictor import text
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.reading import ngrams
+from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.combining import MonotoneCalibrator, NonNegativeStack
 from tandem_router.predictor.training.estimators import (
     Corpus,
@@ -122,7 +122,7 @@ def test_thresholds_round_down_so_that_float32_prompts_fall_alike() -> None:
 def test_folds_keep_groups_whole_and_even() -> None:
     groups = np.random.default_rng(0).integers(0, 40, 300)
 
-    folds = training.fold_of(groups, 5, seed=3)
+    folds = trainer.fold_of(groups, 5, seed=3)
 
     for group in range(40):
         assert len(np.unique(folds[groups == group])) <= 1
@@ -130,15 +130,15 @@ def test_folds_keep_groups_whole_and_even() -> None:
 
 
 def tokens_of(prompt: str) -> list[str]:
-    found = text.read(prompt)
+    found = ngrams.read(prompt)
     return [found.text[a:b] for a, b in zip(found.starts, found.ends, strict=True)]
 
 
 def test_hashes_of_words_and_characters_do_not_depend_on_the_process() -> None:
-    found = text.word_grams(text.read("Add 567"), 2).tolist()
+    found = ngrams.word_grams(ngrams.read("Add 567"), 2).tolist()
 
     assert found == [2258161457, 1183997863, 3500870704]
-    assert len(text.char_grams(text.read("a"), 3, 5)) == 1
+    assert len(ngrams.char_grams(ngrams.read("a"), 3, 5)) == 1
 
 
 def test_a_prompt_is_words_numbers_and_single_symbols() -> None:
@@ -155,8 +155,8 @@ def test_tokens_are_those_of_the_regular_expression(prompt: str) -> None:
 
 @given(words=st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=2, max_size=30))
 def test_equal_words_and_pairs_have_equal_hashes_wherever_they_stand(words: list[str]) -> None:
-    found = text.read(" ".join(words))
-    pairs = text.word_grams(found, 2)[len(words) :]
+    found = ngrams.read(" ".join(words))
+    pairs = ngrams.word_grams(found, 2)[len(words) :]
 
     of_word = dict(zip(words, found.hashes.tolist(), strict=True))
     of_pair = dict(zip(itertools.pairwise(words), pairs.tolist(), strict=True))
@@ -169,7 +169,7 @@ def test_equal_words_and_pairs_have_equal_hashes_wherever_they_stand(words: list
 
 def test_case_and_the_value_of_long_numbers_do_not_matter() -> None:
     def hashes(prompt: str) -> list[int]:
-        return text.read(prompt).hashes.tolist()
+        return ngrams.read(prompt).hashes.tolist()
 
     assert hashes("ADD École 1234") == hashes("add éCOLE 9876")
     assert hashes("12") != hashes("13")
@@ -178,8 +178,8 @@ def test_case_and_the_value_of_long_numbers_do_not_matter() -> None:
 
 def test_ascii_and_other_text_are_read_alike() -> None:
     plain = 'Solve 3/4 + 12.5, then say "done" to Mary Ann? A) yes\nB) no'
-    mixed = text.read(plain + " é")
+    mixed = ngrams.read(plain + " é")
 
-    count = len(text.read(plain).hashes)
+    count = len(ngrams.read(plain).hashes)
 
-    assert text.read(plain).hashes.tolist() == mixed.hashes.tolist()[:count]
+    assert ngrams.read(plain).hashes.tolist() == mixed.hashes.tolist()[:count]

@@ -12,20 +12,23 @@ import numpy as np
 import pytest
 
 from tandem_router.predictor import ArtifactError, DataError, Predictor
-from tandem_router.predictor.evaluation import baselines, verdict
-from tandem_router.predictor.evaluation import html_report as page
-from tandem_router.predictor.evaluation import report as evaluation
-from tandem_router.predictor.evaluation.report import Predictions
+from tandem_router.predictor.evaluation import baselines, html_report, verdict
+from tandem_router.predictor.evaluation.report import (
+    NUM_SURPRISES,
+    Predictions,
+    make_report,
+    predict_rows,
+)
 from tandem_router.predictor.training import crossval
-from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 
 Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def report(predictor: Predictor, dataset: data.Dataset) -> dict[str, Any]:
-    return evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=30)
+def report(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:
+    return make_report(dataset, predict_rows(predictor, dataset), repeats=30)
 
 
 def test_every_baseline_stands_beside_the_predictor(report: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ def test_the_worse_direction_is_not_routable_and_says_why(report: dict[str, Any]
     assert "small is not better on average" in pair["sentence"]
 
 
-def constructed(gain: np.ndarray, dataset: data.Dataset) -> Predictions:
+def constructed(gain: np.ndarray, dataset: Dataset) -> Predictions:
     count = len(gain)
     utility = np.stack([np.zeros(count), gain], axis=1)
     return Predictions(
@@ -86,21 +89,21 @@ def constructed(gain: np.ndarray, dataset: data.Dataset) -> Predictions:
     )
 
 
-def test_a_ranking_no_better_than_chance_is_called_not_routable(dataset: data.Dataset) -> None:
+def test_a_ranking_no_better_than_chance_is_called_not_routable(dataset: Dataset) -> None:
     noise = np.random.default_rng(0).normal(size=len(dataset.rows))
 
-    found = evaluation.report(dataset, constructed(noise, dataset), repeats=100)
+    found = make_report(dataset, constructed(noise, dataset), repeats=100)
 
     pair = found["pairs"]["small -> large"]
     assert not pair["routable"]
     assert "chance" in pair["sentence"]
 
 
-def test_saved_calls_of_a_perfect_ranking(dataset: data.Dataset) -> None:
+def test_saved_calls_of_a_perfect_ranking(dataset: Dataset) -> None:
     labels = dataset.quality()
     gain = labels[:, 1] - labels[:, 0]
 
-    found = evaluation.report(dataset, constructed(gain, dataset), repeats=0)
+    found = make_report(dataset, constructed(gain, dataset), repeats=0)
 
     own = found["pairs"]["small -> large"]["methods"]["predictor"]
     assert own["saved_at_no_drop"] >= np.mean(gain <= 0.0)
@@ -120,10 +123,10 @@ def test_the_page_is_whole_escaped_and_needs_no_network(
     predictor: Predictor, write: Write, rows: list[dict[str, Any]]
 ) -> None:
     hostile = [{**row, "prompt": row["prompt"] + "<script>alert(1)</script>"} for row in rows[:60]]
-    dataset = data.read([write(hostile)])
-    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=10)
+    dataset = read_dataset([write(hostile)])
+    found = make_report(dataset, predict_rows(predictor, dataset), repeats=10)
 
-    html = page.render(found, "Predictor <b>")
+    html = html_report.render(found, "Predictor <b>")
 
     assert "<script" not in html
     assert "http://" not in html.replace("http://www.w3.org", "")
@@ -148,27 +151,27 @@ def test_the_page_is_whole_escaped_and_needs_no_network(
 
 def test_data_that_grades_other_tiers_is_refused(predictor: Predictor, write: Write) -> None:
     rows = [{"prompt": f"p{i}", "quality": {"tiny": 1, "huge": 0}} for i in range(30)]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
 
     with pytest.raises(DataError, match="the predictor knows small, large; evaluation needs two"):
-        evaluation.report(dataset, evaluation.predict(predictor, dataset))
+        make_report(dataset, predict_rows(predictor, dataset))
 
 
 def test_rows_graded_apart_cannot_be_evaluated(predictor: Predictor, write: Write) -> None:
     rows = [{"prompt": f"p{i}", "quality": {"small" if i % 2 else "large": 1}} for i in range(30)]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
 
     with pytest.raises(DataError, match="needs prompts that both tiers answered"):
-        evaluation.report(dataset, evaluation.predict(predictor, dataset))
+        make_report(dataset, predict_rows(predictor, dataset))
 
 
 def test_cross_validation_predicts_every_row_once_by_a_stranger(
-    dataset: data.Dataset,
+    dataset: Dataset,
 ) -> None:
     part = dataset.take(range(120))
     options = Options(num_trees=4, num_folds=2, max_features=500)
 
-    predictions = crossval.predict(part, options, 2)
+    predictions = crossval.cross_validate(part, options, 2)
 
     assert predictions.quality.shape == (120, 2)
     assert set(np.unique(predictions.fold)) == {0, 1}
@@ -176,15 +179,15 @@ def test_cross_validation_predicts_every_row_once_by_a_stranger(
 
 
 @pytest.mark.parametrize("num_folds", [1, 99])
-def test_impossible_numbers_of_folds_are_refused(dataset: data.Dataset, num_folds: int) -> None:
+def test_impossible_numbers_of_folds_are_refused(dataset: Dataset, num_folds: int) -> None:
     with pytest.raises(DataError, match=r"folds are not possible .* use --cross-validate 2 to"):
-        crossval.predict(dataset.take(range(60)), Options(), num_folds)
+        crossval.cross_validate(dataset.take(range(60)), Options(), num_folds)
 
 
-def test_a_bad_ranking_is_not_routable_without_intervals_either(dataset: data.Dataset) -> None:
+def test_a_bad_ranking_is_not_routable_without_intervals_either(dataset: Dataset) -> None:
     labels = dataset.quality()
 
-    found = evaluation.report(dataset, constructed(labels[:, 0] - labels[:, 1], dataset), repeats=0)
+    found = make_report(dataset, constructed(labels[:, 0] - labels[:, 1], dataset), repeats=0)
 
     assert not found["pairs"]["small -> large"]["routable"]
 
@@ -193,9 +196,9 @@ def test_a_pair_that_saves_nothing_next_to_the_better_tier_says_so(write: Write)
     """Most of the gap is found at once, but five rows that need the large tier come last."""
     small = [0] * 100 + [1] * 195 + [0] * 5
     rows = [{"prompt": f"p{i}", "quality": {"small": q, "large": 1}} for i, q in enumerate(small)]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
 
-    found = evaluation.report(dataset, constructed(-np.arange(300.0), dataset), repeats=50)
+    found = make_report(dataset, constructed(-np.arange(300.0), dataset), repeats=50)
 
     pair = found["pairs"]["small -> large"]
     assert pair["routable"]
@@ -208,12 +211,12 @@ def test_a_pair_that_saves_nothing_next_to_the_better_tier_says_so(write: Write)
 def test_surprising_rows_are_of_different_groups(predictor: Predictor, write: Write) -> None:
     same = [{"prompt": "What is 7 + 8?", "quality": {"small": 1, "large": 0}}] * 30
     other = [{"prompt": f"p{i}", "quality": {"small": 0, "large": 1}} for i in range(30)]
-    dataset = data.read([write(same + other)])
+    dataset = read_dataset([write(same + other)])
 
-    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=0)
+    found = make_report(dataset, predict_rows(predictor, dataset), repeats=0)
 
     prompts = [row["prompt"] for row in found["surprises"]]
-    assert len(prompts) == len(set(prompts)) == evaluation.NUM_SURPRISES
+    assert len(prompts) == len(set(prompts)) == NUM_SURPRISES
 
 
 def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
@@ -221,9 +224,9 @@ def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
         {"prompt": f"p{i}", "quality": {"small": i % 2, ("mid" if i % 3 else "large"): 1}}
         for i in range(60)
     ]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
     known = np.zeros((60, 3))
-    found = evaluation.report(
+    found = make_report(
         dataset,
         Predictions(
             dataset.tiers,
@@ -240,7 +243,7 @@ def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
 
     assert [sentence[:14] for sentence in found["not_judged"]] == ["large and mid "]
     assert verdict.lines(found)[-1].startswith("large and mid are graded side by side on 0 rows")
-    assert "large and mid are graded side by side" in page.render(found, "t")
+    assert "large and mid are graded side by side" in html_report.render(found, "t")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_pair_that_too_few_rows_grade_is_named(write: Write) -> None:
     ],
 )
 def test_a_damaged_task_table_is_one_sentence(
-    facts: dict[str, Any], dataset: data.Dataset, predictor: Predictor
+    facts: dict[str, Any], dataset: Dataset, predictor: Predictor
 ) -> None:
     views = np.zeros((len(dataset.rows), 0, 2))
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor import text
+from tandem_router.predictor.reading import hand_features, ngrams
 
 
 def found(prompt: str) -> dict[str, float]:
-    return dict(zip(hand.NAMES, hand.features(text.read(prompt)).tolist(), strict=True))
+    return dict(
+        zip(hand_features.NAMES, hand_features.features(ngrams.read(prompt)).tolist(), strict=True)
+    )
 
 
 QUESTION = """Tom paid $12.50 for 3/4 of a "crate", then 1,200 cents to Mary Ann. How much in all?

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor import rarity, text
+from tandem_router.predictor.reading import hand_features, ngrams, rarity
 
 
 def of(prompt: str) -> dict[str, float]:
-    return dict(zip(hand.NAMES, hand.features(text.read(prompt)).tolist(), strict=True))
+    return dict(
+        zip(hand_features.NAMES, hand_features.features(ngrams.read(prompt)).tolist(), strict=True)
+    )
 
 
 def test_a_question_in_rare_words_is_rarer_than_one_in_common_words() -> None:

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from tandem_router.predictor import ArtifactError, Predictor, artifact, load, text
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor import ArtifactError, Predictor, artifact, load
+from tandem_router.predictor.reading import hand_features, ngrams
 from tandem_router.predictor.training import stacking
+from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.estimators import Corpus
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import default_views
 
 
 def test_served_numbers_equal_the_estimators(
-    predictor: Predictor, dataset: data.Dataset, small_options: Options
+    predictor: Predictor, dataset: Dataset, small_options: Options
 ) -> None:
     corpus = Corpus.of([row.prompt for row in dataset.rows])
     labels = dataset.quality()
@@ -40,7 +40,7 @@ def test_served_numbers_equal_the_estimators(
 
 
 def test_gain_is_the_difference_of_the_qualities_and_antisymmetric(
-    predictor: Predictor, dataset: data.Dataset
+    predictor: Predictor, dataset: Dataset
 ) -> None:
     for row in dataset.rows[:40]:
         score = predictor.score(row.prompt)
@@ -107,7 +107,7 @@ def test_absurd_prompts_are_scored_within_bounds(predictor: Predictor, prompt: s
 @settings(max_examples=60, deadline=None)
 @given(prompt=st.text(max_size=400))
 def test_any_text_gets_finite_numbers(predictor: Predictor, prompt: str) -> None:
-    row = hand.features(text.read(prompt))
+    row = hand_features.features(ngrams.read(prompt))
     score = predictor.score(prompt)
 
     assert np.isfinite(row).all()
@@ -163,7 +163,7 @@ def test_a_missing_artifact_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_served_qualities_equal_the_stack_of_the_training(
-    predictor: Predictor, content: bytes, dataset: data.Dataset
+    predictor: Predictor, content: bytes, dataset: Dataset
 ) -> None:
     arrays = artifact.loads(content).arrays
     stack = stacking.Stack(

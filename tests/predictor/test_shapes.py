@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tandem_router.predictor import DataError
 from tandem_router.predictor.records import conversation, shapes
-from tandem_router.predictor.training import dataset as data
+from tandem_router.predictor.training.dataset import Dataset, parse, read_dataset, read_prompts
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -23,10 +23,10 @@ CHAT = [
 ]
 
 
-def read(tmp_path: Path, name: str, content: str) -> data.Dataset:
+def read(tmp_path: Path, name: str, content: str) -> Dataset:
     path = tmp_path / name
     path.write_text(content)
-    return data.read([path])
+    return read_dataset([path])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_a_table_holds_comes_back(
     path = tmp_path_factory.mktemp("table") / f"rows.{kind[1]}"
     path.write_bytes(text.getvalue().encode("utf-8", "replace"))
 
-    found = data.read([path])
+    found = read_dataset([path])
 
     wanted = [text.encode("utf-8", "replace").decode() for text, _ in rows]
     assert [row.prompt for row in found.rows] == wanted
@@ -169,11 +169,11 @@ def test_a_conversation_is_scored_as_the_router_scores_it(
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({**row, "quality": {"small": 1}}))
 
-    (found,) = data.read([path]).rows
+    (found,) = read_dataset([path]).rows
 
     assert found.prompt == "What is 2 + 2?"
     assert found.messages[-1]["role"] == "user"
-    assert list(data.prompts(str(path))) == ["What is 2 + 2?"]
+    assert list(read_prompts(str(path))) == ["What is 2 + 2?"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ JSON = st.recursive(
 )
 def test_any_values_under_known_names_are_a_row_or_one_sentence(record: dict[str, Any]) -> None:
     with contextlib.suppress(DataError):
-        data.parse(shapes.ours(record))
+        parse(shapes.ours(record))
 
 
 @given(st.lists(st.sampled_from(["system", "user", "assistant", "tool"]), max_size=6))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from tandem_router.predictor import ArtifactError, DataError, artifact, loads
-from tandem_router.predictor.evaluation import report as evaluation
-from tandem_router.predictor.training import dataset as data
-from tandem_router.predictor.training import stacking
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.evaluation.report import make_report, predict_rows
+from tandem_router.predictor.training import stacking, trainer
+from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.labels import hybrid_labels
 from tandem_router.predictor.training.options import Options
 
@@ -23,18 +22,18 @@ Make = Callable[..., list[dict[str, Any]]]
 TINY = Options(num_trees=4, num_folds=2, max_features=500)
 
 
-def trained_on(rows: list[dict[str, Any]], write: Write, **options: Any) -> training.Trained:
+def trained_on(rows: list[dict[str, Any]], write: Write, **options: Any) -> trainer.Trained:
     chosen = Options(num_trees=4, num_folds=2, max_features=500, **options)
-    return training.train(data.read([write(rows)]), chosen)
+    return trainer.train(read_dataset([write(rows)]), chosen)
 
 
 def test_it_ranks_unseen_prompts_far_better_than_chance(
-    trained: training.Trained, make_outcomes: Make, write: Write
+    trained: trainer.Trained, make_outcomes: Make, write: Write
 ) -> None:
-    unseen = data.read([write(make_outcomes(400, seed=7))])
-    predictions = evaluation.predict(loads(trained.dumps()), unseen)
+    unseen = read_dataset([write(make_outcomes(400, seed=7))])
+    predictions = predict_rows(loads(trained.dumps()), unseen)
 
-    found = evaluation.report(unseen, predictions, repeats=20)["pairs"]["small -> large"]
+    found = make_report(unseen, predictions, repeats=20)["pairs"]["small -> large"]
 
     assert found["methods"]["predictor"]["apgr"] > 0.65
     assert found["routable"]
@@ -42,12 +41,12 @@ def test_it_ranks_unseen_prompts_far_better_than_chance(
 
 
 def test_heads_are_calibrated_on_unseen_prompts(
-    trained: training.Trained, make_outcomes: Make, write: Write
+    trained: trainer.Trained, make_outcomes: Make, write: Write
 ) -> None:
-    unseen = data.read([write(make_outcomes(1200, seed=8))])
-    predictions = evaluation.predict(loads(trained.dumps()), unseen)
+    unseen = read_dataset([write(make_outcomes(1200, seed=8))])
+    predictions = predict_rows(loads(trained.dumps()), unseen)
 
-    heads = evaluation.report(unseen, predictions, repeats=0)["heads"]
+    heads = make_report(unseen, predictions, repeats=0)["heads"]
 
     # 400 training labels: each head's level alone has a standard error of 0.02
     assert heads["small"]["ece"] < 0.08
@@ -56,13 +55,13 @@ def test_heads_are_calibrated_on_unseen_prompts(
 
 
 def test_length_quantiles_hold_what_they_say(
-    trained: training.Trained, make_outcomes: Make, write: Write
+    trained: trainer.Trained, make_outcomes: Make, write: Write
 ) -> None:
-    unseen = data.read([write(make_outcomes(300, seed=9))])
+    unseen = read_dataset([write(make_outcomes(300, seed=9))])
 
-    found = evaluation.report(
-        unseen, evaluation.predict(loads(trained.dumps()), unseen), repeats=0
-    )["lengths"]["small"]
+    found = make_report(unseen, predict_rows(loads(trained.dumps()), unseen), repeats=0)["lengths"][
+        "small"
+    ]
 
     assert found["pinball_q50"] < 0.7 * found["pinball_q50_of_a_constant"]
     assert found["inside_q10_to_q90"] > 0.65
@@ -105,7 +104,7 @@ def test_a_constant_label_is_noted_and_learned_as_a_constant(
         row["quality"]["large"] = value
     said: list[str] = []
 
-    found = training.train(data.read([write(rows)]), TINY, said.append)
+    found = trainer.train(read_dataset([write(rows)]), TINY, said.append)
 
     assert any(f"'large' has quality {value:g}: its head is a constant" in line for line in said)
     quality = loads(found.dumps()).score(rows[0]["prompt"]).quality
@@ -119,10 +118,10 @@ def test_conflicting_duplicates_stay_in_one_fold_and_are_noted(
     flipped = [
         {**row, "quality": {tier: 1 - q for tier, q in row["quality"].items()}} for row in rows
     ]
-    dataset = data.read([write(rows + flipped)])
+    dataset = read_dataset([write(rows + flipped)])
 
-    notes = training.notes(dataset)
-    folds = training.fold_of(dataset.groups(), 4, 0)
+    notes = trainer.notes(dataset)
+    folds = trainer.fold_of(dataset.groups(), 4, 0)
 
     assert any("80 rows repeat a prompt with other labels" in note for note in notes)
     np.testing.assert_array_equal(folds[:80], folds[80:])
@@ -150,7 +149,7 @@ def test_hybrid_labels_of_a_known_case(write: Write) -> None:
         {"prompt": "b", "quality": {"s": [0.4, 0.4], "l": [0.5, 0.6]}},
         {"prompt": "c", "quality": {"s": [1.0, 1.0], "l": [0.0, 0.0]}},
     ]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
 
     def labels(form: str) -> list[float]:
         return hybrid_labels(dataset, ("s", "l"), form).tolist()
@@ -186,7 +185,7 @@ def test_data_nothing_can_be_learned_from_is_refused(
     make_outcomes: Make, write: Write, change: Any, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        training.train(data.read([write(change(make_outcomes(60)))]), TINY)
+        trainer.train(read_dataset([write(change(make_outcomes(60)))]), TINY)
 
 
 def test_probabilistic_labels_without_samples_name_the_other_form(
@@ -326,14 +325,14 @@ def test_real_outcomes_are_routed_better_than_by_length() -> None:
     path = Path(__file__).resolve().parents[3] / "shared" / "data" / "routing" / "gsm8k.jsonl.gz"
     if not path.exists():
         pytest.skip("needs the routing outcomes under ../shared/data/routing")
-    dataset = data.read([path])
-    folds = training.fold_of(dataset.groups(), 3, 0)
+    dataset = read_dataset([path])
+    folds = trainer.fold_of(dataset.groups(), 3, 0)
     inside, outside = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
 
     options = Options(num_trees=20, num_folds=3, max_bytes=400_000)
-    predictor = loads(training.train(dataset.take(inside), options).dumps())
+    predictor = loads(trainer.train(dataset.take(inside), options).dumps())
     rest = dataset.take(outside)
-    found = evaluation.report(rest, evaluation.predict(predictor, rest), repeats=0)
+    found = make_report(rest, predict_rows(predictor, rest), repeats=0)
 
     methods = found["pairs"]["small -> large"]["methods"]
     assert methods["predictor"]["apgr"] > max(0.57, methods["prompt length"]["apgr"])
@@ -341,10 +340,10 @@ def test_real_outcomes_are_routed_better_than_by_length() -> None:
 
 def test_tiers_that_are_always_right_are_not_routable(write: Write, make_outcomes: Make) -> None:
     rows = [{**row, "quality": {"small": 1, "large": 1}} for row in make_outcomes(60)]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
 
-    predictor = loads(training.train(dataset, TINY).dumps())
-    found = evaluation.report(dataset, evaluation.predict(predictor, dataset), repeats=5)
+    predictor = loads(trainer.train(dataset, TINY).dumps())
+    found = make_report(dataset, predict_rows(predictor, dataset), repeats=5)
 
     assert all(not pair["routable"] for pair in found["pairs"].values())
     assert predictor.score("anything").gain(("small", "large")) == pytest.approx(0.0, abs=1e-3)
@@ -357,7 +356,7 @@ def test_ten_megabyte_and_binary_prompts_can_be_trained_on(
     rows[3]["prompt"] = "many words " * 900_000
     rows[4]["prompt"] = "\x00\ud800\x1b" * 300
 
-    predictor = loads(training.train(data.read([write(rows)]), TINY).dumps())
+    predictor = loads(trainer.train(read_dataset([write(rows)]), TINY).dumps())
 
     assert 0.0 <= predictor.score("What is 1 + 1?").quality["small"] <= 1.0
 
@@ -365,8 +364,8 @@ def test_ten_megabyte_and_binary_prompts_can_be_trained_on(
 def test_a_size_limit_that_cannot_be_kept_is_said(
     make_outcomes: Make, write: Write, small_options: Options
 ) -> None:
-    dataset = data.read([write(make_outcomes(60))])
-    trained = training.train(dataset, replace(small_options, max_bytes=1000))
+    dataset = read_dataset([write(make_outcomes(60))])
+    trained = trainer.train(dataset, replace(small_options, max_bytes=1000))
 
     with pytest.raises(ArtifactError, match=r"more than the 1,000 of --max-bytes.*: allow"):
         trained.dumps()
@@ -378,8 +377,8 @@ def test_answers_that_cannot_be_held_out_give_no_verifier(
     rows = [{**row, "responses": {"small": "4"}, "group": "g"} for row in make_outcomes(110)]
     said: list[str] = []
 
-    trained = training.train(
-        data.read([write(rows + make_outcomes(60, seed=1))]), small_options, said.append
+    trained = trainer.train(
+        read_dataset([write(rows + make_outcomes(60, seed=1))]), small_options, said.append
     )
 
     assert trained.meta["cascade"] is None
@@ -398,12 +397,12 @@ def test_many_tiers_graded_here_and_there_share_out_the_size_of_an_artifact(
         {**row, "quality": {f"t{i}": float(draw.random() < 0.5) for i in draw.permutation(8)[:5]}}
         for row in make_outcomes(300)
     ]
-    dataset = data.read([write(rows)])
+    dataset = read_dataset([write(rows)])
     options = replace(small_options, num_trees=60)
-    unlimited = len(training.train(dataset, options).dumps())
+    unlimited = len(trainer.train(dataset, options).dumps())
 
     monkeypatch.setattr(artifact, "MAX_BYTES", unlimited - 100_000)
-    limited = training.train(dataset, options).dumps()
+    limited = trainer.train(dataset, options).dumps()
 
     assert len(limited) <= unlimited - 100_000
     assert loads(limited).tiers == dataset.tiers
@@ -413,8 +412,8 @@ def test_many_tiers_graded_here_and_there_share_out_the_size_of_an_artifact(
     "option",
     [{"num_folds": 1}, {"num_trees": 0}, {"max_features": 0}, {"seed": -1}, {"seed": 2**32}],
 )
-def test_an_option_out_of_bounds_is_named(option: dict[str, int], dataset: data.Dataset) -> None:
+def test_an_option_out_of_bounds_is_named(option: dict[str, int], dataset: Dataset) -> None:
     ((name, value),) = option.items()
 
     with pytest.raises(DataError, match=f"{name}={value} is not between "):
-        training.train(dataset, Options(**option))  # type: ignore[arg-type]
+        trainer.train(dataset, Options(**option))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from tandem_router.predictor.errors import ArtifactError
 
 #: Raised when the meaning of metadata or tensors changes; a reader takes its own version only.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 #: A predictor for 7,000 rows takes about 2 MB; ten times that is a mistake or an attack.
 MAX_BYTES = 20_000_000
 MAX_HEADER_BYTES = 2_000_000

@@ -145,9 +145,8 @@ def _say(message: str) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from tandem_router.predictor import artifact
     from tandem_router.predictor.errors import DataError
-    from tandem_router.predictor.evaluation import report as evaluation
-    from tandem_router.predictor.training import crossval
-    from tandem_router.predictor.training import trainer as training
+    from tandem_router.predictor.evaluation.report import make_report
+    from tandem_router.predictor.training import crossval, trainer
 
     if (arguments.json or arguments.html) and not arguments.cross_validate:
         raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
@@ -163,13 +162,13 @@ def _train(arguments: argparse.Namespace) -> int:
     say = _quiet if arguments.quiet else _say
     if arguments.cross_validate:
         crossval.check(dataset, options, arguments.cross_validate)
-    trained = training.train(dataset, options, say)
+    trained = trainer.train(dataset, options, say)
     content = trained.dumps()
     artifact.save(arguments.output, content)
     print(f"wrote {arguments.output} ({len(content):,} bytes)")
     if arguments.cross_validate:
-        predictions = crossval.predict(dataset, options, arguments.cross_validate, say)
-        found = evaluation.report(dataset, predictions, seed=arguments.seed)
+        predictions = crossval.cross_validate(dataset, options, arguments.cross_validate, say)
+        found = make_report(dataset, predictions, seed=arguments.seed)
         _write(found, arguments, f"Cross-validation, {arguments.cross_validate} parts")
     else:
         for pair in trained.meta.get("evaluation", {}).get("pairs", {}).values():
@@ -178,7 +177,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor.evaluation import report as evaluation
+    from tandem_router.predictor.evaluation.report import make_report, predict_rows
 
     _check_outputs(arguments.json, arguments.html)
     predictor = _load(arguments)
@@ -186,8 +185,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     unknown = [tier for tier in dataset.tiers if tier not in predictor.tiers]
     if unknown:
         _say(f"note: the predictor does not know {', '.join(unknown)}; those grades are not used")
-    predictions = evaluation.predict(predictor, dataset)
-    found = evaluation.report(dataset, predictions, repeats=arguments.bootstrap)
+    predictions = predict_rows(predictor, dataset)
+    found = make_report(dataset, predictions, repeats=arguments.bootstrap)
     found["artifact"] = {"version": predictor.version, "data": predictor.meta.get("data")}
     if dataset.digest == (predictor.meta.get("data") or {}).get("digest"):
         _say("note: this is the data the predictor was trained on; expect less on other prompts")
@@ -197,7 +196,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _embedding(arguments: argparse.Namespace) -> Any:
-    from tandem_router.predictor.embedding import StaticEmbedding
+    from tandem_router.predictor.reading.embedding import StaticEmbedding
 
     return StaticEmbedding(arguments.embedding) if arguments.embedding else None
 
@@ -227,9 +226,9 @@ def _check_outputs(*paths: Path | None) -> None:
 
 
 def _read(paths: list[Path]) -> Any:
-    from tandem_router.predictor.training import dataset as data
+    from tandem_router.predictor.training.dataset import read_dataset
 
-    dataset = data.read(paths)
+    dataset = read_dataset(paths)
     for item in dataset.rejected:
         _say(f"left out {item.line}: {item.reason}")
     return dataset
@@ -237,15 +236,14 @@ def _read(paths: list[Path]) -> Any:
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace, title: str) -> None:
     from tandem_router.predictor import artifact
-    from tandem_router.predictor.evaluation import html_report as page
-    from tandem_router.predictor.evaluation import verdict
+    from tandem_router.predictor.evaluation import html_report, verdict
 
     for line in verdict.lines(found):
         print(line)
     if arguments.json:
         artifact.save(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
     if arguments.html:
-        artifact.save(arguments.html, page.render(found, title).encode("utf-8", "replace"))
+        artifact.save(arguments.html, html_report.render(found, title).encode("utf-8", "replace"))
 
 
 def _quiet(message: str) -> None:
@@ -253,11 +251,11 @@ def _quiet(message: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor.training import dataset as data
+    from tandem_router.predictor.training.dataset import read_prompts
 
     predictor = _load(arguments)
     pairs = [(a, b) for i, a in enumerate(predictor.tiers) for b in predictor.tiers[i + 1 :]]
-    for prompt in data.prompts(arguments.file, _say):
+    for prompt in read_prompts(arguments.file, _say):
         score = predictor.score(prompt)
         line = {
             "quality": {tier: round(value, 6) for tier, value in score.quality.items()},

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor import text
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.reading import hand_features, ngrams
 from tandem_router.predictor.runtime import Predictor
 
 SHIFTED = 0.25
@@ -40,12 +39,12 @@ def compare(predictor: Predictor, prompts: Sequence[str]) -> Drift | None:
     """How far recent prompts are from the training data; None for fewer than 100 of them."""
     if len(prompts) < MIN_PROMPTS:
         return None
-    rows = np.array([hand.features(text.read(prompt)) for prompt in prompts])
+    rows = np.array([hand_features.features(ngrams.read(prompt)) for prompt in prompts])
     edges, shares = predictor.reference
     return Drift(
         {
             name: stability(edges[:, index], shares[:, index], rows[:, index])
-            for index, name in enumerate(hand.NAMES)
+            for index, name in enumerate(hand_features.NAMES)
         }
     )
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import text
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError
+from tandem_router.predictor.reading import ngrams
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class TextLinear:
         object.__setattr__(self, "packed", packed)
 
     def __call__(
-        self, keys: text.UInt32Array, counts: npt.NDArray[np.int64]
+        self, keys: ngrams.UInt32Array, counts: npt.NDArray[np.int64]
     ) -> tuple[FloatArray, int]:
         """Outputs for the n-grams of a prompt, and how many of them are known."""
         linear = self.intercept

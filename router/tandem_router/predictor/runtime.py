@@ -1,7 +1,7 @@
 """The trained predictor as the router runs it: load an artifact, score a prompt, nothing else.
 
 Only numpy is imported. The work per prompt is bounded by the excerpt
-(:data:`tandem_router.predictor.text.HEAD_CHARS`) and by the size of the artifact.
+(:data:`tandem_router.predictor.reading.ngrams.HEAD_CHARS`) and by the size of the artifact.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import artifact, rarity, text
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor.answers import Cascade
-from tandem_router.predictor.answers import build as build_cascade
+from tandem_router.predictor import artifact
 from tandem_router.predictor.artifact import Arrays
-from tandem_router.predictor.embedding import MAX_WIDTH, StaticEmbedding
+from tandem_router.predictor.cascade.stored import Cascade
+from tandem_router.predictor.cascade.stored import build as build_cascade
 from tandem_router.predictor.errors import ArtifactError
 from tandem_router.predictor.linear_algebra import (
     DenseLinear,
@@ -35,6 +33,8 @@ from tandem_router.predictor.linear_algebra import (
     round_topics,
     scoped,
 )
+from tandem_router.predictor.reading import hand_features, ngrams, rarity
+from tandem_router.predictor.reading.embedding import MAX_WIDTH, StaticEmbedding
 
 MAX_TIERS = 16
 MAX_VIEWS = 8
@@ -110,11 +110,11 @@ class Predictor:
         outputs = _names(meta, "outputs", MAX_TIERS * (MAX_TIERS + 1))
         if outputs[: len(self.tiers)] != self.tiers:
             raise ArtifactError("its outputs do not start with its tiers: damaged")
-        if tuple(meta.get("features", ())) != hand.NAMES:
+        if tuple(meta.get("features", ())) != hand_features.NAMES:
             raise ArtifactError(
                 "its features differ from those of this version; train again with `tandem train`"
             )
-        if meta.get("excerpt") != list(text.EXCERPT):
+        if meta.get("excerpt") != list(ngrams.EXCERPT):
             raise ArtifactError("it reads prompts of another length; train again")
         views = meta.get("views")
         if not isinstance(views, list) or not 1 <= len(views) <= MAX_VIEWS:
@@ -159,8 +159,8 @@ class Predictor:
         if self._lengths is not None:
             forests.append(self._lengths[1])
         self._forest = join_trees(forests) if forests else None
-        self._ood_center = need(arrays, "ood/center", np.float64, (len(hand.NAMES),))
-        self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand.NAMES),))
+        self._ood_center = need(arrays, "ood/center", np.float64, (len(hand_features.NAMES),))
+        self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand_features.NAMES),))
         self._ood_limits: list[float] = need(arrays, "ood/limits", np.float64, (2,)).tolist()
         if min(self._ood_limits) <= 0.0:
             raise ArtifactError("its out-of-distribution limits are not positive: damaged")
@@ -172,8 +172,8 @@ class Predictor:
         )
         #: Deciles of the training prompts' features, and the shares between them; for drift.
         self.reference: tuple[FloatArray, FloatArray] = (
-            need(arrays, "reference/edges", np.float64, (9, len(hand.NAMES))),
-            need(arrays, "reference/shares", np.float64, (10, len(hand.NAMES))),
+            need(arrays, "reference/edges", np.float64, (9, len(hand_features.NAMES))),
+            need(arrays, "reference/shares", np.float64, (10, len(hand_features.NAMES))),
         )
         #: (11, num_tiers): deciles of the out-of-fold utilities of the training prompts.
         self.utility_deciles: FloatArray = need(
@@ -219,13 +219,13 @@ class Predictor:
             raise ArtifactError("its length heads are for unknown tiers: damaged")
         return (
             tuple(tiers),
-            Trees.build(scoped(arrays, "lengths/trees/"), len(hand.NAMES), 2 * len(tiers)),
+            Trees.build(scoped(arrays, "lengths/trees/"), len(hand_features.NAMES), 2 * len(tiers)),
             need(arrays, "lengths/factors", np.float64, (len(tiers), len(QUANTILES))),
         )
 
     def _read(self, prompt: str) -> _Read:
-        item = text.read(prompt)
-        row = hand.features(item)
+        item = ngrams.read(prompt)
+        row = hand_features.features(item)
         counted = {grams: _count(grams, item) for grams in self._grams}
         unknown = 0.0
         said: list[FloatArray | None] = []
@@ -367,23 +367,23 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int, width: int) -> _Vie
     if kind == "text":
         return _View(name, text=TextLinear.build(meta, arrays, num_outputs))
     if kind == "hand":
-        return _View(name, hand=HandLinear.build(arrays, len(hand.NAMES), num_outputs))
+        return _View(name, hand=HandLinear.build(arrays, len(hand_features.NAMES), num_outputs))
     if kind == "embedding":
         return _View(name, dense=DenseLinear.build(arrays, width, num_outputs))
     if kind != "trees":
         raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
     described = meta.get("topics")
     if described is None:
-        return _View(name, trees=Trees.build(arrays, len(hand.NAMES), num_outputs))
+        return _View(name, trees=Trees.build(arrays, len(hand_features.NAMES), num_outputs))
     count = described.get("width") if isinstance(described, dict) else None
     if not isinstance(count, int) or not 1 <= count <= MAX_TOPICS:
         raise ArtifactError(f"the view {name!r} has {str(count)[:40]} topics: damaged")
     topics = TextLinear.build(described, scoped(arrays, "topics/"), count, np.float16)
-    trees = Trees.build(arrays, len(hand.NAMES) + count, num_outputs)
+    trees = Trees.build(arrays, len(hand_features.NAMES) + count, num_outputs)
     return _View(name, trees=trees, topics=topics)
 
 
-def _count(grams: Grams, item: text.Reading) -> tuple[text.UInt32Array, npt.NDArray[np.int64]]:
+def _count(grams: Grams, item: ngrams.Reading) -> tuple[ngrams.UInt32Array, npt.NDArray[np.int64]]:
     if grams.kind == "word":
-        return text.count(text.word_grams(item, grams.max_n))
-    return text.count(text.char_grams(item, grams.min_n, grams.max_n))
+        return ngrams.count(ngrams.word_grams(item, grams.max_n))
+    return ngrams.count(ngrams.char_grams(item, grams.min_n, grams.max_n))

@@ -19,7 +19,7 @@ from tandem_router.policy import PlainScore, Score
 from tandem_router.predictor import Predictor as LearnedPredictor
 from tandem_router.predictor import PredictorError
 from tandem_router.predictor import load as load_artifact
-from tandem_router.predictor.embedding import EmbeddingError, StaticEmbedding
+from tandem_router.predictor.reading.embedding import EmbeddingError, StaticEmbedding
 
 logger = logging.getLogger("tandem.router")
 

@@ -2,9 +2,9 @@
 
 Training, where rows hold `responses`:
 
-    verifier = AnswerVerifier().fit(prompts, small_answers, quality)   # (n, 2): small, large
+    verifier = fit_verifier(prompts, small_answers, quality)     # training.answer_verifier
     power = VerifierPower.measure(held_out_scores, quality[:, 0])
-    arrays = verifier.to_arrays()                                      # into the artifact
+    arrays = verifier.to_arrays()                                # into the artifact
 
 Serving:
 
@@ -13,7 +13,7 @@ Serving:
     if escalate(verifier.judge(prompt, answer, token_logprobs), terms): ...ask the large tier
 """
 
-from tandem_router.predictor.cascade.answer import FEATURE_NAMES, answer_features
+from tandem_router.predictor.cascade.answer_features import FEATURE_NAMES, answer_features
 from tandem_router.predictor.cascade.verifier import VIEWS, AnswerVerifier, Verdict
 from tandem_router.predictor.cascade.zones import (
     CascadeTerms,

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import answers
 from tandem_router.predictor.errors import DataError
-from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.evaluation import cascade_report, metrics
 from tandem_router.predictor.evaluation.baselines import baselines
 from tandem_router.predictor.evaluation.verdict import (
     MIN_ROWS,
@@ -57,7 +56,7 @@ class Predictions:
         return self.utility[:, second] - self.utility[:, first]
 
 
-def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
+def predict_rows(predictor: Predictor, dataset: Dataset) -> Predictions:
     """Scores every row with the artifact exactly as the router would."""
     count = len(dataset.rows)
     num_tiers = len(predictor.tiers)
@@ -84,11 +83,11 @@ def predict(predictor: Predictor, dataset: Dataset) -> Predictions:
         np.zeros(count, dtype=np.int64),
         {name: views[:, index] for index, name in enumerate(predictor.view_names)},
         (cascade.first, cascade.second) if cascade else None,
-        answers.verdicts(cascade, dataset) if cascade else None,
+        cascade_report.verdicts(cascade, dataset) if cascade else None,
     )
 
 
-def report(
+def make_report(
     dataset: Dataset,
     predictions: Predictions,
     *,
@@ -116,7 +115,7 @@ def report(
     cascade = None
     if predictions.cascade and predictions.verdicts is not None:
         first, second = (predictions.tiers.index(tier) for tier in predictions.cascade)
-        cascade = answers.report(
+        cascade = cascade_report.cascade_report(
             predictions.verdicts,
             labels[:, [first, second]],
             predictions.cascade,

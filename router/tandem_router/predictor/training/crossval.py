@@ -12,15 +12,14 @@ import numpy as np
 
 from tandem_router.predictor import runtime
 from tandem_router.predictor.errors import DataError
-from tandem_router.predictor.evaluation import report as evaluation
 from tandem_router.predictor.evaluation import verdict
-from tandem_router.predictor.evaluation.report import Predictions
-from tandem_router.predictor.training import trainer as training
+from tandem_router.predictor.evaluation.report import Predictions, predict_rows
+from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 
 
-def predict(
+def cross_validate(
     dataset: Dataset,
     options: Options,
     num_folds: int,
@@ -36,9 +35,9 @@ def predict(
     for fold in range(num_folds):
         progress(f"fold {fold + 1} of {num_folds}")
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        trained = training.train(dataset.take(inside), options)
+        trained = trainer.train(dataset.take(inside), options)
         predictor = runtime.loads(trained.dumps(), options.embedding)
-        parts.append((outside, evaluation.predict(predictor, dataset.take(outside))))
+        parts.append((outside, predict_rows(predictor, dataset.take(outside))))
     return _joined(parts, folds)
 
 
@@ -46,9 +45,9 @@ def check(
     dataset: Dataset, options: Options, num_folds: int, by: np.ndarray | None = None
 ) -> np.ndarray:
     """The fold of each row, or a :class:`DataError` that says why the data cannot be divided."""
-    training.check(dataset, options)
+    trainer.check(dataset, options)
     groups = dataset.groups() if by is None else by
-    most = len(dataset.rows) // training.MIN_ROWS + 1 if by is None else len(np.unique(groups))
+    most = len(dataset.rows) // trainer.MIN_ROWS + 1 if by is None else len(np.unique(groups))
     if not 2 <= num_folds <= most:
         raise DataError(
             f"{num_folds} folds are not possible with {len(dataset.rows)} rows in "
@@ -57,10 +56,10 @@ def check(
     apart = verdict.graded_apart(dataset.quality(), dataset.tiers)
     if len(apart) == len(dataset.tiers) * (len(dataset.tiers) - 1) // 2:
         raise DataError(f"cross-validation has nothing to judge: {apart[0]}")
-    folds = training.fold_of(groups, num_folds, options.seed + 1)
+    folds = trainer.fold_of(groups, num_folds, options.seed + 1)
     for fold in range(num_folds):
         try:
-            training.check(dataset.take(np.flatnonzero(folds != fold)), options)
+            trainer.check(dataset.take(np.flatnonzero(folds != fold)), options)
         except DataError as error:
             raise DataError(
                 f"without part {fold + 1} of {num_folds}, {error}; or leave out --cross-validate"

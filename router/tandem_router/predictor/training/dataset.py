@@ -108,7 +108,7 @@ def _digest(value: str) -> str:
     return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def read(paths: Sequence[Path], *, need_quality: bool = True) -> Dataset:
+def read_dataset(paths: Sequence[Path], *, need_quality: bool = True) -> Dataset:
     """All usable rows of the files, or a :class:`DataError` that says why they will not do."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
@@ -282,7 +282,7 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
-def prompts(name: str, note: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def read_prompts(name: str, note: Callable[[str], None] = lambda _: None) -> Iterator[str]:
     """The prompts to score in a file (``-``: standard input), in order; blank lines are none.
 
     JSON lines with a `prompt` or `messages`, JSON strings or plain text, gzipped or not, or a

@@ -20,9 +20,6 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.validation import check_is_fitted
 
-from tandem_router.predictor import hand_features as hand
-from tandem_router.predictor import text
-from tandem_router.predictor.embedding import StaticEmbedding
 from tandem_router.predictor.linear_algebra import (
     DenseLinear,
     FloatArray,
@@ -31,6 +28,8 @@ from tandem_router.predictor.linear_algebra import (
     Trees,
     round_topics,
 )
+from tandem_router.predictor.reading import hand_features, ngrams
+from tandem_router.predictor.reading.embedding import StaticEmbedding
 
 IntArray = npt.NDArray[np.int64]
 
@@ -68,27 +67,37 @@ class Corpus:
 
     def take(self, rows: IntArray) -> Corpus:
         dense = None if self.dense is None else self.dense[rows]
-        return Corpus(self.words.take(rows), self.chars.take(rows), self.hand[rows], dense)
+        chars = self.chars.take(rows) if self.chars.matrix.shape[0] else self.chars
+        return Corpus(self.words.take(rows), chars, self.hand[rows], dense)
 
     @classmethod
     def of(cls, prompts: Sequence[str], embedding: StaticEmbedding | None = None) -> Corpus:
-        items = [text.read(prompt) for prompt in prompts]
+        items = [ngrams.read(prompt) for prompt in prompts]
         return cls(
-            _count(text.word_grams(item, WORD_NGRAMS[1]) for item in items),
-            _count(text.char_grams(item, *CHAR_NGRAMS) for item in items),
-            np.array([hand.features(item) for item in items]).reshape(len(items), len(hand.NAMES)),
+            _count(ngrams.word_grams(item, WORD_NGRAMS[1]) for item in items),
+            _count(ngrams.char_grams(item, *CHAR_NGRAMS) for item in items),
+            np.array([hand_features.features(item) for item in items]).reshape(
+                len(items), len(hand_features.NAMES)
+            ),
             None
             if embedding is None
             else np.array([embedding(item.text) for item in items]).reshape(-1, embedding.width),
         )
 
+    @classmethod
+    def of_words(cls, texts: Sequence[str]) -> Corpus:
+        """Texts for views of words alone."""
+        items = [ngrams.read(text) for text in texts]
+        words = _count(ngrams.word_grams(item, WORD_NGRAMS[1]) for item in items)
+        return cls(words, words.take(np.empty(0, dtype=np.int64)), np.empty((len(items), 0)))
 
-def _count(hashes: Iterator[text.UInt32Array]) -> Counts:
-    keys: list[text.UInt32Array] = []
+
+def _count(hashes: Iterator[ngrams.UInt32Array]) -> Counts:
+    keys: list[ngrams.UInt32Array] = []
     counts: list[npt.NDArray[np.int64]] = []
     starts = [0]
     for row in hashes:
-        row_keys, row_counts = text.count(row)
+        row_keys, row_counts = ngrams.count(row)
         keys.append(row_keys)
         counts.append(row_counts)
         starts.append(starts[-1] + len(row_keys))
@@ -238,6 +247,10 @@ class TextView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             self.coef_.astype(np.float32), self.intercept_, self.loss == "logistic"
         )
 
+    def export_logit(self) -> TextLinear:
+        """A logistic view as the log odds, before the link."""
+        return self.tfidf_.export(self.coef_.astype(np.float32), self.intercept_, False)
+
 
 class HandView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Ridge regression on standardised hand features and their squares.
@@ -257,7 +270,7 @@ class HandView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         wide = self._expand(X)
         use = np.ones(wide.shape[1], dtype=bool)
         if self.columns is not None:
-            chosen = np.array([name in self.columns for name in hand.NAMES])
+            chosen = np.array([name in self.columns for name in hand_features.NAMES])
             use = np.concatenate((chosen, chosen))
         self.coef_ = np.zeros((wide.shape[1], y.shape[1]))
         self.intercept_ = np.zeros(y.shape[1])

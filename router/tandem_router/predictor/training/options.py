@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tandem_router.predictor.embedding import StaticEmbedding
+from tandem_router.predictor.reading.embedding import StaticEmbedding
 
 #: Least and most of each option; seeds are what numpy's and scikit-learn's generators take.
 OPTION_BOUNDS = {

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tandem_router.predictor import answers, artifact, drift, text
-from tandem_router.predictor import hand_features as hand
+from tandem_router.predictor import artifact, drift
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError, DataError
 from tandem_router.predictor.evaluation import baselines, verdict
-from tandem_router.predictor.evaluation import report as evaluation
+from tandem_router.predictor.evaluation.report import Predictions, make_report
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.training import lengths, stacking
+from tandem_router.predictor.reading import hand_features, ngrams
+from tandem_router.predictor.training import answer_verifier, lengths, stacking
 from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.estimators import Corpus
 from tandem_router.predictor.training.labels import targets_of
@@ -49,7 +49,7 @@ class Trained:
 
     meta: dict[str, Any]
     arrays: Arrays
-    predictions: evaluation.Predictions
+    predictions: Predictions
 
     def dumps(self) -> bytes:
         """The artifact's bytes; :class:`ArtifactError` where they exceed `Options.max_bytes`."""
@@ -206,7 +206,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     arrays |= length_arrays
     cascade: dict[str, Any] | None = None
     if options.max_bytes is None or options.max_bytes >= CASCADE_MIN_BYTES:
-        cascade, answer_arrays = answers.train(dataset, folds, options.seed, progress)
+        cascade, answer_arrays = answer_verifier.train(dataset, folds, options.seed, progress)
         arrays |= answer_arrays
     meta: dict[str, Any] = {
         "format_version": artifact.FORMAT_VERSION,
@@ -214,8 +214,8 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
         "tiers": list(dataset.tiers),
         "outputs": list(layout.outputs),
         "views": described,
-        "features": list(hand.NAMES),
-        "excerpt": list(text.EXCERPT),
+        "features": list(hand_features.NAMES),
+        "excerpt": list(ngrams.EXCERPT),
         "embedding": options.embedding
         and {
             "name": options.embedding.name,
@@ -247,7 +247,7 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     }
     progress("judging the out-of-fold predictions")
     if any(len(_graded(labels, pair)) >= verdict.MIN_ROWS for pair in layout.pairs):
-        found = evaluation.report(dataset, honest, repeats=100, seed=options.seed, curves=False)
+        found = make_report(dataset, honest, repeats=100, seed=options.seed, curves=False)
         # Prompts stay out of artifacts; rounding keeps the last bits of a sum out of its digest.
         meta["evaluation"] = _rounded(
             {key: value for key, value in found.items() if key in ("pairs", "heads")}
@@ -297,13 +297,13 @@ def _cross(
     return _Crossed(corpus, targets, folds, views, layout, outputs, unknown)
 
 
-def _predictions(dataset: Dataset, crossed: _Crossed) -> evaluation.Predictions:
+def _predictions(dataset: Dataset, crossed: _Crossed) -> Predictions:
     quality, utility = stacking.out_of_fold(
         crossed.outputs, dataset.quality(), crossed.folds, crossed.layout
     )
     said = crossed.outputs[:, :, : len(dataset.tiers)]
     names = crossed.layout.views
-    return evaluation.Predictions(
+    return Predictions(
         dataset.tiers,
         quality,
         utility,
@@ -337,10 +337,10 @@ def out_of_fold(
     options: Options,
     folds: npt.NDArray[np.int64],
     progress: Progress = lambda _: None,
-) -> evaluation.Predictions:
+) -> Predictions:
     """Each row predicted by views and a stack of the other folds, without an artifact.
 
-    A fifth of the work of :func:`tandem_router.predictor.training.crossval.predict`, which also
+    A fifth of the work of :func:`.crossval.cross_validate`, which also
     repeats the inner cross-fitting and the export per fold.
     """
     check(dataset, options)

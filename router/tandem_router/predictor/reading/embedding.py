@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.linear_algebra import FloatArray
+
+FloatArray = npt.NDArray[np.float64]
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TOKENS = 2048

@@ -13,7 +13,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor.text import UInt32Array, read
+from tandem_router.predictor.reading.ngrams import UInt32Array, read
 
 #: Features of :func:`features`, all in decades below the most frequent words; shares of words.
 NAMES = (

@@ -12,8 +12,8 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor import rarity
-from tandem_router.predictor.text import (
+from tandem_router.predictor.reading import rarity
+from tandem_router.predictor.reading.ngrams import (
     DIGIT,
     LETTER,
     LOWER,

@@ -1,0 +1,72 @@
+"""What reading the first tier's answer is worth: the verifier's verdicts and their report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem_router.predictor.cascade.stored import Cascade
+from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.training.dataset import Dataset
+
+
+def verdicts(cascade: Cascade, dataset: Dataset) -> FloatArray:
+    """Quality of both tiers after the first one's answer ``(num_rows, 2)``; NaN without one."""
+    out = np.full((len(dataset.rows), 2), np.nan)
+    rows = [i for i, row in enumerate(dataset.rows) if cascade.first in row.responses]
+    if rows:
+        out[rows] = cascade.verifier.predict(
+            [dataset.rows[i].prompt for i in rows],
+            [dataset.rows[i].responses[cascade.first] for i in rows],
+        )
+    return out
+
+
+def cascade_report(
+    found: FloatArray,
+    quality: FloatArray,
+    names: tuple[str, str],
+    groups: npt.NDArray[Any],
+    folds: npt.NDArray[np.int64],
+    repeats: int,
+    seed: int,
+) -> Mapping[str, Any] | None:
+    """What routing gains when the first tier's answer is read before deciding."""
+    rows = np.flatnonzero(~np.isnan(found).any(axis=1) & ~np.isnan(quality).any(axis=1))
+    if len(rows) < 5:
+        return None
+    score, low, high = found[rows, 1] - found[rows, 0], quality[rows, 0], quality[rows, 1]
+    curve = metrics.curve(score, low, high)
+    apgr = curve.apgr()
+    if apgr is None:
+        return None
+    drawn = metrics.resamples(groups[rows], repeats, seed)
+    interval = metrics.interval([metrics.apgr(score[r], low[r], high[r]) for r in drawn])
+    by_fold = [
+        metrics.apgr(score[folds[rows] == f], low[folds[rows] == f], high[folds[rows] == f])
+        for f in np.unique(folds[rows])
+    ]
+    usable = [value for value in by_fold if value is not None]
+    first, second = names
+    return {
+        "first": first,
+        "second": second,
+        "num_rows": len(rows),
+        "apgr": apgr,
+        "apgr_interval": interval,
+        "apgr_mean_of_folds": float(np.mean(usable)) if usable else None,
+        "cpt50": curve.cpt(50.0),
+        "cpt80": curve.cpt(80.0),
+        "saved_at_no_drop": curve.saved(0.0),
+        "saved_at_1_percent_drop": curve.saved(0.01),
+        "ece": metrics.expected_calibration_error(found[rows, 0], low),
+        "sentence": (
+            f"reading {first}'s answer first: share of the gap recovered {apgr:.3f}, "
+            f"{curve.saved(0.0):.0%} of the {second} calls saved at no drop, "
+            f"{curve.saved(0.01):.0%} at a 1 % drop"
+        ),
+    }

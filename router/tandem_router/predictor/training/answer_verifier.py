@@ -1,0 +1,229 @@
+"""The cascade's verifier, trained with the predictor where the data holds answers.
+
+The tier that is worst on average answers first; where its answers (`responses`) are in the data,
+an :class:`~tandem_router.predictor.cascade.AnswerVerifier` learns to tell right from wrong ones.
+It travels in the same artifact, with its power: how its score falls for right and for wrong
+answers held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.cascade.verifier import (
+    VIEWS,
+    AnswerVerifier,
+    VerifierViews,
+    features_of,
+    scaled_features,
+    sigmoid,
+)
+from tandem_router.predictor.cascade.zones import VerifierPower
+from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.training.dataset import Dataset
+from tandem_router.predictor.training.estimators import Corpus, TextView
+
+MIN_ROWS = 100
+NUM_FOLDS = 3
+#: Rows a verifier needs at least.
+VERIFIER_MIN_ROWS = 40
+MAX_REFERENCES = 2048
+MAX_WORDS = 2**14
+
+
+def fit_verifier(
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    quality: FloatArray,
+    logprobs: Sequence[Sequence[float] | None] | None = None,
+    *,
+    seed: int = 0,
+    weights: Mapping[str, float] = VIEWS,
+) -> AnswerVerifier:
+    """Learn from answered prompts.
+
+    Args:
+        prompts, answers: the small tier's answers and what they answer.
+        quality: measured quality of small and large, 0..1, (num_rows, 2).
+        logprobs: per row the answer's token log probabilities, where known.
+        seed: of the calibration folds and the choice of references.
+        weights: of the views; a weight of zero leaves a view out.
+
+    Raises:
+        ValueError: fewer than 40 rows, misaligned inputs, or labels outside 0..1.
+    """
+    quality = np.asarray(quality, dtype=np.float64)
+    if quality.shape != (len(prompts), 2) or len(answers) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(answers)} answers and qualities of shape "
+            f"{quality.shape} do not belong together; give one row of (small, large) each"
+        )
+    if len(prompts) < VERIFIER_MIN_ROWS:
+        raise ValueError(
+            f"{len(prompts)} answered prompts are too few to learn a verifier; "
+            f"label at least {VERIFIER_MIN_ROWS}"
+        )
+    if not ((quality >= 0.0) & (quality <= 1.0)).all():
+        raise ValueError("a quality is NaN or outside 0..1; rescale the labels")
+    x = features_of(prompts, answers, logprobs)
+    asked, said = Corpus.of_words(prompts), Corpus.of_words(answers)
+    folds = np.random.default_rng(seed).permutation(len(x)) % 5
+    held_out = np.zeros_like(quality)
+    for fold in range(5):
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        part = _fit_views(x[inside], asked.take(inside), said.take(inside), quality[inside], seed)
+        held_out[outside] = part.logits(
+            x[outside],
+            [prompts[int(i)] for i in outside],
+            [answers[int(i)] for i in outside],
+            weights,
+        )
+    calibration = np.stack(
+        [fit_logistic(held_out[:, [head]], quality[:, head], 0.01) for head in range(2)]
+    )
+    return AnswerVerifier(_fit_views(x, asked, said, quality, seed), calibration, weights)
+
+
+def _fit_views(
+    x: FloatArray, asked: Corpus, said: Corpus, quality: FloatArray, seed: int
+) -> VerifierViews:
+    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    scaled = scaled_features(x, mean, scale)
+    keep = np.random.default_rng(seed).permutation(len(x))[:MAX_REFERENCES]
+    answer_words, prompt_words = (
+        TextView("word", "logistic", 1.0, 2, MAX_WORDS).fit(part, quality).export_logit()
+        for part in (said, asked)
+    )
+    return VerifierViews(
+        mean,
+        scale,
+        np.stack([fit_logistic(scaled, quality[:, head], 20.0) for head in range(2)]),
+        answer_words,
+        prompt_words,
+        scaled[keep],
+        quality[keep],
+    )
+
+
+def fit_logistic(x: FloatArray, y: FloatArray, penalty: float, steps: int = 25) -> FloatArray:
+    """Ridge logistic regression on soft labels by Newton's method; bias last, hardly penalised."""
+    design = np.column_stack([x, np.ones(len(x))])
+    ridge = np.diag(np.append(np.full(x.shape[1], penalty), 1e-6))
+    weights = np.zeros(design.shape[1])
+    for _ in range(steps):
+        p = sigmoid(design @ weights)
+        gradient = design.T @ (p - y) + ridge @ weights
+        hessian = (design * np.maximum(p * (1 - p), 1e-6)[:, None]).T @ design + ridge
+        move = np.linalg.solve(hessian, gradient)
+        weights = weights - move * min(1.0, 5.0 / max(1e-12, float(np.abs(move).max())))
+        if np.abs(move).max() < 1e-8:
+            break
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The rows with an answer of the tier that goes first, and both grades."""
+
+    tiers: tuple[str, str]
+    rows: npt.NDArray[np.int64]
+    prompts: list[str]
+    answers: list[str]
+    quality: FloatArray  # (num_answered, 2)
+
+
+def _answered(dataset: Dataset) -> _Answered | None:
+    labels = dataset.quality()
+    means = np.array([np.nanmean(column) for column in labels.T])
+    first, second = int(np.argmin(means)), int(np.argmax(means))
+    name = dataset.tiers[first]
+    rows = np.array(
+        [
+            index
+            for index, row in enumerate(dataset.rows)
+            if name in row.responses and not np.isnan(labels[index, [first, second]]).any()
+        ],
+        dtype=np.int64,
+    )
+    if first == second or len(rows) < MIN_ROWS:
+        return None
+    return _Answered(
+        (name, dataset.tiers[second]),
+        rows,
+        [dataset.rows[i].prompt for i in rows],
+        [dataset.rows[i].responses[name] for i in rows],
+        labels[rows][:, [first, second]],
+    )
+
+
+def _can_hold_out(folds: npt.NDArray[np.int64]) -> bool:
+    """Whether there are parts to leave out, and enough rows left to learn from without each."""
+    _, sizes = np.unique(folds, return_counts=True)
+    return len(sizes) > 1 and len(folds) - int(sizes.max()) >= VERIFIER_MIN_ROWS
+
+
+def _held_out(known: _Answered, folds: npt.NDArray[np.int64], seed: int) -> FloatArray:
+    out = np.zeros_like(known.quality)
+    for fold in np.unique(folds):
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        part = fit_verifier(
+            [known.prompts[i] for i in inside],
+            [known.answers[i] for i in inside],
+            known.quality[inside],
+            seed=seed,
+        )
+        out[outside] = part.predict(
+            [known.prompts[i] for i in outside], [known.answers[i] for i in outside]
+        )
+    return out
+
+
+def cross_fit(
+    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int
+) -> tuple[tuple[str, str], FloatArray] | None:
+    """The tiers of the cascade and each row's verdict by a verifier of other folds."""
+    known = _answered(dataset)
+    if known is None or not _can_hold_out(folds[known.rows]):
+        return None
+    out = np.full((len(dataset.rows), 2), np.nan)
+    out[known.rows] = _held_out(known, folds[known.rows], seed)
+    return known.tiers, out
+
+
+def train(
+    dataset: Dataset, folds: npt.NDArray[np.int64], seed: int, progress: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, Arrays]:
+    """Metadata and arrays of a verifier, or None where too few graded answers are given."""
+    known = _answered(dataset)
+    if known is None:
+        return None, {}
+    parts = folds[known.rows] % NUM_FOLDS
+    if not _can_hold_out(parts):
+        progress(
+            f"note: the answers of {known.tiers[0]} are in too few groups to check a verifier of "
+            "answers on; it is left out"
+        )
+        return None, {}
+    progress(f"learning to read the answers of {known.tiers[0]}")
+    quality = known.quality
+    held_out = _held_out(known, parts, seed)
+    verifier = fit_verifier(known.prompts, known.answers, quality, seed=seed)
+    power = VerifierPower.measure(held_out[:, 0], quality[:, 0])
+    apgr = metrics.apgr(held_out[:, 1] - held_out[:, 0], quality[:, 0], quality[:, 1])
+    described = {
+        "first": known.tiers[0],
+        "second": known.tiers[1],
+        "num_rows": len(known.rows),
+        "given_right": [round(float(value), 9) for value in power.given_right],
+        "given_wrong": [round(float(value), 9) for value in power.given_wrong],
+        "apgr_out_of_fold": None if apgr is None else round(apgr, 6),
+    }
+    arrays = {f"cascade/{key}": value for key, value in verifier.to_arrays().items()}
+    return described, arrays
