@@ -105,11 +105,8 @@ class PredictorConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What routing optimises."""
+    """What the cheapest choice must keep."""
 
-    minimize: Literal["Cost", "Latency"] = Field(
-        default="Cost", description="What to save while the quality floor holds."
-    )
     quality_floor: Fraction | None = Field(
         default=None,
         description="Smallest acceptable mean quality, as a fraction of the dearest tier's; "
@@ -122,20 +119,22 @@ class SloConfig(Section):
 
     ttft_ms: Positive | None = Field(default=None, description="Time to first token, ms.")
     tpot_ms: Positive | None = Field(default=None, description="Time per output token, ms.")
-    percentile: float = Field(
-        default=95.0, gt=0.0, lt=100.0, description="Percentile of requests that must meet it."
+    ttft_percentile: float = Field(
+        default=95.0, gt=0.0, lt=100.0, description="Requests that must meet ttft_ms, percent."
+    )
+    tpot_percentile: float = Field(
+        default=95.0, gt=0.0, lt=100.0, description="Requests that must meet tpot_ms, percent."
     )
 
 
 class BudgetConfig(Section):
-    """Money and machines."""
+    """Money."""
 
     usd_per_hour: Positive | None = Field(
         default=None,
         description="What this process may spend on answers of external tiers, $/h; workers are "
         "paid by the hour and held within the budget by the operator.",
     )
-    gpus: int | None = Field(default=None, ge=0, description="Most GPUs all tiers may hold.")
     on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
         default="Downgrade",
         description="Downgrade: cheapest tier; Queue: wait for budget; Reject: 429.",

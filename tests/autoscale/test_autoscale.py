@@ -174,7 +174,7 @@ def test_more_gpus_never_lower_quality(load, gpus):
 
 
 def test_a_tier_without_a_profile_is_named():
-    with pytest.raises(ValueError, match="no performance profile for large; run `tandem profile`"):
+    with pytest.raises(ValueError, match="no performance profile for large; their workers report"):
         size(POOLS, load(1.0), CURVE, {"small": SMALL}, SLO, None, Ceilings())
 
 

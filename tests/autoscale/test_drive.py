@@ -66,6 +66,7 @@ class World:
                     ],
                     "slo": {"ttft": {"target": "1s"}, "tpot": {"target": "60ms"}},
                     "scaling": {"mode": "Managed"},
+                    "predictor": {"artifact": "configmap://p"},
                     **spec,
                 },
             }

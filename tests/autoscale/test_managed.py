@@ -18,7 +18,7 @@ from tandem_operator.autoscale.observe import (
     routing_curve,
 )
 from tandem_operator.autoscale.router_loops import ManagedScaling
-from tandem_operator.autoscale.settings import cron_fields, loop_settings, scheduled_floor
+from tandem_operator.autoscale.settings import ScheduledFloor, loop_settings, scheduled_floor
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
 
@@ -42,6 +42,7 @@ def router(**spec) -> Router:
                     "tpot": {"percentile": 99, "target": "60ms"},
                 },
                 "scaling": {"mode": "Managed"},
+                "predictor": {"artifact": "configmap://p"},
                 **spec,
             },
         }
@@ -124,7 +125,8 @@ def test_settings_are_read_from_router_models_and_policy():
         ("large", "prefill"): (0, 5, 2),
         ("large", "decode"): (2, 64, 2),
     }
-    assert (found.slo.ttft_s, found.slo.tpot_s, found.slo.percentile) == (1.0, 0.06, 99.0)
+    assert (found.slo.ttft_s, found.slo.ttft_percentile) == (1.0, 95.0)
+    assert (found.slo.tpot_s, found.slo.tpot_percentile) == (0.06, 99.0)
     assert (found.ceilings.gpus, found.ceilings.usd_per_hour) == (8, 24.0)
     assert (found.up["decode"].window_s, found.up["decode"].max_step) == (10.0, 2)
     assert found.signals == {"decode": {"KVUtilization": 0.7}}
@@ -139,43 +141,60 @@ def test_an_awake_policy_keeps_a_worker_and_external_tiers_have_no_pool():
     assert found.idle_after_s is None
 
 
+def schedules(*entries) -> AutoscalingPolicySpec:
+    return AutoscalingPolicySpec.model_validate(
+        {"schedules": [{"duration": "90m", "minReplicas": 4, **entry} for entry in entries]}
+    )
+
+
 @pytest.mark.parametrize(
     ("cron", "zone", "when", "holds"),
     [
-        ("0 8 * * 1-5", "UTC", "2026-11-20T08:30", True),  # a Friday
+        ("0 8 * * 1-5", "UTC", "2026-11-20T08:00", True),  # a Friday
+        ("0 8 * * 1-5", "UTC", "2026-11-20T09:29", True),
+        ("0 8 * * 1-5", "UTC", "2026-11-20T09:30", False),
+        ("0 8 * * MON-FRI", "UTC", "2026-11-20T08:30", True),
         ("0 8 * * 1-5", "UTC", "2026-11-21T08:30", False),
-        ("0 8 * * 1-5", "UTC", "2026-11-20T10:00", False),
         ("0 8 * * *", "Europe/Berlin", "2026-11-20T07:30", True),
+        ("0 8 * * *", "Europe/Berlin", "2026-07-20T06:30", True),  # summer time
+        ("30 2 * * *", "Europe/Berlin", "2026-03-29T01:10", True),  # 2:30 does not exist: at 3:00
         ("*/30 * 20 11 *", "UTC", "2026-11-20T23:59", True),
         ("0 8 1 * 5", "UTC", "2026-11-20T08:00", True),  # either day will do, as cron has it
-        ("61 8 * * *", "UTC", "2026-11-20T08:30", False),
-        ("0 8 * * *", "Mars/Base", "2026-11-20T08:30", False),
+        ("0 0 29 2 *", "UTC", "2026-11-20T08:00", False),
     ],
 )
 def test_a_schedule_holds_for_its_duration(cron, zone, when, holds):
-    policy = AutoscalingPolicySpec.model_validate(
-        {
-            "schedules": [
-                {
-                    "name": "day",
-                    "cron": cron,
-                    "timeZone": zone,
-                    "duration": "90m",
-                    "minReplicas": 4,
-                }
-            ]
-        }
-    )
-    now = datetime.fromisoformat(when).replace(tzinfo=UTC)
-    assert scheduled_floor(policy, now) == (4 if holds else 0)
+    policy = schedules({"name": "day", "cron": cron, "timeZone": zone})
+
+    found = scheduled_floor(policy, datetime.fromisoformat(when).replace(tzinfo=UTC))
+
+    assert found == (ScheduledFloor(4, "day") if holds else ScheduledFloor())
+
+
+def test_the_schedule_that_asks_for_most_counts_however_long_ago_it_began():
+    month = {"cron": "0 0 1 * *", "duration": "744h"}
+    policy = schedules(*({"name": f"s{i}", **month, "minReplicas": i} for i in range(16)))
+
+    found = scheduled_floor(policy, datetime(2026, 11, 29, 12, 0, tzinfo=UTC))
+
+    assert found == ScheduledFloor(15, "s15")
 
 
 @pytest.mark.parametrize(
-    "line", ["* * * *", "a * * * *", "5-1 * * * *", "*/0 * * * *", "* 24 * * *"]
+    ("field", "value", "sentence"),
+    [
+        ("cron", "99 99 99 99 99", "bad minute; give minute \\(0-59\\)"),
+        ("cron", "0 8 * * *  *", "has 6 fields; give minute"),
+        ("cron", "0 8 31 2 *", "bad day-of-month"),
+        ("cron", "a * * * * ", "bad minute"),
+        ("cron", "*/0 * * * *", "bad minute"),
+        ("timeZone", "Mars/Olympus", "'Mars/Olympus' is not a time zone; use an IANA name"),
+        ("timeZone", "../etc/passwd", "is not a time zone"),
+    ],
 )
-def test_a_cron_line_that_cannot_be_read_is_refused(line):
-    with pytest.raises(ValueError, match="cron"):
-        cron_fields(line)
+def test_a_schedule_that_cannot_be_read_is_refused(field, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        schedules({"name": "x", "cron": "0 8 * * *", field: value})
 
 
 # Observations.

@@ -23,7 +23,12 @@ from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_paths
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import LinkTest
-from tandem_operator.plan.router_status import TierFacts, TrafficFacts
+from tandem_operator.plan.router_facts import (
+    LatencyFacts,
+    PredictorFacts,
+    TierFacts,
+    TrafficFacts,
+)
 from tandem_operator.reconcile.reconciler import Key, Reconciler
 
 Object = dict[str, Any]
@@ -98,8 +103,13 @@ class Observed:
     async def _traffic(self, pods: list[Object]) -> TrafficFacts | None:
         if not pods or pods[0]["metadata"]["labels"]["tandem.dev/router"] != "chat":
             return None
-        tiers = {"small": TierFacts(0.71, 0.088, 0.012), "large": TierFacts(0.29, 0.31, 0.031)}
-        return TrafficFacts("chat-difficulty-3", 0.124, 0.962, 0.914, tiers)
+        tiers = {
+            "small": TierFacts(0.71, LatencyFacts(0.088, 710, 708), LatencyFacts(0.012, 710, 710)),
+            "large": TierFacts(0.29, LatencyFacts(0.31, 290, 284), LatencyFacts(0.031, 290, 289)),
+        }
+        predictor = PredictorFacts("chat-difficulty-3", ("small", "large"))
+        predictors = {pod["metadata"]["name"]: predictor for pod in pods}
+        return TrafficFacts("chat-difficulty-3", 0.124, 0.962, 0.914, tiers, predictors)
 
     async def _scaling(self, router: Any, *_: Any) -> list[dict[str, str]]:
         if router.metadata.name != "chat":

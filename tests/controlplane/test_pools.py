@@ -21,16 +21,20 @@ def model(name: str, role: str, source: str = "image:///opt/m") -> str:
     )
 
 
+SIXTEEN = (
+    '{name: worker, resources: {limits: {nvidia.com/gpu: "16"}, requests: {nvidia.com/gpu: "16"}}}'
+)
+
 # Each asks one thing of the scheduler; images that no table knows never start a process.
 RESOURCES = "---\n".join(
     [
         # A node has 8 GPUs, the Model wants 16 on one.
-        model("huge", "{gpus: 16, tensorParallel: 16}"),
+        model("huge", f"{{podPatch: {{spec: {{containers: [{SIXTEEN}]}}}}}}"),
         model("nowhere", '{nodeSelector: {zone: "none"}}'),
         model("unclaimed", "{}", "pvc://missing/weights"),
         model(
             "placed",
-            "{gpus: 2, nodeSelector: {kubernetes.io/hostname: node-1}, "
+            "{gpus: 1, nodeSelector: {kubernetes.io/hostname: node-1}, "
             "priorityClassName: pools-high, tolerations: [{key: gpu, operator: Exists}], "
             "podPatch: {spec: {affinity: {podAntiAffinity: "
             "{requiredDuringSchedulingIgnoredDuringExecution: "
@@ -105,5 +109,5 @@ def test_pods_go_where_the_role_says(pools: Any) -> None:
     for pod in pods:
         spec = pod["spec"]
         assert spec["priority"] == 1000
-        assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert any(t.get("key") == "gpu" for t in spec["tolerations"])

@@ -50,7 +50,7 @@ GOOD: dict[str, str] = {
     "metadata: {name: p}\n",
     "prefill and decode": model("  prefill: {replicas: 2}\n  decode: {replicas: 3}\n"),
     "stopped": model("  prefill: {replicas: 0}\n  decode: {replicas: 0}\n"),
-    "gpus": model("  unified: {gpus: 4, tensorParallel: 2}\n"),
+    "gpus": model("  unified: {gpus: 1}\n"),
     "range": model("  unified: {replicas: 2, minReplicas: 1, maxReplicas: 4}\n"),
     "pvc": MODEL.replace("file:///models/m", "pvc://claim/dir"),
     "hf with a cache": MODEL.replace(
@@ -88,6 +88,10 @@ GOOD: dict[str, str] = {
     "threshold and share": router('  threshold: "0.25"\n  fallbackTier: small\n').replace(
         "modelRef: {name: l}}", 'modelRef: {name: l}, maxShare: "0.5"}'
     ),
+    "learned is implied": router('  predictor: {artifact: "configmap://chat"}\n'),
+    "floor that nothing measures": router('  objective: {qualityFloor: "0.9"}\n'),
+    "schedule": POLICY + "  schedules:\n  - {name: day, cron: '0 8 * * MON-FRI', "
+    "timeZone: Europe/Berlin, duration: 10h, minReplicas: 2}\n",
     "two documents": MODEL + "---\n" + ROUTER,
     "a list": "apiVersion: v1\nkind: List\nitems:\n"
     "- apiVersion: tandem.dev/v1alpha1\n  kind: Model\n  metadata: {name: a}\n"
@@ -334,14 +338,20 @@ bad(
     "6: Model/m: spec.unified.replicas: is 3, but replicas must be at most maxReplicas; lower replicas or raise maxReplicas",
 )
 bad(
-    "gpus not divisible",
-    model("  unified: {gpus: 3, tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.gpus: is 3, but gpus must be a multiple of tensorParallel; use gpus = tensorParallel or set tensorParallel to 1",
+    "gpus that nobody computes with",
+    model("  unified: {gpus: 4}\n"),
+    "6: Model/m: spec.unified.gpus: is 4, but a worker computes on tensorParallel GPUs and would hold the others idle; set gpus to tensorParallel, or to 0 for the CPU, and raise replicas for more",
+)
+bad(
+    "tensor parallel",
+    model("  unified: {gpus: 2, tensorParallel: 2}\n"),
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is not served, the engine would leave the other GPUs idle; set it to 1 and raise replicas, or take a smaller model",
 )
 bad(
     "tensor parallel without gpus",
     model("  unified: {tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to a multiple of tensorParallel",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is not served, the engine would leave the other GPUs idle; set it to 1 and raise replicas, or take a smaller model",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to tensorParallel",
 )
 bad(
     "rollout that cannot move",
@@ -392,6 +402,31 @@ bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
     "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training; add one or use type: Length",
+)
+bad(
+    "artifact beside Length",
+    router('  predictor: {type: Length, artifact: "configmap://a"}\n'),
+    "8: Router/r: spec.predictor.type: is 'Length', but artifact and training belong to type: Learned; remove them, or leave type out",
+)
+bad(
+    "training beside Fixed",
+    router('  predictor: {type: Fixed, training: {data: "file:///d"}}\n'),
+    "8: Router/r: spec.predictor.type: is 'Fixed', but artifact and training belong to type: Learned; remove them, or leave type out",
+)
+bad(
+    "threshold and floor",
+    router('  threshold: "0.2"\n  objective: {qualityFloor: "0.9"}\n'),
+    "8: Router/r: spec.threshold: is '0.2', but threshold and objective.qualityFloor both say where the larger tier begins; keep one: threshold stays as it is, qualityFloor moves it",
+)
+bad(
+    "minimize",
+    router("  objective: {minimize: Latency}\n"),
+    "8: Router/r: spec.objective.minimize: unknown field; use one of qualityFloor",
+)
+bad(
+    "transport",
+    model("  unified: {}\n  kvTransfer: {transport: inproc}\n"),
+    "7: Model/m: spec.kvTransfer.transport: unknown field; use one of checksum, maxInflight, localPrefillMaxTokens",
 )
 bad(
     "artifact and training",
@@ -449,6 +484,17 @@ bad(
     "signal twice",
     POLICY + '    - {name: KVUtilization, target: "0.9"}\n',
     "6: AutoscalingPolicy/p: spec.decode.signals: a signal may be listed once; remove the second",
+)
+SCHEDULE = "  schedules: [{name: day, cron: CRON, timeZone: ZONE, duration: 1h, minReplicas: 1}]\n"
+bad(
+    "cron line",
+    POLICY + SCHEDULE.replace("CRON", '"99 99 99 99 99"').replace("ZONE", "UTC"),
+    "8: AutoscalingPolicy/p: spec.schedules[0].cron: '99 99 99 99 99': bad minute; give minute (0-59) hour (0-23) day (1-31) month (1-12) weekday (0-7, 0 and 7 are Sunday)",
+)
+bad(
+    "time zone",
+    POLICY + SCHEDULE.replace("CRON", '"0 8 * * 1-5"').replace("ZONE", "Mars/Olympus"),
+    "8: AutoscalingPolicy/p: spec.schedules[0].timeZone: 'Mars/Olympus' is not a time zone; use an IANA name such as UTC or Europe/Berlin",
 )
 bad(
     "unknown signal",

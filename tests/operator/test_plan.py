@@ -71,11 +71,11 @@ def test_pods_pass_the_restricted_security_standard() -> None:
 
 
 def test_gpus_are_requested_and_limited() -> None:
-    objects = planned(model("  unified: {gpus: 2, tensorParallel: 2}\n"))
+    objects = planned(model("  unified: {gpus: 1}\n"))
 
     container = objects["Deployment", "m-unified"]["spec"]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
-    assert container["resources"]["requests"]["nvidia.com/gpu"] == "2"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["resources"]["requests"]["nvidia.com/gpu"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
-from tandem_operator.plan.router_status import TierFacts
+from tandem_operator.plan.router_facts import TierFacts
 from tandem_operator.reconcile import pod_client as pods
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.pod_client import WorkerPods, ask_json, router_traffic

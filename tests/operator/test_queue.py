@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tandem_operator.kube.cache import SECRET_S, CachedApi
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.plan.objects import ROUTER_LABEL
-from tandem_operator.plan.router_status import TrafficFacts
+from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.reconcile.reconciler import Key
 from tandem_operator.reconcile.work_queue import MAX_DELAY_S, REST_S, WorkQueue
 

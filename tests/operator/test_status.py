@@ -10,15 +10,20 @@ from objects_table import POLICY
 from stored_cluster import BOTH, NOW, Cluster
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
-from tandem_operator.plan.router_status import TierFacts, TrafficFacts
+from tandem_operator.plan.router_facts import (
+    LatencyFacts,
+    TierFacts,
+    TrafficFacts,
+)
 from tandem_operator.resources import RouterStatus
 
 Object = dict[str, Any]
 
 
 async def test_a_router_says_what_its_tiers_cost_and_what_its_predictor_is_worth() -> None:
-    cluster = Cluster(BOTH)
-    facts = TrafficFacts("v3", 0.1234, 0.9621, 0.914, {"small": TierFacts(0.75, 0.0881, None)})
+    cluster = Cluster(BOTH + '  predictor: {artifact: "configmap://p"}\n')
+    small = TierFacts(0.75, LatencyFacts(0.0881, 100, 99))
+    facts = TrafficFacts("v3", 0.1234, 0.9621, 0.914, {"small": small})
 
     async def traffic(_: list[Object]) -> TrafficFacts:
         return facts

@@ -160,7 +160,9 @@ async def test_a_killed_worker_comes_back(cluster: LocalCluster, tmp_path: Path)
 
 
 async def test_too_few_gpus_are_told(cluster: LocalCluster, tmp_path: Path) -> None:
-    wanted = PAIR.replace("unified: {}", "unified: {gpus: 64}")
+    many = '{name: worker, resources: {limits: {nvidia.com/gpu: "64"}}}'
+    patch = f"unified: {{podPatch: {{spec: {{containers: [{many}]}}}}}}"
+    wanted = PAIR.replace("unified: {}", patch)
     await apply(cluster, tmp_path, wanted)
 
     with pytest.raises(TimeoutError, match=r"Insufficient nvidia\.com/gpu: 64 wanted"):

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 
 from tandem_operator.autoscale.forecast import RateForecast
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
-from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec, Role, Sizes, size
+from tandem_operator.autoscale.sizing import (
+    Ceilings,
+    Operating,
+    PoolSpec,
+    Role,
+    Sizes,
+    at_threshold,
+    size,
+)
 
 FORECAST = "Forecast"
 
@@ -48,7 +56,8 @@ class LoopSettings:
     pools: tuple[PoolSpec, ...]
     slo: Slo
     ceilings: Ceilings = field(default_factory=Ceilings)
-    quality_floor: float | None = None
+    quality_floor: float | None = None  # None where nothing measures quality
+    base_threshold: float = 0.0  # without a floor: what holds while no ceiling is short
     startup_s: float = 60.0  # forecast horizon: a worker started now serves then
     up: Mapping[Role, Speed] = field(default_factory=dict)  # default UP
     down: Mapping[Role, Speed] = field(default_factory=dict)  # default DOWN
@@ -76,6 +85,7 @@ class Observation:
     profiles: Mapping[str, PerformanceProfile]
     threshold: float
     floor: int = 0  # workers of every pool that a schedule asks for now
+    floor_name: str = ""  # of that schedule
     signals: Mapping[tuple[str, Role], Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -139,12 +149,21 @@ class Autoscaler:
         ceilings = settings.ceilings.beside(unmeasured, current)
 
         def sized(curve: Sequence[Operating], floor: float | None) -> Sizes:
-            return size(measured, future, curve, seen.profiles, settings.slo, floor, ceilings)
+            return size(
+                measured,
+                future,
+                curve,
+                seen.profiles,
+                settings.slo,
+                floor,
+                ceilings,
+                settings.base_threshold if floor is None else 0.0,
+            )
 
         sizes = sized(seen.curve, settings.quality_floor)
         here = at_threshold(seen.curve, seen.threshold)
         if here is not None:
-            same = sized((here,), None)
+            same = sized((here,), 0.0)
             if self._keeps_threshold(now, here, sizes, fits=not same.notes):
                 sizes = same
         kept = {pool.key: current[pool.key] for pool in unmeasured}
@@ -163,6 +182,8 @@ class Autoscaler:
         for pool in settings.pools:
             if workers[pool.key] != current[pool.key]:
                 why = "the budget" if pool.key in taken_back else steps[pool.key][1]
+                if _scheduled(seen, current[pool.key], workers[pool.key], counts[pool.key]):
+                    why = _schedule(seen)
                 latency = predicted(sizes.ttft_s, sizes.tpot_s, pool.tier)
                 decisions.append(
                     self._record(
@@ -177,7 +198,10 @@ class Autoscaler:
         if abs(threshold - seen.threshold) < THRESHOLD_STEP:
             threshold = seen.threshold
         if threshold != seen.threshold:
-            reason = "; ".join(sizes.notes) or "cheapest threshold that meets the quality floor"
+            usual = "cheapest threshold that meets the quality floor"
+            if settings.quality_floor is None:
+                usual = f"the budget allows {settings.base_threshold:.3g} again"
+            reason = "; ".join(sizes.notes) or usual
             decisions.append(self._record(now, "threshold", seen.threshold, threshold, reason))
         return Plan(
             workers,
@@ -218,7 +242,7 @@ class Autoscaler:
             return self._put_to_sleep(now, seen, current)
         asked = seen.load is not None and measured and seen.load.requests_per_s > 0.0
         wanted = {
-            pool.key: self._without_metrics(pool, current[pool.key], asked)
+            pool.key: self._without_metrics(pool, current[pool.key], asked, seen.floor)
             for pool in self.settings.pools
         }
         workers = self._raised(current, wanted)
@@ -227,6 +251,8 @@ class Autoscaler:
         for pool in self.settings.pools:
             if (after := workers[pool.key]) != current[pool.key]:
                 why = "a request waits" if asked else "below the minimum or not measured"
+                if _scheduled(seen, current[pool.key], after, 1 if asked else 0):
+                    why = _schedule(seen)
                 name = f"{pool.tier}/{pool.role}"
                 self._record(now, name, current[pool.key], after, f"{why}; {problem}")
         decision = ScalingDecision(now, "all", 0, 0, f"{problem}: holding")
@@ -234,11 +260,11 @@ class Autoscaler:
             self.recent.append(decision)
         return Plan(workers, seen.threshold, (decision,), None, self.settings.within(workers))
 
-    def _without_metrics(self, pool: PoolSpec, current: int, asked: bool) -> int:
+    def _without_metrics(self, pool: PoolSpec, current: int, asked: bool, floor: int) -> int:
         """What a pool should have while nothing is known of it."""
         more = 1 if self.settings.missing_metrics == "ScaleUp" else 0
         # Without a worker there will never be a measurement.
-        lowest = max(pool.minimum, 1 if asked else 0)
+        lowest = max(pool.minimum, floor, 1 if asked else 0)
         return max(current, min(pool.maximum, max(lowest, current + more)))
 
     def _raised(
@@ -262,7 +288,8 @@ class Autoscaler:
             if workers[pool.key] != current[pool.key]:
                 before, after = current[pool.key], workers[pool.key]
                 name = f"{pool.tier}/{pool.role}"
-                decisions.append(self._record(now, name, before, after, "nobody asks: sleeping"))
+                why = f"nobody asks, {_schedule(seen)}" if after else "nobody asks: sleeping"
+                decisions.append(self._record(now, name, before, after, why))
         within = self.settings.within(workers)
         return Plan(workers, seen.threshold, tuple(decisions), None, within)
 
@@ -275,14 +302,15 @@ class Autoscaler:
         self._thresholds.append((now, best.threshold))
         while self._thresholds[0][0] < now - THRESHOLD_WINDOW_S:
             self._thresholds.popleft()
+        floor = self.settings.quality_floor
         if best.threshold > here.threshold:
             brief = min(wish for _, wish in self._thresholds) <= here.threshold + THRESHOLD_STEP
-            return brief or (fits and here.quality_ratio - best.quality_ratio <= QUALITY_BAND)
-        floor = self.settings.quality_floor
-        if floor is None or here.quality_ratio >= floor:
-            return floor is not None
+            near = floor is not None and here.quality_ratio - best.quality_ratio <= QUALITY_BAND
+            return brief or (fits and near)
+        if floor is not None and here.quality_ratio >= floor:
+            return True
         brief = max(wish for _, wish in self._thresholds) >= here.threshold - THRESHOLD_STEP
-        return brief and here.quality_ratio >= floor - FLOOR_NOISE
+        return brief and (floor is None or here.quality_ratio >= floor - FLOOR_NOISE)
 
     def _may_sleep(self, now: float) -> bool:
         idle_after = self.settings.idle_after_s
@@ -361,21 +389,15 @@ class Autoscaler:
         return decision
 
 
-def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | None:
-    """The operating point of a threshold between two known ones; None outside them."""
-    points = sorted(curve, key=lambda point: point.threshold)
-    for low, high in zip(points, points[1:], strict=False):
-        if low.threshold <= threshold <= high.threshold:
-            width = high.threshold - low.threshold
-            part = (threshold - low.threshold) / width if width > 0.0 else 0.0
-            tiers = {*low.shares, *high.shares}
-            shares = {
-                tier: (1.0 - part) * low.shares.get(tier, 0.0) + part * high.shares.get(tier, 0.0)
-                for tier in tiers
-            }
-            quality = (1.0 - part) * low.quality_ratio + part * high.quality_ratio
-            return Operating(threshold, shares, quality)
-    return None
+def _scheduled(seen: Observation, before: int, after: int, without: int) -> bool:
+    """Whether it is the schedule in force that raises a pool, or keeps it from going lower."""
+    return bool(seen.floor_name) and without < seen.floor and before != after <= seen.floor
+
+
+def _schedule(seen: Observation) -> str:
+    if not seen.floor_name:
+        return "the minimum is kept"
+    return f"schedule {seen.floor_name} asks for {seen.floor}"
 
 
 def predicted(ttft: Mapping[str, float], tpot: Mapping[str, float], tier: str) -> str:

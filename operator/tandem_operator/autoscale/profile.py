@@ -73,7 +73,8 @@ class Slo:
 
     ttft_s: float | None = None
     tpot_s: float | None = None
-    percentile: float = 95.0
+    ttft_percentile: float = 95.0
+    tpot_percentile: float = 95.0
 
 
 def erlang_c(num_servers: int, offered: float) -> float:

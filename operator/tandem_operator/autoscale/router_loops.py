@@ -90,6 +90,7 @@ class ManagedScaling:
                 loop.profiles[tier] = profile
         bodies = list(states.values())
         threshold = current_threshold(bodies)
+        floor = scheduled_floor(policy, datetime.fromtimestamp(now_s, UTC))
         return loop.autoscaler.step(
             now_s,
             Observation(
@@ -98,7 +99,8 @@ class ManagedScaling:
                 curve=routing_curve(bodies),
                 profiles=loop.profiles,
                 threshold=threshold if threshold is not None else 0.0,
-                floor=scheduled_floor(policy, datetime.fromtimestamp(now_s, UTC)),
+                floor=floor.workers,
+                floor_name=floor.name,
                 signals={pool: pool_signals(found) for pool, found in grouped.items()},
             ),
         )

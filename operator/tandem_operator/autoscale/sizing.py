@@ -115,12 +115,12 @@ def _latency(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: S
     """Worst latency of the role as a share of its target; a stable queue is the least asked."""
     found = 0.0
     if role != "decode":
-        value = ttft_s(load, profile, n, slo.percentile)
+        value = ttft_s(load, profile, n, slo.ttft_percentile)
         found = max(
             found, value / slo.ttft_s if slo.ttft_s else (0.0 if value < math.inf else value)
         )
     if role != "prefill":
-        value = tpot_s(load, profile, n, slo.percentile)
+        value = tpot_s(load, profile, n, slo.tpot_percentile)
         found = max(
             found, value / slo.tpot_s if slo.tpot_s else (0.0 if value < math.inf else value)
         )
@@ -150,6 +150,7 @@ def size(
     slo: Slo,
     quality_floor: float | None,
     ceilings: Ceilings,
+    base_threshold: float = 0.0,
 ) -> Sizes:
     """Choose threshold and workers together.
 
@@ -160,8 +161,10 @@ def size(
             downwards.
         profiles: per tier.
         slo: applied to every tier.
-        quality_floor: share of the best tier's quality; None: the lowest point.
+        quality_floor: share of the best tier's quality; None: nothing measures quality, and
+            the search begins at base_threshold.
         ceilings: GPUs and dollars.
+        base_threshold: where the threshold is while no floor moves it and no ceiling is short.
 
     Raises:
         ValueError: no curve, or a pool whose tier has no profile.
@@ -170,8 +173,11 @@ def size(
         raise ValueError("sizing needs at least one operating point of the routing curve")
     missing = sorted({pool.tier for pool in pools} - set(profiles))
     if missing:
-        raise ValueError(f"no performance profile for {', '.join(missing)}; run `tandem profile`")
-    points = _towards_cheaper(curve, quality_floor)
+        raise ValueError(
+            f"no performance profile for {', '.join(missing)}; their workers report one after "
+            "some steps of real work"
+        )
+    points = _towards_cheaper(curve, quality_floor, base_threshold)
     notes: list[str] = []
     if quality_floor is not None and points[0].quality_ratio < quality_floor:
         notes.append(
@@ -198,18 +204,40 @@ def size(
 
 
 def _towards_cheaper(
-    curve: Sequence[Operating], quality_floor: float | None
+    curve: Sequence[Operating], quality_floor: float | None, base_threshold: float
 ) -> Sequence[Operating]:
     """The lowest point that meets the floor, then every lower one, best first.
 
-    Ordered by quality and not by today's bill: bills are whole workers, and a threshold that
-    followed their rounding would move with every breath of the load.
+    Without a floor the first is the one at the base threshold. Ordered by quality and not by
+    today's bill: bills are whole workers, and a threshold that followed their rounding would move
+    with every breath of the load.
     """
-    ordered = sorted(curve, key=lambda point: -point.quality_ratio)
     if quality_floor is None:
-        return ordered[-1:]
+        by_threshold = sorted(curve, key=lambda point: point.threshold)
+        base = at_threshold(by_threshold, base_threshold) or min(
+            by_threshold, key=lambda point: abs(point.threshold - base_threshold)
+        )
+        return [base, *(p for p in by_threshold if p.threshold > base.threshold)]
+    ordered = sorted(curve, key=lambda point: -point.quality_ratio)
     meeting = sum(point.quality_ratio >= quality_floor for point in ordered)
     return ordered[max(0, meeting - 1) :]
+
+
+def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | None:
+    """The operating point of a threshold between two known ones; None outside them."""
+    points = sorted(curve, key=lambda point: point.threshold)
+    for low, high in zip(points, points[1:], strict=False):
+        if low.threshold <= threshold <= high.threshold:
+            width = high.threshold - low.threshold
+            part = (threshold - low.threshold) / width if width > 0.0 else 0.0
+            tiers = {*low.shares, *high.shares}
+            shares = {
+                tier: (1.0 - part) * low.shares.get(tier, 0.0) + part * high.shares.get(tier, 0.0)
+                for tier in tiers
+            }
+            quality = (1.0 - part) * low.quality_ratio + part * high.quality_ratio
+            return Operating(threshold, shares, quality)
+    return None
 
 
 def _sizes_at(
@@ -244,9 +272,9 @@ def _described(
         part = load.scaled(point.shares.get(pool.tier, 0.0))
         count, profile = workers[pool.key], profiles[pool.tier]
         if pool.role != "decode":
-            ttft[pool.tier] = ttft_s(part, profile, count, slo.percentile)
+            ttft[pool.tier] = ttft_s(part, profile, count, slo.ttft_percentile)
         if pool.role != "prefill":
-            tpot[pool.tier] = tpot_s(part, profile, count, slo.percentile)
+            tpot[pool.tier] = tpot_s(part, profile, count, slo.tpot_percentile)
     return Sizes(
         workers=dict(workers),
         threshold=point.threshold,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from tandem_operator.plan.objects import ROUTER_LABEL, Object
 from tandem_operator.plan.pods import is_ready
-from tandem_operator.plan.router_status import TrafficFacts
+from tandem_operator.plan.router_facts import TrafficFacts
 
 # Seconds between two looks, over all Routers.
 BETWEEN_LOOKS_S = 1.5

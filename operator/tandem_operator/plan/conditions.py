@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tandem_operator.plan.objects import Object
+from tandem_operator.resources.base import Object
 
 MAX_MESSAGE = 1024
 

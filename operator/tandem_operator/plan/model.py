@@ -18,7 +18,6 @@ from tandem_operator.plan.objects import (
     ROUTER_LABEL,
     SCRATCH_DIR,
     SEEDED_ANNOTATION,
-    Object,
     Plan,
     Problem,
     Scale,
@@ -36,7 +35,7 @@ from tandem_operator.plan.objects import (
 from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, weights_of
 from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
-from tandem_operator.resources.base import seconds
+from tandem_operator.resources.base import Object, seconds
 
 
 def pool_name(model: str, role: str) -> str:
@@ -305,7 +304,6 @@ def _pod_template(
         ],
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "TANDEM_REVISION", "value": revision},
             {"name": "TRITON_CACHE_DIR", "value": f"{SCRATCH_DIR}/triton"},
         ],

@@ -13,12 +13,11 @@ from tandem_operator.plan.objects import (
     ROLE_LABEL,
     SCALED_ANNOTATION,
     SEEDED_ANNOTATION,
-    Object,
     Plan,
 )
 from tandem_operator.plan.pods import Blocker, first_blocker, gpus_of_pod, is_ready
 from tandem_operator.resources import Model
-from tandem_operator.resources.base import money
+from tandem_operator.resources.base import Object, money
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tandem_operator.plan.objects import Object
+from tandem_operator.resources.base import Object
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tandem_operator.plan.objects import SCRATCH_DIR, Object, Settings, security_context
+from tandem_operator.plan.objects import SCRATCH_DIR, Settings, security_context
 from tandem_operator.resources import Router
+from tandem_operator.resources.base import Object
 
 PREDICTOR_DIR = "/var/lib/tandem/predictor"
 EMBEDDING_DIR = "/var/lib/tandem/embedding"
@@ -42,7 +43,7 @@ def add_predictor(
 ) -> None:
     """Add the trained predictor, or the step that trains one, to a router pod."""
     predictor = router.spec.predictor
-    if predictor.type != "Learned":
+    if predictor.kind != "Learned":
         return
     if predictor.embedding is not None:
         volume, _ = embedding_volume(predictor.embedding)

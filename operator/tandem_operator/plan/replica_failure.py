@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tandem_operator.plan.objects import Object
 from tandem_operator.plan.pods import Blocker
+from tandem_operator.resources.base import Object
 
 
 def refused_pods(children: Iterable[Object]) -> Blocker | None:

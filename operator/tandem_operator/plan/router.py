@@ -14,7 +14,6 @@ from tandem_operator.plan.objects import (
     REVISION_LABEL,
     ROUTER_LABEL,
     SCRATCH_DIR,
-    Object,
     Plan,
     Problem,
     Settings,
@@ -36,6 +35,7 @@ from tandem_operator.plan.router_config import (
     usd_per_hour,
 )
 from tandem_operator.resources import Model, Router
+from tandem_operator.resources.base import Object
 
 ENDPOINTS_DIR = "/etc/tandem/endpoints"
 TENANT_KEY_DIR = "/etc/tandem/tenant-key"
@@ -302,8 +302,6 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "args": args,
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": "TANDEM_REVISION", "value": revision},
         ],
         "ports": [{"name": "http", "containerPort": settings.router_port, "protocol": "TCP"}],
         "resources": resources,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.model import pool_name
-from tandem_operator.plan.objects import Object, Settings
+from tandem_operator.plan.objects import Settings
 from tandem_operator.plan.predictor import embedding_volume
 from tandem_operator.resources import Model, Router, TierSpec
-from tandem_operator.resources.base import quantity, seconds
+from tandem_operator.resources.base import Object, quantity, seconds
 from tandem_router.config import RouterConfig
 
 KEYS_DIR = "/etc/tandem/keys"
@@ -88,12 +88,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         "tiers": [_tier(t, models) for t in spec.tiers],
         "fallback_tier": spec.fallback,
         "predictor": {
-            "type": spec.predictor.type,
+            "type": spec.predictor.kind,
             "deadline_ms": seconds(spec.predictor.deadline) * 1000,
-        },
-        "objective": {
-            "minimize": spec.objective.minimize,
-            "quality_floor": float(spec.objective.quality_floor),
         },
         "slo": _slo(router),
         "budget": {"on_exhausted": spec.budget.on_exhausted},
@@ -107,8 +103,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
-    if spec.budget.gpus is not None:
-        data["budget"]["gpus"] = spec.budget.gpus
+    if spec.held_floor is not None:
+        data["objective"] = {"quality_floor": spec.held_floor}
     if spec.cache.enabled:
         data["cache"] = {
             "enabled": True,
@@ -150,10 +146,10 @@ def _slo(router: Router) -> Object:
     slo: Object = {}
     if (ttft := router.spec.slo.ttft) is not None:
         slo["ttft_ms"] = seconds(ttft.target) * 1000
-        slo["percentile"] = float(ttft.percentile)
+        slo["ttft_percentile"] = float(ttft.percentile)
     if (tpot := router.spec.slo.tpot) is not None:
         slo["tpot_ms"] = seconds(tpot.target) * 1000
-        slo.setdefault("percentile", float(tpot.percentile))
+        slo["tpot_percentile"] = float(tpot.percentile)
     return slo
 
 

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_operator.plan.conditions import Conditions
-from tandem_operator.plan.objects import Object, Plan
+from tandem_operator.plan.objects import Plan
 from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
+from tandem_operator.plan.predictor_status import add_predictor_conditions
 from tandem_operator.plan.router import missing_models, router_name
 from tandem_operator.plan.router_config import token_prices, usd_per_hour
+from tandem_operator.plan.router_facts import TierFacts, TrafficFacts
 from tandem_operator.resources import Model, Router
-from tandem_operator.resources.base import money, seconds
-
-
-@dataclass(frozen=True)
-class TierFacts:
-    """What routers measured for one tier: share of requests and smoothed latencies in seconds."""
-
-    share: float | None = None
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-
-
-@dataclass(frozen=True)
-class TrafficFacts:
-    """What the pods of a Router measured, and what its predictor expects of recent answers.
-
-    Ratios are fractions of the last tier's quality: with the choices as they were, and with as many
-    requests for each tier whatever is in them.
-    """
-
-    predictor: str = ""
-    threshold: float | None = None
-    quality_ratio: float | None = None
-    content_blind_quality_ratio: float | None = None
-    tiers: Mapping[str, TierFacts] = field(default_factory=dict)
+from tandem_operator.resources.base import Object, money
 
 
 def router_status(
@@ -71,15 +48,7 @@ def router_status(
         conditions.add("ModelsResolved", True, "Found", "every tier's Model exists")
     ready_pods = [p for p in pods if is_ready(p)]
     cause = refused_pods or first_blocker(pods)
-    if router.spec.predictor.type != "Learned":
-        chosen = router.spec.predictor.type
-        conditions.add("PredictorReady", True, chosen, f"type {chosen} needs no artifact")
-    elif cause and cause.reason in ("PredictorTraining", "VolumeMissing") and not ready_pods:
-        conditions.add("PredictorReady", False, cause.reason, cause.message)
-    elif ready_pods:
-        conditions.add("PredictorReady", True, "Loaded", "a router pod has loaded it")
-    else:
-        conditions.add("PredictorReady", None, "NotLoaded", "no router pod has loaded it yet")
+    add_predictor_conditions(conditions, router, plan, pods, traffic, refused_pods)
     tiers, any_ready = _tiers(router, models, model_objects, traffic)
     for kind, unset in (
         ("SLOMet", router.spec.slo.ttft is None and router.spec.slo.tpot is None),
@@ -122,9 +91,11 @@ def router_status(
         status["predictor"] = {"version": traffic.predictor[:64]}
         if traffic.threshold is not None:
             status["predictor"]["threshold"] = f"{traffic.threshold:.3g}"
-        if traffic.quality_ratio is not None:
+        # Qualities of Length and Fixed are orders, not measurements: a ratio of them says nothing.
+        measured = router.spec.predictor.kind == "Learned"
+        if measured and traffic.quality_ratio is not None:
             status["predictor"]["qualityRatio"] = f"{traffic.quality_ratio:.2f}"
-        if traffic.content_blind_quality_ratio is not None:
+        if measured and traffic.content_blind_quality_ratio is not None:
             blind = f"{traffic.content_blind_quality_ratio:.2f}"
             status["predictor"]["baselineQualityRatio"] = blind
     if old_status.get("decisions"):
@@ -142,24 +113,27 @@ def _duration(seconds: float) -> str:
 
 
 def _slo(conditions: Conditions, router: Router, traffic: TrafficFacts | None) -> None:
-    """Smoothed latencies of the tiers in use against the targets."""
-    measured = False
+    """The share of requests that met each target, against the stated percentile."""
+    total = 0
     for name, facts in (traffic.tiers if traffic else {}).items():
-        for value, target, what in (
-            (facts.ttft_s, router.spec.slo.ttft, "TTFT"),
-            (facts.tpot_s, router.spec.slo.tpot, "TPOT"),
+        for seen, target, what in (
+            (facts.ttft, router.spec.slo.ttft, "TTFT"),
+            (facts.tpot, router.spec.slo.tpot, "TPOT"),
         ):
-            if value is None or target is None:
+            if seen is None or target is None:
                 continue
-            measured = True
-            if value > seconds(target.target):
-                text = f"tier {name}: {what} {_duration(value)}, target {target.target}"
+            total += seen.num
+            if 100 * seen.num_met < target.percentile * seen.num:
+                text = (
+                    f"tier {name}: {what} p{target.percentile} is {_duration(seen.value_s)} over "
+                    f"the last {seen.num} requests, target {target.target}"
+                )
                 conditions.add("SLOMet", False, "Missed", f"{text}; add workers")
                 return
-    if measured:
+    if total:
         conditions.add("SLOMet", True, "Met", "all tiers answer within their targets")
     else:
-        conditions.add("SLOMet", None, "NoTraffic", "nothing was measured yet")
+        conditions.add("SLOMet", None, "NoTraffic", "nothing was measured in the last five minutes")
 
 
 def _tiers(
@@ -183,10 +157,10 @@ def _tiers(
         facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()
         if facts.share is not None:
             entry["share"] = f"{facts.share:.2f}"
-        if facts.ttft_s is not None:
-            entry["ttft"] = _duration(facts.ttft_s)
-        if facts.tpot_s is not None:
-            entry["tpot"] = _duration(facts.tpot_s)
+        if facts.ttft is not None:
+            entry["ttft"] = _duration(facts.ttft.value_s)
+        if facts.tpot is not None:
+            entry["tpot"] = _duration(facts.tpot.value_s)
         tiers.append(entry)
     return tiers, any(t["ready"] for t in tiers)
 

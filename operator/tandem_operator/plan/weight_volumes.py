@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tandem_operator.plan.objects import Object, Settings, child, digest, security_context
+from tandem_operator.plan.objects import Settings, child, digest, security_context
 from tandem_operator.resources import Model
+from tandem_operator.resources.base import Object
 
 WEIGHTS_DIR = "/var/lib/tandem/weights"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tandem_operator.plan.objects import Object, Settings
+from tandem_operator.plan.objects import Settings
 from tandem_operator.resources import Model
-from tandem_operator.resources.base import quantity, seconds
+from tandem_operator.resources.base import Object, quantity, seconds
 from tandem_worker.config import WorkerConfig
 
 
@@ -33,7 +33,6 @@ def worker_config(model: Model, role: str, settings: Settings, revision: str = "
     if role != "unified":
         data["kv_port"] = settings.kv_port
         data["transfer"] = {
-            "transport": transfer.transport,
             "checksum": transfer.checksum,
             "max_inflight_bytes": int(quantity(transfer.max_inflight)),
         }

@@ -13,7 +13,12 @@ import httpx
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
-from tandem_operator.plan.router_status import TierFacts, TrafficFacts
+from tandem_operator.plan.router_facts import (
+    LatencyFacts,
+    PredictorFacts,
+    TierFacts,
+    TrafficFacts,
+)
 from tandem_operator.reconcile.cluster_api import ClusterApi
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
@@ -175,11 +180,14 @@ async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
         *(ask_json(p["status"]["podIP"], port, "/admin/state", timeout_s=2.0) for p in ready),
         return_exceptions=True,
     )
-    states: list[Object] = [
-        a[1] for a in answers if isinstance(a, tuple) and a[0] == 200 and isinstance(a[1], dict)
+    found: list[tuple[Object, Object]] = [
+        (pod, a[1])
+        for pod, a in zip(ready, answers, strict=True)
+        if isinstance(a, tuple) and a[0] == 200 and isinstance(a[1], dict)
     ]
-    if not states:
+    if not found:
         return None
+    states = [state for _, state in found]
     tiers: dict[str, list[Object]] = {}
     for state in states:
         for tier in state.get("tiers") or []:
@@ -194,11 +202,39 @@ async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
         tiers={
             name: TierFacts(
                 share=_mean(entries, "recent_share"),
-                ttft_s=_mean(entries, "ttft_s"),
-                tpot_s=_mean(entries, "tpot_s"),
+                ttft=_latency(entries, "last_ttft"),
+                tpot=_latency(entries, "last_tpot"),
             )
             for name, entries in tiers.items()
         },
+        predictors={
+            pod["metadata"]["name"]: facts
+            for pod, state in found
+            if (facts := _artifact(state.get("predictor_artifact"))) is not None
+        },
+    )
+
+
+def _artifact(report: Any) -> PredictorFacts | None:
+    if not isinstance(report, dict):
+        return None
+    tiers = report.get("tiers")
+    return PredictorFacts(
+        version=str(report.get("version") or ""),
+        tiers=tuple(map(str, tiers)) if isinstance(tiers, list) else (),
+        problem=str(report.get("problem") or ""),
+    )
+
+
+def _latency(entries: list[Object], key: str) -> LatencyFacts | None:
+    """Counts of all router pods together; the value is that of the slowest one."""
+    reports = [r for e in entries if isinstance(r := e.get(key), dict) and r.get("num")]
+    if not reports:
+        return None
+    return LatencyFacts(
+        value_s=max(float(r.get("value_s") or 0.0) for r in reports),
+        num=sum(int(r["num"]) for r in reports),
+        num_met=sum(int(r.get("num_met") or 0) for r in reports),
     )
 
 

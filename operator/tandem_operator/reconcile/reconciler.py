@@ -25,7 +25,8 @@ from tandem_operator.plan.objects import (
 )
 from tandem_operator.plan.pods import first_blocker, is_ready
 from tandem_operator.plan.replica_failure import refused_pods
-from tandem_operator.plan.router_status import TrafficFacts, router_status, service_endpoint
+from tandem_operator.plan.router_facts import TrafficFacts
+from tandem_operator.plan.router_status import router_status, service_endpoint
 from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from tandem_operator.resources.base import Condition, Decimal, Duration, Metadata, Resource
 from tandem_operator.resources.router import ShortText
+from tandem_operator.resources.schedule import checked_cron, checked_time_zone
 
 
 class Signal(Resource):
@@ -51,11 +52,13 @@ class RolePolicy(Resource):
 class Schedule(Resource):
     """A floor that holds at certain times."""
 
-    name: ShortText = Field(description="Name in events and decisions.")
-    cron: Annotated[str, StringConstraints(min_length=9, max_length=100)] = Field(
-        description="When it begins: minute hour day month weekday."
+    name: ShortText = Field(description="Name in the Router's decisions.")
+    cron: Annotated[
+        str, StringConstraints(min_length=9, max_length=100), AfterValidator(checked_cron)
+    ] = Field(description='When it begins: minute hour day month weekday, such as "0 8 * * 1-5".')
+    time_zone: Annotated[ShortText, AfterValidator(checked_time_zone)] = Field(
+        default="UTC", description="IANA time zone of cron, such as Europe/Berlin."
     )
-    time_zone: ShortText = Field(default="UTC", description="IANA time zone of cron.")
     duration: Duration = Field(description="How long it holds.")
     min_replicas: int = Field(
         ge=0, le=1000, description="Fewest workers of every role meanwhile, a count."

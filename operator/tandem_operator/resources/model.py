@@ -95,8 +95,9 @@ class Engine(Resource):
     )
     scheduler: Literal["fcfs", "mlfq", "sjf", "edf"] = Field(
         default="fcfs",
-        description="Order of waiting requests: arrival, skip-join multi-level feedback, "
-        "shortest predicted first, or earliest deadline first.",
+        description="Order of waiting requests. fcfs: as they arrive; mlfq: skip-join multi-level "
+        "feedback; sjf: fewest tokens first, uncomputed ones of the prompt plus max_tokens (256 of "
+        "it at most); edf: least slack to the request's deadline first.",
     )
 
 
@@ -139,13 +140,18 @@ class RoleSpec(Resource):
         default=None, ge=1, le=1000, description="Most workers that scaling may start, a count."
     )
     gpus: int = Field(
-        default=0, ge=0, le=64, description="GPUs (nvidia.com/gpu) of one worker, a count."
+        default=0,
+        ge=0,
+        le=64,
+        description="GPUs (nvidia.com/gpu) of one worker, a count: 0 for the CPU, else "
+        "tensorParallel.",
     )
     tensor_parallel: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="GPUs that share one copy of the weights, a count; gpus must be a multiple.",
+        description="GPUs that share one copy of the weights, a count; gpus must be the same. "
+        "Above 1 is refused.",
     )
     usd_per_hour: Decimal | None = Field(
         default=None,
@@ -172,11 +178,10 @@ class RoleSpec(Resource):
 class KVTransfer(Resource):
     """How KV blocks travel from prefill to decode workers."""
 
-    transport: Literal["tcp", "inproc"] = Field(
-        default="tcp", description="Wire protocol; inproc needs both roles in one process."
-    )
     checksum: bool = Field(
-        default=False, description="Check every block after the transfer; costs about a tenth."
+        default=False,
+        description="Check every block after the transfer, which then takes about 1.7 times as "
+        "long; TCP and the link test check already.",
     )
     max_inflight: Quantity = Field(
         default="64Mi", description="Most bytes under way to one decode worker, a quantity."

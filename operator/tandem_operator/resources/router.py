@@ -90,9 +90,11 @@ class Training(Resource):
 class Predictor(Resource):
     """How the gain of the larger tier is predicted for a prompt."""
 
-    type: Literal["Learned", "Length", "Fixed"] = Field(
-        default="Length",
-        description="Learned from outcomes, prompt length alone, or always the fallback tier.",
+    type: Literal["Learned", "Length", "Fixed"] | None = Field(
+        default=None,
+        description="Learned: from outcomes, what artifact or training mean. Length: longer "
+        "prompts are harder. Fixed: always the fallback tier. When absent: Learned with artifact "
+        "or training, else Length.",
     )
     artifact: (
         Annotated[
@@ -130,16 +132,25 @@ class Predictor(Resource):
         default="20ms", description="A prediction later than this means the fallback tier."
     )
 
+    @property
+    def kind(self) -> Literal["Learned", "Length", "Fixed"]:
+        """The type, with what artifact or training imply."""
+        learned = self.artifact is not None or self.training is not None
+        return self.type or ("Learned" if learned else "Length")
+
+
+# The floor of a Learned predictor that is given none; nothing measures quality without one.
+DEFAULT_QUALITY_FLOOR = 0.95
+
 
 class Objective(Resource):
-    """What the router optimises."""
+    """What the cheapest choice must keep."""
 
-    minimize: Literal["Cost", "Latency"] = Field(
-        default="Cost", description="What to spend as little of as possible."
-    )
-    quality_floor: Fraction = Field(
-        default="0.95",
-        description="Least quality to keep, as a fraction of the last tier's quality.",
+    quality_floor: Fraction | None = Field(
+        default=None,
+        description="Least quality to keep, as a fraction of the last tier's quality. When absent: "
+        "0.95 with a Learned predictor that has no threshold, else none. With Length or Fixed "
+        "nothing measures quality: condition FloorNotHeld says so.",
     )
 
 
@@ -147,7 +158,10 @@ class LatencyTarget(Resource):
     """A latency that a share of requests must meet."""
 
     percentile: int = Field(
-        default=95, ge=50, le=99, description="Share of requests that must meet it, in percent."
+        default=95,
+        ge=50,
+        le=99,
+        description="Share of the last five minutes' requests that must meet it, in percent.",
     )
     target: Duration = Field(description="The latency, such as 500ms.")
 
@@ -250,12 +264,12 @@ class RouterSpec(Resource):
     )
     threshold: Fraction | None = Field(
         default=None,
-        description="Predicted gain above which the larger tier is taken, at start; learned from "
-        "then on.",
+        description="Predicted gain above which the larger tier is taken; it stays, only a budget "
+        "moves it up meanwhile. When absent, what holds qualityFloor, else 0.1 (Length: 0.5).",
     )
     objective: Objective = Field(
         default_factory=Objective,
-        description="What the router optimises, and the quality it must keep.",
+        description="The quality that the cheapest choice must keep.",
     )
     slo: SLO = Field(
         default_factory=SLO, description="Latency objectives: time to first token and per token."
@@ -300,6 +314,14 @@ class RouterSpec(Resource):
         """The fallback tier's name, with its default."""
         return self.fallback_tier or self.tiers[-1].name
 
+    @property
+    def held_floor(self) -> float | None:
+        """The floor that is held; None where nothing measures quality or a threshold is set."""
+        if self.predictor.kind != "Learned" or self.threshold is not None:
+            return None
+        given = self.objective.quality_floor
+        return DEFAULT_QUALITY_FLOOR if given is None else float(given)
+
 
 class TierStatus(Resource):
     """What one tier does."""
@@ -307,8 +329,16 @@ class TierStatus(Resource):
     name: Name = Field(description="Name of the tier.")
     ready: bool = Field(default=False, description="Whether it can answer.")
     share: Decimal | None = Field(default=None, description="Share of requests, 0 to 1.")
-    ttft: Duration | None = Field(default=None, description="Smoothed time to first token.")
-    tpot: Duration | None = Field(default=None, description="Smoothed time per output token.")
+    ttft: Duration | None = Field(
+        default=None,
+        description="Time to first token of the last five minutes, at the percentile of slo.ttft "
+        "or 95.",
+    )
+    tpot: Duration | None = Field(
+        default=None,
+        description="Time per output token of the last five minutes, at the percentile of "
+        "slo.tpot or 95.",
+    )
     usd_per_hour: Decimal | None = Field(
         default=None, description="US dollars per hour of its Model's wanted workers."
     )
@@ -324,7 +354,7 @@ class PredictorStatus(Resource):
 
     version: ShortText | None = Field(default=None, description="Version of the artifact.")
     threshold: ShortText | None = Field(
-        default=None, description="Predicted gain above which the larger tier is taken."
+        default=None, description="Predicted gain above which the larger tier is taken now."
     )
     quality_ratio: ShortText | None = Field(
         default=None,
@@ -357,7 +387,8 @@ class RouterStatus(Resource):
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,
-        description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget and Ready.",
+        description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget and Ready; "
+        "where it holds, also FloorNotHeld.",
     )
     endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
     ready: ShortText | None = Field(

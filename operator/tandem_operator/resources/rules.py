@@ -12,6 +12,10 @@ from typing import Any
 
 Obj = Mapping[str, Any]
 
+# GPUs over which the engine can spread one copy of the weights. Raise it with the engine; at 64,
+# the schema's own bound, the rule below says nothing any more.
+MAX_TENSOR_PARALLEL = 1
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -57,16 +61,25 @@ def _role_rules(role: str) -> list[Rule]:
         ),
         Rule(
             path,
-            "self.gpus % self.tensorParallel == 0",
-            "gpus must be a multiple of tensorParallel; use gpus = tensorParallel or set "
-            "tensorParallel to 1",
-            lambda o, _: o["gpus"] % o["tensorParallel"] == 0,
+            f"self.tensorParallel <= {MAX_TENSOR_PARALLEL}",
+            f"tensorParallel above {MAX_TENSOR_PARALLEL} is not served, the engine would leave the "
+            f"other GPUs idle; set it to {MAX_TENSOR_PARALLEL} and raise replicas, or take a "
+            "smaller model",
+            lambda o, _: o["tensorParallel"] <= MAX_TENSOR_PARALLEL,
+            "tensorParallel",
+        ),
+        Rule(
+            path,
+            "self.gpus == 0 || self.gpus == self.tensorParallel",
+            "a worker computes on tensorParallel GPUs and would hold the others idle; set gpus to "
+            "tensorParallel, or to 0 for the CPU, and raise replicas for more",
+            lambda o, _: o["gpus"] in (0, o["tensorParallel"]),
             "gpus",
         ),
         Rule(
             path,
             "self.tensorParallel == 1 || self.gpus > 0",
-            "tensorParallel above 1 needs gpus; set gpus to a multiple of tensorParallel",
+            "tensorParallel above 1 needs gpus; set gpus to tensorParallel",
             lambda o, _: o["tensorParallel"] == 1 or o["gpus"] > 0,
             "tensorParallel",
         ),
@@ -180,10 +193,27 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "predictor"),
-        "self.type != 'Learned' || has(self.artifact) || has(self.training)",
+        "!has(self.type) || self.type != 'Learned' || has(self.artifact) || has(self.training)",
         "a Learned predictor needs artifact or training; add one or use type: Length",
-        lambda o, _: o["type"] != "Learned" or "artifact" in o or "training" in o,
+        lambda o, _: o.get("type") != "Learned" or "artifact" in o or "training" in o,
         "type",
+    ),
+    Rule(
+        ("spec", "predictor"),
+        "!has(self.type) || self.type == 'Learned' || !(has(self.artifact) || has(self.training))",
+        "artifact and training belong to type: Learned; remove them, or leave type out",
+        lambda o, _: (
+            o.get("type", "Learned") == "Learned" or not ("artifact" in o or "training" in o)
+        ),
+        "type",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.threshold) || !has(self.objective) || !has(self.objective.qualityFloor)",
+        "threshold and objective.qualityFloor both say where the larger tier begins; keep one: "
+        "threshold stays as it is, qualityFloor moves it",
+        lambda o, _: "threshold" not in o or "qualityFloor" not in o["objective"],
+        "threshold",
     ),
     Rule(
         ("spec", "predictor"),
@@ -218,6 +248,18 @@ POLICY_RULES: list[Rule] = [
     )
     for role in ("prefill", "decode", "unified")
 ]
+POLICY_RULES.append(
+    Rule(
+        ("spec",),
+        "!has(self.schedules) || "
+        "self.schedules.all(s, self.schedules.exists_one(u, u.name == s.name))",
+        "schedule names must be unique, decisions name them; rename one",
+        lambda o, _: (
+            len({s["name"] for s in o.get("schedules", [])}) == len(o.get("schedules", []))
+        ),
+        "schedules",
+    )
+)
 
 POOL_RULES: list[Rule] = [
     Rule(

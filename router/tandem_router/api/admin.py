@@ -84,9 +84,13 @@ def router_state(services: Services) -> dict[str, Any]:
         for worker in services.picker.workers
     ]
     totals = services.decisions.totals
+    slo = config.slo
     tiers = []
     for tier in config.tiers:
         entry = totals.get(tier.name)
+        seen = services.routing.latency[tier.name]
+        ttft = seen.last_ttft.report(slo.ttft_percentile, _seconds(slo.ttft_ms), now)
+        tpot = seen.last_tpot.report(slo.tpot_percentile, _seconds(slo.tpot_ms), now)
         tiers.append(
             {
                 "name": tier.name,
@@ -96,8 +100,10 @@ def router_state(services: Services) -> dict[str, Any]:
                 "usd_per_1m_output_tokens": tier.usd_per_1m_output_tokens,
                 "recent_share": services.steering.state.share(tier.name),
                 "usable_workers": services.picker.num_usable(tier.name),
-                "ttft_s": services.routing.latency[tier.name].ttft_s,
-                "tpot_s": services.routing.latency[tier.name].tpot_s,
+                "ttft_s": seen.ttft_s,
+                "tpot_s": seen.tpot_s,
+                "last_ttft": asdict(ttft),
+                "last_tpot": asdict(tpot),
                 **asdict(entry or TierTotals()),
             }
         )
@@ -105,6 +111,7 @@ def router_state(services: Services) -> dict[str, Any]:
     return {
         "name": config.name,
         "predictor": services.routing.scorer.name,
+        "predictor_artifact": services.routing.scorer.artifact,
         "fallback_tier": config.fallback_tier,
         "dearest_tier": services.prices.dearest,
         "slo": config.slo.model_dump(),
@@ -121,6 +128,10 @@ def router_state(services: Services) -> dict[str, Any]:
         "workers": workers,
         "cache": asdict(cache.stats) if (cache := services.reuse.cache) is not None else None,
     }
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000.0
 
 
 def refresh_gauges(services: Services) -> None:

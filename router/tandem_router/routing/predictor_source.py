@@ -88,6 +88,14 @@ class ArtifactPredictor:
     def loaded(self) -> bool:
         return self._loaded is not None
 
+    def report(self) -> dict[str, object]:
+        """What whoever mounted the file wants to know: is it in use, and is it this router's."""
+        return {
+            "version": self.version,
+            "tiers": [] if self._loaded is None else list(self._loaded.tiers),
+            "problem": self._problem,
+        }
+
     def score(self, prompt: str) -> Score:
         """Raises PredictorUnavailableError while there is no usable artifact."""
         if self._loaded is None:

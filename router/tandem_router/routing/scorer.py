@@ -65,6 +65,12 @@ class Scorer:
         return f"{self._type} {version}" if isinstance(version, str) else self._type
 
     @property
+    def artifact(self) -> dict[str, object] | None:
+        """What is known of a learned predictor's file; None where the type needs none."""
+        report = getattr(self._predictor, "report", None)
+        return report() if callable(report) else None
+
+    @property
     def inline(self) -> bool:
         return self._executor is None
 

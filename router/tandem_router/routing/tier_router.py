@@ -8,7 +8,7 @@ predictor, the picker and the tenant. What comes of its answer is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.config import RouterConfig, TierConfig
@@ -26,6 +26,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.routing.latency_window import LatencyWindow
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
@@ -37,18 +38,22 @@ LATENCY_BELIEVED_S = 10.0
 
 @dataclass
 class TierLatency:
-    """Smoothed latencies of a tier as this router saw them, seconds."""
+    """Latencies of a tier as this router saw them: smoothed, seconds, and the last ones."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     updated: float = 0.0
+    last_ttft: LatencyWindow = field(default_factory=LatencyWindow)
+    last_tpot: LatencyWindow = field(default_factory=LatencyWindow)
 
     def saw(self, ttft_s: float | None, tpot_s: float | None, now: float) -> None:
         self.updated = now
         if ttft_s is not None:
             self.ttft_s = _smoothed(self.ttft_s, ttft_s)
+            self.last_ttft.saw(ttft_s, now)
         if tpot_s is not None:
             self.tpot_s = _smoothed(self.tpot_s, tpot_s)
+            self.last_tpot.saw(tpot_s, now)
 
 
 def _smoothed(old: float | None, new: float) -> float:

@@ -1,0 +1,83 @@
+"""Whether a Router's predictor is the one that answers, and whether its quality floor is held."""
+
+from __future__ import annotations
+
+from tandem_operator.plan.conditions import Conditions
+from tandem_operator.plan.objects import REVISION_LABEL, Plan
+from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
+from tandem_operator.plan.router_facts import PredictorFacts, TrafficFacts
+from tandem_operator.resources import Router
+from tandem_operator.resources.base import Object
+
+
+def add_predictor_conditions(
+    conditions: Conditions,
+    router: Router,
+    plan: Plan,
+    pods: list[Object],
+    traffic: TrafficFacts | None,
+    refused_pods: Blocker | None,
+) -> None:
+    """PredictorReady from what the pods of the planned revision report, and FloorNotHeld."""
+    kind = router.spec.predictor.kind
+    if kind == "Learned":
+        _learned(conditions, router, _current(plan, pods), traffic, refused_pods)
+    else:
+        conditions.add("PredictorReady", True, kind, f"type {kind} needs no artifact")
+    floor = router.spec.objective.quality_floor
+    if floor is not None and kind != "Learned":
+        text = (
+            f"qualityFloor {floor} is not held: type {kind} measures no quality; train a predictor "
+            "(predictor.training or predictor.artifact), or remove qualityFloor"
+        )
+        conditions.add("FloorNotHeld", True, "NothingMeasuresQuality", text)
+
+
+def _current(plan: Plan, pods: list[Object]) -> list[Object]:
+    """Pods of the revision that is wanted now; all of them where nothing is planned."""
+    deployment = next((o for o in plan.apply if o["kind"] == "Deployment"), None)
+    if deployment is None:
+        return pods
+    revision = deployment["metadata"]["labels"][REVISION_LABEL]
+    return [p for p in pods if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
+
+
+def _learned(
+    conditions: Conditions,
+    router: Router,
+    pods: list[Object],
+    traffic: TrafficFacts | None,
+    refused_pods: Blocker | None,
+) -> None:
+    ready = [p["metadata"]["name"] for p in pods if is_ready(p)]
+    known = traffic.predictors if traffic else {}
+    reports = [(name, known[name]) for name in ready if name in known]
+    cause = refused_pods or first_blocker(pods)
+    if not ready and cause is not None and cause.reason != "Starting":
+        conditions.add("PredictorReady", False, cause.reason, cause.message)
+    elif not reports:
+        text = "no router pod of the current revision has reported a predictor yet"
+        conditions.add("PredictorReady", None, "NotLoaded", text)
+    elif broken := next(((n, r) for n, r in reports if r.problem and not r.tiers), None):
+        text = f"pod {broken[0]}: {broken[1].problem}; the fallback tier answers meanwhile"
+        conditions.add("PredictorReady", False, "NotLoaded", text)
+    elif other := next((r for _, r in reports if _differs(r, router)), None):
+        conditions.add("PredictorReady", False, "TierMismatch", _mismatch(other, router))
+    else:
+        name, report = next(((n, r) for n, r in reports if r.problem), reports[0])
+        text = f"pod {name} uses predictor {report.version}"
+        if report.problem:
+            text += f"; its newer file is not used: {report.problem}"
+        conditions.add("PredictorReady", True, "Loaded", text)
+
+
+def _differs(report: PredictorFacts, router: Router) -> bool:
+    return set(report.tiers) != {tier.name for tier in router.spec.tiers}
+
+
+def _mismatch(report: PredictorFacts, router: Router) -> str:
+    own = ", ".join(tier.name for tier in router.spec.tiers)
+    return (
+        f"predictor {report.version} was trained on tiers {', '.join(report.tiers)}, the Router "
+        f"has {own}; rename the Router's tiers or train on outcomes of {own}"
+    )

@@ -1,0 +1,49 @@
+"""What the pods of a Router report of themselves, as plain values that its status is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LatencyFacts:
+    """Latencies of one kind in the last five minutes: the one at the stated percentile, counts."""
+
+    value_s: float
+    num: int
+    num_met: int
+
+
+@dataclass(frozen=True)
+class TierFacts:
+    """What routers measured for one tier."""
+
+    share: float | None = None
+    ttft: LatencyFacts | None = None
+    tpot: LatencyFacts | None = None
+
+
+@dataclass(frozen=True)
+class PredictorFacts:
+    """The artifact of one router pod; problem says why none is in use."""
+
+    version: str = ""
+    tiers: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class TrafficFacts:
+    """What the pods of a Router measured, and what its predictor expects of recent answers.
+
+    Ratios are fractions of the last tier's quality: with the choices as they were, and with as many
+    requests for each tier whatever is in them. predictors: by name of the pod.
+    """
+
+    predictor: str = ""
+    threshold: float | None = None
+    quality_ratio: float | None = None
+    content_blind_quality_ratio: float | None = None
+    tiers: Mapping[str, TierFacts] = field(default_factory=dict)
+    predictors: Mapping[str, PredictorFacts] = field(default_factory=dict)

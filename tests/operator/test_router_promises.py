@@ -1,0 +1,144 @@
+"""What a Router's status may promise: a predictor that is in use, a floor that is held, an SLO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stored_cluster import BOTH, Cluster
+from tandem_operator.plan.router_facts import (
+    LatencyFacts,
+    PredictorFacts,
+    TierFacts,
+    TrafficFacts,
+)
+
+Object = dict[str, Any]
+
+LEARNED = BOTH + '  predictor: {artifact: "configmap://p"}\n'
+
+
+async def running(text: str, facts: TrafficFacts | None = None) -> Cluster:
+    """Router `r` with a ready pod that reports these facts."""
+    cluster = Cluster(text)
+
+    async def traffic(_: list[Object]) -> TrafficFacts | None:
+        return facts
+
+    cluster.reconciler.traffic = traffic
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+    return cluster
+
+
+def reporting(*tiers: str, version: str = "v1", problem: str = "") -> TrafficFacts:
+    return TrafficFacts(predictors={"r-router-0": PredictorFacts(version, tiers, problem)})
+
+
+def config_of(cluster: Cluster) -> str:
+    """What the pods of `r` are told."""
+    (name,) = [n for n in cluster.names("ConfigMap") if n.startswith("r-router-")]
+    text: str = cluster.get("ConfigMap", name)["data"]["config.json"]
+    return text
+
+
+def types(cluster: Cluster) -> set[str]:
+    return {c["type"] for c in cluster.get("Router", "r")["status"]["conditions"]}
+
+
+async def test_an_artifact_alone_means_learned() -> None:
+    cluster = await running(LEARNED, reporting("small", "large"))
+
+    assert '"type": "Learned"' in config_of(cluster)
+    assert '"quality_floor": 0.95' in config_of(cluster)
+    ready = cluster.condition("Router", "r", "PredictorReady")
+    assert (ready["status"], ready["reason"]) == ("True", "Loaded")
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason", "said"),
+    [
+        (None, "Unknown", "NotLoaded", "has reported"),
+        (reporting(problem="p: no such file"), "False", "NotLoaded", "p: no such file"),
+        (
+            reporting("cheap", "dear"),
+            "False",
+            "TierMismatch",
+            "v1 was trained on tiers cheap, dear, the Router has small, large",
+        ),
+        (
+            reporting("small", "large", problem="not JSON"),
+            "True",
+            "Loaded",
+            "newer file is not used: not JSON",
+        ),
+    ],
+)
+async def test_loaded_is_what_the_pods_report(
+    facts: TrafficFacts | None, status: str, reason: str, said: str
+) -> None:
+    cluster = await running(LEARNED, facts)
+
+    found = cluster.condition("Router", "r", "PredictorReady")
+
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert said in found["message"]
+
+
+async def test_loaded_is_not_said_while_the_new_pod_waits_for_its_file() -> None:
+    cluster = await running(LEARNED, reporting("small", "large"))
+
+    cluster.apply(LEARNED.replace("configmap://p", "configmap://missing"))
+    await cluster.settle()
+    new = cluster.get("Deployment", "r-router")["spec"]["template"]
+    state = {"waiting": {"reason": "FailedMount", "message": 'configmap "missing" not found'}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "new", "namespace": "default", "labels": new["metadata"]["labels"]},
+        "spec": new["spec"],
+        "status": {"containerStatuses": [{"name": "router", "state": state}]},
+    }
+    cluster.store.write(pod, manager="kubelet")
+    await cluster.settle()
+
+    found = cluster.condition("Router", "r", "PredictorReady")
+    assert (found["status"], found["reason"]) == ("False", "VolumeMissing")
+    assert "not found" in found["message"]
+
+
+@pytest.mark.parametrize("kind", ["Length", "Fixed"])
+async def test_a_floor_that_nothing_measures_is_told_and_no_ratio_is_invented(kind: str) -> None:
+    text = f"{BOTH}  predictor: {{type: {kind}}}\n"
+    facts = TrafficFacts(quality_ratio=0.83, content_blind_quality_ratio=0.8)
+    plain = await running(text, facts)
+    asked = await running(text + '  objective: {qualityFloor: "0.9"}\n', facts)
+
+    assert "FloorNotHeld" not in types(plain)
+    told = asked.condition("Router", "r", "FloorNotHeld")
+    assert told["status"] == "True"
+    assert "measures no quality" in told["message"]
+    for cluster in (plain, asked):
+        assert not {"qualityRatio", "baselineQualityRatio"} & set(
+            cluster.get("Router", "r")["status"]["predictor"]
+        )
+        assert "quality_floor" not in config_of(cluster)
+
+
+@pytest.mark.parametrize(("percentile", "status"), [(99, "False"), (90, "True")])
+async def test_an_slo_is_met_by_the_share_of_requests_that_it_states(
+    percentile: int, status: str
+) -> None:
+    """Ninety-five of a hundred in time: enough for p90, not for p99, whatever the mean is."""
+    slo = f"slo: {{ttft: {{percentile: {percentile}, target: 500ms}}}}"
+    tiers = {"small": TierFacts(1.0, LatencyFacts(0.7, 100, 95))}
+
+    text = BOTH.replace("slo: {ttft: {target: 500ms}}", slo)
+    cluster = await running(text, TrafficFacts(tiers=tiers))
+
+    found = cluster.condition("Router", "r", "SLOMet")
+    assert found["status"] == status
+    if status == "False":
+        assert "TTFT p99 is 700ms over the last 100 requests, target 500ms" in found["message"]
