@@ -43,13 +43,15 @@ VECTORS: dict[str, str] = json.loads((HERE / "vectors" / "kv_frames.json").read_
 CONTRACT = (HERE.parents[1] / "docs" / "contract.md").read_text()
 
 TOKEN = b"peer-token"
-LAYOUT = KVLayout(num_layers=8, num_kv_heads=2, block_size=64, head_dim=32, dtype="float32")
+LAYOUT = KVLayout(
+    num_layers=8, num_kv_heads=2, block_size=64, head_dim=32, dtype="float32", weights="9f" * 32
+)
 CHALLENGE = bytes(range(16))
 NONCE = bytes(range(16, 32))
 DATA = bytes(range(256)) * 128  # one block: K, then V, 2 heads x 64 tokens x 32 x 4 bytes each
 
 FRAMES: dict[str, tuple[Frame, int, int | None]] = {
-    "challenge": (Challenge(1, 1, CHALLENGE), 0, None),
+    "challenge": (Challenge(2, 2, CHALLENGE), 0, None),
     "hello": (
         Hello(NONCE, sender_mac(TOKEN, CHALLENGE, NONCE, LAYOUT, "prefill-0"), LAYOUT, "prefill-0"),
         0,
@@ -103,7 +105,7 @@ def test_vectors_read_as_the_frames_they_stand_for(name: str) -> None:
 
 def test_a_blocks_frame_built_by_hand_from_the_page_is_the_same() -> None:
     meta = struct.pack("<IHHHHB3xI", 1, 5, 2, 64, 32, 1, 1) + struct.pack("<I", 17)
-    head = struct.pack("<4sBBHIQI", b"TNKV", 1, 6, 1, len(meta), 32768, zlib.crc32(DATA))
+    head = struct.pack("<4sBBHIQI", b"TNKV", 2, 6, 1, len(meta), 32768, zlib.crc32(DATA))
     raw = head + struct.pack("<I", zlib.crc32(head + meta)) + meta
 
     assert raw.hex() == VECTORS["blocks_with_crc"]

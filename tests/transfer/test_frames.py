@@ -172,7 +172,7 @@ def forged(offset: int, value: bytes, frame: Frame = STOPPED) -> bytes:
     ("raw", "text"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n.." + b" " * 40, r"b'GET '.*tandem KV port"),
-        (forged(4, b"\x02"), "version 2, this worker 1"),
+        (forged(4, b"\x03"), "version 3, this worker 2"),
         (forged(5, b"\x63"), "kind 99"),
         (forged(6, b"\x02"), "flags 0x0002 in STOPPED"),
         (

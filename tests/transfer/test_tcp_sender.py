@@ -134,7 +134,7 @@ async def fake_receiver(script: Script) -> tuple[asyncio.Server, str]:
 
 
 async def accept(peer: RawPeer, token: bytes = TOKEN) -> None:
-    await peer.send(Challenge(1, 1, b"c" * 16))
+    await peer.send(Challenge(2, 2, b"c" * 16))
     hello = await peer.read()
     assert isinstance(hello, Hello)
     await peer.send(Welcome(receiver_mac(token, b"c" * 16, hello.nonce, LAYOUT), LAYOUT))
@@ -153,8 +153,8 @@ async def hangs_up(peer: RawPeer) -> None:
     return None
 
 
-async def speaks_version_two(peer: RawPeer) -> None:
-    await peer.send(Challenge(2, 3, b"c" * 16))
+async def speaks_version_three(peer: RawPeer) -> None:
+    await peer.send(Challenge(3, 4, b"c" * 16))
     await peer.reader.read()
 
 
@@ -164,7 +164,7 @@ async def knows_no_token(peer: RawPeer) -> None:
 
 
 async def has_another_cache(peer: RawPeer) -> None:
-    await peer.send(Challenge(1, 1, b"c" * 16))
+    await peer.send(Challenge(2, 2, b"c" * 16))
     hello = await peer.read()
     assert isinstance(hello, Hello)
     other = random_pool(1).layout.__class__(3, 2, 64, 8, "float32")
@@ -204,7 +204,7 @@ async def never_opens(peer: RawPeer) -> None:
         (says_noise, ProtocolError, "is this port a tandem KV port"),
         (says_nothing, PeerUnreachableError, r"did not answer within 1 s"),
         (hangs_up, PeerUnreachableError, "closed the connection"),
-        (speaks_version_two, ProtocolError, "versions 2 to 3, this worker 1"),
+        (speaks_version_three, ProtocolError, "versions 3 to 4, this worker 2"),
         (knows_no_token, AuthenticationError, "did not prove the peer token"),
         (has_another_cache, LayoutMismatchError, "head_dim=8"),
         (finishes_out_of_turn, ProtocolError, "FINISHED out of turn"),

@@ -129,7 +129,13 @@ async def start_worker(tiny_llama: Path) -> AsyncIterator[StartWorker]:
     """Start workers on free loopback ports; all are stopped at the end."""
     workers: list[Worker] = []
 
-    async def start(role: str = "unified", *, token: bytes = b"", **settings: Any) -> Worker:
+    async def start(
+        role: str = "unified",
+        *,
+        token: bytes = b"",
+        weights: Path = tiny_llama,
+        **settings: Any,
+    ) -> Worker:
         config = WorkerConfig.parse(
             {
                 "served_model": "tiny",
@@ -142,7 +148,7 @@ async def start_worker(tiny_llama: Path) -> AsyncIterator[StartWorker]:
             }
             | settings
         )
-        worker = Worker(config, tiny_llama, host="127.0.0.1", port=0, peer_token=token)
+        worker = Worker(config, weights, host="127.0.0.1", port=0, peer_token=token)
         workers.append(worker)
         await worker.start()
         return worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.disaggregation.decode_side import PrefillOrder
@@ -184,6 +186,32 @@ async def test_an_absent_prefill_worker_means_a_local_prefill(
     assert tokens == greedy(prompt, 8)
     assert metric(decode, "tandem_worker_local_prefill_fallbacks_total") == 1
     assert await used_blocks(decode) == 0
+
+
+async def test_a_prefill_worker_with_other_weights_is_refused_and_costs_no_answer(
+    start_worker: Any, tiny_llama: Path, tmp_path: Path, greedy: Greedy, caplog: Any
+) -> None:
+    """It fits in every other respect, and its blocks once made wrong answers silently."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    tensors = load_file(other / "model.safetensors")
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tensors[name] = -tensors[name]
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    prefill = await start_worker("prefill", weights=other, revision="r1")
+    decode = await start_worker("decode", revision="r1")
+    prompt = decode.tokenizer.encode(TEXT * 3)
+
+    tokens, _ = await complete(decode, prompt, prefill.url, temperature=0, max_tokens=8)
+
+    assert tokens == greedy(prompt, 8)
+    assert metric(decode, "tandem_worker_remote_prefill_failures_total") > 0
+    assert "must load the same files" in caplog.text
+    assert decode.kv_address is not None
+    report = await prefill.check_kv_link(decode.kv_address)
+    assert not report["ok"]
+    assert "has the weights" in report["error"]
+    assert prefill.load()["revision"] != decode.load()["revision"]
 
 
 async def test_a_draining_prefill_worker_means_a_local_prefill(

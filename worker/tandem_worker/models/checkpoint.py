@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tandem_worker.errors import ModelError
-from tandem_worker.models.spec import ModelSpec, read_json
+from tandem_worker.models.files import check_formats, locate, names_in, weight_files
+from tandem_worker.models.spec import ModelSpec
 
 
 @dataclass
@@ -49,27 +50,16 @@ class _Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        index = directory / "model.safetensors.index.json"
-        single = directory / "model.safetensors"
-        if index.exists():
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise ModelError(f"{index}: weight_map is missing or empty")
-            files = sorted(set(names.values()))
-        elif single.exists():
-            files = [single.name]
-        else:
-            raise ModelError(
-                f"{directory} holds neither model.safetensors nor model.safetensors.index.json; "
-                "convert the weights to safetensors"
-            )
+        files = weight_files(directory)
         self._handles = {}
         self._file_of: dict[str, str] = {}
         for file in files:
-            if Path(file).name != file:
-                raise ModelError(f"{index}: shard {file!r} must be a plain file name")
+            path = locate(directory, file)
+            if path is None:
+                check_formats(names_in(directory), str(directory))
+                raise ModelError(f"{directory / file} is missing; the index names it")
             try:
-                handle = safe_open(str(directory / file), framework="pt", device="cpu")
+                handle = safe_open(str(path), framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{directory / file} cannot be opened: {error}") from error
             self._handles[file] = handle

@@ -6,13 +6,13 @@ keys, sliding windows); everything else is shared. No torch here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tandem_worker.errors import ModelError
+from tandem_worker.models.files import CONFIG, locate, read_json
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -66,10 +66,12 @@ class ModelSpec:
         Raises:
             ModelError: a file is missing, not JSON, or describes a model this worker cannot run.
         """
-        config = read_json(directory / "config.json")
-        spec = cls.from_config(config, source=str(directory / "config.json"))
-        generation = directory / "generation_config.json"
-        if generation.exists():
+        path = locate(directory, CONFIG)
+        if path is None:
+            raise ModelError(f"{directory / CONFIG} cannot be read: there is no such file")
+        spec = cls.from_config(read_json(path), source=str(path))
+        generation = locate(directory, "generation_config.json")
+        if generation is not None:
             eos = _token_ids(read_json(generation), str(generation))
             spec = replace(spec, eos_token_ids=spec.eos_token_ids | eos)
         return spec
@@ -151,23 +153,6 @@ class ModelSpec:
             eos_token_ids=_token_ids(config, source),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model directory.
-
-    Raises:
-        ModelError: absent, unreadable, or not an object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} holds {type(data).__name__}, expected an object")
-    return data
 
 
 def _token_ids(config: Mapping[str, Any], source: str) -> frozenset[int]:

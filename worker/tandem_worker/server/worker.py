@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tandem_worker.disaggregation.decode_side import RemotePrefill
     from tandem_worker.disaggregation.prefill_side import PrefillService
     from tandem_worker.engine.thread import EngineLoad, EngineThread
+    from tandem_worker.models.identity import WeightsIdentity
     from tandem_worker.openai.context import RequestContext
     from tandem_worker.openai.request import CompletionRequest
     from tandem_worker.server.generation import Generation
@@ -90,6 +91,7 @@ class Worker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._layout: Any = None
+        self._weights: dict[str, str] = {}
         self.metrics.watch(
             lambda: self.engine.load if self._is_loaded else None,
             lambda: self.engine.core.counters if self._is_loaded else None,
@@ -142,6 +144,17 @@ class Worker:
             code="wrong_role",
         )
 
+    @property
+    def revision(self) -> str:
+        """What pairs prefill and decode workers: the configuration's, and the weights' digest.
+
+        Without the digest while they load.
+        """
+        digest = self._weights.get("digest")
+        if not self.config.revision or digest is None:
+            return self.config.revision
+        return f"{self.config.revision}-{digest[:12]}"
+
     def check_loaded(self) -> None:
         """Raise a 503 RequestError while the model loads."""
         if not self._is_loaded:
@@ -184,7 +197,8 @@ class Worker:
         return {
             "role": self.config.role,
             "served_model": self.config.served_model,
-            "revision": self.config.revision,
+            "revision": self.revision,
+            "weights": self._weights,
             "ready": self.is_ready,
             "draining": self.is_draining,
             "num_running": load.num_running if load else 0,
@@ -259,7 +273,8 @@ class Worker:
     async def _load_model(self) -> None:
         started = time.perf_counter()
         # torch is imported here, in another thread, so that probes are answered meanwhile.
-        runner, tokenizer = await asyncio.to_thread(_load, self.config, self.weights_dir)
+        runner, tokenizer, identity = await asyncio.to_thread(_load, self.config, self.weights_dir)
+        self._weights = identity.as_dict()
         from tandem_worker.engine.core import EngineCore
         from tandem_worker.engine.thread import EngineThread
 
@@ -282,9 +297,10 @@ class Worker:
             await self._link_kv(runner)
         self.engine.start()
         logger.info(
-            "%s (%s): %d parameters, %d KV blocks, context %d, loaded in %.1f s",
+            "%s (%s): weights %s, %d parameters, %d KV blocks, context %d, loaded in %.1f s",
             config.served_model,
             config.role,
+            self._weights["digest"][:16],
             runner.spec.num_parameters,
             runner.num_blocks,
             self.max_model_len,
@@ -298,7 +314,7 @@ class Worker:
         from tandem_worker.transfer import KVPool, TransferError, create_receiver, create_sender
 
         settings = self.config.transfer
-        pool = KVPool(runner.kv_caches)
+        pool = KVPool(runner.kv_caches, weights=self._weights["digest"])
         self._layout = pool.layout
         token = self.peer_token or None
         if self.config.role == "decode":
@@ -425,10 +441,14 @@ class Worker:
         )
 
 
-def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer]:
+def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, WeightsIdentity]:
     from tandem_worker.engine.runner import ModelRunner
+    from tandem_worker.models.files import check_formats, names_in
+    from tandem_worker.models.identity import identify
     from tandem_worker.tokenization.tokenizer import Tokenizer
 
+    check_formats(names_in(weights_dir), str(weights_dir))
+    identity = identify(weights_dir)
     tokenizer = Tokenizer(weights_dir)
     runner = ModelRunner(config, weights_dir)
     if tokenizer.vocab_size > runner.spec.vocab_size:
@@ -437,4 +457,4 @@ def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer]:
             f"{runner.spec.vocab_size}; they do not belong together"
         )
     runner.warm_up()
-    return runner, tokenizer
+    return runner, tokenizer, identity

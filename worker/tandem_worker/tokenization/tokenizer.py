@@ -17,7 +17,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from tandem_worker.errors import ModelError, RequestError
-from tandem_worker.models.spec import read_json
+from tandem_worker.models.files import (
+    MAX_TOKENIZER_BYTES,
+    TOKENIZER,
+    locate,
+    read_json,
+    read_text,
+)
 
 
 class Tokenizer:
@@ -32,20 +38,20 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        if not path.exists():
+        path = locate(directory, TOKENIZER)
+        if path is None:
             raise ModelError(
-                f"{path} is missing; save the tokenizer in its fast form "
+                f"{directory / TOKENIZER} is missing; save the tokenizer in its fast form "
                 "(transformers: tokenizer.save_pretrained)"
             )
         try:
-            self._tokenizer = FastTokenizer.from_file(str(path))
+            self._tokenizer = FastTokenizer.from_str(read_text(path, MAX_TOKENIZER_BYTES))
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{path} cannot be loaded: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        config_path = directory / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.exists() else {}
+        config_path = locate(directory, "tokenizer_config.json")
+        config = {} if config_path is None else read_json(config_path)
         self._special = {
             name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")
         }
@@ -114,9 +120,9 @@ def _token_text(value: Any) -> str | None:
 
 
 def _template_source(directory: Path, config: dict[str, Any]) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    path = locate(directory, "chat_template.jinja")
+    if path is not None:
+        return read_text(path)
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {item.get("name"): item.get("template") for item in template}

@@ -5,7 +5,7 @@ little endian:
 
     offset size field
          0    4 magic "TNKV"
-         4    1 version (1)
+         4    1 version (2)
          5    1 kind
          6    2 flags: bit 0 = data_crc32 is set
          8    4 meta_length, bounded per kind
@@ -38,7 +38,7 @@ from tandem_worker.transfer.interface import (
 from tandem_worker.transfer.layout import DTYPE_CODES, DTYPE_NAMES, DTypeName, KVLayout
 
 MAGIC = b"TNKV"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<4sBBHIQII")
 HEADER_BYTES = HEADER.size
 FLAG_DATA_CRC = 1
@@ -48,7 +48,7 @@ MAX_BLOCKS_PER_FRAME = 4096
 NONCE_BYTES = 16
 MAC_BYTES = 32
 
-_LAYOUT = struct.Struct("<HHHHB3x")
+_LAYOUT = struct.Struct("<HHHHB3x32s")
 _BLOCKS = struct.Struct("<IHHHHBxxxI")  # push, layer, kv heads, block size, head dim, dtype, count
 _FINISH = struct.Struct("<IIIBxHdI")  # push, token, tokens, has logprob, top count, logprob, state
 _TOP = struct.Struct("<Id")
@@ -237,6 +237,7 @@ def _layout(layout: KVLayout) -> bytes:
         layout.block_size,
         layout.head_dim,
         DTYPE_CODES[layout.dtype],
+        bytes.fromhex(layout.weights),
     )
 
 
@@ -381,7 +382,7 @@ class _Reader:
         return bool(value)
 
     def layout(self) -> KVLayout:
-        num_layers, num_kv_heads, block_size, head_dim, dtype = self.struct(_LAYOUT)
+        num_layers, num_kv_heads, block_size, head_dim, dtype, raw = self.struct(_LAYOUT)
         for name, value in (
             ("num_layers", num_layers),
             ("num_kv_heads", num_kv_heads),
@@ -390,7 +391,8 @@ class _Reader:
         ):
             if value == 0:
                 raise ProtocolError(f"KV {name}=0 in {self._kind.name} frame")
-        return KVLayout(num_layers, num_kv_heads, block_size, head_dim, _dtype(dtype))
+        weights = raw.hex() if any(raw) else ""
+        return KVLayout(num_layers, num_kv_heads, block_size, head_dim, _dtype(dtype), weights)
 
     def end(self) -> None:
         if self._at != len(self._meta):
@@ -520,11 +522,11 @@ def decode_meta(header: Header, meta: bytes) -> Frame:
 
 def sender_mac(token: bytes, challenge: bytes, nonce: bytes, layout: KVLayout, name: str) -> bytes:
     """What a HELLO proves: HMAC-SHA256 over both nonces, the layout and the name."""
-    message = b"tandem-kv-1 sender" + challenge + nonce + _layout(layout) + _string(name)
+    message = b"tandem-kv-2 sender" + challenge + nonce + _layout(layout) + _string(name)
     return hmac.new(token, message, hashlib.sha256).digest()
 
 
 def receiver_mac(token: bytes, challenge: bytes, nonce: bytes, layout: KVLayout) -> bytes:
     """What a WELCOME proves."""
-    message = b"tandem-kv-1 receiver" + nonce + challenge + _layout(layout)
+    message = b"tandem-kv-2 receiver" + nonce + challenge + _layout(layout)
     return hmac.new(token, message, hashlib.sha256).digest()

@@ -61,6 +61,7 @@ class KVPool:
     Each tensor is contiguous, `(num_blocks, num_kv_heads, block_size, head_dim)`, all of one shape,
     dtype (float32, float16 or bfloat16) and device. Raises `LayoutMismatchError` otherwise.
 
+    `weights` is the digest of the files that the model computing the blocks was loaded from.
     `staged` sends blocks through host memory; the default does where the host cannot address the
     cache. On CUDA, `gather` copies on the current stream of the calling thread and waits for it:
     compute on the default stream, or synchronise before pushing.
@@ -70,6 +71,7 @@ class KVPool:
         self,
         caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
         *,
+        weights: str = "",
         staged: bool | None = None,
     ) -> None:
         if not caches:
@@ -106,6 +108,7 @@ class KVPool:
             block_size=int(first.shape[2]),
             head_dim=int(first.shape[3]),
             dtype=_TORCH_NAMES[first.dtype],
+            weights=weights,
         )
         self.device = first.device
         self._bytes: list[tuple[memoryview, memoryview]] | None = None
@@ -121,7 +124,8 @@ class KVPool:
             [
                 (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
                 for _ in range(layout.num_layers)
-            ]
+            ],
+            weights=layout.weights,
         )
 
     def check(self, layer: int, block_ids: Sequence[int]) -> None:

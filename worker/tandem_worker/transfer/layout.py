@@ -1,10 +1,11 @@
-"""The shape of a KV cache, as both workers of a transfer must agree on it.
+"""What both workers of a transfer must agree on: the KV cache's shape and what computed it.
 
 No torch here: frames and reservations are checked against a layout without touching a tensor.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +17,16 @@ DTYPE_CODES: dict[DTypeName, int] = {"float32": 1, "float16": 2, "bfloat16": 3}
 DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 DTYPE_NAMES: dict[int, DTypeName] = {code: name for name, code in DTYPE_CODES.items()}
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True)
 class KVLayout:
     """One layer's K (and V) cache is `(num_blocks, num_kv_heads, block_size, head_dim)`.
 
     `num_blocks` is no part of it: the two workers of a transfer may hold pools of any size.
+    `weights` is the digest of the model's files (64 hex digits): blocks that other weights computed
+    fit in every other respect and make wrong answers. Empty where nobody said.
     """
 
     num_layers: int
@@ -29,6 +34,7 @@ class KVLayout:
     block_size: int
     head_dim: int
     dtype: DTypeName
+    weights: str = ""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_kv_heads", "block_size", "head_dim"):
@@ -41,6 +47,8 @@ class KVLayout:
             raise LayoutMismatchError(
                 f"KV dtype {self.dtype!r} cannot be transferred; use one of {sorted(DTYPE_CODES)}"
             )
+        if self.weights and not _DIGEST.fullmatch(self.weights):
+            raise LayoutMismatchError(f"weights={self.weights!r} must be 64 hex digits")
 
     @property
     def box_bytes(self) -> int:
@@ -61,3 +69,13 @@ class KVLayout:
                     f"{what} has KV {name}={theirs}, this worker has {mine}; prefill and decode "
                     "workers must serve the same model with the same dtype and block size"
                 )
+        if self.weights != other.weights:
+            raise LayoutMismatchError(
+                f"{what} has the weights {_short(other.weights)}, this worker "
+                f"{_short(self.weights)}; prefill and decode workers must load the same files: "
+                "compare weights in their GET /v1/load and restart the older one"
+            )
+
+
+def _short(digest: str) -> str:
+    return digest[:16] or "(unknown)"
