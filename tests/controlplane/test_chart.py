@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -252,7 +251,8 @@ def exported() -> set[str]:
     from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
 
-    from tandem_operator.kube.operator import Probes
+    from tandem_operator.kube.operator import Vitals
+    from tandem_operator.kube.probes import exposition
     from tandem_router.metrics import Metrics
     from tandem_worker.engine.core import EngineCounters
     from tandem_worker.engine.thread import EngineLoad
@@ -262,16 +262,6 @@ def exported() -> set[str]:
     class Counted:
         num_writes = num_reads = 0
 
-    async def operator() -> str:
-        server = await Probes(Counted()).serve("127.0.0.1", 0)  # type: ignore[arg-type]
-        port = server.sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
-        text = (await reader.read()).decode()
-        writer.close()
-        server.close()
-        return text.split("\r\n\r\n")[1]
-
     def zeros(kind: Any) -> Any:
         return kind(**dict.fromkeys(kind.__dataclass_fields__, 0))
 
@@ -279,7 +269,7 @@ def exported() -> set[str]:
     worker.watch(lambda: zeros(EngineLoad), lambda: zeros(EngineCounters))
     worker.watch_transfer(lambda: zeros(TransferStats))
     texts = [
-        asyncio.run(operator()),
+        exposition(Vitals(Counted()).readings()).decode(),  # type: ignore[arg-type]
         generate_latest(Metrics(["small"]).registry).decode(),
         generate_latest(worker.registry).decode(),
     ]

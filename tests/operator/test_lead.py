@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from typing import Any
 
+import httpx
 import pytest
 
 from tandem_operator.kube import operator as kube
 from tandem_operator.kube.leader import LeaseTimes
+from tandem_operator.kube.probes import ProbeServer, probes
 
 
 class Api:
@@ -56,7 +59,7 @@ class Election:
 
 async def lead(work: Work, election: Election) -> None:
     api: Any = Api()
-    await kube._lead(api, kube.Probes(api), work, election)  # type: ignore[arg-type]
+    await kube.lead(api, kube.Vitals(api), work, election)  # type: ignore[arg-type]
 
 
 async def test_a_defect_in_the_election_is_raised_and_the_lead_given_up() -> None:
@@ -84,18 +87,40 @@ async def test_a_defect_in_the_work_is_raised_and_the_lead_given_up() -> None:
 async def test_a_request_that_cannot_be_read_is_hung_up_on(sent: bytes) -> None:
     unhandled: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: unhandled.append(what))
-    api: Any = Api()
-    server = await kube.Probes(api).serve("127.0.0.1", 0)
-    async with server, asyncio.timeout(20.0):
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    server = ProbeServer(probes(lambda: True, []))
+    await server.open("127.0.0.1", 0)
+    async with asyncio.timeout(20.0):
+        reader, writer = await asyncio.open_connection(*server.address)
         writer.write(sent)
         writer.write_eof()
         try:
-            assert await reader.read() == b""
+            assert (await reader.read())[:12] in (b"", b"HTTP/1.1 400")
         except ConnectionError:
             pass  # hung up on before everything was read
         finally:
             writer.close()
+        await server.close()
     gc.collect()
 
     assert unhandled == []
+
+
+async def test_the_port_says_whether_everything_was_listed_and_counts() -> None:
+    listed = False
+    readings = [("tandem_operator_passes", "counter", "Passes.", lambda: 3.0)]
+    server = ProbeServer(probes(lambda: listed, readings))
+    await server.open("127.0.0.1", 0)
+    base = f"http://127.0.0.1:{server.address[1]}"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{base}/ready")).status_code == 503
+        listed = True
+        assert (await client.get(f"{base}/ready")).status_code == 200
+        assert (await client.get(f"{base}/health")).text == "ok\n"
+        assert "tandem_operator_passes_total 3.0" in (await client.get(f"{base}/metrics")).text
+        assert (await client.get(f"{base}/other")).status_code == 404
+    await server.close()
+
+
+async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError):
+        await ProbeServer(probes(lambda: True, [])).open(*taken.getsockname())

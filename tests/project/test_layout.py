@@ -62,7 +62,10 @@ def test_tests_hold_no_init_file() -> None:
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
-        (("tandem_operator.cli", "tandem_operator.plan"), ("torch", "triton", "sklearn", "kopf")),
+        (
+            ("tandem_operator.cli", "tandem_operator.plan"),
+            ("torch", "triton", "sklearn", "kubernetes"),
+        ),
         (("tandem_router.api.app", "tandem_router.predictor"), ("torch", "triton", "sklearn")),
         (("tandem_router.config",), ("numpy", "fastapi", "torch")),
         (("tandem_worker.config",), ("numpy", "fastapi", "torch")),

@@ -5,7 +5,7 @@ one watch per kind. A stale copy does no harm: writes are idempotent or checked 
 change that is on its way wakes the reconcile again. After a broken watch or a 410 the list
 replaces all copies, so that an object deleted meanwhile is gone here too.
 
-kopf watches the custom resources (`watches.py`); their children are watched here, by label.
+Custom resources are listed and watched whole, their children by label: one stream per kind.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from tandem_operator.kube.client import Gone, KubeApi
 from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROUTER_LABEL
 from tandem_operator.reconcile.cluster_api import KIND_INFO, ApiError
+from tandem_operator.reconcile.owners import RECONCILED
 from tandem_operator.resources.base import Object
 
 logger = logging.getLogger("tandem.operator")
@@ -32,8 +33,7 @@ RELIST_S = 600.0
 # Nobody may list Secrets, so each pass that needs one asks for it: a thousand Models in a second.
 SECRET_S = 10.0
 
-OWN_KINDS = ("Model", "Router", "AutoscalingPolicy")
-CUSTOM_KINDS = (*OWN_KINDS, "WorkerPool")
+CUSTOM_KINDS = (*RECONCILED, "WorkerPool")
 MANAGED_KINDS = (
     "Deployment",
     "Service",
@@ -167,6 +167,8 @@ class KindCache(Copies):
                 failed, problem = True, str(error)
                 if error.status != 0:
                     version = ""
+                if error.status == 404:
+                    problem = f"{problem}; its definition is missing, install the chart"
             useful = news or clock() - began >= SHORT_WATCH_S
             if useful:
                 delay = RETRY_FIRST_S
@@ -209,12 +211,11 @@ class CachedApi:
         self._clock = clock
         self._secrets: dict[tuple[str, str], float] = {}
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
-        self._watched = {
-            kind: KindCache(api, kind, namespace, managed, changed, relist_s)
-            for kind in MANAGED_KINDS
+        selectors = {**dict.fromkeys(CUSTOM_KINDS, ""), **dict.fromkeys(MANAGED_KINDS, managed)}
+        self._caches = {
+            kind: KindCache(api, kind, namespace, selector, changed, relist_s)
+            for kind, selector in selectors.items()
         }
-        self.custom = {kind: Copies(kind, changed) for kind in CUSTOM_KINDS}
-        self._caches: dict[str, Copies] = {**self.custom, **self._watched}
 
     @property
     def synced(self) -> bool:
@@ -227,17 +228,13 @@ class CachedApi:
             await cache.synced.wait()
 
     async def run(self) -> None:
-        """Keep the copies of children current until cancelled; `custom` are fed from outside."""
+        """Keep the copies current until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for cache in self._watched.values():
+            for cache in self._caches.values():
                 group.create_task(cache.run())
 
-    def keys(self, kind: str) -> list[tuple[str, str]]:
-        """Namespace and name of all objects of a kind."""
-        return [_key(o) for o in self._caches[kind].select(None, {})]
-
-    def copies(self, kind: str, namespace: str) -> list[Object]:
-        """The copies of a namespace themselves, to look at only."""
+    def copies(self, kind: str, namespace: str | None) -> list[Object]:
+        """The copies of a namespace, or of all, themselves: to look at only."""
         return self._caches[kind].select(namespace, {})
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:

@@ -12,24 +12,18 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from tandem_operator.kube.cache import OWN_KINDS, RELIST_S, CachedApi
+from tandem_operator.kube.cache import RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
+from tandem_operator.kube.probes import ProbeServer, Reading, probes
 from tandem_operator.kube.traffic import SampledTraffic
-from tandem_operator.kube.watches import CustomResourceWatches
-from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
+from tandem_operator.plan.objects import Settings
 from tandem_operator.reconcile.actuator import ScalingDriver
-from tandem_operator.reconcile.cluster_api import ApiError
-from tandem_operator.reconcile.decode import models_of
+from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
-from tandem_operator.reconcile.reconciler import Key, Reconciler
-from tandem_operator.reconcile.work_queue import WorkQueue
-from tandem_operator.resources.base import Object
+from tandem_operator.reconcile.reconciler import Reconciler
 
 logger = logging.getLogger("tandem.operator")
-
-RESYNC_S = RELIST_S
-NUM_WORKERS = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lease-namespace", help="namespace of the election's Lease; without it no election")
     add("--lease-name", default="tandem-operator", help="name of the Lease")
     add("--lease-seconds", type=float, default=15.0, help="silence after which another one leads")
-    add("--resync-seconds", type=float, default=RESYNC_S, help="longest time between two passes")
+    add("--resync-seconds", type=float, default=RELIST_S, help="longest time between two passes")
     add("--port", type=int, default=8080, help="port of /health, /ready and /metrics")
     add("--host", default="", help="address of that port (default: $POD_IP or all)")
     add("--log-level", default="info", choices=("debug", "info", "warning"))
@@ -79,18 +73,12 @@ class Operator:
         api: KubeApi,
         settings: Settings,
         namespace: str | None = None,
-        resync_s: float = RESYNC_S,
-        restore_signals: Callable[[], None] = lambda: None,
+        resync_s: float = RELIST_S,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self.queue = WorkQueue(loop.call_later, loop.time)
-        self.cache = CachedApi(api, namespace, self._changed, resync_s)
-        self._watches = CustomResourceWatches(
-            api, namespace, self.cache.custom, restore_signals, resync_s
-        )
+        self.cache = CachedApi(api, namespace, lambda obj: self.controller.noticed(obj), resync_s)
         workers = WorkerPods(self.cache, settings, time.monotonic)
         scaling = ScalingDriver(self.cache, settings)
-        self.reconciler = Reconciler(
+        reconciler = Reconciler(
             api=self.cache,
             settings=settings,
             now=_now,
@@ -104,129 +92,79 @@ class Operator:
             scaling=scaling.step,
             forget=scaling.forget,
         )
-        self.num_passes = 0
-        self.num_failures = 0
-        self._resync_s = resync_s
+        self.controller = Controller(reconciler, self.cache.copies, resync_s)
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.cache.run())
-            group.create_task(self._watches.run(), name="kopf")
             await self.cache.wait_synced()
-            for _ in range(NUM_WORKERS):
-                group.create_task(self._work())
-            group.create_task(self._resync())
-
-    async def _work(self) -> None:
-        while True:
-            key = await self.queue.take()
-            self.num_passes += 1
-            try:
-                result = await self.reconciler.reconcile(key)
-            except ApiError as error:
-                self.num_failures += 1
-                delay = self.queue.failed(key)
-                logger.warning("%s: %s; again in %.1f s", key, error, delay)
-            except Exception:
-                # A defect in one resource's plan must not stop the others.
-                self.num_failures += 1
-                delay = self.queue.failed(key)
-                logger.exception("%s: unexpected; again in %.1f s", key, delay)
-            else:
-                self.queue.done(key)
-                if result.again_s is not None:
-                    self.queue.add_later(key, result.again_s)
-                if result.writes:
-                    logger.debug("%s: %d writes", key, result.writes)
-
-    async def _resync(self) -> None:
-        while True:
-            await asyncio.sleep(self._resync_s)
-            for kind in OWN_KINDS:
-                for namespace, name in self.cache.keys(kind):
-                    self.queue.add(Key(kind, namespace, name))
-
-    def _changed(self, obj: Object) -> None:
-        metadata, kind = obj["metadata"], obj["kind"]
-        namespace, labels = metadata["namespace"], metadata.get("labels") or {}
-        if kind in OWN_KINDS:
-            self.queue.add(Key(kind, namespace, metadata["name"]))
-        if kind == "Model":
-            for router in self.cache.copies("Router", namespace):
-                if metadata["name"] in models_of(router):
-                    self.queue.add(Key("Router", namespace, router["metadata"]["name"]))
-        for label, owner in ((MODEL_LABEL, "Model"), (ROUTER_LABEL, "Router")):
-            if label in labels and kind not in OWN_KINDS:
-                self.queue.add(Key(owner, namespace, labels[label]))
-        # A child that lost its labels leaves the selector and still names its owner.
-        for owner_ref in metadata.get("ownerReferences") or []:
-            if owner_ref["kind"] in OWN_KINDS:
-                self.queue.add(Key(owner_ref["kind"], namespace, owner_ref["name"]))
+            group.create_task(self.controller.run())
 
 
-class Probes:
-    """Answers /health, /ready and /metrics."""
+class Vitals:
+    """What the operator's port tells: whether it is ready, and how much it does."""
 
     def __init__(self, api: KubeApi) -> None:
         self._api = api
         self.operator: Operator | None = None
         self.elector: Elector | None = None
 
-    async def serve(self, host: str, port: int) -> asyncio.Server:
-        """Begin to answer. Raises OSError when the port is taken."""
-        return await asyncio.start_server(self._answer, host or None, port)
+    def ready(self) -> bool:
+        """Whether everything was listed; a replica that stands by could lead at any time."""
+        return self.operator is None or self.operator.cache.synced
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        unreadable = (asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError)
-        try:
-            async with asyncio.timeout(5):
-                head = await reader.readuntil(b"\r\n\r\n")
-                status, body = self._page(head.split(b" ", 2)[1].split(b"?")[0].decode("latin-1"))
-                writer.write(
-                    f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-                    + body
-                )
-                await writer.drain()
-        except (OSError, TimeoutError, *unreadable) as error:
-            logger.debug("probe not answered: %r", error)
-        finally:
-            writer.close()
+    def readings(self) -> list[Reading]:
+        """The metrics, read at each scrape."""
+        api = self._api
 
-    def _page(self, target: str) -> tuple[str, bytes]:
-        if target == "/health":
-            return "200 OK", b"ok\n"
-        if target == "/ready":
-            # A replica that stands by is ready: it could lead at any time.
-            ready = self.operator is None or self.operator.cache.synced
-            return ("200 OK", b"ok\n") if ready else ("503 Service Unavailable", b"syncing\n")
-        if target == "/metrics":
-            return "200 OK", self._metrics().encode()
-        return "404 Not Found", b"not found\n"
+        def leading() -> float:
+            held = self.elector is None or self.elector.leading
+            return float(held and self.operator is not None)
 
-    def _metrics(self) -> str:
-        operator = self.operator
-        leading = self.elector is None or self.elector.leading
-        values = {
-            "tandem_operator_leading": ("gauge", int(leading and operator is not None)),
-            "tandem_operator_queue_length": ("gauge", len(operator.queue) if operator else 0),
-            "tandem_operator_passes_total": ("counter", operator.num_passes if operator else 0),
-            "tandem_operator_failures_total": (
-                "counter",
-                operator.num_failures if operator else 0,
+        def of_controller(read: Callable[[Controller], int]) -> Callable[[], float]:
+            return lambda: float(read(self.operator.controller)) if self.operator else 0.0
+
+        return [
+            ("tandem_operator_leading", "gauge", "Whether this replica reconciles.", leading),
+            (
+                "tandem_operator_queue_length",
+                "gauge",
+                "Resources that wait for a pass or are in one.",
+                of_controller(lambda c: len(c.queue)),
             ),
-            "tandem_operator_api_writes_total": ("counter", self._api.num_writes),
-            "tandem_operator_api_reads_total": ("counter", self._api.num_reads),
-        }
-        return "".join(f"# TYPE {n} {t}\n{n} {v}\n" for n, (t, v) in values.items())
+            (
+                "tandem_operator_passes",
+                "counter",
+                "Passes over a resource.",
+                of_controller(lambda c: c.num_passes),
+            ),
+            (
+                "tandem_operator_failures",
+                "counter",
+                "Passes that failed and are tried again.",
+                of_controller(lambda c: c.num_failures),
+            ),
+            (
+                "tandem_operator_api_writes",
+                "counter",
+                "Writes to the apiserver.",
+                lambda: float(api.num_writes),
+            ),
+            (
+                "tandem_operator_api_reads",
+                "counter",
+                "Gets and lists asked of the apiserver.",
+                lambda: float(api.num_reads),
+            ),
+        ]
 
 
-async def _lead(api: KubeApi, probes: Probes, operator: Operator, elector: Elector | None) -> None:
+async def lead(api: KubeApi, vitals: Vitals, operator: Operator, elector: Elector | None) -> None:
     """Reconcile while leading; returns when the lead is lost."""
     if elector is not None:
         await elector.acquire()
-    probes.operator = operator
+    vitals.operator = operator
     work = asyncio.create_task(operator.run(), name="operator")
     holder = asyncio.create_task(elector.hold() if elector else asyncio.Event().wait())
     try:
@@ -250,16 +188,13 @@ async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, or until the lead is lost; the exit status."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-
-    def stop_on_signals() -> None:
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sig, stop.set)
-
-    stop_on_signals()
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sig, stop.set)
     api_client = await connect(args.kubeconfig)
     api = KubeApi(api_client)
-    probes = Probes(api)
-    server = await probes.serve(args.host or os.environ.get("POD_IP", ""), args.port)
+    vitals = Vitals(api)
+    server = ProbeServer(probes(vitals.ready, vitals.readings()))
+    await server.open(args.host or os.environ.get("POD_IP", ""), args.port)
     settings = Settings(
         worker_image=args.worker_image,
         router_image=args.router_image,
@@ -280,19 +215,19 @@ async def serve(args: argparse.Namespace) -> int:
             steady_clock,
         )
         api.may_write = elector.may_write
-    probes.elector = elector
-    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals)
-    lead = asyncio.create_task(_lead(api, probes, operator, elector))
+    vitals.elector = elector
+    operator = Operator(api, settings, args.namespace, args.resync_seconds)
+    leading = asyncio.create_task(lead(api, vitals, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({lead, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if lead.done() and not stop.is_set():
-            lead.result()
+        await asyncio.wait({leading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if leading.done() and not stop.is_set():
+            leading.result()
             return 1  # lost the lead; the pod starts again and stands by
         return 0
     finally:
-        for task in (lead, stopped):
+        for task in (leading, stopped):
             task.cancel()
-        await asyncio.gather(lead, stopped, return_exceptions=True)
-        server.close()
+        await asyncio.gather(leading, stopped, return_exceptions=True)
+        await server.close()
         await api.close()

@@ -21,20 +21,20 @@ from tandem_operator.manifests import Manifest
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.node.reaper import Guardian
-from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings
+from tandem_operator.plan.objects import ROUTER_LABEL, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.reconcile.actuator import ScalingDriver
 from tandem_operator.reconcile.cluster_api import ApiError, WatchEvent
-from tandem_operator.reconcile.decode import models_of
+from tandem_operator.reconcile.controller import Controller
+from tandem_operator.reconcile.owners import RECONCILED
 from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
 from tandem_operator.reconcile.reconciler import Key, Reconciler
-from tandem_operator.reconcile.requeue import Appointments
 from tandem_operator.resources.base import Object
 
 logger = logging.getLogger("tandem.local")
 
-RECONCILED = ("Model", "Router", "AutoscalingPolicy")
 RESYNC_S = 30.0
+REST_S = 0.02
 
 
 class ClusterError(Exception):
@@ -108,7 +108,7 @@ class LocalCluster:
         self._forwarders: dict[str, Forwarder] = {}
         workers = WorkerPods(self.store, self.settings, time.monotonic)
         scaling = ScalingDriver(self.store, self.settings)
-        self._reconciler = Reconciler(
+        reconciler = Reconciler(
             api=self.store,
             settings=self.settings,
             now=timestamp,
@@ -119,14 +119,11 @@ class LocalCluster:
             scaling=scaling.step,
             forget=scaling.forget,
         )
-        self._queue: dict[Key, None] = {}
-        self._appointments = Appointments(
-            self._enqueue,
-            lambda delay_s, *call: asyncio.get_running_loop().call_later(delay_s, *call),
-            time.monotonic,
+        self._controller = Controller(
+            reconciler, self.store.find, RESYNC_S, REST_S, failed=self._failed
         )
         self._wake = asyncio.Event()
-        # Told after every pass; wait_for on it to see what a pass made true.
+        # Told after every change; wait_for on it to see what has become true.
         self.changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._refreshes: set[asyncio.Task[None]] = set()
@@ -139,6 +136,7 @@ class LocalCluster:
         return self._node
 
     async def __aenter__(self) -> Self:
+        self._tasks.append(asyncio.create_task(self._controller.run(), name="passes"))
         self._tasks.append(asyncio.create_task(self._run(), name="local cluster"))
         return self
 
@@ -152,7 +150,7 @@ class LocalCluster:
 
     async def close(self, grace_s: float = 10.0) -> None:
         """End everything that runs; nothing stays behind."""
-        self._appointments.cancel_all()
+        self._controller.queue.cancel_timers()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -187,7 +185,7 @@ class LocalCluster:
             word = "created" if old is None else "unchanged" if same else "configured"
             results.append(f"{kind.lower()}/{name} {word}")
             if kind in RECONCILED:
-                self._enqueue(Key(kind, metadata["namespace"], name))
+                self._controller.queue.add(Key(kind, metadata["namespace"], name))
         return results
 
     async def apply_manifests(self, manifests: list[Manifest]) -> list[str]:
@@ -278,67 +276,37 @@ class LocalCluster:
     # The loop -------------------------------------------------------------------------------
 
     def _noticed(self, event: WatchEvent) -> None:
-        obj = event.object
-        metadata = obj["metadata"]
-        namespace, labels = metadata["namespace"], metadata.get("labels") or {}
-        kind = obj["kind"]
-        if kind in RECONCILED:
-            self._enqueue(Key(kind, namespace, metadata["name"]))
-        if kind == "Model":
-            for router in self.store.find("Router", namespace):
-                if metadata["name"] not in models_of(router):
-                    continue
-                self._enqueue(Key("Router", namespace, router["metadata"]["name"]))
-        for label, owner in ((MODEL_LABEL, "Model"), (ROUTER_LABEL, "Router")):
-            if label in labels and kind not in RECONCILED:
-                self._enqueue(Key(owner, namespace, labels[label]))
-        if kind in ("ConfigMap", "Secret") and event.type != "DELETED":
-            task = asyncio.create_task(self._node.config_changed(kind, namespace, metadata["name"]))
+        obj, metadata = event.object, event.object["metadata"]
+        self._controller.noticed(obj)
+        if obj["kind"] in ("ConfigMap", "Secret") and event.type != "DELETED":
+            task = asyncio.create_task(
+                self._node.config_changed(obj["kind"], metadata["namespace"], metadata["name"])
+            )
             self._refreshes.add(task)
             task.add_done_callback(self._refreshes.discard)
         self._wake.set()
 
-    def _enqueue(self, key: Key) -> None:
-        self._queue[key] = None
-        self._wake.set()
+    def _failed(self, key: Key, error: Exception, again_s: float) -> None:
+        if isinstance(error, ApiError):
+            self.on_problem(f"{key}: {error}")
+        else:
+            logger.debug("%s", key, exc_info=error)
+            self.on_problem(f"{key}: {error!r}; this is a defect of tandem, please report it")
 
     async def _run(self) -> None:
+        """Play the parts of Kubernetes after every change."""
         while True:
-            try:
-                async with asyncio.timeout(RESYNC_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                for kind in RECONCILED:
-                    for obj in self.store.find(kind):
-                        metadata = obj["metadata"]
-                        self._queue[Key(kind, metadata["namespace"], metadata["name"])] = None
+            await self._wake.wait()
             self._wake.clear()
-            await self._pass()
+            for controller in (self._deployments, self._kubelet, self._endpoints):
+                try:
+                    controller.sync()
+                except ApiError as error:
+                    self.on_problem(str(error))
+                    asyncio.get_running_loop().call_later(2.0, self._wake.set)
             async with self.changed:
                 self.changed.notify_all()
-            await asyncio.sleep(0.02)  # several changes at once make one pass
-
-    async def _pass(self) -> None:
-        keys, self._queue = list(self._queue), {}
-        for key in keys:
-            try:
-                result = await self._reconciler.reconcile(key)
-                if result.again_s is not None:
-                    self._appointments.within(key, result.again_s)
-            except ApiError as error:
-                self.on_problem(f"{key}: {error}")
-                self._appointments.within(key, 2.0)
-            except Exception as error:
-                # A defect in one resource's plan must not stop the others.
-                logger.debug("%s", key, exc_info=True)
-                self.on_problem(f"{key}: {error!r}; this is a defect of tandem, please report it")
-                self._appointments.within(key, 30.0)
-        for controller in (self._deployments, self._kubelet, self._endpoints):
-            try:
-                controller.sync()
-            except ApiError as error:
-                self.on_problem(str(error))
-                asyncio.get_running_loop().call_later(2.0, self._wake.set)
+            await asyncio.sleep(REST_S)  # several changes at once make one round
 
     async def _read_training_data(self, router: Object) -> None:
         """Note the digest of a Router's training data, so that changed data trains again."""
@@ -348,7 +316,7 @@ class LocalCluster:
             known = await asyncio.to_thread(data_digest, uri)
             digests = {**self.settings.data_digests, uri: known}
             self.settings = replace(self.settings, data_digests=digests)
-            self._reconciler.settings = self.settings
+            self._controller.reconciler.settings = self.settings
 
 
 def _settled(obj: Object) -> bool:

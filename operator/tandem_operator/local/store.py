@@ -35,13 +35,16 @@ class Store:
         self._objects: dict[StoreKey, Object] = {}
         self._managed: dict[StoreKey, dict[str, Object]] = {}
         self._version = 0
-        self._watches: list[tuple[str, str | None, asyncio.Queue[WatchEvent]]] = []
         self._listeners: list[Callable[[WatchEvent], None]] = []
         self.num_writes = 0
 
     def listen(self, listener: Callable[[WatchEvent], None]) -> None:
         """Call listener for every change from now on."""
         self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[WatchEvent], None]) -> None:
+        """Call listener no more."""
+        self._listeners.remove(listener)
 
     # Synchronous core -----------------------------------------------------------------------
 
@@ -142,12 +145,8 @@ class Store:
         return copy.deepcopy(new)
 
     def _tell(self, event: WatchEvent) -> None:
-        kind, namespace = event.object["kind"], event.object["metadata"]["namespace"]
         copied = WatchEvent(event.type, copy.deepcopy(event.object))
-        for wanted, ns, queue in self._watches:
-            if wanted == kind and ns in (None, namespace):
-                queue.put_nowait(copied)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener(copied)
 
     # ClusterApi -----------------------------------------------------------------------------
@@ -194,17 +193,22 @@ class Store:
         self.remove(kind, namespace, name)
 
     async def watch(self, kind: str, namespace: str | None = None) -> AsyncIterator[WatchEvent]:
-        """See ClusterApi."""
+        """The objects there are, as ADDED, and then every change."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         for obj in self.find(kind, namespace):
             queue.put_nowait(WatchEvent("ADDED", obj))
-        entry = (kind, namespace, queue)
-        self._watches.append(entry)
+
+        def listener(event: WatchEvent) -> None:
+            of = event.object["metadata"]["namespace"]
+            if event.object["kind"] == kind and namespace in (None, of):
+                queue.put_nowait(event)
+
+        self.listen(listener)
         try:
             while True:
                 yield await queue.get()
         finally:
-            self._watches.remove(entry)
+            self.unlisten(listener)
 
 
 def _key(obj: Object) -> StoreKey:

@@ -20,7 +20,9 @@ REST_S = 0.5
 class WorkQueue:
     """A set of keys with an order. A key added while it is worked on or rests comes again."""
 
-    def __init__(self, call_later: Callable[..., Any], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, call_later: Callable[..., Any], clock: Callable[[], float], rest_s: float = REST_S
+    ) -> None:
         self._waiting: dict[Key, None] = {}
         self._working: set[Key] = set()
         self._resting: set[Key] = set()
@@ -29,6 +31,7 @@ class WorkQueue:
         self._retries = Appointments(self.add, call_later, clock)
         self._looks = Appointments(self.add, call_later, clock)
         self._call_later = call_later
+        self._rest_s = rest_s
         self._ready = asyncio.Event()
 
     def __len__(self) -> int:
@@ -45,6 +48,11 @@ class WorkQueue:
     def add_later(self, key: Key, delay_s: float) -> None:
         """Reconcile this resource after a while, or sooner where that was asked for."""
         self._looks.within(key, delay_s)
+
+    def cancel_timers(self) -> None:
+        """Forget every retry and every later look."""
+        self._retries.cancel_all()
+        self._looks.cancel_all()
 
     async def take(self) -> Key:
         """The next resource; tell done or failed afterwards."""
@@ -80,7 +88,7 @@ class WorkQueue:
     def _finish(self, key: Key) -> None:
         self._working.discard(key)
         self._resting.add(key)
-        self._call_later(REST_S, self._rested, key)
+        self._call_later(self._rest_s, self._rested, key)
 
     def _rested(self, key: Key) -> None:
         self._resting.discard(key)

@@ -1,0 +1,97 @@
+"""From a change to a pass: whom it concerns, and what becomes of a pass that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.reconcile.controller import Controller
+from tandem_operator.reconcile.owners import concerned
+from tandem_operator.reconcile.reconciler import Key, Result
+
+Object = dict[str, Any]
+MODEL, ROUTER = Key("Model", "ns", "m"), Key("Router", "ns", "r")
+
+
+def stored(kind: str, name: str, **more: Any) -> Object:
+    metadata = {"namespace": "ns", "name": name, **more.pop("metadata", {})}
+    return {"kind": kind, "metadata": metadata, **more}
+
+
+def router(*models: str) -> Object:
+    tiers = [{"name": m, "modelRef": {"name": m}} for m in models]
+    return stored("Router", "r", spec={"tiers": tiers})
+
+
+def test_a_model_concerns_itself_and_the_routers_that_use_it() -> None:
+    model = stored("Model", "m")
+
+    assert concerned(model, lambda _: [router("m", "n")]) == [MODEL, ROUTER]
+    assert concerned(model, lambda _: [router("n")]) == [MODEL]
+
+
+def test_a_child_concerns_its_owner_by_label_or_by_reference() -> None:
+    owner = {"ownerReferences": [{"kind": "Model", "name": "m"}]}
+    labels = {"labels": {"tandem.dev/model": "m"}}
+
+    assert concerned(stored("Pod", "p", metadata=labels), lambda _: []) == [MODEL]
+    assert concerned(stored("Deployment", "d", metadata=owner), lambda _: []) == [MODEL]
+    assert concerned(stored("Service", "s", metadata={**owner, **labels}), lambda _: []) == [MODEL]
+    assert concerned(stored("Pod", "p"), lambda _: []) == []
+
+
+class Passes:
+    """A reconciler whose passes end as a test says, and which counts them."""
+
+    def __init__(self, *ends: Exception | Result) -> None:
+        self.ends = list(ends)
+        self.seen: list[Key] = []
+
+    async def reconcile(self, key: Key) -> Result:
+        self.seen.append(key)
+        end = self.ends.pop(0) if self.ends else Result()
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110, many things may make it true
+            await asyncio.sleep(0.001)
+
+
+async def test_a_pass_that_fails_is_told_and_stops_nobody() -> None:
+    """A refusal of the cluster and a defect of ours alike."""
+    passes, told = Passes(ApiError(500, "no"), KeyError("spec")), list[tuple[Key, str]]()
+    subject = Controller(
+        passes,  # type: ignore[arg-type]
+        lambda kind, namespace: [],
+        600.0,
+        0.0,
+        lambda key, error, again_s: told.append((key, repr(error))),
+    )
+    running = asyncio.create_task(subject.run())
+    subject.queue.add(MODEL)
+    subject.queue.add(ROUTER)
+    await until(lambda: len(passes.seen) >= 4)  # each is tried again
+    running.cancel()
+
+    assert told == [(MODEL, "ApiError('no')"), (ROUTER, "KeyError('spec')")]
+    assert passes.seen[2:] == [MODEL, ROUTER]
+    assert (subject.num_failures, subject.num_passes) == (2, 4)
+
+
+async def test_everything_is_looked_at_again_after_the_resync_time() -> None:
+    passes = Passes()
+    subject = Controller(
+        passes,  # type: ignore[arg-type]
+        lambda kind, namespace: [stored(kind, "m")] if kind == "Model" else [],
+        0.01,
+        0.0,
+    )
+    running = asyncio.create_task(subject.run())
+    await until(lambda: passes.seen.count(MODEL) >= 2)
+    running.cancel()
