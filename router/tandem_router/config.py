@@ -59,6 +59,21 @@ class TierConfig(Section):
     usd_per_1m_output_tokens: Usd = Field(
         default=0.0, description="Price of one million generated tokens, US dollars."
     )
+    usd_per_1m_cached_input_tokens: Usd | None = Field(
+        default=None,
+        description="Price of one million prompt tokens that the provider had cached, as its "
+        "usage says; absent: as other prompt tokens.",
+    )
+    usd_per_1m_reasoning_tokens: Usd | None = Field(
+        default=None,
+        description="Price of one million reasoning tokens, as usage says; absent: as output.",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens",
+        description="External tier only: the name under which a chat's bound on the answer is "
+        "forwarded where the client named none. A provider that does not know the name must "
+        "refuse it: one that ignores it would be paid without bound.",
+    )
     max_share: Fraction | None = Field(
         default=None,
         description="Largest share of routed requests this tier may take; absent: no limit.",
@@ -130,14 +145,29 @@ class SloConfig(Section):
 class BudgetConfig(Section):
     """Money."""
 
-    usd_per_hour: Positive | None = Field(
+    usd_per_hour: Usd | None = Field(
         default=None,
         description="What this process may spend on answers of external tiers, $/h; workers are "
-        "paid by the hour and held within the budget by the operator.",
+        "paid by the hour and held within the budget by the operator. 0: they use all of it.",
     )
     on_exhausted: Literal["Downgrade", "Queue", "Reject"] = Field(
         default="Downgrade",
         description="Downgrade: cheapest tier; Queue: wait for budget; Reject: 429.",
+    )
+    max_paid_tokens: int = Field(
+        default=4096,
+        ge=1,
+        le=10_000_000,
+        description="Under any ceiling of money an answer has a bound, because a price has. This "
+        "is it where the client sets none: forwarded as `max_tokens`, and held until the answer "
+        "ends.",
+    )
+    min_paid_tokens: int = Field(
+        default=16,
+        ge=1,
+        le=1_000_000,
+        description="A ceiling that pays only part of an answer shortens it; one that does not "
+        "pay this many tokens refuses the request.",
     )
 
 

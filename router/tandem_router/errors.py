@@ -8,6 +8,7 @@ later: where it cannot, `x-should-retry: false` stops clients that retry by stat
 from __future__ import annotations
 
 import json
+import math
 
 
 class RouterError(Exception):
@@ -63,7 +64,7 @@ class ApiError(RouterError):
         if not self.retry:
             headers.append((b"x-should-retry", b"false"))
         if self.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(self.retry_after_s))).encode()))
+            headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
         return headers
 
 

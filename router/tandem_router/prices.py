@@ -14,11 +14,26 @@ class Prices:
         self.dearest = max(reversed(config.tiers), key=_list_price).name
         self.cheapest = min(config.tiers, key=_list_price).name
 
-    def cost_usd(self, tier: str, prompt_tokens: float, output_tokens: float) -> float:
+    def cost_usd(
+        self,
+        tier: str,
+        prompt_tokens: float,
+        output_tokens: float,
+        cached_tokens: float = 0.0,
+        reasoning_tokens: float = 0.0,
+    ) -> float:
+        """Price of an answer; cached tokens are part of the prompt's, reasoning of the output's."""
         prices = self._tiers[tier]
+        price_in, price_out = prices.usd_per_1m_input_tokens, prices.usd_per_1m_output_tokens
+        cached, reasoning = (
+            prices.usd_per_1m_cached_input_tokens,
+            prices.usd_per_1m_reasoning_tokens,
+        )
         return (
-            prompt_tokens * prices.usd_per_1m_input_tokens
-            + output_tokens * prices.usd_per_1m_output_tokens
+            (prompt_tokens - cached_tokens) * price_in
+            + cached_tokens * (price_in if cached is None else cached)
+            + (output_tokens - reasoning_tokens) * price_out
+            + reasoning_tokens * (price_out if reasoning is None else reasoning)
         ) / 1e6
 
 

@@ -75,7 +75,7 @@ async def test_a_tenant_is_held_to_its_rates_and_tiers(run_router: Any, make_wor
 async def test_concurrency_and_money_of_a_tenant_are_bounded(
     run_router: Any, make_worker: Any
 ) -> None:
-    tenants = [{"name": "acme", "key_hashes": [key_hash(SECRET, "k")], "usd_per_hour": 0.0004}]
+    tenants = [{"name": "acme", "key_hashes": [key_hash(SECRET, "k")], "usd_per_hour": 0.0007}]
     table = {"large": {"decode": [await make_worker()]}}
     headers = {"authorization": "Bearer k"}
 
@@ -88,4 +88,4 @@ async def test_concurrency_and_money_of_a_tenant_are_bounded(
 
     # One answer costs 5 * 10 + 8 * 20 = 210 millionths of a dollar.
     assert statuses == [200, 429, 429]
-    assert level == pytest.approx(0.00019, abs=1e-6)
+    assert level == pytest.approx(0.00049, abs=1e-6)

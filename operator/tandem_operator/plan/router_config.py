@@ -17,9 +17,6 @@ KEYS_DIR = "/etc/tandem/keys"
 # stream ends with its router. An idle router ends at once.
 DRAIN_TIMEOUT_S = 300
 
-# A router's ledger needs a rate above zero; this one pays for no answer.
-SMALLEST_USD_PER_HOUR = 1e-6
-
 # Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
 # profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
 NOMINAL_TOKENS_PER_HOUR = 3_600_000
@@ -60,6 +57,11 @@ def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
             "usd_per_1m_output_tokens": float(external.usd_per_1m_output_tokens),
             **share,
         }
+        for name in ("usd_per_1m_cached_input_tokens", "usd_per_1m_reasoning_tokens"):
+            if (price := getattr(external, name)) is not None:
+                entry[name] = float(price)
+        if external.max_tokens_field != "max_tokens":
+            entry["max_tokens_field"] = external.max_tokens_field
         if (ref := external.api_key_secret_ref) is not None:
             entry["api_key_file"] = f"{KEYS_DIR}/{tier.name}/{ref.key}"
         return entry
@@ -100,7 +102,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
     if (tokens := budget_split(router, models).tokens_usd_per_hour) is not None:
         # Each router pod keeps a ledger of its own.
         share = tokens / max(1, spec.replicas)
-        data["budget"]["usd_per_hour"] = max(SMALLEST_USD_PER_HOUR, round(share, 6))
+        data["budget"]["usd_per_hour"] = max(0.0, round(share, 6))
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
     if spec.held_floor is not None:

@@ -43,6 +43,19 @@ class ExternalEndpoint(Resource):
     usd_per_1m_output_tokens: Decimal = Field(
         default="0", description="Price of a million output tokens in US dollars."
     )
+    usd_per_1m_cached_input_tokens: Decimal | None = Field(
+        default=None,
+        description="Price of a million prompt tokens that the service had cached, in US dollars; "
+        "as other prompt tokens when absent.",
+    )
+    usd_per_1m_reasoning_tokens: Decimal | None = Field(
+        default=None,
+        description="Price of a million reasoning tokens in US dollars; as output when absent.",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens",
+        description="Name under which the service takes the bound of a chat's answer.",
+    )
 
 
 class TierSpec(Resource):

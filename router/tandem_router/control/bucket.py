@@ -111,5 +111,5 @@ def budget_bucket(usd_per_hour: float, now: float, burst_s: float = 300.0) -> Bu
 def _check(per_s: float, capacity: float) -> None:
     if not (per_s >= 0.0 and math.isfinite(per_s)):
         raise ValueError(f"per_s={per_s} must be a number of units a second, 0 or more")
-    if not (capacity > 0.0 and math.isfinite(capacity)):
-        raise ValueError(f"capacity={capacity} must be a positive number of units")
+    if not (capacity >= 0.0 and math.isfinite(capacity)):
+        raise ValueError(f"capacity={capacity} must be a number of units, 0 or more")

@@ -162,6 +162,17 @@ class Ledger:
         hold.tier, hold.tenant_usd, hold.budget_usd = tier, usd, budget_usd
         return True
 
+    def wait_until(self, hold: Hold, budget: bool, usd: float) -> float | None:
+        """Seconds until the budget, else the tenant, can pay `usd` for a request; None: never."""
+        bucket = self.budget if budget else hold.account.usd
+        if bucket is None:
+            return None  # a ceiling per request: no time changes it
+        held = hold.budget_usd if budget else hold.tenant_usd
+        most = hold.account.config.max_cost_usd
+        if not budget and most is not None and usd > most:
+            return None
+        return bucket.wait_s(self._clock(), usd - held)
+
     def settle(self, hold: Hold, used: Used) -> Used:
         """End a hold with what its last attempt used; returns what all of it used.
 

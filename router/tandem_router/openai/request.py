@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
+from tandem_router.openai.prompt_size import prompt_tokens
 from tandem_router.policy import Overrides
 
 Kind = Literal["chat", "completions"]
@@ -40,6 +40,8 @@ class InferenceRequest:
     prompt: str | None
     # Estimate from the body's size; the worker's usage replaces it.
     num_prompt_tokens: int
+    # What a ceiling of money has to reckon with.
+    most_prompt_tokens: int
 
     @property
     def prefix_bytes(self) -> bytes:
@@ -121,10 +123,10 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
     if kind == "chat":
         prompt: str | None = _chat_prompt(fields.get("messages"), limits)
         num_prompts = 1
-        num_bytes = len(body)
+        num_expected, num_most = prompt_tokens(len(body), fields)
     else:
         prompt, num_prompts, num_ids = _completion_prompt(fields.get("prompt"), limits)
-        num_bytes = num_ids * int(BYTES_PER_TOKEN) if num_ids else len(body)
+        num_expected, num_most = (num_ids, num_ids) if num_ids else prompt_tokens(len(body), {})
     return InferenceRequest(
         kind=kind,
         path="/v1/chat/completions" if kind == "chat" else "/v1/completions",
@@ -136,8 +138,19 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         num_choices=num_choices * num_prompts,
         max_tokens=max_tokens,
         prompt=prompt,
-        num_prompt_tokens=max(1, int(num_bytes / BYTES_PER_TOKEN)),
+        num_prompt_tokens=num_expected,
+        most_prompt_tokens=num_most,
     )
+
+
+def with_max_tokens(kind: Kind, body: bytes, max_tokens: int, name: str) -> bytes:
+    """The body with another bound on the answer, under the client's name for it or `name`."""
+    fields = json.loads(body)
+    names = ["max_tokens"] if kind == "completions" else ["max_tokens", "max_completion_tokens"]
+    said = [each for each in names if fields.get(each) is not None]
+    for each in said or [name if kind == "chat" else "max_tokens"]:
+        fields[each] = max_tokens
+    return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def _bounded_int(fields: Mapping[str, Any], name: str, low: int, high: int) -> int | None:

@@ -13,7 +13,7 @@
 shadow labels. A predictor that is late or broken is told by `score=None` and `score_status`.
 """
 
-from tandem_router.policy.cost import cost_usd, expected_cost_usd, slo_miss_probability
+from tandem_router.policy.cost import cost_usd, slo_miss_probability
 from tandem_router.policy.decide import decide
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
@@ -49,6 +49,5 @@ __all__ = [
     "TierVerdict",
     "cost_usd",
     "decide",
-    "expected_cost_usd",
     "slo_miss_probability",
 ]

@@ -32,19 +32,6 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
     return mean, max(mean, high)
 
 
-def expected_cost_usd(request: RouteRequest, tier: TierOption) -> tuple[float, float]:
-    """Expected cost of the request on `tier`, and what a ledger should set aside for it.
-
-    Finite and not negative whatever the inputs: an unusable price reads as free.
-    """
-    mean, high = expected_output_tokens(request, tier)
-    price_in = _usable(tier.usd_per_1m_input_tokens, _MOST_USD) / _MILLION
-    price_out = _usable(tier.usd_per_1m_output_tokens, _MOST_USD) / _MILLION
-    prompt = max(0, request.prompt_tokens) * price_in
-    choices = max(1, request.num_choices)
-    return prompt + choices * mean * price_out, prompt + choices * high * price_out
-
-
 def cost_usd(tier: TierOption, prompt_tokens: int, output_tokens: int) -> float:
     """Realised cost of an answer, from its usage."""
     return (
@@ -85,6 +72,11 @@ def _late(predicted_s: float | None, target_s: float | None, log_spread: float) 
     # A difference of logarithms: the quotient of two extreme numbers may be 0 or infinite.
     ahead = math.log(target_s) - math.log(predicted_s)
     return 0.5 * math.erfc(ahead / (log_spread * math.sqrt(2.0)))
+
+
+def usable_price(usd_per_1m: float) -> float:
+    """Dollars of one token, finite and not negative: an unusable price reads as free."""
+    return _usable(usd_per_1m, _MOST_USD) / _MILLION
 
 
 def _usable(value: float, most: float) -> float:

@@ -19,7 +19,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tandem_router.policy.cost import expected_cost_usd, slo_miss_probability
+from tandem_router.policy.ceilings import Grant, granted
+from tandem_router.policy.cost import slo_miss_probability
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
     Decision,
@@ -45,13 +46,16 @@ class _Candidate:
     tier: TierOption
     rank: int  # 0 is the cheapest by list price
     height: float  # rank scaled to 0..1
-    cost: float
-    reserve: float
+    grant: Grant
     late: float
     quality: float | None
     value: float | None = None
     utility: float | None = None
     excluded: Reason | None = None
+
+    @property
+    def cost(self) -> float:
+        return self.grant.cost_usd
 
 
 def decide(
@@ -82,6 +86,11 @@ def decide(
     _apply_hard_limits(candidates, request, set_points, state)
     preferred, why = _preferred(candidates, request, set_points, state)
     chosen, reason = _within_limits(candidates, preferred, why, request, set_points)
+    waits = reason is Reason.BUDGET and set_points.on_exhausted == "queue"
+    if chosen is None and not waits and _accept_shorter(candidates):
+        chosen, reason = _within_limits(candidates, preferred, why, request, set_points)
+        if chosen is not None and chosen.grant.tight is not None:
+            reason = chosen.grant.tight.reason
 
     def outcome(tier: _Candidate | None, because: Reason, **extra: object) -> Decision:
         return Decision(
@@ -91,7 +100,8 @@ def decide(
             threshold=threshold,
             difficulty=difficulty,
             expected_cost_usd=tier.cost if tier else 0.0,
-            reserve_cost_usd=tier.reserve if tier else 0.0,
+            reserve_cost_usd=tier.grant.reserve_usd if tier else 0.0,
+            max_tokens=tier.grant.max_tokens if tier else None,
             slo_miss_probability=tier.late if tier else 0.0,
             verdicts=tuple(_verdict(candidate) for candidate in candidates),
             **extra,  # type: ignore[arg-type]
@@ -99,23 +109,18 @@ def decide(
 
     if chosen is not None:
         return outcome(chosen, reason)
-    message = _refusal(reason, preferred, candidates, request, set_points)
-    if reason is not Reason.BUDGET:
-        return outcome(None, reason, message=message)
-    price = (
-        preferred.reserve
-        if set_points.on_exhausted != "downgrade"
-        else min(
-            (c.reserve for c in candidates if c.excluded is Reason.BUDGET),
-            default=preferred.reserve,
-        )
-    )
+    message = _refusal(reason, preferred, candidates)
+    short = [c for c in candidates if c.excluded is reason and c.grant.tight is not None]
+    if set_points.on_exhausted != "downgrade" or why is Reason.FORCED:
+        short = [c for c in short if c is preferred]
+    wanted = min((c.grant.wanted_usd for c in short), default=0.0)
     return outcome(
         None,
         reason,
         message=message,
-        queue=set_points.on_exhausted == "queue",
-        retry_after_s=_refill_time(price, set_points),
+        wanted_usd=wanted,
+        queue=reason is Reason.BUDGET and set_points.on_exhausted == "queue",
+        retry_after_s=_refill_time(wanted, set_points) if reason is Reason.BUDGET else None,
     )
 
 
@@ -131,11 +136,9 @@ def _candidates(
     top = max(1, len(ordered) - 1)
     found = []
     for rank, tier in enumerate(ordered):
-        cost, reserve = expected_cost_usd(request, tier)
+        grant = granted(request, tier, set_points)
         late = slo_miss_probability(request, tier, set_points.slo)
-        candidate = _Candidate(
-            tier, rank, rank / top, cost, reserve, late, _quality(request, tier.name)
-        )
+        candidate = _Candidate(tier, rank, rank / top, grant, late, _quality(request, tier.name))
         if candidate.quality is not None:
             money = _money(candidate, set_points, request)
             candidate.utility = candidate.quality - _cost_of(candidate, set_points, request)
@@ -181,22 +184,14 @@ def _apply_hard_limits(
     state: PolicyState | None,
 ) -> None:
     """Mark each tier that this request must not use, with the first rule that forbids it."""
-    tenant, overrides = request.tenant, request.overrides
-    tenant_usd = [c for c in (tenant.max_cost_usd, tenant.remaining_usd) if c is not None]
     for candidate in candidates:
-        tier = candidate.tier
+        tier, tight = candidate.tier, candidate.grant.tight
         if not tier.available:
             candidate.excluded = Reason.UNAVAILABLE
-        elif _forbidden(tier.name, tenant.allowed_tiers) or any(
-            _above(candidate.reserve, ceiling) for ceiling in tenant_usd
-        ):
+        elif _forbidden(tier.name, request.tenant.allowed_tiers):
             candidate.excluded = Reason.TENANT
-        elif _above(candidate.reserve, overrides.max_cost_usd):
-            candidate.excluded = Reason.MAX_COST
-        elif tier.name not in set_points.unbilled and _above(
-            candidate.reserve, set_points.budget_remaining_usd
-        ):
-            candidate.excluded = Reason.BUDGET
+        elif tight is not None:
+            candidate.excluded = tight.reason
     if state is None:
         return
     for candidate in candidates:
@@ -208,12 +203,20 @@ def _apply_hard_limits(
             candidate.excluded = Reason.MAX_SHARE
 
 
+def _accept_shorter(candidates: list[_Candidate]) -> bool:
+    """Where no tier can pay a usual answer, those that pay a shorter one will do; whether any."""
+    short = [
+        c
+        for c in candidates
+        if c.grant.tight is not None and c.excluded is c.grant.tight.reason and c.grant.pays_some
+    ]
+    for candidate in short:
+        candidate.excluded = None
+    return bool(short)
+
+
 def _forbidden(name: str, allowed: frozenset[str] | None) -> bool:
     return allowed is not None and name not in allowed
-
-
-def _above(cost: float, ceiling: float | None) -> bool:
-    return ceiling is not None and not cost <= ceiling  # a NaN ceiling forbids
 
 
 def _preferred(
@@ -245,7 +248,7 @@ def _preferred(
         tier = _without_score(candidates, request, set_points, state, by_length=False)
         return tier, Reason.PREDICTOR_FAILED
     best = _best(scored)
-    floored = _best(_above_floor(scored, _floor(request, set_points), scored[-1]))
+    floored = _best(_above_floor(scored, _floor(request), scored[-1]))
     if floored is not best:
         return floored, Reason.QUALITY_FLOOR
     if best is not _best(scored, set_points=set_points):
@@ -280,13 +283,9 @@ def _best(scored: Sequence[_Candidate], set_points: PolicySetPoints | None = Non
     return max(scored, key=key)
 
 
-def _floor(request: RouteRequest, set_points: PolicySetPoints) -> float | None:
-    floors = [
-        floor
-        for floor in (request.overrides.quality, set_points.request_quality_floor)
-        if floor is not None and math.isfinite(floor)
-    ]
-    return min(1.0, max(floors)) if floors else None
+def _floor(request: RouteRequest) -> float | None:
+    floor = request.overrides.quality
+    return min(1.0, floor) if floor is not None and math.isfinite(floor) else None
 
 
 def _above_floor(
@@ -327,7 +326,7 @@ def _within_limits(
     scored = [candidate for candidate in left if candidate.utility is not None]
     if scored:
         dearest = [candidate for candidate in candidates if candidate.utility is not None][-1]
-        return _best(_above_floor(scored, _floor(request, set_points), dearest)), blocked
+        return _best(_above_floor(scored, _floor(request), dearest)), blocked
     # Without scores: the nearest tier below the preferred one in price, else the cheapest left.
     below = [candidate for candidate in left if candidate.rank < preferred.rank]
     return (below[-1] if below else left[0]), blocked
@@ -340,33 +339,20 @@ def _refill_time(price: float, set_points: PolicySetPoints) -> float | None:
     return wait_s if math.isfinite(wait_s) else None
 
 
-def _refusal(
-    reason: Reason,
-    preferred: _Candidate,
-    candidates: list[_Candidate],
-    request: RouteRequest,
-    set_points: PolicySetPoints,
-) -> str:
-    name, price = preferred.tier.name, f"{preferred.reserve:.6g} USD"
+def _refusal(reason: Reason, preferred: _Candidate, candidates: list[_Candidate]) -> str:
+    """Which sum is short of which, or which tier may not be used; with the next step."""
+    name, tight = preferred.tier.name, preferred.grant.tight
     if reason is Reason.UNAVAILABLE:
         states = ", ".join(f"{c.tier.name}: {c.excluded or 'ready'}" for c in candidates)
         return f"tier {name!r} has no ready endpoint and no other may serve ({states}); retry later"
-    if reason is Reason.MAX_COST:
-        ceiling = request.overrides.max_cost_usd
-        return (
-            f"the request may cost up to {price} on tier {name!r}, above its "
-            f"x-tandem-max-cost-usd of {ceiling}; raise it or lower max_tokens"
-        )
-    if reason is Reason.TENANT:
-        return (
-            f"tier {name!r} is outside this tenant's ceilings (it may cost up to {price}); "
-            "ask for another tier, lower max_tokens, or have the ceiling raised"
-        )
-    left = set_points.budget_remaining_usd
-    return (
-        f"the budget has {left if left is not None else 0.0:.6g} USD left and tier {name!r} may "
-        f"cost up to {price}; retry later or raise budget.usdPerHour"
-    )
+    if tight is None or tight.reason is not reason:
+        return ""  # the tenant may not use the tier: the caller knows both by name
+    step = {
+        Reason.MAX_COST: "raise it or shorten the prompt",
+        Reason.TENANT: "ask for a cheaper tier, retry later or have the ceiling raised",
+    }.get(reason, "retry later or raise budget.usdPerHour")
+    usual = f"a usual answer of tier {name!r} may cost {preferred.grant.wanted_usd:.6g} USD"
+    return f"{tight.words}; {usual}; {step}"
 
 
 def _verdict(candidate: _Candidate) -> TierVerdict:
@@ -374,7 +360,7 @@ def _verdict(candidate: _Candidate) -> TierVerdict:
         tier=candidate.tier.name,
         quality=candidate.quality,
         expected_cost_usd=candidate.cost,
-        reserve_cost_usd=candidate.reserve,
+        reserve_cost_usd=candidate.grant.reserve_usd,
         slo_miss_probability=candidate.late,
         value=candidate.value,
         utility=candidate.utility,

@@ -110,6 +110,7 @@ class Overrides:
 class TenantCeilings:
     """What the tenant's contract allows for this request; None means no ceiling."""
 
+    name: str = ""
     allowed_tiers: frozenset[str] | None = None
     max_cost_usd: float | None = None  # per request
     remaining_usd: float | None = None  # left in the tenant's own budget, reservations deducted
@@ -119,13 +120,14 @@ class TenantCeilings:
 class RouteRequest:
     """One request as the policy sees it: no text, only numbers."""
 
-    prompt_tokens: int
+    prompt_tokens: int  # expected
     score: Score | None = None
     score_status: ScoreStatus = ScoreStatus.OK  # with `score=None`, OK reads as ABSENT
     max_tokens: int | None = None  # the client's bound on the answer
     num_choices: int = 1  # OpenAI `n`
     overrides: Overrides = field(default_factory=Overrides)
     tenant: TenantCeilings = field(default_factory=TenantCeilings)
+    most_prompt_tokens: int = 0  # what a ceiling has to reckon with, where above the expected
     num_expected_uses: float = 1.0  # times the answer will be served, this one included (cache)
 
 
@@ -150,7 +152,6 @@ class PolicySetPoints:
     lambda_per_usd: float = 0.0  # quality points that one dollar is worth
     gain_threshold: float = 0.0  # quality points asked of the dearest tier over the cheapest
     fallback_tier: str | None = None  # None: the dearest
-    request_quality_floor: float | None = None  # applies to each request, see Overrides.quality
     slo: LatencySlo = field(default_factory=LatencySlo)
     budget_remaining_usd: float | None = None  # token bucket level; None: no budget
     budget_refill_usd_per_s: float = 0.0  # to say how long a refused request should wait
@@ -158,6 +159,10 @@ class PolicySetPoints:
     # counts their cost.
     unbilled: frozenset[str] = frozenset()
     on_exhausted: Literal["downgrade", "queue", "reject"] = "downgrade"
+    # Under a ceiling of money: answers are bounded by this where the client sets no bound, and
+    # refused where not even this much can be paid.
+    max_paid_tokens: int = 4096
+    min_paid_tokens: int = 16
     out_of_distribution: Literal["fallback", "length"] = "fallback"
     without_predictor: Literal["fallback", "length"] = "fallback"
     length_top_share: float = 0.5  # of requests that the length rule sends to the dearest tier
@@ -170,7 +175,7 @@ class TierVerdict:
     tier: str
     quality: float | None
     expected_cost_usd: float
-    reserve_cost_usd: float  # what a ledger should set aside: the 90 % answer length
+    reserve_cost_usd: float  # what a ledger sets aside: the longest answer that may come
     slo_miss_probability: float
     value: float | None  # quality net of threshold and latency, before money; None: no score
     utility: float | None  # `value` less the priced cost
@@ -195,6 +200,8 @@ class Decision:
     slo_miss_probability: float
     verdicts: tuple[TierVerdict, ...]
     message: str = ""
+    max_tokens: int | None = None  # to be forwarded; None: as the client said
+    wanted_usd: float = 0.0  # refused for money: what there would have to be
     queue: bool = False
     retry_after_s: float | None = None
 

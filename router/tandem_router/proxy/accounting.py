@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tandem_router.limits.ledger import Used
+from tandem_router.openai.usage import Usage, answer_chars, read_usage, text_tokens, usage_of
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import Placement
 
@@ -18,7 +16,7 @@ class Outcome:
 
     status: int
     error: str | None
-    num_tokens: tuple[int, int]  # (prompt, generated), computed for it and billed
+    usage: Usage  # of the attempt that ended it
     first_token_at: float | None
     ended_at: float
 
@@ -26,13 +24,18 @@ class Outcome:
 def account(services: Services, placement: Placement, outcome: Outcome) -> None:
     """Settle what was set aside, complete the record and count the request; once per request."""
     record, arrival, tier = placement.record, placement.arrival, placement.tier.name
-    status, (prompt_tokens, output_tokens) = outcome.status, outcome.num_tokens
-    cost = placement.cost_usd(outcome.num_tokens)
-    served = outcome.num_tokens
+    status, usage = outcome.status, outcome.usage
+    prompt_tokens, output_tokens = usage.prompt_tokens, usage.output_tokens
+    last_cost = placement.cost_usd(usage)
+    served = (prompt_tokens, output_tokens)
     if placement.cached is not None:
         # Nothing was computed or billed, but this much was answered.
-        served = tokens_of(json.loads(placement.cached.body).get("usage"))
-    services.ledger.settle(arrival.hold, Used(float(prompt_tokens + output_tokens), cost))
+        body = placement.cached.body
+        answered = read_usage(usage_of(body), 0, text_tokens(answer_chars(body)))
+        served = (answered.prompt_tokens, answered.output_tokens)
+    used = Used(float(prompt_tokens + output_tokens), last_cost)
+    # What attempts elsewhere used is part of what the request cost.
+    cost = services.ledger.settle(arrival.hold, used).usd
     if placement.counted is not None:
         services.steering.answered(placement.counted, cost)
     record.status = status
@@ -40,6 +43,7 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
     record.e2e_s = outcome.ended_at - arrival.started_at
     record.prompt_tokens, record.output_tokens = served
     record.cost_usd = cost
+    record.usage_estimated = usage.estimated
     dearest = services.prices.dearest
     record.cost_all_large_usd = services.prices.cost_usd(
         dearest, served[0], _expected_output(placement, dearest, served[1])
@@ -51,7 +55,7 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
     metrics.requests[(tier, "broke_off" if broke_off else str(status))].inc()
     bound.prompt_tokens.inc(prompt_tokens)
     bound.output_tokens.inc(output_tokens)
-    bound.cost.inc(cost)
+    bound.cost.inc(last_cost)
     metrics.cost_all_large.inc(record.cost_all_large_usd)
     metrics.tenant_cost[(record.tenant,)].inc(cost)
     if status == 200:
@@ -66,24 +70,6 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
             bound.tpot.observe(record.tpot_s)
         services.routing.latency[tier].saw(record.ttft_s, record.tpot_s, outcome.ended_at)
     services.decisions.finished(record)
-
-
-def usage_of(body: bytes) -> Mapping[str, Any] | None:
-    """The `usage` of a whole reply; None where it has none."""
-    try:
-        usage = json.loads(body).get("usage")
-    except (ValueError, AttributeError):
-        return None
-    return usage if isinstance(usage, dict) else None
-
-
-def tokens_of(usage: Any) -> tuple[int, int]:
-    """(prompt, generated) tokens; 0 for what is missing or senseless."""
-    numbers = []
-    for name in ("prompt_tokens", "completion_tokens"):
-        value = usage.get(name) if isinstance(usage, dict) else None
-        numbers.append(value if isinstance(value, int) and value >= 0 else 0)
-    return numbers[0], numbers[1]
 
 
 def _expected_output(placement: Placement, tier: str, output_tokens: int) -> float:

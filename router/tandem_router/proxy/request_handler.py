@@ -19,9 +19,17 @@ from tandem_router.cache.response_cache import as_stream, assemble, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.limits.ledger import NOTHING, Hold
-from tandem_router.openai.request import InferenceRequest, RequestHeaders
+from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
 from tandem_router.openai.sse import DONE
-from tandem_router.proxy.accounting import Outcome, account, tokens_of, usage_of
+from tandem_router.openai.usage import (
+    NOTHING_USED,
+    Usage,
+    answer_chars,
+    read_usage,
+    text_tokens,
+    usage_of,
+)
+from tandem_router.proxy.accounting import Outcome, account
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.retries import MAX_SERVER_ERRORS, Dispatch, PassedThrough
 from tandem_router.proxy.stream import Relay, StreamError
@@ -59,7 +67,8 @@ class Exchange:
         self._placement: Placement | None = None
         self._dispatch: Dispatch | None = None
         self._relay: Relay | None = None
-        self._usage: Mapping[str, Any] | None = None  # of a whole reply
+        self._body: bytes | None = None  # a whole reply
+        self._usage: Mapping[str, Any] | None = None  # its usage
         self._first_token_at: float | None = None
         self._completed_at: float | None = None
         self.headers_sent = False
@@ -100,6 +109,7 @@ class Exchange:
             if self.headers_sent or not placement.change():
                 return False
             dispatch.tier = placement.tier
+            dispatch.max_tokens = placement.decision.max_tokens
             return True
 
         arrival = self._arrival
@@ -113,7 +123,9 @@ class Exchange:
             created=arrival.created,
             started_at=arrival.started_at,
             change_tier=change_tier,
+            lost=lambda: self._lost(placement),
         )
+        dispatch.max_tokens = placement.decision.max_tokens
         return dispatch
 
     # -- whole replies ----------------------------------------------------------------------
@@ -129,6 +141,7 @@ class Exchange:
                 continue
             break
         self._saw_first_token()
+        self._body = body
         self._usage = usage_of(body)
         dispatch.release()
         content_type = response.headers.get(b"content-type", b"application/json")
@@ -159,7 +172,7 @@ class Exchange:
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             *extra,
-            *placement.reply_headers(placement.cost_usd(self._num_tokens(placement))),
+            *placement.reply_headers(placement.cost_usd(self._used(placement))),
         ]
         self.headers_sent = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -169,7 +182,7 @@ class Exchange:
 
     async def _stream(self, placement: Placement, dispatch: Dispatch) -> None:
         def told() -> dict[str, Any]:
-            cost_usd = placement.cost_usd(self._num_tokens(placement))
+            cost_usd = placement.cost_usd(self._used(placement))
             return {"tier": placement.tier.name, "reason": placement.reason, "cost_usd": cost_usd}
 
         relay = self._relay = Relay(
@@ -258,21 +271,45 @@ class Exchange:
     def _keep_answer(self, placement: Placement, body: bytes | None) -> None:
         cache_key = self._arrival.cache_key
         if cache_key is not None and body is not None:
-            cost_usd = placement.cost_usd(self._num_tokens(placement))
+            cost_usd = placement.cost_usd(self._used(placement))
             self._services.reuse.keep(cache_key, body, placement.tier.name, cost_usd)
 
-    def _num_tokens(self, placement: Placement) -> tuple[int, int]:
-        """(prompt, generated) from the worker's usage, else our estimate of what was used."""
-        if placement.cached is not None:
-            return 0, 0
-        relay = self._relay
-        usage = relay.usage if relay is not None else self._usage
-        if usage is not None:
-            return tokens_of(usage)
-        if not self.headers_sent and self._first_token_at is None:
-            return 0, 0
-        num_generated = relay.journal.num_tokens() if relay is not None else 0
-        return self._request.num_prompt_tokens, num_generated
+    def _used(self, placement: Placement) -> Usage:
+        """What the attempt that ended it used: the provider's usage, else by what was seen."""
+        dispatch, relay = self._dispatch, self._relay
+        if placement.cached is not None or dispatch is None or not dispatch.asked:
+            return NOTHING_USED
+        prompt = self._request.num_prompt_tokens
+        if relay is not None:
+            usage = read_usage(relay.usage, prompt, 0)
+            if usage.estimated:
+                usage = read_usage(relay.usage, prompt, relay.journal.num_tokens())
+        elif self._body is not None:
+            usage = read_usage(self._usage, prompt, text_tokens(answer_chars(self._body)))
+        else:
+            return self._unseen(placement)
+        if not usage.output_tokens and not self.headers_sent:
+            return self._unseen(placement)
+        return usage
+
+    def _unseen(self, placement: Placement) -> Usage:
+        """An answer that was asked for and never read: ours stops with us, a provider bills it."""
+        if placement.tier.kind != "external":
+            return NOTHING_USED
+        request, output = self._request, 0
+        if not request.stream:
+            bounds = (placement.decision.max_tokens, request.max_tokens, DEFAULT_OUTPUT_TOKENS)
+            output = min(each for each in bounds if each is not None) * request.num_choices
+        return Usage(request.num_prompt_tokens, output, estimated=True)
+
+    def _lost(self, placement: Placement) -> bool:
+        """Book an attempt that broke; False where the answer's end books it with what was sent."""
+        if placement.tier.kind != "external":
+            return False
+        if self._relay is not None and self._relay.journal.num_tokens():
+            return False
+        placement.lost(self._unseen(placement))
+        return True
 
     def _account(self, status: int, error: str | None) -> None:
         services, placement = self._services, self._placement
@@ -280,6 +317,5 @@ class Exchange:
             services.ledger.settle(self._arrival.hold, NOTHING)
             return
         ended_at = self._completed_at if self._completed_at is not None else services.clock()
-        num_tokens = self._num_tokens(placement)
-        outcome = Outcome(status, error, num_tokens, self._first_token_at, ended_at)
+        outcome = Outcome(status, error, self._used(placement), self._first_token_at, ended_at)
         account(services, placement, outcome)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tandem_router.errors import UpstreamError
 from tandem_router.openai.sse import encode_event, event_data, split_events
+from tandem_router.openai.usage import generated_chars, text_tokens
 
 
 def _parse(event: bytes) -> dict[str, Any] | None:
@@ -47,6 +48,7 @@ class _ChoiceState:
     role_sent: bool = False
     finished: bool = False
     num_text_chars: int = 0
+    num_generated_chars: int = 0  # of those events that carry no token ids
     text_without_ids: bool = False
 
 
@@ -102,16 +104,20 @@ class StreamJournal:
                 state.token_ids.extend(token_ids)
             except (TypeError, OverflowError) as error:
                 raise UpstreamError(f"token_ids of a chunk are not token ids: {error}") from error
-        elif text:
-            state.text_without_ids = True
+        else:
+            state.text_without_ids = state.text_without_ids or bool(text)
+            state.num_generated_chars += generated_chars(delta) or len(text)
         state.num_text_chars += len(text)
         if choice.get("finish_reason") is not None:
             state.finished = True
 
     def num_tokens(self) -> int:
-        """Generated tokens forwarded so far, all choices."""
+        """Generated tokens forwarded so far, all choices; estimated where no ids came along."""
         self._condense()
-        return sum(len(state.token_ids) for state in self._choices.values())
+        return sum(
+            len(state.token_ids) + text_tokens(state.num_generated_chars)
+            for state in self._choices.values()
+        )
 
     def resume_token_ids(self, num_choices: int) -> list[list[int]] | None:
         """Ids forwarded per choice, for another worker; None: start over, nothing was generated.

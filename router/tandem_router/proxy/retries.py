@@ -17,7 +17,7 @@ from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.config import TierConfig
 from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
 from tandem_router.http.connection_pool import Response
-from tandem_router.openai.request import InferenceRequest, RequestHeaders
+from tandem_router.openai.request import InferenceRequest, RequestHeaders, with_max_tokens
 from tandem_router.proxy.context import Services
 from tandem_router.routing.decision_log import DecisionRecord
 
@@ -45,8 +45,8 @@ class Dispatch:
     """The workers of one request, one after the other.
 
     change_tier: moves the request to another tier where that is allowed and sets `tier`; False
-    where it is not. seed and created travel with the request, so that every worker gives the
-    same answer.
+    where it is not. lost: books an attempt that broke, where that has to be done before the next.
+    seed and created travel with the request, so that every worker gives the same answer.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Dispatch:
         created: int,
         started_at: float,
         change_tier: Callable[[], bool],
+        lost: Callable[[], bool],
     ) -> None:
         self._services = services
         self._config = services.config
@@ -72,12 +73,17 @@ class Dispatch:
         self._created = created
         self._started_at = started_at
         self._change_tier = change_tier
+        self._lost = lost
         self._chain = services.picker.chain(request.prefix_bytes)
         self._pick: Pick | None = None
         self._response: Response | None = None
         self._num_attempts = 0
         self._deadline = 0.0
         self.tier = tier
+        # What the ceilings of money leave of an answer; None: as the client said.
+        self.max_tokens: int | None = None
+        # Whether a worker or provider has the request, or answered it: it may have used tokens.
+        self.asked = False
         self.num_server_errors = 0
         # Once the client has headers, the tier they name stays.
         self.headers_sent = False
@@ -103,12 +109,13 @@ class Dispatch:
             self._record.decode_worker = worker.url
             self._record.prefill_worker = pick.prefill.url if pick.prefill else None
             self._num_attempts += 1
+            self.asked = True
             try:
                 response = await services.client.request(
                     "POST",
                     self._target(worker.url),
                     headers=self._upstream_headers(pick),
-                    body=self._external_body(body) if self.tier.kind == "external" else body,
+                    body=self._body(body),
                     stall_timeout_s=failover.stall_timeout_s
                     * (1.0 if self._request.stream else WHOLE_REPLY_PATIENCE),
                 )
@@ -125,6 +132,7 @@ class Dispatch:
                 continue
             retry_after = response.headers.get(b"retry-after")
             self.release()
+            self.asked = False  # refused: nothing was generated
             status = response.status
             if status == 429 or status == 503:
                 services.metrics.upstream_errors[(self.tier.name, str(status))].inc()
@@ -251,6 +259,14 @@ class Dispatch:
             headers.append((b"x-tandem-peer-token", self._services.peer_token.encode()))
         return headers
 
+    def _body(self, body: bytes) -> bytes:
+        if self.tier.kind == "external":
+            body = self._external_body(body)
+        if self.max_tokens is not None:
+            name = self.tier.max_tokens_field
+            body = with_max_tokens(self._request.kind, body, self.max_tokens, name)
+        return body
+
     def _external_body(self, body: bytes) -> bytes:
         fields = {**self._request.fields, "model": self.tier.served_model}
         if self._request.stream:
@@ -267,6 +283,8 @@ class Dispatch:
                 "request %s: worker %s: %s", self._request_id, self._pick.decode.url, error
             )
         self.release(close=True)
+        if self.asked and (isinstance(error, UnreachableError) or self._lost()):
+            self.asked = False
 
     def release(self, close: bool = False) -> None:
         if self._pick is not None:

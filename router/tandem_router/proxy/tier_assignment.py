@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from tandem_router.cache import CachedAnswer
 from tandem_router.errors import ApiError, overloaded
-from tandem_router.limits.ledger import Hold
+from tandem_router.limits.ledger import Hold, Used
 from tandem_router.openai.request import InferenceRequest, RequestHeaders
+from tandem_router.openai.usage import Usage
 from tandem_router.policy import Decision, Reason
 from tandem_router.proxy.context import Services
 from tandem_router.routing.decision_log import DecisionRecord
@@ -47,8 +48,11 @@ async def place(services: Services, arrival: Arrival) -> Placement:
     request = arrival.request
     deadline = services.clock() + services.config.failover.wait_s
     scored = await services.routing.score(request)
+    given_up = False
     while True:
         set_points = services.steering.set_points
+        if given_up:
+            set_points = replace(set_points, on_exhausted="reject")
         decision = services.routing.choose(
             request,
             arrival.headers.overrides,
@@ -71,8 +75,11 @@ async def place(services: Services, arrival: Arrival) -> Placement:
             await asyncio.sleep(0.01)
             if services.clock() < deadline:
                 continue
+        if decision.queue and services.clock() >= deadline and not given_up:
+            given_up = True  # a shorter answer is better than none
+            continue
         if not decision.queue or services.clock() >= deadline:
-            raise _refusal(arrival, decision)
+            raise _refusal(services, arrival, decision)
         await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
 
 
@@ -116,6 +123,7 @@ class Placement:
             difficulty=decision.difficulty,
             quality=dict(scored.score.quality) if scored.score is not None else {},
             expected_cost_usd=decision.expected_cost_usd,
+            max_tokens=decision.max_tokens,
         )
         services.decisions.add(self.record)
 
@@ -157,12 +165,40 @@ class Placement:
         self.record.tier = decision.tier
         self.record.reason = self.reason
         self.record.threshold = decision.threshold
+        self.record.max_tokens = decision.max_tokens
         self.record.expected_cost_usd = decision.expected_cost_usd
         return True
 
-    def cost_usd(self, num_tokens: tuple[int, int]) -> float:
-        """Price of (prompt, generated) tokens on this tier."""
-        return self._services.prices.cost_usd(self.tier.name, *num_tokens)
+    def cost_usd(self, usage: Usage) -> float:
+        """Price of an answer of this tier."""
+        return self._services.prices.cost_usd(
+            self.tier.name,
+            usage.prompt_tokens,
+            usage.output_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+        )
+
+    def lost(self, usage: Usage) -> None:
+        """Book an attempt that the provider was asked for and whose answer was lost.
+
+        The tier's money is held anew for the next attempt. Raises ApiError where it is not there.
+        """
+        services, decision = self._services, self.decision
+        usd = self.cost_usd(usage)
+        bound = services.metrics.tiers[self.tier.name]
+        bound.prompt_tokens.inc(usage.prompt_tokens)
+        bound.output_tokens.inc(usage.output_tokens)
+        bound.cost.inc(usd)
+        used = Used(float(usage.prompt_tokens + usage.output_tokens), usd)
+        held = decision.reserve_cost_usd
+        if not services.ledger.move(self.arrival.hold, self.tier.name, held, used):
+            raise overloaded(
+                f"an answer of tier {self.tier.name!r} was lost, and what it cost leaves no "
+                f"{held:.6g} USD for another try",
+                code="budget",
+                retry_after_s=1.0,
+            )
 
     def reply_headers(self, cost_usd: float) -> list[tuple[bytes, bytes]]:
         """What the client is told of the choice."""
@@ -175,6 +211,8 @@ class Placement:
         ]
         if decision.difficulty is not None:
             headers.append((b"x-tandem-difficulty", f"{decision.difficulty:.4f}".encode()))
+        if decision.max_tokens is not None and self.cached is None:
+            headers.append((b"x-tandem-max-tokens", str(decision.max_tokens).encode()))
         if decision.gain is not None:
             headers.append((b"x-tandem-gain", f"{decision.gain:.4f}".encode()))
         return headers
@@ -209,17 +247,30 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
         )
 
 
-def _refusal(arrival: Arrival, decision: Decision) -> ApiError:
-    code = str(decision.reason)
-    allowed = arrival.hold.account.config.allowed_tiers
-    forced = arrival.forced
-    forbidden = allowed is not None and forced is not None and forced not in allowed
-    if decision.reason is Reason.TENANT and forbidden:
-        return ApiError(403, decision.message, type="permission_error", code=code)
+def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiError:
+    code, account = str(decision.reason), arrival.hold.account.config
+    allowed, forced = account.allowed_tiers, arrival.forced
+    if decision.reason is Reason.TENANT and not decision.message:
+        which = f"tier {forced!r}" if forced is not None else "any tier that is ready"
+        names = ", ".join(allowed or ()) or "none"
+        message = f"tenant {account.name!r} may not use {which}; allowed: {names}"
+        return ApiError(403, message, type="permission_error", code=code)
     if decision.reason is Reason.MAX_COST:
         return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
+    if decision.reason in (Reason.TENANT, Reason.BUDGET):
+        wait_s = services.ledger.wait_until(
+            arrival.hold, decision.reason is Reason.BUDGET, decision.wanted_usd
+        )
+        if wait_s is None:
+            # No waiting helps: more is wanted than ever piles up.
+            return ApiError(
+                429, decision.message, type="insufficient_quota", code=code, retry=False
+            )
+        return overloaded(
+            decision.message or "the budget was taken by other requests; retry later",
+            code=code,
+            retry_after_s=wait_s,
+        )
     return overloaded(
-        decision.message or "the budget was taken by other requests; retry later",
-        code=code,
-        retry_after_s=decision.retry_after_s or 1.0,
+        decision.message, code=code, retry_after_s=decision.retry_after_s or 1.0, status=429
     )

@@ -37,6 +37,8 @@ class DecisionRecord:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    max_tokens: int | None = None  # forwarded because a ceiling pays no more
+    usage_estimated: bool = False  # the provider's own numbers were missing or senseless
     cost_all_large_usd: float | None = None
     num_failovers: int = 0
     decode_worker: str | None = None

@@ -75,6 +75,8 @@ class Steering:
                 ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)
             ),
             on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
+            max_paid_tokens=config.budget.max_paid_tokens,
+            min_paid_tokens=config.budget.min_paid_tokens,
         )
         cap = config.tier(prices.dearest).max_share
         self.control = OnlineControl(

@@ -135,6 +135,7 @@ class Routing:
             options = [replace(option, available=True) for option in options]
         route = RouteRequest(
             prompt_tokens=request.num_prompt_tokens,
+            most_prompt_tokens=request.most_prompt_tokens,
             score=with_gains(score),
             score_status=scored.status,
             max_tokens=request.max_tokens,
@@ -142,6 +143,7 @@ class Routing:
             num_expected_uses=expected_uses,
             overrides=replace(overrides, tier=forced),
             tenant=TenantCeilings(
+                name=hold.account.config.name,
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,
                 max_cost_usd=hold.account.config.max_cost_usd,
                 remaining_usd=means.tenant_usd,

@@ -1,0 +1,116 @@
+"""What an answer used: the provider's `usage` where it makes sense, else what was seen of it.
+
+A number that is missing or senseless is estimated, never zero: an answer that was read was paid.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Text of an answer per token, where nobody counted: English is about four.
+CHARS_PER_TOKEN = 4.0
+MOST_TOKENS = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; cached ones are part of the prompt, reasoning ones of the output."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.estimated or other.estimated,
+        )
+
+
+NOTHING_USED = Usage()
+
+
+def read_usage(usage: Any, prompt_estimate: int, output_estimate: int) -> Usage:
+    """The provider's numbers, each replaced by its estimate where it is missing or senseless."""
+    fields: Mapping[str, Any] = usage if isinstance(usage, Mapping) else {}
+    prompt = _count(fields.get("prompt_tokens"))
+    output = _count(fields.get("completion_tokens"))
+    if output is None and prompt is not None:
+        total = _count(fields.get("total_tokens"))
+        output = total - prompt if total is not None and total >= prompt else None
+    estimated = prompt is None or output is None
+    prompt = prompt_estimate if prompt is None else prompt
+    output = output_estimate if output is None else output
+    cached = _detail(fields, "prompt_tokens_details", "cached_tokens")
+    reasoning = _detail(fields, "completion_tokens_details", "reasoning_tokens")
+    return Usage(prompt, output, min(cached, prompt), min(reasoning, output), estimated)
+
+
+def usage_of(body: bytes) -> Mapping[str, Any] | None:
+    """The `usage` of a whole reply; None where it has none."""
+    try:
+        usage = json.loads(body).get("usage")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return usage if isinstance(usage, dict) else None
+
+
+def text_tokens(num_chars: int) -> int:
+    """Tokens that so much text may be, at least one for any."""
+    return math.ceil(num_chars / CHARS_PER_TOKEN)
+
+
+def answer_chars(body: bytes) -> int:
+    """Characters that a whole reply's choices generated: text, reasoning and tool calls."""
+    try:
+        choices = json.loads(body).get("choices")
+    except (ValueError, AttributeError, RecursionError):
+        return 0
+    total = 0
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            total += generated_chars(choice.get("message")) + _chars(choice.get("text"))
+    return total
+
+
+def generated_chars(message: Any) -> int:
+    """Characters of one message or delta that a model generated."""
+    if not isinstance(message, Mapping):
+        return 0
+    total = sum(
+        _chars(message.get(name))
+        for name in ("content", "reasoning_content", "reasoning", "refusal")
+    )
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            total += _chars(function.get("name")) + _chars(function.get("arguments"))
+    return total
+
+
+def _chars(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 0
+
+
+def _count(value: Any) -> int | None:
+    """A whole number of tokens, also where it is written as 500.0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not (math.isfinite(value) and 0 <= value <= MOST_TOKENS and value == int(value)):
+        return None
+    return int(value)
+
+
+def _detail(fields: Mapping[str, Any], group: str, name: str) -> int:
+    details = fields.get(group)
+    return (_count(details.get(name)) if isinstance(details, Mapping) else None) or 0

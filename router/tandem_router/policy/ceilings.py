@@ -1,0 +1,116 @@
+"""What ceilings of money leave of an answer: how long it may get, and which ceiling is short.
+
+A ceiling is an upper bound because the answer's length is bounded: what is forwarded asks for at
+most the tokens that the tightest ceiling can pay, and that much is held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tandem_router.policy.cost import expected_output_tokens, usable_price
+from tandem_router.policy.terms import PolicySetPoints, Reason, RouteRequest, TierOption
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """One bound of what a request may cost, and whose it is."""
+
+    reason: Reason
+    usd: float
+    words: str  # such as "the budget has 0.01 USD left"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the ceilings pay of one tier's answer.
+
+    cost_usd is expected, reserve_usd the most that it can get. max_tokens: to be forwarded per
+    choice; None leaves what the client said. tight: the ceiling that cannot pay a usual answer;
+    pays_some: whether it pays at least the least worth having.
+    """
+
+    cost_usd: float
+    reserve_usd: float
+    max_tokens: int | None
+    tight: Ceiling | None = None
+    pays_some: bool = True
+    wanted_usd: float = 0.0  # what a usual answer may cost: what there has to be
+
+
+def ceilings_of(
+    request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
+) -> list[Ceiling]:
+    """Every ceiling that an answer of `tier` is under, the hardest first."""
+    tenant, found = request.tenant, []
+    who = f"tenant {tenant.name!r}" if tenant.name else "this tenant"
+    if tenant.max_cost_usd is not None:
+        words = f"{who} may spend {_usd(tenant.max_cost_usd)} on one request"
+        found.append(Ceiling(Reason.TENANT, tenant.max_cost_usd, words))
+    if tenant.remaining_usd is not None:
+        words = f"{who} has {_usd(tenant.remaining_usd)} left of its hourly ceiling"
+        found.append(Ceiling(Reason.TENANT, tenant.remaining_usd, words))
+    if (most := request.overrides.max_cost_usd) is not None:
+        found.append(Ceiling(Reason.MAX_COST, most, f"x-tandem-max-cost-usd allows {_usd(most)}"))
+    if set_points.budget_remaining_usd is not None and tier.name not in set_points.unbilled:
+        left = set_points.budget_remaining_usd
+        words = f"the budget has {_usd(left)} left"
+        if set_points.budget_refill_usd_per_s == 0.0 and not left > 0.0:
+            words = f"workers use the whole budget, none is left for external tier {tier.name!r}"
+        found.append(Ceiling(Reason.BUDGET, left, words))
+    return found
+
+
+def granted(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints) -> Grant:
+    """What the request may take from `tier`; finite and not negative whatever the inputs."""
+    mean, high = expected_output_tokens(request, tier)
+    price_in = usable_price(tier.usd_per_1m_input_tokens)
+    price_out = usable_price(tier.usd_per_1m_output_tokens) * max(1, request.num_choices)
+    prompt = max(0, request.prompt_tokens)
+    expected = prompt * price_in
+    ceilings = ceilings_of(request, tier, set_points)
+    if not ceilings:
+        return Grant(expected + mean * price_out, expected + high * price_out, None)
+    most_prompt_usd = max(prompt, request.most_prompt_tokens) * price_in
+    client = None if request.max_tokens is None else max(0, request.max_tokens)
+    wanted = client if client is not None else max(1, set_points.max_paid_tokens)
+    usual = min(wanted, math.ceil(high))
+    least = min(wanted, max(0, set_points.min_paid_tokens))
+    affordable, tight = _affordable(ceilings, most_prompt_usd, price_out, wanted, usual)
+    length = max(0, min(wanted, affordable))
+    wanted_usd = most_prompt_usd + usual * price_out
+    reserve = most_prompt_usd + length * price_out
+    return Grant(
+        cost_usd=min(reserve, expected + min(mean, length) * price_out),
+        reserve_usd=reserve,
+        max_tokens=None if length == client else length,
+        tight=tight,
+        pays_some=affordable >= least,
+        wanted_usd=wanted_usd,
+    )
+
+
+def _affordable(
+    ceilings: Sequence[Ceiling], prompt_usd: float, price_out: float, wanted: int, usual: int
+) -> tuple[int, Ceiling | None]:
+    """(tokens of a choice that all ceilings pay, -1 for not even the prompt; the tightest)."""
+    least, tight = wanted, None
+    for ceiling in ceilings:
+        left = ceiling.usd - prompt_usd
+        if not left >= 0.0:  # a NaN ceiling forbids
+            tokens = -1
+        elif price_out <= 0.0 or left / price_out >= wanted:
+            tokens = wanted
+        else:
+            # The last token is not worth a rounding error above the ceiling.
+            tokens = math.floor(left / price_out * (1.0 - 1e-12))
+        if tokens < usual and (tight is None or tokens < least):
+            tight = ceiling
+        least = min(least, tokens)
+    return least, tight
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:.6g} USD"
