@@ -65,7 +65,7 @@ def _receive_pushes(link: Connection, layout: KVLayout, num_blocks: int) -> None
 
 
 async def _receive_pushes_async(link: Connection, layout: KVLayout, num_blocks: int) -> None:
-    receiver = create_receiver("tcp", KVPool.allocate(layout, num_blocks), token=b"bench")
+    receiver = create_receiver(KVPool.allocate(layout, num_blocks), token=b"bench")
     await receiver.start("127.0.0.1", 0)
     link.send(receiver.address)
     while True:
@@ -123,8 +123,8 @@ async def measure(layout: KVLayout, mib: float, repeats: int) -> list[Row]:
     source = KVPool.allocate(layout, num_blocks)
     receiver, orders = _spawn(_receive_pushes, layout, num_blocks)
     address = await asyncio.to_thread(orders.recv)
-    plain = create_sender("tcp", source, token=b"bench")
-    checked = create_sender("tcp", source, token=b"bench", checksum=True)
+    plain = create_sender(source, token=b"bench")
+    checked = create_sender(source, token=b"bench", checksum=True)
     sink, sink_link = _spawn(_receive_bytes, num_bytes)
     bare = socket.create_connection(await asyncio.to_thread(sink_link.recv))
     bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

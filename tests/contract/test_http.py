@@ -29,6 +29,7 @@ from tandem_router.testing.two_tiers import CONFIG
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 from tandem_worker.transfer import KVPool, create_receiver
+from worker_kit import Served, save_model
 
 HERE = Path(__file__).parent
 VECTORS: dict[str, Any] = json.loads((HERE / "vectors" / "http.json").read_text())
@@ -159,7 +160,7 @@ async def test_the_router_resumes_with_the_same_headers_and_the_ids_it_has_forwa
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return neighbour("worker").save_model(tmp_path_factory.mktemp("contract") / "llama", "llama")
+    return save_model(tmp_path_factory.mktemp("contract") / "llama", "llama")
 
 
 @pytest.fixture
@@ -172,10 +173,9 @@ async def worker(weights: Path) -> AsyncIterator[Worker]:
         kv_port=0,
         local_prefill_max_tokens=0,
     )
-    worker = Worker(config, weights, host="127.0.0.1", port=0, peer_token=TOKEN.encode())
-    await worker.start()
-    yield worker
-    await worker.stop()
+    served = await Served.start(config, weights, TOKEN.encode())
+    yield served.worker
+    await served.stop()
 
 
 async def post(worker: Worker, path: str, body: Any, headers: dict[str, str]) -> httpx.Response:
@@ -275,9 +275,9 @@ async def test_a_decode_worker_orders_a_prefill_as_the_page_says(worker: Worker)
 
 
 async def test_a_prefill_worker_fulfils_that_order(worker: Worker) -> None:
-    layout = worker._layout
+    layout = worker.kv_layout
     pool = KVPool.allocate(layout, 8)
-    receiver = create_receiver("tcp", pool, token=TOKEN.encode())
+    receiver = create_receiver(pool, token=TOKEN.encode())
     await receiver.start("127.0.0.1", 0)
     block_ids = ORDER["kv"]["block_ids"]
     reservation = receiver.reserve(
@@ -327,7 +327,7 @@ async def test_a_prefill_worker_says_what_is_wrong_with_an_order(
 async def test_an_order_whose_blocks_nobody_reserved_fails_with_the_reason(
     worker: Worker,
 ) -> None:
-    receiver = create_receiver("tcp", KVPool.allocate(worker._layout, 4), token=TOKEN.encode())
+    receiver = create_receiver(KVPool.allocate(worker.kv_layout, 4), token=TOKEN.encode())
     await receiver.start("127.0.0.1", 0)
     order = {**ORDER, "kv": {**ORDER["kv"], "address": receiver.address}}
 

@@ -78,6 +78,18 @@ def test_gpus_are_requested_and_limited() -> None:
     assert container["resources"]["requests"]["nvidia.com/gpu"] == "1"
 
 
+def test_a_cpu_worker_computes_on_the_cores_that_it_asks_for() -> None:
+    def threads(role: str) -> int | None:
+        objects = planned(model(f"  unified: {role}\n"))
+        (config,) = [o for (kind, _), o in objects.items() if kind == "ConfigMap"]
+        return json.loads(config["data"]["config.json"]).get("num_threads")
+
+    assert threads("{resources: {cpu: '16'}}") == 16
+    assert threads("{resources: {cpu: 500m}}") == 1
+    assert threads("{gpus: 1, resources: {cpu: '16'}}") is None
+    assert threads("{}") is None
+
+
 @pytest.mark.parametrize(
     ("source", "argument", "volume"),
     [

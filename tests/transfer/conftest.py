@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from inproc_kit import InprocReceiver, InprocSender
 from tandem_worker.transfer import KVPool, create_receiver, create_sender
-from tandem_worker.transfer.interface import KVSender
+from tandem_worker.transfer.interface import KVReceiver, KVSender
 from tandem_worker.transfer.tcp_receiver import TcpReceiver
 from tandem_worker.transfer.tcp_sender import TcpSender
 from tcp_kit import TOKEN, UNIT, RawPeer
@@ -17,12 +18,21 @@ from transfer_kit import LAYOUT, Pair, random_pool
 @pytest.fixture(params=["tcp", "inproc"])
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     source, target = random_pool(12), KVPool.allocate(LAYOUT, 16)
-    receiver = create_receiver(request.param, target, token=b"secret")
+    in_process = request.param == "inproc"
+    receiver: KVReceiver = (
+        InprocReceiver(target, token=b"secret")
+        if in_process
+        else create_receiver(target, token=b"secret")
+    )
     await receiver.start("127.0.0.1", 0)
     senders: list[KVSender] = []
 
     def make_sender(token: bytes = b"secret", pool: KVPool = source) -> KVSender:
-        sender = create_sender(request.param, pool, token=token, checksum=True, name="prefill-0")
+        sender: KVSender = (
+            InprocSender(pool, token=token)
+            if in_process
+            else create_sender(pool, token=token, checksum=True, name="prefill-0")
+        )
         senders.append(sender)
         return sender
 

@@ -104,4 +104,4 @@ async def push_works(receiver: TcpReceiver, sender: TcpSender, request_id: str =
     await push.finish(FINAL)
     assert await reservation.completed() == FINAL
     for layer in range(LAYOUT.num_layers):
-        assert receiver._pool.get_bytes(layer, [15]) == sender.pool.get_bytes(layer, [3])
+        assert receiver.pool.get_bytes(layer, [15]) == sender.pool.get_bytes(layer, [3])

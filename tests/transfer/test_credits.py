@@ -66,7 +66,7 @@ def test_outstanding_bytes_stay_within_capacity_and_nobody_waits_for_ever(
         done = data.draw(st.integers(0, in_flight[mover]))
         in_flight[mover] -= done
         may_send[mover] += windows.consumed(mover, done)
-        if in_flight[mover] == 0 and mover in windows._granted:
+        if in_flight[mover] == 0 and mover in windows.granted:
             assert may_send[mover] >= windows.max_frame_bytes, "a sender waits for ever"
         assert windows.outstanding_bytes <= capacity
         if data.draw(st.booleans()):

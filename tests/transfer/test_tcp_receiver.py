@@ -211,7 +211,7 @@ async def test_more_data_than_granted_is_refused_and_never_written(
     with pytest.raises(CreditError, match="was granted"):
         await reservation.completed()
 
-    assert target._pool.get_bytes(0, [0]) == bytes(UNIT)
+    assert target.pool.get_bytes(0, [0]) == bytes(UNIT)
 
 
 async def test_a_huge_length_is_refused_without_allocating(
@@ -260,7 +260,7 @@ async def test_late_data_after_an_abort_is_thrown_away(target: TcpReceiver, raw:
     assert reservation.state is ReservationState.QUARANTINED
     await raw.send(Stopped(1))
     await reservation.released()
-    assert target._pool.get_bytes(0, [3]) == bytes(UNIT)
+    assert target.pool.get_bytes(0, [3]) == bytes(UNIT)
 
 
 async def test_a_writer_that_ignores_an_abort_is_cut_off_and_only_then_released(
@@ -348,7 +348,7 @@ async def test_a_conversation_cut_into_any_pieces_arrives_unchanged(
     assert await reservation.completed() == FINAL
 
     for (layer, block), data in expected.items():
-        assert target._pool.get_bytes(layer, [block]) == data
+        assert target.pool.get_bytes(layer, [block]) == data
 
 
 async def test_random_damage_to_a_whole_conversation_never_stops_the_receiver(
@@ -356,7 +356,7 @@ async def test_random_damage_to_a_whole_conversation_never_stops_the_receiver(
 ) -> None:
     rng = random.Random(5)
     outside = [block for block in range(15) if block != 3]
-    before = [target._pool.get_bytes(layer, outside) for layer in range(3)]
+    before = [target.pool.get_bytes(layer, outside) for layer in range(3)]
     for attempt in range(40):
         request_id = f"r{attempt}"
         reservation = target.reserve(request_id, 1, [3], soon())
@@ -380,7 +380,7 @@ async def test_random_damage_to_a_whole_conversation_never_stops_the_receiver(
         await reservation.released()
         peer.close()
 
-    assert before == [target._pool.get_bytes(layer, outside) for layer in range(3)]
+    assert before == [target.pool.get_bytes(layer, outside) for layer in range(3)]
     assert target.stats().num_reserved == 0
     await push_works(target, sender)
 
@@ -399,7 +399,7 @@ async def test_credits_come_back_from_pushes_that_failed(
         await push.aclose()
         await reservation.released()
 
-    assert target._credits.outstanding_bytes == 0
+    assert target.credits.outstanding_bytes == 0
     await push_works(target, sender)
 
 
@@ -449,7 +449,7 @@ async def test_more_pushes_than_windows_all_complete(
 
     await asyncio.gather(*(one(number) for number in range(20)))
 
-    assert target._credits.outstanding_bytes == 0
+    assert target.credits.outstanding_bytes == 0
 
 
 async def test_a_taken_port_is_named(target: TcpReceiver) -> None:

@@ -45,9 +45,9 @@ async def test_a_connection_is_used_again_and_a_dead_one_is_replaced(
 ) -> None:
     await push_works(target, sender, "one")
     await push_works(target, sender, "two")
-    assert len(target._connections) == 1
+    assert len(target.connections) == 1
 
-    for connection in list(target._connections.values()):
+    for connection in list(target.connections.values()):
         connection.wire.close()
 
     await push_works(target, sender, "three")
@@ -61,10 +61,10 @@ async def test_nothing_is_kept_of_a_receiver_that_is_gone(
 
     await target.aclose()
     async with asyncio.timeout(5):
-        while sender._links:  # noqa: ASYNC110 - no event tells
+        while sender.links:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
 
-    assert sender._idle == {}
+    assert sender.idle == {}
 
 
 async def test_a_connection_whose_send_did_not_end_is_not_used_again() -> None:

@@ -366,9 +366,9 @@ async def test_link_checks_one_after_the_other_do_not_disturb_a_push(pair: Pair)
 async def test_caches_that_are_staged_through_host_memory_travel() -> None:
     """The way of a GPU's cache, on a cache in host memory."""
     source, k, v = torch.randn(4, 2, 64, 8), torch.zeros(4, 2, 64, 8), torch.zeros(4, 2, 64, 8)
-    receiver = create_receiver("tcp", KVPool([(k, v)], staged=True))
+    receiver = create_receiver(KVPool([(k, v)], staged=True))
     await receiver.start("127.0.0.1", 0)
-    sender = create_sender("tcp", KVPool([(source, source + 1)], staged=True), checksum=True)
+    sender = create_sender(KVPool([(source, source + 1)], staged=True), checksum=True)
     reservation = receiver.reserve("r1", 0, [3, 1], soon())
 
     push = await sender.open(receiver.address, "r1", 0)
@@ -387,16 +387,16 @@ async def test_caches_that_are_staged_through_host_memory_travel() -> None:
 async def test_half_precision_caches_travel(dtype: torch.dtype) -> None:
     source = KVPool([(torch.randn(4, 2, 64, 8).to(dtype), torch.randn(4, 2, 64, 8).to(dtype))])
     k, v = torch.zeros(4, 2, 64, 8, dtype=dtype), torch.zeros(4, 2, 64, 8, dtype=dtype)
-    receiver = create_receiver("tcp", KVPool([(k, v)]))
+    receiver = create_receiver(KVPool([(k, v)]))
     await receiver.start("127.0.0.1", 0)
-    sender = create_sender("tcp", source)
+    sender = create_sender(source)
     receiver.reserve("r1", 0, [1], soon())
 
     push = await sender.open(receiver.address, "r1", 0)
     await push.layer_blocks(0, [2], [1])
     await push.finish(FINAL)
 
-    assert torch.equal(k[1], source._caches[0][0][2])
-    assert torch.equal(v[1], source._caches[0][1][2])
+    assert torch.equal(k[1], source.caches[0][0][2])
+    assert torch.equal(v[1], source.caches[0][1][2])
     await sender.aclose()
     await receiver.aclose()

@@ -1,86 +1,17 @@
-"""Tiny random models of each family, and workers that run in the test's own event loop."""
+"""A tiny Llama, what transformers makes of it, and workers that are stopped at the end."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n"
-    "{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-CORPUS = [
-    "the quick brown fox jumps over the lazy dog",
-    "a router sends each question to a small or a large model",
-    "Grüße aus Köln, 你好世界, naïve café, emoji 🙂🙃",
-] * 20
-
-
-def save_model(directory: Path, family: str, **overrides: Any) -> Path:
-    """Save a tiny random model, its tokenizer and a chat template, as Hugging Face would."""
-    import transformers
-
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT_TEMPLATE})
-    )
-    classes = {
-        "llama": ("LlamaConfig", "LlamaForCausalLM"),
-        "mistral": ("MistralConfig", "MistralForCausalLM"),
-        "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
-        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
-    }
-    config_class, model_class = (getattr(transformers, name) for name in classes[family])
-    settings = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 1024,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "initializer_range": 0.2,  # far from uniform logits: greedy has clear winners
-        "tie_word_embeddings": False,
-    } | overrides
-    torch.manual_seed(hash_of(family))
-    model = model_class(config_class(**settings)).float()
-    # Random biases and norms, so that ignoring one shows.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.2)
-            elif "norm" in name:
-                parameter.normal_(mean=1.0, std=0.2)
-    model.save_pretrained(directory)
-    return directory
-
-
-def hash_of(text: str) -> int:
-    """A number that does not change between runs."""
-    return sum(text.encode())
+from worker_kit import Served, save_model
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +58,7 @@ StartWorker = Callable[..., Awaitable[Worker]]
 @pytest.fixture
 async def start_worker(tiny_llama: Path) -> AsyncIterator[StartWorker]:
     """Start workers on free loopback ports; all are stopped at the end."""
-    workers: list[Worker] = []
+    started: list[Served] = []
 
     async def start(
         role: str = "unified",
@@ -148,11 +79,10 @@ async def start_worker(tiny_llama: Path) -> AsyncIterator[StartWorker]:
             }
             | settings
         )
-        worker = Worker(config, weights, host="127.0.0.1", port=0, peer_token=token)
-        workers.append(worker)
-        await worker.start()
-        return worker
+        served = await Served.start(config, weights, token)
+        started.append(served)
+        return served.worker
 
     yield start
-    for worker in workers:
-        await worker.stop()
+    for served in started:
+        await served.stop()

@@ -39,7 +39,8 @@ def test_a_name_is_all_a_config_needs() -> None:
             {"served_model": "m", "max_num_seqs": 64, "max_batched_tokens": 32},
             "max_batched_tokens=32 is below max_num_seqs=64",
         ),
-        ({"served_model": "m", "transfer": {"transport": "ftp"}}, "transfer.transport='ftp'"),
+        ({"served_model": "m", "transfer": {"transport": "inproc"}}, "transfer.transport='inproc'"),
+        ({"served_model": "m", "tensor_parallel": 4}, "tensor_parallel=4 is not supported"),
         ([], "expected a JSON object, got list"),
     ],
 )

@@ -75,12 +75,12 @@ def make_service(engine: FakeEngine, push: SlowPush) -> PrefillService:
     ("sampling", "said"),
     [
         ({"temperature": "hot"}, "temperature='hot' must be a number"),
-        ({"temperature": -1}, "temperature=-1 must be between"),
-        ({"num_logprobs": 5000}, "num_logprobs=5000 must be between"),
+        ({"temperature": -1}, "temperature=-1 must be at least 0"),
+        ({"num_logprobs": 5000}, "num_logprobs=5000 must be at most 20"),
         ({"stop_token_ids": 7}, "stop_token_ids=7 must be a list"),
         ({"logit_bias": [[10, 1.0]]}, "logit_bias names token 10; the vocabulary ends at 9"),
         ({"logit_bias": [3]}, "logit_bias=[3] must be a list of [token, bias] pairs"),
-        ({"repetition_penalty": 0}, "repetition_penalty=0 must be between"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0 must be at least 0.01"),
     ],
 )
 async def test_a_malformed_order_is_refused_before_it_reaches_the_engine(

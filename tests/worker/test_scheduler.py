@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from tandem_worker.engine.core import EngineCore
+from tandem_worker.engine.profile import StepProfile
 from tandem_worker.engine.requests import (
     EngineRequest,
     ErrorEvent,
@@ -221,6 +222,34 @@ def test_edf_serves_the_least_slack_first() -> None:
     bench.add("whenever", [1], 2)
 
     assert finish_order(bench) == ["b", "c", "a", "whenever"]
+
+
+def test_edf_counts_what_the_measured_steps_say_a_long_answer_takes() -> None:
+    profile = StepProfile()
+    for length in range(1, 20):
+        profile.observe(0.1, decode_contexts=[length], prefills=[])
+    slack_of = {}
+    for measured in (False, True):
+        scheduler = Scheduler(
+            BlockManager(16, block_size=BLOCK),
+            SchedulerLimits(max_num_seqs=1, max_batched_tokens=8),
+            order="edf",
+            **(
+                {"service_time": lambda s: profile.service_time_s(0, 1, s.predicted_output_tokens)}
+                if measured
+                else {}
+            ),
+        )
+        for name, deadline_s, answer in (("short", 5.0, 1), ("long", 9.0, 100)):
+            scheduler.add(
+                ScheduledSequence(
+                    name, [1], 1, deadline_s=deadline_s, predicted_output_tokens=answer
+                ),
+                0.0,
+            )
+        slack_of[measured] = scheduler.schedule(0.0).chunks[0].sequence.request_id
+
+    assert slack_of == {False: "short", True: "long"}
 
 
 def test_priority_goes_before_any_order() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tandem_worker.errors import InvariantError
+from tandem_worker.server.http_server import HttpServer, listen, url_of
 from tandem_worker.server.worker import Worker
 
 PROMPTS = [
@@ -66,18 +68,23 @@ def text_of(events: list[dict[str, Any]], index: int = 0) -> str:
     return "".join(parts)
 
 
-async def test_connections_send_each_token_at_once(start_worker: Any) -> None:
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """The smallest ASGI application."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def test_connections_send_each_token_at_once() -> None:
     """Held back until the router's delayed acknowledgement, a token would be 40 ms late."""
-    worker = await start_worker()
-    async with httpx.AsyncClient(base_url=worker.url) as client:
-        await client.get("/health")
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(hello, listener)
+    await server.start()
+    async with httpx.AsyncClient(base_url=url_of(*listener.getsockname())) as client:
+        await client.get("/")
 
-        sockets = [
-            connection.transport.get_extra_info("socket")
-            for connection in worker._server.server_state.connections
-        ]
-        options = [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets]
+        options = [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in server.sockets]
 
+    await server.stop()
     assert options
     assert all(options)
 
@@ -277,17 +284,17 @@ async def test_chat_logprobs_name_the_chosen_token_first_when_greedy(start_worke
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("/v1/completions", {}, 400, "prompt=None must be"),
+        ("/v1/completions", {}, 400, "prompt is required"),
         ("/v1/completions", {"prompt": "x", "temperature": 9}, 400, "temperature=9 must be"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 5000}, 400, "exceed this model's"),
         ("/v1/completions", {"prompt": [7, 9999]}, 400, "vocabulary ends at 511"),
-        ("/v1/completions", {"prompt": "x", "n": 0}, 400, "n=0 must be between"),
-        ("/v1/chat/completions", {"messages": []}, 400, "at least one message"),
+        ("/v1/completions", {"prompt": "x", "n": 0}, 400, "n=0 must be at least 1"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages=[] must have at least 1"),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
             400,
-            "tools are not supported",
+            "tools is not supported",
         ),
         (
             "/v1/chat/completions",
@@ -436,13 +443,16 @@ async def test_load_and_metrics_tell_what_the_router_needs(start_worker: Any) ->
 async def test_a_worker_with_inconsistent_blocks_reports_itself_unhealthy(
     start_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tandem_worker.engine.thread.CHECK_EVERY_S", 0.0)
     worker = await start_worker()
-    monkeypatch.setattr("tandem_worker.engine.thread._CHECK_EVERY_S", 0.0)
-    await worker.engine.call(lambda core: None)
+    blocks = worker.engine.core.scheduler.blocks
+
+    def lost() -> None:
+        raise InvariantError("a block is lost")
+
     async with httpx.AsyncClient(base_url=worker.url) as client:
         healthy = await client.get("/health")
-        worker.engine.core.scheduler.blocks._free.pop()
-        worker.engine._next_check_s = 0.0
+        monkeypatch.setattr(blocks, "check", lost)
         await worker.engine.call(lambda core: None)
         await worker.engine.call(lambda core: None)
         sick, ready = await client.get("/health"), await client.get("/ready")

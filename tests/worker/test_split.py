@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tandem_worker.config import WorkerConfig
-from tandem_worker.disaggregation.decode_side import PrefillOrder
+from tandem_worker.disaggregation.protocol import PrefillJob
 from tandem_worker.engine.requests import EngineRequest, ReservedEvent
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.scheduler import Sequence
@@ -70,11 +70,10 @@ async def pair(start_worker: Any) -> tuple[Worker, Worker]:
     return prefill, decode
 
 
-@pytest.mark.parametrize("transport", ["tcp", "inproc"])
 async def test_greedy_over_the_split_is_that_of_transformers(
-    start_worker: Any, greedy: Greedy, transport: str
+    start_worker: Any, greedy: Greedy
 ) -> None:
-    settings = {"transfer": {"transport": transport, "checksum": True}}
+    settings = {"transfer": {"checksum": True}}
     prefill = await start_worker("prefill", **settings)
     decode = await start_worker("decode", **settings)
     long = decode.tokenizer.encode(TEXT * 12)
@@ -302,7 +301,7 @@ async def test_a_remote_prefill_cancelled_before_it_began_gives_its_blocks_back(
     pair: tuple[Worker, Worker],
 ) -> None:
     prefill, decode = pair
-    remote = decode._remote
+    remote = decode.remote_prefill
     assert remote is not None
     reserved: asyncio.Queue[ReservedEvent] = asyncio.Queue()
     sequence = Sequence("r", [5] * 100, 100, remote_prefill=True)
@@ -310,9 +309,7 @@ async def test_a_remote_prefill_cancelled_before_it_began_gives_its_blocks_back(
     event = await reserved.get()
     held = decode.engine.load.blocks_used
 
-    task = remote.start(
-        prefill.url, PrefillOrder("r", event.token_ids, 100, SamplingParams()), event
-    )
+    task = remote.start(prefill.url, PrefillJob("r", event.token_ids, 100, SamplingParams()), event)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

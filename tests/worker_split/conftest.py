@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -18,18 +17,10 @@ import httpx
 import pytest
 import torch
 
+from worker_kit import save_model
+
 TOKEN = "split-secret"
 START_S = 90.0
-
-
-def _model_builder() -> Callable[..., Path]:
-    path = Path(__file__).parents[1] / "worker" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("worker_conftest_for_split", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.save_model  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -117,7 +108,7 @@ class WorkerProcess:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose greedy answers have clear winners."""
-    return _model_builder()(tmp_path_factory.mktemp("split") / "llama", "llama")
+    return save_model(tmp_path_factory.mktemp("split") / "llama", "llama")
 
 
 @pytest.fixture(scope="session")

@@ -64,11 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: bytes) -> int:
+    from tandem_worker.server.app import WorkerApp
+    from tandem_worker.server.http_server import HttpServer, listen
     from tandem_worker.server.worker import Worker
 
+    port = config.http_port if arguments.port is None else arguments.port
+    listener = listen(arguments.host, port)
     worker = Worker(
-        config, arguments.weights, host=arguments.host, port=arguments.port, peer_token=token
+        config,
+        arguments.weights,
+        host=arguments.host,
+        port=listener.getsockname()[1],
+        peer_token=token,
+        name=os.environ.get("POD_NAME", ""),
     )
+    server = HttpServer(WorkerApp(worker), listener)
+    await server.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,6 +98,7 @@ async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: byt
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError, WorkerError):
             await starting
+        await server.stop(force=worker.num_requests > 0)
         await worker.stop()
         if was_loading:
             # The thread that imports torch and reads weights cannot be interrupted; everything

@@ -26,9 +26,8 @@ class TransferConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    transport: Literal["tcp", "inproc"] = Field(
-        default="tcp",
-        description="tcp between processes; inproc for two workers in one process (tests).",
+    transport: Literal["tcp"] = Field(
+        default="tcp", description="How blocks travel; tcp is the one there is."
     )
     max_inflight_bytes: int = Field(
         default=64 * 1024 * 1024,
@@ -106,7 +105,12 @@ class WorkerConfig(BaseModel):
     )
     scheduler: Order = Field(
         default="fcfs",
-        description="Order of waiting requests: arrival, skip-join MLFQ, shortest, least slack.",
+        description=(
+            "Order of waiting requests. fcfs: arrival. mlfq: skip-join multi-level feedback queue. "
+            "sjf: fewest tokens left, counting the prompt's uncomputed ones and min(max_tokens, "
+            "256) for the answer. edf: least slack, the deadline less the measured time of the "
+            "same tokens."
+        ),
     )
     prefix_cache: bool = Field(
         default=True, description="Keep finished blocks for requests with the same prefix."
@@ -131,7 +135,14 @@ class WorkerConfig(BaseModel):
         ),
     )
     num_threads: int = Field(
-        default=1, ge=1, le=1024, description="torch's CPU threads. More workers beat more threads."
+        default=1,
+        ge=1,
+        le=1024,
+        description="torch's CPU threads; the operator sets the pod's CPUs. More workers beat more "
+        "threads.",
+    )
+    tensor_parallel: int = Field(
+        default=1, ge=1, description="Devices that share one copy of the weights; one, so far."
     )
     revision: str = Field(
         default="", max_length=128, description="Hash that pairs prefill and decode in a rollout."
@@ -148,6 +159,11 @@ class WorkerConfig(BaseModel):
                 f"max_batched_tokens={self.max_batched_tokens} is below "
                 f"max_num_seqs={self.max_num_seqs}; each decoding sequence needs one token per "
                 "step, so raise max_batched_tokens or lower max_num_seqs"
+            )
+        if self.tensor_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} is not supported: this engine computes on "
+                "one device; set 1 and choose a model that fits, or use another engine"
             )
         return self
 

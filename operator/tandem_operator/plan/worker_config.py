@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tandem_operator.plan.objects import Settings
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object, quantity, seconds
@@ -26,6 +28,9 @@ def worker_config(model: Model, role: str, settings: Settings, revision: str = "
         "http_port": settings.worker_port,
         "drain_timeout_s": seconds(model.spec.drain.timeout),
     }
+    spec = next(spec for name, spec in model.spec.roles().items() if name == role)
+    if spec.resources.cpu and not spec.gpus:
+        data["num_threads"] = max(1, math.floor(quantity(spec.resources.cpu)))
     if engine.max_model_len is not None:
         data["max_model_len"] = engine.max_model_len
     if engine.kv_cache_memory is not None:

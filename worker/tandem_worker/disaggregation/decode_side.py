@@ -12,10 +12,10 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from tandem_worker.disaggregation.protocol import PrefillJob, PrefillOrder
 from tandem_worker.engine.requests import ReservedEvent, TokenLogprobs
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
@@ -29,22 +29,9 @@ _HEALTH_TIMEOUT_S = 2.0
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = 1
 _GRACE_S = 5.0
 """How long blocks may lag behind the prefill worker's HTTP answer, and a quarantine last before a
 second attempt is given up in favour of a local prefill."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillOrder:
-    """What the prefill worker has to compute."""
-
-    request_id: str
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
-    sampling: SamplingParams
-    deadline_ms: int | None = None
-    cache_salt: bytes = b""
 
 
 class RemoteCosts:
@@ -126,24 +113,24 @@ class RemotePrefill:
         self._epochs = itertools.count(time.time_ns())
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> asyncio.Task[None]:
+    def start(self, url: str, job: PrefillJob, reserved: ReservedEvent) -> asyncio.Task[None]:
         """Begin; cancelling the task also aborts the request in the engine."""
         begun = False
 
         async def run() -> None:
             nonlocal begun
             begun = True
-            await self._run(url, order, reserved)
+            await self._run(url, job, reserved)
 
         def ended(_: asyncio.Task[None]) -> None:
             if not begun:  # cancelled before its first line: nobody was told of the blocks yet
-                self._engine.abort(order.request_id)
+                self._engine.abort(job.request_id)
 
         task = self._keep(asyncio.create_task(run()))
         task.add_done_callback(ended)
         return task
 
-    async def _run(self, url: str, order: PrefillOrder, reserved: ReservedEvent) -> None:
+    async def _run(self, url: str, job: PrefillJob, reserved: ReservedEvent) -> None:
         reservation: Reservation | None = None
         try:
             for attempt in range(self._attempts):
@@ -151,17 +138,17 @@ class RemotePrefill:
                 epoch = next(self._epochs)
                 try:
                     reservation = self._receiver.reserve(
-                        order.request_id,
+                        job.request_id,
                         epoch,
                         reserved.block_ids,
                         time.monotonic() + self._timeout_s,
                     )
-                    await self._attempt(url, order, reserved, reservation)
+                    await self._attempt(url, job, reserved, reservation)
                 except (TransferError, PeerError, TimeoutError) as error:
                     self._metrics.remote_failures.inc()
                     logger.warning(
                         "remote prefill of %s at %s failed (attempt %d of %d): %s",
-                        order.request_id,
+                        job.request_id,
                         url,
                         attempt + 1,
                         self._attempts,
@@ -181,43 +168,39 @@ class RemotePrefill:
         except asyncio.CancelledError:
             if reservation is not None:
                 reservation.abort("the request was cancelled")
-            self._engine.abort(order.request_id, partial(self._release_later, reservation))
+            self._engine.abort(job.request_id, partial(self._release_later, reservation))
             raise
         except Exception:
             # A bug here must not cost the request either.
-            logger.exception("remote prefill of %s failed", order.request_id)
+            logger.exception("remote prefill of %s failed", job.request_id)
             if reservation is not None:
                 reservation.abort("the remote prefill failed")
         self._metrics.local_fallbacks.inc()
-        self._engine.remote_failed(order.request_id, partial(self._release_later, reservation))
+        self._engine.remote_failed(job.request_id, partial(self._release_later, reservation))
 
     async def _attempt(
         self,
         url: str,
-        order: PrefillOrder,
+        job: PrefillJob,
         reserved: ReservedEvent,
         reservation: Reservation,
     ) -> None:
         """Have the blocks filled, tell the engine, learn what it cost."""
         started = time.perf_counter()
-        body = {
-            "version": PROTOCOL_VERSION,
-            "request_id": order.request_id,
-            "epoch": reservation.epoch,
-            "token_ids": list(order.token_ids),
-            "num_computed_tokens": reserved.num_computed_tokens,
-            "sampling": {
-                **order.sampling.to_wire(),
-                "num_prompt_tokens": order.num_prompt_tokens,
-            },
-            "seed": order.sampling.seed,
-            "position": len(order.token_ids),
-            "deadline_ms": order.deadline_ms,
-            **({"cache_salt": order.cache_salt.hex()} if order.cache_salt else {}),
-            "kv": {"address": self._receiver.address, "block_ids": list(reserved.block_ids)},
-        }
+        order = PrefillOrder(
+            job,
+            reservation.epoch,
+            reserved.num_computed_tokens,
+            self._receiver.address,
+            tuple(reserved.block_ids),
+        )
         post = asyncio.create_task(
-            self._call("POST", f"{url.rstrip('/')}/internal/prefill", body, headers=self._headers)
+            self._call(
+                "POST",
+                f"{url.rstrip('/')}/internal/prefill",
+                order.to_wire(),
+                headers=self._headers,
+            )
         )
         arrival = asyncio.create_task(reservation.completed())
         try:
@@ -227,10 +210,10 @@ class RemotePrefill:
                 if status != 200 or not answer.get("ok"):
                     raise PeerError(f"it answered {status}: {_message(answer)}")
             final = await asyncio.wait_for(arrival, _GRACE_S)
-            if final.num_tokens != len(order.token_ids):
-                raise PeerError(f"it computed {final.num_tokens} tokens of {len(order.token_ids)}")
+            if final.num_tokens != len(job.token_ids):
+                raise PeerError(f"it computed {final.num_tokens} tokens of {len(job.token_ids)}")
             self._engine.remote_done(
-                order.request_id, final.first_token, _logprobs(order.sampling, final)
+                job.request_id, final.first_token, _logprobs(job.sampling, final)
             )
             elapsed = time.perf_counter() - started
             self._metrics.remote_prefills.inc()
@@ -242,7 +225,7 @@ class RemotePrefill:
                 prefill_s = float(answer.get("prefill_time_s") or 0.0)
             except (TimeoutError, PeerError, TypeError, ValueError):
                 pass  # the blocks are here: nothing else matters
-            num_tokens = len(order.token_ids) - reserved.num_computed_tokens
+            num_tokens = len(job.token_ids) - reserved.num_computed_tokens
             self.costs.observe(elapsed, prefill_s, num_tokens)
         finally:
             for task in (post, arrival):

@@ -5,34 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-from tandem_worker.config import BLOCK_SIZE
-from tandem_worker.disaggregation.decode_side import PROTOCOL_VERSION
+from tandem_worker.disaggregation.protocol import PrefillOrder
 from tandem_worker.engine.requests import EngineRequest, ErrorEvent, Event, TokenEvent
-from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
 from tandem_worker.metrics import WorkerMetrics
-from tandem_worker.openai.request import MAX_LOGPROBS, Fields, parse_biases, parse_sampling
 from tandem_worker.scheduling.scheduler import Sequence
 from tandem_worker.transfer.errors import TransferError
 from tandem_worker.transfer.interface import FinalState, KVSender, Push
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    peer_request_id: str
-    epoch: int
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
-    num_computed_tokens: int
-    sampling: SamplingParams
-    deadline_ms: int | None
-    cache_salt: bytes
-    address: str
-    block_ids: tuple[int, ...]
 
 
 class PrefillService:
@@ -61,10 +43,13 @@ class PrefillService:
         Raises:
             RequestError: the order is malformed, or the push failed (status 502).
         """
-        order = self._parse(data)
+        order = PrefillOrder.parse(
+            data, vocab_size=self._vocab_size, max_model_len=self._max_model_len
+        )
+        request_id = order.job.request_id
         task = asyncio.current_task()
         assert task is not None
-        self._running[order.peer_request_id] = (order.epoch, task)
+        self._running[request_id] = (order.epoch, task)
         started = time.perf_counter()
         try:
             return await self._run(order, started)
@@ -73,8 +58,8 @@ class PrefillService:
                 f"the KV push failed: {error}", status=502, type="server_error", code="kv_push"
             ) from error
         finally:
-            if self._running.get(order.peer_request_id, (None, None))[1] is task:
-                del self._running[order.peer_request_id]
+            if self._running.get(request_id, (None, None))[1] is task:
+                del self._running[request_id]
 
     def abort(self, request_id: str, epoch: int) -> bool:
         """Stop a prefill of this epoch or an older one; says whether there was one."""
@@ -84,23 +69,23 @@ class PrefillService:
         task.cancel()
         return True
 
-    async def _run(self, order: _Order, started: float) -> dict[str, Any]:
-        push = await self._sender.open(order.address, order.peer_request_id, order.epoch)
+    async def _run(self, order: PrefillOrder, started: float) -> dict[str, Any]:
+        push = await self._sender.open(order.kv_address, order.job.request_id, order.epoch)
         events: asyncio.Queue[Event] = asyncio.Queue()
-        request_id = f"{order.peer_request_id}#{order.epoch}"
+        request_id = f"{order.job.request_id}#{order.epoch}"
         now_s = time.monotonic()
         sequence = Sequence(
             request_id=request_id,
-            token_ids=list(order.token_ids),
-            num_prompt_tokens=order.num_prompt_tokens,
+            token_ids=list(order.job.token_ids),
+            num_prompt_tokens=order.job.num_prompt_tokens,
             arrival_s=now_s,
-            deadline_s=now_s + order.deadline_ms / 1e3 if order.deadline_ms else None,
+            deadline_s=now_s + order.job.deadline_ms / 1e3 if order.job.deadline_ms else None,
             pinned=True,
-            salt=order.cache_salt,
+            salt=order.job.cache_salt,
         )
         request = EngineRequest(
             sequence=sequence,
-            sampling=order.sampling,
+            sampling=order.job.sampling,
             sink=events.put_nowait,
             push=push,
             remote_block_ids=order.block_ids,
@@ -118,7 +103,7 @@ class PrefillService:
             await push.finish(
                 FinalState(
                     first_token=event.token_id,
-                    num_tokens=len(order.token_ids),
+                    num_tokens=len(order.job.token_ids),
                     logprob=logprobs.logprob if logprobs else None,
                     top_logprobs=logprobs.top if logprobs else (),
                 )
@@ -146,95 +131,3 @@ class PrefillService:
         finally:
             # Only now is nobody reading the blocks any more.
             self._engine.abort(request_id)
-
-    def _sampling(self, fields: Fields) -> SamplingParams:
-        """What the order says about drawing; unknown keys are a newer peer's and are ignored."""
-        biases = parse_biases(fields.raw("logit_bias") or [])
-        highest = max((token for token, _ in biases), default=0)
-        if highest >= self._vocab_size:
-            raise RequestError(
-                f"logit_bias names token {highest}; the vocabulary ends at {self._vocab_size - 1}",
-                param="sampling",
-            )
-        return parse_sampling(
-            fields,
-            num_logprobs=fields.integer("num_logprobs", 0, MAX_LOGPROBS),
-            logit_bias=biases,
-        )
-
-    def _parse(self, data: Mapping[str, Any]) -> _Order:
-        fields = Fields(data)
-        version = fields.integer("version", 0, 2**31 - 1)
-        if version != PROTOCOL_VERSION:
-            raise RequestError(
-                f"version={version} is not spoken here; this worker speaks {PROTOCOL_VERSION}",
-                param="version",
-                code="version_mismatch",
-            )
-        request_id = fields.raw("request_id")
-        if not isinstance(request_id, str) or not 0 < len(request_id) <= 256:
-            raise RequestError("request_id must be a string of 1 to 256 characters")
-        token_ids = fields.token_ids("token_ids", self._max_model_len)
-        if not token_ids:
-            raise RequestError("token_ids must hold at least one token", param="token_ids")
-        highest = max(token_ids)
-        if highest >= self._vocab_size:
-            raise RequestError(
-                f"token_ids holds {highest}; the vocabulary ends at {self._vocab_size - 1}",
-                param="token_ids",
-            )
-        computed = fields.integer("num_computed_tokens", 0, len(token_ids) - 1) or 0
-        if computed % BLOCK_SIZE:
-            raise RequestError(
-                f"num_computed_tokens={computed} must be a multiple of {BLOCK_SIZE}",
-                param="num_computed_tokens",
-            )
-        kv = fields.raw("kv")
-        if not isinstance(kv, dict) or not isinstance(kv.get("address"), str):
-            raise RequestError("kv must be an object with an address", param="kv")
-        block_ids = Fields(kv).token_ids("block_ids", 2**24)
-        wanted = -(-len(token_ids) // BLOCK_SIZE) - computed // BLOCK_SIZE
-        if len(block_ids) != wanted:
-            raise RequestError(
-                f"kv.block_ids holds {len(block_ids)} blocks; {len(token_ids)} tokens of which "
-                f"{computed} are computed need {wanted}",
-                param="kv.block_ids",
-            )
-        sampling = fields.raw("sampling")
-        if not isinstance(sampling, dict):
-            raise RequestError("sampling must be an object", param="sampling")
-        params = self._sampling(Fields(sampling))
-        seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
-        if seed is not None:
-            params = replace(params, seed=seed & ((1 << 64) - 1))
-        position = fields.integer("position", 0, 2**31 - 1)
-        if position is not None and position != len(token_ids):
-            raise RequestError(
-                f"position={position} must equal the number of tokens, {len(token_ids)}",
-                param="position",
-            )
-        num_prompt = Fields(sampling).integer("num_prompt_tokens", 1, len(token_ids))
-        return _Order(
-            peer_request_id=request_id,
-            epoch=fields.integer("epoch", 0, (1 << 64) - 1) or 0,
-            token_ids=token_ids,
-            num_prompt_tokens=num_prompt or len(token_ids),
-            num_computed_tokens=computed,
-            sampling=params,
-            deadline_ms=fields.integer("deadline_ms", 0, 2**31 - 1),
-            cache_salt=_salt(fields.raw("cache_salt")),
-            address=kv["address"],
-            block_ids=block_ids,
-        )
-
-
-def _salt(value: Any) -> bytes:
-    try:
-        salt = bytes.fromhex(value or "")
-    except (TypeError, ValueError) as error:
-        raise RequestError(
-            f"cache_salt={value!r} must be hex digits", param="cache_salt"
-        ) from error
-    if len(salt) > 64:
-        raise RequestError(f"cache_salt has {len(salt)} bytes; at most 64", param="cache_salt")
-    return salt

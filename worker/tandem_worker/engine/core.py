@@ -49,6 +49,7 @@ class EngineCore:
         runner: Computes.
         scheduler: Decides.
         eos_token_ids: Tokens that end an answer unless ``ignore_eos``.
+        profile: Learns what steps cost.
         clock: Seconds; monotonic.
     """
 
@@ -58,11 +59,12 @@ class EngineCore:
         scheduler: Scheduler,
         *,
         eos_token_ids: frozenset[int],
+        profile: StepProfile | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
-        self.profile = StepProfile()
+        self.profile = StepProfile() if profile is None else profile
         self.counters = EngineCounters()
         self.num_failed_steps = 0
         """Steps that failed since one succeeded."""

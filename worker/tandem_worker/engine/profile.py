@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_NOMINAL_TOKEN_S = 1e-3
+
 
 class Fit3:
     """Least squares of ``y = a + b u + c v`` with forgetting, coefficients kept non-negative.
@@ -26,6 +28,8 @@ class Fit3:
         self._xtx = [[0.0] * 3 for _ in range(3)]
         self._xty = [0.0] * 3
         self.count = 0
+        self._fitted = (0.0, 0.0, 0.0)
+        self._fitted_at = 0
 
     def observe(self, u: float, v: float, y: float) -> None:
         """Add one observation."""
@@ -37,6 +41,12 @@ class Fit3:
         self.count += 1
 
     def coefficients(self) -> tuple[float, float, float]:
+        """The fit, at most one part in sixteen of the observations old."""
+        if self.count - self._fitted_at > self._fitted_at // 16:
+            self._fitted, self._fitted_at = self._fit(), self.count
+        return self._fitted
+
+    def _fit(self) -> tuple[float, float, float]:
         """Coordinate descent on the normal equations; converges as the problem is convex."""
         xtx, xty = self._xtx, self._xty
         scale = [max(xtx[i][i], 1e-30) ** 0.5 for i in range(3)]
@@ -90,3 +100,14 @@ class StepProfile:
             return None
         a, b, c = self._prefill.coefficients()
         return a + b * num_tokens + c * ((start + num_tokens) ** 2 - start**2)
+
+    def service_time_s(self, start: int, num_prompt: int, num_output: int) -> float:
+        """Predicted time of one sequence by itself; a millisecond per token before it is known."""
+        prefill_s = self.prefill_time_s(start, num_prompt)
+        if prefill_s is None:
+            prefill_s = _NOMINAL_TOKEN_S * num_prompt
+        if self._decode.count < self.MIN_OBSERVATIONS:
+            return prefill_s + _NOMINAL_TOKEN_S * num_output
+        a, b, c = self._decode.coefficients()
+        context = start + num_prompt + num_output / 2
+        return prefill_s + num_output * (a + b * context + c)

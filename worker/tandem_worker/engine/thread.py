@@ -19,7 +19,7 @@ from tandem_worker.engine.core import Delivery, EngineCore
 from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogprobs
 from tandem_worker.errors import InvariantError
 
-_CHECK_EVERY_S = 10.0
+CHECK_EVERY_S = 10.0
 _MAX_FAILED_STEPS = 3
 """A device that has failed (a CUDA error is sticky) fails every step: the worker must be restarted,
 while one step may fail for what a single request asked."""
@@ -205,7 +205,7 @@ class EngineThread:
         now_s = time.monotonic()
         if now_s < self._next_check_s:
             return
-        self._next_check_s = now_s + _CHECK_EVERY_S
+        self._next_check_s = now_s + CHECK_EVERY_S
         try:
             self.core.scheduler.blocks.check()
         except InvariantError as error:

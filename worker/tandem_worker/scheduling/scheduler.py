@@ -129,7 +129,15 @@ class SchedulerLimits:
 PrefillChoice = Callable[[Sequence, int], bool]
 """(sequence, uncached tokens) -> True to prefill remotely."""
 
+ServiceTime = Callable[[Sequence], float]
+"""sequence -> seconds that its tokens, predicted ones included, still take."""
+
 _NUM_LEVELS = 8
+_NOMINAL_TOKEN_S = 1e-3
+
+
+def _nominal_time(sequence: Sequence) -> float:
+    return _NOMINAL_TOKEN_S * (sequence.num_uncomputed_tokens + sequence.predicted_output_tokens)
 
 
 class Scheduler:
@@ -141,6 +149,7 @@ class Scheduler:
         order: fcfs; sjf (shortest prompt + predicted answer); edf (least slack to the deadline);
             mlfq (skip-join multi-level feedback queue, FastServe, Wu et al. 2023: a long prompt
             joins at the level that its first step would use up).
+        service_time: For edf, from measured steps; absent: a millisecond per token.
         choose_remote: Decides at admission whether a sequence that may be prefilled remotely is.
     """
 
@@ -150,11 +159,13 @@ class Scheduler:
         limits: SchedulerLimits,
         *,
         order: Order = "fcfs",
+        service_time: ServiceTime = _nominal_time,
         choose_remote: PrefillChoice | None = None,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
         self.order = order
+        self._service_time = service_time
         self._choose_remote = choose_remote or (lambda sequence, uncached: True)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -315,11 +326,10 @@ class Scheduler:
             length = sequence.num_uncomputed_tokens + sequence.predicted_output_tokens
             return (sequence.priority, length, arrival)
         if self.order == "edf":
-            # Service time is a common factor per token; slack order only needs the deadline less
-            # a term in predicted work, at a nominal millisecond per token.
-            work_s = 1e-3 * (sequence.num_uncomputed_tokens + sequence.predicted_output_tokens)
-            deadline = sequence.deadline_s if sequence.deadline_s is not None else float("inf")
-            return (sequence.priority, deadline - work_s, arrival)
+            if sequence.deadline_s is None:
+                return (sequence.priority, float("inf"), arrival)
+            slack = sequence.deadline_s - self._service_time(sequence)
+            return (sequence.priority, slack, arrival)
         if self.order == "mlfq":
             return (sequence.priority, sequence.level, arrival)
         return (sequence.priority, arrival)

@@ -13,23 +13,18 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import RequestError, WorkerError
+from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
-from tandem_worker.openai.request import (
-    CompletionRequest,
-    Fields,
-    parse_body,
-    parse_chat,
-    parse_completion,
-)
+from tandem_worker.openai.fields import read_object
+from tandem_worker.openai.request import CompletionRequest, parse_chat, parse_completion
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
 from tandem_worker.server.generation import Generation
-
-if TYPE_CHECKING:
-    from tandem_worker.server.worker import Worker
+from tandem_worker.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -205,16 +200,12 @@ class WorkerApp:
     async def _tokenize(self, call: Call) -> None:
         worker = self._worker
         worker.check_loaded()
-        data = parse_body(call.body)
-        fields = Fields(data)
+        data = read_object(call.body)
         if data.get("messages") is not None:
             (token_ids,) = await self._prompts(parse_chat(data))
         else:
-            text = data.get("prompt")
-            if not isinstance(text, str):
-                raise RequestError("prompt must be a string", param="prompt")
-            special = fields.flag("add_special_tokens", True)
-            token_ids = await self._encode(text, special)
+            body = TokenizeBody.read(data)
+            token_ids = await self._encode(body.prompt, body.add_special_tokens)
         await call.reply(
             {
                 "tokens": list(token_ids),
@@ -225,7 +216,7 @@ class WorkerApp:
 
     async def _detokenize(self, call: Call) -> None:
         self._worker.check_loaded()
-        tokens = Fields(parse_body(call.body)).token_ids("tokens", 1 << 20)
+        tokens = tuple(DetokenizeBody.read(read_object(call.body)).tokens)
         self._check_vocabulary(tokens, "tokens")
         text = self._worker.tokenizer.decode(tokens, skip_special_tokens=False)
         await call.reply({"prompt": text})
@@ -244,7 +235,7 @@ class WorkerApp:
         worker = self._worker
         worker.check_accepting()
         with worker.counted():
-            await self._answer(call, parse(parse_body(call.body)))
+            await self._answer(call, parse(read_object(call.body)))
 
     async def _answer(self, call: Call, request: CompletionRequest) -> None:
         """Generate and send; aborts when the client leaves."""
@@ -312,14 +303,24 @@ class WorkerApp:
         request_id = headers.get("x-request-id", "")
         if not request_id or len(request_id) > 128 or not request_id.isprintable():
             request_id = os.urandom(12).hex()
-        model = headers.get("x-tandem-model") or self._worker.config.served_model
+        served = self._worker.config.served_model
+        # A router forwards the body unchanged, with its own names in it, and says here which model
+        # was chosen; without it the body's name has to be ours.
+        model = headers.get("x-tandem-model")
+        if model is None and request.model not in (None, served):
+            raise RequestError(
+                f"the model {request.model!r} is not served here; this worker serves {served!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
         prefill = headers.get("x-tandem-prefill") or None
         if prefill is not None and urlsplit(prefill).scheme != "http":
             raise RequestError(f"x-tandem-prefill={prefill!r} must look like http://HOST:PORT")
         return RequestContext(
             request_id=request_id,
             created=int(time.time()) if created is None else created,
-            model=model,
+            model=model or served,
             seed=seed,
             prefill_url=prefill,
             deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
@@ -334,12 +335,14 @@ class WorkerApp:
             text = self._worker.tokenizer.render_chat(
                 request.messages,
                 add_generation_prompt=request.add_generation_prompt,
-                **(request.template_variables or {}),
+                **request.template_variables,
             )
             prompts = [await self._encode(text, False)]
         else:
             prompts = [
-                await self._encode(prompt, True) if isinstance(prompt, str) else prompt
+                await self._encode(prompt, request.add_special_tokens)
+                if isinstance(prompt, str)
+                else prompt
                 for prompt in request.prompts
             ]
         for prompt in prompts:
@@ -390,7 +393,7 @@ class WorkerApp:
     async def _prefill(self, call: Call) -> None:
         worker = self._worker
         worker.check_accepting()
-        data = parse_body(call.body)
+        data = read_object(call.body)
         worker.check_capacity(1)
         work = asyncio.create_task(worker.prefill_service.prefill(data))
         gone = asyncio.create_task(call.disconnected())
@@ -408,20 +411,14 @@ class WorkerApp:
 
     async def _abort(self, call: Call) -> None:
         self._worker.check_loaded()
-        fields = Fields(parse_body(call.body))
-        request_id = fields.raw("request_id")
-        if not isinstance(request_id, str):
-            raise RequestError("request_id must be a string", param="request_id")
-        epoch = fields.integer("epoch", 0, (1 << 64) - 1) or 0
-        found = self._worker.prefill_service.abort(request_id, epoch)
+        order = AbortOrder.read(read_object(call.body))
+        found = self._worker.prefill_service.abort(order.request_id, order.epoch)
         await call.reply({"ok": True, "found": found})
 
     async def _kv_link(self, call: Call) -> None:
         self._worker.check_loaded()
-        address = Fields(parse_body(call.body)).raw("address")
-        if not isinstance(address, str):
-            raise RequestError("address must be a string, IP:PORT", param="address")
-        await call.reply(await self._worker.check_kv_link(address))
+        order = LinkCheckOrder.read(read_object(call.body))
+        await call.reply(await self._worker.check_kv_link(order.address))
 
 
 async def _write(call: Call, data: bytes, *, more: bool = True) -> None:

@@ -255,11 +255,11 @@ class Generation:
                 self._submit(follower)
 
     def _start_remote(self, choice: _Choice, event: ReservedEvent) -> None:
-        from tandem_worker.disaggregation.decode_side import PrefillOrder
+        from tandem_worker.disaggregation.protocol import PrefillJob
 
         assert self._remote is not None
         assert self.context.prefill_url is not None
-        order = PrefillOrder(
+        job = PrefillJob(
             request_id=choice.sequence_id,
             token_ids=event.token_ids,
             num_prompt_tokens=len(choice.prompt),
@@ -267,7 +267,7 @@ class Generation:
             deadline_ms=self.context.deadline_ms,
             cache_salt=self.request.cache_salt,
         )
-        choice.task = self._remote.start(self.context.prefill_url, order, event)
+        choice.task = self._remote.start(self.context.prefill_url, job, event)
 
     def _on_token(self, choice: _Choice, event: TokenEvent) -> Delta:
         now_s = time.monotonic()

@@ -1,18 +1,15 @@
-"""One worker put together: model, engine thread, KV transfer and HTTP server."""
+"""One worker put together: model, engine thread and both ends of the KV link."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import uvicorn
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import RequestError, WorkerError
@@ -20,7 +17,7 @@ from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
-from tandem_worker.server.app import WorkerApp
+from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
 
 if TYPE_CHECKING:
@@ -32,17 +29,9 @@ if TYPE_CHECKING:
     from tandem_worker.openai.request import CompletionRequest
     from tandem_worker.server.generation import Generation
     from tandem_worker.tokenization.tokenizer import Tokenizer
-    from tandem_worker.transfer import KVReceiver, KVSender
+    from tandem_worker.transfer import KVLayout, KVReceiver, KVSender
 
 logger = logging.getLogger(__name__)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: draining is the worker's business."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Worker:
@@ -51,8 +40,9 @@ class Worker:
     Args:
         config: Settings.
         weights_dir: A Hugging Face model directory.
-        host: Address to listen on, for HTTP and for KV blocks.
-        port: HTTP port; 0 takes a free one.
+        host: Address of this worker; KV blocks arrive there.
+        port: Port of the HTTP server around it.
+        name: How peers' errors call this worker: its pod.
         peer_token: Shared secret that peers must send; empty for none.
     """
 
@@ -65,14 +55,16 @@ class Worker:
         weights_dir: Path,
         *,
         host: str = "127.0.0.1",
-        port: int | None = None,
+        port: int = 0,
         peer_token: bytes = b"",
+        name: str = "",
     ) -> None:
         self.config = config
         self.weights_dir = weights_dir
         self.host = host
-        self.port = config.http_port if port is None else port
+        self.port = port
         self.peer_token = peer_token
+        self.name = name or f"{config.served_model} at {self.url}"
         self.metrics = WorkerMetrics(config.served_model)
         self.started_at = int(time.time())
         self.max_model_len = 0
@@ -84,13 +76,13 @@ class Worker:
         self._eos: frozenset[int] = frozenset()
         self._receiver: KVReceiver | None = None
         self._sender: KVSender | None = None
-        self._remote: RemotePrefill | None = None
+        self.remote_prefill: RemotePrefill | None = None
+        """Asks prefill workers; None until loaded and in other roles than decode."""
         self._prefill_service: PrefillService | None = None
-        self._server: _Server | None = None
-        self._serving: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self._layout: Any = None
+        self.kv_layout: KVLayout | None = None
+        """Shape of the KV blocks that travel; None until loaded and in a unified worker."""
         self._weights: dict[str, str] = {}
         self.metrics.watch(
             lambda: self.engine.load if self._is_loaded else None,
@@ -105,7 +97,7 @@ class Worker:
     @property
     def url(self) -> str:
         """Base URL of the HTTP server."""
-        return f"http://{self.host}:{self.port}"
+        return url_of(self.host, self.port)
 
     @property
     def is_ready(self) -> bool:
@@ -220,12 +212,11 @@ class Worker:
     # -- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen, load the model, and become ready.
+        """Load the model, link to the peers, and become ready.
 
         Raises:
-            WorkerError: the model or the address cannot be used.
+            WorkerError: the model or the KV port cannot be used.
         """
-        await self._listen()
         try:
             await self._load_model()
         except WorkerError as error:
@@ -233,49 +224,13 @@ class Worker:
             raise
         self._is_loaded = True
 
-    async def _listen(self) -> None:
-        try:
-            listener = socket.create_server((self.host, self.port), backlog=2048)
-        except OSError as error:
-            raise WorkerError(
-                f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another "
-                "--host or --port, or end the process that holds it"
-            ) from error
-        # Accepted connections inherit it. asyncio sets it only on sockets whose protocol number is
-        # spelled out, which create_server leaves at 0; without it a token waits for the router's
-        # delayed acknowledgement, 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.port = listener.getsockname()[1]
-        settings = uvicorn.Config(
-            WorkerApp(self),
-            host=self.host,
-            port=self.port,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_keep_alive=75,
-            server_header=False,
-            date_header=False,
-            log_config=None,
-        )
-        settings.load()
-        self._server = _Server(settings)
-        self._server.lifespan = settings.lifespan_class(settings)
-        await self._server.startup(sockets=[listener])
-
-        async def serve() -> None:
-            assert self._server is not None
-            await self._server.main_loop()
-            await self._server.shutdown()
-
-        self._serving = asyncio.create_task(serve())
-
     async def _load_model(self) -> None:
         started = time.perf_counter()
         # torch is imported here, in another thread, so that probes are answered meanwhile.
         runner, tokenizer, identity = await asyncio.to_thread(_load, self.config, self.weights_dir)
         self._weights = identity.as_dict()
         from tandem_worker.engine.core import EngineCore
+        from tandem_worker.engine.profile import StepProfile
         from tandem_worker.engine.thread import EngineThread
 
         config = self.config
@@ -283,15 +238,19 @@ class Worker:
         self.max_model_len = runner.max_model_len
         self.vocab_size = runner.spec.vocab_size
         self._eos = runner.spec.eos_token_ids or tokenizer.eos_token_ids
+        profile = StepProfile()
         scheduler = Scheduler(
             BlockManager(runner.num_blocks, prefix_cache=config.prefix_cache),
             SchedulerLimits(
                 max_num_seqs=config.max_num_seqs, max_batched_tokens=config.max_batched_tokens
             ),
             order=config.scheduler,
+            service_time=lambda s: profile.service_time_s(
+                s.num_computed_tokens, s.num_uncomputed_tokens, s.predicted_output_tokens
+            ),
             choose_remote=self._choose_remote,
         )
-        core = EngineCore(runner, scheduler, eos_token_ids=self._eos)
+        core = EngineCore(runner, scheduler, eos_token_ids=self._eos, profile=profile)
         self.engine = EngineThread(core, asyncio.get_running_loop())
         if config.role != "unified":
             await self._link_kv(runner)
@@ -315,11 +274,10 @@ class Worker:
 
         settings = self.config.transfer
         pool = KVPool(runner.kv_caches, weights=self._weights["digest"])
-        self._layout = pool.layout
+        self.kv_layout = pool.layout
         token = self.peer_token or None
         if self.config.role == "decode":
             self._receiver = create_receiver(
-                settings.transport,
                 pool,
                 token=token,
                 max_inflight_bytes=settings.max_inflight_bytes,
@@ -328,7 +286,7 @@ class Worker:
                 await self._receiver.start(self.host, self.config.kv_port)
             except TransferError as error:
                 raise WorkerError(str(error)) from error
-            self._remote = RemotePrefill(
+            self.remote_prefill = RemotePrefill(
                 self.engine,
                 self._receiver,
                 self.metrics,
@@ -338,11 +296,10 @@ class Worker:
                 reserve_timeout_s=settings.reserve_timeout_s,
             )
         self._sender = create_sender(
-            settings.transport,
             pool,
             token=token,
             checksum=settings.checksum,
-            name=f"{self.config.served_model} at {self.host}:{self.port}",
+            name=self.name,
         )
         self._prefill_service = PrefillService(
             self.engine,
@@ -370,12 +327,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Close everything; running requests are cut off."""
-        if self._remote is not None:
-            await self._remote.aclose()
-        if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
-            self._server.force_exit = self.num_requests > 0
-            await self._serving
+        if self.remote_prefill is not None:
+            await self.remote_prefill.aclose()
         for side in (self._sender, self._receiver):
             if side is not None:
                 await side.aclose()
@@ -414,7 +367,7 @@ class Worker:
             context=context,
             max_tokens=max_tokens,
             engine=self.engine,
-            remote=self._remote,
+            remote=self.remote_prefill,
             tokenizer=self.tokenizer,
             eos_token_ids=self._eos,
             metrics=self.metrics,
@@ -424,19 +377,19 @@ class Worker:
         """Push one test block to a decode worker and compare checksums."""
         from tandem_worker.transfer import kv_link_check
 
-        if self._sender is None:
+        if self._sender is None or self.kv_layout is None:
             raise self._no_kv_link()
-        return asdict(await kv_link_check(self._sender, address, self._layout))
+        return asdict(await kv_link_check(self._sender, address, self.kv_layout))
 
     def _choose_remote(self, sequence: ScheduledSequence, uncached: int) -> bool:
         """Called by the scheduler, in the engine's thread."""
         limit = self.config.local_prefill_max_tokens
         if limit is not None:
             return uncached > limit
-        assert self._remote is not None
+        assert self.remote_prefill is not None
         start = len(sequence.token_ids) - uncached
         core = self.engine.core
-        return self._remote.costs.remote_is_cheaper(
+        return self.remote_prefill.costs.remote_is_cheaper(
             uncached, core.profile.prefill_time_s(start, uncached), len(core.scheduler.running)
         )
 

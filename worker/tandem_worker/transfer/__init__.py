@@ -6,8 +6,6 @@ in `interface.py`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from tandem_worker.transfer.errors import TransferError
 from tandem_worker.transfer.interface import (
     FinalState,
@@ -21,8 +19,6 @@ from tandem_worker.transfer.interface import (
 from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
 from tandem_worker.transfer.link_check import LinkReport, kv_link_check
-
-TransportName = Literal["tcp", "inproc"]
 
 DEFAULT_MAX_INFLIGHT_BYTES = 64 << 20
 
@@ -39,7 +35,6 @@ __all__ = [
     "ReservationState",
     "TransferError",
     "TransferStats",
-    "TransportName",
     "create_receiver",
     "create_sender",
     "kv_link_check",
@@ -47,24 +42,18 @@ __all__ = [
 
 
 def create_receiver(
-    transport: TransportName,
     pool: KVPool,
     *,
     token: bytes | None = None,
     max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
 ) -> KVReceiver:
     """A receiver for the blocks of `pool`; `token` is the shared peer token."""
-    if transport == "inproc":
-        from tandem_worker.transfer.inproc import InprocReceiver
-
-        return InprocReceiver(pool, token=token)
     from tandem_worker.transfer.tcp_receiver import TcpReceiver
 
     return TcpReceiver(pool, token=token, max_inflight_bytes=max_inflight_bytes)
 
 
 def create_sender(
-    transport: TransportName,
     pool: KVPool,
     *,
     token: bytes | None = None,
@@ -72,10 +61,6 @@ def create_sender(
     name: str = "",
 ) -> KVSender:
     """A sender of the blocks of `pool`; `name` is how the far side's errors call this worker."""
-    if transport == "inproc":
-        from tandem_worker.transfer.inproc import InprocSender
-
-        return InprocSender(pool, token=token)
     from tandem_worker.transfer.tcp_sender import TcpSender
 
     return TcpSender(pool, token=token, checksum=checksum, name=name)

@@ -33,7 +33,7 @@ class CreditWindows:
         # a sender with everything consumed but this much not granted can still send a frame
         self._grant_bytes = min(quarter, self.window_bytes - self.max_frame_bytes)
         self._free = capacity_bytes // self.window_bytes
-        self._granted: dict[int, int] = {}  # push -> bytes it may still send
+        self.granted: dict[int, int] = {}  # push -> bytes it may still send
         self._arriving: dict[int, int] = {}  # push -> bytes received, not yet consumed
         self._consumed: dict[int, int] = {}  # push -> bytes consumed, not yet granted again
         self._waiting: deque[int] = deque()
@@ -41,11 +41,11 @@ class CreditWindows:
     @property
     def outstanding_bytes(self) -> int:
         """Bytes that senders may send or that are being consumed; at most `capacity_bytes`."""
-        return sum(self._granted.values()) + sum(self._arriving.values())
+        return sum(self.granted.values()) + sum(self._arriving.values())
 
     def open(self, push: int) -> int:
         """Lend a window; returns its bytes, or 0 while all are lent (`close` grants it later)."""
-        if push in self._granted or push in self._waiting:
+        if push in self.granted or push in self._waiting:
             raise CreditError(f"push {push} has a window already")
         if self._free == 0:
             self._waiting.append(push)
@@ -54,13 +54,13 @@ class CreditWindows:
 
     def arriving(self, push: int, num_bytes: int) -> None:
         """Data of that size is about to be read; raises `CreditError` beyond what was granted."""
-        granted = self._granted.get(push, 0)
-        if push not in self._granted or num_bytes > granted:
+        granted = self.granted.get(push, 0)
+        if push not in self.granted or num_bytes > granted:
             raise CreditError(
                 f"the writer sends {num_bytes} bytes but was granted {granted}; it must wait for "
                 "CREDIT frames"
             )
-        self._granted[push] -= num_bytes
+        self.granted[push] -= num_bytes
         self._arriving[push] += num_bytes
 
     def consumed(self, push: int, num_bytes: int) -> int:
@@ -73,7 +73,7 @@ class CreditWindows:
         if self._consumed[push] < self._grant_bytes:
             return 0
         grant, self._consumed[push] = self._consumed[push], 0
-        self._granted[push] += grant
+        self.granted[push] += grant
         return grant
 
     def close(self, push: int) -> list[tuple[int, int]]:
@@ -81,7 +81,7 @@ class CreditWindows:
         if push in self._waiting:
             self._waiting.remove(push)
             return []
-        if self._granted.pop(push, None) is None:
+        if self.granted.pop(push, None) is None:
             return []
         del self._arriving[push], self._consumed[push]
         self._free += 1
@@ -92,7 +92,7 @@ class CreditWindows:
 
     def _lend(self, push: int) -> int:
         self._free -= 1
-        self._granted[push] = self.window_bytes
+        self.granted[push] = self.window_bytes
         self._arriving[push] = 0
         self._consumed[push] = 0
         return self.window_bytes

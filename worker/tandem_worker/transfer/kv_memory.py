@@ -100,7 +100,7 @@ class KVPool:
                         f"{tuple(first.shape)} {first.dtype} on {first.device}; all caches must be "
                         "alike and contiguous"
                     )
-        self._caches = list(caches)
+        self.caches = list(caches)
         self.num_blocks = int(first.shape[0])
         self.layout = KVLayout(
             num_layers=len(caches),
@@ -149,7 +149,7 @@ class KVPool:
         if self._bytes is not None:
             return self._views(layer, block_ids)
         index = torch.as_tensor(list(block_ids), dtype=torch.int64, device=self.device)
-        staged = [cache.index_select(0, index).cpu() for cache in self._caches[layer]]
+        staged = [cache.index_select(0, index).cpu() for cache in self.caches[layer]]
         return [_byte_view(tensor) for tensor in staged]
 
     def scatter(self, layer: int, block_ids: Sequence[int]) -> ScatterTarget:
@@ -157,13 +157,13 @@ class KVPool:
         self.check(layer, block_ids)
         if self._bytes is not None:
             return ScatterTarget(self._views(layer, block_ids), _nothing)
-        shape = (len(block_ids), *self._caches[layer][0].shape[1:])
-        dtype = self._caches[layer][0].dtype
+        shape = (len(block_ids), *self.caches[layer][0].shape[1:])
+        dtype = self.caches[layer][0].dtype
         staged = [torch.empty(shape, dtype=dtype) for _ in range(2)]
 
         def commit() -> None:
             index = torch.as_tensor(list(block_ids), dtype=torch.int64, device=self.device)
-            for cache, host in zip(self._caches[layer], staged, strict=True):
+            for cache, host in zip(self.caches[layer], staged, strict=True):
                 cache.index_copy_(0, index, host.to(self.device))
             if self.device.type == "cuda":
                 # the engine's stream reads these blocks as soon as the reservation completes

@@ -8,7 +8,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tandem_worker.transfer.errors import (
     BlockConflictError,
@@ -37,10 +36,6 @@ from tandem_worker.transfer.interface import FinalState
 from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.wire import Wire
 
-if TYPE_CHECKING:
-    from tandem_worker.transfer.tcp_sender import TcpSender
-
-
 # frames are collected up to this much before they are sent
 _BATCH_BYTES = 1 << 18
 
@@ -55,13 +50,35 @@ class _Item:
     sent: asyncio.Future[None] | None
 
 
-class Link:
-    """One authenticated connection; carries one push at a time."""
+@dataclass(frozen=True)
+class LinkSettings:
+    """How a sender uses its connections; see `TcpSender`."""
 
-    def __init__(self, sender: TcpSender, wire: Wire, address: str) -> None:
-        self.sender = sender
+    checksum: bool
+    patience_s: float
+    abort_grace_s: float
+
+
+class Link:
+    """One authenticated connection; carries one push at a time.
+
+    `on_idle` is called when a push is over and the connection clean, `on_end` when it is closed.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        address: str,
+        settings: LinkSettings,
+        *,
+        on_idle: Callable[[Link], None],
+        on_end: Callable[[Link], None],
+    ) -> None:
         self.wire = wire
         self.address = address
+        self.settings = settings
+        self._on_idle = on_idle
+        self._on_end = on_end
         self._push: TcpPush | None = None
         self._num_pushes = 0
         self._reader = asyncio.ensure_future(self._read())
@@ -72,7 +89,7 @@ class Link:
         self._push = push
         try:
             await self.wire.send(Open(push.number, request_id, epoch, probe))
-            async with asyncio.timeout(self.sender.patience_s):
+            async with asyncio.timeout(self.settings.patience_s):
                 await push.opened
         except TransferError:
             if not self.wire.closed:
@@ -82,7 +99,7 @@ class Link:
             self.close()
             raise PeerUnreachableError(
                 f"KV receiver {self.address} did not answer for request {request_id!r} within "
-                f"{self.sender.patience_s:g} s"
+                f"{self.settings.patience_s:g} s"
             ) from error
         except OSError as error:
             self.close()
@@ -99,12 +116,12 @@ class Link:
         """No byte of this push follows, in either direction that matters."""
         if self._push is push:
             self._push = None
-            self.sender.release(self)
+            self._on_idle(self)
 
     def close(self) -> None:
         self.wire.close()
         self._reader.cancel()
-        self.sender.forget(self)
+        self._on_end(self)
 
     async def aclose(self) -> None:
         push = self._push
@@ -128,7 +145,7 @@ class Link:
                 f"lost the connection to KV receiver {self.address}: {failure.strerror or failure}"
             )
         self.wire.close()
-        self.sender.forget(self)
+        self._on_end(self)
         if self._push is not None:
             self._push.fail(error)
 
@@ -223,7 +240,7 @@ class TcpPush:
         self.abort("closed before it was finished")
         if self._pump is None:
             return
-        done, _ = await asyncio.wait([self._pump], timeout=self._link.sender.abort_grace_s)
+        done, _ = await asyncio.wait([self._pump], timeout=self._link.settings.abort_grace_s)
         if not done:
             self._link.close()  # the receiver takes no bytes: end the frame the hard way
             await asyncio.wait([self._pump])
@@ -373,7 +390,7 @@ class TcpPush:
         layout = self._pool.layout
         views = self._pool.gather(layer, local)
         crc: int | None = None
-        if self._link.sender.checksum:
+        if self._link.settings.checksum:
             crc = 0
             for view in views:
                 crc = zlib.crc32(view, crc)
@@ -402,7 +419,7 @@ class TcpPush:
     async def _wait_until(self, ready: Callable[[], bool], what: str) -> None:
         """Wait for `ready` or a failure, at most `patience_s`."""
         try:
-            async with asyncio.timeout(self._link.sender.patience_s):
+            async with asyncio.timeout(self._link.settings.patience_s):
                 while not ready() and self._failure is None:
                     self._wake.clear()
                     await self._wake.wait()
@@ -410,7 +427,7 @@ class TcpPush:
             self._link.close()
             raise PeerUnreachableError(
                 f"KV receiver {self._link.address} gave no {what.removeprefix('the ')} for "
-                f"{self._link.sender.patience_s:g} s"
+                f"{self._link.settings.patience_s:g} s"
             ) from error
 
     async def _say_stopped(self) -> None:

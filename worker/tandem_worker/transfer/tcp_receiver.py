@@ -90,19 +90,19 @@ class TcpReceiver:
         quarantine_grace_s: float = 2.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._pool = pool
+        self.pool = pool
         self._token = token or b""
         self._max_connections = max_connections
         self._handshake_s = handshake_s
         self._stall_s = stall_s
         self._clock = clock
-        self._credits = CreditWindows(max_inflight_bytes, pool.layout.unit_bytes)
+        self.credits = CreditWindows(max_inflight_bytes, pool.layout.unit_bytes)
         self._scratch: KVPool | None = None
         self._desk = self._new_desk(pool, quarantine_grace_s)
         self._probe_desk: ReservationDesk | None = None
         self._quarantine_grace_s = quarantine_grace_s
         self._writers = itertools.count(1)
-        self._connections: dict[int, _Connection] = {}
+        self.connections: dict[int, _Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._address = ""
@@ -118,7 +118,7 @@ class TcpReceiver:
     @property
     def layout(self) -> KVLayout:
         """The shape of the pool's cache."""
-        return self._pool.layout
+        return self.pool.layout
 
     async def start(self, host: str, port: int) -> None:
         """Listen on one address; raises `PeerUnreachableError` when it cannot be taken."""
@@ -165,7 +165,7 @@ class TcpReceiver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for connection in list(self._connections.values()):
+        for connection in list(self.connections.values()):
             connection.wire.close()
         if self._listener is not None:
             self._listener.close()
@@ -202,7 +202,7 @@ class TcpReceiver:
                 logger.error("cannot accept a KV connection: %s", error.strerror)
                 await asyncio.sleep(0.2)
                 continue
-            if len(self._connections) >= self._max_connections:
+            if len(self.connections) >= self._max_connections:
                 self._num_refused += 1
                 logger.warning(
                     "refused a KV connection from %s: max_connections=%d are open",
@@ -215,7 +215,7 @@ class TcpReceiver:
             writer = next(self._writers)
             wire = Wire(sock, self._stall_s)
             connection = _Connection(self, writer, wire, format_address(*peer[:2]))
-            self._connections[writer] = connection
+            self.connections[writer] = connection
             self._spawn(self._serve(connection))
 
     async def _serve(self, connection: _Connection) -> None:
@@ -229,30 +229,30 @@ class TcpReceiver:
             reason = f"lost its connection ({error.strerror or error})"
         finally:
             connection.wire.close()
-            self._connections.pop(connection.writer, None)
+            self.connections.pop(connection.writer, None)
             connection.gone(reason)
 
     def _stop_writer(self, writer: int, key: int, error: TransferError) -> None:
-        connection = self._connections.get(writer)
+        connection = self.connections.get(writer)
         if connection is not None:
             self._spawn(connection.tell_abort(key, error))
 
     def _cut_writer(self, writer: int) -> None:
-        connection = self._connections.get(writer)
+        connection = self.connections.get(writer)
         if connection is not None:
             connection.wire.close()
             connection.gone("did not confirm an abort and was cut off")
 
     def _grant(self, grants: list[tuple[int, int]]) -> None:
         for writer, num_bytes in grants:
-            connection = self._connections.get(writer)
+            connection = self.connections.get(writer)
             if connection is not None:
                 connection.grant(num_bytes)
 
     def _probe_target(self) -> tuple[ReservationDesk, KVPool, str]:
         """A reservation of the scratch block, for one link check at a time."""
         if self._scratch is None or self._probe_desk is None:
-            layout = self._pool.layout
+            layout = self.pool.layout
             one_layer = KVLayout(
                 1, layout.num_kv_heads, layout.block_size, layout.head_dim, layout.dtype
             )
@@ -373,7 +373,7 @@ class _Connection:
         self._last_push = frame.push
         receiver = self._receiver
         try:
-            desk, pool, request_id = receiver._desk, receiver._pool, frame.request_id
+            desk, pool, request_id = receiver._desk, receiver.pool, frame.request_id
             if frame.probe:
                 desk, pool, request_id = receiver._probe_target()
             entry = desk.table.attach(request_id, frame.epoch, self.writer)
@@ -381,8 +381,8 @@ class _Connection:
             await self.wire.send(Abort(frame.push, error.code, str(error)))
             return
         self._target = _Target(frame.push, entry.key, desk, pool, frame.probe)
-        credit = receiver._credits.open(self.writer)
-        await self.wire.send(Opened(frame.push, credit, receiver._credits.max_frame_bytes))
+        credit = receiver.credits.open(self.writer)
+        await self.wire.send(Opened(frame.push, credit, receiver.credits.max_frame_bytes))
 
     async def _on_blocks(self, header: Header, frame: Blocks) -> None:
         target = self._require_target(frame.push, "BLOCKS")
@@ -391,7 +391,7 @@ class _Connection:
         expected = (layout.num_kv_heads, layout.block_size, layout.head_dim, layout.dtype)
         if shape != expected:
             raise ProtocolError(f"BLOCKS frame has shape {shape}, this worker's cache {expected}")
-        credits = self._receiver._credits
+        credits = self._receiver.credits
         credits.arriving(self.writer, header.data_length)
         if not target.desk.table.accepts(target.key):
             await self.wire.discard(header.data_length)
@@ -458,7 +458,7 @@ class _Connection:
     def _close_target(self) -> None:
         if self._target is not None:
             self._target = None
-            self._receiver._grant(self._receiver._credits.close(self.writer))
+            self._receiver._grant(self._receiver.credits.close(self.writer))
 
 
 def _shorten(block_ids: Sequence[int]) -> str:

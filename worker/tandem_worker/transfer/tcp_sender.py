@@ -29,7 +29,7 @@ from tandem_worker.transfer.frames import (
 from tandem_worker.transfer.interface import FinalState
 from tandem_worker.transfer.kv_memory import KVPool
 from tandem_worker.transfer.layout import KVLayout
-from tandem_worker.transfer.tcp_push import Link, TcpPush
+from tandem_worker.transfer.tcp_push import Link, LinkSettings, TcpPush
 from tandem_worker.transfer.wire import Wire, parse_address, read_frame, tune
 
 # an idle connection saves a handshake per request; more than this per peer are not kept
@@ -59,15 +59,13 @@ class TcpSender:
         abort_grace_s: float = 1.0,
     ) -> None:
         self.pool = pool
-        self.checksum = checksum
-        self.patience_s = patience_s
-        self.abort_grace_s = abort_grace_s
+        self._settings = LinkSettings(checksum, patience_s, abort_grace_s)
         self._token = token or b""
         self._name = name
         self._connect_s = connect_s
         self._stall_s = stall_s
-        self._idle: dict[str, list[Link]] = {}
-        self._links: set[Link] = set()
+        self.idle: dict[str, list[Link]] = {}
+        self.links: set[Link] = set()
         self._closed = False
 
     async def open(self, address: str, request_id: str, epoch: int) -> TcpPush:
@@ -95,32 +93,16 @@ class TcpSender:
     async def aclose(self) -> None:
         """Abort every push and close every connection."""
         self._closed = True
-        for link in list(self._links):
+        for link in list(self.links):
             await link.aclose()
-        self._idle.clear()
-
-    def release(self, link: Link) -> None:
-        """A push is over and its connection is clean: keep it for the next one."""
-        if self._closed or link.wire.closed or len(self._idle.get(link.address, ())) >= _MAX_IDLE:
-            link.close()
-        else:
-            self._idle.setdefault(link.address, []).append(link)
-
-    def forget(self, link: Link) -> None:
-        """A connection ended."""
-        self._links.discard(link)
-        idle = self._idle.get(link.address, [])
-        if link in idle:
-            idle.remove(link)
-        if not idle:
-            self._idle.pop(link.address, None)
+        self.idle.clear()
 
     async def _open(
         self, address: str, request_id: str, epoch: int, pool: KVPool, *, probe: bool
     ) -> TcpPush:
         if not 0 <= epoch < 2**64:
             raise ProtocolError(f"epoch={epoch} is outside 0..2**64-1")
-        while idle := self._idle.get(address):
+        while idle := self.idle.get(address):
             link = idle.pop()
             if link.wire.closed:
                 continue
@@ -161,8 +143,8 @@ class TcpSender:
         if self._closed:
             wire.close()
             raise ClosedError(f"cannot push KV blocks to {address}: the KV sender is closed")
-        link = Link(self, wire, address)
-        self._links.add(link)
+        link = Link(wire, address, self._settings, on_idle=self._keep_idle, on_end=self._forget)
+        self.links.add(link)
         return link
 
     async def _handshake(self, wire: Wire, address: str) -> None:
@@ -195,6 +177,22 @@ class TcpSender:
                 f"{kind.__name__.upper()}"
             )
         return frame
+
+    def _keep_idle(self, link: Link) -> None:
+        """A push is over and its connection is clean: keep it for the next one."""
+        if self._closed or link.wire.closed or len(self.idle.get(link.address, ())) >= _MAX_IDLE:
+            link.close()
+        else:
+            self.idle.setdefault(link.address, []).append(link)
+
+    def _forget(self, link: Link) -> None:
+        """A connection ended."""
+        self.links.discard(link)
+        idle = self.idle.get(link.address, [])
+        if link in idle:
+            idle.remove(link)
+        if not idle:
+            self.idle.pop(link.address, None)
 
 
 def _close(sock: socket.socket, wire: Wire | None) -> None:

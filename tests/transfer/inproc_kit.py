@@ -1,4 +1,4 @@
-"""Pushes KV blocks between pools of one process: for tests, and workers that share a process.
+"""Pushes KV blocks between pools of one process: the second implementation of the interface.
 
 The same reservations, errors and interface as tcp; a push is a memory copy in the event loop, so
 nothing is in flight between two awaits and no credit is needed.
