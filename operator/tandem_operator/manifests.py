@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,18 @@ import yaml
 from pydantic import ValidationError
 
 from tandem_operator.resources import API_VERSION, GROUP, KINDS, SPECS
-from tandem_operator.resources.base import NAME_PATTERN
+from tandem_operator.resources.base import (
+    NAME_PATTERN,
+    RESERVED_NAME_PATTERN,
+    RESERVED_NAME_TEXT,
+)
 from tandem_operator.resources.field_errors import YamlPath, explain, show_path, suggest
+from tandem_operator.resources.pod_patch import misfits
 from tandem_operator.resources.rules import violations
 
 # Plain objects that a Tandem resource may point to; they pass through unchecked.
 PLAIN_KINDS = {"ConfigMap": "v1", "Secret": "v1"}
+ROLES = ("unified", "prefill", "decode")
 MAX_FILE_BYTES = 4 * 2**20
 
 # Where the images keep what comes with the source, such as the examples.
@@ -299,10 +305,16 @@ def _check_metadata(document: _Document, obj: dict[str, Any], kind: str) -> str 
         document.report(("metadata",), f"name is missing; name the {kind}")
         return None
     if not isinstance(name, str) or len(name) > 40 or not re.match(NAME_PATTERN, name):
+        dots = isinstance(name, str) and "." in name
+        hint = f", such as {name.replace('.', '-')!r}" if dots else ""
         document.report(
             ("metadata", "name"),
-            f"{name!r} is not a name; use at most 40 lower-case letters, digits and inner dashes",
+            f"{name!r} is not a name; use at most 40 lower-case letters, digits and inner dashes"
+            f"{hint}",
         )
+        return None
+    if re.match(RESERVED_NAME_PATTERN, name) and kind in ("Model", "Router"):
+        document.report(("metadata", "name"), RESERVED_NAME_TEXT)
         return None
     for key in ("labels", "annotations"):
         for k, v in (metadata.get(key) or {}).items():
@@ -345,6 +357,9 @@ def _check_custom(
         "metadata": obj["metadata"],
         "spec": spec.model_dump(by_alias=True, exclude_none=True, mode="json"),
     }
+    for path, patch in _pod_patches(checked["spec"]):
+        for below, message in misfits(patch):
+            document.report(("spec", *path, *below), message)
     for violation in violations(kind, checked):
         said = "" if violation.value is None else f"is {violation.value!r}, but "
         document.report(violation.path, said + violation.message)
@@ -353,6 +368,17 @@ def _check_custom(
     if document.problems:
         return None
     return Manifest(checked, document.file, line)
+
+
+def _pod_patches(spec: dict[str, Any]) -> Iterator[tuple[YamlPath, dict[str, Any]]]:
+    """The podPatch of a Router, or those of a Model's roles."""
+    places: list[YamlPath] = [("podPatch",), *((r, "podPatch") for r in ROLES)]
+    for path in places:
+        found: Any = spec
+        for part in path:
+            found = found.get(part) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            yield path, found
 
 
 def _resolve_files(

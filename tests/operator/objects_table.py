@@ -65,7 +65,7 @@ GOOD: dict[str, str] = {
         "  unified: {}\n  drain: {timeout: 1m30s}\n  rollout: {maxSurge: 0, maxUnavailable: 1}\n"
     ),
     "pod patch": model(
-        "  unified:\n    podPatch: {spec: {hostNetwork: true, anything: [1, {a: b}]}}\n"
+        "  unified:\n    podPatch: {spec: {hostNetwork: true, containers: [{name: worker, tty: true}]}}\n"
     ),
     "placement": model(
         "  unified:\n    nodeSelector: {gpu: h100}\n    tolerations: [{key: gpu}]\n"
@@ -92,6 +92,7 @@ GOOD: dict[str, str] = {
     "floor that nothing measures": router('  objective: {qualityFloor: "0.9"}\n'),
     "schedule": POLICY + "  schedules:\n  - {name: day, cron: '0 8 * * MON-FRI', "
     "timeZone: Europe/Berlin, duration: 10h, minReplicas: 2}\n",
+    "name that begins with a digit": MODEL.replace("name: m", "name: 7b"),
     "two documents": MODEL + "---\n" + ROUTER,
     "a list": "apiVersion: v1\nkind: List\nitems:\n"
     "- apiVersion: tandem.dev/v1alpha1\n  kind: Model\n  metadata: {name: a}\n"
@@ -362,6 +363,26 @@ bad(
     "cache of a folder",
     MODEL.replace('m"}', 'm", cache: {size: 1Gi}}'),
     "5: Model/m: spec.weights.cache: cache is for downloads; remove it or use an hf:// or s3:// source",
+)
+bad(
+    "pod patch with a typo",
+    model(
+        "  unified:\n    podPatch:\n"
+        "      spec: {containrs: [], hostNetwork: 'yes', containers: [{name: worker, imagePul: x}]}\n"
+    ),
+    "8: Model/m: spec.unified.podPatch.spec.containrs: no field of a pod; did you mean containers?",
+    "8: Model/m: spec.unified.podPatch.spec.hostNetwork: must be true or false, not 'yes'",
+    "8: Model/m: spec.unified.podPatch.spec.containers[0].imagePul: no field of a pod; did you mean image?",
+)
+bad(
+    "name with dots",
+    MODEL.replace("name: m", "name: qwen2.5"),
+    "3: metadata.name: 'qwen2.5' is not a name; use at most 40 lower-case letters, digits and inner dashes, such as 'qwen2-5'",
+)
+bad(
+    "name of a prefixed Service",
+    MODEL.replace("name: m", "name: tandem-7b"),
+    "3: metadata.name: metadata.name may not begin with tandem- and a digit, Services of names that begin with a digit are called so; choose another",
 )
 bad(
     "no tiers",

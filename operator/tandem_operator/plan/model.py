@@ -24,6 +24,7 @@ from tandem_operator.plan.objects import (
     Settings,
     child,
     digest,
+    foreign_labels,
     merge_patch,
     owner_labels,
     peer_secret,
@@ -31,6 +32,7 @@ from tandem_operator.plan.objects import (
     probe,
     relative_path,
     security_context,
+    service_name,
 )
 from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, weights_of
 from tandem_operator.plan.worker_config import worker_config
@@ -78,6 +80,11 @@ def plan_model(
         message = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
         plan.problems.append(Problem("Accepted", "InvalidEngine", f"spec.engine: {message}"))
         return plan
+    for role, spec in model.spec.roles().items():
+        template = _pod_template(model, role, spec, revision, settings)
+        if taken := foreign_labels(template, _pod_labels(model, role, revision)):
+            plan.problems.append(Problem("Accepted", "LabelTaken", f"spec.{role}.{taken}"))
+            return plan
     observed = {(o["kind"], o["metadata"]["name"]): o for o in children}
     plan.create.append(peer_secret(model.metadata.namespace, peer_token))
     plan.apply.append(_service_account(model))
@@ -185,7 +192,7 @@ def _service(model: Model, role: str, name: str, settings: Settings) -> Object:
         model,
         "v1",
         "Service",
-        name,
+        service_name(name),
         {
             "spec": {
                 "clusterIP": "None",
@@ -281,6 +288,11 @@ def _deployment(
     )
 
 
+def _pod_labels(model: Model, role: str, revision: str) -> dict[str, str]:
+    """By what pods are found: Services, the Deployment, disruption budgets, status."""
+    return {**owner_labels(model), ROLE_LABEL: role, REVISION_LABEL: revision}
+
+
 def _pod_template(
     model: Model, role: str, spec: RoleSpec, revision: str, settings: Settings
 ) -> Object:
@@ -351,10 +363,8 @@ def _pod_template(
     template: Object = {
         "metadata": {
             "labels": {
-                **owner_labels(model),
                 "app.kubernetes.io/name": "tandem-worker",
-                ROLE_LABEL: role,
-                REVISION_LABEL: revision,
+                **_pod_labels(model, role, revision),
             }
         },
         "spec": pod,

@@ -164,6 +164,26 @@ def pod_security_context() -> Object:
     }
 
 
+def service_name(name: str) -> str:
+    """The name of the Service of a child: older apiservers take none that begins with a digit.
+
+    A rule on metadata.name keeps the prefixed name from being another one's own.
+    """
+    return f"tandem-{name}" if name[0].isdigit() else name
+
+
+def foreign_labels(template: Object, wanted: Mapping[str, str]) -> str | None:
+    """What to say of a podPatch that took labels by which pods are found; None if it did not."""
+    labels = ((template.get("metadata") or {}).get("labels")) or {}
+    changed = [key for key, value in wanted.items() if labels.get(key) != value]
+    if not changed:
+        return None
+    return (
+        f"podPatch changes the label {', '.join(changed)}, by which pods are found; leave it as it "
+        "is and add labels of your own"
+    )
+
+
 def probe(path: str, port: str, period_s: int, failures: int, timeout_s: int = 2) -> Object:
     """An httpGet probe."""
     return {

@@ -19,6 +19,7 @@ from tandem_operator.plan.objects import (
     Settings,
     child,
     digest,
+    foreign_labels,
     merge_patch,
     owner_labels,
     peer_secret,
@@ -26,6 +27,7 @@ from tandem_operator.plan.objects import (
     probe,
     relative_path,
     security_context,
+    service_name,
 )
 from tandem_operator.plan.predictor import add_predictor
 from tandem_operator.plan.router_config import (
@@ -145,6 +147,11 @@ def plan_router(
     text = config.model_dump_json(exclude_unset=True, indent=1) + "\n"
     template = _pod_template(router, "", settings)
     revision = digest([text, template, _training_digest(router, settings)])
+    final = _pod_template(router, revision, settings)
+    own = {**owner_labels(router), REVISION_LABEL: revision}
+    if taken := foreign_labels(final, own):
+        plan.problems.append(Problem("Accepted", "LabelTaken", f"spec.{taken}"))
+        return plan
     plan.create.append(peer_secret(router.metadata.namespace, peer_token))
     plan.apply.append(
         child(
@@ -175,7 +182,7 @@ def plan_router(
                         "type": "RollingUpdate",
                         "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
                     },
-                    "template": _pod_template(router, revision, settings),
+                    "template": final,
                 }
             },
             {REVISION_LABEL: revision},
@@ -208,7 +215,7 @@ def _service(router: Router, name: str) -> Object:
         router,
         "v1",
         "Service",
-        name,
+        service_name(name),
         {
             "spec": {
                 "type": router.spec.service_type,

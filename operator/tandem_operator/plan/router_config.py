@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.model import pool_name
-from tandem_operator.plan.objects import Settings
+from tandem_operator.plan.objects import Settings, service_name
 from tandem_operator.plan.predictor import embedding_volume
 from tandem_operator.resources import Model, Router, TierSpec
 from tandem_operator.resources.base import Object, quantity, seconds
@@ -160,7 +160,7 @@ def _services(router: Router, models: Mapping[str, Model], settings: Settings) -
         {
             "tier": tier.name,
             "role": role,
-            "service": pool_name(tier.model_ref.name, role),
+            "service": service_name(pool_name(tier.model_ref.name, role)),
             "port": settings.worker_port,
         }
         for tier in router.spec.tiers

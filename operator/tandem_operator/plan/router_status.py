@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem_operator.plan.conditions import Conditions
-from tandem_operator.plan.objects import Plan
+from tandem_operator.plan.objects import Plan, service_name
 from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
 from tandem_operator.plan.predictor_status import add_predictor_conditions
 from tandem_operator.plan.router import missing_models, router_name
@@ -229,6 +229,6 @@ def _router_price(router: Router, models: Mapping[str, Object]) -> float | None:
 
 def service_endpoint(router: Router, cluster_domain: str) -> str:
     """The base URL of a Router inside a Kubernetes cluster."""
-    name = router_name(router.metadata.name)
+    name = service_name(router_name(router.metadata.name))
     namespace = router.metadata.namespace
     return f"http://{name}.{namespace}.svc.{cluster_domain}:{router.spec.port}"

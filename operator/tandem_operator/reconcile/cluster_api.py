@@ -50,6 +50,9 @@ KIND_INFO: dict[str, KindInfo] = {
 }
 
 
+_UNREADABLE = ("failed to create typed patch object", "failed to convert new object")
+
+
 class ApiError(Exception):
     """The cluster refused or failed a call; status is the HTTP status, 0 without an answer."""
 
@@ -58,9 +61,16 @@ class ApiError(Exception):
         self.status = status
 
     @property
-    def retriable(self) -> bool:
-        """Whether the same call may succeed later."""
-        return self.status in (0, 408, 409, 429) or self.status >= 500
+    def refuses_body(self) -> bool:
+        """Whether it is what was sent, or who sent it, that is refused: trying again is no use.
+
+        A body with a field or value that the schema does not have is answered 500 by server-side
+        apply (Kubernetes 1.36).
+        """
+        text = str(self)
+        return self.status in (400, 403, 422) or (
+            self.status == 500 and any(cue in text for cue in _UNREADABLE)
+        )
 
 
 @dataclass(frozen=True)

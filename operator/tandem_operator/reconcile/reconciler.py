@@ -32,6 +32,7 @@ from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
 from tandem_operator.reconcile.events import event, news_in
+from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S, refused_child
 from tandem_operator.resources import Model, Router
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
@@ -172,7 +173,7 @@ class Reconciler:
         link = await self.link_tester(pods)
         if link.ok is not True and _both_roles_ready(pods):
             result.look_again(LINK_RETRY_S)
-        revision = "" if plan.problems else revision_of(model, self.settings)
+        revision = revision_of(model, self.settings) if plan.apply else ""
         old = obj.get("status") or {}
         status = model_status(
             model,
@@ -287,7 +288,13 @@ class Reconciler:
                 continue
             if obj["kind"] == "Secret" and whole:
                 continue
-            if await self.api.create(obj) is not None:
+            try:
+                made = await self.api.create(obj)
+            except ApiError as error:
+                _note_refusal(plan, obj, error, result)
+                unseen.add(obj["metadata"]["name"])
+                continue
+            if made is not None:
                 result.writes += 1
             elif obj["kind"] == "WorkerPool":
                 # There, but not listed: its labels are gone or the list lags. It must be seen
@@ -307,8 +314,12 @@ class Reconciler:
                 continue
             stamped = stamp(obj)
             if needs_apply(live.get(key), stamped):
-                await self.api.apply(stamped)
-                result.writes += 1
+                try:
+                    await self.api.apply(stamped)
+                except ApiError as error:
+                    _note_refusal(plan, obj, error, result)
+                else:
+                    result.writes += 1
         wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
         for kind, name in live.keys() - wanted:
             child = live[(kind, name)]
@@ -379,6 +390,15 @@ class Reconciler:
         for news in news_in(obj, status):
             name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
             await self.api.create(event(obj, news, name, self.now()))
+
+
+def _note_refusal(plan: Plan, child: Object, error: ApiError, result: Result) -> None:
+    """Keep what the apiserver says of a child for the status. Raises the error if it may pass."""
+    problem = refused_child(child, error)
+    if problem is None:
+        raise error
+    plan.problems.append(problem)
+    result.look_again(REFUSED_RETRY_S)
 
 
 def _both_roles_ready(pods: list[Object]) -> bool:

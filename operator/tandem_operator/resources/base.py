@@ -24,6 +24,16 @@ DECIMAL_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 FRACTION_PATTERN = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"
 QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+NAME_TEXT = (
+    "metadata.name may have lower-case letters, digits and inner dashes only, since Services are "
+    "named after it; write qwen2-5 for qwen2.5"
+)
+# The Services of a Model or Router whose name begins with a digit get this prefix.
+RESERVED_NAME_PATTERN = r"^tandem-[0-9]"
+RESERVED_NAME_TEXT = (
+    "metadata.name may not begin with tandem- and a digit, Services of names that begin with a "
+    "digit are called so; choose another"
+)
 
 Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN, max_length=32)]
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=17)]

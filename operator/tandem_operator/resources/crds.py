@@ -9,7 +9,14 @@ from typing import Any
 import yaml
 
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec, AutoscalingPolicyStatus
-from tandem_operator.resources.base import GROUP, VERSION
+from tandem_operator.resources.base import (
+    GROUP,
+    NAME_PATTERN,
+    NAME_TEXT,
+    RESERVED_NAME_PATTERN,
+    RESERVED_NAME_TEXT,
+    VERSION,
+)
 from tandem_operator.resources.model import ModelSpec, ModelStatus
 from tandem_operator.resources.router import RouterSpec, RouterStatus
 from tandem_operator.resources.rules import RULES
@@ -109,14 +116,20 @@ def open_api(kind: str) -> Schema:
         spec["default"] = {}
     # Names of children are the resource's name with a suffix, and 63 is their limit.
     limit = 50 if kind == "WorkerPool" else 40
-    name_rule = {
-        "rule": f"size(self.metadata.name) <= {limit}",
-        "message": f"metadata.name must have at most {limit} characters; shorten it",
-    }
+    name_rules: list[Schema] = [
+        {
+            "rule": f"size(self.metadata.name) <= {limit}",
+            "message": f"metadata.name must have at most {limit} characters; shorten it",
+        },
+        {"rule": f"self.metadata.name.matches(r'{NAME_PATTERN}')", "message": NAME_TEXT},
+    ]
+    if kind in ("Model", "Router"):
+        rule = f"!self.metadata.name.matches(r'{RESERVED_NAME_PATTERN}')"
+        name_rules.append({"rule": rule, "message": RESERVED_NAME_TEXT})
     return {
         "type": "object",
         "description": description,
-        "x-kubernetes-validations": [name_rule],
+        "x-kubernetes-validations": name_rules,
         **({"required": ["spec"]} if needs_spec else {}),
         "properties": {
             "apiVersion": {

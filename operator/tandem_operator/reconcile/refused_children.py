@@ -1,0 +1,36 @@
+"""A child that the apiserver refuses is a condition of its owner, in the server's own words."""
+
+from __future__ import annotations
+
+import re
+
+from tandem_operator.plan.objects import Problem
+from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.resources.base import Object
+
+# How soon a refused child is tried again without any event: a quota or a policy may have changed.
+REFUSED_RETRY_S = 60.0
+
+_REQUEST = re.compile(r"^[A-Z]+ /\S+: ")
+_TYPED = re.compile(r"^failed to (?:create typed patch|convert new) object \([^)]*\)(?::| to)")
+
+
+def refused_child(child: Object, error: ApiError) -> Problem | None:
+    """What to say of a child that cannot be written; None where trying again may help."""
+    if not error.refuses_body:
+        return None
+    kind, name = child["kind"], child["metadata"]["name"]
+    said = _TYPED.sub("", _REQUEST.sub("", str(error))).strip().rstrip(".")
+    return Problem(
+        "Accepted",
+        "ChildRefused",
+        f"the cluster refuses {kind} {name}: {said}; {_next_step(child, error, said)}",
+    )
+
+
+def _next_step(child: Object, error: ApiError, said: str) -> str:
+    if error.status == 403:
+        return "change the policy or quota that forbids it, or grant the operator the right"
+    if child["kind"] == "Deployment" and "template" in said:
+        return "correct podPatch, which is merged into the pod template last"
+    return "correct the field that it is made from"
