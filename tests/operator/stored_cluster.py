@@ -78,16 +78,22 @@ class Cluster:
     def __init__(self, text: str = SPLIT, settings: Settings | None = None) -> None:
         self.store = Store()
         self.link = LinkTest(True, "tested")
+        self.weights: dict[str, dict[str, str]] = {}
         self.reconciler = Reconciler(
             api=self.store,
             settings=settings or Settings(),
             now=lambda: NOW,
             link_tester=self._link,
+            weights=self._weights,
         )
         self.apply(text)
 
     async def _link(self, _: list[Object]) -> LinkTest:
         return self.link
+
+    async def _weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
+        names = {pod["metadata"]["name"] for pod in pods}
+        return {name: held for name, held in self.weights.items() if name in names}
 
     def apply(self, text: str) -> None:
         write(self.store, text)

@@ -101,7 +101,7 @@ def test_a_cpu_worker_computes_on_the_cores_that_it_asks_for() -> None:
         (
             "pvc://claim/a/b",
             "/var/lib/tandem/weights/a/b",
-            {"persistentVolumeClaim": {"claimName": "claim"}},
+            {"persistentVolumeClaim": {"claimName": "claim", "readOnly": True}},
         ),
         ("image:///opt/a/b", "/opt/a/b", None),
         ("hf://org/name@v1", None, {"emptyDir": {}}),

@@ -101,6 +101,15 @@ async def test_downloads_run_first_with_the_secret_into_the_shared_claim(source:
     assert claim["spec"]["storageClassName"] == "shared"
 
 
+async def test_a_claim_for_one_node_is_asked_for_where_the_model_says_so() -> None:
+    once = PLACED.replace("storageClassName: shared", "accessMode: ReadWriteOnce")
+    cluster = Pools(once.replace("SOURCE", "hf://org/name"))
+    await cluster.settle()
+
+    claim = cluster.get("PersistentVolumeClaim", "m-weights")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
 async def test_a_container_that_fails_says_why_in_the_status() -> None:
     """Without this a kubelet reports the exit code alone."""
     cluster = await placed()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from objects_table import POLICY
-from stored_cluster import BOTH, NOW, Cluster
+from stored_cluster import BOTH, NOW, SPLIT, Cluster
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.plan.router_facts import (
@@ -68,6 +69,61 @@ async def test_a_model_becomes_ready_when_each_role_has_a_worker_and_the_link_wo
     pool = cluster.get("WorkerPool", "m-decode")["status"]
     assert (pool["replicas"], pool["readyReplicas"]) == (2, 2)
     assert pool["selector"] == "tandem.dev/model=m,tandem.dev/role=decode"
+
+
+HELD = {"digest": "9f" * 32, "source": "hf://org/name", "commit": "c0ffee" + "0" * 34}
+
+
+async def test_status_says_which_weights_are_served_and_later_pods_get_the_same() -> None:
+    cluster = Cluster(SPLIT.replace("file:///models/m", "hf://org/name"))
+    await cluster.settle()
+    cluster.start_pods()
+    template = cluster.get("Deployment", "m-decode")["spec"]["template"]
+    cluster.weights = {"m-decode-0": HELD, "m-prefill-0": HELD}
+
+    await cluster.settle()
+
+    assert cluster.get("Model", "m")["status"]["weights"] == HELD
+    pin = json.loads(cluster.get("ConfigMap", "m-weights")["data"]["weights.json"])
+    assert pin == {"source": HELD["source"], "commit": HELD["commit"]}
+    assert cluster.get("Deployment", "m-decode")["spec"]["template"] == template  # no rollout
+    (fetch,) = template["spec"]["initContainers"]
+    assert fetch["args"][2:] == ["--pin", "/etc/tandem/pin/weights.json"]
+    assert {"name": "pin", "mountPath": "/etc/tandem/pin", "readOnly": True} in fetch[
+        "volumeMounts"
+    ]
+
+    cluster.weights = {}
+    await cluster.settle()
+    assert cluster.get("Model", "m")["status"]["weights"] == HELD
+
+
+async def test_a_new_source_is_not_held_to_the_old_ones_commit() -> None:
+    cluster = Cluster(SPLIT.replace("file:///models/m", "hf://org/name"))
+    cluster.start_pods()
+    await cluster.settle()
+    cluster.start_pods()
+    cluster.weights = {"m-decode-0": HELD}
+    await cluster.settle()
+    assert "m-weights" in cluster.names("ConfigMap")
+
+    cluster.apply(SPLIT.replace("file:///models/m", "hf://org/name@v2"))
+    await cluster.settle()
+
+    assert "m-weights" not in cluster.names("ConfigMap")
+
+
+async def test_workers_with_different_weights_are_named() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.start_pods()
+    cluster.weights = {"m-decode-0": {"digest": "9f" * 32}, "m-decode-1": {"digest": "01" * 32}}
+
+    await cluster.settle()
+
+    ready = cluster.condition("Model", "m", "WeightsReady")
+    assert (ready["status"], ready["reason"]) == ("False", "WeightsDiffer")
+    assert "m-decode-1 010101010101" in ready["message"]
 
 
 async def test_a_broken_link_blocks_with_its_reason() -> None:

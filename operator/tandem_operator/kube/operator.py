@@ -84,6 +84,7 @@ class Operator:
             now=_now,
             link_tester=workers.test_link,
             busy=workers.busy,
+            weights=workers.weights,
             traffic=SampledTraffic(
                 lambda pods: router_traffic(pods, settings.router_port),
                 settings.status_period_s,

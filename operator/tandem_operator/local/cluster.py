@@ -114,6 +114,7 @@ class LocalCluster:
             now=timestamp,
             link_tester=workers.test_link,
             busy=workers.busy,
+            weights=workers.weights,
             traffic=lambda pods: router_traffic(pods, router_port),
             endpoint=lambda router: self.url(router.metadata.name),
             scaling=scaling.step,

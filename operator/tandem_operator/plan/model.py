@@ -34,7 +34,7 @@ from tandem_operator.plan.objects import (
     security_context,
     service_name,
 )
-from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, weights_of
+from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, pins, weights_of
 from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
 from tandem_operator.resources.base import Object, seconds
@@ -62,12 +62,14 @@ def plan_model(
     pods: Iterable[Object],
     settings: Settings,
     peer_token: str,
+    weights: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What should exist for a Model.
 
     children: its observed objects; WorkerPools among them say how many workers are wanted.
     pods: its observed pods; configuration of revisions that still run is kept.
     peer_token: used when the namespace's Secret does not exist yet.
+    weights: status.weights, as last written.
     """
     plan = Plan()
     source = model.spec.weights.source
@@ -88,8 +90,7 @@ def plan_model(
     observed = {(o["kind"], o["metadata"]["name"]): o for o in children}
     plan.create.append(peer_secret(model.metadata.namespace, peer_token))
     plan.apply.append(_service_account(model))
-    for volume in claims(model):
-        plan.apply.append(volume)
+    plan.apply += claims(model) + pins(model, weights or {})
     for role, spec in model.spec.roles().items():
         name = pool_name(model.metadata.name, role)
         labels = {ROLE_LABEL: role}
@@ -296,7 +297,7 @@ def _pod_labels(model: Model, role: str, revision: str) -> dict[str, str]:
 def _pod_template(
     model: Model, role: str, spec: RoleSpec, revision: str, settings: Settings
 ) -> Object:
-    source, weights_volume, init = weights_of(model, settings)
+    source, volumes, init = weights_of(model, settings)
     grace = seconds(model.spec.drain.timeout)
     ports = [{"name": "http", "containerPort": settings.worker_port, "protocol": "TCP"}]
     if role != "unified":
@@ -348,8 +349,8 @@ def _pod_template(
             {"name": "scratch", "emptyDir": {}},
         ],
     }
-    if weights_volume is not None:
-        pod["volumes"].append(weights_volume)
+    if volumes:
+        pod["volumes"] += volumes
         mount = {"name": "weights", "mountPath": WEIGHTS_DIR, "readOnly": True}
         container["volumeMounts"].append(mount)
     if init:

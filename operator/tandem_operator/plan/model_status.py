@@ -44,10 +44,12 @@ def model_status(
     link: LinkTest,
     now: str,
     refused: Blocker | None = None,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Object:
     """The status of a Model.
 
-    pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them.
+    pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them;
+    weights: the identity of the files that each ready pod holds, by name.
     """
     conditions = Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
     problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
@@ -75,6 +77,8 @@ def model_status(
     cause = refused or first_blocker(current) or weights_bad
     if cause and cause.reason in ("WeightsDownload", "VolumeMissing"):
         conditions.add("WeightsReady", False, cause.reason, cause.message)
+    elif different := _different(weights or {}):
+        conditions.add("WeightsReady", False, "WeightsDiffer", different)
     elif ready_total:
         conditions.add("WeightsReady", True, "Loaded", "a worker has loaded them")
     else:
@@ -132,9 +136,34 @@ def model_status(
         "gpus": gpus,
         "message": conditions.items[-1]["message"],
     }
+    if held := _served(old_status.get("weights"), weights or {}):
+        status["weights"] = held
     if (price := _model_price(model, roles)) is not None:
         status["usdPerHour"] = money(price)
     return status
+
+
+def _served(
+    old: Mapping[str, str] | None, held: Mapping[str, Mapping[str, str]]
+) -> dict[str, str] | None:
+    """What status.weights says: as before while any worker holds that or none says anything."""
+    digests = {weights.get("digest") for weights in held.values()}
+    if old and (not digests or old.get("digest") in digests):
+        return dict(old)
+    first = min(held, default=None)
+    return dict(held[first]) if first is not None else None
+
+
+def _different(held: Mapping[str, Mapping[str, str]]) -> str:
+    """A sentence when workers hold different weights."""
+    by_digest = {weights.get("digest", ""): pod for pod, weights in sorted(held.items())}
+    if len(by_digest) < 2:
+        return ""
+    pods = ", ".join(f"{pod} {digest[:12]}" for digest, pod in sorted(by_digest.items())[:3])
+    return (
+        f"workers hold {len(by_digest)} different weights ({pods}); prefill and decode workers of "
+        "different ones do not pair: delete the pods whose weights are old"
+    )
 
 
 def _model_price(model: Model, roles: list[Object]) -> float | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from tandem_operator.plan.objects import Settings, child, digest, security_context
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object
 
 WEIGHTS_DIR = "/var/lib/tandem/weights"
+PIN_DIR = "/etc/tandem/pin"
+PIN_FILE = "weights.json"
 
 
 def claims(model: Model) -> list[Object]:
@@ -15,7 +21,7 @@ def claims(model: Model) -> list[Object]:
     if cache is None:
         return []
     spec: Object = {
-        "accessModes": ["ReadWriteMany"],
+        "accessModes": [cache.access_mode],
         "resources": {"requests": {"storage": cache.size}},
     }
     if cache.storage_class_name:
@@ -24,19 +30,40 @@ def claims(model: Model) -> list[Object]:
     return [child(model, "v1", "PersistentVolumeClaim", name, {"spec": spec})]
 
 
-def weights_of(model: Model, settings: Settings) -> tuple[str, Object | None, list[Object]]:
-    """The --weights argument, the volume if one is needed and the containers that fetch first."""
+def pins(model: Model, served: Mapping[str, Any]) -> list[Object]:
+    """What the Model's source was resolved to, for pods that start later; they read it if there.
+
+    A volume and not an argument: pods that run already have what it says and need no rollout.
+    served: status.weights, as last written.
+    """
+    source, commit = served.get("source"), served.get("commit")
+    if not commit or source != model.spec.weights.source:
+        return []
+    text = json.dumps({"source": source, "commit": commit}) + "\n"
+    return [child(model, "v1", "ConfigMap", _pin_name(model), {"data": {PIN_FILE: text}})]
+
+
+def _pin_name(model: Model) -> str:
+    return f"{model.metadata.name}-weights"
+
+
+def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], list[Object]]:
+    """The --weights argument, the volumes needed and the containers that fetch first.
+
+    The first volume, where there is one, holds the weights.
+    """
     weights = model.spec.weights
     scheme, _, rest = weights.source.partition("://")
     if scheme == "image":
-        return rest, None, []
+        return rest, [], []
     if scheme == "file":
-        volume: Object | None = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
-        return WEIGHTS_DIR, volume, []
+        volume: Object = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
+        return WEIGHTS_DIR, [volume], []
     if scheme == "pvc":
         claim, _, sub = rest.partition("/")
-        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
-        return f"{WEIGHTS_DIR}/{sub}".rstrip("/"), volume, []
+        source = {"claimName": claim, "readOnly": True}
+        volume = {"name": "weights", "persistentVolumeClaim": source}
+        return f"{WEIGHTS_DIR}/{sub}".rstrip("/"), [volume], []
     if weights.cache is None:
         volume = {"name": "weights", "emptyDir": {}}
     else:
@@ -55,4 +82,9 @@ def weights_of(model: Model, settings: Settings) -> tuple[str, Object | None, li
     }
     if weights.secret_ref:
         fetch["envFrom"] = [{"secretRef": {"name": weights.secret_ref.name}}]
-    return folder, volume, [fetch]
+    if scheme != "hf":
+        return folder, [volume], [fetch]
+    fetch["args"] += ["--pin", f"{PIN_DIR}/{PIN_FILE}"]
+    fetch["volumeMounts"].append({"name": "pin", "mountPath": PIN_DIR, "readOnly": True})
+    pin: Object = {"name": "pin", "configMap": {"name": _pin_name(model), "optional": True}}
+    return folder, [volume, pin], [fetch]

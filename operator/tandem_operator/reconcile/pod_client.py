@@ -129,6 +129,27 @@ class WorkerPods:
 
     async def busy(self, pods: list[Object]) -> dict[str, int]:
         """Requests that each pod runs or queues, by name; pods that do not answer are left out."""
+        return {
+            name: int(load.get("num_running") or 0) + int(load.get("num_waiting") or 0)
+            for name, load in (await self._loads(pods)).items()
+        }
+
+    async def weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
+        """Identity of the files that each pod holds, by name; pods that do not say are left out."""
+        found = {}
+        for name, load in (await self._loads(pods)).items():
+            given = load.get("weights")
+            if isinstance(given, dict) and len(digest := str(given.get("digest") or "")) == 64:
+                parts = {"digest": digest} | {
+                    key: str(given[key])[:limit]
+                    for key, limit in (("source", 1024), ("commit", 64))
+                    if given.get(key)
+                }
+                found[name] = parts
+        return found
+
+    async def _loads(self, pods: list[Object]) -> dict[str, Object]:
+        """`GET /v1/load` of each pod, by name; pods that do not answer are left out."""
         if not pods:
             return {}
         token = await peer_token(self._api, pods[0]["metadata"]["namespace"])
@@ -140,13 +161,11 @@ class WorkerPods:
             ),
             return_exceptions=True,
         )
-        found = {}
-        for pod, answer in zip(pods, answers, strict=True):
-            if isinstance(answer, tuple) and answer[0] == 200 and isinstance(answer[1], dict):
-                load = answer[1]
-                count = int(load.get("num_running") or 0) + int(load.get("num_waiting") or 0)
-                found[pod["metadata"]["name"]] = count
-        return found
+        return {
+            pod["metadata"]["name"]: answer[1]
+            for pod, answer in zip(pods, answers, strict=True)
+            if isinstance(answer, tuple) and answer[0] == 200 and isinstance(answer[1], dict)
+        }
 
     async def _test(self, prefill: Object, decode: Object) -> LinkTest:
         namespace = prefill["metadata"]["namespace"]

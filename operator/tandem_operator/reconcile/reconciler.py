@@ -60,6 +60,7 @@ OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
+HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
@@ -103,6 +104,10 @@ async def _unknown_load(_: list[Object]) -> dict[str, int]:
     return {}
 
 
+async def _unknown_weights(_: list[Object]) -> dict[str, dict[str, str]]:
+    return {}
+
+
 def _nothing_remembered(namespace: str, name: str) -> None:
     return None
 
@@ -117,6 +122,7 @@ class Reconciler:
 
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
     traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
+    weights: identity of the files that each worker pod holds, by name.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
     and name of a Router that is gone.
@@ -128,6 +134,7 @@ class Reconciler:
     link_tester: LinkTester = _untested
     traffic: Traffic = _unmeasured
     busy: Busy = _unknown_load
+    weights: HeldWeights = _unknown_weights
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
@@ -159,7 +166,9 @@ class Reconciler:
         labels = {**MANAGED, MODEL_LABEL: model.metadata.name}
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
-        plan = plan_model(model, children, pods, self.settings, secrets.token_urlsafe(32))
+        old = obj.get("status") or {}
+        token = secrets.token_urlsafe(32)
+        plan = plan_model(model, children, pods, self.settings, token, old.get("weights"))
         await self._price_deletions(plan, pods, result)
         await self._apply(plan, children, pods, result)
         # As they were seen: one made in this pass has nothing to say yet, and wakes the next one.
@@ -174,7 +183,6 @@ class Reconciler:
         if link.ok is not True and _both_roles_ready(pods):
             result.look_again(LINK_RETRY_S)
         revision = revision_of(model, self.settings) if plan.apply else ""
-        old = obj.get("status") or {}
         status = model_status(
             model,
             old,
@@ -185,6 +193,7 @@ class Reconciler:
             link,
             self.now(),
             refused=refused_pods(children),
+            weights=await self.weights([p for p in pods if is_ready(p)]),
         )
         await self._write_status(obj, status, result)
 

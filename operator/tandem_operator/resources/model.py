@@ -30,6 +30,11 @@ class WeightsCache(Resource):
     storage_class_name: Name | None = Field(
         default=None, description="StorageClass of the claim; the cluster's default when absent."
     )
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
+        default="ReadWriteMany",
+        description="How pods share the claim: ReadWriteMany on any node; ReadWriteOnce, which "
+        "every storage class offers, only on one node, so for one worker or workers kept together.",
+    )
 
 
 class Weights(Resource):
@@ -263,6 +268,20 @@ class ModelSpec(Resource):
         return {name: role for name, role in pairs if role is not None}
 
 
+class WeightsStatus(Resource):
+    """Which weights the ready workers hold."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)] = Field(
+        description="SHA-256 over names and content of the files that a worker reads."
+    )
+    source: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        default="", description="URI that they were downloaded from; empty for other volumes."
+    )
+    commit: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="The hub's commit that the source was resolved to, for hf://."
+    )
+
+
 class RoleStatus(Resource):
     """What is running for one role."""
 
@@ -288,6 +307,9 @@ class ModelStatus(Resource):
     )
     revision: LabelValue | None = Field(
         default=None, description="Hash that pairs the pods of both roles."
+    )
+    weights: WeightsStatus | None = Field(
+        default=None, description="The weights that are served; kept while no worker runs."
     )
     roles: list[RoleStatus] = Field(
         default_factory=list, max_length=3, description="Counts of workers, one entry per role."
