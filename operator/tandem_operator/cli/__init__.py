@@ -13,6 +13,7 @@ from collections.abc import Sequence
 _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
     ("demo",): "tandem_operator.demo.run",
+    ("simulate",): "tandem_operator.cli.simulate",
 }
 
 

@@ -10,10 +10,11 @@ the tests drive this same object.
 
 from __future__ import annotations
 
+import bisect
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, hash_block
 
@@ -79,9 +80,12 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Positions ``start .. start + num_tokens`` of one sequence, computed in one step."""
+class Chunk(NamedTuple):
+    """Positions ``start .. start + num_tokens`` of one sequence, computed in one step.
+
+    A tuple, because a step of 256 sequences makes 256 of them: a frozen dataclass takes three
+    times as long.
+    """
 
     sequence: Sequence
     start: int
@@ -181,7 +185,7 @@ class Scheduler:
         sequence.state = State.WAITING
         sequence.queued_since_s = now_s
         sequence.level = self._join_level(len(sequence.token_ids))
-        self.waiting.append(sequence)
+        self._enqueue(sequence, now_s)
 
     def finish(self, sequence: Sequence, *, hold: bool = False) -> None:
         """Stop computing a sequence; frees its blocks unless ``hold`` (see :meth:`let_go`)."""
@@ -224,7 +228,7 @@ class Scheduler:
         sequence.remote_prefill = False
         sequence.state = State.WAITING
         sequence.queued_since_s = now_s
-        self.waiting.insert(0, sequence)
+        self._enqueue(sequence, now_s)
         return exposed
 
     def remote_abandoned(self, sequence: Sequence) -> list[int]:
@@ -253,28 +257,37 @@ class Scheduler:
         step = Step()
         budget = self.limits.max_batched_tokens
         selected, paused = self._select(now_s)
-        decodes = [s for s in selected if s.num_uncomputed_tokens == 1]
-        prefills = [s for s in selected if s.num_uncomputed_tokens > 1]
-
-        for sequence in decodes:
-            if sequence.state is not State.RUNNING or budget == 0:
+        size = self.blocks.block_size
+        chunks = step.chunks
+        prefills: list[Sequence] = []
+        for sequence in selected:
+            computed = sequence.num_computed_tokens
+            if len(sequence.token_ids) - computed > 1:
+                prefills.append(sequence)
                 continue
-            if self._grow(sequence, 1, step, now_s):
-                step.chunks.append(Chunk(sequence, sequence.num_computed_tokens, 1))
+            if budget == 0 or sequence.state is not State.RUNNING:
+                continue
+            # Most decodes have room in their last block: no call for those.
+            roomy = computed < len(sequence.block_ids) * size
+            if roomy or self._grow(sequence, 1, step, now_s):
+                chunks.append(Chunk(sequence, computed, 1))
                 budget -= 1
-        step.chunks = [c for c in step.chunks if c.sequence.state is State.RUNNING]
-        step.num_decodes = len(step.chunks)
+        if step.preempted:
+            chunks = step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
+        step.num_decodes = len(chunks)
 
         for sequence in prefills:
             if sequence.state is not State.RUNNING or budget == 0:
                 continue
             num_tokens = min(budget, sequence.num_uncomputed_tokens)
             if self._grow(sequence, num_tokens, step, now_s):
-                step.chunks.append(Chunk(sequence, sequence.num_computed_tokens, num_tokens))
+                chunks.append(Chunk(sequence, sequence.num_computed_tokens, num_tokens))
                 budget -= num_tokens
-        # A later sequence's growth may have preempted one that was already given a chunk.
-        step.chunks = [c for c in step.chunks if c.sequence.state is State.RUNNING]
-        step.num_decodes = sum(1 for c in step.chunks[: step.num_decodes] if c.num_tokens == 1)
+        if step.preempted:
+            # A later sequence's growth may have preempted one that was already given a chunk.
+            kept = [c for c in chunks if c.sequence.state is State.RUNNING]
+            step.num_decodes = sum(1 for c in kept[: step.num_decodes] if c.num_tokens == 1)
+            step.chunks = kept
 
         if not step.preempted:
             budget = self.limits.max_batched_tokens - step.num_tokens
@@ -283,18 +296,66 @@ class Scheduler:
 
     def advance(self, step: Step) -> None:
         """Record that a step's chunks are computed; sampled tokens are appended by the caller."""
+        size = self.blocks.block_size
+        caches = self.blocks.prefix_cache
+        is_mlfq = self.order == "mlfq"
         for chunk in step.chunks:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+            computed = sequence.num_computed_tokens = chunk.start + chunk.num_tokens
             sequence.served_tokens += chunk.num_tokens
-            if self.order == "mlfq":
+            if is_mlfq:
                 quantum = self.limits.mlfq_quantum_tokens << sequence.level
                 if sequence.served_tokens >= quantum and sequence.level < _NUM_LEVELS - 1:
                     sequence.level += 1
                     sequence.served_tokens = 0
+            if caches and computed // size > sequence.num_published:
+                self._publish(sequence)
+
+    def num_quiet_steps(self, most: int) -> int:
+        """How many coming steps, at most ``most``, would only decode every running sequence once.
+
+        0 where a step could do anything else: admit, prefill, preempt, or change an order. A
+        caller that knows no request arrives or finishes meanwhile may take them at once with
+        :meth:`advance_quiet` instead of one by one.
+        """
+        running = self.running
+        if self.order == "mlfq" or not running or len(running) > self.limits.max_batched_tokens:
+            return 0
+        if self.waiting and len(running) + len(self.awaiting_kv) < self.limits.max_num_seqs:
+            return 0
+        if any(len(s.token_ids) - s.num_computed_tokens != 1 for s in running):
+            return 0
+        low, high = 0, most
+        while low < high:  # almost always the first guess fits
+            steps = high if low == 0 and high == most else (low + high + 1) // 2
+            if self._blocks_for(steps) <= self.blocks.num_available:
+                low = steps
+            else:
+                high = steps - 1
+        return low
+
+    def advance_quiet(self, num_steps: int) -> None:
+        """Record so many quiet steps; the caller has appended the token that each one sampled."""
+        size = self.blocks.block_size
+        for sequence in self.running:
+            computed = sequence.num_computed_tokens + num_steps
+            missing = -(-computed // size) - len(sequence.block_ids)
+            if missing > 0:
+                fresh = self.blocks.allocate(missing)
+                assert fresh is not None, "num_quiet_steps counted the blocks"
+                sequence.block_ids += fresh
+            sequence.num_computed_tokens = computed
+            sequence.served_tokens += num_steps
             self._publish(sequence)
+
+    def _blocks_for(self, num_steps: int) -> int:
+        size = self.blocks.block_size
+        return sum(
+            max(0, -(-(s.num_computed_tokens + num_steps) // size) - len(s.block_ids))
+            for s in self.running
+        )
 
     # -- the parts of a step ---------------------------------------------------------------------
 
@@ -338,9 +399,12 @@ class Scheduler:
         """Move waiting sequences in while blocks, slots and budget last."""
         if not self.waiting:
             return
-        self.waiting.sort(key=lambda s: self._rank(s, now_s))
+        if self.order == "mlfq":  # the only order whose ranks change while waiting
+            self.waiting.sort(key=lambda s: self._rank(s, now_s))
         in_use = len(self.running) - len(paused) + len(self.awaiting_kv)
         slots = self.limits.max_num_seqs - in_use
+        if slots <= 0:
+            return
         taken: list[Sequence] = []
         for sequence in list(self.waiting):
             if slots <= 0:
@@ -379,8 +443,13 @@ class Scheduler:
             num_tokens = min(budget, uncached)
             step.chunks.append(Chunk(sequence, num_cached, num_tokens))
             budget -= num_tokens
-        for sequence in taken:
-            self.waiting.remove(sequence)
+        if taken:  # they stand in front, except under MLFQ's preemptions
+            admitted = set(map(id, taken))
+            self.waiting = [s for s in self.waiting if id(s) not in admitted]
+
+    def _enqueue(self, sequence: Sequence, now_s: float) -> None:
+        """Into the waiting queue, at its place."""
+        bisect.insort_right(self.waiting, sequence, key=lambda s: self._rank(s, now_s))
 
     def _fits(self, needed: int, hits: list[int]) -> bool:
         """Whether these cached blocks and that many fresh ones could be had now."""
@@ -421,7 +490,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         sequence.state = State.WAITING
         sequence.queued_since_s = now_s
-        self.waiting.append(sequence)
+        self._enqueue(sequence, now_s)
         step.preempted.append(sequence)
 
     def _publish(self, sequence: Sequence) -> None:

@@ -1,0 +1,253 @@
+"""Requests to replay: public traces, one's own JSON lines, and generators.
+
+Every reader yields :class:`Arrival` in order of time, one at a time, so that a million of them
+need no memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+class TraceError(ValueError):
+    """A trace cannot be read; the message names the file, the line and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a trace.
+
+    Attributes:
+        at_s: Since the first request.
+        prompt_tokens: Length of the prompt.
+        output_tokens: Length of the answer by tier name; under "" for every other tier.
+        prefix: Ids of the prompt's blocks of ``block_tokens`` tokens: equal ids in front mean an
+            equal prefix. Empty where the trace does not say.
+        quality: True quality of each tier's answer, 0 to 1; empty where unknown.
+        predicted: What the predictor says of them; empty: nothing.
+        tier: Forced, or None.
+    """
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: Mapping[str, int]
+    prefix: tuple[int, ...] = ()
+    block_tokens: int = 512
+    quality: Mapping[str, float] | None = None
+    predicted: Mapping[str, float] | None = None
+    tier: str | None = None
+
+    def output_of(self, tier: str) -> int:
+        """Length of a tier's answer, at least one token."""
+        found = self.output_tokens.get(tier)
+        return max(1, self.output_tokens.get("", 1) if found is None else found)
+
+
+def read_trace(path: Path) -> Iterator[Arrival]:
+    """Arrivals of a file; its form is told by its first line.
+
+    Known: Azure's CSV (TIMESTAMP, ContextTokens, GeneratedTokens), ServeGen's (timestamp_s,
+    input_tokens, output_tokens), Splitwise's (arrival_timestamp, prompt_size, token_size),
+    Mooncake's JSON lines (timestamp in ms, input_length, output_length, hash_ids) and own JSON
+    lines {"at_s", "prompt_tokens", "output_tokens", "prefix"?, "quality"?, "predicted"?, "tier"?}.
+
+    Raises TraceError.
+    """
+    try:
+        with path.open(encoding="utf-8") as f:
+            first = f.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from error
+    if not first.strip():
+        raise TraceError(f"{path} is empty")
+    rows = _json_rows(path) if first.lstrip().startswith("{") else _csv_rows(path, first)
+    return _in_order(path, rows)
+
+
+def _in_order(path: Path, rows: Iterator[tuple[int, Arrival]]) -> Iterator[Arrival]:
+    start: float | None = None
+    last = -math.inf
+    for line, arrival in rows:
+        start = arrival.at_s if start is None else start
+        if arrival.at_s < last:
+            raise TraceError(f"{path}:{line}: times go back; sort the trace by time")
+        last = arrival.at_s
+        yield replace(arrival, at_s=arrival.at_s - start)
+
+
+_CSV_FORMS: tuple[tuple[str, str, str], ...] = (
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    ("timestamp_s", "input_tokens", "output_tokens"),
+    ("arrival_timestamp", "prompt_size", "token_size"),
+    ("at_s", "prompt_tokens", "output_tokens"),
+)
+
+
+def _csv_rows(path: Path, header: str) -> Iterator[tuple[int, Arrival]]:
+    columns = [name.strip() for name in header.strip().split(",")]
+    form = next((form for form in _CSV_FORMS if set(form) <= set(columns)), None)
+    if form is None:
+        wanted = "; ".join(", ".join(form) for form in _CSV_FORMS)
+        raise TraceError(f"{path} has the columns {', '.join(columns)}; wanted: {wanted}")
+    when, prompt, output = form
+    read_time = _timestamp if when == "TIMESTAMP" else float
+    with path.open(encoding="utf-8", newline="") as f:
+        for line, row in enumerate(csv.DictReader(f), start=2):
+            try:
+                arrival = Arrival(
+                    read_time(row[when]),
+                    max(1, int(float(row[prompt]))),
+                    {"": max(1, int(float(row[output])))},
+                )
+            except (TypeError, ValueError) as error:
+                raise TraceError(f"{path}:{line}: {error}") from error
+            yield line, arrival
+
+
+def _timestamp(text: str) -> float:
+    whole, _, fraction = text.partition(".")
+    moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
+    return moment.timestamp() + float(f"0.{fraction or 0}")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Arrival]]:
+    with path.open(encoding="utf-8") as f:
+        for number, line in enumerate(f, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                arrival = _mooncake(row) if "input_length" in row else _own(row)
+            except (KeyError, TypeError, ValueError) as error:
+                what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                raise TraceError(f"{path}:{number}: {what}") from error
+            yield number, arrival
+
+
+def _mooncake(row: Mapping[str, Any]) -> Arrival:
+    return Arrival(
+        float(row["timestamp"]) / 1000.0,
+        max(1, int(row["input_length"])),
+        {"": max(1, int(row["output_length"]))},
+        tuple(int(block) for block in row.get("hash_ids", ())),
+    )
+
+
+_OWN = {
+    "at_s", "prompt_tokens", "output_tokens", "prefix", "block_tokens", "quality", "predicted",
+    "tier",
+}  # fmt: skip
+
+
+def _own(row: Mapping[str, Any]) -> Arrival:
+    unknown = sorted(set(row) - _OWN)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_OWN))}")
+    output = row["output_tokens"]
+    lengths = output if isinstance(output, dict) else {"": output}
+    return Arrival(
+        float(row["at_s"]),
+        max(1, int(row["prompt_tokens"])),
+        {str(tier): max(1, int(length)) for tier, length in lengths.items()},
+        tuple(int(block) for block in row.get("prefix", ())),
+        int(row.get("block_tokens", 512)),
+        row.get("quality"),
+        row.get("predicted"),
+        row.get("tier"),
+    )
+
+
+def generate(
+    rate: float,
+    duration_s: float,
+    seed: int,
+    *,
+    shape: float = 1.0,
+    prompt_tokens: Sequence[int] = (1024,),
+    output_tokens: Sequence[int] = (128,),
+) -> Iterator[Arrival]:
+    """Arrivals with Gamma-distributed gaps; shape 1 is a Poisson process, below 1 comes in bursts.
+
+    Lengths are drawn in pairs, with replacement, from the two sequences.
+    """
+    if not (rate > 0.0 and duration_s > 0.0 and shape > 0.0):
+        raise TraceError(f"rate={rate}, duration={duration_s}, shape={shape} must be positive")
+    rng = random.Random(seed)
+    num_pairs = min(len(prompt_tokens), len(output_tokens))
+    now = rng.gammavariate(shape, 1.0 / (rate * shape))
+    while now < duration_s:
+        pair = rng.randrange(num_pairs)
+        yield Arrival(now, max(1, prompt_tokens[pair]), {"": max(1, output_tokens[pair])})
+        now += rng.gammavariate(shape, 1.0 / (rate * shape))
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """Measured outcome of one prompt: quality and answer length by tier, and a prediction."""
+
+    quality: Mapping[str, float]
+    output_tokens: Mapping[str, int]
+    predicted: Mapping[str, float] | None
+
+
+def read_outcomes(
+    path: Path, predict: Callable[[str], Mapping[str, float]] | None = None
+) -> list[OutcomeRow]:
+    """Rows as `tandem train` reads them, gzip or plain; each prompt scored once if asked.
+
+    Raises TraceError.
+    """
+    import gzip
+
+    rows = []
+    read = gzip.open if path.suffix == ".gz" else open
+    try:
+        with read(path, "rt", encoding="utf-8") as f:
+            for line in f:
+                row = json.loads(line)
+                lengths = row.get("output_tokens") or {}
+                predicted = row.get("predicted")
+                if predicted is None and predict is not None:
+                    predicted = predict(row["prompt"])
+                rows.append(
+                    OutcomeRow(
+                        {str(t): float(q) for t, q in row["quality"].items()},
+                        {str(t): int(n) for t, n in lengths.items()},
+                        predicted,
+                    )
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(f"{path}: {error} (rows look like those of `tandem train`)") from error
+    if not rows:
+        raise TraceError(f"{path} holds no outcome")
+    return rows
+
+
+def with_outcomes(
+    arrivals: Iterator[Arrival], rows: Sequence[OutcomeRow], seed: int, *, keep_lengths: bool = True
+) -> Iterator[Arrival]:
+    """Each arrival with a drawn outcome; requests with the same first block draw the same row.
+
+    keep_lengths: the trace's answer lengths stay, else those of the outcome count where it has any.
+    """
+    rng = random.Random(seed)
+    by_root: dict[int, OutcomeRow] = {}
+    for arrival in arrivals:
+        root = arrival.prefix[1] if len(arrival.prefix) > 1 else None
+        row = by_root.get(root) if root is not None else None
+        if row is None:
+            row = rows[rng.randrange(len(rows))]
+            if root is not None:
+                by_root[root] = row
+        lengths = arrival.output_tokens
+        if not keep_lengths and row.output_tokens:
+            lengths = row.output_tokens
+        yield replace(arrival, quality=row.quality, predicted=row.predicted, output_tokens=lengths)

@@ -1,0 +1,149 @@
+"""The router of a simulation: the production policy, fed from the trace's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tandem_operator.simulate.arrivals import Arrival
+from tandem_router.control import RoutingCurve
+from tandem_router.control.predicted_floor import PredictedFloor
+from tandem_router.policy import (
+    Decision,
+    LatencySlo,
+    Overrides,
+    PlainScore,
+    PolicySetPoints,
+    PolicyState,
+    RouteRequest,
+    ScoreStatus,
+    TierOption,
+    decide,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TierPlan:
+    """One tier as the router knows it.
+
+    Attributes:
+        external_ttft_s: Of an external tier: how long its first token takes; None for our own.
+        external_tpot_s: Its time per token.
+    """
+
+    name: str
+    usd_per_1m_input_tokens: float = 0.0
+    usd_per_1m_output_tokens: float = 0.0
+    max_share: float | None = None
+    external_ttft_s: float | None = None
+    external_tpot_s: float = 0.02
+
+
+class Front:
+    """Chooses a tier per request and counts it.
+
+    Args:
+        tiers: In the Router's order.
+        fallback: Tier without scores; None: the dearest.
+        threshold: Gain threshold at the start.
+        quality_floor: Held on predictions, as the router does before it has labels.
+        available: Whether a tier has a worker now.
+    """
+
+    def __init__(
+        self,
+        tiers: tuple[TierPlan, ...],
+        *,
+        fallback: str | None,
+        threshold: float,
+        quality_floor: float | None,
+        ttft_slo_s: float | None,
+        tpot_slo_s: float | None,
+        available: Callable[[str], bool],
+    ) -> None:
+        self._tiers = tiers
+        self._available = available
+        self.set_points = PolicySetPoints(
+            gain_threshold=threshold,
+            fallback_tier=fallback,
+            slo=LatencySlo(ttft_slo_s, tpot_slo_s),
+            unbilled=frozenset(t.name for t in tiers if t.external_ttft_s is None),
+        )
+        self._state = PolicyState()
+        self._curve = RoutingCurve()
+        self._floor = (
+            PredictedFloor(quality_floor, threshold) if quality_floor is not None else None
+        )
+        self.counts = {tier.name: [0, 0, 0] for tier in tiers}  # requests, prompt, output tokens
+        self.num_inflight = 0
+        self.num_arrived = 0
+        self.num_refused = 0
+
+    def choose(self, arrival: Arrival) -> Decision:
+        """The policy's decision, counted."""
+        self.num_arrived += 1
+        score = PlainScore(arrival.predicted) if arrival.predicted else None
+        options = [
+            TierOption(
+                name=tier.name,
+                available=self._available(tier.name),
+                usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
+                usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
+                max_share=tier.max_share,
+            )
+            for tier in self._tiers
+        ]
+        if not any(option.available for option in options):
+            options = [replace(option, available=True) for option in options]  # held, not refused
+        request = RouteRequest(
+            prompt_tokens=arrival.prompt_tokens,
+            score=score,
+            score_status=ScoreStatus.OK if score else ScoreStatus.ABSENT,
+            overrides=Overrides(tier=arrival.tier),
+        )
+        decision = decide(request, options, self.set_points, self._state)
+        if decision.tier is not None:
+            self._state.record(decision.tier, arrival.prompt_tokens)
+        self._curve.observe(decision)
+        if self._floor is not None and arrival.predicted and decision.gain is not None:
+            dearest = decision.verdicts[-1].quality
+            if dearest is not None and self._floor.observe(decision.gain, dearest):
+                self.set_points = replace(self.set_points, gain_threshold=self._floor.threshold)
+        return decision
+
+    def finished(self, tier: str, prompt_tokens: int, output_tokens: int) -> None:
+        """A request was served."""
+        row = self.counts[tier]
+        row[0] += 1
+        row[1] += prompt_tokens
+        row[2] += output_tokens
+
+    def move_threshold(self, threshold: float) -> None:
+        """The control loop owns the threshold from here on."""
+        self._floor = None
+        self.set_points = replace(self.set_points, gain_threshold=threshold)
+
+    def state(self) -> dict[str, Any]:
+        """What GET /admin/state says, as far as the control loop reads it."""
+        return {
+            "num_inflight": self.num_inflight,
+            "tiers": [
+                {
+                    "name": name,
+                    "num_requests": row[0],
+                    "prompt_tokens": row[1],
+                    "output_tokens": row[2],
+                }
+                for name, row in self.counts.items()
+            ],
+            "curve": [
+                {
+                    "threshold": point.threshold,
+                    "shares": point.shares,
+                    "quality_ratio": point.quality_ratio,
+                }
+                for point in self._curve.points()
+            ],
+            "set_points": {"gain_threshold": self.set_points.gain_threshold},
+        }

@@ -1,0 +1,105 @@
+"""Traces are read in the forms in which they are published; what cannot be read says why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from tandem_operator.simulate.arrivals import (
+    Arrival,
+    TraceError,
+    generate,
+    read_outcomes,
+    read_trace,
+    with_outcomes,
+)
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is absent")
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "count", "prompt", "output"),
+    [
+        ("azure2023/AzureLLMInferenceTrace_conv.csv", 19_366, 374, 44),
+        ("servegen/r1_18h_5rps_1h_seed0.csv", 17_951, 234, 474),
+        ("mooncake/conversation_trace.jsonl", 12_031, 6_758, 500),
+    ],
+)
+def test_public_traces_are_read_whole(name: str, count: int, prompt: int, output: int) -> None:
+    arrivals = list(read_trace(DATA / name))
+
+    assert len(arrivals) == count
+    assert (arrivals[0].prompt_tokens, arrivals[0].output_of("any")) == (prompt, output)
+    assert arrivals[0].at_s == 0.0
+
+
+def test_own_lines_may_give_lengths_per_tier_and_qualities(tmp_path: Path) -> None:
+    row = {
+        "at_s": 3.5,
+        "prompt_tokens": 100,
+        "output_tokens": {"small": 10, "large": 30},
+        "quality": {"small": 0.0, "large": 1.0},
+        "tier": "large",
+    }
+
+    (arrival,) = read_trace(written(tmp_path, "t.jsonl", json.dumps(row) + "\n"))
+
+    assert (arrival.output_of("large"), arrival.output_of("small")) == (30, 10)
+    assert arrival.tier == "large"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("a,b\n1,2\n", "has the columns a, b; wanted"),
+        ("timestamp_s,input_tokens,output_tokens\n1,x,2\n", ":2:"),
+        ("timestamp_s,input_tokens,output_tokens\n2,1,2\n1,1,2\n", ":3: times go back"),
+        ('{"at_s": 1, "prompt_tokens": 2}\n', ":1: 'output_tokens' is missing"),
+        ('{"at_s": 1, "prompt_tokens": 2, "output_tokens": 3, "qualty": {}}', "unknown field"),
+        ("{not json\n", ":1:"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_says_where_and_why(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    with pytest.raises(TraceError, match=says):
+        list(read_trace(written(tmp_path, "trace", text)))
+
+
+def test_generated_gaps_have_the_rate_asked_for_and_come_in_bursts_when_asked() -> None:
+    steady = [a.at_s for a in generate(10.0, 2000.0, 1)]
+    bursts = [a.at_s for a in generate(10.0, 2000.0, 1, shape=0.2)]
+
+    def spread(times: list[float]) -> float:
+        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        mean = sum(gaps) / len(gaps)
+        return sum((g - mean) ** 2 for g in gaps) / len(gaps) / mean**2
+
+    assert len(steady) == pytest.approx(20_000, rel=0.03)
+    assert spread(steady) == pytest.approx(1.0, rel=0.1)
+    assert spread(bursts) == pytest.approx(5.0, rel=0.2)
+
+
+def test_requests_of_one_conversation_draw_one_outcome(tmp_path: Path) -> None:
+    path = tmp_path / "graded.jsonl.gz"
+    with gzip.open(path, "wt") as f:
+        for index in range(50):
+            f.write(json.dumps({"prompt": "p", "quality": {"small": index / 50.0}}) + "\n")
+    turns = [Arrival(float(i), 10, {"": 1}, (0, i % 3, i)) for i in range(30)]
+
+    drawn = list(with_outcomes(iter(turns), read_outcomes(path), seed=1))
+
+    by_root = {(a.prefix[1], a.quality["small"]) for a in drawn if a.quality}
+    assert len(by_root) == 3
