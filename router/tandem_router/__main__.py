@@ -24,6 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoints", type=Path, help="JSON file with the workers of each tier")
     parser.add_argument("--peer-token-file", type=Path, help="secret shared with the workers")
     parser.add_argument("--key-secret-file", type=Path, help="secret of the API key hashes")
+    parser.add_argument("--metrics-token-file", type=Path, help="opens /metrics once tenants exist")
+    parser.add_argument("--store-file", type=Path, help="SQLite file, for store.type=sqlite")
+    parser.add_argument(
+        "--store-url-file", type=Path, help="file with a PostgreSQL URL, for store.type=postgres"
+    )
     parser.add_argument("--host", help="address to listen on (default: $POD_IP or 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (default: http_port of the configuration)")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
@@ -54,6 +59,10 @@ def _run(args: argparse.Namespace) -> int:
         endpoints_path=args.endpoints,
         peer_token=_secret_text(args.peer_token_file),
         key_secret=_key_secret(args.key_secret_file),
+        metrics_token=_secret_text(args.metrics_token_file),
+        store_file=args.store_file,
+        store_url=_secret_text(args.store_url_file),
+        config_path=args.config,
     )
     host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
     port = args.port or config.http_port
@@ -93,7 +102,7 @@ def _secret_text(path: Path | None) -> str | None:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not text:
-        raise ConfigError(f"{path}: the peer token is empty")
+        raise ConfigError(f"{path}: the file is empty")
     return text
 
 

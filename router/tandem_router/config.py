@@ -189,7 +189,8 @@ class TenantConfig(Section):
         default=(),
         max_length=16,
         description="`hmac-sha256:<64 hex digits>` of each API key under the secret given by "
-        "--key-secret-file (`python -m tandem_router.api.api_keys` makes both).",
+        "--key-secret-file (`python -m tandem_router.api.api_keys` makes both); more may be minted "
+        "at run time.",
     )
     allowed_tiers: tuple[str, ...] | None = Field(
         default=None, description="Tiers this tenant may use; absent: all."
@@ -219,6 +220,23 @@ class TenantConfig(Section):
                     "`python -m tandem_router.api.api_keys`"
                 )
         return self
+
+
+class StoreConfig(Section):
+    """Where spend, decisions, keys and labels are kept; the place is a command-line argument."""
+
+    type: Literal["memory", "sqlite", "postgres"] = Field(
+        default="memory",
+        description="memory: gone with the process; sqlite: the file given by --store-file, for "
+        "one router; postgres: the database whose URL is in --store-url-file, for several.",
+    )
+    flush_s: Positive = Field(
+        default=0.5,
+        description="Time between two batches: what a killed process loses at most.",
+    )
+    max_decisions: int = Field(
+        default=100_000, ge=1, le=100_000_000, description="Decisions kept; the oldest go first."
+    )
 
 
 class LimitsConfig(Section):
@@ -328,6 +346,12 @@ class RouterConfig(Section):
     """Everything one router needs besides its mounted files."""
 
     name: Name = Field(description="Model name that routes: `model: <name>`.")
+    generation: int = Field(
+        default=0,
+        ge=0,
+        description="Of the settings that change while it runs; older ones that come late are "
+        "ignored.",
+    )
     tiers: tuple[TierConfig, ...] = Field(min_length=1, max_length=16)
     fallback_tier: str = Field(description="Tier used when the predictor is late or broken.")
     predictor: PredictorConfig = PredictorConfig()
@@ -344,6 +368,11 @@ class RouterConfig(Section):
         description="Gain above which the dearest tier answers; absent: what holds "
         "`objective.quality_floor`, else 0.1 (Length: 0.5).",
     )
+    routing: Literal["Active", "Advise"] = Field(
+        default="Active",
+        description="Advise: decide and record, and send everything to the fallback tier.",
+    )
+    store: StoreConfig = StoreConfig()
     limits: LimitsConfig = LimitsConfig()
     failover: FailoverConfig = FailoverConfig()
     picking: PickingConfig = PickingConfig()

@@ -9,6 +9,10 @@ class Prices:
     """List prices of a router's tiers; `dearest` and `cheapest` are tier names."""
 
     def __init__(self, config: RouterConfig) -> None:
+        self.reconfigure(config)
+
+    def reconfigure(self, config: RouterConfig) -> None:
+        """Take other prices."""
         self._tiers = {tier.name: tier for tier in config.tiers}
         # Of equally priced tiers the last declared is the dearest, as the policy ranks them.
         self.dearest = max(reversed(config.tiers), key=_list_price).name

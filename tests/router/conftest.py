@@ -16,6 +16,8 @@ from tandem_router.testing.asgi_client import Client
 from tandem_router.testing.fake_worker import FakeWorker, token_text
 from tandem_router.testing.two_tiers import CONFIG
 
+OPTIONS = ("predictor", "peer_token", "key_secret", "metrics_token", "store_file", "store_url")
+
 
 @pytest.fixture
 def make_config() -> Callable[..., RouterConfig]:
@@ -53,11 +55,7 @@ def run_router(make_config: Callable[..., RouterConfig], tmp_path: Any) -> Calla
         background: bool = True,
         **changes: Any,
     ) -> AsyncIterator[tuple[Client, RouterApp]]:
-        options = {
-            name: changes.pop(name)
-            for name in ("predictor", "peer_token", "key_secret")
-            if name in changes
-        }
+        options = {name: changes.pop(name) for name in OPTIONS if name in changes}
         app = RouterApp(
             make_config(**changes),
             endpoints_path=tmp_path / "endpoints.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,24 +10,33 @@ import pytest
 from tandem_router.api.api_keys import Authenticator, key_hash, main
 from tandem_router.config import TenantConfig
 from tandem_router.errors import ApiError, ConfigError
+from tandem_router.store.writer import Store
 
 SECRET = b"0123456789abcdef"
 
 
+def memory() -> Store:
+    return Store(None, wall_clock=time.time)
+
+
 def test_keys_are_matched_by_keyed_hash() -> None:
     tenants = [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k1"), key_hash(SECRET, "k2")))]
-    gate = Authenticator(tenants, SECRET)
+    gate = Authenticator(tenants, SECRET, memory(), time.time)
 
-    assert gate.tenant("k2") is tenants[0]
+    found = gate.caller("k2")
+    assert found is not None
+    assert found.tenant is tenants[0]
     for bad in (None, "", "k3", "k1 "):
         with pytest.raises(ApiError) as refused:
-            gate.tenant(bad)
+            gate.caller(bad)
         assert refused.value.status == 401
 
 
 def test_key_hashes_without_a_secret_are_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="--key-secret-file"):
-        Authenticator([TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k"),))], None)
+        Authenticator(
+            [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k"),))], None, memory(), time.time
+        )
 
 
 def test_new_keys_come_with_the_hash_the_configuration_needs(tmp_path: Any, capsys: Any) -> None:

@@ -116,7 +116,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(tokens=st.floats(0.0, 9000.0))
     def hold(self, tokens: float) -> None:
         with contextlib.suppress(ApiError):
-            self.open.append(self.ledger.hold(self.ledger.account("team"), tokens))
+            self.open.append(self.ledger.hold("team", tokens))
 
     @precondition(lambda self: self.open)
     @rule(
@@ -165,7 +165,7 @@ class Bookkeeping(RuleBasedStateMachine):
         assert account.usd.spent == pytest.approx(self.used_usd, abs=1e-6)
         assert account.tokens.spent == pytest.approx(self.used_tokens, abs=1e-6)
         assert self.ledger.budget.spent == pytest.approx(self.billed_usd, abs=1e-6)
-        assert account.usd.held == pytest.approx(sum(h.tenant_usd for h in self.open), abs=1e-6)
+        assert account.usd.held == pytest.approx(sum(h.usd for h in self.open), abs=1e-6)
         assert self.ledger.budget.held == pytest.approx(
             sum(h.budget_usd for h in self.open), abs=1e-6
         )
@@ -183,7 +183,7 @@ def test_a_request_that_changes_tier_holds_the_cost_of_its_last_tier_only() -> N
     assert team.usd is not None
     assert book.budget is not None
     full = book.budget.left(0.0)
-    hold = book.hold(team, 10.0)
+    hold = book.hold("team", 10.0)
 
     assert book.move(hold, "theirs", 4.0)
     assert book.budget.left(0.0) == pytest.approx(full - 4.0)
@@ -198,12 +198,12 @@ def test_a_request_that_changes_tier_holds_the_cost_of_its_last_tier_only() -> N
 
 def test_a_request_stays_where_it_is_when_the_budget_cannot_pay_the_other_tier() -> None:
     book = ledger(Clock(), 0.012, team_usd=10.0)
-    hold = book.hold(book.account("team"), 10.0)
+    hold = book.hold("team", 10.0)
     assert book.move(hold, "ours", 1.0)
 
     assert not book.move(hold, "theirs", 2.0)
 
-    assert (hold.tier, hold.tenant_usd, hold.budget_usd) == ("ours", 1.0, 0.0)
+    assert (hold.tier, hold.usd, hold.budget_usd) == ("ours", 1.0, 0.0)
     assert book.means(hold).tenant_usd == pytest.approx(10.0)
 
 
@@ -211,11 +211,11 @@ def test_what_a_failed_attempt_used_is_booked_even_where_the_next_cannot_be_paid
     book = ledger(Clock(), team_usd=1.0)
     team = book.account("team")
     assert team.usd is not None
-    hold = book.hold(team, 100.0)
+    hold = book.hold("team", 100.0)
     assert book.move(hold, "theirs", 0.6)
 
     assert not book.move(hold, "ours", 2.0, Used(50.0, 0.4))
 
     assert team.usd.spent == pytest.approx(0.4)
-    assert hold.tenant_usd == pytest.approx(0.2)
+    assert hold.usd == pytest.approx(0.2)
     assert book.settle(hold, Used(10.0, 0.1)) == Used(60.0, 0.5)

@@ -154,8 +154,9 @@ async def test_a_tenant_is_told_which_tiers_it_may_use(run_router: Any, provider
         "tenants": [{"name": "team-b", "allowed_tiers": ["tiny"]}],
     }
     async with run_router({}, **config) as (client, app):
-        app._data_path._authenticator.tenant = lambda key: app.config.tenants[0]
-        refused = await client.chat(model="big")
+        key, stored = app.keys.mint("team-b")
+        await app.services.store.put_key(stored)
+        refused = await client.chat(model="big", headers={"authorization": f"Bearer {key}"})
 
     assert refused.status == 403
     assert refused.error["message"] == "tenant 'team-b' may not use tier 'big'; allowed: tiny"

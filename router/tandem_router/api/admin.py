@@ -1,22 +1,29 @@
-"""What operators and the dashboard read and set: state, decisions, set-points.
+"""What operators and the dashboard read and set: state, decisions, spend, settings, keys.
 
-Reading is open, because nothing here holds a word of anybody's prompt; setting needs the peer
-token where one is configured.
+Nothing here holds a word of anybody's prompt. Reading is open until tenants exist
+(`api/admin_access`); setting needs the peer token where one is configured.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections import Counter
-from dataclasses import asdict
-from typing import Annotated, Any
+from collections.abc import Awaitable
+from dataclasses import asdict, replace
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandem_router.errors import ApiError
+from tandem_router.api.api_keys import Authenticator
+from tandem_router.api.live_settings import LiveSettings
+from tandem_router.errors import ApiError, ConfigError
+from tandem_router.live_config import live_part
 from tandem_router.proxy.context import Services
 from tandem_router.routing.decision_log import TierTotals
+from tandem_router.store.records import Key, StoreError
+
+T = TypeVar("T")
 
 
 class SetPoints(BaseModel):
@@ -28,7 +35,32 @@ class SetPoints(BaseModel):
     lambda_per_usd: Annotated[float, Field(ge=0.0, le=1e12)] | None = None
 
 
-def routes(services: Services) -> APIRouter:
+class Minting(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    tenant: Annotated[str, Field(min_length=1, max_length=253)]
+    expires_in_s: Annotated[float, Field(gt=0, le=3.2e9)] | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    requests_per_minute: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0, le=1e12)] | None = None
+    usd_per_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None
+
+
+class KeyLimits(BaseModel):
+    """Other limits of a key; null takes one away, absent ones stay."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    expires_in_s: Annotated[float, Field(gt=0, le=3.2e9)] | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    requests_per_minute: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0, le=1e12)] | None = None
+    usd_per_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None
+
+
+def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> APIRouter:
     router = APIRouter(prefix="/admin")
 
     @router.get("/decisions")
@@ -45,13 +77,23 @@ def routes(services: Services) -> APIRouter:
     @router.get("/decisions/{request_id}")
     async def decision(request_id: str) -> dict[str, Any]:
         found = services.decisions.find(request_id)
+        if found is None and services.store.backend is not None:
+            found = await _asked(services.store.backend.decision(request_id[:64]))
         if found is None:
             raise ApiError(404, f"no decision {request_id[:64]!r} among the last ones")
         return found
 
     @router.get("/state")
     async def state() -> dict[str, Any]:
-        return router_state(services)
+        return router_state(services, settings)
+
+    @router.get("/spend")
+    async def spend(
+        since: Annotated[str, Query(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = "",
+    ) -> dict[str, Any]:
+        """By day (UTC), tenant and tier, from the store; `since` is a day."""
+        rows = await _asked(services.store.spend(since))
+        return {"durable": services.store.health.durable, "spend": [asdict(row) for row in rows]}
 
     def needs_peer_token(x_tandem_peer_token: Annotated[str | None, Header()] = None) -> None:
         token = services.peer_token
@@ -64,10 +106,86 @@ def routes(services: Services) -> APIRouter:
         services.steering.move_set_points(**body.model_dump(exclude_none=True))
         return asdict(services.steering.set_points)
 
+    @router.put("/settings", dependencies=[Depends(needs_peer_token)])
+    async def put_settings(body: dict[str, Any]) -> dict[str, Any]:
+        """Put settings in force: any of those in GET /admin/settings."""
+        try:
+            changed = settings.apply(body)
+        except ConfigError as error:
+            raise ApiError(400, str(error), code="settings") from error
+        return {"changed": changed, **settings.state()}
+
+    @router.get("/settings", dependencies=[Depends(needs_peer_token)])
+    async def get_settings() -> dict[str, Any]:
+        return {**live_part(services.config), "state": settings.state()}
+
+    @router.get("/keys", dependencies=[Depends(needs_peer_token)])
+    async def list_keys() -> dict[str, Any]:
+        return {"keys": [_shown(key) for key in keys.listed()], "store": services.store.state()}
+
+    @router.post("/keys", status_code=201, dependencies=[Depends(needs_peer_token)])
+    async def mint(body: Minting) -> dict[str, Any]:
+        """A new key of a tenant; its text is in this reply and nowhere else."""
+        fields = body.model_dump(exclude={"tenant", "expires_in_s"})
+        text, key = keys.mint(body.tenant, expires=_until(services, body.expires_in_s), **fields)
+        await _asked(services.store.put_key(key))
+        return {"key": text, **_shown(key)}
+
+    @router.patch("/keys/{key_id}", dependencies=[Depends(needs_peer_token)])
+    async def limit(key_id: str, body: KeyLimits) -> dict[str, Any]:
+        fields = body.model_dump(exclude_unset=True)
+        if "expires_in_s" in fields:
+            fields["expires"] = _until(services, fields.pop("expires_in_s"))
+        key = replace(_known(keys, key_id), **fields)
+        await _asked(services.store.put_key(key))
+        return _shown(key)
+
+    @router.delete("/keys/{key_id}", dependencies=[Depends(needs_peer_token)])
+    async def revoke(key_id: str) -> dict[str, Any]:
+        """For good, also where the configuration gives the key."""
+        key = _known(keys, key_id)
+        if key.revoked is None:
+            key = replace(key, revoked=services.wall_clock())
+            await _asked(services.store.put_key(key))
+        return _shown(key)
+
     return router
 
 
-def router_state(services: Services) -> dict[str, Any]:
+async def _asked(answer: Awaitable[T]) -> T:
+    """What the store says. Raises ApiError (503) while it is away."""
+    try:
+        return await answer
+    except StoreError as error:
+        raise ApiError(
+            503,
+            f"the store does not answer: {error}",
+            type="service_unavailable",
+            code="store",
+            retry=True,
+            retry_after_s=5.0,
+        ) from error
+
+
+def _known(keys: Authenticator, key_id: str) -> Key:
+    for key in keys.listed():
+        if key.id == key_id:
+            return key
+    raise ApiError(404, f"there is no key {key_id[:64]!r}; GET /admin/keys lists them")
+
+
+def _until(services: Services, seconds: float | None) -> float | None:
+    return None if seconds is None else services.wall_clock() + seconds
+
+
+def _shown(key: Key) -> dict[str, Any]:
+    """Everything but the hash."""
+    fields = asdict(key)
+    del fields["hash"]
+    return fields
+
+
+def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
     """Everything worth showing, as JSON."""
     config = services.config
     now = services.clock()
@@ -121,6 +239,9 @@ def router_state(services: Services) -> dict[str, Any]:
         "expected_quality_ratio": services.steering.expected_quality_ratio,
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
+        "routing": config.routing,
+        "settings": settings.state(),
+        "store": services.store.state(),
         "num_inflight": services.ledger.num_inflight,
         "cost_usd": cost,
         "cost_all_large_usd": services.decisions.cost_all_large_usd,

@@ -13,11 +13,15 @@ import hmac
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tandem_router.config import TenantConfig
 from tandem_router.errors import ApiError, ConfigError
+from tandem_router.store.records import Key
+from tandem_router.store.writer import Store
 
 
 def key_hash(secret: bytes, key: str) -> str:
@@ -35,19 +39,87 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a tenant, and which of its keys."""
+
+    tenant: TenantConfig
+    key: str | None = None  # its id
+
+
 class Authenticator:
-    """Finds the tenant of a key; without configured tenants everybody is anonymous."""
+    """Finds the tenant of a key; without configured tenants everybody is anonymous.
 
-    def __init__(self, tenants: Sequence[TenantConfig], secret: bytes | None) -> None:
-        self._hashes = [(entry, tenant) for tenant in tenants for entry in tenant.key_hashes]
+    Keys come from the configuration and, minted at run time, from the store; a key that either
+    says is revoked works nowhere. secret: of the configured hashes; minted keys are hashed with it
+    too, or with the store's own where there is none.
+    """
+
+    def __init__(
+        self,
+        tenants: Sequence[TenantConfig],
+        secret: bytes | None,
+        store: Store,
+        wall_clock: Callable[[], float],
+    ) -> None:
         self._secret = secret
-        self._required = bool(tenants)
-        if self._hashes and secret is None:
-            raise ConfigError("tenants have key hashes, so --key-secret-file is needed")
+        self._store = store
+        self._wall_clock = wall_clock
+        self._tenants: dict[str, TenantConfig] = {}
+        self._by_hash: dict[str, Key] = {}
+        self.reconfigure(tenants)
 
-    def tenant(self, api_key: str | None) -> TenantConfig | None:
-        """The key's tenant; None where anybody may ask. Raises ApiError (401)."""
-        if not self._required:
+    def reconfigure(self, tenants: Sequence[TenantConfig]) -> None:
+        """Take other tenants. Raises ConfigError where their hashes have no secret."""
+        if any(tenant.key_hashes for tenant in tenants) and self._secret is None:
+            raise ConfigError("tenants have key hashes, so --key-secret-file is needed")
+        self._tenants = {tenant.name: tenant for tenant in tenants}
+        self.refresh()
+
+    @property
+    def required(self) -> bool:
+        return bool(self._tenants)
+
+    def listed(self) -> list[Key]:
+        """All keys, configured and minted, by id; none of them is a key in itself."""
+        return sorted(self._by_hash.values(), key=lambda key: (key.tenant, key.created, key.id))
+
+    def refresh(self) -> None:
+        """Look at the configured and the stored keys again."""
+        configured = {
+            entry: Key(key_id(entry), tenant.name, entry, 0.0)
+            for tenant in self._tenants.values()
+            for entry in tenant.key_hashes
+        }
+        stored = {key.hash: key for key in self._store.keys.values()}
+        self._by_hash = {**configured, **stored}
+
+    def mint(self, tenant: str, **limits: Any) -> tuple[str, Key]:
+        """A new key and what is stored of it. Raises ApiError for an unknown tenant."""
+        if tenant not in self._tenants:
+            names = ", ".join(self._tenants) or "there are none"
+            raise ApiError(404, f"there is no tenant {tenant[:100]!r}; tenants: {names}")
+        secret = self._minting_secret()
+        if secret is None:
+            raise ApiError(
+                503,
+                f"no key can be minted while the store is away: {self._store.health.error}",
+                type="service_unavailable",
+                retry=True,
+                retry_after_s=5.0,
+            )
+        text = "tdm-" + secrets.token_urlsafe(32)
+        entry = key_hash(secret, text)
+        return text, Key(key_id(entry), tenant, entry, self._wall_clock(), **limits)
+
+    def _minting_secret(self) -> bytes | None:
+        if self._secret is not None:
+            return self._secret
+        return self._store.secret.encode() if self._store.secret is not None else None
+
+    def caller(self, api_key: str | None) -> Caller | None:
+        """Whose the key is; None where anybody may ask. Raises ApiError (401)."""
+        if not self._tenants:
             return None
         if not api_key:
             raise ApiError(
@@ -56,20 +128,31 @@ class Authenticator:
                 type="authentication_error",
                 code="missing_api_key",
             )
-        presented = key_hash(self._secret or b"", api_key)
-        found = None
-        # Every entry is compared, so that timing says nothing about which one matched.
-        for entry, tenant in self._hashes:
-            if hmac.compare_digest(entry, presented):
-                found = tenant
-        if found is None:
+        # The hash is keyed, so how long finding it takes says nothing about any key.
+        secret = self._minting_secret()
+        found = self._by_hash.get(key_hash(secret, api_key)) if secret is not None else None
+        tenant = self._tenants.get(found.tenant) if found is not None else None
+        if found is None or tenant is None:
             raise ApiError(
                 401,
                 "the API key is not known here",
                 type="authentication_error",
                 code="invalid_api_key",
             )
-        return found
+        if not found.works(self._wall_clock()):
+            state = "was revoked" if found.revoked is not None else "has expired"
+            raise ApiError(
+                401,
+                f"the API key {found.id} {state}; ask for another one",
+                type="authentication_error",
+                code="invalid_api_key",
+            )
+        return Caller(tenant, found.id)
+
+
+def key_id(entry: str) -> str:
+    """Short name of a key, by which it is listed and revoked."""
+    return entry.rpartition(":")[2][:12]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

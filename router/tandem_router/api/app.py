@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tandem_router.api import admin, dashboard
+from tandem_router.api.admin_access import AdminAccess
 from tandem_router.api.api_keys import Authenticator
 from tandem_router.api.inference import DataPath, Receive, Scope
+from tandem_router.api.live_settings import LiveSettings
 from tandem_router.asgi import Send
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.file_discovery import EndpointTable, watch_file
@@ -34,6 +36,7 @@ from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
+from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
     ArtifactPredictor,
@@ -42,6 +45,8 @@ from tandem_router.routing.predictor_source import (
 )
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
+from tandem_router.store.records import Backend, Spend
+from tandem_router.store.writer import Store
 
 logger = logging.getLogger("tandem.router")
 
@@ -52,7 +57,8 @@ class RouterApp:
     predictor: overrides the configured one (tests, embedding). artifact_path: the learned
     predictor's file, needed where the configuration says Learned. endpoints_path: the static file,
     needed unless the configuration says endpointslice. peer_token: shared secret of router and
-    workers. clock: monotonic seconds. rng: used for picking.
+    workers. metrics_token: opens /metrics. store_file, store_url: where the configured store is.
+    config_path: watched for changed settings. clock: monotonic seconds. rng: used for picking.
     """
 
     def __init__(
@@ -64,6 +70,10 @@ class RouterApp:
         endpoints_path: Path | None = None,
         peer_token: str | None = None,
         key_secret: bytes | None = None,
+        metrics_token: str | None = None,
+        store_file: Path | None = None,
+        store_url: str | None = None,
+        config_path: Path | None = None,
         client: UpstreamClient | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -85,13 +95,18 @@ class RouterApp:
                 tuple(tier.name for tier in config.tiers),
                 config.predictor.embedding,
             )
-        self.config = config
+        self._config_path = config_path
         self._endpoints_path = endpoints_path
         self.picker = Picker(config.picking, rng or random.Random(), clock)
         metrics = Metrics([tier.name for tier in config.tiers])
         predictor = predictor or configured_predictor(config)
         prices = Prices(config)
         ledger = Ledger(config, clock)
+        store = Store(
+            _backend(config, store_file, store_url),
+            wall_clock=wall_clock,
+            flush_s=config.store.flush_s,
+        )
         steering = Steering(
             config, prices, predictor, metrics, clock, ledger.budget, ledger.unbilled
         )
@@ -107,23 +122,51 @@ class RouterApp:
             routing=Routing(config, predictor, self.picker, steering, ledger, metrics, clock),
             steering=steering,
             ledger=ledger,
+            store=store,
             metrics=metrics,
             decisions=DecisionLog(config.decisions_kept),
             clock=clock,
             wall_clock=wall_clock,
             peer_token=peer_token,
-            external_keys=_external_keys(config),
+            external_keys=ProviderKeys(config),
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
         )
         self.set_table({})
         self.has_table = False
-        self._data_path = DataPath(self.services, Authenticator(config.tenants, key_secret))
+        self.keys = Authenticator(config.tenants, key_secret, store, wall_clock)
+        self.settings = LiveSettings(self.services, self.keys)
+        self._access = AdminAccess(peer_token, metrics_token)
+        store.on_keys = self._keys_changed
+        store.on_open = self._store_opened
+        self._data_path = DataPath(self.services, self.keys)
         self._http = _control_app(self)
+
+    @property
+    def config(self) -> RouterConfig:
+        """As it is in force."""
+        return self.services.config
+
+    def _keys_changed(self) -> None:
+        self.keys.refresh()
+        self.services.ledger.set_keys(
+            {key.id: (f"API key {key.id}", key) for key in self.services.store.keys.values()}
+        )
+
+    def _store_opened(self, before: Sequence[Spend]) -> None:
+        """Go on counting where earlier processes stopped."""
+        for row in before:
+            self.services.decisions.add_totals(row.tier, row)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and DataPath.handles(scope["path"]):
             await self._data_path(scope, receive, send)
+        elif (
+            scope["type"] == "http"
+            and self.keys.required
+            and not self._access.allows(scope["path"], scope["headers"])
+        ):
+            await self._access.refuse(scope["path"], send)
         else:
             await self._http(scope, receive, send)
 
@@ -174,6 +217,14 @@ class RouterApp:
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
         if self._artifact is not None:
             tasks.append(asyncio.ensure_future(self._artifact.watch(steering.predictor_changed)))
+        store = self.services.store
+        await store.step()  # what was known before counts from the first request on
+        tasks += [
+            asyncio.ensure_future(store.run()),
+            asyncio.ensure_future(self.services.external_keys.watch()),
+        ]
+        if self._config_path is not None:
+            tasks.append(asyncio.ensure_future(self.settings.watch(self._config_path)))
         for task in tasks:
             task.add_done_callback(_say_why)
         try:
@@ -191,18 +242,22 @@ def _say_why(task: asyncio.Future[None]) -> None:
         logger.error("background work stopped", exc_info=task.exception())
 
 
-def _external_keys(config: RouterConfig) -> dict[str, str]:
-    keys = {}
-    for tier in config.tiers:
-        if tier.api_key_file is not None:
-            try:
-                keys[tier.name] = Path(tier.api_key_file).read_text().strip()
-            except OSError as error:
-                raise ConfigError(
-                    f"tier {tier.name!r}: api_key_file {tier.api_key_file} cannot be read: "
-                    f"{error.strerror}"
-                ) from error
-    return keys
+def _backend(config: RouterConfig, file: Path | None, url: str | None) -> Backend | None:
+    """The configured store. Raises ConfigError where its place is not given."""
+    kind, most = config.store.type, config.store.max_decisions
+    if kind == "sqlite":
+        if file is None:
+            raise ConfigError("store.type=sqlite needs --store-file FILE")
+        from tandem_router.store.sqlite import SqliteStore
+
+        return SqliteStore(file, max_decisions=most)
+    if kind == "postgres":
+        if url is None:
+            raise ConfigError("store.type=postgres needs --store-url-file FILE")
+        from tandem_router.store.postgres import PostgresStore
+
+        return PostgresStore(url, max_decisions=most)
+    return None
 
 
 def _control_app(app: RouterApp) -> FastAPI:
@@ -251,8 +306,8 @@ def _control_app(app: RouterApp) -> FastAPI:
             app.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
-    api.include_router(admin.routes(app.services))
-    api.include_router(dashboard.routes(app.services))
+    api.include_router(admin.routes(app.services, app.keys, app.settings))
+    api.include_router(dashboard.routes(app.services, app.settings))
     return api
 
 

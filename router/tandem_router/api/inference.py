@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tandem_router.api.api_keys import Authenticator
+from tandem_router.api.api_keys import Authenticator, Caller
 from tandem_router.asgi import Send
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, UpstreamError
@@ -92,8 +92,7 @@ class DataPath:
         limits = self._services.config.limits
         path: str = scope["path"]
         headers = parse_headers(scope["headers"], limits)
-        tenant = self._authenticator.tenant(headers.api_key)
-        tenant_name = tenant.name if tenant is not None else "anonymous"
+        caller = self._authenticator.caller(headers.api_key)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _require_method(scope, "GET")
             body = self._models(path.removeprefix("/v1/models").removeprefix("/"))
@@ -109,23 +108,21 @@ class DataPath:
             fields = parse_json(await read_body(scope, receive, limits), limits.max_json_depth)
             body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
             send = ResponsesSend(send, fields, request_id)
-            await self._infer(
-                "chat", body, headers, tenant_name, receive, send, request_id, started_at
-            )
+            await self._infer("chat", body, headers, caller, receive, send, request_id, started_at)
             return
         kind = INFERENCE.get(path)
         if kind is None:
             raise _unknown_path(path)
         _require_method(scope, "POST")
         body = await read_body(scope, receive, limits)
-        await self._infer(kind, body, headers, tenant_name, receive, send, request_id, started_at)
+        await self._infer(kind, body, headers, caller, receive, send, request_id, started_at)
 
     async def _infer(
         self,
         kind: Kind,
         body: bytes,
         headers: RequestHeaders,
-        tenant_name: str,
+        caller: Caller | None,
         receive: Receive,
         send: Send,
         request_id: str,
@@ -137,8 +134,9 @@ class DataPath:
         max_output = request.max_tokens if request.max_tokens is not None else None
         expected = min(max_output, 4096) if max_output is not None else DEFAULT_OUTPUT_TOKENS
         hold = services.ledger.hold(
-            services.ledger.account(tenant_name),
+            caller.tenant.name if caller is not None else "anonymous",
             float(request.num_prompt_tokens + expected * request.num_choices),
+            caller.key if caller is not None else None,
         )
         exchange = Exchange(
             services,

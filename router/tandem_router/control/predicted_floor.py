@@ -58,6 +58,12 @@ class PredictedFloor:
         if self._recent:
             self.threshold = threshold_for_floor(self._recent, floor)
 
+    def set_floor(self, floor: float) -> None:
+        """Another floor for the same traffic."""
+        self._floor = floor
+        if self._recent:
+            self.threshold = threshold_for_floor(self._recent, floor)
+
     def observe(self, gain: float, dearest_quality: float) -> bool:
         """One scored request; True when the threshold was computed anew."""
         if not (math.isfinite(gain) and math.isfinite(dearest_quality)):

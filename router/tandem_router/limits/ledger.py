@@ -8,8 +8,9 @@ sequence of these, so nothing is booked twice and nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tandem_router.config import RouterConfig, TenantConfig
 from tandem_router.control.bucket import Bucket, budget_bucket
@@ -19,11 +20,25 @@ ANONYMOUS = TenantConfig(name="anonymous")
 MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
+class Limits(Protocol):
+    """What an account may use: a tenant's or an API key's limits; None means no limit."""
+
+    @property
+    def max_concurrency(self) -> int | None: ...
+    @property
+    def requests_per_minute(self) -> float | None: ...
+    @property
+    def tokens_per_minute(self) -> float | None: ...
+    @property
+    def usd_per_hour(self) -> float | None: ...
+
+
 @dataclass(eq=False)
 class Account:
-    """One tenant's limits and what of them is in use."""
+    """The limits of one tenant or API key and what of them is in use."""
 
-    config: TenantConfig
+    name: str
+    limits: Limits
     requests: Bucket | None = None
     tokens: Bucket | None = None
     usd: Bucket | None = None
@@ -45,10 +60,11 @@ NOTHING = Used()
 class Hold:
     """What one admitted request has set aside; `Ledger.settle` ends it, once."""
 
-    account: Account
+    tenant: TenantConfig
+    accounts: tuple[Account, ...]  # its API key's, where that has limits of its own; its tenant's
     tokens: float
     tier: str | None = None
-    tenant_usd: float = 0.0
+    usd: float = 0.0  # in each account
     budget_usd: float = 0.0
     used: Used = NOTHING  # booked already, by attempts that were given up
     settled: bool = field(default=False, repr=False)
@@ -78,15 +94,53 @@ class Ledger:
         self.budget: Bucket | None = None
         if usd_per_hour is not None and len(self.unbilled) < len(config.tiers):
             self.budget = budget_bucket(usd_per_hour, clock())
-        self._accounts = {
-            tenant.name: _account(tenant, clock()) for tenant in (*config.tenants, ANONYMOUS)
-        }
+        self._tenants: dict[str, TenantConfig] = {}
+        self._accounts: dict[str, Account] = {}
+        self._keys: dict[str, Account] = {}
+        self._set_tenants(config)
+
+    def _set_tenants(self, config: RouterConfig) -> None:
+        self._tenants = {tenant.name: tenant for tenant in (*config.tenants, ANONYMOUS)}
+        for name in self._accounts.keys() - self._tenants.keys():
+            del self._accounts[name]
+        for name, tenant in self._tenants.items():
+            self._limit(self._accounts, name, f"tenant {name!r}", tenant)
+
+    def set_keys(self, keys: Mapping[str, tuple[str, Limits]]) -> None:
+        """API keys that have limits of their own: id to (name in messages, limits)."""
+        for key in self._keys.keys() - keys.keys():
+            del self._keys[key]
+        for key, (name, limits) in keys.items():
+            self._limit(self._keys, key, name, limits)
+
+    def _limit(self, accounts: dict[str, Account], key: str, name: str, limits: Limits) -> None:
+        """Give an account its limits; what it has spent and holds stays."""
+        now = self._clock()
+        account = accounts.setdefault(key, Account(name, limits))
+        account.limits = limits
+        account.requests = _bucket(account.requests, limits.requests_per_minute, MINUTE_S, now)
+        account.tokens = _bucket(account.tokens, limits.tokens_per_minute, MINUTE_S, now)
+        account.usd = _bucket(account.usd, limits.usd_per_hour, HOUR_S, now)
+
+    def reconfigure(self, config: RouterConfig) -> None:
+        """Other limits and budget from now on; what is spent, held and owed stays."""
+        now = self._clock()
+        self._max_inflight = config.limits.max_inflight
+        self._set_tenants(config)
+        usd_per_hour = config.budget.usd_per_hour
+        if usd_per_hour is None or len(self.unbilled) == len(config.tiers):
+            self.budget = None
+        elif self.budget is None:
+            self.budget = budget_bucket(usd_per_hour, now)
+        else:
+            new = budget_bucket(usd_per_hour, now)
+            self.budget.set_rate(now, new.per_s, new.capacity)
 
     def account(self, tenant: str) -> Account:
         """The account of a configured tenant, or of `anonymous`."""
         return self._accounts[tenant]
 
-    def hold(self, account: Account, num_tokens: float) -> Hold:
+    def hold(self, tenant: str, num_tokens: float, key: str | None = None) -> Hold:
         """Pass every gate or raise ApiError (429 with Retry-After); nothing is half taken."""
         if self.num_inflight >= self._max_inflight:
             raise overloaded(
@@ -94,84 +148,91 @@ class Ledger:
                 code="router_full",
                 retry_after_s=1.0,
             )
-        limit = account.config.max_concurrency
-        name = account.config.name
-        if limit is not None and account.num_inflight >= limit:
-            raise overloaded(
-                f"tenant {name!r} has {account.num_inflight} requests in flight, its limit",
-                code="concurrency_limit",
-                retry_after_s=1.0,
-            )
+        if tenant not in self._accounts:
+            raise ApiError(401, f"tenant {tenant!r} is gone", type="authentication_error")
+        accounts: tuple[Account, ...] = (self._accounts[tenant],)
+        if key is not None and (own := self._keys.get(key)) is not None:
+            accounts = (own, *accounts)
         now = self._clock()
-        if account.requests is not None and not account.requests.hold(now, 1.0, overdraw=True):
-            raise _too_fast(
-                account.requests,
-                now,
-                1.0,
-                f"tenant {name!r} is above {account.config.requests_per_minute:g} requests "
-                "a minute",
-                "request_rate_limit",
-            )
-        if account.tokens is not None and not account.tokens.hold(now, num_tokens, overdraw=True):
+        for account in accounts:
+            limit = account.limits.max_concurrency
+            if limit is not None and account.num_inflight >= limit:
+                raise overloaded(
+                    f"{account.name} has {account.num_inflight} requests in flight, its limit",
+                    code="concurrency_limit",
+                    retry_after_s=1.0,
+                )
+            if (refused := _too_fast(account, now, num_tokens)) is not None:
+                raise refused
+        for account in accounts:
             if account.requests is not None:
-                account.requests.settle(now, 1.0, 0.0)
-            raise _too_fast(
-                account.tokens,
-                now,
-                num_tokens,
-                f"tenant {name!r} is above {account.config.tokens_per_minute:g} tokens a minute",
-                "token_rate_limit",
-            )
-        if account.requests is not None:
-            account.requests.settle(now, 1.0, 1.0)
+                account.requests.settle(now, 0.0, 1.0)
+            if account.tokens is not None:
+                account.tokens.hold(now, num_tokens, overdraw=True)
+            account.num_inflight += 1
         self.num_inflight += 1
-        account.num_inflight += 1
-        return Hold(account, num_tokens)
+        return Hold(self._tenants[tenant], accounts, num_tokens)
 
     def means(self, hold: Hold) -> Means:
         """What a request may be decided with: what is left, and what it holds itself."""
         now = self._clock()
-        usd = hold.account.usd
+        left = [each.usd.left(now) for each in hold.accounts if each.usd is not None]
         return Means(
-            None if usd is None else usd.left(now) + hold.tenant_usd,
+            min(left) + hold.usd if left else None,
             None if self.budget is None else self.budget.left(now) + hold.budget_usd,
         )
 
     def move(self, hold: Hold, tier: str, usd: float, used: Used = NOTHING) -> bool:
         """Hold `usd` for an answer of `tier`, instead of what is held; book what was `used`.
 
-        False when tenant or budget cannot pay: `used` is booked all the same, and what was held
-        and not used stays held.
+        False when tenant, key or budget cannot pay: `used` is booked all the same, and what was
+        held and not used stays held.
         """
         now = self._clock()
-        account = hold.account
         if used is not NOTHING:
-            hold.tokens -= _book(account.tokens, now, hold.tokens, used.tokens)
-            hold.tenant_usd -= _book(account.usd, now, hold.tenant_usd, used.usd)
-            if hold.tier is not None and hold.tier not in self.unbilled:
-                hold.budget_usd -= _book(self.budget, now, hold.budget_usd, used.usd)
-            hold.used = Used(hold.used.tokens + used.tokens, hold.used.usd + used.usd)
+            self._book(hold, now, used)
         budget_usd = 0.0 if tier in self.unbilled else usd
-        if account.usd is not None and not account.usd.change(now, hold.tenant_usd, usd):
-            return False
-        if self.budget is not None and not self.budget.change(now, hold.budget_usd, budget_usd):
-            if account.usd is not None:
-                # What it held a moment ago is there.
-                account.usd.change(now, usd, hold.tenant_usd)
-            return False
-        hold.tier, hold.tenant_usd, hold.budget_usd = tier, usd, budget_usd
+        changed: list[tuple[Bucket, float, float]] = []
+        buckets = [(each.usd, hold.usd, usd) for each in hold.accounts]
+        for bucket, before, after in (*buckets, (self.budget, hold.budget_usd, budget_usd)):
+            if bucket is None:
+                continue
+            if not bucket.change(now, before, after):
+                for other, held, given in changed:
+                    other.change(now, given, held)  # what it held a moment ago is there
+                return False
+            changed.append((bucket, before, after))
+        hold.tier, hold.usd, hold.budget_usd = tier, usd, budget_usd
         return True
+
+    def _book(self, hold: Hold, now: float, used: Used) -> None:
+        """Spend what an attempt used, out of what is held for it."""
+        tokens, usd = min(hold.tokens, used.tokens), min(hold.usd, used.usd)
+        for account in hold.accounts:
+            if account.tokens is not None:
+                account.tokens.settle(now, tokens, used.tokens)
+            if account.usd is not None:
+                account.usd.settle(now, usd, used.usd)
+        hold.tokens -= tokens
+        hold.usd -= usd
+        if hold.tier is not None and hold.tier not in self.unbilled:
+            billed = min(hold.budget_usd, used.usd)
+            if self.budget is not None:
+                self.budget.settle(now, billed, used.usd)
+            hold.budget_usd -= billed
+        hold.used = Used(hold.used.tokens + used.tokens, hold.used.usd + used.usd)
 
     def wait_until(self, hold: Hold, budget: bool, usd: float) -> float | None:
         """Seconds until the budget, else the tenant, can pay `usd` for a request; None: never."""
-        bucket = self.budget if budget else hold.account.usd
-        if bucket is None:
+        now = self._clock()
+        if budget:
+            return None if self.budget is None else self.budget.wait_s(now, usd - hold.budget_usd)
+        most = hold.tenant.max_cost_usd
+        if most is not None and usd > most:
             return None  # a ceiling per request: no time changes it
-        held = hold.budget_usd if budget else hold.tenant_usd
-        most = hold.account.config.max_cost_usd
-        if not budget and most is not None and usd > most:
-            return None
-        return bucket.wait_s(self._clock(), usd - held)
+        waits = [each.usd.wait_s(now, usd - hold.usd) for each in hold.accounts if each.usd]
+        known = [wait for wait in waits if wait is not None]
+        return max(known) if known and len(known) == len(waits) else None
 
     def settle(self, hold: Hold, used: Used) -> Used:
         """End a hold with what its last attempt used; returns what all of it used.
@@ -181,39 +242,44 @@ class Ledger:
         assert not hold.settled
         hold.settled = True
         now = self._clock()
-        account = hold.account
         self.num_inflight -= 1
-        account.num_inflight -= 1
-        if account.tokens is not None:
-            account.tokens.settle(now, hold.tokens, used.tokens)
-        if account.usd is not None:
-            account.usd.settle(now, hold.tenant_usd, used.usd)
+        for account in hold.accounts:
+            account.num_inflight -= 1
+            if account.tokens is not None:
+                account.tokens.settle(now, hold.tokens, used.tokens)
+            if account.usd is not None:
+                account.usd.settle(now, hold.usd, used.usd)
         if self.budget is not None and hold.tier is not None:
             billed = 0.0 if hold.tier in self.unbilled else used.usd
             self.budget.settle(now, hold.budget_usd, billed)
         return Used(hold.used.tokens + used.tokens, hold.used.usd + used.usd)
 
 
-def _account(tenant: TenantConfig, now: float) -> Account:
-    def bucket(amount: float | None, seconds: float) -> Bucket | None:
-        return None if amount is None else Bucket(amount / seconds, amount, now)
-
-    return Account(
-        tenant,
-        requests=bucket(tenant.requests_per_minute, MINUTE_S),
-        tokens=bucket(tenant.tokens_per_minute, MINUTE_S),
-        usd=bucket(tenant.usd_per_hour, HOUR_S),
-    )
-
-
-def _book(bucket: Bucket | None, now: float, held: float, used: float) -> float:
-    """Spend `used` out of what is held; returns how much of the hold that took."""
-    taken = min(held, max(0.0, used))
-    if bucket is not None:
-        bucket.settle(now, taken, used)
-    return taken
+def _bucket(
+    bucket: Bucket | None, amount: float | None, seconds: float, now: float
+) -> Bucket | None:
+    """A bucket of `amount` per `seconds`; one that is there keeps what is spent and held."""
+    if amount is None:
+        return None
+    if bucket is None:
+        return Bucket(amount / seconds, amount, now)
+    bucket.set_rate(now, amount / seconds, amount)
+    return bucket
 
 
-def _too_fast(bucket: Bucket, now: float, amount: float, message: str, code: str) -> ApiError:
-    wait_s = bucket.wait_s(now, amount, overdraw=True)
-    return overloaded(message, code=code, retry_after_s=wait_s if wait_s is not None else MINUTE_S)
+def _too_fast(account: Account, now: float, num_tokens: float) -> ApiError | None:
+    """The refusal of an account that is above one of its rates, with the time to wait."""
+    for bucket, amount, rate, unit, code in (
+        (account.requests, 1.0, account.limits.requests_per_minute, "requests", "request"),
+        (account.tokens, num_tokens, account.limits.tokens_per_minute, "tokens", "token"),
+    ):
+        if bucket is None or rate is None:
+            continue
+        wait_s = bucket.wait_s(now, amount, overdraw=True)
+        if wait_s is None or wait_s > 1e-9:
+            return overloaded(
+                f"{account.name} is above {rate:g} {unit} a minute",
+                code=f"{code}_rate_limit",
+                retry_after_s=wait_s if wait_s is not None else MINUTE_S,
+            )
+    return None

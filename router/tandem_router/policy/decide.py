@@ -362,6 +362,9 @@ def _verdict(candidate: _Candidate) -> TierVerdict:
         expected_cost_usd=candidate.cost,
         reserve_cost_usd=candidate.grant.reserve_usd,
         slo_miss_probability=candidate.late,
+        wait_s=None
+        if candidate.tier.ttft_s is None
+        else max(0.0, candidate.tier.queue_wait_s) + candidate.tier.ttft_s,
         value=candidate.value,
         utility=candidate.utility,
         excluded=candidate.excluded,

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     MAX_COST = "max-cost"  # the wanted tier costs more than the request allows
     TENANT = "tenant"  # the tenant may not use, or cannot pay, the wanted tier
     BUDGET = "budget"  # the budget cannot pay the wanted tier now
+    ADVISE = "advise"  # routing only advises: everything goes to the fallback tier
     UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint
     OUT_OF_DISTRIBUTION = "out-of-distribution"  # the prompt is unlike the training data
     NO_PREDICTOR = "no-predictor"  # none configured: fallback or length rank
@@ -177,6 +178,7 @@ class TierVerdict:
     expected_cost_usd: float
     reserve_cost_usd: float  # what a ledger sets aside: the longest answer that may come
     slo_miss_probability: float
+    wait_s: float | None  # predicted time to its first token; None: unknown
     value: float | None  # quality net of threshold and latency, before money; None: no score
     utility: float | None  # `value` less the priced cost
     excluded: Reason | None  # the constraint that ruled it out
@@ -200,6 +202,7 @@ class Decision:
     slo_miss_probability: float
     verdicts: tuple[TierVerdict, ...]
     message: str = ""
+    advised: str | None = None  # the tier that would have been taken, where routing only advises
     max_tokens: int | None = None  # to be forwarded; None: as the client said
     wanted_usd: float = 0.0  # refused for money: what there would have to be
     queue: bool = False

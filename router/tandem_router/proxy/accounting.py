@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.usage import Usage, answer_chars, read_usage, text_tokens, usage_of
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import Placement
+from tandem_router.routing.decision_log import DecisionRecord, explained
+from tandem_router.store.records import Spend
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,25 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
             bound.tpot.observe(record.tpot_s)
         services.routing.latency[tier].saw(record.ttft_s, record.tpot_s, outcome.ended_at)
     services.decisions.finished(record)
+    _keep(services, record)
+
+
+def _keep(services: Services, record: DecisionRecord) -> None:
+    """Hand what outlives the process to the store, which writes it later."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(record.time))
+    services.store.add_spend(
+        Spend(
+            day,
+            record.tenant,
+            record.tier,
+            1,
+            record.prompt_tokens or 0,
+            record.output_tokens or 0,
+            record.cost_usd or 0.0,
+            record.cost_all_large_usd or 0.0,
+        )
+    )
+    services.store.add_decision(lambda: explained(record))
 
 
 def _expected_output(placement: Placement, tier: str, output_tokens: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem_router.balancing.endpoint_picker import Picker
@@ -13,9 +13,11 @@ from tandem_router.http.client import UpstreamClient
 from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
+from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
+from tandem_router.store.writer import Store
 
 
 @dataclass(eq=False)
@@ -29,11 +31,12 @@ class Services:
     routing: Routing
     steering: Steering
     ledger: Ledger
+    store: Store
     metrics: Metrics
     decisions: DecisionLog
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     peer_token: str | None
-    external_keys: Mapping[str, str]
+    external_keys: ProviderKeys
     workers_changed: asyncio.Event
     reuse: Reuse

@@ -62,7 +62,7 @@ class Exchange:
             started_at,
             created=int(services.wall_clock()),
             forced=services.routing.forced_tier(request.model),
-            cache_key=services.reuse.key(request, hold.account.config.name),
+            cache_key=services.reuse.key(request, hold.tenant.name),
         )
         self._placement: Placement | None = None
         self._dispatch: Dispatch | None = None

@@ -112,7 +112,7 @@ class Placement:
             sequence=services.decisions.next_sequence(),
             request_id=arrival.request_id,
             time=services.wall_clock(),
-            tenant=arrival.hold.account.config.name,
+            tenant=arrival.hold.tenant.name,
             model=request.model,
             kind=request.kind,
             stream=request.stream,
@@ -124,6 +124,8 @@ class Placement:
             quality=dict(scored.score.quality) if scored.score is not None else {},
             expected_cost_usd=decision.expected_cost_usd,
             max_tokens=decision.max_tokens,
+            advised=decision.advised,
+            verdicts=decision.verdicts,
         )
         services.decisions.add(self.record)
 
@@ -166,6 +168,7 @@ class Placement:
         self.record.reason = self.reason
         self.record.threshold = decision.threshold
         self.record.max_tokens = decision.max_tokens
+        self.record.verdicts = decision.verdicts
         self.record.expected_cost_usd = decision.expected_cost_usd
         return True
 
@@ -248,7 +251,7 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
 
 
 def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiError:
-    code, account = str(decision.reason), arrival.hold.account.config
+    code, account = str(decision.reason), arrival.hold.tenant
     allowed, forced = account.allowed_tiers, arrival.forced
     if decision.reason is Reason.TENANT and not decision.message:
         which = f"tier {forced!r}" if forced is not None else "any tier that is ready"

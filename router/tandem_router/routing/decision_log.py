@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tandem_router.policy import TierVerdict
+from tandem_router.store.records import Spend as SpentBefore
+
 
 @dataclass(slots=True)
 class DecisionRecord:
@@ -41,8 +44,36 @@ class DecisionRecord:
     usage_estimated: bool = False  # the provider's own numbers were missing or senseless
     cost_all_large_usd: float | None = None
     num_failovers: int = 0
+    advised: str | None = None  # what would have been taken, where routing only advises
+    verdicts: tuple[TierVerdict, ...] = ()  # how every tier stood
     decode_worker: str | None = None
     prefill_worker: str | None = None
+
+
+def explained(record: DecisionRecord) -> dict[str, Any]:
+    """A record as JSON, with the runner-up and by how much it lost.
+
+    The margin is in quality points after price, threshold and latency; None where nothing was
+    scored or nothing else was left.
+    """
+    fields = asdict(record)
+    tiers = fields.pop("verdicts")
+    taken = next((tier for tier in tiers if tier["tier"] == record.tier), None)
+    others = [
+        tier
+        for tier in tiers
+        if tier is not taken and tier["utility"] is not None and tier["excluded"] is None
+    ]
+    runner_up = max(others, key=lambda tier: tier["utility"], default=None)
+    margin = None
+    if taken is not None and runner_up is not None and taken["utility"] is not None:
+        margin = taken["utility"] - runner_up["utility"]
+    return {
+        **fields,
+        "tiers": tiers,
+        "runner_up": runner_up["tier"] if runner_up is not None else None,
+        "margin": margin,
+    }
 
 
 @dataclass
@@ -72,6 +103,15 @@ class DecisionLog:
         if len(self._kept) > self.max_kept:
             self._kept.popleft()
 
+    def add_totals(self, tier: str, spend: SpentBefore) -> None:
+        """Count what earlier processes have served."""
+        totals = self.totals.setdefault(tier, TierTotals())
+        totals.num_requests += spend.num_requests
+        totals.prompt_tokens += spend.prompt_tokens
+        totals.output_tokens += spend.output_tokens
+        totals.cost_usd += spend.cost_usd
+        self.cost_all_large_usd += spend.cost_all_large_usd
+
     def finished(self, record: DecisionRecord) -> None:
         totals = self.totals.setdefault(record.tier, TierTotals())
         totals.num_requests += 1
@@ -86,13 +126,13 @@ class DecisionLog:
         for record in reversed(self._kept):
             if len(result) >= number or record.sequence <= after:
                 break
-            result.append(asdict(record))
+            result.append(explained(record))
         return result
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         for record in reversed(self._kept):
             if record.request_id == request_id:
-                return asdict(record)
+                return explained(record)
         return None
 
     def records(self) -> Iterable[DecisionRecord]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tandem_router.config import RouterConfig
 from tandem_router.control import Bucket, BudgetPacer, OnlineControl, ShareTracker, TrafficShift
@@ -64,20 +64,13 @@ class Steering:
         self._prices = prices
         self._metrics = metrics
         self._clock = clock
+        self._predictor = predictor
+        self._unbilled = unbilled
         self.state = PolicyState()
         threshold = config.threshold
         if threshold is None:
             threshold = DEFAULT_THRESHOLDS[config.predictor.type]
-        base = PolicySetPoints(
-            gain_threshold=threshold,
-            fallback_tier=config.fallback_tier,
-            slo=LatencySlo(
-                ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)
-            ),
-            on_exhausted=_ON_EXHAUSTED[config.budget.on_exhausted],
-            max_paid_tokens=config.budget.max_paid_tokens,
-            min_paid_tokens=config.budget.min_paid_tokens,
-        )
+        base = PolicySetPoints(gain_threshold=threshold, **_fixed_set_points(config))
         cap = config.tier(prices.dearest).max_share
         self.control = OnlineControl(
             base,
@@ -89,6 +82,43 @@ class Steering:
         self._floor: PredictedFloor | None = None
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._set_floor(predictor, threshold)
+        self._show_set_points()
+
+    def reconfigure(self, config: RouterConfig, budget: Bucket | None) -> None:
+        """Take other settings; what was learnt about traffic, money and qualities stays.
+
+        Only a threshold or floor that differs from before moves the threshold.
+        """
+        before, self._config = self._config, config
+        self.control.base = replace(self.control.base, **_fixed_set_points(config))
+        pacer = self.control.pacer
+        if budget is None:
+            self.control.pacer = None
+        elif pacer is None or pacer.bucket is not budget:
+            self.control.pacer = BudgetPacer(budget, self._clock(), unbilled=self._unbilled)
+        cap = config.tier(self._prices.dearest).max_share
+        if cap is None or len(config.tiers) < 2:
+            self.control.share = None
+        elif self.control.share is None:
+            self.control.share = ShareTracker(cap)
+        else:
+            self.control.share.target = cap
+        if config.threshold is not None and config.threshold != before.threshold:
+            self.move_set_points(gain_threshold=config.threshold)
+        elif (config.threshold, config.objective.quality_floor) != (
+            before.threshold,
+            before.objective.quality_floor,
+        ):
+            threshold = self.control.base.gain_threshold
+            if self._floor is not None and config.objective.quality_floor is not None:
+                self._floor.set_floor(config.objective.quality_floor)
+                threshold = self._floor.threshold
+            else:
+                self._floor = None
+                threshold = DEFAULT_THRESHOLDS[config.predictor.type]
+                self._set_floor(self._predictor, threshold)
+                threshold = self._floor.threshold if self._floor is not None else threshold
+            self.control.base = replace(self.control.base, gain_threshold=threshold)
         self._show_set_points()
 
     @property
@@ -112,6 +142,7 @@ class Steering:
 
     def predictor_changed(self, predictor: Predictor) -> None:
         """A new artifact is in use: its gains are on another scale."""
+        self._predictor = predictor
         if self._floor is not None:
             self._set_floor(predictor, self._floor.threshold)
             self._show_set_points()
@@ -212,6 +243,17 @@ def _expected(decision: Decision) -> _Expected | None:
     if qualities[chosen] is None or qualities[-1] is None:
         return None
     return _Expected(chosen, qualities)
+
+
+def _fixed_set_points(config: RouterConfig) -> dict[str, Any]:
+    """Those that no controller moves."""
+    return {
+        "fallback_tier": config.fallback_tier,
+        "slo": LatencySlo(ttft_s=_seconds(config.slo.ttft_ms), tpot_s=_seconds(config.slo.tpot_ms)),
+        "on_exhausted": _ON_EXHAUSTED[config.budget.on_exhausted],
+        "max_paid_tokens": config.budget.max_paid_tokens,
+        "min_paid_tokens": config.budget.min_paid_tokens,
+    }
 
 
 _ON_EXHAUSTED: dict[str, Literal["downgrade", "queue", "reject"]] = {

@@ -20,6 +20,7 @@ from tandem_router.policy import (
     Decision,
     Overrides,
     PolicySetPoints,
+    Reason,
     RouteRequest,
     ScoreStatus,
     TenantCeilings,
@@ -83,6 +84,10 @@ class Routing:
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 
+    def reconfigure(self, config: RouterConfig) -> None:
+        """Take other prices, shares, fallback tier and mode; the tiers themselves stay."""
+        self._config = config
+
     def forced_tier(self, model: str) -> str | None:
         """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
         if model == self._config.name:
@@ -125,7 +130,7 @@ class Routing:
             set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
         forced = self.forced_tier(request.model)
         score = scored.score
-        allowed = hold.account.config.allowed_tiers
+        allowed = hold.tenant.allowed_tiers
         options = [self._option(tier, failed) for tier in self._config.tiers]
         if any(option.ttft_s is None for option in options if option.available):
             # Latencies are compared: one known beside one unknown would count as the slower.
@@ -143,13 +148,22 @@ class Routing:
             num_expected_uses=expected_uses,
             overrides=replace(overrides, tier=forced),
             tenant=TenantCeilings(
-                name=hold.account.config.name,
+                name=hold.tenant.name,
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,
-                max_cost_usd=hold.account.config.max_cost_usd,
+                max_cost_usd=hold.tenant.max_cost_usd,
                 remaining_usd=means.tenant_usd,
             ),
         )
         decision = decide(route, options, set_points, self._steering.state)
+        if self._config.routing == "Advise" and forced is None and not failed:
+            fallback = replace(overrides, tier=self._config.fallback_tier)
+            taken = decide(
+                replace(route, overrides=fallback), options, set_points, self._steering.state
+            )
+            advised = decision.tier
+            decision = replace(taken, advised=advised)
+            if taken.tier is not None:
+                decision = replace(decision, reason=Reason.ADVISE)
         if score is not None and decision.difficulty is not None:
             cheapest = score.quality.get(decision.verdicts[0].tier)
             if cheapest is not None:

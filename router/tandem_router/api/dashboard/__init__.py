@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from tandem_router.api.admin import router_state
+from tandem_router.api.live_settings import LiveSettings
 from tandem_router.proxy.context import Services
 
 CONTENT_SECURITY_POLICY = (
@@ -31,7 +32,7 @@ FILES = {"dashboard.mjs": "text/javascript", "charts.mjs": "text/javascript"}
 FILES["dashboard.css"] = "text/css"
 
 
-def routes(services: Services) -> APIRouter:
+def routes(services: Services, settings: LiveSettings) -> APIRouter:
     folder = resources.files(__name__)
     page = Template(folder.joinpath("page.html").read_text("utf-8"))
     files = {name: folder.joinpath(name).read_bytes() for name in FILES}
@@ -39,7 +40,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def index() -> Response:
-        text = page.substitute(_fields(router_state(services)))
+        text = page.substitute(_fields(router_state(services, settings)))
         return Response(text, media_type="text/html; charset=utf-8", headers=HEADERS)
 
     for name, content in files.items():

@@ -1,0 +1,77 @@
+"""Who may see the page, /admin and /metrics: anybody until tenants exist, then a token holder.
+
+The peer token opens everything, as `Authorization: Bearer`, as the password of a browser's login,
+or in x-tandem-peer-token as the operator sends it. The metrics token opens /metrics alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Iterable
+
+from tandem_router.asgi import Send
+from tandem_router.errors import ApiError
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class AdminAccess:
+    def __init__(self, peer_token: str | None, metrics_token: str | None) -> None:
+        self._peer_token = peer_token
+        self._metrics_token = metrics_token
+
+    def allows(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers may see `path`."""
+        if path in OPEN_PATHS:
+            return True
+        accepted = [self._peer_token]
+        if path == "/metrics":
+            accepted.append(self._metrics_token)
+        presented = list(_presented(headers))
+        return any(
+            hmac.compare_digest(each, token.encode())
+            for each in presented
+            for token in accepted
+            if token
+        )
+
+    async def refuse(self, path: str, send: Send) -> None:
+        """401 that makes a browser ask for the password and tells everybody else what to send."""
+        if self._peer_token is None:
+            how = "start the router with --peer-token-file to have one"
+        elif path == "/metrics":
+            how = "send the metrics or the peer token as `Authorization: Bearer`"
+        else:
+            how = "send the peer token as `Authorization: Bearer`, or log in with it as password"
+        error = ApiError(
+            401,
+            f"{path[:100]} needs a token, because tenants exist; {how}",
+            type="authentication_error",
+            code="missing_token",
+        )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"www-authenticate", b'Basic realm="Tandem", charset="UTF-8"'),
+            *error.headers(),
+        ]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": error.body()})
+
+
+def _presented(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
+    """Every token that a request carries."""
+    for name, value in headers:
+        if name == b"x-tandem-peer-token":
+            yield value
+        elif name == b"authorization":
+            scheme, _, rest = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield rest.strip()
+            elif scheme.lower() == b"basic":
+                try:
+                    login = base64.b64decode(rest.strip(), validate=True)
+                except (binascii.Error, ValueError):
+                    continue
+                yield login.partition(b":")[2]

@@ -1,0 +1,130 @@
+"""What a store keeps, as plain values, and what any store has to be able to do.
+
+Nothing here holds a word of a prompt or an answer, and no API key: only its keyed hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What one tenant used of one tier on one day (UTC, YYYY-MM-DD)."""
+
+    day: str
+    tenant: str
+    tier: str
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    cost_all_large_usd: float = 0.0
+
+    def plus(self, other: Spend) -> Spend:
+        return replace(
+            self,
+            num_requests=self.num_requests + other.num_requests,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+            cost_all_large_usd=self.cost_all_large_usd + other.cost_all_large_usd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """How good one tier's answer to one request was, and how likely it was to be looked at.
+
+    probability: with which the request was chosen to be labelled, for weighting by its inverse.
+    source: who says so (`shadow`, `judge`, `feedback`, `escalation`). value: 0 to 1.
+    """
+
+    request_id: str
+    tier: str
+    probability: float
+    source: str
+    value: float
+    time: float  # Unix
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key by its keyed hash; limits are its own, inside those of its tenant."""
+
+    id: str
+    tenant: str
+    hash: str
+    created: float  # Unix
+    expires: float | None = None
+    revoked: float | None = None
+    max_concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    usd_per_hour: float | None = None
+
+    def works(self, now: float) -> bool:
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written in one transaction. A writer's sequence makes a repeated batch harmless."""
+
+    writer: str
+    sequence: int
+    spend: list[Spend] = field(default_factory=list)
+    decisions: list[Mapping[str, Any]] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.spend or self.decisions or self.labels)
+
+
+class StoreError(Exception):
+    """The store is full, locked or away; the message says which, for status."""
+
+
+class Backend(Protocol):
+    """One kind of store. Every method raises StoreError when it cannot be done now."""
+
+    kind: str
+
+    async def open(self) -> None:
+        """Connect, and make the tables where there are none."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def write(self, batch: Batch) -> None:
+        """All of a batch or nothing; one that was written before changes nothing."""
+        ...
+
+    async def spend(self, since_day: str = "") -> Sequence[Spend]: ...
+
+    async def decisions(self, limit: int, before: float | None = None) -> list[dict[str, Any]]:
+        """Newest first; `before` is a Unix time."""
+        ...
+
+    async def decision(self, request_id: str) -> dict[str, Any] | None: ...
+
+    async def labels(self, since: float = 0.0) -> Sequence[Label]: ...
+
+    async def keys(self) -> Sequence[Key]: ...
+
+    async def put_key(self, key: Key) -> None:
+        """Add a key or change it; a revocation is never taken back."""
+        ...
+
+    async def secret(self, proposed: str) -> str:
+        """The secret of minted keys' hashes: the one that is kept, else `proposed`, kept now."""
+        ...
+
+    async def lease(self, bucket: str, want: float, per_s: float, capacity: float) -> float:
+        """Take up to `want` from a shared bucket (negative hands back); returns what was moved.
+
+        The bucket refills at `per_s` up to `capacity` by the store's clock and starts full.
+        """
+        ...

@@ -1,0 +1,302 @@
+"""A store keeps spend, decisions, keys and labels exactly, and never gets in a request's way."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postgres_server import Server, running
+from tandem_router.store.postgres import PostgresStore
+from tandem_router.store.records import Backend, Batch, Key, Label, Spend, StoreError
+from tandem_router.store.sqlite import SqliteStore
+from tandem_router.store.writer import MOST_WAITING, Store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    # Below /tmp itself: the server's user may not enter the folders that pytest makes for root.
+    folder = Path(tempfile.mkdtemp(prefix="tandem-postgres-"))
+    folder.chmod(0o755)
+    try:
+        with running(folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def make_backend(request: Any, tmp_path: Path) -> AsyncIterator[Any]:
+    """Backends on one fresh place: each call is another router's."""
+    made: list[Backend] = []
+    if request.param == "postgres":
+        url = request.getfixturevalue("server").url
+        import asyncpg
+
+        db = await asyncpg.connect(url)
+        await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        await db.close()
+
+    def make(max_decisions: int = 100) -> Backend:
+        if request.param == "sqlite":
+            backend: Backend = SqliteStore(
+                tmp_path / "router.db", max_decisions=max_decisions, busy_s=0.05
+            )
+        else:
+            backend = PostgresStore(url, max_decisions=max_decisions)
+        made.append(backend)
+        return backend
+
+    yield make
+    for backend in made:
+        await backend.close()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spent(usd: float, tier: str = "big", day: str = "2026-11-30", tenant: str = "a") -> Spend:
+    return Spend(day, tenant, tier, 1, 10, 20, usd, 2 * usd)
+
+
+def decision(number: int) -> dict[str, Any]:
+    return {"request_id": f"r{number}", "time": float(number), "tier": "big"}
+
+
+async def test_spend_of_several_routers_adds_up(make_backend: Any) -> None:
+    first, second = make_backend(), make_backend()
+    await asyncio.gather(first.open(), second.open())
+
+    await asyncio.gather(
+        first.write(Batch("x", 1, spend=[spent(0.25), spent(1.0, "small")])),
+        second.write(Batch("y", 1, spend=[spent(1.0, "small"), spent(0.25)])),
+    )
+
+    assert await first.spend() == await second.spend()
+    assert {(row.tier, row.cost_usd, row.num_requests) for row in await first.spend()} == {
+        ("big", 0.5, 2),
+        ("small", 2.0, 2),
+    }
+    assert await first.spend("2026-12-01") == []
+
+
+async def test_a_batch_that_is_written_again_counts_once(make_backend: Any) -> None:
+    """The answer to a commit may be lost; the writer cannot know."""
+    backend = make_backend()
+    batch = Batch("x", 1, spend=[spent(0.25)], decisions=[decision(1)])
+
+    await backend.write(batch)
+    await backend.write(batch)
+
+    assert [row.cost_usd for row in await backend.spend()] == [0.25]
+
+
+async def test_decisions_are_kept_up_to_a_number_newest_first(make_backend: Any) -> None:
+    backend = make_backend(max_decisions=3)
+
+    for number in range(8):
+        batch = Batch("x", number + 1, decisions=[decision(number)])
+        await backend.write(batch)
+
+    kept = [each["request_id"] for each in await backend.decisions(10)]
+    assert kept[:3] == ["r7", "r6", "r5"]
+    assert len(kept) <= 4
+    assert await backend.decision("r7") == decision(7)
+    assert await backend.decision("r0") is None
+    assert [each["request_id"] for each in await backend.decisions(1, before=7.0)] == ["r6"]
+
+
+async def test_labels_carry_their_probability_and_source(make_backend: Any) -> None:
+    backend = make_backend()
+    label = Label("r1", "big", 0.05, "shadow", 0.8, 100.0)
+    other = replace(label, source="feedback", probability=1.0, value=0.0, time=200.0)
+
+    await backend.write(Batch("x", 1, labels=[label, other]))
+    await backend.write(Batch("x", 2, labels=[replace(label, value=0.9)]))
+
+    assert await backend.labels() == [replace(label, value=0.9), other]
+    assert await backend.labels(since=150.0) == [other]
+
+
+async def test_a_revocation_wins_over_whoever_had_not_seen_it(make_backend: Any) -> None:
+    first, second = make_backend(), make_backend()
+    key = Key("k", "a", "hmac-sha256:0", 1.0, usd_per_hour=2.0)
+    await first.put_key(key)
+
+    await second.put_key(replace(key, revoked=5.0))
+    await first.put_key(replace(key, usd_per_hour=9.0))
+
+    assert await second.keys() == [replace(key, revoked=5.0, usd_per_hour=9.0)]
+    assert await first.secret("one") == await second.secret("two") == "one"
+
+
+async def test_leases_of_several_routers_never_exceed_the_bucket(make_backend: Any) -> None:
+    first, second = make_backend(), make_backend()
+    await asyncio.gather(first.open(), second.open())
+
+    taken = await asyncio.gather(
+        *(backend.lease("budget", 0.3, 0.0, 1.0) for backend in (first, second) for _ in range(4))
+    )
+    back = await first.lease("budget", -0.5, 0.0, 1.0)
+
+    assert sum(taken) == pytest.approx(1.0)
+    assert back == -0.5
+    assert await second.lease("budget", 9.0, 0.0, 1.0) == pytest.approx(0.5)
+
+
+# The writer.
+
+
+async def test_totals_outlive_a_restart(make_backend: Any) -> None:
+    clock = Clock()
+    before = Store(make_backend(), wall_clock=clock)
+    await before.step()
+    before.add_spend(spent(0.25))
+    before.add_spend(spent(0.5))
+    before.add_decision(lambda: decision(1))
+    assert await before.step()
+
+    known: list[Spend] = []
+    after = Store(make_backend(), wall_clock=clock)
+    after.on_open = known.extend
+    assert await after.step()
+
+    assert [(row.cost_usd, row.num_requests) for row in known] == [(0.75, 2)]
+    assert before.secret == after.secret
+    assert after.health.durable
+
+
+async def test_a_store_that_is_away_for_a_while_loses_no_money(server: Server) -> None:
+    """Spend is added up meanwhile, decisions wait; status says what is wrong."""
+    import asyncpg
+
+    db = await asyncpg.connect(server.url)
+    await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await db.close()
+    backend = PostgresStore(server.url, max_decisions=100)
+    store = Store(backend, wall_clock=Clock())
+    assert await store.step()
+    server.stop()
+
+    for number in range(5):
+        store.add_spend(spent(0.25))
+        store.add_decision(lambda number=number: decision(number))
+        assert not await store.step()
+    away = store.state()
+    server.start()
+    assert await store.step()
+    rows = await backend.spend()
+    kept = await backend.decisions(10)
+    await backend.close()
+
+    assert "PostgreSQL" in away["error"]
+    assert away["num_waiting"] > 0
+    assert store.health.ok
+    assert store.health.num_waiting == 0
+    assert [(row.cost_usd, row.num_requests) for row in rows] == [(1.25, 5)]
+    assert len(kept) == 5
+
+
+async def test_a_locked_file_is_said_and_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "router.db"
+    store = Store(SqliteStore(path, max_decisions=9, busy_s=0.01), wall_clock=Clock())
+    assert await store.step()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+
+    store.add_spend(spent(1.0))
+    assert not await store.step()
+    error = store.health.error
+    other.execute("ROLLBACK")
+    assert await store.step()
+    rows = await store.spend()
+    other.close()
+
+    assert error is not None
+    assert "locked" in error
+    assert [row.cost_usd for row in rows] == [1.0]
+
+
+async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    backend = SqliteStore(tmp_path / "router.db", max_decisions=10**6)
+    store = Store(backend, wall_clock=Clock())
+    assert await store.step()
+    await backend._run(lambda db: db.execute("PRAGMA max_page_count = 20").fetchone())
+
+    for number in range(2000):
+        store.add_decision(lambda number=number: {**decision(number), "fill": "x" * 200})
+    store.add_spend(spent(1.0))
+    assert not await store.step()
+    error = store.health.error
+    await backend._run(lambda db: db.execute("PRAGMA max_page_count = 99999").fetchone())
+    assert await store.step()
+
+    assert error is not None
+    assert "full" in error
+    assert [row.cost_usd for row in await store.spend()] == [1.0]
+
+
+class Away:
+    """A store that never answers."""
+
+    kind = "away"
+
+    def __getattr__(self, name: str) -> Any:
+        async def fail(*_: Any) -> None:
+            raise StoreError("away")
+
+        return fail
+
+
+async def test_what_waits_is_bounded_and_what_is_dropped_is_counted() -> None:
+    store = Store(Away(), wall_clock=Clock())  # type: ignore[arg-type]
+
+    for number in range(MOST_WAITING + 7):
+        store.add_decision(lambda number=number: decision(number))
+        store.add_spend(spent(1.0))
+
+    assert store.health.num_dropped == 7
+    assert not await store.step()
+    assert store.health.error == "away"
+
+
+def test_a_killed_process_loses_at_most_its_last_batch(tmp_path: Path) -> None:
+    """Killed between a batch and the next: everything up to that batch is there."""
+    path = tmp_path / "router.db"
+    script = f"""
+import asyncio, os, signal, time
+from pathlib import Path
+from tandem_router.store.records import Spend
+from tandem_router.store.sqlite import SqliteStore
+from tandem_router.store.writer import Store
+
+async def main():
+    store = Store(SqliteStore(Path({str(path)!r}), max_decisions=9), wall_clock=time.time)
+    await store.step()
+    for number in range(50):
+        store.add_spend(Spend("2026-11-30", "a", "big", 1, 1, 1, 1.0, 1.0))
+        if number < 40:
+            await store.step()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT num_requests FROM spend").fetchall() == [(40,)]
+    db.close()
