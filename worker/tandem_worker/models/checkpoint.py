@@ -13,6 +13,8 @@ from tandem_worker.errors import ModelError
 from tandem_worker.models.files import check_formats, locate, names_in, weight_files
 from tandem_worker.models.spec import ModelSpec
 
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
 
 @dataclass
 class LayerWeights:
@@ -74,12 +76,19 @@ class _Checkpoint:
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"{self.directory}: tensor {name} is missing")
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
-        if tuple(tensor.shape) != shape:
+        part = self._handles[file].get_slice(name)  # type: ignore[no-untyped-call]
+        found = tuple(part.get_shape())
+        if found != shape:
             raise ModelError(
-                f"{self.directory / file}: tensor {name} has shape {tuple(tensor.shape)}, "
+                f"{self.directory / file}: tensor {name} has shape {found}, "
                 f"config.json implies {shape}"
             )
+        if part.get_dtype() not in _FLOATS:
+            raise ModelError(
+                f"{self.directory / file}: tensor {name} holds {part.get_dtype()}, which is no "
+                f"plain weight; expected one of {list(_FLOATS)}"
+            )
+        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
         self._unread.discard(name)
         return tensor
 

@@ -93,7 +93,7 @@ class Transformer:
                 max_positions,
                 spec.rope_theta,
                 spec.rope_scaling,
-                max_position_embeddings=spec.max_position,
+                max_position_embeddings=spec.trained_position or spec.max_position,
                 device=weights.embed.device,
             )
         except (ValueError, TypeError, ZeroDivisionError) as error:

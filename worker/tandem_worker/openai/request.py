@@ -52,6 +52,14 @@ class CompletionRequest:
     cache_salt: bytes = b""
 
 
+def with_defaults(data: Mapping[str, Any], defaults: Mapping[str, float]) -> Mapping[str, Any]:
+    """A body with the model's own sampling settings where it says nothing, as peers do."""
+    added = {name: value for name, value in defaults.items() if data.get(name) is None}
+    if data.get("max_completion_tokens") is not None:
+        added.pop("max_tokens", None)
+    return {**data, **added}
+
+
 def parse_chat(data: Mapping[str, Any]) -> CompletionRequest:
     """POST /v1/chat/completions.
 

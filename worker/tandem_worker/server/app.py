@@ -21,7 +21,12 @@ from tandem_worker.errors import RequestError, WorkerError
 from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.fields import read_object
-from tandem_worker.openai.request import CompletionRequest, parse_chat, parse_completion
+from tandem_worker.openai.request import (
+    CompletionRequest,
+    parse_chat,
+    parse_completion,
+    with_defaults,
+)
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
 from tandem_worker.server.generation import Generation
 from tandem_worker.server.worker import Worker
@@ -235,7 +240,8 @@ class WorkerApp:
         worker = self._worker
         worker.check_accepting()
         with worker.counted():
-            await self._answer(call, parse(read_object(call.body)))
+            data = with_defaults(read_object(call.body), worker.sampling_defaults)
+            await self._answer(call, parse(data))
 
     async def _answer(self, call: Call, request: CompletionRequest) -> None:
         """Generate and send; aborts when the client leaves."""
@@ -332,7 +338,8 @@ class WorkerApp:
     async def _prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
         """Token ids of each prompt."""
         if request.kind == "chat":
-            text = self._worker.tokenizer.render_chat(
+            text = await asyncio.to_thread(
+                self._worker.tokenizer.render_chat,
                 request.messages,
                 add_generation_prompt=request.add_generation_prompt,
                 **request.template_variables,

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Worker:
         self.started_at = int(time.time())
         self.max_model_len = 0
         self.vocab_size = 0
+        self.sampling_defaults: dict[str, float] = {}
         self.is_draining = False
         self.num_requests = 0
         self._is_loaded = False
@@ -237,7 +238,8 @@ class Worker:
         self.tokenizer = tokenizer
         self.max_model_len = runner.max_model_len
         self.vocab_size = runner.spec.vocab_size
-        self._eos = runner.spec.eos_token_ids or tokenizer.eos_token_ids
+        self._eos = runner.spec.eos_token_ids
+        self.sampling_defaults = dict(runner.spec.sampling_defaults)
         profile = StepProfile()
         scheduler = Scheduler(
             BlockManager(runner.num_blocks, prefix_cache=config.prefix_cache),
@@ -404,10 +406,40 @@ def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, Weig
     identity = identify(weights_dir)
     tokenizer = Tokenizer(weights_dir)
     runner = ModelRunner(config, weights_dir)
-    if tokenizer.vocab_size > runner.spec.vocab_size:
-        raise WorkerError(
-            f"{weights_dir}: the tokenizer knows {tokenizer.vocab_size} tokens, the model "
-            f"{runner.spec.vocab_size}; they do not belong together"
-        )
+    runner.spec = replace(
+        runner.spec, eos_token_ids=runner.spec.eos_token_ids | tokenizer.eos_token_ids
+    )
+    _say_what_surprises(runner, tokenizer)
     runner.warm_up()
     return runner, tokenizer, identity
+
+
+def _say_what_surprises(runner: Any, tokenizer: Tokenizer) -> None:
+    """Log what a checkpoint brings that changes answers and that nobody asked for by name."""
+    spec = runner.spec
+    if tokenizer.vocab_size > spec.vocab_size:
+        logger.warning(
+            "the tokenizer knows %d tokens, the model %d; requests whose text needs a token from "
+            "%d on are refused",
+            tokenizer.vocab_size,
+            spec.vocab_size,
+            spec.vocab_size,
+        )
+    if spec.rope_scaling.get("rope_type") in ("yarn", "linear"):
+        logger.warning(
+            "%s scaling by %s stretches a context of %d tokens to %d, for short prompts too; set "
+            "max_model_len and remove the scaling from config.json where they matter more",
+            spec.rope_scaling["rope_type"],
+            spec.rope_scaling["factor"],
+            spec.trained_position,
+            spec.max_position,
+        )
+    if runner.max_model_len > spec.max_position:
+        logger.warning(
+            "max_model_len=%d is beyond the %d tokens that the model was made for; answers at "
+            "such positions are not to be trusted",
+            runner.max_model_len,
+            spec.max_position,
+        )
+    if spec.sampling_defaults:
+        logger.info("sampling defaults of generation_config.json: %s", dict(spec.sampling_defaults))

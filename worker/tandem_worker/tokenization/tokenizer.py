@@ -1,19 +1,16 @@
 """A model directory's tokenizer and chat template, without transformers.
 
-Importing transformers costs seconds; ``tokenizers`` and a sandboxed jinja2 are what it uses here.
+Importing transformers costs seconds; ``tokenizers`` and jinja2 are what it uses here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from tandem_worker.errors import ModelError, RequestError
@@ -24,6 +21,7 @@ from tandem_worker.models.files import (
     read_json,
     read_text,
 )
+from tandem_worker.tokenization.chat_template import ChatTemplate
 
 
 class Tokenizer:
@@ -44,8 +42,10 @@ class Tokenizer:
                 f"{directory / TOKENIZER} is missing; save the tokenizer in its fast form "
                 "(transformers: tokenizer.save_pretrained)"
             )
+        text = read_text(path, MAX_TOKENIZER_BYTES)
+        _check_patterns(text, path)
         try:
-            self._tokenizer = FastTokenizer.from_str(read_text(path, MAX_TOKENIZER_BYTES))
+            self._tokenizer = FastTokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{path} cannot be loaded: {error}") from error
         self._tokenizer.no_padding()
@@ -59,7 +59,8 @@ class Tokenizer:
         eos = self._special["eos_token"]
         eos_id = self._tokenizer.token_to_id(eos) if eos else None
         self.eos_token_ids = frozenset() if eos_id is None else frozenset([int(eos_id)])
-        self._template = _compile(_template_source(directory, config))
+        source = _template_source(directory, config)
+        self._template = None if source is None else ChatTemplate(source)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -100,17 +101,7 @@ class Tokenizer:
             )
         values = {k: v for k, v in self._special.items() if v is not None}
         values |= {"add_generation_prompt": True, "tools": None, "documents": None} | variables
-        try:
-            return str(self._template.render(messages=list(messages), **values))
-        except TemplateError as error:
-            raise RequestError(
-                f"the chat template refuses the messages: {error}", param="messages"
-            ) from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise RequestError(
-                f"the chat template fails on the messages: {type(error).__name__}: {error}",
-                param="messages",
-            ) from error
+        return self._template.render({"messages": list(messages), **values})
 
 
 def _token_text(value: Any) -> str | None:
@@ -130,23 +121,42 @@ def _template_source(directory: Path, config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _compile(source: str | None) -> Any:
-    if source is None:
-        return None
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+_PATTERN = re.compile(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_REPEATED = re.compile(r"[+*]|\{\d*,\d*\}")
 
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
 
-    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+def _check_patterns(text: str, path: Path) -> None:
+    """Refuse regular expressions that take exponential time on some texts.
 
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise ModelError(f"the chat template cannot be compiled: {error}") from error
+    A group that repeats without end around something that repeats without end has that many ways
+    to match; no published tokenizer holds one.
+    """
+    for match in _PATTERN.finditer(text):
+        pattern = json.loads(f'"{match[1]}"')
+        if _repeats_a_repetition(pattern):
+            raise ModelError(
+                f"{path}: the regular expression {pattern[:100]!r} repeats a repetition, which "
+                "takes exponential time on some texts; write it without nested + or *"
+            )
+
+
+def _repeats_a_repetition(pattern: str) -> bool:
+    """Whether a group quantified by + or * holds something quantified by + or *."""
+    plain = re.sub(r"\\.", "_", pattern)
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", "_", plain)
+    begun: list[bool] = []  # per open group: holds an unbounded repetition
+    at = 0
+    while at < len(plain):
+        if plain[at] == "(":
+            begun.append(False)
+        elif plain[at] == ")" and begun:
+            holds = begun.pop()
+            repeated = _REPEATED.match(plain, at + 1) is not None
+            if holds and repeated:
+                return True
+            if begun and (holds or repeated):
+                begun[-1] = True
+        elif begun and _REPEATED.match(plain, at):
+            begun[-1] = True
+        at += 1
+    return False
