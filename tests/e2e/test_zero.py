@@ -67,7 +67,7 @@ def test_an_idle_pool_sleeps_and_wakes_and_one_scaled_by_hand_is_waited_for(
         after = workers(stack)
 
         example.write_text(
-            SLEEPY.replace("mode: Managed, policyRef: {name: sleepy}", "mode: Fixed")
+            SLEEPY.replace("mode: Managed, policyRef: {name: sleepy}", "mode: External")
         )
         stack.tandem("apply", str(example))
         stack.tandem("scale", "workerpool", "small-unified", "--replicas", "0")

@@ -146,6 +146,17 @@ async def test_a_ceiling_of_a_request_and_of_a_tenant_shortens_too(
     assert "x-tandem-max-cost-usd allows 0.0003 USD" in refused.error["message"]
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_provider_gets_the_bound_under_the_name_that_it_reads(
+    run_router: Any, provider: Provider, field: str
+) -> None:
+    big = {"tiers": [tier(provider, max_tokens_field=field)]}
+    async with run_router({}, **{**options(provider), **big}) as (client, _):
+        await client.chat(headers={"x-tandem-max-cost-usd": "0.003"})
+
+    assert [name for name in provider.inference[0].json if name.startswith("max_")] == [field]
+
+
 async def test_a_tenant_is_told_which_tiers_it_may_use(run_router: Any, provider: Provider) -> None:
     small = tier(provider, name="tiny", served_model="tiny-model")
     config = {

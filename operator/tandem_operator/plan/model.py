@@ -317,6 +317,7 @@ def _pod_template(
         ],
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "TANDEM_REVISION", "value": revision},
             {"name": "TRITON_CACHE_DIR", "value": f"{SCRATCH_DIR}/triton"},
         ],

@@ -86,7 +86,7 @@ def cross_problems(
                         "Accepted",
                         "TwoManagers",
                         f"Router {other.metadata.name} also manages Model {shared[0]}; set "
-                        "scaling.mode of one of them to External or Fixed",
+                        "scaling.mode of one of them to External",
                     )
                 )
     if spec.scaling.policy_ref is not None and not policy_found:

@@ -31,6 +31,8 @@ def worker_config(model: Model, role: str, settings: Settings, revision: str = "
     spec = next(spec for name, spec in model.spec.roles().items() if name == role)
     if spec.resources.cpu and not spec.gpus:
         data["num_threads"] = max(1, math.floor(quantity(spec.resources.cpu)))
+    if (num_gpus := getattr(model.spec, role).tensor_parallel) > 1:
+        data["tensor_parallel"] = num_gpus
     if engine.max_model_len is not None:
         data["max_model_len"] = engine.max_model_len
     if engine.kv_cache_memory is not None:

@@ -251,10 +251,10 @@ class Tenant(Resource):
 class Scaling(Resource):
     """Who sets the replica counts of the pools."""
 
-    mode: Literal["Managed", "External", "Fixed"] = Field(
-        default="Fixed",
-        description="Managed: this Router's control loop; External: an HPA or KEDA on the "
-        "WorkerPools; Fixed: the Models' own counts.",
+    mode: Literal["Managed", "External"] = Field(
+        default="External",
+        description="Managed: this Router's control loop. External: whoever writes the scale of "
+        "the WorkerPools, an HPA, KEDA or a person; the Models' own counts begin.",
     )
     policy_ref: ObjectRef | None = Field(
         default=None, description="AutoscalingPolicy for Managed; built-in values when absent."
