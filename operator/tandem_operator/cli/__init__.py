@@ -12,6 +12,7 @@ from collections.abc import Sequence
 # Subcommands that other parts bring: their module's register(subparsers) adds them.
 _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
+    ("grade", "verify"): "tandem_router.grading.cli",
     ("demo",): "tandem_operator.demo.run",
     ("simulate",): "tandem_operator.cli.simulate",
 }
