@@ -7,7 +7,6 @@ then one line per answer or verdict. A last line that a crash tore is dropped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,15 @@ class Journal:
         self._entries: dict[Key, dict[str, Any]] = {}
         self._head = {"tandem_grade": VERSION, **head}
         try:
-            self._file = path.open("a+b")
+            # Unbuffered: what `put` wrote is the system's, and nothing is left to fail at the end.
+            self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise GradingError(
                 f"cannot write {path}: {error.strerror}; name another place with -o"
             ) from error
         try:
+            if not path.is_file():
+                raise GradingError(f"{path} is not a plain file; name another place with -o")
             self._lock()
             self._load()
         except BaseException:
@@ -70,16 +72,18 @@ class Journal:
             raise GradingError(f"{self.path} is in use by another `tandem grade`") from error
 
     def _write(self, value: Mapping[str, Any]) -> None:
+        line = json.dumps(value, ensure_ascii=True).encode() + b"\n"
         try:
-            self._file.write(json.dumps(value, ensure_ascii=True).encode() + b"\n")
-            self._file.flush()
+            written = self._file.write(line)
         except OSError as error:
             raise GradingError(f"cannot write {self.path}: {error.strerror}") from error
+        if written != len(line):
+            raise GradingError(f"cannot write {self.path}: no space left")
 
     def _load(self) -> None:
-        self._file.seek(0)
+        content = self.path.read_bytes()
         good = 0
-        for number, line in enumerate(self._file, 1):
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break  # torn by a crash in the middle of a write
             value = self._decode(number, line)
@@ -97,9 +101,8 @@ class Journal:
                     raise self._damaged(number) from error
                 self._entries[key] = value
             good += len(line)
-        if os.fstat(self._file.fileno()).st_size > good:
+        if len(content) > good:
             self._file.truncate(good)
-        self._file.seek(0, os.SEEK_END)
         if good == 0:
             self._write(self._head)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.evaluation.report import report
+from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.training import crossval, dataset
 from tandem_router.predictor.training.options import Options
 
@@ -48,7 +48,7 @@ class PairSoFar:
 
 def verdicts(path: Path, progress: Callable[[str], None]) -> list[PairSoFar]:
     """Every pair of graded tiers, the weaker one first."""
-    data = dataset.read([path])
+    data = dataset.read_dataset([path])
     labels, groups = data.quality(), data.groups()
     found = []
     for one, other in itertools.combinations(range(len(data.tiers)), 2):
@@ -112,8 +112,8 @@ def _with_predictions(
     data: dataset.Dataset, found: list[PairSoFar], progress: Callable[[str], None]
 ) -> list[PairSoFar]:
     try:
-        predictions = crossval.predict(data, Options(), NUM_FOLDS, progress)
-        judged = report(data, predictions, curves=False)["pairs"]
+        predictions = crossval.cross_validate(data, Options(), NUM_FOLDS, progress)
+        judged = make_report(data, predictions, curves=False)["pairs"]
     except PredictorError as error:
         progress(f"which prompts need which tier could not be judged yet: {error}")
         return found

@@ -40,7 +40,7 @@ def verify(arguments: argparse.Namespace) -> int:
     router = endpoints.with_key(Endpoint("router", url, name, router=True), arguments.key)
     warn_of_open_key(router)
     path = Path(arguments.file)
-    known = {row.line: row for row in dataset.read([path]).rows}
+    known = {row.line: row for row in dataset.read_dataset([path]).rows}
     questions = prompts.read(arguments.file, limit=arguments.limit).items
     pairs = [(q, known[q.place]) for q in questions if q.place in known]
     graded = {tier for _, row in pairs for tier in row.quality}
