@@ -484,7 +484,7 @@ bad(
 bad(
     "tenants without a key",
     router("  tenants: [{name: a, keyHashes: ['hmac-sha256:" + 64 * "0" + "']}]\n"),
-    "4: Router/r: spec.keySecretRef: tenants need keySecretRef, the Secret with the key of their hashes",
+    "4: Router/r: spec.keySecretRef: tenants with keyHashes need keySecretRef, the Secret with the key of the hashes",
 )
 bad(
     "key hash",

@@ -14,6 +14,7 @@ _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
     ("grade", "verify"): "tandem_router.grading.cli",
     ("demo",): "tandem_operator.demo.run",
+    ("keys",): "tandem_operator.cli.keys",
     ("simulate",): "tandem_operator.cli.simulate",
 }
 

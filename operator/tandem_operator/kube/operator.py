@@ -20,8 +20,9 @@ from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.plan.objects import Settings
 from tandem_operator.reconcile.actuator import ScalingDriver
 from tandem_operator.reconcile.controller import Controller
-from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
+from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.router_pods import RouterPods
 
 logger = logging.getLogger("tandem.operator")
 
@@ -78,6 +79,7 @@ class Operator:
         self.cache = CachedApi(api, namespace, lambda obj: self.controller.noticed(obj), resync_s)
         workers = WorkerPods(self.cache, settings, time.monotonic)
         scaling = ScalingDriver(self.cache, settings)
+        routers = RouterPods(self.cache, settings)
         reconciler = Reconciler(
             api=self.cache,
             settings=settings,
@@ -86,10 +88,11 @@ class Operator:
             busy=workers.busy,
             weights=workers.weights,
             traffic=SampledTraffic(
-                lambda pods: router_traffic(pods, settings.router_port),
+                routers.traffic,
                 settings.status_period_s,
                 time.monotonic,
             ),
+            push=routers.push,
             scaling=scaling.step,
             forget=scaling.forget,
         )

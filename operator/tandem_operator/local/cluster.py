@@ -27,8 +27,9 @@ from tandem_operator.reconcile.actuator import ScalingDriver
 from tandem_operator.reconcile.cluster_api import ApiError, WatchEvent
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import RECONCILED
-from tandem_operator.reconcile.pod_client import WorkerPods, router_traffic
+from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.base import Object
 
 logger = logging.getLogger("tandem.local")
@@ -108,6 +109,7 @@ class LocalCluster:
         self._forwarders: dict[str, Forwarder] = {}
         workers = WorkerPods(self.store, self.settings, time.monotonic)
         scaling = ScalingDriver(self.store, self.settings)
+        routers = RouterPods(self.store, self.settings)
         reconciler = Reconciler(
             api=self.store,
             settings=self.settings,
@@ -115,7 +117,8 @@ class LocalCluster:
             link_tester=workers.test_link,
             busy=workers.busy,
             weights=workers.weights,
-            traffic=lambda pods: router_traffic(pods, router_port),
+            traffic=routers.traffic,
+            push=routers.push,
             endpoint=lambda router: self.url(router.metadata.name),
             scaling=scaling.step,
             forget=scaling.forget,

@@ -86,6 +86,9 @@ class Plan:
     scale: list[Scale] = field(default_factory=list)
     keep: set[tuple[str, str]] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    # Of a Router: the settings that its pods of this revision take up while they run.
+    live: Object | None = None
+    revision: str = ""
 
 
 def digest(value: Any) -> str:

@@ -36,11 +36,14 @@ from tandem_operator.plan.router_config import (
     router_config,
     usd_per_hour,
 )
+from tandem_operator.plan.router_store import add_store, store_claims, strategy
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object
+from tandem_router.live_config import live_part, static_part
 
 ENDPOINTS_DIR = "/etc/tandem/endpoints"
 TENANT_KEY_DIR = "/etc/tandem/tenant-key"
+METRICS_DIR = "/etc/tandem/metrics"
 
 
 def router_name(name: str) -> str:
@@ -146,7 +149,9 @@ def plan_router(
     name = router_name(router.metadata.name)
     text = config.model_dump_json(exclude_unset=True, indent=1) + "\n"
     template = _pod_template(router, "", settings)
-    revision = digest([text, template, _training_digest(router, settings)])
+    # What can change while a router runs makes no new pods: it is pushed to those that run.
+    revision = digest([static_part(config), template, _training_digest(router, settings)])
+    plan.live, plan.revision = live_part(config), revision
     final = _pod_template(router, revision, settings)
     own = {**owner_labels(router), REVISION_LABEL: revision}
     if taken := foreign_labels(final, own):
@@ -159,10 +164,11 @@ def plan_router(
             "v1",
             "ConfigMap",
             f"{name}-{revision}",
-            {"immutable": True, "data": {"config.json": text}},
+            {"data": {"config.json": text}},
             {REVISION_LABEL: revision},
         )
     )
+    plan.apply += store_claims(router, settings)
     plan.apply += _access(router, name, settings)
     if settings.endpoints == "file":
         plan.keep.add(("ConfigMap", endpoints_name(router.metadata.name)))
@@ -178,10 +184,7 @@ def plan_router(
                     "replicas": router.spec.replicas,
                     "revisionHistoryLimit": 2,
                     "selector": {"matchLabels": {ROUTER_LABEL: router.metadata.name}},
-                    "strategy": {
-                        "type": "RollingUpdate",
-                        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
-                    },
+                    "strategy": strategy(router, settings),
                     "template": final,
                 }
             },
@@ -296,6 +299,11 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         args += ["--key-secret-file", f"{TENANT_KEY_DIR}/{key.key}"]
         mounts.append({"name": "tenant-key", "mountPath": TENANT_KEY_DIR, "readOnly": True})
         volumes.append({"name": "tenant-key", "secret": {"secretName": key.name}})
+    if (metrics := router.spec.metrics_token_secret_ref) is not None:
+        args += ["--metrics-token-file", f"{METRICS_DIR}/{metrics.key}"]
+        mounts.append({"name": "metrics-token", "mountPath": METRICS_DIR, "readOnly": True})
+        volumes.append({"name": "metrics-token", "secret": {"secretName": metrics.name}})
+    add_store(router, settings, args, mounts, volumes)
     resources: Object = {}
     if router.spec.resources.cpu:
         resources.setdefault("requests", {})["cpu"] = router.spec.resources.cpu

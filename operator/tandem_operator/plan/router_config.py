@@ -8,6 +8,7 @@ from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Settings, service_name
 from tandem_operator.plan.predictor import embedding_volume
+from tandem_operator.plan.router_store import store_config
 from tandem_operator.resources import Model, Router, TierSpec
 from tandem_operator.resources.base import Object, quantity, seconds
 from tandem_router.config import RouterConfig
@@ -87,6 +88,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
     spec = router.spec
     data: Object = {
         "name": router.metadata.name,
+        "generation": router.metadata.generation,
         "tiers": [_tier(t, models) for t in spec.tiers],
         "fallback_tier": spec.fallback,
         "predictor": {
@@ -113,6 +115,10 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
             "max_bytes": int(quantity(spec.cache.max_memory)),
             "ttl_s": seconds(spec.cache.ttl),
         }
+    if (store := store_config(router, settings)) is not None:
+        data["store"] = store
+    if spec.routing != "Active":
+        data["routing"] = spec.routing
     if spec.threshold is not None:
         data["threshold"] = float(spec.threshold)
     if spec.tenants:

@@ -34,6 +34,16 @@ class PredictorFacts:
 
 
 @dataclass(frozen=True)
+class StoreFacts:
+    """The store of one router pod."""
+
+    kind: str
+    durable: bool
+    ok: bool
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class TrafficFacts:
     """What the pods of a Router measured, and what its predictor expects of recent answers.
 
@@ -47,3 +57,5 @@ class TrafficFacts:
     content_blind_quality_ratio: float | None = None
     tiers: Mapping[str, TierFacts] = field(default_factory=dict)
     predictors: Mapping[str, PredictorFacts] = field(default_factory=dict)
+    # The store of a pod that has trouble with it, else of any; None: none was told of.
+    store: StoreFacts | None = None

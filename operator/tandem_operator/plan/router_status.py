@@ -60,6 +60,7 @@ def router_status(
             _budget(conditions, router, models, model_objects)
         else:
             _slo(conditions, router, traffic)
+    _durable(conditions, traffic)
     wanted = router.spec.replicas
     if blocking is None and wanted == 0:
         blocking = Blocker("ScaledToZero", "no router pod is wanted")
@@ -177,6 +178,22 @@ def _tier_blocker(router: Router, models: Mapping[str, Object]) -> Blocker:
             if c["type"] == "Ready" and c["status"] != "True":
                 return Blocker(c["reason"], f"Model {name}: {c.get('message', '')}")
     return Blocker("Starting", "no tier is ready")
+
+
+def _durable(conditions: Conditions, traffic: TrafficFacts | None) -> None:
+    """Whether spend, decisions and keys outlive the router pods."""
+    store = traffic.store if traffic is not None else None
+    if store is None:
+        conditions.add("Durable", None, "NotKnown", "no router pod has told of its store yet")
+    elif not store.durable:
+        text = "spend, decisions and minted keys are gone with the router pods; set spec.store"
+        conditions.add("Durable", False, "NotDurable", text)
+    elif not store.ok:
+        text = f"the {store.kind} store takes nothing, requests go on: {store.error}"
+        conditions.add("Durable", False, "StoreUnavailable", text[:1000])
+    else:
+        text = f"spend, decisions and keys are kept in {store.kind}"
+        conditions.add("Durable", True, "Kept", text)
 
 
 def _budget(

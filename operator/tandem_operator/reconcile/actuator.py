@@ -109,7 +109,7 @@ class ScalingDriver:
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
         states, loads = await asyncio.gather(
-            self._states(ready), self._loads(namespace, tiers, token)
+            self._states(ready, token), self._loads(namespace, tiers, token)
         )
         if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
             self._asleep.discard(key)
@@ -166,9 +166,11 @@ class ScalingDriver:
                 found[tier, spec["role"]] = obj
         return found
 
-    async def _states(self, ready: list[Object]) -> dict[str, Any]:
+    async def _states(self, ready: list[Object], token: str) -> dict[str, Any]:
         port = self._settings.router_port
-        answers = await asyncio.gather(*(self._get(pod, port, "/admin/state", "") for pod in ready))
+        answers = await asyncio.gather(
+            *(self._get(pod, port, "/admin/state", token) for pod in ready)
+        )
         return {
             identity(pod): body
             for pod, body in zip(ready, answers, strict=True)

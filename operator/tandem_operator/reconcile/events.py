@@ -17,7 +17,7 @@ class News(NamedTuple):
 
 
 # Conditions whose turn from good to bad, or back, is news besides that of Ready.
-_TOLD = ("KVLinkReady", "SLOMet", "WithinBudget")
+_TOLD = ("KVLinkReady", "SLOMet", "WithinBudget", "Durable")
 
 
 def news_in(obj: Object, status: Object) -> list[News]:

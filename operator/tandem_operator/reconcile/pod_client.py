@@ -16,6 +16,7 @@ from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import (
     LatencyFacts,
     PredictorFacts,
+    StoreFacts,
     TierFacts,
     TrafficFacts,
 )
@@ -192,11 +193,14 @@ def _first(pods: list[Object], role: str) -> Object | None:
     return min(ready, key=lambda p: p["metadata"]["name"], default=None)
 
 
-async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
+async def router_traffic(pods: list[Object], port: int, token: str = "") -> TrafficFacts | None:
     """What the ready pods of a Router measured, averaged; None when none answers."""
     ready = [p for p in pods if is_ready(p)]
     answers = await asyncio.gather(
-        *(ask_json(p["status"]["podIP"], port, "/admin/state", timeout_s=2.0) for p in ready),
+        *(
+            ask_json(p["status"]["podIP"], port, "/admin/state", token=token, timeout_s=2.0)
+            for p in ready
+        ),
         return_exceptions=True,
     )
     found: list[tuple[Object, Object]] = [
@@ -231,7 +235,23 @@ async def router_traffic(pods: list[Object], port: int) -> TrafficFacts | None:
             for pod, state in found
             if (facts := _artifact(state.get("predictor_artifact"))) is not None
         },
+        store=_store(states),
     )
+
+
+def _store(states: list[Object]) -> StoreFacts | None:
+    """The store as the pod sees it that has most trouble with it."""
+    found = [
+        StoreFacts(
+            str(report.get("kind") or ""),
+            report.get("durable") is True,
+            report.get("ok") is True,
+            str(report.get("error") or ""),
+        )
+        for state in states
+        if isinstance(report := state.get("store"), dict)
+    ]
+    return min(found, key=lambda store: store.ok, default=None)
 
 
 def _artifact(report: Any) -> PredictorFacts | None:

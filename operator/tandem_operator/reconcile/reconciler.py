@@ -31,13 +31,14 @@ from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
-from tandem_operator.reconcile.events import event, news_in
+from tandem_operator.reconcile.events import News, event, news_in
 from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S, refused_child
 from tandem_operator.resources import Model, Router
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 LINK_RETRY_S = 5.0
+PUSH_RETRY_S = 2.0
 SECRET_RETRY_S = 30.0
 UNSEEN_RETRY_S = 1.0
 
@@ -59,6 +60,7 @@ OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
+Push = Callable[[list[Object], str, Object], Awaitable[tuple[list[str], bool]]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
 HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
@@ -94,6 +96,10 @@ async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
     return None
 
 
+async def _unpushed(pods: list[Object], revision: str, live: Object) -> tuple[list[str], bool]:
+    return [], True
+
+
 async def _unscaled(
     router: Router, models: Mapping[str, Model], pods: list[Object]
 ) -> list[dict[str, str]]:
@@ -121,7 +127,8 @@ class Reconciler:
     """Brings one resource at a time to its wanted state.
 
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
-    traffic: what a Router's pods measured. busy: requests that each worker pod holds, by name.
+    traffic: what a Router's pods measured. push: puts changed settings in force in a Router's
+    pods and says what changed. busy: requests that each worker pod holds, by name.
     weights: identity of the files that each worker pod holds, by name.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
@@ -133,6 +140,7 @@ class Reconciler:
     now: Callable[[], str]
     link_tester: LinkTester = _untested
     traffic: Traffic = _unmeasured
+    push: Push = _unpushed
     busy: Busy = _unknown_load
     weights: HeldWeights = _unknown_weights
     endpoint: Endpoint | None = None
@@ -249,6 +257,8 @@ class Reconciler:
             else service_endpoint(router, self.settings.cluster_domain)
         )
         old = obj.get("status") or {}
+        if plan.live is not None:
+            await self._push(obj, plan, pods, result)
         traffic = await self.traffic(pods)
         if any(is_ready(p) for p in pods):
             result.look_again(self.settings.status_period_s)
@@ -270,6 +280,17 @@ class Reconciler:
         if decisions:
             status["decisions"] = decisions
         await self._write_status(obj, status, result)
+
+    async def _push(self, obj: Object, plan: Plan, pods: list[Object], result: Result) -> None:
+        """Changed settings to the pods that run; each change is an Event on the Router."""
+        changed, done = await self.push(pods, plan.revision, plan.live or {})
+        if not done:
+            result.look_again(PUSH_RETRY_S)
+        if changed:
+            name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
+            news = News("Normal", "SettingsChanged", "; ".join(changed))
+            await self.api.create(event(obj, news, name, self.now()))
+            result.writes += 1
 
     async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
         found: list[Object] = []

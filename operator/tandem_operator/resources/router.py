@@ -215,6 +215,30 @@ class Cache(Resource):
     ttl: Duration = Field(default="1h", description="Age at which a response is dropped.")
 
 
+class SqliteStore(Resource):
+    """One file on a claim, for one router pod."""
+
+    size: Quantity = Field(default="1Gi", description="Size of the claim, a quantity in bytes.")
+    storage_class_name: ShortText | None = Field(
+        default=None, description="StorageClass of the claim; the cluster's default when absent."
+    )
+
+
+class PostgresStore(Resource):
+    """A PostgreSQL database, which several router pods share."""
+
+    secret_ref: SecretKeyRef = Field(
+        description="Secret with the URL, postgresql://user:password@host:port/database."
+    )
+
+
+class Store(Resource):
+    """Where spend, decisions, keys and labels outlive the pods."""
+
+    sqlite: SqliteStore | None = Field(default=None, description="A file; excludes postgres.")
+    postgres: PostgresStore | None = Field(default=None, description="A database; excludes sqlite.")
+
+
 class Tenant(Resource):
     """One customer with API keys and limits."""
 
@@ -225,10 +249,11 @@ class Tenant(Resource):
             StringConstraints(pattern=r"^hmac-sha256:[0-9a-f]{64}$", min_length=76, max_length=76),
         ]
     ] = Field(
-        min_length=1,
+        default_factory=list,
         max_length=16,
         description="Keyed hashes of the tenant's API keys, hmac-sha256:<64 hex digits>; "
-        "`python -m tandem_router.api.api_keys` makes key and hash.",
+        "`python -m tandem_router.api.api_keys` makes key and hash. `tandem keys create` mints "
+        "more at run time; a key that is revoked there stays revoked.",
     )
     allowed_tiers: list[Name] | None = Field(
         default=None, max_length=8, description="Tiers that the tenant may use; all when absent."
@@ -298,6 +323,19 @@ class RouterSpec(Resource):
     )
     key_secret_ref: SecretKeyRef | None = Field(
         default=None, description="Secret with the key of the tenants' hashes."
+    )
+    metrics_token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Secret with the bearer token of /metrics, needed once there are tenants.",
+    )
+    store: Store | None = Field(
+        default=None,
+        description="Where spend, decisions, keys and labels outlive the pods; in memory when "
+        "absent (in local mode: a file of the run).",
+    )
+    routing: Literal["Active", "Advise"] = Field(
+        default="Active",
+        description="Advise decides and records, and sends everything to the fallback tier.",
     )
     scaling: Scaling = Field(
         default_factory=Scaling, description="Who sets the replica counts of the pools."
@@ -400,8 +438,8 @@ class RouterStatus(Resource):
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,
-        description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget and Ready; "
-        "where it holds, also FloorNotHeld.",
+        description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget, Durable and "
+        "Ready; where it holds, also FloorNotHeld.",
     )
     endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
     ready: ShortText | None = Field(

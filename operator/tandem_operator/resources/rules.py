@@ -180,10 +180,24 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec",),
-        "!has(self.tenants) || size(self.tenants) == 0 || has(self.keySecretRef)",
-        "tenants need keySecretRef, the Secret with the key of their hashes",
-        lambda o, _: not o.get("tenants") or "keySecretRef" in o,
+        "!has(self.tenants) || has(self.keySecretRef) || "
+        "self.tenants.all(t, !has(t.keyHashes) || size(t.keyHashes) == 0)",
+        "tenants with keyHashes need keySecretRef, the Secret with the key of the hashes",
+        lambda o, _: "keySecretRef" in o or not any(t.get("keyHashes") for t in o["tenants"]),
         "keySecretRef",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.store) || !has(self.store.sqlite) || self.replicas <= 1",
+        "store.sqlite is a file with one writer; keep replicas at 1, or use store.postgres",
+        lambda o, _: "sqlite" not in (o.get("store") or {}) or o["replicas"] <= 1,
+        "replicas",
+    ),
+    Rule(
+        ("spec", "store"),
+        "has(self.sqlite) != has(self.postgres)",
+        "a store is either sqlite or postgres, exactly one of them",
+        lambda o, _: ("sqlite" in o) != ("postgres" in o),
     ),
     Rule(
         ("spec", "tiers", "*"),
