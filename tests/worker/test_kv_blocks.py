@@ -118,17 +118,18 @@ def test_the_end_of_a_prefix_is_forgotten_before_its_start() -> None:
     assert blocks.lookup(chain_hashes([1, 2, 3, 4], 1)) == taken[:2]
 
 
-def test_often_hit_prefixes_outlive_newer_ones() -> None:
-    blocks = BlockManager(2, block_size=1)
+def test_a_prefix_that_was_wanted_twice_outlives_newer_ones() -> None:
+    blocks = BlockManager(40, block_size=1)
     fill(blocks, [1])
     fill(blocks, [1])
-    fill(blocks, [1])
-    fill(blocks, [2])
+    for token in range(2, 41):
+        fill(blocks, [token])
 
-    blocks.allocate(1)
+    blocks.allocate(2)
 
     assert blocks.lookup(chain_hashes([1], 1))
     assert not blocks.lookup(chain_hashes([2], 1))
+    assert not blocks.lookup(chain_hashes([3], 1))
 
 
 def test_old_popularity_fades() -> None:

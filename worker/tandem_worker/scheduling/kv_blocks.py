@@ -8,9 +8,8 @@ three states, so that ``num_free + num_cached + num_used == num_blocks`` always:
 - used: at least one sequence (or a transfer still in flight) refers to it.
 
 A full block is known by the hash of its tokens chained to the hash of the block before it, so
-equal hashes mean equal prefixes. Eviction follows RAGCache's PGDSF (Jin et al. 2024, section 5.1):
-priority = clock + frequency x recompute cost / size, with leaves before their parents because a
-block whose parent is gone cannot be hit.
+equal hashes mean equal prefixes. What is forgotten first is in `scheduling.eviction`; leaves go
+before their parents, because a block whose parent is gone cannot be hit.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tandem_worker.errors import InvariantError
+from tandem_worker.scheduling.eviction import ReuseOrder
 
 ROOT = b""
 """Parent of a sequence's first block."""
@@ -53,7 +53,6 @@ class _Known:
     parent: bytes
     depth: int
     num_children: int = 0
-    frequency: int = 1
     priority: float = 0.0
     stamp: int = 0
 
@@ -65,8 +64,6 @@ class BlockManager:
         num_blocks: Size of the pool.
         block_size: Tokens per block.
         prefix_cache: Keep released full blocks for later hits.
-        attention_cost: Recompute cost of a block grows by this fraction for each block before it
-            (attention reads all of them); the linear layers cost 1.
     """
 
     def __init__(
@@ -75,14 +72,13 @@ class BlockManager:
         *,
         block_size: int = 64,
         prefix_cache: bool = True,
-        attention_cost: float = 0.01,
     ) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks={num_blocks} must be at least 1")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
-        self._attention_cost = attention_cost
+        self._order = ReuseOrder(num_blocks)
         self._free: list[int] = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
@@ -91,7 +87,6 @@ class BlockManager:
         self._parentless: dict[bytes, set[bytes]] = {}
         self._leaves: list[tuple[float, int, bytes]] = []
         self._num_cached = 0
-        self._clock = 0.0
         self._stamp = 0
         self.num_evictions = 0
 
@@ -138,7 +133,7 @@ class BlockManager:
                     raise InvariantError(f"block {block_id} is free and cannot be acquired")
                 self._num_cached -= 1
             if block_hash is not None:
-                self._known[block_hash].frequency += 1
+                self._order.hit(block_hash)
             self._references[block_id] += 1
 
     def allocate(self, count: int) -> list[int] | None:
@@ -166,6 +161,7 @@ class BlockManager:
                 self._free.append(block_id)
             else:
                 self._num_cached += 1
+                self._order.released(block_hash)
                 self._offer(block_hash, self._known[block_hash])
 
     def publish(self, block_id: int, block_hash: bytes, parent: bytes, depth: int) -> None:
@@ -184,6 +180,7 @@ class BlockManager:
         if self._references[block_id] == 0 or self._hash_of[block_id] is not None:
             raise InvariantError(f"block {block_id} cannot be published: unused or already known")
         self._hash_of[block_id] = block_hash
+        self._order.computed(block_hash)
         known = _Known(block_id=block_id, parent=parent, depth=depth)
         # Children may have outlived an evicted parent; they can be hit again from now on.
         known.num_children = len(self._parentless.pop(block_hash, ()))
@@ -193,6 +190,11 @@ class BlockManager:
             above.num_children += 1
         elif parent != ROOT:
             self._parentless.setdefault(parent, set()).add(block_hash)
+
+    @property
+    def num_remembered(self) -> int:
+        """Hashes that the order of forgetting keeps in mind, those of blocks that left included."""
+        return self._order.num_remembered
 
     def forget_cached(self) -> None:
         """Empty the prefix cache of blocks nobody uses."""
@@ -226,8 +228,7 @@ class BlockManager:
 
     def _offer(self, block_hash: bytes, known: _Known) -> None:
         """Make an unused block a candidate for eviction, if it is a leaf."""
-        cost = 1.0 + self._attention_cost * known.depth
-        known.priority = self._clock + known.frequency * cost
+        known.priority = self._order.priority(block_hash)
         self._stamp += 1
         known.stamp = self._stamp
         if known.num_children == 0:
@@ -246,7 +247,7 @@ class BlockManager:
 
     def _evict_one(self) -> None:
         while self._leaves:
-            priority, stamp, block_hash = heapq.heappop(self._leaves)
+            _, stamp, block_hash = heapq.heappop(self._leaves)
             known = self._known.get(block_hash)
             # Entries are never removed when a block is hit, grows a child or goes: check here.
             if (
@@ -255,7 +256,7 @@ class BlockManager:
                 and known.num_children == 0
                 and self._references[known.block_id] == 0
             ):
-                self._forget(block_hash, known, priority)
+                self._forget(block_hash, known)
                 return
         # Only parents of used blocks are left (a twin of the parent is in use): give up the
         # cheapest one; its children wait as orphans until the parent is published again.
@@ -266,11 +267,11 @@ class BlockManager:
         ]
         if not idle:
             raise InvariantError("nothing is cached, so nothing can be evicted")
-        priority, block_hash = min(idle)
-        self._forget(block_hash, self._known[block_hash], priority)
+        _, block_hash = min(idle)
+        self._forget(block_hash, self._known[block_hash])
 
-    def _forget(self, block_hash: bytes, known: _Known, priority: float) -> None:
-        self._clock = max(self._clock, priority)
+    def _forget(self, block_hash: bytes, known: _Known) -> None:
+        self._order.forgotten(block_hash)
         self.num_evictions += 1
         del self._known[block_hash]
         self._hash_of[known.block_id] = None
