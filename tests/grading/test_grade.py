@@ -452,6 +452,7 @@ def test_a_judge_that_garbles_or_prefers_a_place_is_told_from_one_that_judges(
     assert "1 questions could not be graded: the judge gave no verdict in both orders" in ran.out
     assert "in 4 (100%) it contradicted itself when the order changed" in ran.out
     assert "is unknown: no judged row has a reference" in ran.out
+    assert "missing" not in ran.out  # there is an answer, only no verdict about it
     assert rows_of(tmp_path / "g.jsonl")[2]["quality"] == {"small": 0.5, "large": 0.5}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tandem_router.grading.endpoints import Endpoint
+from tandem_router.grading.endpoints import ROUTER, Endpoint
 from tandem_router.grading.errors import AskFailed
 from tandem_router.predictor.records.conversation import content_text
 
@@ -220,7 +220,7 @@ def _answer(endpoint: Endpoint, response: httpx.Response) -> Answer:
             blames_tier=True,
         ) from error
     served = response.headers.get("x-tandem-tier")
-    if endpoint.router and served not in (None, endpoint.model) and endpoint.name != "router":
+    if endpoint.router and served not in (None, endpoint.model) and endpoint.name != ROUTER:
         raise AskFailed(f"{endpoint.name} was asked and {served} answered", blames_request=True)
     usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
     output_tokens = _count(usage.get("completion_tokens"))
@@ -234,7 +234,8 @@ def _answer(endpoint: Endpoint, response: httpx.Response) -> Answer:
 
 
 def _key_option(endpoint: Endpoint) -> str:
-    return "--judge-key VARIABLE" if endpoint.name == "judge" else f"--key {endpoint.name}=VARIABLE"
+    options = {"judge": "--judge-key VARIABLE", ROUTER: "--key VARIABLE"}
+    return options.get(endpoint.name, f"--key {endpoint.name}=VARIABLE")
 
 
 def _count(value: Any) -> int | None:

@@ -14,6 +14,8 @@ import yaml
 
 from tandem_router.grading.errors import GradingError
 
+#: Name of a whole Router that is asked to route; no tier can have it.
+ROUTER = "the Router"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 

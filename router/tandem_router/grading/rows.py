@@ -33,7 +33,7 @@ class Graded:
     ungraded: Counter[str] = field(default_factory=Counter)
     cut_off: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
-    missing: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
     without_usage: Counter[str] = field(default_factory=Counter)
     without_cost: Counter[str] = field(default_factory=Counter)
     compared: list[Compared] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Grader:
 
     def _tally(self, tier: str, entries: Mapping[int, Mapping[str, Any]]) -> None:
         found = self._found
-        found.missing[tier] += self._samples - len(entries)
+        found.answers[tier] += len(entries)
         for entry in entries.values():
             found.cut_off[tier] += bool(entry.get("cut_off"))
             found.empty[tier] += not entry["text"].strip()

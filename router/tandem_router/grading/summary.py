@@ -51,19 +51,13 @@ def _tier(name: str, graded: Graded, outcome: Outcome, spend: Spend, wanted: int
     tokens = [
         row["output_tokens"][name] for row in graded.rows if name in row.get("output_tokens", {})
     ]
-    # Rows that were never begun have no entry at all: they are missing too.
-    answers = sum(
-        len(row["responses"][name]) if isinstance(row["responses"][name], list) else 1
-        for row in graded.rows
-        if name in row["responses"]
-    )
     quality = sum(grades) / len(grades) if grades else None
     return {
         "quality": quality,
         "quality_interval": list(wilson(quality, len(grades))) if quality is not None else None,
         "graded_prompts": len(grades),
-        "answers": answers,
-        "missing": wanted - answers,
+        "answers": graded.answers[name],
+        "missing": wanted - graded.answers[name],
         "cut_off": graded.cut_off[name],
         "empty": graded.empty[name],
         "without_usage": graded.without_usage[name],

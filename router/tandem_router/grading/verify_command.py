@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ def verify(arguments: argparse.Namespace) -> int:
     tiers = [tier.name for tier in endpoints.of_state(url, state)]
     if not isinstance(name, str) or not tiers:
         raise GradingError(f"--url {url}: its /admin/state names no Router with tiers")
-    router = endpoints.with_key(Endpoint("router", url, name, router=True), arguments.key)
+    router = endpoints.with_key(Endpoint(endpoints.ROUTER, url, name, router=True), arguments.key)
     warn_of_open_key(router)
     path = Path(arguments.file)
     known = {row.line: row for row in dataset.read_dataset([path]).rows}
@@ -77,22 +76,22 @@ async def _ask(
     progress: Progress,
 ) -> None:
     waiting = iter(pairs)
-    row_of_failures: Counter[str] = Counter()
+    row_of_failures = 0
     done = 0
 
     async def work(asker: Asker) -> None:
-        nonlocal done
+        nonlocal done, row_of_failures
         for question, row in waiting:
-            if row_of_failures["router"] >= 5:
+            if row_of_failures >= 5:
                 return
             try:
                 answer, headers = await asker.ask(router, question.messages)
             except AskFailed as error:
                 failures.count += 1
                 failures.last = str(error)
-                row_of_failures["router"] += 5 if error.blames_tier else 1
+                row_of_failures += 5 if error.blames_tier else 1
             else:
-                row_of_failures["router"] = 0
+                row_of_failures = 0
                 tier = headers.get("x-tandem-tier", "")
                 asked.append(
                     Asked(row, tier, _grade(question, row, tier, answer.text), answer.cost_usd)
