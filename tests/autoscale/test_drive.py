@@ -233,9 +233,8 @@ async def test_a_new_router_does_not_inherit_what_one_of_its_name_did():
     assert {d["pool"] for d in await world.run(40.0, 1)} == {"all"}
 
 
-@pytest.mark.parametrize("mode", ["Fixed", "External"])
-async def test_other_modes_leave_replicas_to_their_owner(mode):
-    world = World(scaling={"mode": mode})
+async def test_mode_external_leaves_replicas_to_their_owner():
+    world = World(scaling={"mode": "External"})
     assert await world.run(200.0, 20) == []
     assert [world.replicas(name) for name in POOLS] == [1, 1]
     assert world.puts == []

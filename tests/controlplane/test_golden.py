@@ -249,4 +249,4 @@ def test_ready_is_the_first_thing_to_read_and_the_reason_the_next(shown: Any) ->
 
     assert re.search(r"model\S*/huge +False +InsufficientGPU +0/1 ", text)
     assert re.search(r"router\S*/draft +False +ModelMissing ", text)
-    assert re.search(r"router\S*/chat +True +Serving +Met +OverSpend +25.2 +5 +http://", text)
+    assert re.search(r"router\S*/chat +True +Serving +Met +OverGPUs +25.2 +5 +http://", text)

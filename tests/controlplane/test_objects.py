@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # The apiserver takes these: of a field given twice a YAML parser keeps the last, an empty value
 # counts as absent. Local mode tells both.
 MENDED = {"given twice", "empty value"}
+# CEL cannot know these; local mode tells them at once, the operator as a condition: by itself, or
+# because the apiserver refuses the Deployment that follows.
+TOLD_LATER = {"cron line", "time zone", "pod patch with a typo"}
 MESSAGES = {rule.message for rules in RULES.values() for rule in rules}
 
 # What the apiserver says to each bad object, word for word.
@@ -100,7 +103,7 @@ def test_every_bad_object_is_refused_with_our_sentence(crds: Any) -> None:
     answers = dict(zip(cases, create(crds, [o for o, _ in cases.values()]), strict=True))
 
     assert len(cases) + len(TABLE.GOOD) >= 60
-    assert {name for name, (status, _) in answers.items() if status == 201} == MENDED
+    assert {name for name, (status, _) in answers.items() if status == 201} == (MENDED | TOLD_LATER)
     said = {name: message or "(taken)" for name, (_, message) in answers.items()}
     found = "\n".join(f"{name}:\n  {message}\n" for name, message in said.items())
     if os.environ.get("TANDEM_GOLDEN") == "write":

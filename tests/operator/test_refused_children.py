@@ -25,8 +25,9 @@ TYPED = (
 QUANTITY = (
     500,
     "PATCH /apis/apps/v1/namespaces/default/deployments/m-decode: failed to convert new object "
-    "(default/m-decode; apps/v1, Kind=Deployment) to proper version: quantities must match",
-    "the cluster refuses Deployment m-decode: proper version: quantities must match; correct the",
+    "(default/m-decode; apps/v1, Kind=Deployment) to proper version: unable to convert "
+    "unstructured object to apps/v1, Kind=Deployment: quantities must match",
+    "the cluster refuses Deployment m-decode: quantities must match; correct podPatch",
 )
 INVALID = (
     422,

@@ -142,3 +142,45 @@ async def test_an_slo_is_met_by_the_share_of_requests_that_it_states(
     assert found["status"] == status
     if status == "False":
         assert "TTFT p99 is 700ms over the last 100 requests, target 500ms" in found["message"]
+
+
+async def test_a_policy_that_cannot_be_read_is_told_on_policy_and_router() -> None:
+    managed = "  scaling: {mode: Managed, policyRef: {name: p}}\n"
+    cluster = Cluster(BOTH + managed)
+    policy = {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "AutoscalingPolicy",
+        "metadata": {"name": "p", "namespace": "default"},
+        "spec": {
+            "schedules": [
+                {"name": "day", "cron": "99 99 99 99 99", "duration": "1h", "minReplicas": 1}
+            ]
+        },
+    }
+    get = cluster.store.get
+
+    async def taken(kind: str, namespace: str, name: str) -> Object | None:
+        """An apiserver takes what CEL cannot know; the store of local mode does not."""
+        if kind != "AutoscalingPolicy":
+            return await get(kind, namespace, name)
+        return {**policy, "status": statuses[-1]} if statuses else policy
+
+    async def told(obj: Object) -> Object:
+        if obj["kind"] != "AutoscalingPolicy":
+            return await apply_status(obj)
+        statuses.append(obj["status"])
+        return obj
+
+    statuses: list[Object] = []
+    apply_status = cluster.store.apply_status
+    cluster.store.get, cluster.store.apply_status = taken, told  # type: ignore[method-assign]
+    await cluster.settle()
+    await cluster.reconcile("AutoscalingPolicy", "p")
+
+    for accepted, reason in (
+        (statuses[-1]["conditions"][0], "Invalid"),
+        (cluster.condition("Router", "r", "Accepted"), "PolicyInvalid"),
+    ):
+        assert (accepted["type"], accepted["status"]) == ("Accepted", "False")
+        assert accepted["reason"] == reason
+        assert "spec.schedules[0].cron: '99 99 99 99 99': bad minute" in accepted["message"]

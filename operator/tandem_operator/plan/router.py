@@ -63,7 +63,11 @@ def missing_models(router: Router, models: Mapping[str, Model]) -> list[str]:
 
 
 def cross_problems(
-    router: Router, models: Mapping[str, Model], routers: list[Router], policy_found: bool
+    router: Router,
+    models: Mapping[str, Model],
+    routers: list[Router],
+    policy_found: bool,
+    policy_error: str,
 ) -> list[Problem]:
     """What is wrong between this Router and other objects, each with its fix."""
     problems: list[Problem] = []
@@ -101,6 +105,15 @@ def cross_problems(
                 "built-in values hold; create it or correct scaling.policyRef",
             )
         )
+    if policy_error and spec.scaling.policy_ref is not None:
+        problems.append(
+            Problem(
+                "Accepted",
+                "PolicyInvalid",
+                f"AutoscalingPolicy {spec.scaling.policy_ref.name} is not accepted, so built-in "
+                f"values hold: {policy_error}",
+            )
+        )
     if spec.budget.usd_per_hour is not None:
         for name in used:
             if name in models and usd_per_hour(models[name]) is None:
@@ -122,14 +135,15 @@ def plan_router(
     settings: Settings,
     peer_token: str,
     policy_found: bool = True,
+    policy_error: str = "",
 ) -> Plan:
     """What should exist for a Router.
 
     models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
-    that it names exists there. With a Model missing nothing is planned anew and what runs keeps
-    running.
+    that it names exists there; policy_error: what is wrong with it. With a Model missing nothing
+    is planned anew and what runs keeps running.
     """
-    plan = Plan(problems=cross_problems(router, models, routers, policy_found))
+    plan = Plan(problems=cross_problems(router, models, routers, policy_found, policy_error))
     if missing_models(router, models):
         return plan
     predictor = router.spec.predictor

@@ -242,11 +242,14 @@ class Reconciler:
         children = await self._children(namespace, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         policy = router.spec.scaling.policy_ref
-        policy_found = policy is None or bool(
-            await self.api.get("AutoscalingPolicy", namespace, policy.name)
-        )
+        found_policy = policy and await self.api.get("AutoscalingPolicy", namespace, policy.name)
+        read = parse(found_policy) if found_policy else None
+        policy_error = read.message if isinstance(read, Problem) else ""
+        policy_found = policy is None or found_policy is not None
         token = secrets.token_urlsafe(32)
-        plan = plan_router(router, models, routers, self.settings, token, policy_found)
+        plan = plan_router(
+            router, models, routers, self.settings, token, policy_found, policy_error
+        )
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))

@@ -12,7 +12,10 @@ from tandem_operator.resources.base import Object
 REFUSED_RETRY_S = 60.0
 
 _REQUEST = re.compile(r"^[A-Z]+ /\S+: ")
-_TYPED = re.compile(r"^failed to (?:create typed patch|convert new) object \([^)]*\)(?::| to)")
+# What the server says of its own doing before it says what is wrong.
+_PREFACE = re.compile(
+    r"^failed to (?:create typed patch object \([^)]*\)|convert new object .*?Kind=\w+): "
+)
 
 
 def refused_child(child: Object, error: ApiError) -> Problem | None:
@@ -20,17 +23,17 @@ def refused_child(child: Object, error: ApiError) -> Problem | None:
     if not error.refuses_body:
         return None
     kind, name = child["kind"], child["metadata"]["name"]
-    said = _TYPED.sub("", _REQUEST.sub("", str(error))).strip().rstrip(".")
+    said = _PREFACE.sub("", _REQUEST.sub("", str(error))).strip().rstrip(".")
     return Problem(
         "Accepted",
         "ChildRefused",
-        f"the cluster refuses {kind} {name}: {said}; {_next_step(child, error, said)}",
+        f"the cluster refuses {kind} {name}: {said}; {_next_step(child, error)}",
     )
 
 
-def _next_step(child: Object, error: ApiError, said: str) -> str:
+def _next_step(child: Object, error: ApiError) -> str:
     if error.status == 403:
         return "change the policy or quota that forbids it, or grant the operator the right"
-    if child["kind"] == "Deployment" and "template" in said:
-        return "correct podPatch, which is merged into the pod template last"
+    if child["kind"] == "Deployment":
+        return "correct podPatch, which is merged into the pod last, or the field behind it"
     return "correct the field that it is made from"
