@@ -221,7 +221,7 @@ async def test_stretched_and_overlong_contexts_are_told(
         ({"architectures": ["LlamaForSequenceClassification"]}, "no language model with a head"),
         (
             {"quantization_config": {"quant_method": "bitsandbytes"}},
-            r"quantized \('bitsandbytes'\)",
+            "quant_method='bitsandbytes'",
         ),
         ({"num_hidden_layers": 500_000_000}, "num_hidden_layers=500000000 is above 1024"),
         ({"vocab_size": 10**4000}, "vocab_size=1000.*is above"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,29 +11,37 @@ from safetensors import SafetensorError, safe_open
 
 from tandem_worker.errors import ModelError
 from tandem_worker.models.files import check_formats, locate, names_in, weight_files
+from tandem_worker.models.quantized import Weight, read_linear, stack, weight_bytes
 from tandem_worker.models.spec import ModelSpec
 
+_REDUNDANT = (
+    "rotary_emb.inv_freq",
+    ".k_scale",  # of a quantized KV cache, which is kept in the model's dtype here
+    ".v_scale",
+    ".q_scale",
+    ".output_scale",
+)
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass
 class LayerWeights:
-    """One decoder layer; matrices are ``(out_features, in_features)``.
+    """One decoder layer; matrices are ``(out_features, in_features)``, dense or quantized.
 
     ``qkv`` stacks the rows of q, k and v; ``gate_up`` those of gate and up.
     """
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
+    qkv: Weight
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    o: torch.Tensor
+    o: Weight
     o_bias: torch.Tensor | None
     post_norm: torch.Tensor
-    gate_up: torch.Tensor
+    gate_up: Weight
     gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
+    down: Weight
     down_bias: torch.Tensor | None
 
 
@@ -44,7 +52,16 @@ class ModelWeights:
     embed: torch.Tensor
     layers: list[LayerWeights]
     norm: torch.Tensor
-    lm_head: torch.Tensor
+    lm_head: Weight
+
+    def num_bytes(self) -> int:
+        """What they take in memory; tied ones once."""
+        matrices: list[Weight] = [self.embed]
+        if self.lm_head is not self.embed:
+            matrices.append(self.lm_head)
+        for layer in self.layers:
+            matrices += [layer.qkv, layer.o, layer.gate_up, layer.down]
+        return sum(weight_bytes(matrix) for matrix in matrices)
 
 
 class _Checkpoint:
@@ -92,11 +109,23 @@ class _Checkpoint:
         self._unread.discard(name)
         return tensor
 
+    def take(self, name: str) -> torch.Tensor:
+        """A tensor of whatever shape and type; the caller checks it."""
+        file = self._file_of.get(name)
+        if file is None:
+            raise ModelError(f"{self.directory}: tensor {name} is missing")
+        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
+        self._unread.discard(name)
+        return tensor
+
     def unread(self) -> Iterator[str]:
         """Tensors nobody asked for, without those known to be redundant."""
         for name in sorted(self._unread):
-            if not name.endswith("rotary_emb.inv_freq"):
-                yield name
+            if name.endswith(_REDUNDANT):
+                continue
+            if name.endswith("_proj.bias") and not self.take(name).any():
+                continue  # quantizers give every layer one
+            yield name
 
 
 def load_weights(
@@ -114,40 +143,44 @@ def load_weights(
     def read(name: str, *shape: int) -> torch.Tensor:
         return checkpoint.read(name, shape).to(device=device, dtype=dtype).contiguous()
 
-    def stack(parts: list[tuple[str, tuple[int, ...]]]) -> torch.Tensor:
-        return torch.cat([read(name, *shape) for name, shape in parts])
+    def matrix(name: str, n: int, k: int) -> Weight:
+        if spec.quantization is not None:
+            found = read_linear(checkpoint, name, n, k, spec.quantization, dtype)
+            if found is not None:
+                return _moved(found, device)
+        return read(f"{name}.weight", n, k)
+
+    def bias(names: list[tuple[str, int]]) -> torch.Tensor:
+        return torch.cat([read(f"{name}.bias", n) for name, n in names])
 
     def layer(index: int) -> LayerWeights:
         at, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-        rows = (("q", q_rows), ("k", kv_rows), ("v", kv_rows))
+        qkv = [(f"{at}.{p}_proj", n) for p, n in (("q", q_rows), ("k", kv_rows), ("v", kv_rows))]
+        gate_up = [(f"{mlp}.{p}_proj", inner) for p in ("gate", "up")]
         return LayerWeights(
             input_norm=read(f"model.layers.{index}.input_layernorm.weight", h),
-            qkv=stack([(f"{at}.{p}_proj.weight", (n, h)) for p, n in rows]),
-            qkv_bias=stack([(f"{at}.{p}_proj.bias", (n,)) for p, n in rows])
-            if spec.qkv_bias
-            else None,
+            qkv=stack([matrix(name, n, h) for name, n in qkv], dtype),
+            qkv_bias=bias(qkv) if spec.qkv_bias else None,
             q_norm=read(f"{at}.q_norm.weight", d) if spec.qk_norm else None,
             k_norm=read(f"{at}.k_norm.weight", d) if spec.qk_norm else None,
-            o=read(f"{at}.o_proj.weight", h, q_rows),
+            o=matrix(f"{at}.o_proj", h, q_rows),
             o_bias=read(f"{at}.o_proj.bias", h) if spec.o_bias else None,
             post_norm=read(f"model.layers.{index}.post_attention_layernorm.weight", h),
-            gate_up=stack([(f"{mlp}.{p}_proj.weight", (inner, h)) for p in ("gate", "up")]),
-            gate_up_bias=stack([(f"{mlp}.{p}_proj.bias", (inner,)) for p in ("gate", "up")])
-            if spec.mlp_bias
-            else None,
-            down=read(f"{mlp}.down_proj.weight", h, inner),
+            gate_up=stack([matrix(name, n, h) for name, n in gate_up], dtype),
+            gate_up_bias=bias(gate_up) if spec.mlp_bias else None,
+            down=matrix(f"{mlp}.down_proj", h, inner),
             down_bias=read(f"{mlp}.down_proj.bias", h) if spec.mlp_bias else None,
         )
 
     embed = read("model.embed_tokens.weight", spec.vocab_size, h)
     layers = [layer(index) for index in range(spec.num_layers)]
     norm = read("model.norm.weight", h)
+    lm_head: Weight = embed
     if spec.tie_word_embeddings:
-        lm_head = embed
         if "lm_head.weight" in checkpoint:
             checkpoint.read("lm_head.weight", (spec.vocab_size, h))
     else:
-        lm_head = read("lm_head.weight", spec.vocab_size, h)
+        lm_head = matrix("lm_head", spec.vocab_size, h)
     unknown = list(checkpoint.unread())
     if unknown:
         raise ModelError(
@@ -155,3 +188,12 @@ def load_weights(
             f"config.json describes it, first {unknown[0]}; check config.json"
         )
     return ModelWeights(embed=embed, layers=layers, norm=norm, lm_head=lm_head)
+
+
+def _moved(weight: Weight, device: torch.device) -> Weight:
+    if isinstance(weight, torch.Tensor):
+        return weight.to(device)
+    zeros = None if weight.zeros is None else weight.zeros.to(device)
+    return replace(
+        weight, data=weight.data.to(device), scales=weight.scales.to(device), zeros=zeros
+    )

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from tandem_worker.errors import ModelError
 from tandem_worker.models.files import CONFIG, locate, read_json
+from tandem_worker.models.quantization import Quantization, read_quantization
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MAX_LAYERS = 1024
@@ -41,6 +42,7 @@ class ModelSpec:
         trained_position: Context before any scaling, tokens.
         sampling_defaults: What generation_config.json asks for where a request says nothing:
             temperature, top_p, top_k, min_p, repetition_penalty, max_tokens.
+        quantization: How the linear layers are stored, or None for plain weights.
     """
 
     family: str
@@ -65,6 +67,7 @@ class ModelSpec:
     dtype: str = "float32"
     trained_position: int = 0
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -94,8 +97,10 @@ class ModelSpec:
                 eos_token_ids=spec.eos_token_ids | _token_ids(values, str(generation)),
                 sampling_defaults=sampling_defaults(values, str(generation)),
             )
-        if locate(directory, "quantize_config.json") is not None:
-            refuse_quantized({"quantization_config": {"quant_method": "gptq"}}, str(path))
+        gptq = locate(directory, "quantize_config.json")
+        if gptq is not None and spec.quantization is None:  # GPTQ's own file, before transformers'
+            found = read_quantization({"quant_method": "gptq", **read_json(gptq)}, str(gptq))
+            spec = replace(spec, quantization=found)
         return spec
 
     @classmethod
@@ -112,7 +117,8 @@ class ModelSpec:
                 f"{source}: model_type={family!r} with {experts}={config[experts]!r} is a mixture "
                 f"of experts, which this worker does not run; use a dense model of {list(FAMILIES)}"
             )
-        refuse_quantized(config, source)
+        quantized = config.get("quantization_config") or config.get("compression_config")
+        quantization = read_quantization(quantized, source) if quantized else None
         if family not in FAMILIES:
             raise ModelError(
                 f"{source}: model_type={family!r} is not supported; use one of {list(FAMILIES)}"
@@ -178,22 +184,8 @@ class ModelSpec:
             qk_norm=family == "qwen3",
             sliding_windows=_sliding_windows(config, family, num_layers, source),
             eos_token_ids=_token_ids(config, source),
+            quantization=quantization,
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-        )
-
-
-def refuse_quantized(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a quantized checkpoint by its format's name.
-
-    Raises:
-        ModelError: config.json describes a quantization.
-    """
-    given = config.get("quantization_config") or config.get("compression_config")
-    if given:
-        method = given.get("quant_method") if isinstance(given, dict) else None
-        raise ModelError(
-            f"{source}: the weights are quantized ({_show(method or 'quantization_config')}), "
-            "which this worker does not read; use the model's original weights, or engine VLLM"
         )
 
 

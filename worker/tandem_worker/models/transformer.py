@@ -21,6 +21,7 @@ from tandem_kernels.rope import rope_table
 from tandem_kernels.swiglu import swiglu
 from tandem_worker.errors import ModelError
 from tandem_worker.models.checkpoint import LayerWeights, ModelWeights
+from tandem_worker.models.quantized import linear
 from tandem_worker.models.spec import ModelSpec
 
 
@@ -120,16 +121,16 @@ class Transformer:
             attended = self._attention(index, layer, normed, batch, k_cache, v_cache)
             if on_layer is not None:
                 on_layer(index)
-            hidden = F.linear(attended, layer.o, layer.o_bias)
+            hidden = linear(attended, layer.o, layer.o_bias)
             normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
-            gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
-            hidden = F.linear(swiglu(gate_up), layer.down, layer.down_bias)
+            gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
+            hidden = linear(swiglu(gate_up), layer.down, layer.down_bias)
         normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
         return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``(rows, hidden_size)`` to float32 ``(rows, vocab_size)``."""
-        return F.linear(hidden, self.weights.lm_head).float()
+        return linear(hidden, self.weights.lm_head, None).float()
 
     def _attention(
         self,
@@ -142,7 +143,7 @@ class Transformer:
     ) -> torch.Tensor:
         spec = self.spec
         num_tokens = normed.shape[0]
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+        qkv = linear(normed, layer.qkv, layer.qkv_bias)
         rows = qkv.view(num_tokens, -1, spec.head_dim)
         num_q, num_kv = spec.num_heads, spec.num_kv_heads
         q = qk_norm_rope_write(

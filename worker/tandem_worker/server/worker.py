@@ -441,5 +441,16 @@ def _say_what_surprises(runner: Any, tokenizer: Tokenizer) -> None:
             runner.max_model_len,
             spec.max_position,
         )
+    if spec.quantization is not None:
+        logger.info(
+            "%s weights take %.1f MB in memory, %.1f MB as %s%s",
+            spec.quantization.method,
+            runner.model.weights.num_bytes() / 1e6,
+            spec.num_parameters * runner.dtype.itemsize / 1e6,
+            runner.dtype,
+            "; activations are not rounded, though the format says so"
+            if spec.quantization.quantizes_activations
+            else "",
+        )
     if spec.sampling_defaults:
         logger.info("sampling defaults of generation_config.json: %s", dict(spec.sampling_defaults))
