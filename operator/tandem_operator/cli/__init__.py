@@ -16,6 +16,7 @@ _PLUGINS = {
     ("demo",): "tandem_operator.demo.run",
     ("keys",): "tandem_operator.cli.keys",
     ("simulate",): "tandem_operator.cli.simulate",
+    ("profile",): "tandem_operator.cli.profile",
 }
 
 
