@@ -195,7 +195,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "keySecretRef.name": Row("a", "b"),
         "keySecretRef.key": Row("a", "b"),
         "metricsTokenSecretRef.name": Row("a", "b"),
-        "metricsTokenSecretRef.key": Row("a", "b"),
+        "metricsTokenSecretRef.key": Row("a", "b", {"metricsTokenSecretRef.name": "s"}),
         "store.sqlite.size": Row("1Gi", "2Gi"),
         "store.sqlite.storageClassName": Row("a", "b", {"store.sqlite.size": "1Gi"}),
         "store.postgres.secretRef.name": Row("a", "b"),
