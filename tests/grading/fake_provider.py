@@ -40,6 +40,7 @@ class Provider(FakeServer):
 
     respond: Respond
     state: dict[str, Any] | None = None
+    peer_token: str | None = None
 
     @property
     def api(self) -> str:
@@ -55,6 +56,8 @@ class Provider(FakeServer):
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if not seen.body:
             status = 200 if self.state is not None else 404
+            if self.peer_token and seen.headers.get("authorization") != f"bearer {self.peer_token}":
+                status = 401
             return await plain_reply(writer, status, {}, json.dumps(self.state).encode())
         reply = self.respond(seen.json)
         if reply.delay_s:

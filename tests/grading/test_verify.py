@@ -150,6 +150,28 @@ def test_what_cannot_be_verified_is_one_sentence(
     assert says in ran.err
 
 
+def test_a_router_with_tenants_is_asked_with_the_peer_token(
+    tandem: Command, provider: Provider, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router(provider)
+    provider.peer_token = "t0k"
+    provider.respond = routes()
+    words = ("verify", write(graded(20)), "--url", provider.url)
+
+    refused = tandem(*words)
+    monkeypatch.setenv("TANDEM_PEER_TOKEN", "t0k")
+    monkeypatch.setenv("TANDEM_API_KEY", "tenant-1")
+    found = tandem(*words)
+
+    assert refused.status == 1
+    assert (
+        "needs the peer token, because tenants exist; put it into TANDEM_PEER_TOKEN" in refused.err
+    )
+    assert found.status == 0, found.err
+    keys = {seen.headers["authorization"] for seen in provider.seen if seen.body}
+    assert keys == {"bearer tenant-1"}
+
+
 def test_a_router_that_answers_nothing_is_said(
     tandem: Command, provider: Provider, write: Write, no_waiting: list[float]
 ) -> None:

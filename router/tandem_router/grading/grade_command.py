@@ -150,14 +150,21 @@ def _of_router(arguments: argparse.Namespace) -> list[Endpoint]:
 def router_state(url: str, option: str) -> dict[str, Any]:
     """What a running Router says of itself. Raises GradingError."""
     address = url.removesuffix("/v1") + "/admin/state"
+    token = os.environ.get("TANDEM_PEER_TOKEN")
     try:
-        response = httpx.get(address, timeout=10.0)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        response = httpx.get(address, timeout=10.0, headers=headers)
         state = response.json() if response.status_code == 200 else None
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         raise GradingError(f"{option}: no Router answers at {url}: {why}") from error
     except ValueError:
         state = None
+    if response.status_code == 401:
+        raise GradingError(
+            f"{option}: {address} needs the peer token, because tenants exist; put it into "
+            "TANDEM_PEER_TOKEN (a tenant's key belongs into TANDEM_API_KEY)"
+        )
     if not isinstance(state, dict):
         raise GradingError(
             f"{option}: {address} answered {response.status_code}, not a Router's state; is {url} "

@@ -119,7 +119,8 @@ def _with_predictions(
         return found
     told = []
     for pair in found:
-        values = judged.get(f"{pair.first} -> {pair.second}")
+        names = (f"{pair.first} -> {pair.second}", f"{pair.second} -> {pair.first}")
+        values = next((judged[name] for name in names if name in judged), None)
         told.append(_told(pair, values) if pair.more_prompts == 0 and values else pair)
     return told
 
