@@ -29,6 +29,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class CapabilitiesConfig(Section):
+    """What an external tier can do; a request that needs what it cannot goes elsewhere."""
+
+    tools: bool = Field(default=True, description="Function calling: `tools`, `functions`.")
+    structured_output: bool = Field(
+        default=True, description="`response_format` other than text, guided decoding."
+    )
+    images: bool = Field(default=True, description="Image parts in chat messages.")
+    logprobs: bool = Field(default=True, description="Log-probabilities of tokens.")
+    context_length: int | None = Field(
+        default=None, ge=1, description="Prompt plus answer, tokens; absent: not known."
+    )
+
+
 class TierConfig(Section):
     """One model that can answer: a pool of our workers or an external endpoint."""
 
@@ -52,6 +66,10 @@ class TierConfig(Section):
         default=None,
         max_length=4096,
         description="External tier only: file with the bearer token to send; read once.",
+    )
+    capabilities: CapabilitiesConfig | None = Field(
+        default=None,
+        description="External tier only: what it can do; absent: everything. Workers report it.",
     )
     usd_per_1m_input_tokens: Usd = Field(
         default=0.0, description="Price of one million prompt tokens, US dollars."
@@ -86,6 +104,11 @@ class TierConfig(Section):
                 f"tier {self.name!r}: `url` belongs to kind external and only there; "
                 f"kind is {self.kind!r}"
             )
+        if self.kind == "pool" and self.capabilities is not None:
+            raise ValueError(
+                f"tier {self.name!r}: `capabilities` belongs to kind external; workers report "
+                "theirs with their load"
+            )
         return self
 
 
@@ -95,7 +118,7 @@ class PredictorConfig(Section):
     type: Literal["Learned", "Fixed", "Length"] = Field(
         default="Length",
         description="Learned: the artifact given by --predictor. Length: longer prompts are "
-        "harder. Fixed: `fixed_quality` for every prompt.",
+        "harder. Fixed: no prompt is scored, the fallback tier answers.",
     )
     deadline_ms: Positive = Field(
         default=20.0, description="A score later than this counts as late: fallback tier."
@@ -108,11 +131,6 @@ class PredictorConfig(Section):
         max_length=4096,
         description="Learned only: the local model directory named at `tandem train --embedding`; "
         "without it an artifact's embedding view is off.",
-    )
-    fixed_quality: dict[str, Fraction] = Field(
-        default_factory=dict,
-        max_length=16,
-        description="Fixed only: quality of each tier, 0 to 1; a tier not named counts as 1.",
     )
     length_midpoint_chars: Positive = Field(
         default=240.0, description="Length only: prompt length where gain reaches one half."
@@ -179,6 +197,11 @@ class CacheConfig(Section):
         default=64 * 2**20, ge=1024, description="Memory for cached responses, bytes."
     )
     ttl_s: Positive = Field(default=3600.0, description="Oldest response served, seconds.")
+    eviction: Literal["GDSF", "LEC"] = Field(
+        default="GDSF",
+        description="What leaves first. LEC: the answer that saves least per byte; GDSF: the same, "
+        "and old fame ages, for traffic that changes.",
+    )
 
 
 class TenantConfig(Section):
@@ -254,13 +277,30 @@ class LimitsConfig(Section):
     body_timeout_s: Positive = Field(default=30.0, description="Time a client has to send a body.")
 
 
+class OutlierConfig(Section):
+    """When a worker that keeps failing requests is left out, whatever its load report says."""
+
+    consecutive_failures: int = Field(
+        default=5, ge=1, description="Failed requests in a row that eject a worker."
+    )
+    base_ejection_s: Positive = Field(
+        default=30.0, description="First ejection; each further one lasts twice as long."
+    )
+    max_ejection_s: Positive = Field(default=300.0, description="Longest ejection.")
+    max_ejected_share: Fraction = Field(
+        default=0.5,
+        description="Largest share of a tier's workers that may be out at once; one always may.",
+    )
+
+
 class FailoverConfig(Section):
-    """How long and how often a request is carried on when workers fail."""
+    """How long and how often a request is carried on when workers or providers fail."""
 
     wait_s: Positive = Field(
-        default=30.0,
-        description="A stream that lost its worker, or a request for a tier with no worker, "
-        "waits this long for one: longer than a worker's restart with weights in page cache.",
+        default=60.0,
+        description="A request that has no answer yet this long after its arrival is refused; a "
+        "stream that lost its worker waits this long for another. Longer than a worker's restart "
+        "with weights in page cache.",
     )
     wake_s: Positive = Field(
         default=30.0,
@@ -271,11 +311,33 @@ class FailoverConfig(Section):
         default=2.0,
         ge=0.0,
         le=3600.0,
-        description="A routed request whose tier has no worker waits this long, then takes "
-        "another tier.",
+        description="A routed request whose pool has no worker waits this long for a restart, "
+        "then takes another tier.",
+    )
+    tier_patience_s: Positive = Field(
+        default=15.0,
+        description="A routed request leaves an external tier that has not begun to answer after "
+        "this long, where another tier may answer; a pool, whose workers report their load, "
+        "after half of wait_s.",
+    )
+    answer_s_per_token: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=60.0,
+        description="A whole reply comes at its end: each token it may have (at most 4096; 1024 "
+        "where max_tokens is absent) adds this to what wait_s and a tier's patience leave it.",
     )
     max_attempts: int = Field(default=8, ge=1, description="Workers tried per request.")
-    connect_timeout_s: Positive = Field(default=2.0, description="TCP connect.")
+    retry_share: Fraction = Field(
+        default=0.2,
+        description="Retries on the same tier that may be under way at once, as a share of its "
+        "requests in flight.",
+    )
+    min_retries: int = Field(
+        default=3, ge=0, le=10_000, description="Retries that may always be under way per tier."
+    )
+    outliers: OutlierConfig = OutlierConfig()
+    connect_timeout_s: Positive = Field(default=2.0, description="Name look-up and TCP connect.")
     stall_timeout_s: Positive = Field(
         default=120.0,
         description="No byte for this long counts as a dead worker: above the longest queue "
@@ -426,9 +488,6 @@ class RouterConfig(Section):
                         f"tenant {tenant.name!r}: allowed tier {tier!r} does not exist; "
                         f"use one of {', '.join(names)}"
                     )
-        for tier in self.predictor.fixed_quality:
-            if tier not in names:
-                raise ValueError(f"predictor.fixed_quality names {tier!r}, which is not a tier")
         if isinstance(self.endpoints, EndpointSliceEndpoints):
             for ref in self.endpoints.services:
                 if ref.tier not in names:

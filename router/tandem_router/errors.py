@@ -27,6 +27,10 @@ class UnreachableError(UpstreamError):
     """No connection: the request has not been seen by any worker."""
 
 
+class TimedOutError(UpstreamError):
+    """No byte, or no beginning of an answer, within the time there was."""
+
+
 class ApiError(RouterError):
     """A reply with an OpenAI error object."""
 

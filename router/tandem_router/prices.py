@@ -15,8 +15,8 @@ class Prices:
         """Take other prices."""
         self._tiers = {tier.name: tier for tier in config.tiers}
         # Of equally priced tiers the last declared is the dearest, as the policy ranks them.
-        self.dearest = max(reversed(config.tiers), key=_list_price).name
-        self.cheapest = min(config.tiers, key=_list_price).name
+        self.dearest = max(reversed(config.tiers), key=list_price).name
+        self.cheapest = min(config.tiers, key=list_price).name
 
     def cost_usd(
         self,
@@ -41,5 +41,6 @@ class Prices:
         ) / 1e6
 
 
-def _list_price(tier: TierConfig) -> float:
+def list_price(tier: TierConfig) -> float:
+    """Orders tiers from cheap to dear, as the policy does."""
     return tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens

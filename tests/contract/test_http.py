@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,9 @@ import httpx
 import pytest
 
 from tandem_router.api.app import RouterApp
-from tandem_router.balancing.worker import Load
+from tandem_router.balancing.worker import TEXT_WORKER, Load
 from tandem_router.config import parse_config
+from tandem_router.policy import Capabilities
 from tandem_router.testing.asgi_client import Client
 from tandem_router.testing.fake_worker import FakeWorker
 from tandem_router.testing.two_tiers import CONFIG
@@ -77,6 +79,23 @@ def test_the_router_reads_a_load_report_as_the_page_says() -> None:
         max_model_len=2048,
         step_time_s=0.021,
         prefill_profile=(0.002, 0.00003, 0.0),
+        # A worker that says nothing of its capabilities serves text, as long as its context.
+        capabilities=replace(TEXT_WORKER, context_length=2048),
+    )
+
+
+def test_the_router_reads_what_a_worker_says_it_can() -> None:
+    said = {"tools": True, "structured_output": True, "images": False, "context_length": 4096}
+
+    load = Load.parse({**VECTORS["load"], "capabilities": said})
+
+    assert load.capabilities == Capabilities(
+        tools=True,
+        structured_output=True,
+        images=False,
+        logprobs=True,
+        embeddings=False,
+        context_length=4096,
     )
 
 

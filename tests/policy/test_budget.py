@@ -108,10 +108,10 @@ def test_a_moved_request_weighs_in_the_share_like_one_that_was_served_there(
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("ab")), max_size=20))
 def test_recent_shares_are_those_of_the_tiers_that_served(pairs: list[tuple[str, str]]) -> None:
     moved, direct = (PolicyState(window=7) for _ in range(2))
-    places = [moved.record(decided, 10) for decided, _ in pairs]
+    places = [moved.record(decided) for decided, _ in pairs]
     for place, (_, served) in zip(places, pairs, strict=True):
         moved.move(place, served)
-        direct.record(served, 10)
+        direct.record(served)
 
     for tier in "ab":
         assert moved.share(tier) == direct.share(tier)

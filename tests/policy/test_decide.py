@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.policy import (
+    Capabilities,
     LatencySlo,
+    Needs,
     Overrides,
     PlainScore,
     PolicySetPoints,
@@ -173,7 +175,7 @@ def test_max_share_holds_in_every_window_of_recent_requests():
     chosen = []
     for _ in range(400):
         decision = decide(ask(0.1, 0.9), tiers, PolicySetPoints(), state)
-        state.record(decision.tier, 400)
+        state.record(decision.tier)
         chosen.append(decision.tier == "large")
 
     worst = max(sum(chosen[i : i + 50]) for i in range(350))
@@ -209,19 +211,65 @@ def test_nan_qualities_mean_the_fallback_tier():
     assert decision.gain is None
 
 
-def test_out_of_distribution_falls_back_to_the_large_tier_or_to_length_rank():
+def test_out_of_distribution_falls_back_to_the_large_tier():
     score = PlainScore({"small": 0.9, "large": 0.9}, out_of_distribution=True)
-    state = PolicyState()
-    for length in range(100):
-        state.record("small", length)
-    by_length = PolicySetPoints(out_of_distribution="length")
 
-    fallback = decide(ask(score=score), PAIR, PolicySetPoints(), state)
-    short = decide(RouteRequest(10, score), PAIR, by_length, state)
-    long = decide(RouteRequest(90, score), PAIR, by_length, state)
+    fallback = decide(ask(score=score), PAIR, PolicySetPoints())
 
     assert (fallback.tier, fallback.reason) == ("large", Reason.OUT_OF_DISTRIBUTION)
-    assert (short.tier, long.tier) == ("small", "large")
+
+
+TEXT_ONLY = Capabilities(tools=False, images=False, context_length=100)
+
+
+def test_a_tier_that_cannot_is_left_out_before_the_choice():
+    able = (replace_tier(SMALL, capabilities=TEXT_ONLY), LARGE)
+    tools = Needs(frozenset({"tools"}))
+
+    decision = decide(
+        RouteRequest(400, PlainScore({"small": 0.9, "large": 0.9}), needs=tools),
+        able,
+        PolicySetPoints(),
+    )
+
+    assert (decision.tier, decision.reason) == ("large", Reason.CAPABILITY)
+
+
+def test_where_no_tier_can_the_refusal_says_which_lacks_what():
+    able = (
+        replace_tier(SMALL, capabilities=TEXT_ONLY),
+        replace_tier(LARGE, capabilities=TEXT_ONLY),
+    )
+    needs = Needs(frozenset({"tools"}), certain_tokens=101)
+
+    decision = decide(RouteRequest(101, needs=needs), able, PolicySetPoints())
+
+    assert (decision.tier, decision.reason) == (None, Reason.CAPABILITY)
+    assert "tier 'small' lacks tools, room for 101 tokens" in decision.message
+    assert "tier 'large' lacks tools" in decision.message
+
+
+def test_an_estimated_length_chooses_a_roomier_tier_and_refuses_nobody():
+    cramped = replace_tier(SMALL, capabilities=TEXT_ONLY)
+    score = PlainScore({"small": 0.9, "large": 0.9})
+    long = RouteRequest(400, score, needs=Needs(context_tokens=400))
+
+    roomier = decide(long, (cramped, LARGE), PolicySetPoints())
+    alone = decide(long, (cramped,), PolicySetPoints())
+
+    assert roomier.tier == "large"
+    assert alone.tier == "small"
+
+
+def test_a_named_tier_that_cannot_is_refused_and_not_replaced():
+    able = (replace_tier(SMALL, capabilities=TEXT_ONLY), LARGE)
+    needs = Needs(frozenset({"images"}))
+    request = RouteRequest(4, needs=needs, overrides=Overrides(tier="small"))
+
+    decision = decide(request, able, PolicySetPoints())
+
+    assert decision.tier is None
+    assert decision.message.endswith("tier 'small' lacks images")
 
 
 @pytest.mark.parametrize("floor", [0.7, 0.8, 0.9, 0.99])

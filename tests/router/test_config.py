@@ -37,7 +37,10 @@ def test_a_minimal_configuration_is_enough_and_survives_a_round_trip() -> None:
         ({"tires": []}, "tires: unknown field"),
         ({"threshold": 2}, "threshold"),
         ({"predictor": {"type": "Magic"}}, "predictor.type"),
-        ({"predictor": {"type": "Fixed", "fixed_quality": {"x": 1}}}, "fixed_quality names 'x'"),
+        (
+            {"tiers": [{"name": "small", "served_model": "s", "capabilities": {"tools": False}}]},
+            "workers report theirs",
+        ),
         ({"tenants": [{"name": "a", "key_hashes": ["plain"]}]}, "hmac-sha256"),
         ({"tenants": [{"name": "a", "allowed_tiers": ["x"]}]}, "'x' does not exist"),
         ({"tenants": [{"name": "a"}, {"name": "a"}]}, "same name"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.prefix_index import PrefixIndex, block_hashes
+from tandem_router.balancing.retry_budget import RetryBudget
 from tandem_router.balancing.worker import Load
 from tandem_router.config import PickingConfig
 
@@ -105,7 +106,7 @@ def test_load_is_spread_evenly_without_prefixes() -> None:
 
 def test_reported_load_of_other_routers_counts() -> None:
     p, _ = picker(decode=2)
-    busy = p.worker("http://decode0:80")
+    busy = p.worker("t", "http://decode0:80")
     assert busy is not None
     p.observed(busy, Load(num_requests=50))
 
@@ -130,7 +131,7 @@ def test_prefill_and_decode_are_paired_and_pending_work_is_on_prefill() -> None:
 def test_workers_of_different_revisions_are_never_paired() -> None:
     p, _ = picker(decode=1, prefill=2)
     for url, revision in (("decode0", "b"), ("prefill0", "a"), ("prefill1", "b")):
-        worker = p.worker(f"http://{url}:80")
+        worker = p.worker("t", f"http://{url}:80")
         assert worker is not None
         p.observed(worker, Load(revision=revision))
 
@@ -140,7 +141,7 @@ def test_workers_of_different_revisions_are_never_paired() -> None:
 
 def report(p: Picker, **revisions: str) -> None:
     for name, revision in revisions.items():
-        worker = p.worker(f"http://{name}:80")
+        worker = p.worker("t", f"http://{name}:80")
         assert worker is not None
         p.observed(worker, Load(revision=revision))
 
@@ -183,7 +184,7 @@ def test_unified_workers_get_no_prefill_worker() -> None:
 
 def test_a_failed_worker_is_left_alone_longer_each_time_and_then_tried_again() -> None:
     p, clock = picker(decode=1)
-    worker = p.worker("http://decode0:80")
+    worker = p.worker("t", "http://decode0:80")
     assert worker is not None
 
     waits = []
@@ -201,7 +202,7 @@ def test_a_failed_worker_is_left_alone_longer_each_time_and_then_tried_again() -
 @pytest.mark.parametrize("load", [Load(draining=True), Load(ready=False)])
 def test_draining_and_unready_workers_get_nothing(load: Load) -> None:
     p, _ = picker(decode=2)
-    worker = p.worker("http://decode0:80")
+    worker = p.worker("t", "http://decode0:80")
     assert worker is not None
     p.observed(worker, load)
 
@@ -229,7 +230,7 @@ def test_a_new_table_keeps_what_is_known_of_workers_that_stay() -> None:
 
     p.set_table({"t": {"decode": (held.decode.url, "http://new:80")}})
 
-    kept = p.worker(held.decode.url)
+    kept = p.worker("t", held.decode.url)
     assert kept is held.decode
     assert kept.num_inflight == 1
     p.finished(held)
@@ -256,3 +257,52 @@ def test_any_load_report_is_read_without_an_error(data: Any) -> None:
     load = Load.parse(data)
 
     assert 0.0 <= load.kv_free_share <= 1.0 or load.kv_free_share < 0
+
+
+def test_failures_in_a_row_eject_a_worker_longer_each_time_and_an_answer_takes_it_back() -> None:
+    p, clock = picker(unified=3)
+    worker = p.worker("t", "http://unified0:80")
+    others = [p.worker("t", f"http://unified{n}:80") for n in (1, 2)]
+
+    ejected = [p.outcome(worker, good=False) for _ in range(5)]
+    first_out = worker not in p.usable("t")
+    p.observed(worker, Load())  # a load report says nothing of answers
+    still_out = worker not in p.usable("t")
+    # Half of the tier at most: the second failing worker stays.
+    second = [p.outcome(others[0], good=False) for _ in range(5)]
+    clock.now += 31.0
+    back = worker in p.usable("t")
+    again = p.outcome(worker, good=False)
+    clock.now += 31.0
+    longer = worker not in p.usable("t")
+    p.outcome(worker, good=True)
+
+    assert ejected == [False] * 4 + [True]
+    assert first_out
+    assert still_out
+    assert not any(second)
+    assert back
+    assert again
+    assert longer
+    assert worker in p.usable("t")
+
+
+def test_a_tier_of_failing_workers_is_tried_rather_than_given_up() -> None:
+    p, _ = picker(unified=1)
+    worker = p.worker("t", "http://unified0:80")
+    for _ in range(5):
+        p.outcome(worker, good=False)
+
+    assert pick(p) is None
+    assert p.pick("t", [], 1.0, frozenset(), ejected_too=True) is not None
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 30))
+def test_retries_never_exceed_their_budget(steps: list[bool], num_inflight: int) -> None:
+    budget = RetryBudget(0.2, 3)
+    for take in steps:
+        if take:
+            budget.take(num_inflight)
+        elif budget.num_retries:
+            budget.give_back()
+        assert 0 <= budget.num_retries <= max(3, num_inflight // 5)

@@ -122,7 +122,7 @@ async def test_a_workers_refusal_of_the_request_is_passed_on(
 ) -> None:
     error = {"error": {"message": "too long", "type": "invalid_request_error", "code": "x"}}
     worker = await make_worker(
-        refuse=[(400, {}, json.dumps(error).encode()), (418, {}, b"<html>teapot</html>")]
+        refuse=[(400, {}, json.dumps(error).encode()), (422, {}, b"<html>teapot</html>")]
     )
 
     async with run_router({"large": {"decode": [worker]}}) as (client, _):
@@ -130,8 +130,8 @@ async def test_a_workers_refusal_of_the_request_is_passed_on(
         wordless = await client.chat(model="large")
 
     assert (worded.status, worded.json) == (400, error)
-    assert wordless.status == 418
-    assert "418" in wordless.error["message"]
+    assert wordless.status == 422
+    assert "422" in wordless.error["message"]
 
 
 async def test_a_prompt_too_long_for_one_tier_goes_to_another_unless_the_tier_was_named(

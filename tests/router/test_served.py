@@ -20,7 +20,7 @@ CONFIG = {
     "name": "chat",
     "tiers": [{"name": "small", "served_model": "s"}, {"name": "large", "served_model": "l"}],
     "fallback_tier": "large",
-    "predictor": {"type": "Fixed", "fixed_quality": {"small": 0.2, "large": 0.9}},
+    "predictor": {"type": "Fixed"},
     "picking": {"load_poll_s": 0.1},
 }
 

@@ -53,7 +53,7 @@ async def test_ready_needs_a_usable_worker_or_tiers_that_sleep(
         app.has_table = False
         unknown = await client.get("/ready")
         app.set_table({"large": {"decode": (gone.url,)}})
-        app.picker.failed(app.picker.worker(gone.url), "gone")
+        app.picker.failed(app.picker.worker("large", gone.url), "gone")
         unreachable = await client.get("/ready")
         app.set_table({"large": {"decode": (worker.url,)}})
         usable = await client.get("/ready")

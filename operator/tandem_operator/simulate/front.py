@@ -104,7 +104,7 @@ class Front:
         )
         decision = decide(request, options, self.set_points, self._state)
         if decision.tier is not None:
-            self._state.record(decision.tier, arrival.prompt_tokens)
+            self._state.record(decision.tier)
         self._curve.observe(decision)
         if self._floor is not None and arrival.predicted and decision.gain is not None:
             dearest = decision.verdicts[-1].quality

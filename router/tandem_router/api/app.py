@@ -97,7 +97,7 @@ class RouterApp:
             )
         self._config_path = config_path
         self._endpoints_path = endpoints_path
-        self.picker = Picker(config.picking, rng or random.Random(), clock)
+        self.picker = Picker(config.picking, rng or random.Random(), clock, config.failover)
         metrics = Metrics([tier.name for tier in config.tiers])
         predictor = predictor or configured_predictor(config)
         prices = Prices(config)

@@ -1,4 +1,4 @@
-"""The raw ASGI path of `/v1/*`: read, check, admit, then hand over to an exchange.
+"""The raw ASGI path of `/v1/*`: read, check, admit, then hand over to an handler.
 
 No framework in between: a request here costs the router's own work and the server's, and bytes
 of a stream are forwarded as they come. Every refusal is an OpenAI error object.
@@ -18,7 +18,6 @@ from tandem_router.asgi import Send
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.openai.request import (
-    DEFAULT_OUTPUT_TOKENS,
     Kind,
     RequestHeaders,
     parse_headers,
@@ -26,9 +25,10 @@ from tandem_router.openai.request import (
     parse_json,
 )
 from tandem_router.openai.responses_api import ResponsesSend, to_chat
+from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
-from tandem_router.proxy.request_handler import Exchange
-from tandem_router.proxy.retries import PassedThrough
+from tandem_router.proxy.faults import RequestRefused
+from tandem_router.proxy.request_handler import RequestHandler
 
 logger = logging.getLogger("tandem.router")
 
@@ -79,10 +79,8 @@ class DataPath:
         except ApiError as error:
             self._services.metrics.rejected[(error.code or str(error.status),)].inc()
             await respond_error(send, error, request_id)
-        except PassedThrough as refusal:
-            headers = [(b"retry-after", refusal.retry_after)] if refusal.retry_after else []
-            if refusal.status not in (429, 502, 503):
-                headers.append((b"x-should-retry", b"false"))
+        except RequestRefused as refusal:
+            headers = [(b"x-should-retry", b"false")]
             await respond(send, refusal.status, refusal.body, request_id, headers)
         except ClientGone:
             pass
@@ -130,24 +128,16 @@ class DataPath:
     ) -> None:
         services = self._services
         request = parse_inference(kind, body, services.config.limits)
-        services.routing.forced_tier(request.model)
-        max_output = request.max_tokens if request.max_tokens is not None else None
-        expected = min(max_output, 4096) if max_output is not None else DEFAULT_OUTPUT_TOKENS
-        hold = services.ledger.hold(
-            caller.tenant.name if caller is not None else "anonymous",
-            float(request.num_prompt_tokens + expected * request.num_choices),
-            caller.key if caller is not None else None,
-        )
-        exchange = Exchange(
+        arrival = admit(
             services,
             request,
             headers,
-            hold,
+            caller.tenant.name if caller is not None else "anonymous",
+            caller.key if caller is not None else None,
             request_id,
-            secrets.randbits(63),
-            send,
             started_at,
         )
+        handler = RequestHandler(services, arrival, send)
         task = asyncio.current_task()
         assert task is not None
         gone = False
@@ -156,19 +146,19 @@ class DataPath:
             nonlocal gone
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not exchange.complete:
+            if not handler.complete:
                 gone = True
                 task.cancel()
 
         watcher = asyncio.ensure_future(watch())
         try:
-            await exchange.run()
+            await handler.run()
         except asyncio.CancelledError:
             if not gone:
                 raise
             task.uncancel()
             raise ClientGone from None
-        except (ApiError, PassedThrough):
+        except (ApiError, RequestRefused):
             raise
         except Exception:
             logger.exception("request %s failed inside the router", request_id)
@@ -178,7 +168,7 @@ class DataPath:
                 type="server_error",
                 code="internal_error",
             )
-            if not exchange.headers_sent:
+            if not handler.headers_sent:
                 raise error from None
             await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
         finally:

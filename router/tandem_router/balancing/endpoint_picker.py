@@ -13,11 +13,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN, PrefixIndex, block_hashes
-from tandem_router.balancing.worker import Load, Worker
-from tandem_router.config import PickingConfig
+from tandem_router.balancing.retry_budget import RetryBudget
+from tandem_router.balancing.worker import TEXT_WORKER, Load, Worker
+from tandem_router.config import FailoverConfig, PickingConfig
+from tandem_router.policy import Capabilities
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
@@ -41,32 +44,59 @@ class Picker:
     """
 
     def __init__(
-        self, config: PickingConfig, rng: random.Random, clock: Callable[[], float]
+        self,
+        config: PickingConfig,
+        rng: random.Random,
+        clock: Callable[[], float],
+        failover: FailoverConfig | None = None,
     ) -> None:
         self._config = config
+        self._failover = failover or FailoverConfig()
+        self._retries: dict[str, RetryBudget] = {}
         self._rng = rng
         self._clock = clock
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[tuple[str, str], Worker] = {}
+        self._capabilities: dict[str, Capabilities] = {}
 
     @property
     def workers(self) -> Iterable[Worker]:
         return self._workers.values()
 
-    def worker(self, url: str) -> Worker | None:
-        return self._workers.get(url)
+    def worker(self, tier: str, url: str) -> Worker | None:
+        return self._workers.get((tier, url))
+
+    def retries(self, tier: str) -> RetryBudget:
+        """What bounds the retries of a tier."""
+        budget = self._retries.get(tier)
+        if budget is None:
+            failover = self._failover
+            budget = RetryBudget(failover.retry_share, failover.min_retries)
+            self._retries[tier] = budget
+        return budget
+
+    def num_inflight(self, tier: str) -> int:
+        """Requests of this router at the tier's workers."""
+        return sum(
+            worker.num_inflight
+            for worker in self._workers.values()
+            if worker.tier == tier and worker.role != "prefill"
+        )
 
     def set_table(self, table: EndpointTable) -> None:
-        """Replace the table; workers that stay keep their state."""
-        workers: dict[str, Worker] = {}
+        """Replace the table; workers that stay keep their state.
+
+        Two tiers may name one URL, as two models of one provider do: each has its own worker.
+        """
+        workers: dict[tuple[str, str], Worker] = {}
         for tier, roles in table.items():
             for role, urls in roles.items():
                 for url in urls:
-                    old = self._workers.get(url)
-                    if old is not None and old.tier == tier and old.role == role:
-                        workers[url] = old
+                    old = self._workers.get((tier, url))
+                    if old is not None and old.role == role:
+                        workers[tier, url] = old
                     else:
                         index = PrefixIndex(self._config.max_prefix_entries)
-                        workers[url] = Worker(url, tier, role, index)
+                        workers[tier, url] = Worker(url, tier, role, index)
         self._workers = workers
 
     def chain(self, data: bytes) -> list[int]:
@@ -88,23 +118,48 @@ class Picker:
     def num_usable(self, tier: str) -> int:
         return len(self.usable(tier))
 
-    def queued_tokens(self, tier: str) -> float | None:
-        """Shortest queue among the tier's workers; None when there is no usable worker."""
-        queues = [worker.queued_tokens() for worker in self.usable(tier)]
-        return min(queues) if queues else None
+    def queue_wait_s(self, tier: str) -> float:
+        """Seconds of prefill before a new request at the least busy worker; 0 where unknown."""
+        waits = [
+            worker.queued_tokens() * worker.load.prefill_profile[1]
+            for worker in self.usable(tier)
+            if worker.load is not None and worker.load.prefill_profile is not None
+        ]
+        return max(0.0, min(waits)) if waits else 0.0
+
+    def capabilities(self, tier: str) -> Capabilities:
+        """What every worker of the tier can that has reported; the last known where none has."""
+        reports = [
+            worker.load.capabilities
+            for worker in self._workers.values()
+            if worker.tier == tier and worker.role != "prefill" and worker.load is not None
+        ]
+        if reports:
+            self._capabilities[tier] = reduce(_both, reports)
+        return self._capabilities.get(tier, TEXT_WORKER)
 
     def pick(
-        self, tier: str, chain: Sequence[int], num_tokens: float, exclude: frozenset[str] | set[str]
+        self,
+        tier: str,
+        chain: Sequence[int],
+        num_tokens: float,
+        exclude: frozenset[str] | set[str],
+        ejected_too: bool = False,
     ) -> Pick | None:
         """Choose workers for a prompt of about num_tokens; None when none is usable.
 
-        exclude: URLs that just refused this very request.
+        exclude: URLs that just refused this very request. ejected_too: better one that has failed
+        lately than none.
         """
         now = self._clock()
         decodes: list[Worker] = []
         prefills: list[Worker] = []
         for worker in self._workers.values():
-            if worker.tier == tier and worker.url not in exclude and worker.usable(now):
+            if (
+                worker.tier == tier
+                and worker.url not in exclude
+                and worker.usable(now, ejected_too)
+            ):
                 (prefills if worker.role == "prefill" else decodes).append(worker)
         if not decodes:
             return None
@@ -177,6 +232,19 @@ class Picker:
         # If it restarted, its cache is gone; if not, affinity is soon learnt again.
         worker.prefixes.clear()
 
+    def outcome(self, worker: Worker, good: bool) -> bool:
+        """Count what a request came to there; True when that ejects the worker for a while."""
+        if good:
+            worker.outcomes.succeeded()
+            self.answered(worker)
+            return False
+        others = [
+            other.outcomes
+            for other in self._workers.values()
+            if other is not worker and (other.tier, other.role) == (worker.tier, worker.role)
+        ]
+        return worker.outcomes.failed(self._clock(), self._failover.outliers, others)
+
     def answered(self, worker: Worker) -> None:
         worker.num_failures = 0
         worker.down_until = 0.0
@@ -187,6 +255,19 @@ class Picker:
         worker.draining = load.draining
         worker.last_error = None
         self.answered(worker)
+
+
+def _both(one: Capabilities, other: Capabilities) -> Capabilities:
+    """What two workers can do both, as while a rollout replaces one by the other."""
+    lengths = [c.context_length for c in (one, other) if c.context_length is not None]
+    return Capabilities(
+        tools=one.tools and other.tools,
+        structured_output=one.structured_output and other.structured_output,
+        images=one.images and other.images,
+        logprobs=one.logprobs and other.logprobs,
+        embeddings=one.embeddings and other.embeddings,
+        context_length=min(lengths, default=None),
+    )
 
 
 def _revision(worker: Worker) -> str | None:

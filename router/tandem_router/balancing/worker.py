@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from tandem_router.balancing.file_discovery import Role
+from tandem_router.balancing.outliers import Outcomes
 from tandem_router.balancing.prefix_index import PrefixIndex
+from tandem_router.policy import Capabilities
 
+# What a worker can that reports no capabilities.
+TEXT_WORKER = Capabilities(tools=False, structured_output=False, images=False, embeddings=False)
 # One request in flight delays a new one by about as much as prefilling this many tokens: its
 # decode steps share the batch. Only the order of candidates depends on it.
 TOKENS_PER_RUNNING_REQUEST = 64.0
@@ -30,6 +34,7 @@ class Load:
     max_model_len: int | None = None
     step_time_s: float | None = None
     prefill_profile: tuple[float, float, float] | None = None
+    capabilities: Capabilities = TEXT_WORKER
 
     @classmethod
     def parse(cls, data: Any) -> Load:
@@ -45,6 +50,7 @@ class Load:
         max_len = data.get("max_model_len")
         profile = data.get("profile")
         prefill = profile.get("prefill") if isinstance(profile, dict) else None
+        max_model_len = max_len if isinstance(max_len, int) else None
         return cls(
             ready=bool(data.get("ready", True)),
             draining=bool(data.get("draining", False)),
@@ -52,14 +58,29 @@ class Load:
             pending_prefill_tokens=int(_number(data.get("pending_prefill_tokens"))),
             kv_free_share=free_share,
             revision=revision if isinstance(revision, str) and revision else None,
-            max_model_len=max_len if isinstance(max_len, int) else None,
+            max_model_len=max_model_len,
             step_time_s=_number(data.get("step_time_s")) or None,
             prefill_profile=(
                 (_number(prefill[0]), _number(prefill[1]), _number(prefill[2]))
                 if isinstance(prefill, list) and len(prefill) == 3
                 else None
             ),
+            capabilities=_capabilities(data.get("capabilities"), max_model_len),
         )
+
+
+def _capabilities(said: Any, max_model_len: int | None) -> Capabilities:
+    """What a report says; a worker that says nothing of them is one that serves plain text."""
+    if not isinstance(said, dict):
+        return replace(TEXT_WORKER, context_length=max_model_len)
+    length = said.get("context_length")
+    return Capabilities(
+        **{
+            name: bool(said.get(name, getattr(TEXT_WORKER, name)))
+            for name in ("tools", "structured_output", "images", "logprobs", "embeddings")
+        },
+        context_length=length if isinstance(length, int) and length > 0 else max_model_len,
+    )
 
 
 def _number(value: Any) -> float:
@@ -82,9 +103,12 @@ class Worker:
     down_until: float = 0.0
     draining: bool = False
     last_error: str | None = None
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
-    def usable(self, now: float) -> bool:
+    def usable(self, now: float, ejected_too: bool = False) -> bool:
         if self.draining or now < self.down_until:
+            return False
+        if not ejected_too and self.outcomes.ejected(now):
             return False
         return self.load is None or (self.load.ready and not self.load.draining)
 

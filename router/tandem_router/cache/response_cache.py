@@ -13,7 +13,14 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tandem_router.cache import CachedAnswer, Demand, ResponseCache, cache_key, worth_upgrading
+from tandem_router.cache import (
+    CachedAnswer,
+    Demand,
+    Eviction,
+    ResponseCache,
+    cache_key,
+    worth_upgrading,
+)
 from tandem_router.config import RouterConfig
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import DONE, encode_event, event_data, split_events
@@ -28,7 +35,11 @@ class Reuse:
     def __init__(self, config: RouterConfig, clock: Callable[[], float]) -> None:
         self.cache: ResponseCache | None = None
         if config.cache.enabled:
-            self.cache = ResponseCache(config.cache.max_bytes, ttl_s=config.cache.ttl_s)
+            self.cache = ResponseCache(
+                config.cache.max_bytes,
+                ttl_s=config.cache.ttl_s,
+                eviction=Eviction[config.cache.eviction],
+            )
         # Of this process only: keys cannot be computed outside it.
         self._salt = secrets.token_bytes(32)
         self._clock = clock

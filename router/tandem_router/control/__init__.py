@@ -7,7 +7,7 @@ Each is a small state machine; clocks and random numbers are passed in. The rout
     decision = decide(request, tiers, points, state)
     if not ledger.move(hold, decision.tier, decision.reserve_cost_usd): ...   # decide again
     control.decided(now, decision, request.prompt_tokens)
-    place = state.record(decision.tier, request.prompt_tokens)
+    place = state.record(decision.tier)
     ...                                                  # another tier has to take it over:
     control.moved(decision.tier, decision.expected_cost_usd, other)
     state.move(place, other.tier)

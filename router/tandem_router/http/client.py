@@ -70,8 +70,11 @@ class UpstreamClient:
         headers: Iterable[tuple[bytes, bytes]] = (),
         body: bytes = b"",
         stall_timeout_s: float | None = None,
+        begin_within_s: float | None = None,
     ) -> Response:
         """Send one request and return once the reply's headers are here.
+
+        begin_within_s: the reply fails unless `Response.began` was called by then.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
         timed it out. Our requests may be repeated safely, since ids and seeds travel with them.
@@ -96,10 +99,11 @@ class UpstreamClient:
         reused = connection is not None
         while True:
             if connection is None:
-                connection = await pool.connect(self._connect_timeout_s)
+                limit_s = self._connect_timeout_s
+                connection = await pool.connect(min(limit_s, begin_within_s or limit_s))
             response = Response(connection, pool.loop)
             connection.send(head, body, response)
-            response.watch_for_stalls(stall_s)
+            response.watch(stall_s, begin_within_s)
             try:
                 await response.headers_ready()
             except UpstreamError:

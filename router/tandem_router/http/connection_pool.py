@@ -14,7 +14,7 @@ from typing import cast
 
 import httptools
 
-from tandem_router.errors import UnreachableError, UpstreamError
+from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
 
 # A response whose consumer is slower than its worker stops being read beyond this many bytes.
 PAUSE_ABOVE_BYTES = 256 * 1024
@@ -52,6 +52,11 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._keep_alive = True
+
+    @property
+    def name(self) -> str:
+        """Host and port, for people."""
+        return self._pool.name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio.Transport, so nothing can be asserted.
@@ -163,26 +168,43 @@ class Response:
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self._begin_by: float | None = None
+        self.num_body_bytes = 0
 
     @property
     def num_buffered_bytes(self) -> int:
         """What has arrived and was not read yet."""
         return self._buffered
 
-    def watch_for_stalls(self, timeout_s: float) -> None:
+    def watch(self, stall_s: float, begin_s: float | None = None) -> None:
+        """Fail the reply after stall_s without a byte, or begin_s without `began` being called.
+
+        A provider that keeps a connection alive and answers nothing sends bytes, too.
+        """
+        if begin_s is not None:
+            self._begin_by = self._loop.time() + begin_s
+        self._look(stall_s)
+
+    def began(self) -> None:
+        """The answer has begun: from here only silence ends it."""
+        self._begin_by = None
+
+    def _look(self, stall_s: float) -> None:
         """One timer per reply, not per read: it looks at the stamp of the last byte."""
-        remaining = self.last_data + timeout_s - self._loop.time()
-        if self._paused:
-            remaining = timeout_s
-        if remaining <= 0.0:
-            connection = self._connection
-            name = connection._pool.name if connection is not None else "worker"
-            self._fail(UpstreamError(f"{name}: no byte for {timeout_s:g} s"))
-            if connection is not None:
-                connection.response = None
-                connection.abort()
+        now = self._loop.time()
+        remaining = stall_s if self._paused else self.last_data + stall_s - now
+        why = f"no byte for {stall_s:g} s"
+        if self._begin_by is not None and self._begin_by - now < remaining:
+            remaining, why = self._begin_by - now, "no answer began in time"
+        if remaining > 0.0:
+            self._watchdog = self._loop.call_later(remaining, self._look, stall_s)
             return
-        self._watchdog = self._loop.call_later(remaining, self.watch_for_stalls, timeout_s)
+        connection = self._connection
+        name = connection.name if connection is not None else "worker"
+        self._fail(TimedOutError(f"{name}: {why}"))
+        if connection is not None:
+            connection.response = None
+            connection.abort()
 
     async def headers_ready(self) -> None:
         while self.status == 0 and not self._done:
@@ -234,6 +256,7 @@ class Response:
     def _push(self, data: bytes) -> None:
         self._blocks.append(data)
         self._buffered += len(data)
+        self.num_body_bytes += len(data)
         if self._buffered > PAUSE_ABOVE_BYTES and not self._paused:
             connection = self._connection
             if connection is not None and connection.transport is not None:
@@ -298,8 +321,8 @@ class OriginPool:
                 )
         except TimeoutError as error:
             raise UnreachableError(f"{self.name}: no connection within {timeout_s:g} s") from error
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
+            reason = getattr(error, "strerror", None) or error
             raise UnreachableError(f"{self.name}: cannot connect: {reason}") from error
         self.busy.add(connection)
         return connection

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
+from tandem_router.openai.needs import needed_features
 from tandem_router.openai.prompt_size import prompt_tokens
-from tandem_router.policy import Overrides
+from tandem_router.policy import Needs, Overrides
 
 Kind = Literal["chat", "completions"]
 # Answer length assumed where neither the client nor a predictor says one, in tokens.
@@ -42,6 +43,9 @@ class InferenceRequest:
     num_prompt_tokens: int
     # What a ceiling of money has to reckon with.
     most_prompt_tokens: int
+    needs: Needs
+    # The first prompt, where it was given as token ids.
+    token_ids: Sequence[int] | None = None
 
     @property
     def prefix_bytes(self) -> bytes:
@@ -120,13 +124,16 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         max_tokens = newer if newer is not None else max_tokens
     _check_stop(fields.get("stop"), limits)
 
+    ids: Sequence[Sequence[int]] = ()
     if kind == "chat":
         prompt: str | None = _chat_prompt(fields.get("messages"), limits)
         num_prompts = 1
-        num_expected, num_most = prompt_tokens(len(body), fields)
     else:
-        prompt, num_prompts, num_ids = _completion_prompt(fields.get("prompt"), limits)
-        num_expected, num_most = (num_ids, num_ids) if num_ids else prompt_tokens(len(body), {})
+        prompt, num_prompts, ids = _completion_prompt(fields.get("prompt"), limits)
+    num_ids = sum(map(len, ids))
+    num_expected, num_most = (num_ids, num_ids) if ids else prompt_tokens(len(body), fields)
+    longest = max(map(len, ids)) if ids else 0
+    per_prompt = longest or num_expected // num_prompts
     return InferenceRequest(
         kind=kind,
         path="/v1/chat/completions" if kind == "chat" else "/v1/completions",
@@ -140,6 +147,8 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         prompt=prompt,
         num_prompt_tokens=num_expected,
         most_prompt_tokens=num_most,
+        needs=Needs(needed_features(fields), per_prompt + (max_tokens or 0), longest),
+        token_ids=ids[0] if ids else None,
     )
 
 
@@ -208,22 +217,28 @@ def _content_text(content: Any) -> str:
     return ""
 
 
-def _completion_prompt(prompt: Any, limits: LimitsConfig) -> tuple[str | None, int, int]:
-    """(text to score, number of prompts, number of token ids when given as ids)."""
+def _completion_prompt(
+    prompt: Any, limits: LimitsConfig
+) -> tuple[str | None, int, Sequence[Sequence[int]]]:
+    """(text to score, number of prompts, the prompts' token ids where given as such)."""
     if isinstance(prompt, str):
-        return prompt, 1, 0
+        return prompt, 1, ()
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, str) for item in prompt):
             _check_num_prompts(len(prompt), limits)
-            return prompt[0], len(prompt), 0
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-            return None, 1, len(prompt)
-        if all(isinstance(item, list) for item in prompt):
+            return prompt[0], len(prompt), ()
+        if _are_ids(prompt):
+            return None, 1, (prompt,)
+        if all(isinstance(item, list) and _are_ids(item) for item in prompt):
             _check_num_prompts(len(prompt), limits)
-            return None, len(prompt), sum(len(item) for item in prompt)
+            return None, len(prompt), prompt
     raise bad_request(
         "`prompt` must be a string, a list of strings, or token ids, and not empty", "prompt"
     )
+
+
+def _are_ids(items: list[Any]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 
 def _check_num_prompts(number: int, limits: LimitsConfig) -> None:

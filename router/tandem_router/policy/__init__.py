@@ -7,7 +7,7 @@
     decision = decide(request, [small, option], set_points, state)
     if decision.tier is None:      # refuse: 429 with decision.message, or hold if decision.queue
         ...
-    state.record(decision.tier, request.prompt_tokens)
+    state.record(decision.tier)
 
 `set_points` come from `tandem_router.control`, which moves them from realised spend, shares and
 shadow labels. A predictor that is late or broken is told by `score=None` and `score_status`.
@@ -17,8 +17,10 @@ from tandem_router.policy.cost import cost_usd, slo_miss_probability
 from tandem_router.policy.decide import decide
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
+    Capabilities,
     Decision,
     LatencySlo,
+    Needs,
     Overrides,
     PlainScore,
     PolicySetPoints,
@@ -34,8 +36,10 @@ from tandem_router.policy.terms import (
 
 __all__ = [
     "BEYOND_ANY_GAIN",
+    "Capabilities",
     "Decision",
     "LatencySlo",
+    "Needs",
     "Overrides",
     "PlainScore",
     "PolicySetPoints",

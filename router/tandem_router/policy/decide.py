@@ -52,6 +52,7 @@ class _Candidate:
     value: float | None = None
     utility: float | None = None
     excluded: Reason | None = None
+    lacks: tuple[str, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -66,8 +67,8 @@ def decide(
 ) -> Decision:
     """Choose a tier for `request`; total over any numbers, NaN included; about 25 us.
 
-    Reads `state` (recent shares, prompt lengths) and never changes it: call
-    `state.record(decision.tier, request.prompt_tokens)` once the request is dispatched.
+    Reads `state` (recent shares) and never changes it: call
+    `state.record(decision.tier)` once the request is dispatched.
 
     Raises:
         ValueError: `tiers` is empty or names a tier twice, or the request forces a tier that is
@@ -84,7 +85,7 @@ def decide(
         threshold = _cost_of(dearest, set_points, request) - _cost_of(cheapest, set_points, request)
 
     _apply_hard_limits(candidates, request, set_points, state)
-    preferred, why = _preferred(candidates, request, set_points, state)
+    preferred, why = _preferred(candidates, request, set_points)
     chosen, reason = _within_limits(candidates, preferred, why, request, set_points)
     waits = reason is Reason.BUDGET and set_points.on_exhausted == "queue"
     if chosen is None and not waits and _accept_shorter(candidates):
@@ -109,7 +110,8 @@ def decide(
 
     if chosen is not None:
         return outcome(chosen, reason)
-    message = _refusal(reason, preferred, candidates)
+    told = [preferred] if why is Reason.FORCED else candidates
+    message = _lacking(told) if reason is Reason.CAPABILITY else _refusal(reason, preferred, told)
     short = [c for c in candidates if c.excluded is reason and c.grant.tight is not None]
     if set_points.on_exhausted != "downgrade" or why is Reason.FORCED:
         short = [c for c in short if c is preferred]
@@ -184,9 +186,15 @@ def _apply_hard_limits(
     state: PolicyState | None,
 ) -> None:
     """Mark each tier that this request must not use, with the first rule that forbids it."""
+    roomy = [c for c in candidates if request.needs.fits(c.tier.capabilities)]
     for candidate in candidates:
         tier, tight = candidate.tier, candidate.grant.tight
-        if not tier.available:
+        candidate.lacks = request.needs.unmet(tier.capabilities)
+        # Estimates choose among tiers and refuse nobody.
+        cramped = bool(roomy) and request.overrides.tier is None and candidate not in roomy
+        if candidate.lacks or cramped:
+            candidate.excluded = Reason.CAPABILITY
+        elif not tier.available:
             candidate.excluded = Reason.UNAVAILABLE
         elif _forbidden(tier.name, request.tenant.allowed_tiers):
             candidate.excluded = Reason.TENANT
@@ -223,7 +231,6 @@ def _preferred(
     candidates: list[_Candidate],
     request: RouteRequest,
     set_points: PolicySetPoints,
-    state: PolicyState | None,
 ) -> tuple[_Candidate, Reason]:
     """The tier we would take if no ceiling were in the way, and why."""
     forced = request.overrides.tier
@@ -237,16 +244,11 @@ def _preferred(
         return candidates[0], Reason.ONLY_TIER
     scored = [candidate for candidate in candidates if candidate.utility is not None]
     if request.score is None or request.score_status is not ScoreStatus.OK:
-        why = _STATUS_REASON[request.score_status]
-        by_length = why is Reason.NO_PREDICTOR and set_points.without_predictor == "length"
-        return _without_score(candidates, request, set_points, state, by_length), why
+        return _fallback(candidates, set_points), _STATUS_REASON[request.score_status]
     if request.score.out_of_distribution:
-        by_length = set_points.out_of_distribution == "length"
-        tier = _without_score(candidates, request, set_points, state, by_length)
-        return tier, Reason.OUT_OF_DISTRIBUTION
+        return _fallback(candidates, set_points), Reason.OUT_OF_DISTRIBUTION
     if len(scored) < 2:
-        tier = _without_score(candidates, request, set_points, state, by_length=False)
-        return tier, Reason.PREDICTOR_FAILED
+        return _fallback(candidates, set_points), Reason.PREDICTOR_FAILED
     best = _best(scored)
     floored = _best(_above_floor(scored, _floor(request), scored[-1]))
     if floored is not best:
@@ -256,20 +258,10 @@ def _preferred(
     return best, Reason.SUFFICIENT if best.rank == 0 else Reason.GAIN
 
 
-def _without_score(
-    candidates: list[_Candidate],
-    request: RouteRequest,
-    set_points: PolicySetPoints,
-    state: PolicyState | None,
-    by_length: bool,
-) -> _Candidate:
-    if by_length and state is not None:
-        long = state.length_rank(request.prompt_tokens) >= 1.0 - set_points.length_top_share
-        return candidates[-1] if long else candidates[0]
-    for candidate in candidates:
-        if candidate.tier.name == set_points.fallback_tier:
-            return candidate
-    return candidates[-1]
+def _fallback(candidates: list[_Candidate], set_points: PolicySetPoints) -> _Candidate:
+    """The fallback tier, else the dearest."""
+    named = (c for c in candidates if c.tier.name == set_points.fallback_tier)
+    return next(named, candidates[-1])
 
 
 def _best(scored: Sequence[_Candidate], set_points: PolicySetPoints | None = None) -> _Candidate:
@@ -322,7 +314,11 @@ def _within_limits(
     if not left:
         # A tier that was only over its share is better than a refusal.
         spare = [c for c in candidates if c.excluded is Reason.MAX_SHARE]
-        return (spare[0], Reason.MAX_SHARE) if spare else (None, blocked)
+        if spare:
+            return spare[0], Reason.MAX_SHARE
+        # A tier that could, but may not now, says more than one that never can.
+        able = [c.excluded for c in candidates if c.excluded not in (None, Reason.CAPABILITY)]
+        return None, (able[0] or blocked) if able and blocked is Reason.CAPABILITY else blocked
     scored = [candidate for candidate in left if candidate.utility is not None]
     if scored:
         dearest = [candidate for candidate in candidates if candidate.utility is not None][-1]
@@ -353,6 +349,15 @@ def _refusal(reason: Reason, preferred: _Candidate, candidates: list[_Candidate]
     }.get(reason, "retry later or raise budget.usdPerHour")
     usual = f"a usual answer of tier {name!r} may cost {preferred.grant.wanted_usd:.6g} USD"
     return f"{tight.words}; {usual}; {step}"
+
+
+def _lacking(candidates: list[_Candidate]) -> str:
+    """Which tier lacks what."""
+    lacking = "; ".join(
+        f"tier {c.tier.name!r} lacks {', '.join(c.lacks) or 'room in its context'}"
+        for c in candidates
+    )
+    return f"no tier can do what this request asks: {lacking}"
 
 
 def _verdict(candidate: _Candidate) -> TierVerdict:

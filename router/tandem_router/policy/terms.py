@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -33,9 +33,10 @@ class Reason(StrEnum):
     TENANT = "tenant"  # the tenant may not use, or cannot pay, the wanted tier
     BUDGET = "budget"  # the budget cannot pay the wanted tier now
     ADVISE = "advise"  # routing only advises: everything goes to the fallback tier
-    UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint
+    UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint, or failed the request
+    CAPABILITY = "capability"  # the wanted tier cannot do what the request asks
     OUT_OF_DISTRIBUTION = "out-of-distribution"  # the prompt is unlike the training data
-    NO_PREDICTOR = "no-predictor"  # none configured: fallback or length rank
+    NO_PREDICTOR = "no-predictor"  # none configured: fallback tier
     PREDICTOR_LATE = "predictor-late"  # missed its deadline: fallback tier
     PREDICTOR_FAILED = "predictor-failed"  # broken, or its numbers are unusable: fallback tier
 
@@ -78,6 +79,40 @@ class PlainScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a tier can do beside plain text."""
+
+    tools: bool = True
+    structured_output: bool = True
+    images: bool = True
+    logprobs: bool = True
+    embeddings: bool = True
+    context_length: int | None = None  # prompt plus answer, tokens; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a request asks of the tier that answers it."""
+
+    features: frozenset[str] = frozenset()  # names of the flags of `Capabilities`
+    context_tokens: int = 0  # prompt and answer, estimated: prefers a tier, refuses none
+    certain_tokens: int = 0  # those that were counted: more than a tier holds cannot be served
+
+    def unmet(self, tier: Capabilities) -> tuple[str, ...]:
+        """What the tier certainly lacks, in words."""
+        lacking = [name for name in sorted(self.features) if not getattr(tier, name)]
+        missing = [name.replace("_", " ") for name in lacking]
+        most = tier.context_length
+        if most is not None and self.certain_tokens > most:
+            missing.append(f"room for {self.certain_tokens} tokens (its context has {most})")
+        return tuple(missing)
+
+    def fits(self, tier: Capabilities) -> bool:
+        """Whether prompt and answer probably fit into the tier's context."""
+        return tier.context_length is None or self.context_tokens <= tier.context_length
+
+
+@dataclass(frozen=True, slots=True)
 class TierOption:
     """One tier as it stands at the moment of the decision."""
 
@@ -90,6 +125,7 @@ class TierOption:
     tpot_s: float | None = None  # predicted TPOT at the present load; None: unknown, no penalty
     max_share: float | None = None  # of recent requests, 0..1
     default_output_tokens: float = 256.0  # expected answer length where no head predicts one
+    capabilities: Capabilities = Capabilities()
 
     @property
     def list_price(self) -> float:
@@ -129,6 +165,7 @@ class RouteRequest:
     overrides: Overrides = field(default_factory=Overrides)
     tenant: TenantCeilings = field(default_factory=TenantCeilings)
     most_prompt_tokens: int = 0  # what a ceiling has to reckon with, where above the expected
+    needs: Needs = Needs()
     num_expected_uses: float = 1.0  # times the answer will be served, this one included (cache)
 
 
@@ -164,9 +201,6 @@ class PolicySetPoints:
     # refused where not even this much can be paid.
     max_paid_tokens: int = 4096
     min_paid_tokens: int = 16
-    out_of_distribution: Literal["fallback", "length"] = "fallback"
-    without_predictor: Literal["fallback", "length"] = "fallback"
-    length_top_share: float = 0.5  # of requests that the length rule sends to the dearest tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,30 +244,29 @@ class Decision:
 
 
 class PolicyState:
-    """What the policy remembers between requests: recent tier shares and prompt lengths.
+    """What the policy remembers between requests: recent tier shares.
 
     Bounded memory; `record` after each dispatched decision, `decide` only reads.
 
     Args:
-        window: number of recent requests over which `max_share` and length ranks are counted.
+        window: number of recent requests over which `max_share` is counted.
     """
 
     def __init__(self, window: int = 500) -> None:
         if window < 1:
             raise ValueError(f"window={window} must be at least 1 request")
         self.window = window
-        self._recent: deque[tuple[str, int]] = deque()
+        self._recent: deque[str] = deque()
         self._num_recorded = 0
         self._counts: dict[str, int] = {}
 
-    def record(self, tier: str, prompt_tokens: int) -> int:
+    def record(self, tier: str) -> int:
         """Count one dispatched request; returns its place, for `move`."""
         self._num_recorded += 1
-        self._recent.append((tier, prompt_tokens))
+        self._recent.append(tier)
         self._counts[tier] = self._counts.get(tier, 0) + 1
         if len(self._recent) > self.window:
-            old, _ = self._recent.popleft()
-            self._counts[old] -= 1
+            self._counts[self._recent.popleft()] -= 1
         return self._num_recorded
 
     def move(self, place: int, tier: str) -> None:
@@ -241,9 +274,8 @@ class PolicyState:
         index = place - self._num_recorded + len(self._recent) - 1
         if index < 0:
             return
-        old, prompt_tokens = self._recent[index]
-        self._recent[index] = (tier, prompt_tokens)
-        self._counts[old] -= 1
+        self._counts[self._recent[index]] -= 1
+        self._recent[index] = tier
         self._counts[tier] = self._counts.get(tier, 0) + 1
 
     def share(self, tier: str) -> float:
@@ -260,15 +292,6 @@ class PolicyState:
         if not 0.0 < max_share < 1.0:
             return max_share >= 1.0
         count = self._counts.get(tier, 0)
-        if len(self._recent) == self.window and self._recent[0][0] == tier:
+        if len(self._recent) == self.window and self._recent[0] == tier:
             count -= 1  # this one leaves the window when the new request enters
         return count + 1 <= math.floor(max_share * self.window + 1e-9)
-
-    def length_rank(self, prompt_tokens: int) -> float:
-        """Share of recent prompts that are shorter, ties counted half; 0.5 without history."""
-        if not self._recent:
-            return 0.5
-        lengths: Sequence[int] = [length for _, length in self._recent]
-        below = sum(1 for length in lengths if length < prompt_tokens)
-        equal = sum(1 for length in lengths if length == prompt_tokens)
-        return (below + 0.5 * equal) / len(lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.usage import Usage, answer_chars, read_usage, text_tokens, usage_of
 from tandem_router.proxy.context import Services
-from tandem_router.proxy.tier_assignment import Placement
+from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
 from tandem_router.store.records import Spend
 
@@ -24,23 +24,23 @@ class Outcome:
     ended_at: float
 
 
-def account(services: Services, placement: Placement, outcome: Outcome) -> None:
+def account(services: Services, assignment: TierAssignment, outcome: Outcome) -> None:
     """Settle what was set aside, complete the record and count the request; once per request."""
-    record, arrival, tier = placement.record, placement.arrival, placement.tier.name
+    record, arrival, tier = assignment.record, assignment.arrival, assignment.tier.name
     status, usage = outcome.status, outcome.usage
     prompt_tokens, output_tokens = usage.prompt_tokens, usage.output_tokens
-    last_cost = placement.cost_usd(usage)
+    last_cost = assignment.cost_usd(usage)
     served = (prompt_tokens, output_tokens)
-    if placement.cached is not None:
+    if assignment.cached is not None:
         # Nothing was computed or billed, but this much was answered.
-        body = placement.cached.body
+        body = assignment.cached.body
         answered = read_usage(usage_of(body), 0, text_tokens(answer_chars(body)))
         served = (answered.prompt_tokens, answered.output_tokens)
     used = Used(float(prompt_tokens + output_tokens), last_cost)
     # What attempts elsewhere used is part of what the request cost.
     cost = services.ledger.settle(arrival.hold, used).usd
-    if placement.counted is not None:
-        services.steering.answered(placement.counted, cost)
+    if assignment.counted is not None:
+        services.steering.answered(assignment.counted, cost)
     record.status = status
     record.error = record.error or outcome.error
     record.e2e_s = outcome.ended_at - arrival.started_at
@@ -49,7 +49,7 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
     record.usage_estimated = usage.estimated
     dearest = services.prices.dearest
     record.cost_all_large_usd = services.prices.cost_usd(
-        dearest, served[0], _expected_output(placement, dearest, served[1])
+        dearest, served[0], _expected_output(assignment, dearest, served[1])
     )
     metrics = services.metrics
     bound = metrics.tiers[tier]
@@ -71,7 +71,11 @@ def account(services: Services, placement: Placement, outcome: Outcome) -> None:
         if output_tokens > 1:
             record.tpot_s = (outcome.ended_at - outcome.first_token_at) / (output_tokens - 1)
             bound.tpot.observe(record.tpot_s)
-        services.routing.latency[tier].saw(record.ttft_s, record.tpot_s, outcome.ended_at)
+        if not record.attempts:
+            # Of a request that failed elsewhere first, the wait says nothing of this tier.
+            services.routing.latency[tier].saw(
+                record.ttft_s, record.tpot_s, outcome.ended_at, assignment.queue_wait_s
+            )
     services.decisions.finished(record)
     _keep(services, record)
 
@@ -94,11 +98,11 @@ def _keep(services: Services, record: DecisionRecord) -> None:
     services.store.add_decision(lambda: explained(record))
 
 
-def _expected_output(placement: Placement, tier: str, output_tokens: int) -> float:
+def _expected_output(assignment: TierAssignment, tier: str, output_tokens: int) -> float:
     """Tokens `tier` would have generated: its predicted median, else as many as were."""
-    if tier == placement.tier.name:
+    if tier == assignment.tier.name:
         return output_tokens
-    score = placement.scored.score
+    score = assignment.scored.score
     lengths = score.output_tokens if score is not None else None
     quantiles = lengths.get(tier) if lengths else None
     return float(quantiles[1]) if quantiles else float(output_tokens)

@@ -105,8 +105,10 @@ class StreamJournal:
             except (TypeError, OverflowError) as error:
                 raise UpstreamError(f"token_ids of a chunk are not token ids: {error}") from error
         else:
-            state.text_without_ids = state.text_without_ids or bool(text)
-            state.num_generated_chars += generated_chars(delta) or len(text)
+            # Text, or anything else that a repetition would say twice: thoughts, a tool call.
+            num_chars = generated_chars(delta) or len(text)
+            state.text_without_ids = state.text_without_ids or num_chars > 0
+            state.num_generated_chars += num_chars
         state.num_text_chars += len(text)
         if choice.get("finish_reason") is not None:
             state.finished = True
@@ -118,6 +120,12 @@ class StreamJournal:
             len(state.token_ids) + text_tokens(state.num_generated_chars)
             for state in self._choices.values()
         )
+
+    def all_finished(self, num_choices: int) -> bool:
+        """Whether every choice has been told its finish reason."""
+        self._condense()
+        finished = sum(state.finished for state in self._choices.values())
+        return finished >= max(1, num_choices)
 
     def resume_token_ids(self, num_choices: int) -> list[list[int]] | None:
         """Ids forwarded per choice, for another worker; None: start over, nothing was generated.

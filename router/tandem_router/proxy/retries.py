@@ -1,198 +1,271 @@
-"""A request's way to its workers: pick, ask, be refused, wait, ask another.
+"""A request's way to its workers: pick, ask, be refused or failed, wait, ask another.
 
-Nothing here reads a reply beyond its status: `open` returns a reply that began well, and the
-exchange tells back whether it broke.
+`open` returns a reply that began well; whoever reads it tells back whether it was an answer
+(`answered`) or not (`failed`). What happens after a failure is decided in one place, `failed`:
+
+* before the first token another worker of the tier is asked, then another tier where the client
+  named none, then a worker that may come back; within one deadline, counted from the arrival;
+* after it only another worker of the same tier may go on, with the token ids that were forwarded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
 
 from prometheus_client import Gauge
 
 from tandem_router.balancing.endpoint_picker import Pick
-from tandem_router.config import TierConfig
-from tandem_router.errors import ApiError, UnreachableError, UpstreamError, overloaded
+from tandem_router.balancing.worker import Worker
+from tandem_router.errors import ApiError, UpstreamError, overloaded
 from tandem_router.http.connection_pool import Response
-from tandem_router.openai.request import InferenceRequest, RequestHeaders, with_max_tokens
 from tandem_router.proxy.context import Services
-from tandem_router.routing.decision_log import DecisionRecord
+from tandem_router.proxy.faults import (
+    Fault,
+    FaultKind,
+    Refusal,
+    RequestRefused,
+    of_refusal,
+    of_transport,
+    refusal_of,
+)
+from tandem_router.proxy.tier_assignment import TierAssignment
+from tandem_router.proxy.upstream_request import target, upstream_body, upstream_headers
 
 logger = logging.getLogger("tandem.router")
 
 # How often a held request looks for a worker; it is also woken when a load report arrives.
 LOOK_AGAIN_S = 0.1
-MAX_SERVER_ERRORS = 2
-CONTEXT_EXCEEDED = b'"context_length_exceeded"'
+# Failures on one tier after which a request that may goes to another one.
+FAILURES_BEFORE_LEAVING = 3
+# Tries of one request at one provider: each may be billed.
+PROVIDER_TRIES = 3
 # A whole reply sends nothing until it is complete, so silence says less than in a stream.
 WHOLE_REPLY_PATIENCE = 10.0
 
-
-class PassedThrough(Exception):
-    """A worker's own refusal (4xx), to be handed to the client as it is."""
-
-    def __init__(self, status: int, body: bytes, retry_after: bytes | None) -> None:
-        super().__init__(f"worker answered {status}")
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
+_BUSY = frozenset({FaultKind.FULL, FaultKind.CLOSED})
+_PASSING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN, FaultKind.SERVER_ERROR})
+_RESTARTING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN})
 
 
-class Dispatch:
-    """The workers of one request, one after the other.
+class Retries:
+    """The workers of one request, one after the other."""
 
-    change_tier: moves the request to another tier where that is allowed and sets `tier`; False
-    where it is not. lost: books an attempt that broke, where that has to be done before the next.
-    seed and created travel with the request, so that every worker gives the same answer.
-    """
-
-    def __init__(
-        self,
-        services: Services,
-        request: InferenceRequest,
-        headers: RequestHeaders,
-        record: DecisionRecord,
-        tier: TierConfig,
-        *,
-        seed: int,
-        created: int,
-        started_at: float,
-        change_tier: Callable[[], bool],
-        lost: Callable[[], bool],
-    ) -> None:
+    def __init__(self, services: Services, assignment: TierAssignment) -> None:
         self._services = services
-        self._config = services.config
-        self._request = request
-        self._headers = headers
-        self._record = record
-        self._request_id = record.request_id
-        self._seed = seed
-        self._created = created
-        self._started_at = started_at
-        self._change_tier = change_tier
-        self._lost = lost
-        self._chain = services.picker.chain(request.prefix_bytes)
+        self._failover = services.config.failover
+        self._assignment = assignment
+        self._arrival = assignment.arrival
+        self._chain = services.picker.chain(assignment.arrival.request.prefix_bytes)
         self._pick: Pick | None = None
         self._response: Response | None = None
         self._num_attempts = 0
-        self._deadline = 0.0
-        self.tier = tier
-        # What the ceilings of money leave of an answer; None: as the client said.
-        self.max_tokens: int | None = None
+        self._deadline = assignment.arrival.deadline
+        self._faults: dict[str, Fault] = {}  # the last one of each tier
         # Whether a worker or provider has the request, or answered it: it may have used tokens.
         self.asked = False
-        self.num_server_errors = 0
-        # Once the client has headers, the tier they name stays.
-        self.headers_sent = False
-
-    def first_token(self) -> None:
-        if self._pick is not None:
-            self._services.picker.first_token(self._pick)
+        self._is_funded = True  # there is money for another try of this tier
+        self._retry_of: str | None = None  # tier whose retry budget the present attempt uses
+        # Of the present tier:
+        self._num_failures = 0
+        self._waits_since: float | None = None  # no worker of it could be had since then
+        self._left_out: set[str] = set()  # workers that failed this request
+        self._busy: set[str] = set()  # workers to be asked again a little later
+        self._full: Fault | None = None
 
     async def open(self, body: bytes) -> Response:
         """A 200 reply from some worker, its headers read.
 
-        Raises ApiError when none can be had in time, PassedThrough when the request is refused.
+        Raises ApiError when none can be had in time, RequestRefused for the request's own fault.
         """
-        services = self._services
-        failover = self._config.failover
-        self._deadline = services.clock() + failover.wait_s
-        refused: set[str] = set()
-        full: PassedThrough | None = None
         while True:
-            pick = await self._acquire(refused, full)
-            worker = pick.decode
-            self._pick = pick
-            self._record.decode_worker = worker.url
-            self._record.prefill_worker = pick.prefill.url if pick.prefill else None
-            self._num_attempts += 1
-            self.asked = True
+            pick = await self._acquire()
             try:
-                response = await services.client.request(
-                    "POST",
-                    self._target(worker.url),
-                    headers=self._upstream_headers(pick),
-                    body=self._body(body),
-                    stall_timeout_s=failover.stall_timeout_s
-                    * (1.0 if self._request.stream else WHOLE_REPLY_PATIENCE),
-                )
-                self._response = response
-                if response.status == 200:
-                    services.picker.answered(worker)
-                    return response
-                payload = await response.read_all(4 * 2**20)
-            except UpstreamError as error:
-                if isinstance(error, UnreachableError):
-                    # Waiting for a restart is bounded by time, not by knocks on its door.
-                    self._num_attempts -= 1
-                self.broken(error)
-                continue
-            retry_after = response.headers.get(b"retry-after")
-            self.release()
-            self.asked = False  # refused: nothing was generated
-            status = response.status
-            if status == 429 or status == 503:
-                services.metrics.upstream_errors[(self.tier.name, str(status))].inc()
-                # Refusals are waited out by time; only broken attempts are counted.
-                self._num_attempts -= 1
-                refused.add(worker.url)
-                if b"x-tandem-draining" in response.headers:
-                    worker.draining = True
-                elif status == 503 and self.tier.kind == "pool":
-                    # Starting, or about to stop: another one, or this one a little later.
-                    services.picker.failed(worker, "answered 503")
-                else:
-                    full = PassedThrough(status, payload, retry_after)
-            elif status >= 500:
-                services.picker.failed(worker, f"answered {status}")
-                services.metrics.upstream_errors[(self.tier.name, str(status))].inc()
-                self.num_server_errors += 1
-                if self.num_server_errors >= MAX_SERVER_ERRORS:
-                    raise PassedThrough(502, _checked_error(status, payload), None)
-                refused.add(worker.url)
-            elif CONTEXT_EXCEEDED in payload and self._change_tier():
-                # Another tier may have the longer context; the client named none.
-                continue
-            else:
-                raise PassedThrough(status, _checked_error(status, payload), retry_after)
+                return await self._ask(pick, body)
+            except Fault as fault:
+                self.failed(fault)
 
-    async def _acquire(self, refused: set[str], full: PassedThrough | None) -> Pick:
+    def answered(self) -> None:
+        """The reply is an answer: its first token is here, or all of it."""
+        if self._pick is not None:
+            self._services.picker.first_token(self._pick)
+            self._services.picker.outcome(self._pick.decode, good=True)
+        if self._response is not None:
+            self._response.began()
+
+    def failed(self, fault: Fault) -> None:
+        """The attempt gave no answer; decides who may try next.
+
+        Raises ApiError when nobody may, RequestRefused where the fault was the request's own.
+        """
+        assignment, pick = self._assignment, self._pick
+        assert pick is not None
+        tier, worker = assignment.tier, pick.decode
+        external = tier.kind == "external"
+        # A worker that is busy or starts is asked again and again: said once at most.
+        seen = self._faults.get(tier.name)
+        again = seen is not None and seen.kind is fault.kind
+        logger.log(
+            logging.DEBUG if again or fault.kind is FaultKind.FULL else logging.WARNING,
+            "request %s: tier %s, worker %s: %s",
+            self._arrival.request_id,
+            tier.name,
+            worker.url,
+            fault,
+        )
+        label = str(fault.status) if fault.status is not None else str(fault.kind)
+        self._services.metrics.upstream_errors[(tier.name, label)].inc()
+        self._tell_picker(worker, fault)
+        self.release(close=True)
+        self._is_funded = assignment.gave_up(fault)
+        self.asked = assignment.committed
+        self._faults[tier.name] = fault
+        if fault.kind is FaultKind.INCAPABLE:
+            if not self._change_tier():
+                raise RequestRefused(fault.status or 400, fault.body)
+        elif fault.kind in _BUSY:
+            self._busy.add(worker.url)
+            if fault.kind is FaultKind.FULL:
+                self._full = fault
+            if external and not self._change_tier() and not self._queues():
+                raise refusal_of(self._faults)
+        elif assignment.committed:
+            if external:
+                raise refusal_of(self._faults)  # only token ids can be gone on from exactly
+            self._deadline = self._services.clock() + self._failover.wait_s
+        else:
+            self._after_failure(fault, worker)
+
+    def _after_failure(self, fault: Fault, worker: Worker) -> None:
+        """Before the first token: another worker, another tier, or the same worker once more."""
+        external = self._assignment.tier.kind == "external"
+        if fault.kind is not FaultKind.UNREACHABLE:
+            self._num_failures += 1
+        restarting = not external and fault.kind in _RESTARTING
+        if not restarting:
+            self._left_out.add(worker.url)
+        leave = self._assignment.others() and self._num_failures >= FAILURES_BEFORE_LEAVING
+        if not leave:
+            if self._has_other_worker(worker) and self._may_retry(fault):
+                return
+            if restarting and self._num_attempts < self._failover.max_attempts:
+                return  # `_acquire` waits for it, and changes tier where that takes long
+        if self._change_tier():
+            return
+        num_tries = self._num_failures if fault.kind is not FaultKind.UNREACHABLE else 0
+        may_pass = external and fault.kind in _PASSING and num_tries < PROVIDER_TRIES
+        if may_pass and self._num_attempts < PROVIDER_TRIES and self._may_retry(fault):
+            self._left_out.discard(worker.url)
+            return
+        raise self._refused()
+
+    def release(self, close: bool = False) -> None:
+        """Let go of the worker; `close` gives up what is left of its reply."""
+        if self._pick is not None:
+            tier = self._pick.decode.tier
+            self._services.picker.finished(self._pick)
+            self._services.metrics.tiers[tier].inflight.dec()
+            self._pick = None
+        if self._retry_of is not None:
+            self._services.picker.retries(self._retry_of).give_back()
+            self._retry_of = None
+        if self._response is not None and close:
+            self._response.close()
+            self._response = None
+
+    # -- one attempt ------------------------------------------------------------------------
+
+    async def _ask(self, pick: Pick, body: bytes) -> Response:
+        """Raises Fault, RequestRefused."""
+        services, arrival, tier = self._services, self._arrival, self._assignment.tier
+        record = self._assignment.record
+        self._pick = pick
+        record.decode_worker = pick.decode.url
+        record.prefill_worker = pick.prefill.url if pick.prefill else None
+        self._num_attempts += 1
+        self.asked = True
+        max_tokens = self._assignment.decision.max_tokens
+        stall_s = self._failover.stall_timeout_s
+        if not arrival.request.stream:
+            stall_s *= WHOLE_REPLY_PATIENCE
+        try:
+            response = self._response = await services.client.request(
+                "POST",
+                target(tier, pick.decode.url, arrival.request.path),
+                headers=upstream_headers(services, arrival, tier, pick),
+                body=upstream_body(tier, arrival.request, body, max_tokens),
+                stall_timeout_s=stall_s,
+                begin_within_s=self._patience_s(),
+            )
+            if response.status != 200:
+                payload = await response.read_all(4 * 2**20)
+        except UpstreamError as error:
+            raise of_transport(error) from error
+        external = tier.kind == "external"
+        if response.status != 200:
+            verdict = of_refusal(Refusal(response.status, response.headers, payload, external))
+            if isinstance(verdict, RequestRefused):
+                self.release()
+                self.asked = False  # refused: nothing was generated
+            raise verdict
+        content_type = response.headers.get(b"content-type", b"")
+        if arrival.request.stream and (b"json" in content_type or b"html" in content_type):
+            raise Fault(FaultKind.BAD_ANSWER, "no stream where one was asked for", status=200)
+        return response
+
+    def _patience_s(self) -> float | None:
+        """How long an attempt may go without the beginning of an answer; None: until it stalls.
+
+        Where another tier could answer, a tier gets part of the time. A worker of ours that
+        reports its load is alive and may take as long as its queue is.
+        """
+        if self._assignment.committed:
+            return None
+        answer_s = self._arrival.answer_s
+        left = max(0.001, self._deadline + answer_s - self._services.clock())
+        external = self._assignment.tier.kind == "external"
+        if not self._assignment.others():
+            return left if external else None
+        half = self._failover.wait_s / 2.0
+        share = min(half, self._failover.tier_patience_s) if external else half
+        return min(left, share + answer_s)
+
+    # -- who is next ------------------------------------------------------------------------
+
+    async def _acquire(self) -> Pick:
         """Workers for this request; waits for one that restarts, changes tier where allowed."""
-        services = self._services
-        failover = self._config.failover
-        began = services.clock()
-        tier_deadline = began + failover.tier_wait_s
+        services, failover, assignment = self._services, self._failover, self._assignment
+        picker = services.picker
         if self._num_attempts >= failover.max_attempts:
-            raise self._unavailable(f"{self._num_attempts} attempts failed")
+            raise self._no_worker(f"{self._num_attempts} attempts failed")
+        began = services.clock()
         waiting: Gauge | None = None
         asleep = False
         try:
             while True:
-                pick = services.picker.pick(
-                    self.tier.name, self._chain, float(self._request.num_prompt_tokens), refused
-                )
+                name = assignment.tier.name
+                external = assignment.tier.kind == "external"
+                pick = self._picked()
                 if pick is not None:
-                    services.metrics.tiers[self.tier.name].inflight.inc()
+                    services.metrics.tiers[name].inflight.inc()
                     return pick
                 now = services.clock()
-                all_full = full is not None and services.picker.num_usable(self.tier.name) > 0
-                if all_full and not self.headers_sent:
-                    on_exhausted = self._config.budget.on_exhausted
-                    if on_exhausted == "Downgrade" and self._change_tier():
-                        _end_wait(waiting)
-                        waiting = None
-                        continue
-                    if on_exhausted != "Queue" and full is not None:
-                        raise PassedThrough(full.status, full.body, full.retry_after or b"1")
-                if now >= tier_deadline and not all_full and self._change_tier():
-                    tier_deadline = services.clock() + failover.tier_wait_s
+                if self._waits_since is None:
+                    self._waits_since = now
+                all_full = self._full is not None and picker.num_usable(name) > 0
+                changed = False
+                if all_full and not assignment.committed and not self._queues():
+                    changed = self._downgrades() and self._change_tier()
+                    if not changed:
+                        raise refusal_of(self._faults)
+                tier_wait_s = 0.0 if external else failover.tier_wait_s
+                if not changed and not all_full and now >= self._waits_since + tier_wait_s:
+                    changed = self._change_tier()
+                if changed:
                     _end_wait(waiting)
                     waiting = None
                     continue
-                if services.picker.num_listed(self.tier.name) == 0:
+                if picker.num_listed(name) == 0:
                     asleep, limit = True, max(self._deadline, began + failover.wake_s)
                 else:
                     if asleep:
@@ -200,119 +273,104 @@ class Dispatch:
                         asleep, self._deadline = False, now + failover.wait_s
                     limit = self._deadline
                 if now >= limit:
-                    raise self._unavailable(f"none came within {now - began:.3g} s")
+                    raise self._refused(f"none came within {now - self._arrival.started_at:.3g} s")
                 if waiting is None:
-                    waiting = services.metrics.tiers[self.tier.name].waiting
+                    waiting = services.metrics.tiers[name].waiting
                     waiting.inc()
                 services.workers_changed.clear()
                 try:
-                    async with asyncio.timeout(LOOK_AGAIN_S):
+                    async with asyncio.timeout(min(LOOK_AGAIN_S, limit - now)):
                         await services.workers_changed.wait()
                 except TimeoutError:
                     pass
-                refused.clear()
+                self._busy.clear()
         finally:
             _end_wait(waiting)
 
-    def _unavailable(self, why: str) -> ApiError:
-        name = self.tier.name
+    def _picked(self) -> Pick | None:
+        """A worker that may be asked; one that failed others lately where there is no choice."""
+        picker, name = self._services.picker, self._assignment.tier.name
+        num_tokens = float(self._arrival.request.num_prompt_tokens)
+        exclude = self._busy | self._left_out
+        pick = picker.pick(name, self._chain, num_tokens, exclude)
+        if pick is None and not self._assignment.others():
+            pick = picker.pick(name, self._chain, num_tokens, exclude, ejected_too=True)
+        return pick
+
+    def _has_other_worker(self, worker: Worker) -> bool:
+        gone = self._left_out | {worker.url}
+        usable = self._services.picker.usable(self._assignment.tier.name)
+        return any(other.url not in gone for other in usable)
+
+    def _may_retry(self, fault: Fault) -> bool:
+        """Whether the tier can bear one more try; what nobody has seen costs it nothing."""
+        if fault.kind is FaultKind.UNREACHABLE:
+            return True
+        if not self._is_funded:
+            return False
+        name, picker = self._assignment.tier.name, self._services.picker
+        if not picker.retries(name).take(picker.num_inflight(name)):
+            return False
+        self._retry_of = name
+        return True
+
+    def _change_tier(self) -> bool:
+        if not self._assignment.change():
+            return False
+        self._num_failures = 0
+        self._waits_since = None
+        self._left_out.clear()
+        self._busy.clear()
+        self._full = None
+        return True
+
+    def _tell_picker(self, worker: Worker, fault: Fault) -> None:
+        """A full worker is well; one that stops or starts is no outlier; all else counts."""
+        picker = self._services.picker
+        if fault.kind in (FaultKind.FULL, FaultKind.INCAPABLE):
+            # Refusals are waited out by time; only broken attempts are counted.
+            self._num_attempts -= 1
+            return
+        if fault.kind is FaultKind.CLOSED:
+            self._num_attempts -= 1
+            worker.draining = worker.draining or fault.draining
+            if not fault.draining:
+                picker.failed(worker, str(fault))
+            return
+        if fault.kind is FaultKind.UNREACHABLE and self._assignment.tier.kind == "pool":
+            # Waiting for a restart is bounded by time, not by knocks on its door.
+            self._num_attempts -= 1
+        picker.failed(worker, str(fault))
+        if picker.outcome(worker, good=False):
+            self._services.metrics.ejections[(worker.tier,)].inc()
+            logger.warning("worker %s of tier %s is left out: %s", worker.url, worker.tier, fault)
+
+    def _queues(self) -> bool:
+        return self._services.config.budget.on_exhausted == "Queue"
+
+    def _downgrades(self) -> bool:
+        return self._services.config.budget.on_exhausted == "Downgrade"
+
+    def _refused(self, why: str = "it does not answer") -> ApiError:
+        """What the client is told: which tiers failed, or that a worker is still awaited."""
+        tier = self._assignment.tier
+        fault = self._faults.get(tier.name)
+        lost = fault is None or fault.kind in _RESTARTING or fault.kind is FaultKind.CLOSED
+        if tier.kind == "pool" and lost and self._faults.keys() <= {tier.name}:
+            return self._no_worker(why)
+        return refusal_of(self._faults) if self._faults else self._no_worker(why)
+
+    def _no_worker(self, why: str) -> ApiError:
         return overloaded(
-            f"tier {name!r} has no worker that can take the request: {why}; retry later",
+            f"tier {self._assignment.tier.name!r} has no worker that can take the request: {why}; "
+            "retry later",
             code="no_worker",
             retry_after_s=5.0,
             status=503,
         )
-
-    def _target(self, base: str) -> str:
-        path = self._request.path
-        return base + (path.removeprefix("/v1") if self.tier.kind == "external" else path)
-
-    def _upstream_headers(self, pick: Pick) -> list[tuple[bytes, bytes]]:
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"x-request-id", self._request_id.encode()),
-        ]
-        if self.tier.kind == "external":
-            key = self._services.external_keys.get(self.tier.name)
-            if key:
-                headers.append((b"authorization", b"Bearer " + key.encode()))
-            return headers
-        headers += [
-            (b"x-tandem-created", str(self._created).encode()),
-            (b"x-tandem-model", self.tier.served_model.encode()),
-            (b"x-tandem-seed", str(self._seed).encode()),
-        ]
-        if self._request.stream:
-            headers += [(b"x-tandem-token-ids", b"1"), (b"x-tandem-usage", b"1")]
-        if pick.prefill is not None:
-            headers.append((b"x-tandem-prefill", pick.prefill.url.encode()))
-        slo_s = self._headers.overrides.ttft_slo_s
-        slo_ms = slo_s * 1000.0 if slo_s is not None else self._config.slo.ttft_ms
-        if slo_ms is not None:
-            elapsed_ms = (self._services.clock() - self._started_at) * 1000.0
-            headers.append(
-                (b"x-tandem-deadline-ms", str(max(1, round(slo_ms - elapsed_ms))).encode())
-            )
-        if self._headers.priority is not None:
-            headers.append((b"x-tandem-priority", str(self._headers.priority).encode()))
-        if self._services.peer_token:
-            headers.append((b"x-tandem-peer-token", self._services.peer_token.encode()))
-        return headers
-
-    def _body(self, body: bytes) -> bytes:
-        if self.tier.kind == "external":
-            body = self._external_body(body)
-        if self.max_tokens is not None:
-            name = self.tier.max_tokens_field
-            body = with_max_tokens(self._request.kind, body, self.max_tokens, name)
-        return body
-
-    def _external_body(self, body: bytes) -> bytes:
-        fields = {**self._request.fields, "model": self.tier.served_model}
-        if self._request.stream:
-            options = dict(fields.get("stream_options") or {})
-            fields["stream_options"] = {**options, "include_usage": True}
-        return json.dumps(fields, ensure_ascii=False).encode()
-
-    def broken(self, error: UpstreamError) -> None:
-        """The worker died or cannot be reached: back off from it and let go of it."""
-        if self._pick is not None:
-            self._services.picker.failed(self._pick.decode, str(error))
-            self._services.metrics.upstream_errors[(self.tier.name, "broken")].inc()
-            logger.warning(
-                "request %s: worker %s: %s", self._request_id, self._pick.decode.url, error
-            )
-        self.release(close=True)
-        if self.asked and (isinstance(error, UnreachableError) or self._lost()):
-            self.asked = False
-
-    def release(self, close: bool = False) -> None:
-        if self._pick is not None:
-            self._services.picker.finished(self._pick)
-            self._services.metrics.tiers[self.tier.name].inflight.dec()
-            self._pick = None
-        if self._response is not None and close:
-            self._response.close()
-            self._response = None
 
 
 def _end_wait(waiting: Gauge | None) -> None:
     """The request no longer waits for the tier it waited for."""
     if waiting is not None:
         waiting.dec()
-
-
-def _checked_error(status: int, payload: bytes) -> bytes:
-    """The worker's error body when it is an OpenAI error object, else one that says so."""
-    try:
-        if isinstance(json.loads(payload)["error"]["message"], str):
-            return payload
-    except (ValueError, KeyError, TypeError):
-        pass
-    error = ApiError(
-        status,
-        f"the worker answered {status} without an error object",
-        type="server_error" if status >= 500 else "invalid_request_error",
-        code="worker_error",
-    )
-    return error.body()

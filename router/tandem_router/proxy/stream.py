@@ -1,8 +1,9 @@
 """One client's stream out of the streams of the workers that it takes.
 
 Only complete events are forwarded, and what a worker repeats after it has taken over is dropped.
-Usage chunks are read on the way: the router accounts by them and adds what the client could not
-know when the headers went out.
+Nothing is forwarded before the first token: until then another tier may answer instead. Usage
+chunks are read on the way: the router accounts by them and adds what the client could not know
+when the headers went out.
 """
 
 from __future__ import annotations
@@ -16,31 +17,33 @@ from tandem_router.asgi import Send
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.sse import (
-    EventSplitter,
-    encode_event,
-    event_data,
-    split_events,
-)
+from tandem_router.openai.sse import EventSplitter, encode_event, event_data, split_events
+from tandem_router.proxy.faults import Fault, FaultKind, of_error, of_transport
 from tandem_router.proxy.resume import StreamJournal
 
-FIRST_TOKEN = re.compile(rb'"token_ids":\s*\[\s*\d|"(?:content|text)":\s*"(?!")')
+# The first piece of an answer: text, thought, refusal, a tool's name or arguments, or its end.
+FIRST_TOKEN = re.compile(
+    rb'"token_ids":\s*\[\s*\d'
+    rb'|"(?:content|text|reasoning_content|reasoning|refusal|arguments|data)":\s*"(?!")'
+    rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*[^\]}\s]|"finish_reason":\s*"'
+)
+_ABOUT_REQUEST = frozenset({"invalid_request_error"})
 
 
-class StreamError(Exception):
-    """The worker ended its stream with an error event."""
+class StreamEnded(Exception):
+    """The worker says that the request is at fault: its event ends the client's stream."""
 
-    def __init__(self, event: bytes, retriable: bool) -> None:
+    def __init__(self, event: bytes) -> None:
         super().__init__("error event")
         self.event = event
-        self.retriable = retriable
 
 
 class Relay:
     """Forwards the events of one request, one worker's reply after the other.
 
-    max_kept_bytes: bound of the journal. first_token: called once, when the first token passes.
-    told: what the usage chunk adds for the client; called with `usage` set.
+    max_kept_bytes: bound of the journal. external: whether the tier now asked is a provider's,
+    whose words are not passed on. told: what the usage chunk adds for the client; called with
+    `usage` set.
     """
 
     def __init__(
@@ -48,46 +51,61 @@ class Relay:
         request: InferenceRequest,
         max_kept_bytes: int,
         send: Send,
-        first_token: Callable[[], None],
+        external: Callable[[], bool],
         told: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._request = request
+        self._max_kept_bytes = max_kept_bytes
         self._send = send
-        self._first_token = first_token
+        self._external = external
         self._told = told
-        self._begun = False
-        self.journal = StreamJournal(max_kept_bytes)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: nothing has reached the client."""
+        self.journal = StreamJournal(self._max_kept_bytes)
         self.usage: Mapping[str, Any] | None = None
+        self._splitter = EventSplitter()
+        self._held: list[bytes] = []
+        # An error event is raised once what came before it has been passed on.
+        self._ending: Fault | StreamEnded | None = None
+        self._begun = False
+        self._done = False
+
+    async def begin(self, response: Response) -> None:
+        """Read until the first token; `flush` then sends what was read.
+
+        Raises Fault when the reply ends or fails before, RequestRefused for the request's own.
+        """
+        while not self._begun and not self._done:
+            try:
+                events = await self._next(response)
+            except StreamEnded as ended:
+                error = json.loads(event_data(ended.event)).get("error")
+                raise of_error(error, self._external()) from ended
+            if events:
+                self._held.append(events)
+                self._begun = FIRST_TOKEN.search(events) is not None
+        if not self._begun:
+            raise Fault(FaultKind.BAD_ANSWER, "the stream ended without an answer", status=200)
+
+    async def flush(self) -> None:
+        """Send what came before and with the first token."""
+        held, self._held = b"".join(self._held), []
+        await self._forward(held)
 
     async def forward(self, response: Response) -> None:
-        """Forward events until [DONE]; it is left for the caller to send.
+        """Forward events until the end of the answer; [DONE] is left for the caller to send.
 
-        Raises UpstreamError when the worker's reply ends before, StreamError on an error event.
+        Raises Fault when the reply ends before, StreamEnded on an error about the request.
         """
-        splitter = EventSplitter()
-        while True:
-            data = await response.read_some()
-            if not data:
-                raise UpstreamError("the stream ended before [DONE]")
-            events = splitter.feed(data)
-            if not events:
-                continue
-            done = False
-            failure: StreamError | None = None
-            if b'"usage"' in events or b"[DONE]" in events or b'"error"' in events:
-                events, done, failure = self._look_at(events)
-            if self.journal.resumed and events:
-                events = self.journal.without_repeats(events)
-            if events:
-                if not self._begun and FIRST_TOKEN.search(events):
-                    self._begun = True
-                    self._first_token()
-                self.journal.forwarded(events)
-                await self._send({"type": "http.response.body", "body": events, "more_body": True})
-            if failure is not None:
-                raise failure
-            if done:
-                return
+        while not self._done:
+            await self._forward(await self._next(response))
+
+    def take_over(self) -> None:
+        """Another worker's reply comes next."""
+        self._splitter = EventSplitter()
+        self._ending = None
 
     def resume_body(self) -> bytes:
         """The request plus what was generated so far. Raises UpstreamError if it is not known."""
@@ -97,20 +115,54 @@ class Relay:
         fields = {**self._request.fields, "tandem": {"resume_token_ids": token_ids}}
         return json.dumps(fields, ensure_ascii=False).encode()
 
-    def _look_at(self, events: bytes) -> tuple[bytes, bool, StreamError | None]:
-        """(events to forward, whether the stream is done, the error that ended it)."""
+    async def _forward(self, events: bytes) -> None:
+        if self.journal.resumed and events:
+            events = self.journal.without_repeats(events)
+        if events:
+            self.journal.forwarded(events)
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def _next(self, response: Response) -> bytes:
+        """Complete events, b"" where there is none yet; sets `_done` at the end of the answer."""
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            raise ending
+        try:
+            data = await response.read_some()
+            events = self._splitter.feed(data)
+        except UpstreamError as error:
+            return self._ended(of_transport(error))
+        if not data:
+            return self._ended(Fault(FaultKind.BROKEN, "the stream ended before its answer did"))
+        if b'"usage"' in events or b"[DONE]" in events or b'"error"' in events:
+            return self._look_at(events)
+        if not self._begun and events and not _are_json(events):
+            raise Fault(FaultKind.BAD_ANSWER, "the stream holds no chunks", status=200)
+        return events
+
+    def _ended(self, fault: Fault) -> bytes:
+        """An answer that has ended is whole, [DONE] or not: some providers never say it."""
+        if not self.journal.all_finished(self._request.num_choices):
+            raise fault
+        self._done = True
+        return b""
+
+    def _look_at(self, events: bytes) -> bytes:
+        """Events to forward; sets usage, `_done`, and `_ending` for an error. Raises Fault."""
         kept: list[bytes] = []
         for event in split_events(events):
             payload = event_data(event)
             if payload == b"[DONE]":
-                return b"".join(kept), True, None
+                self._done = True
+                break
             if b'"usage"' in payload or b'"error"' in payload:
                 try:
                     chunk = json.loads(payload)
                 except ValueError as error:
-                    raise UpstreamError(f"a chunk is not JSON: {error}") from error
-                if isinstance(chunk, dict) and "error" in chunk and "choices" not in chunk:
-                    return b"".join(kept), False, StreamError(event, _is_retriable(chunk))
+                    raise Fault(FaultKind.BAD_ANSWER, "a chunk is not JSON", status=200) from error
+                if isinstance(chunk, dict) and chunk.get("error"):
+                    self._ending = _error_event(chunk["error"], event)
+                    break
                 if isinstance(chunk, dict) and isinstance(chunk.get("usage"), dict):
                     self.usage = chunk["usage"]
                     if not chunk.get("choices"):
@@ -118,11 +170,21 @@ class Relay:
                             kept.append(encode_event({**chunk, "tandem": self._told()}))
                         continue
             kept.append(event)
-        return b"".join(kept), False, None
+        return b"".join(kept)
 
 
-def _is_retriable(chunk: Mapping[str, Any]) -> bool:
+def _error_event(error: Any, event: bytes) -> Fault | StreamEnded:
     """An error about the request would come again; one about the server need not."""
-    error = chunk.get("error")
     kind = error.get("type") if isinstance(error, dict) else None
-    return kind not in ("invalid_request_error", "authentication_error", "not_found_error")
+    if kind in _ABOUT_REQUEST:
+        return StreamEnded(event)
+    return Fault(FaultKind.SERVER_ERROR, "ended its stream with an error event", status=200)
+
+
+def _are_json(events: bytes) -> bool:
+    """Whether every event is a comment or carries an object; only asked before the first token."""
+    for event in split_events(events):
+        payload = event_data(event)
+        if payload and not payload.lstrip().startswith(b"{"):
+            return False
+    return True

@@ -7,17 +7,20 @@ same decision is made again without that tier, and count and record move along.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tandem_router.cache import CachedAnswer
 from tandem_router.errors import ApiError, overloaded
-from tandem_router.limits.ledger import Hold, Used
-from tandem_router.openai.request import InferenceRequest, RequestHeaders
-from tandem_router.openai.usage import Usage
+from tandem_router.limits.ledger import Used
+from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS
+from tandem_router.openai.usage import NOTHING_USED, Usage
 from tandem_router.policy import Decision, Reason
+from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
-from tandem_router.routing.decision_log import DecisionRecord
-from tandem_router.routing.scorer import Scored
+from tandem_router.proxy.faults import Fault
+from tandem_router.proxy.token_prompts import text_of_ids
+from tandem_router.routing.decision_log import Attempt, DecisionRecord
+from tandem_router.routing.scorer import UNSCORED, Scored
 from tandem_router.routing.set_points import Counted
 
 # A request whose latency SLO is this likely to be missed is shed where the Router says so.
@@ -25,29 +28,18 @@ SHED_ABOVE = 0.95
 SHED_RETRY_AFTER_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """An admitted request."""
-
-    request: InferenceRequest
-    headers: RequestHeaders
-    hold: Hold
-    request_id: str
-    seed: int
-    started_at: float  # of the router's clock
-    created: int  # Unix time
-    forced: str | None  # the tier that the client named
-    cache_key: bytes | None  # None where the answer must not be reused
-
-
-async def place(services: Services, arrival: Arrival) -> Placement:
+async def assign(services: Services, arrival: Arrival) -> TierAssignment:
     """Decide for a tier, or find a cached answer; waits for budget where the Router queues.
 
     Raises ApiError when the policy refuses.
     """
     request = arrival.request
-    deadline = services.clock() + services.config.failover.wait_s
-    scored = await services.routing.score(request)
+    scored = UNSCORED
+    if not arrival.forced:
+        text = request.prompt
+        if text is None and request.token_ids is not None:
+            text = await text_of_ids(services, request.token_ids)
+        scored = await services.routing.score(text)
     given_up = False
     while True:
         set_points = services.steering.set_points
@@ -55,7 +47,7 @@ async def place(services: Services, arrival: Arrival) -> Placement:
             set_points = replace(set_points, on_exhausted="reject")
         decision = services.routing.choose(
             request,
-            arrival.headers.overrides,
+            arrival.overrides,
             arrival.hold,
             scored,
             set_points,
@@ -66,25 +58,25 @@ async def place(services: Services, arrival: Arrival) -> Placement:
             cached = _find_cached(services, arrival, decision, set_points.lambda_per_usd)
             if cached is not None:
                 decision = replace(decision, tier=cached.tier)
-                return Placement(services, arrival, scored, decision, cached, None)
+                return TierAssignment(services, arrival, scored, decision, cached, None)
             _shed_if_late(services, decision)
             if services.ledger.move(arrival.hold, tier, decision.reserve_cost_usd):
                 counted = services.steering.count(decision, request, set_points)
-                return Placement(services, arrival, scored, decision, None, counted)
+                return TierAssignment(services, arrival, scored, decision, None, counted)
             # Concurrent requests took the money in between: ask again, soon.
             await asyncio.sleep(0.01)
-            if services.clock() < deadline:
+            if services.clock() < arrival.deadline:
                 continue
-        if decision.queue and services.clock() >= deadline and not given_up:
+        if decision.queue and services.clock() >= arrival.deadline and not given_up:
             given_up = True  # a shorter answer is better than none
             continue
-        if not decision.queue or services.clock() >= deadline:
+        if not decision.queue or services.clock() >= arrival.deadline:
             raise _refusal(services, arrival, decision)
         await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
 
 
-class Placement:
-    """The tier that a request has now, and why.
+class TierAssignment:
+    """The tier that a request has now, why, and what earlier tries have used.
 
     cached: the answer to serve instead of asking a worker; it is not counted.
     """
@@ -102,11 +94,15 @@ class Placement:
         self._services = services
         self.arrival = arrival
         self._failed_tiers: frozenset[str] = frozenset()
+        # Once the client has headers, the tier they name stays.
+        self.committed = False
+        self.queue_wait_s = 0.0
         self.scored = scored
         self.decision = decision
         self.cached = cached
         self.counted = counted
         self.tier = services.config.tier(decision.tier)
+        self._look_at_queue()
         request = arrival.request
         self.record = DecisionRecord(
             sequence=services.decisions.next_sequence(),
@@ -134,23 +130,32 @@ class Placement:
         """As the client and the decision log are told."""
         return "cached" if self.cached is not None else str(self.decision.reason)
 
+    def _look_at_queue(self) -> None:
+        """What stood before the request when its tier was chosen: latencies are kept net of it."""
+        self.queue_wait_s = self._services.routing.queue_wait_s(self.tier.name)
+
+    def others(self) -> bool:
+        """Whether the router may choose and some other tier could take the request now."""
+        if self.arrival.forced or self.counted is None or self.committed:
+            return False
+        picker, gone = self._services.picker, {*self._failed_tiers, self.tier.name}
+        return any(
+            tier.name not in gone and picker.num_usable(tier.name)
+            for tier in self._services.config.tiers
+        )
+
     def change(self) -> bool:
-        """Leave a tier that cannot serve, where the router may choose; False where it may not."""
+        """Leave a tier that cannot serve, where the router may choose; False where it may not.
+
+        Every ceiling holds for the new tier, too. Count, money and record move along.
+        """
         services, arrival, counted = self._services, self.arrival, self.counted
-        if arrival.forced is not None or counted is None:
+        if counted is None or not self.others():
             return False
         failed = self._failed_tiers | {self.tier.name}
-        others = [
-            tier.name
-            for tier in services.config.tiers
-            if tier.name not in failed and services.picker.num_usable(tier.name)
-        ]
-        if not others:
-            return False
-        self._failed_tiers = failed
         decision = services.routing.choose(
             arrival.request,
-            arrival.headers.overrides,
+            arrival.overrides,
             arrival.hold,
             self.scored,
             counted.set_points,
@@ -161,9 +166,12 @@ class Placement:
             return False
         if not services.ledger.move(arrival.hold, decision.tier, decision.reserve_cost_usd):
             return False
+        self._failed_tiers = failed
         services.steering.move(counted, decision)
-        self.decision = decision
+        services.metrics.tier_changes[(self.tier.name, decision.tier)].inc()
+        self.decision = replace(decision, reason=Reason.UNAVAILABLE)
         self.tier = services.config.tier(decision.tier)
+        self._look_at_queue()
         self.record.tier = decision.tier
         self.record.reason = self.reason
         self.record.threshold = decision.threshold
@@ -182,26 +190,34 @@ class Placement:
             usage.reasoning_tokens,
         )
 
-    def lost(self, usage: Usage) -> None:
-        """Book an attempt that the provider was asked for and whose answer was lost.
+    def unseen(self) -> Usage:
+        """An answer that was asked for and never read: ours stops with us, a provider bills it."""
+        if self.tier.kind != "external":
+            return NOTHING_USED
+        request, output = self.arrival.request, 0
+        if not request.stream:
+            bounds = (self.decision.max_tokens, request.max_tokens, DEFAULT_OUTPUT_TOKENS)
+            output = min(each for each in bounds if each is not None) * request.num_choices
+        return Usage(request.num_prompt_tokens, output, estimated=True)
 
-        The tier's money is held anew for the next attempt. Raises ApiError where it is not there.
+    def gave_up(self, fault: Fault) -> bool:
+        """Note a try that gave no answer, and book it where its provider has had the request.
+
+        The tier's money is held anew for another try; False where it is not there.
         """
-        services, decision = self._services, self.decision
-        usd = self.cost_usd(usage)
-        bound = services.metrics.tiers[self.tier.name]
+        services, tier = self._services, self.tier.name
+        usage = self.unseen() if fault.reached and not self.committed else NOTHING_USED
+        cost_usd = self.cost_usd(usage)
+        self.record.attempts += (Attempt(tier, str(fault.kind), cost_usd),)
+        if usage is NOTHING_USED:
+            return True
+        bound = services.metrics.tiers[tier]
         bound.prompt_tokens.inc(usage.prompt_tokens)
         bound.output_tokens.inc(usage.output_tokens)
-        bound.cost.inc(usd)
-        used = Used(float(usage.prompt_tokens + usage.output_tokens), usd)
-        held = decision.reserve_cost_usd
-        if not services.ledger.move(self.arrival.hold, self.tier.name, held, used):
-            raise overloaded(
-                f"an answer of tier {self.tier.name!r} was lost, and what it cost leaves no "
-                f"{held:.6g} USD for another try",
-                code="budget",
-                retry_after_s=1.0,
-            )
+        bound.cost.inc(cost_usd)
+        used = Used(float(usage.prompt_tokens + usage.output_tokens), cost_usd)
+        held = self.decision.reserve_cost_usd
+        return services.ledger.move(self.arrival.hold, tier, held, used)
 
     def reply_headers(self, cost_usd: float) -> list[tuple[bytes, bytes]]:
         """What the client is told of the choice."""
@@ -224,13 +240,13 @@ class Placement:
 def _find_cached(
     services: Services, arrival: Arrival, decision: Decision, lambda_per_usd: float
 ) -> CachedAnswer | None:
-    if arrival.cache_key is None or arrival.headers.no_cache:
+    if arrival.cache_key is None or arrival.no_cache:
         return None
     return services.reuse.find(
         arrival.cache_key,
         decision,
-        arrival.forced,
-        arrival.headers.overrides.quality is not None,
+        arrival.overrides.tier,
+        arrival.overrides.quality is not None,
         lambda_per_usd,
     )
 
@@ -252,12 +268,14 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
 
 def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiError:
     code, account = str(decision.reason), arrival.hold.tenant
-    allowed, forced = account.allowed_tiers, arrival.forced
+    allowed, forced = account.allowed_tiers, arrival.overrides.tier
     if decision.reason is Reason.TENANT and not decision.message:
         which = f"tier {forced!r}" if forced is not None else "any tier that is ready"
         names = ", ".join(allowed or ()) or "none"
         message = f"tenant {account.name!r} may not use {which}; allowed: {names}"
         return ApiError(403, message, type="permission_error", code=code)
+    if decision.reason is Reason.CAPABILITY:
+        return ApiError(400, decision.message, code="unsupported_by_tier")
     if decision.reason is Reason.MAX_COST:
         return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
     if decision.reason in (Reason.TENANT, Reason.BUDGET):

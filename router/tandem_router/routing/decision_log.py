@@ -14,6 +14,15 @@ from tandem_router.policy import TierVerdict
 from tandem_router.store.records import Spend as SpentBefore
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A try that gave no answer: where, what was wrong, what it cost all the same."""
+
+    tier: str
+    fault: str
+    cost_usd: float
+
+
 @dataclass(slots=True)
 class DecisionRecord:
     """One request; filled in as it proceeds."""
@@ -44,6 +53,7 @@ class DecisionRecord:
     usage_estimated: bool = False  # the provider's own numbers were missing or senseless
     cost_all_large_usd: float | None = None
     num_failovers: int = 0
+    attempts: tuple[Attempt, ...] = ()  # those that gave no answer
     advised: str | None = None  # what would have been taken, where routing only advises
     verdicts: tuple[TierVerdict, ...] = ()  # how every tier stood
     decode_worker: str | None = None

@@ -37,18 +37,6 @@ class PredictorUnavailableError(RouterError):
     """There is no usable artifact at present."""
 
 
-class FixedPredictor:
-    """The same qualities for every prompt; a tier that is not named counts as 1."""
-
-    def __init__(self, tiers: tuple[TierConfig, ...], config: PredictorConfig) -> None:
-        self._score = PlainScore(
-            {tier.name: config.fixed_quality.get(tier.name, 1.0) for tier in tiers}
-        )
-
-    def score(self, prompt: str) -> Score:
-        return self._score
-
-
 class LengthPredictor:
     """Longer prompts are harder: the content-blind baseline, as a predictor.
 
@@ -180,9 +168,8 @@ def _embedding(directory: str | None) -> StaticEmbedding | None:
 
 
 def configured_predictor(config: RouterConfig) -> Predictor | None:
-    """Fixed and Length come from the configuration alone; None for Learned."""
-    if config.predictor.type == "Fixed":
-        return FixedPredictor(config.tiers, config.predictor)
+    """Length comes from the configuration alone; None for Fixed, which scores nothing, and for
+    Learned."""
     if config.predictor.type == "Length":
         return LengthPredictor(config.tiers, config.predictor)
     return None

@@ -35,6 +35,9 @@ class Scored:
     status: ScoreStatus
 
 
+UNSCORED = Scored(None, ScoreStatus.ABSENT)
+
+
 class Scorer:
     """Runs a predictor under its deadline, inline as long as it is quick.
 
@@ -94,7 +97,7 @@ class Scorer:
     async def score(self, prompt: str) -> Scored:
         predictor = self._predictor
         if predictor is None:
-            return Scored(None, ScoreStatus.ABSENT)
+            return UNSCORED
         prompt = prompt[: self._max_chars]
         status = ScoreStatus.OK
         score: Score | None = None

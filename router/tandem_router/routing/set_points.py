@@ -19,7 +19,7 @@ from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.policy import Decision, LatencySlo, PolicySetPoints, PolicyState
 from tandem_router.prices import Prices
-from tandem_router.routing.predictor_source import ArtifactPredictor, Predictor
+from tandem_router.routing.predictor_source import ArtifactPredictor, LengthPredictor, Predictor
 
 DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 EXPECTED_QUALITY_WINDOW = 500
@@ -80,6 +80,8 @@ class Steering:
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
         self._floor: PredictedFloor | None = None
+        # Prompt length ranks prompts; the qualities it states were measured nowhere.
+        self._states_quality = not isinstance(predictor, LengthPredictor)
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._set_floor(predictor, threshold)
         self._show_set_points()
@@ -172,7 +174,7 @@ class Steering:
         """
         assert decision.tier is not None
         self.control.decided(self._clock(), decision, request.num_prompt_tokens)
-        expected = _expected(decision)
+        expected = _expected(decision) if self._states_quality else None
         if expected is not None:
             self._expected.append(expected)
             self._hold_floor(decision.gain, expected.qualities[-1])
@@ -180,7 +182,7 @@ class Steering:
             decision.tier,
             decision.expected_cost_usd,
             set_points,
-            self.state.record(decision.tier, request.num_prompt_tokens),
+            self.state.record(decision.tier),
             expected,
         )
 
@@ -208,7 +210,10 @@ class Steering:
 
     @property
     def expected_quality_ratio(self) -> float | None:
-        """Predicted quality of recent choices as a share of all-dearest; None without scores."""
+        """Predicted quality of recent choices as a share of all-dearest.
+
+        None without scores, and where the qualities are no measured ones (`Length`).
+        """
         dearest = sum(one.qualities[-1] or 0.0 for one in self._expected)
         if dearest <= 0.0:
             return None

@@ -17,19 +17,19 @@ from tandem_router.limits.ledger import Hold, Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import (
+    Capabilities,
     Decision,
     Overrides,
     PolicySetPoints,
     Reason,
     RouteRequest,
-    ScoreStatus,
     TenantCeilings,
     TierOption,
     decide,
 )
 from tandem_router.routing.latency_window import LatencyWindow
 from tandem_router.routing.predictor_source import Predictor
-from tandem_router.routing.scorer import Scored, Scorer, with_gains
+from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
 
 LATENCY_SMOOTHING = 0.2
@@ -47,10 +47,13 @@ class TierLatency:
     last_ttft: LatencyWindow = field(default_factory=LatencyWindow)
     last_tpot: LatencyWindow = field(default_factory=LatencyWindow)
 
-    def saw(self, ttft_s: float | None, tpot_s: float | None, now: float) -> None:
+    def saw(
+        self, ttft_s: float | None, tpot_s: float | None, now: float, queue_wait_s: float = 0.0
+    ) -> None:
+        """queue_wait_s: of ttft_s, what stood before the request; the policy adds that of now."""
         self.updated = now
         if ttft_s is not None:
-            self.ttft_s = _smoothed(self.ttft_s, ttft_s)
+            self.ttft_s = _smoothed(self.ttft_s, max(0.0, ttft_s - queue_wait_s))
             self.last_ttft.saw(ttft_s, now)
         if tpot_s is not None:
             self.tpot_s = _smoothed(self.tpot_s, tpot_s)
@@ -81,6 +84,13 @@ class Routing:
         self._clock = clock
         self.scorer = Scorer(predictor, config.predictor, metrics)
         self.latency = {tier.name: TierLatency() for tier in config.tiers}
+        self._declared = {
+            tier.name: Capabilities(**tier.capabilities.model_dump())
+            if tier.capabilities is not None
+            else Capabilities()
+            for tier in config.tiers
+            if tier.kind == "external"
+        }
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 
@@ -103,11 +113,9 @@ class Routing:
             )
         return tier
 
-    async def score(self, request: InferenceRequest) -> Scored:
-        """The predictor's view of a request; absent where the request names its tier."""
-        if request.prompt is None or self.forced_tier(request.model) is not None:
-            return Scored(None, ScoreStatus.ABSENT)
-        return await self.scorer.score(request.prompt)
+    async def score(self, prompt: str | None) -> Scored:
+        """The predictor's view of a prompt; absent where there is no text."""
+        return UNSCORED if prompt is None else await self.scorer.score(prompt)
 
     def choose(
         self,
@@ -128,7 +136,7 @@ class Routing:
         means = self._ledger.means(hold)
         if means.budget_usd is not None:
             set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
-        forced = self.forced_tier(request.model)
+        forced = overrides.tier
         score = scored.score
         allowed = hold.tenant.allowed_tiers
         options = [self._option(tier, failed) for tier in self._config.tiers]
@@ -145,8 +153,9 @@ class Routing:
             score_status=scored.status,
             max_tokens=request.max_tokens,
             num_choices=request.num_choices,
+            needs=request.needs,
             num_expected_uses=expected_uses,
-            overrides=replace(overrides, tier=forced),
+            overrides=overrides,
             tenant=TenantCeilings(
                 name=hold.tenant.name,
                 allowed_tiers=frozenset(allowed) if allowed is not None else None,
@@ -170,14 +179,16 @@ class Routing:
                 decision = replace(decision, difficulty=1.0 - cheapest)
         return decision
 
+    def queue_wait_s(self, tier: str) -> float:
+        """How long a request would now wait before its prefill; 0 where nothing is known."""
+        return self._picker.queue_wait_s(tier)
+
     def _option(self, tier: TierConfig, unavailable: frozenset[str]) -> TierOption:
         latency = self.latency[tier.name]
         # A tier that was slow a while ago is worth another try: without traffic the smoothed
         # value would never recover.
         fresh = self._clock() - latency.updated < LATENCY_BELIEVED_S
-        available = tier.name not in unavailable and (
-            tier.kind == "external" or self._picker.num_usable(tier.name) > 0
-        )
+        available = tier.name not in unavailable and self._picker.num_usable(tier.name) > 0
         return TierOption(
             name=tier.name,
             available=available,
@@ -186,5 +197,7 @@ class Routing:
             ttft_s=latency.ttft_s if fresh else None,
             tpot_s=latency.tpot_s if fresh else None,
             max_share=tier.max_share,
+            queue_wait_s=self.queue_wait_s(tier.name),
+            capabilities=self._declared.get(tier.name) or self._picker.capabilities(tier.name),
             default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
         )

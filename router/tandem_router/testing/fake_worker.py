@@ -107,13 +107,16 @@ class FakeWorker(FakeServer):
     def whole(self, seen: Seen) -> bytes:
         body = seen.json
         seed = str(body.get("seed", seen.headers.get("x-tandem-seed")))
-        choices = []
+        choices: list[dict[str, Any]] = []
         total = 0
         for index in range(body.get("n", 1)):
             tokens = self.tokens(body, seed, index)
             total += len(tokens)
             text = "".join(map(token_text, tokens))
-            choices.append({"index": index, "message": {"role": "assistant", "content": text}})
+            said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+            if seen.path == "/v1/completions":
+                said = {"text": text}
+            choices.append({"index": index, "finish_reason": "stop", **said})
         usage = {"prompt_tokens": 5, "completion_tokens": total, "total_tokens": 5 + total}
         return json.dumps(
             {"model": seen.headers.get("x-tandem-model"), "choices": choices, "usage": usage}

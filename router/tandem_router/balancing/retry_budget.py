@@ -1,0 +1,26 @@
+"""How many retries may be under way at once: a share of the requests, and a few always.
+
+A tier that fails every request would otherwise get each of them several times over, just when it
+can bear least. As Envoy's retry budget: it counts what is in flight and needs no clock.
+"""
+
+from __future__ import annotations
+
+
+class RetryBudget:
+    """Of one tier: `take` before each retry, `give_back` when its attempt has ended."""
+
+    def __init__(self, share: float, least: int) -> None:
+        self._share = share
+        self._least = least
+        self.num_retries = 0
+
+    def take(self, num_inflight: int) -> bool:
+        """Whether one more retry may start beside so many requests of the tier in flight."""
+        if self.num_retries >= max(self._least, int(self._share * num_inflight)):
+            return False
+        self.num_retries += 1
+        return True
+
+    def give_back(self) -> None:
+        self.num_retries -= 1

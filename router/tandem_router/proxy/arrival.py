@@ -1,0 +1,80 @@
+"""One admitted request as one value, from its arrival to its accounting."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+from tandem_router.config import FailoverConfig
+from tandem_router.limits.ledger import Hold
+from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
+from tandem_router.policy import Overrides
+from tandem_router.proxy.context import Services
+
+# A longest answer assumed for the deadline of a whole reply, and the most that counts.
+UNBOUNDED_ANSWER_TOKENS = 1024
+LONGEST_ANSWER_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What every station of a request reads; nothing in it changes."""
+
+    request: InferenceRequest
+    overrides: Overrides  # with the tier that the client named, if it named one
+    priority: int | None
+    no_cache: bool
+    hold: Hold
+    request_id: str
+    seed: int
+    created: int  # Unix time
+    started_at: float  # of the router's clock
+    deadline: float  # of the router's clock: no worker, no first token by then is a refusal
+    answer_s: float  # beyond it, the time that the length of a whole reply may take
+    cache_key: bytes | None  # None where the answer must not be reused
+
+    @property
+    def forced(self) -> bool:
+        """Whether the client named the tier."""
+        return self.overrides.tier is not None
+
+
+def admit(
+    services: Services,
+    request: InferenceRequest,
+    headers: RequestHeaders,
+    tenant: str,
+    key: str | None,
+    request_id: str,
+    started_at: float,
+) -> Arrival:
+    """Pass all gates. Raises ApiError: 404 for an unknown model, 429 above a limit."""
+    forced = services.routing.forced_tier(request.model)
+    expected = DEFAULT_OUTPUT_TOKENS
+    if request.max_tokens is not None:
+        expected = min(request.max_tokens, LONGEST_ANSWER_TOKENS)
+    num_tokens = float(request.num_prompt_tokens + expected * request.num_choices)
+    hold = services.ledger.hold(tenant, num_tokens, key)
+    answer_s = _answer_s(request, services.config.failover)
+    return Arrival(
+        request=request,
+        overrides=replace(headers.overrides, tier=forced),
+        priority=headers.priority,
+        no_cache=headers.no_cache,
+        hold=hold,
+        request_id=request_id,
+        seed=secrets.randbits(63),
+        created=int(services.wall_clock()),
+        started_at=started_at,
+        deadline=started_at + services.config.failover.wait_s,
+        answer_s=answer_s,
+        cache_key=services.reuse.key(request, tenant),
+    )
+
+
+def _answer_s(request: InferenceRequest, failover: FailoverConfig) -> float:
+    """A stream shows life with its first token, a whole reply only with its last."""
+    if request.stream:
+        return 0.0
+    most = request.max_tokens if request.max_tokens is not None else UNBOUNDED_ANSWER_TOKENS
+    return failover.answer_s_per_token * min(most, LONGEST_ANSWER_TOKENS)

@@ -1,0 +1,339 @@
+"""A tier fails, the request does not: every fault, streamed and whole, routed and named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tandem_router.balancing.worker import Load
+from tandem_router.testing.fake_provider import PROVIDER_TEXT, WORDS, FakeProvider, Fault
+from tandem_router.testing.fake_worker import FakeWorker
+from tandem_router.testing.two_tiers import TIERS, Scores
+
+LATER = [Fault.CUT_LATER, Fault.CUT_IN_TOOL_CALL, Fault.CUT_IN_THOUGHT, Fault.ERROR_LATER]
+BEFORE = [fault for fault in Fault if fault not in LATER and fault is not Fault.NONE]
+HANGS = {Fault.HANG, Fault.HANG_AFTER_HEADERS}
+
+
+def patience(*faults: Fault) -> dict[str, Any]:
+    """Short where something hangs, so that it is left soon; what the defaults do is below."""
+    hangs = bool(HANGS & set(faults))
+    return {
+        "wait_s": 1.0 if hangs else 20.0,
+        "tier_wait_s": 0.05,
+        "tier_patience_s": 0.3 if hangs else 20.0,
+        "answer_s_per_token": 0.0,
+    }
+
+
+def external(url: str, name: str = "large") -> dict[str, Any]:
+    (tier,) = (tier for tier in TIERS if tier["name"] == name)
+    return {**tier, "kind": "external", "url": f"{url}/v1"}
+
+
+def said(reply: Any, stream: bool) -> str:
+    if stream:
+        return reply.text()
+    return reply.json["choices"][0]["message"]["content"]
+
+
+@pytest.fixture
+async def provider() -> Any:
+    server = await FakeProvider().start()
+    yield server
+    await server.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", BEFORE)
+async def test_a_routed_request_is_answered_by_the_other_tier(
+    run_router: Any, make_worker: Any, provider: Any, fault: Fault, stream: bool
+) -> None:
+    provider.always = fault
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        table, tiers=tiers, predictor=Scores(0.1, 0.9), failover=patience(fault), background=False
+    ) as (client, app):
+        reply = await client.chat(stream=stream)
+        (record,) = app.services.decisions.last(1)
+
+    assert reply.status == 200, reply.body
+    assert (reply.headers["x-tandem-tier"], reply.headers["x-tandem-reason"]) == (
+        "small",
+        "unavailable",
+    )
+    assert said(reply, stream)
+    assert PROVIDER_TEXT.encode() not in reply.body
+    assert len(provider.seen) == 1
+    assert [attempt["tier"] for attempt in record["attempts"]] == ["large"]
+    assert app.services.ledger.num_inflight == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", BEFORE)
+async def test_a_named_tier_that_fails_is_named_and_its_provider_is_not_quoted(
+    run_router: Any, make_worker: Any, provider: Any, fault: Fault, stream: bool
+) -> None:
+    provider.always = fault
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(table, tiers=tiers, failover=patience(fault), background=False) as (
+        client,
+        _,
+    ):
+        reply = await client.chat(model="large", stream=stream)
+
+    kept = {Fault.STATUS_429: 429, Fault.STATUS_503: 503}
+    assert reply.status == kept.get(fault, 502)
+    assert "'large'" in reply.error["message"]
+    assert b"provider-internals" not in reply.body
+    assert b"sk-live" not in reply.body
+    if fault in kept:
+        assert reply.headers["retry-after"] == "7"
+    assert len(provider.seen) <= 3
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("fault", LATER)
+async def test_after_the_first_token_a_providers_stream_ends_with_an_error_and_is_not_repeated(
+    run_router: Any, make_worker: Any, provider: Any, fault: Fault, named: bool
+) -> None:
+    provider.always = fault
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        table, tiers=tiers, predictor=Scores(0.1, 0.9), failover=patience(), background=False
+    ) as (client, app):
+        reply = await client.chat(model="large" if named else "chat", stream=True)
+        (record,) = app.services.decisions.last(1)
+
+    last = reply.body.decode().rstrip("\n").split("\n\n")[-1].removeprefix("data: ")
+    assert reply.status == 200
+    assert "'large'" in json.loads(last)["error"]["message"]
+    assert b"[DONE]" not in reply.body
+    assert b"provider-internals" not in reply.body
+    assert len(provider.seen) == 1
+    assert record["cost_usd"] > 0.0
+
+
+@pytest.mark.parametrize(
+    "options", [{"say_done": False}, {"null_error": True}, {"with_usage": False}]
+)
+async def test_a_whole_answer_is_whole_however_the_provider_ends_it(
+    run_router: Any, provider: Any, options: dict[str, bool]
+) -> None:
+    for name, value in options.items():
+        setattr(provider, name, value)
+
+    async with run_router(
+        {}, tiers=[TIERS[0], external(provider.url)], failover=patience(), background=False
+    ) as (client, app):
+        reply = await client.chat(model="large", stream=True)
+        whole = await client.chat(model="large")
+
+    assert reply.text() == whole.json["choices"][0]["message"]["content"] == "".join(WORDS)
+    assert len(provider.seen) == 2
+    for record in app.services.decisions.last(2):
+        assert record["output_tokens"] in (5, 4)
+        assert record["cost_usd"] > 0.0
+
+
+def free_port_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("where", ["refused", "unknown host"])
+async def test_with_default_time_outs_a_provider_that_is_not_there_costs_a_moment(
+    run_router: Any, make_worker: Any, where: str, stream: bool
+) -> None:
+    url = free_port_url() if where == "refused" else "http://no-such-host.invalid"
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(url)]
+
+    async with run_router(table, tiers=tiers, predictor=Scores(0.1, 0.9), failover={}) as (
+        client,
+        app,
+    ):
+        routed = await client.chat(stream=stream)
+        again = await client.chat(stream=stream)
+        named = await client.chat(model="large", stream=stream)
+
+    for reply in (routed, again):
+        assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "small")
+        assert reply.headers["x-tandem-reason"] == "unavailable"
+    assert named.status == 502
+    assert app.services.config.failover.wait_s == 60.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_provider_that_hangs_is_left_within_the_default_patience(
+    run_router: Any, make_worker: Any, provider: Any, stream: bool, monkeypatch: Any
+) -> None:
+    """In the loop's time; the default is 15 s, and a whole reply's length is added to it."""
+    provider.always = Fault.HANG
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+    loop = asyncio.get_running_loop()
+    passed = [0.0]
+    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + passed[0])
+
+    async with run_router(
+        table, tiers=tiers, predictor=Scores(0.1, 0.9), failover={}, background=False
+    ) as (client, _):
+        asked = asyncio.ensure_future(client.chat(stream=stream, max_tokens=20))
+        await provider.asked.wait()
+        passed[0] = 14.5
+        await asyncio.sleep(0.05)
+        waiting = not asked.done()
+        passed[0] = 17.0
+        reply = await asked
+
+    assert waiting
+    assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "small")
+
+
+async def test_two_tiers_of_one_provider_are_two(run_router: Any, provider: Any) -> None:
+    tiers = [external(provider.url, "small"), external(provider.url)]
+
+    async with run_router({}, tiers=tiers, failover={}, background=False) as (client, app):
+        small = await client.chat(model="small")
+        large = await client.chat(model="large")
+        counts = [app.picker.num_usable(tier) for tier in ("small", "large")]
+
+    assert [small.headers["x-tandem-tier"], large.headers["x-tandem-tier"]] == ["small", "large"]
+    assert [seen.json["model"] for seen in provider.seen] == ["small-model", "large-model"]
+    assert counts == [1, 1]
+
+
+async def test_a_worker_that_fails_every_request_is_left_out_whatever_it_reports(
+    run_router: Any, make_worker: Any
+) -> None:
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    bad = await make_worker(refuse=[crash] * 1000)
+    workers = [bad, await make_worker(), await make_worker()]
+
+    async with run_router({"large": {"unified": workers}}, background=False) as (client, app):
+        replies = []
+        for number in range(60):
+            replies.append(await client.chat(f"question {number}", model="large"))
+            for known in app.picker.workers:
+                app.picker.observed(known, Load())  # it reports that it is well
+        metrics = (await client.get("/metrics")).body.decode()
+
+    assert {reply.status for reply in replies} == {200}
+    assert len(bad.inference) == 5
+    assert 'tandem_ejections_total{tier="large"} 1.0' in metrics
+
+
+async def test_a_pool_that_fails_is_left_for_the_other_tier(
+    run_router: Any, make_worker: Any
+) -> None:
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    large = await make_worker(refuse=[crash] * 3)
+    table = {"small": {"unified": [await make_worker()]}, "large": {"unified": [large]}}
+
+    async with run_router(table, predictor=Scores(0.1, 0.9), background=False) as (client, _):
+        reply = await client.chat()
+
+    assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "small")
+    assert len(large.inference) == 1
+
+
+async def test_every_try_that_reached_a_provider_is_booked(
+    run_router: Any, make_worker: Any, provider: Any
+) -> None:
+    provider.always = Fault.CUT
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        table,
+        tiers=tiers,
+        predictor=Scores(0.1, 0.9),
+        failover=patience(),
+        budget={"usd_per_hour": 36.0},
+        background=False,
+    ) as (client, app):
+        before = app.services.ledger.budget.left(app.services.clock())
+        await client.chat()
+        (record,) = app.services.decisions.last(1)
+        after = app.services.ledger.budget.left(app.services.clock())
+
+    (attempt,) = record["attempts"]
+    assert attempt["cost_usd"] > 0.0
+    assert record["cost_usd"] > attempt["cost_usd"]
+    assert after < before
+
+
+@given(
+    faults=st.lists(st.sampled_from([*BEFORE, *LATER, Fault.NONE]), max_size=4),
+    stream=st.booleans(),
+    named=st.booleans(),
+    pool_refuses=st.sampled_from([None, 500, 429, 503, 404]),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_sequence_of_faults_ends_in_an_answer_or_in_our_words(
+    run_router: Any,
+    faults: list[Fault],
+    stream: bool,
+    named: bool,
+    pool_refuses: int | None,
+) -> None:
+    """Whatever the dear provider and the pool's worker do: no request is lost for which a tier
+    could answer, none is answered twice over, nothing is held or in flight afterwards."""
+
+    async def run() -> None:
+        provider = await FakeProvider(faults=list(faults)).start()
+        refusal = (pool_refuses, {}, b'{"error": {"message": "no"}}') if pool_refuses else None
+        pool = await FakeWorker(refuse=[refusal] * 50 if refusal else []).start()
+        failover = patience(*faults)
+        if HANGS & set(faults):
+            failover |= {"wait_s": 0.5, "tier_patience_s": 0.15}
+        elif pool_refuses == 503:
+            failover |= {"wait_s": 0.5}  # it may be starting, and is waited for
+        try:
+            async with run_router(
+                {"small": {"unified": [pool]}},
+                tiers=[TIERS[0], external(provider.url)],
+                predictor=Scores(0.1, 0.9),
+                failover=failover,
+                background=False,
+            ) as (client, app):
+                reply = await client.chat(model="large" if named else "chat", stream=stream)
+                inflight = [worker.num_inflight for worker in app.picker.workers]
+        finally:
+            await provider.stop()
+            await pool.stop()
+
+        assert b"provider-internals" not in reply.body
+        assert app.services.ledger.num_inflight == 0
+        assert inflight == [0, 0]
+        first = faults[0] if faults else Fault.NONE
+        broke_off = stream and first in LATER
+        good = first is Fault.NONE or (not stream and first in LATER)
+        if not named and pool_refuses is None and not broke_off:
+            assert reply.status == 200
+        if good and failover["tier_patience_s"] > 1.0:
+            assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "large")
+        if reply.status == 200 and not broke_off and b'"error": {' not in reply.body:
+            assert said(reply, stream)
+        if reply.status != 200:
+            assert "tier '" in reply.error["message"]
+
+    asyncio.run(run())
