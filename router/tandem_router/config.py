@@ -430,6 +430,13 @@ class RouterConfig(Section):
         description="Gain above which the dearest tier answers; absent: what holds "
         "`objective.quality_floor`, else 0.1 (Length: 0.5).",
     )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Routers that share the budget and the tenants' limits: by leases where they "
+        "share a postgres store, else each has its equal part.",
+    )
     routing: Literal["Active", "Advise"] = Field(
         default="Active",
         description="Advise: decide and record, and send everything to the fallback tier.",

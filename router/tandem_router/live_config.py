@@ -25,6 +25,7 @@ LIVE_FIELDS = (
     "tenants",
     "threshold",
     "routing",
+    "replicas",
     "limits",
     "failover",
 )

@@ -58,7 +58,8 @@ def test_beside_an_external_tier_tokens_have_what_the_workers_leave() -> None:
 def test_several_router_pods_share_what_tokens_may_cost() -> None:
     chat = router("24", MODEL_TIER, EXTERNAL_TIER, replicas=3)
 
-    assert router_config(chat, model("2", 3), Settings()).budget.usd_per_hour == 6.0
+    assert router_config(chat, model("2", 3), Settings()).budget.usd_per_hour == 18.0
+    assert router_config(chat, model("2", 3), Settings()).replicas == 3
 
 
 def test_workers_that_take_the_whole_budget_leave_tokens_next_to_nothing() -> None:

@@ -102,9 +102,9 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         "drain_timeout_s": DRAIN_TIMEOUT_S,
     }
     if (tokens := budget_split(router, models).tokens_usd_per_hour) is not None:
-        # Each router pod keeps a ledger of its own.
-        share = tokens / max(1, spec.replicas)
-        data["budget"]["usd_per_hour"] = max(0.0, round(share, 6))
+        data["budget"]["usd_per_hour"] = max(0.0, round(tokens, 6))
+    if spec.replicas > 1:
+        data["replicas"] = spec.replicas
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
     if spec.held_floor is not None:

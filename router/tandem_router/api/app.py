@@ -32,6 +32,7 @@ from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import FileEndpoints, RouterConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.http.client import UpstreamClient
+from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
@@ -137,6 +138,10 @@ class RouterApp:
         self.keys = Authenticator(config.tenants, key_secret, store, wall_clock)
         self.settings = LiveSettings(self.services, self.keys)
         self._access = AdminAccess(peer_token, metrics_token)
+        self.shared = SharedLimits(ledger, clock)
+        if config.store.type == "postgres":
+            store.on_flush = self.shared.step
+            store.on_trouble = self.shared.check
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)

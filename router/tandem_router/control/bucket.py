@@ -21,7 +21,18 @@ class Bucket:
         level: what is there at first; default all of the capacity.
     """
 
-    __slots__ = ("_now", "capacity", "granted", "held", "per_s", "spent")
+    __slots__ = (
+        "_now",
+        "capacity",
+        "granted",
+        "held",
+        "leased",
+        "missed",
+        "pace_goal",
+        "pace_per_s",
+        "per_s",
+        "spent",
+    )
 
     def __init__(
         self, per_s: float, capacity: float, now: float, level: float | None = None
@@ -29,6 +40,10 @@ class Bucket:
         _check(per_s, capacity)
         self.per_s = per_s
         self.capacity = capacity
+        self.leased = False  # filled by `grant` alone
+        self.missed = 0.0  # the most that was wanted and not there since it was last looked at
+        # What pacing aims at: this much use, and half full, room for an error either way.
+        self.pace_per_s, self.pace_goal = per_s, capacity / 2
         self.granted = capacity if level is None else min(level, capacity)
         self.spent = 0.0
         self.held = 0.0
@@ -52,7 +67,9 @@ class Bucket:
         """
         wanted = min(amount, self.capacity) if overdraw else amount
         # A little slack, so that what was just given back can be taken again.
-        if not wanted <= self.left(now) + 1e-12 * max(1.0, self.granted):
+        left = self.left(now)
+        if not wanted <= left + 1e-12 * max(1.0, self.granted):
+            self.missed = max(self.missed, wanted - left)
             return False
         self.held += max(0.0, amount)
         return True
@@ -77,9 +94,11 @@ class Bucket:
         missing = wanted - self.left(now)
         if missing <= 0.0:
             return 0.0
-        if self.per_s <= 0.0 or wanted > self.capacity:
+        if self.pace_per_s <= 0.0 or wanted > self.capacity:
             return None
-        return missing / self.per_s
+        if self.leased:
+            self.missed = max(self.missed, missing)
+        return missing / self.pace_per_s
 
     def grant(self, amount: float) -> None:
         """Add what was leased from elsewhere; negative hands back."""
@@ -89,8 +108,18 @@ class Bucket:
         """Refill at another rate from now on; what is spent, held and owed stays."""
         _check(per_s, capacity)
         self._refill(now)
-        self.per_s, self.capacity = per_s, capacity
+        self.per_s, self.capacity, self.leased = per_s, capacity, False
+        self.pace_per_s, self.pace_goal = per_s, capacity / 2
         self.granted = min(self.granted, self.spent + capacity)
+
+    def lease_only(
+        self, now: float, granted: float, capacity: float, pace_per_s: float, pace_goal: float
+    ) -> None:
+        """Be filled by `grant` alone from now on, as if only `granted` had been so far."""
+        self._refill(now)
+        self.per_s, self.capacity, self.leased = 0.0, capacity, True
+        self.pace_per_s, self.pace_goal = pace_per_s, pace_goal
+        self.granted = granted
 
     def _refill(self, now: float) -> None:
         elapsed = max(0.0, now - self._now)  # a clock that steps back refills nothing

@@ -100,7 +100,7 @@ class OnlineControl:
             gain_threshold=threshold,
             lambda_per_usd=price,
             budget_remaining_usd=self.pacer.remaining_usd(now),
-            budget_refill_usd_per_s=self.pacer.bucket.per_s,
+            budget_refill_usd_per_s=self.pacer.bucket.pace_per_s,
             unbilled=self.pacer.unbilled,
         )
 

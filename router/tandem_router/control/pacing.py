@@ -158,9 +158,9 @@ class BudgetPacer:
 
     def target_usd_per_s(self, now: float) -> float:
         """What may be spent per second now: the budget plus the payback of past error."""
-        goal = self.bucket.capacity / 2  # half full: room for an error either way
-        error = self.bucket.balance(now) - self._in_flight_usd - goal
-        return max(0.0, self.bucket.per_s + error / self.horizon_s)
+        bucket = self.bucket
+        error = bucket.balance(now) - self._in_flight_usd - bucket.pace_goal
+        return max(0.0, bucket.pace_per_s + error / self.horizon_s)
 
     def _solve(self, now: float) -> float:
         rate = self._rate.per_s(now)

@@ -8,7 +8,7 @@ sequence of these, so nothing is booked twice and nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,6 +56,16 @@ class Used:
 NOTHING = Used()
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bucket, and the whole of which it is this router's part."""
+
+    name: str
+    bucket: Bucket
+    per_s: float
+    capacity: float
+
+
 @dataclass(eq=False, slots=True)
 class Hold:
     """What one admitted request has set aside; `Ledger.settle` ends it, once."""
@@ -87,13 +97,13 @@ class Ledger:
 
     def __init__(self, config: RouterConfig, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.num_routers = config.replicas
+        self._usd_per_hour: float | None = None
         self._max_inflight = config.limits.max_inflight
         self.num_inflight = 0
         self.unbilled = frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
-        usd_per_hour = config.budget.usd_per_hour
         self.budget: Bucket | None = None
-        if usd_per_hour is not None and len(self.unbilled) < len(config.tiers):
-            self.budget = budget_bucket(usd_per_hour, clock())
+        self._set_budget(config)
         self._tenants: dict[str, TenantConfig] = {}
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, Account] = {}
@@ -118,23 +128,48 @@ class Ledger:
         now = self._clock()
         account = accounts.setdefault(key, Account(name, limits))
         account.limits = limits
-        account.requests = _bucket(account.requests, limits.requests_per_minute, MINUTE_S, now)
-        account.tokens = _bucket(account.tokens, limits.tokens_per_minute, MINUTE_S, now)
-        account.usd = _bucket(account.usd, limits.usd_per_hour, HOUR_S, now)
+        part = 1.0 / self.num_routers
+        account.requests = _bucket(
+            account.requests, limits.requests_per_minute, MINUTE_S, part, now
+        )
+        account.tokens = _bucket(account.tokens, limits.tokens_per_minute, MINUTE_S, part, now)
+        account.usd = _bucket(account.usd, limits.usd_per_hour, HOUR_S, part, now)
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Other limits and budget from now on; what is spent, held and owed stays."""
-        now = self._clock()
         self._max_inflight = config.limits.max_inflight
+        self.num_routers = config.replicas
         self._set_tenants(config)
-        usd_per_hour = config.budget.usd_per_hour
+        self._set_budget(config)
+        for key, account in self._keys.items():
+            self._limit(self._keys, key, account.name, account.limits)
+
+    def _set_budget(self, config: RouterConfig) -> None:
+        usd_per_hour, now = config.budget.usd_per_hour, self._clock()
         if usd_per_hour is None or len(self.unbilled) == len(config.tiers):
-            self.budget = None
-        elif self.budget is None:
-            self.budget = budget_bucket(usd_per_hour, now)
+            self.budget = self._usd_per_hour = None
+            return
+        self._usd_per_hour = usd_per_hour
+        new = budget_bucket(usd_per_hour / self.num_routers, now)
+        if self.budget is None:
+            self.budget = new
         else:
-            new = budget_bucket(usd_per_hour, now)
             self.budget.set_rate(now, new.per_s, new.capacity)
+
+    def limits(self) -> Iterator[Limit]:
+        """Every bucket with its name and its whole rate, of which this router has a part."""
+        if self.budget is not None and self._usd_per_hour is not None:
+            whole = budget_bucket(self._usd_per_hour, 0.0)
+            yield Limit("budget", self.budget, whole.per_s, whole.capacity)
+        for kind, accounts in (("tenant", self._accounts), ("key", self._keys)):
+            for name, account in accounts.items():
+                for unit, bucket, amount, seconds in (
+                    ("requests", account.requests, account.limits.requests_per_minute, MINUTE_S),
+                    ("tokens", account.tokens, account.limits.tokens_per_minute, MINUTE_S),
+                    ("usd", account.usd, account.limits.usd_per_hour, HOUR_S),
+                ):
+                    if bucket is not None and amount is not None:
+                        yield Limit(f"{kind}/{name}/{unit}", bucket, amount / seconds, amount)
 
     def account(self, tenant: str) -> Account:
         """The account of a configured tenant, or of `anonymous`."""
@@ -156,7 +191,7 @@ class Ledger:
         now = self._clock()
         for account in accounts:
             limit = account.limits.max_concurrency
-            if limit is not None and account.num_inflight >= limit:
+            if limit is not None and account.num_inflight >= max(1, limit // self.num_routers):
                 raise overloaded(
                     f"{account.name} has {account.num_inflight} requests in flight, its limit",
                     code="concurrency_limit",
@@ -256,11 +291,12 @@ class Ledger:
 
 
 def _bucket(
-    bucket: Bucket | None, amount: float | None, seconds: float, now: float
+    bucket: Bucket | None, amount: float | None, seconds: float, part: float, now: float
 ) -> Bucket | None:
-    """A bucket of `amount` per `seconds`; one that is there keeps what is spent and held."""
+    """A bucket of `part` of `amount` per `seconds`; one that is there keeps its spent and held."""
     if amount is None:
         return None
+    amount *= part
     if bucket is None:
         return Bucket(amount / seconds, amount, now)
     bucket.set_rate(now, amount / seconds, amount)

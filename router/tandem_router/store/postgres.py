@@ -93,7 +93,9 @@ class PostgresStore:
             await db.execute(_sql(tables.KEEP_META, 2), "key_secret", proposed)
             return str(await db.fetchval("SELECT value FROM meta WHERE name = 'key_secret'"))
 
-    async def lease(self, bucket: str, want: float, per_s: float, capacity: float) -> float:
+    async def lease(
+        self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
+    ) -> float:
         async with self._connection() as db, db.transaction():
             await db.execute(
                 "INSERT INTO buckets (name, level, at) VALUES "
@@ -107,8 +109,8 @@ class PostgresStore:
                 bucket,
             )
             level, elapsed = float(row[0]), max(0.0, float(row[1]))
-            moved = tables.refilled(level, elapsed, per_s, capacity, want)
             level = min(capacity, level + elapsed * per_s)
+            moved = tables.leased(level, want, owed)
             await db.execute(
                 "UPDATE buckets SET level = $2, at = at + $3 WHERE name = $1",
                 bucket,

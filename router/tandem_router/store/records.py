@@ -122,9 +122,12 @@ class Backend(Protocol):
         """The secret of minted keys' hashes: the one that is kept, else `proposed`, kept now."""
         ...
 
-    async def lease(self, bucket: str, want: float, per_s: float, capacity: float) -> float:
+    async def lease(
+        self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
+    ) -> float:
         """Take up to `want` from a shared bucket (negative hands back); returns what was moved.
 
+        `owed` of it was used already and is taken even where it is not there.
         The bucket refills at `per_s` up to `capacity` by the store's clock and starts full.
         """
         ...

@@ -101,13 +101,16 @@ class SqliteStore:
 
         return await self._run(keep)
 
-    async def lease(self, bucket: str, want: float, per_s: float, capacity: float) -> float:
+    async def lease(
+        self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
+    ) -> float:
         def lease(db: sqlite3.Connection) -> float:
+            db.execute("BEGIN IMMEDIATE")  # nobody else between reading and writing
             now = time.time()
             row = db.execute("SELECT level, at FROM buckets WHERE name = ?", (bucket,)).fetchone()
             level, at = row if row is not None else (capacity, now)
-            moved = tables.refilled(level, now - at, per_s, capacity, want)
             level = min(capacity, level + max(0.0, now - at) * per_s)
+            moved = tables.leased(level, want, owed)
             db.execute(
                 "INSERT INTO buckets (name, level, at) VALUES (?, ?, ?) ON CONFLICT (name) "
                 "DO UPDATE SET level = excluded.level, at = excluded.at",

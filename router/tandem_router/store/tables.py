@@ -89,9 +89,8 @@ def select(table: str, columns: tuple[str, ...]) -> str:
     return f"SELECT {', '.join(columns)} FROM {table}"
 
 
-def refilled(level: float, elapsed_s: float, per_s: float, capacity: float, want: float) -> float:
-    """What of `want` may be moved out of a shared bucket; a debt is always taken back in full."""
-    level = min(capacity, level + max(0.0, elapsed_s) * per_s)
+def leased(level: float, want: float, owed: float) -> float:
+    """What of `want` is moved out of a shared bucket; what is `owed` was used and always is."""
     if want <= 0.0:
         return want
-    return max(0.0, min(want, level))
+    return owed + max(0.0, min(want - owed, level - owed))

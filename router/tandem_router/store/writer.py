@@ -43,7 +43,8 @@ class Store:
     """The store of one router. backend: None keeps nothing beyond the process.
 
     on_keys: called with all keys whenever they may have changed. on_open: called once, when the
-    store answers first, with what it knew before.
+    store answers first, with what it knew before. on_flush: awaited at each step that the store
+    answers; on_trouble: called at each that it does not.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Store:
         self.secret: str | None = None
         self.on_keys: Callable[[], None] = lambda: None
         self.on_open: Callable[[list[Spend]], None] = lambda spend: None
+        self.on_trouble: Callable[[], None] = lambda: None
         self.on_flush: Callable[[Backend], Awaitable[None]] | None = None
         self._known = False
         self.health = Health(
@@ -189,6 +191,8 @@ class Store:
         return batch
 
     def _say(self, ok: bool, error: str | None, now: float) -> None:
+        if not ok:
+            self.on_trouble()
         health = self.health
         unwritten = self._unwritten
         health.num_waiting = len(self._decisions) + len(self._labels) + len(self._spend)
