@@ -24,7 +24,8 @@ import numpy as np
 
 from tandem_router.predictor import loads
 from tandem_router.predictor.evaluation import metrics
-from tandem_router.predictor.evaluation.report import Predictions, make_report, predict_rows
+from tandem_router.predictor.evaluation.predictions import Predictions, predict_rows
+from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.reading.embedding import StaticEmbedding
 from tandem_router.predictor.training import answer_verifier, trainer
 from tandem_router.predictor.training.dataset import Dataset, read_dataset

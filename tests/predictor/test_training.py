@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tandem_router.predictor import ArtifactError, DataError, artifact, loads
-from tandem_router.predictor.evaluation.report import make_report, predict_rows
+from tandem_router.predictor.evaluation.predictions import predict_rows
+from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.training import stacking, trainer
 from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.labels import hybrid_labels
@@ -37,7 +38,7 @@ def test_it_ranks_unseen_prompts_far_better_than_chance(
 
     assert found["methods"]["predictor"]["apgr"] > 0.65
     assert found["routable"]
-    assert "is worth routing" in found["sentence"]
+    assert found["sentence"].startswith("route: saves ")
 
 
 def test_heads_are_calibrated_on_unseen_prompts(

@@ -13,6 +13,9 @@ from typing import Any
 from tandem_router.predictor.errors import PredictorError
 from tandem_router.predictor.training.options import LABEL_FORMS, OPTION_BOUNDS, Options
 
+#: What fits into a ConfigMap beside its own metadata.
+MAX_CONFIGMAP_BYTES = 1_000_000
+
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands without the rest of `tandem`; the exit status."""
@@ -71,8 +74,14 @@ def register(subparsers: Any) -> None:
         metavar="K",
         help="also train K times on K-1 parts of the data and report on the part left out",
     )
-    train.add_argument("--json", type=Path, metavar="FILE", help="the report as JSON")
-    train.add_argument("--html", type=Path, metavar="FILE", help="the report as a page")
+    _add_prices(train)
+    for name, what in (("--json", "as JSON"), ("--html", "as a page")):
+        train.add_argument(
+            name,
+            type=Path,
+            metavar="FILE",
+            help=f"the report of --cross-validate {what}; needs --cross-validate K",
+        )
     train.add_argument("--quiet", action="store_true", help="no progress on standard error")
     train.set_defaults(run=_guarded(_train))
     evaluate = subparsers.add_parser(
@@ -83,6 +92,7 @@ def register(subparsers: Any) -> None:
     )
     evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
     evaluate.add_argument("data", nargs="+", type=Path, metavar="DATA")
+    _add_prices(evaluate)
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="the report as JSON")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="the report as a page")
     evaluate.add_argument(
@@ -109,6 +119,33 @@ def register(subparsers: Any) -> None:
         "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
     )
     score.set_defaults(run=_guarded(_score))
+
+
+def _add_prices(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--price",
+        type=_price,
+        action="append",
+        default=[],
+        metavar="TIER=IN/OUT",
+        help="US dollars per million input and output tokens of a tier, such as small=0.1/0.4; "
+        "with `output_tokens` in the data it takes the place of `cost_usd` (repeatable)",
+    )
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    """An argument's type: a tier and its two prices."""
+    tier, _, prices = text.rpartition("=")
+    parts = prices.split("/")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if not tier or len(numbers) != 2 or not all(0.0 <= number < 1e6 for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not TIER=IN/OUT in US dollars per million tokens, such as small=0.1/0.4"
+        )
+    return tier, (numbers[0], numbers[1])
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -145,6 +182,7 @@ def _say(message: str) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from tandem_router.predictor import artifact
     from tandem_router.predictor.errors import DataError
+    from tandem_router.predictor.evaluation import terminal
     from tandem_router.predictor.evaluation.report import make_report
     from tandem_router.predictor.training import crossval, trainer
 
@@ -152,6 +190,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
     _check_outputs(arguments.output, arguments.json, arguments.html)
     dataset = _read(arguments.data)
+    prices = _prices(arguments, dataset.tiers)
     options = Options(
         seed=arguments.seed,
         label_form=arguments.labels,
@@ -162,22 +201,57 @@ def _train(arguments: argparse.Namespace) -> int:
     say = _quiet if arguments.quiet else _say
     if arguments.cross_validate:
         crossval.check(dataset, options, arguments.cross_validate)
-    trained = trainer.train(dataset, options, say)
+    trained = trainer.train(dataset, options, say, prices)
     content = trained.dumps()
     artifact.save(arguments.output, content)
     print(f"wrote {arguments.output} ({len(content):,} bytes)")
     if arguments.cross_validate:
         predictions = crossval.cross_validate(dataset, options, arguments.cross_validate, say)
-        found = make_report(dataset, predictions, seed=arguments.seed)
-        _write(found, arguments, f"Cross-validation, {arguments.cross_validate} parts")
+        found = make_report(dataset, predictions, seed=arguments.seed, prices=prices)
+        _write(found, arguments, f"cross-validation in {arguments.cross_validate} parts")
     else:
-        for pair in trained.meta.get("evaluation", {}).get("pairs", {}).values():
-            print(pair["sentence"])
+        for line in terminal.sentences(trained.meta.get("evaluation", {"pairs": {}})):
+            print(line)
+    for line in _to_plug_in(arguments.output, len(content)):
+        print(line)
     return 0
 
 
+def _to_plug_in(path: Path, size: int) -> list[str]:
+    """What to write where, to use an artifact."""
+    here = path.resolve()
+    name = "".join(c if c.isalnum() else "-" for c in path.stem.lower()).strip("-") or "predictor"
+    local = f"locally:      predictor: {{type: Learned, artifact: file://{here}}}"
+    if size > MAX_CONFIGMAP_BYTES:
+        return [
+            local,
+            "on a cluster: copy it to a volume, then predictor: {type: Learned, artifact: "
+            f"pvc://CLAIM/{path.name}}}; --max-bytes 900000 makes one for a ConfigMap",
+        ]
+    return [
+        local,
+        f"on a cluster: kubectl create configmap {name} --from-file=artifact={path}; then "
+        f"predictor: {{type: Learned, artifact: configmap://{name}/artifact}}",
+    ]
+
+
+def _prices(arguments: argparse.Namespace, tiers: Sequence[str]) -> Any:
+    from tandem_router.predictor.errors import DataError
+    from tandem_router.predictor.evaluation.costs import Price
+
+    found = {}
+    for tier, (input_usd, output_usd) in arguments.price:
+        if tier not in tiers:
+            raise DataError(
+                f"--price names the tier {tier!r}; the data grades {', '.join(tiers) or 'none'}"
+            )
+        found[tier] = Price(input_usd, output_usd)
+    return found
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor.evaluation.report import make_report, predict_rows
+    from tandem_router.predictor.evaluation.predictions import predict_rows
+    from tandem_router.predictor.evaluation.report import make_report
 
     _check_outputs(arguments.json, arguments.html)
     predictor = _load(arguments)
@@ -186,13 +260,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if unknown:
         _say(f"note: the predictor does not know {', '.join(unknown)}; those grades are not used")
     predictions = predict_rows(predictor, dataset)
-    found = make_report(dataset, predictions, repeats=arguments.bootstrap)
+    prices = _prices(arguments, dataset.tiers)
+    found = make_report(dataset, predictions, repeats=arguments.bootstrap, prices=prices)
     found["artifact"] = {"version": predictor.version, "data": predictor.meta.get("data")}
     if dataset.digest == (predictor.meta.get("data") or {}).get("digest"):
-        _say("note: this is the data the predictor was trained on; expect less on other prompts")
+        _say(
+            "note: this is the data the predictor was trained on; its numbers here are too good, "
+            "so the verdict is the one of its training, on rows left out"
+        )
         found["trained_on_this_data"] = True
-    _write(found, arguments, f"Predictor {predictor.version}")
+        _take_verdicts(found, predictor.meta.get("evaluation") or {})
+    _write(found, arguments, f"predictor {predictor.version}")
     return 0
+
+
+def _take_verdicts(found: dict[str, Any], trained: dict[str, Any]) -> None:
+    """Verdicts of rows left out in place of those of rows learned by heart."""
+    for name, pair in found["pairs"].items():
+        honest = (trained.get("pairs") or {}).get(name, {})
+        for key in ("decision", "routable", "sentence", "evidence", "floors", "beside"):
+            pair.pop(key, None)
+            if key in honest:
+                pair[key] = honest[key]
 
 
 def _embedding(arguments: argparse.Namespace) -> Any:
@@ -236,9 +325,9 @@ def _read(paths: list[Path]) -> Any:
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace, title: str) -> None:
     from tandem_router.predictor import artifact
-    from tandem_router.predictor.evaluation import html_report, verdict
+    from tandem_router.predictor.evaluation import html_report, terminal
 
-    for line in verdict.lines(found):
+    for line in terminal.lines(found):
         print(line)
     if arguments.json:
         artifact.save(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
@@ -261,6 +350,8 @@ def _score(arguments: argparse.Namespace) -> int:
             "quality": {tier: round(value, 6) for tier, value in score.quality.items()},
             "gain": {f"{a} -> {b}": round(score.gain((a, b)), 6) for a, b in pairs},
             "output_tokens": score.output_tokens,
+            "mean_tokens": score.mean_tokens,
+            "cost_usd": score.cost_usd,
             "out_of_distribution": score.out_of_distribution,
             "version": score.version,
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -284,6 +284,91 @@ class DenseLinear:
         return cls(
             need(arrays, "coef", np.float64, (width, num_outputs)),
             need(arrays, "intercept", np.float64, (num_outputs,)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The mean outcome of the training prompts most like this one.
+
+    ``q = (z - center) @ components``, z the topics at unit length beside the standardised, clipped
+    hand features; of the `NUM_NEIGHBOURS` nearest points each counts ``1 / (CLOSE + distance^2)``,
+    beside `PRIOR` rows of the mean outcome.
+    """
+
+    mean: FloatArray  # (num_features,)
+    scale: FloatArray  # (num_features,)
+    center: FloatArray  # (num_topics + num_features,)
+    components: npt.NDArray[np.float16]  # (num_topics + num_features, num_dims)
+    points: npt.NDArray[np.float16]  # (num_points, num_dims)
+    value: npt.NDArray[np.float32]  # (num_points, num_outputs)
+    #: float32 copies and squared lengths, so that a prompt costs one matrix product
+    ready: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], FloatArray, FloatArray] = field(
+        init=False, repr=False, compare=False
+    )
+
+    NUM_NEIGHBOURS: ClassVar[int] = 40
+    CLOSE: ClassVar[float] = 0.3
+    PRIOR: ClassVar[float] = 5.0
+
+    def __post_init__(self) -> None:
+        points = self.points.astype(np.float32)
+        squares = np.einsum("ij,ij->i", points, points)
+        mean = self.value.astype(np.float64).mean(axis=0)
+        object.__setattr__(
+            self, "ready", (points, squares, self.components.astype(np.float64), mean)
+        )
+
+    def __call__(self, row: FloatArray, topics: FloatArray) -> FloatArray:
+        points, squares, components, mean = self.ready
+        z = self.position(row, topics, self.mean, self.scale) - self.center
+        query = (z @ components).astype(np.float32)
+        distance = squares - 2.0 * (points @ query)
+        count = min(self.NUM_NEIGHBOURS, len(distance))
+        near = np.argpartition(distance, count - 1)[:count]
+        weight = 1.0 / (self.CLOSE + np.maximum(distance[near] + query @ query, 0.0))
+        weight = weight.astype(np.float64)
+        total = weight @ self.value.take(near, axis=0)
+        return np.asarray((total + self.PRIOR * mean) / (weight.sum() + self.PRIOR))
+
+    @staticmethod
+    def position(
+        row: FloatArray, topics: FloatArray, mean: FloatArray, scale: FloatArray
+    ) -> FloatArray:
+        """Where a prompt lies before the projection."""
+        z = np.minimum(np.maximum((row - mean) / scale, -3.0), 3.0) / len(row) ** 0.5
+        length = float(np.sqrt(topics @ topics))
+        return np.concatenate((topics / length if length > 1e-9 else topics, z))
+
+    def arrays(self) -> Arrays:
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "center": self.center,
+            "components": self.components,
+            "points": self.points,
+            "value": self.value,
+        }
+
+    @classmethod
+    def build(
+        cls, arrays: Arrays, num_features: int, num_topics: int, num_outputs: int
+    ) -> Neighbours:
+        scale = need(arrays, "scale", np.float64, (num_features,))
+        if (scale <= 0).any():
+            raise ArtifactError("a feature has no spread: damaged")
+        width = num_topics + num_features
+        components = need(arrays, "components", np.float16, (width, None))
+        points = need(arrays, "points", np.float16, (None, components.shape[1]))
+        if len(points) == 0:
+            raise ArtifactError("its neighbours are none: damaged")
+        return cls(
+            need(arrays, "mean", np.float64, (num_features,)),
+            scale,
+            need(arrays, "center", np.float64, (width,)),
+            components,
+            points,
+            need(arrays, "value", np.float32, (len(points), num_outputs)),
         )
 
 

@@ -26,6 +26,7 @@ from tandem_router.predictor.linear_algebra import (
     Grams,
     HandLinear,
     Monotone,
+    Neighbours,
     TextLinear,
     Trees,
     join_trees,
@@ -52,15 +53,19 @@ class Score:
     `utility` ranks the tiers: ``gain((a, b))`` is the expected quality won by asking `b` instead
     of `a`, antisymmetric and additive over tiers. It is learned for the difference itself and so
     ranks prompts better than subtracting two qualities. `output_tokens` holds (q10, q50, q90) per
-    tier whose lengths were in the training data.
+    tier whose lengths were in the training data, `mean_tokens` the expected length, whose sum over
+    many requests is right, and `cost_usd` the expected cost at the prices of the training data, for
+    tiers whose rows said what they cost.
     """
 
     quality: dict[str, float]
     utility: dict[str, float]
-    output_tokens: dict[str, tuple[float, float, float]] | None
     out_of_distribution: bool
     version: str
     novelty: float = 0.0
+    output_tokens: dict[str, tuple[float, float, float]] | None = None
+    mean_tokens: dict[str, float] | None = None
+    cost_usd: dict[str, float] | None = None
 
     def gain(self, pair: tuple[str, str]) -> float:
         """Expected quality of `pair[1]` minus that of `pair[0]`, between -1 and 1."""
@@ -82,6 +87,18 @@ class _View:
     trees: Trees | None = None
     topics: TextLinear | None = None
     dense: DenseLinear | None = None
+    neighbours: Neighbours | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Heads of answer lengths and costs: middle, spread and mean per tier, then mean costs."""
+
+    tiers: tuple[str, ...]
+    cost_tiers: tuple[str, ...]
+    trees: Trees
+    factors: FloatArray  # (num_tiers, 3)
+    units: FloatArray  # (num_tiers + num_cost_tiers,): tokens or dollars per unit of the forest
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +143,9 @@ class Predictor:
             _build_view(view, scoped(arrays, f"view/{i}/"), len(outputs), width)
             for i, view in enumerate(views)
         ]
+        self._check_topics()
         parts = [part for view in self._views for part in (view.text, view.topics)]
         self._grams = {part.grams for part in parts if part is not None}
-        if sum(view.topics is not None for view in self._views) > 1:
-            raise ArtifactError("more than one view has topics: damaged")
         self._num_outputs = len(outputs)
         width = len(views) * len(outputs)
         count = len(self.tiers)
@@ -157,7 +173,7 @@ class Predictor:
         self._lengths = self._build_lengths(meta, arrays)
         forests = [view.trees for view in self._views if view.trees is not None]
         if self._lengths is not None:
-            forests.append(self._lengths[1])
+            forests.append(self._lengths.trees)
         self._forest = join_trees(forests) if forests else None
         self._ood_center = need(arrays, "ood/center", np.float64, (len(hand_features.NAMES),))
         self._ood_scale = need(arrays, "ood/scale", np.float64, (len(hand_features.NAMES),))
@@ -186,6 +202,16 @@ class Predictor:
             if tier in self.tiers and isinstance(width, int | float)
         }
 
+    def _check_topics(self) -> None:
+        """One topic space at most, and the neighbours lie in it."""
+        widths = [view.topics.coef.shape[1] for view in self._views if view.topics is not None]
+        if len(widths) > 1:
+            raise ArtifactError("more than one view has topics: damaged")
+        num_features = (widths[0] if widths else 0) + len(hand_features.NAMES)
+        for view in self._views:
+            if view.neighbours is not None and len(view.neighbours.center) != num_features:
+                raise ArtifactError("its neighbours lie in another topic space: damaged")
+
     def _take_embedding(self, described: Any, embedding: StaticEmbedding | None) -> int:
         """The width of the artifact's embedding, 0 for none; the view is off where it is absent."""
         self._embedding: StaticEmbedding | None = None
@@ -209,18 +235,23 @@ class Predictor:
             self._embedding = embedding
         return width
 
-    def _build_lengths(
-        self, meta: Mapping[str, Any], arrays: Arrays
-    ) -> tuple[tuple[str, ...], Trees, FloatArray] | None:
-        tiers = meta.get("length_tiers") or []
-        if not tiers:
+    def _build_lengths(self, meta: Mapping[str, Any], arrays: Arrays) -> _Lengths | None:
+        tiers, cost_tiers = meta.get("length_tiers") or [], meta.get("cost_tiers") or []
+        if not tiers and not cost_tiers:
             return None
-        if not isinstance(tiers, list) or not set(tiers) <= set(self.tiers):
-            raise ArtifactError("its length heads are for unknown tiers: damaged")
-        return (
+        for named in (tiers, cost_tiers):
+            if not isinstance(named, list) or not set(named) <= set(self.tiers):
+                raise ArtifactError("its length heads are for unknown tiers: damaged")
+        return _Lengths(
             tuple(tiers),
-            Trees.build(scoped(arrays, "lengths/trees/"), len(hand_features.NAMES), 2 * len(tiers)),
+            tuple(cost_tiers),
+            Trees.build(
+                scoped(arrays, "lengths/trees/"),
+                len(hand_features.NAMES),
+                3 * len(tiers) + len(cost_tiers),
+            ),
             need(arrays, "lengths/factors", np.float64, (len(tiers), len(QUANTILES))),
+            need(arrays, "lengths/units", np.float64, (len(tiers) + len(cost_tiers),)),
         )
 
     def _read(self, prompt: str) -> _Read:
@@ -229,7 +260,7 @@ class Predictor:
         counted = {grams: _count(grams, item) for grams in self._grams}
         unknown = 0.0
         said: list[FloatArray | None] = []
-        features = row
+        features, topics = row, np.empty(0)
         for view in self._views:
             if view.text is not None:
                 keys, counts = counted[view.text.grams]
@@ -247,13 +278,16 @@ class Predictor:
             else:
                 said.append(None)
                 if view.topics is not None:
-                    topics, _ = view.topics(*counted[view.topics.grams])
-                    features = np.concatenate((row, round_topics(topics)))
+                    exact, _ = view.topics(*counted[view.topics.grams])
+                    topics = round_topics(exact)
+                    features = np.concatenate((row, topics))
         grown = self._forest(features) if self._forest is not None else np.empty(0)
         width = self._num_outputs
         values = np.empty(len(said) * width)
-        for index, found in enumerate(said):
-            if found is None:
+        for index, (view, found) in enumerate(zip(self._views, said, strict=True)):
+            if view.neighbours is not None:
+                found = view.neighbours(row, topics)
+            elif found is None:
                 found, grown = grown[:width], grown[width:]
             values[index * width : (index + 1) * width] = found
         return _Read(values, row, unknown, grown)
@@ -290,23 +324,32 @@ class Predictor:
         return Score(
             dict(zip(self.tiers, quality, strict=True)),
             dict(zip(self.tiers, utility, strict=True)),
-            self._token_quantiles(read.lengths),
             novelty > 1.0,
             self.version,
             novelty,
+            **self._answers(read.lengths),
         )
 
-    def _token_quantiles(self, outputs: FloatArray) -> dict[str, tuple[float, float, float]] | None:
-        if self._lengths is None:
-            return None
-        tiers, _, factors = self._lengths
-        middle, spread = outputs[: len(tiers)], np.maximum(outputs[len(tiers) :], MIN_SPREAD)
-        logs = middle[:, None] + spread[:, None] * factors
-        quantiles = np.sort(np.expm1(np.minimum(np.maximum(logs, 0.0), 16.0)), axis=1)
-        return {
-            tier: (low, median, high)
-            for tier, (low, median, high) in zip(tiers, quantiles.tolist(), strict=True)
-        }
+    def _answers(self, outputs: FloatArray) -> dict[str, Any]:
+        """Lengths and costs as fields of a score."""
+        heads = self._lengths
+        if heads is None:
+            return {}
+        found: dict[str, Any] = {}
+        count = len(heads.tiers)
+        means = np.maximum(outputs[2 * count :], 0.0) * heads.units
+        if count:
+            middle, spread = outputs[:count], np.maximum(outputs[count : 2 * count], MIN_SPREAD)
+            logs = middle[:, None] + spread[:, None] * heads.factors
+            quantiles = np.sort(np.expm1(np.minimum(np.maximum(logs, 0.0), 16.0)), axis=1)
+            found["output_tokens"] = {
+                tier: (low, median, high)
+                for tier, (low, median, high) in zip(heads.tiers, quantiles.tolist(), strict=True)
+            }
+            found["mean_tokens"] = dict(zip(heads.tiers, means[:count].tolist(), strict=True))
+        if heads.cost_tiers:
+            found["cost_usd"] = dict(zip(heads.cost_tiers, means[count:].tolist(), strict=True))
+        return found
 
 
 def load(path: str | Path, embedding: StaticEmbedding | None = None) -> Predictor:
@@ -370,17 +413,29 @@ def _build_view(meta: Any, arrays: Arrays, num_outputs: int, width: int) -> _Vie
         return _View(name, hand=HandLinear.build(arrays, len(hand_features.NAMES), num_outputs))
     if kind == "embedding":
         return _View(name, dense=DenseLinear.build(arrays, width, num_outputs))
+    if kind == "neighbours":
+        return _View(
+            name,
+            neighbours=Neighbours.build(
+                arrays, len(hand_features.NAMES), _num_topics(meta, name, 0), num_outputs
+            ),
+        )
     if kind != "trees":
         raise ArtifactError(f"the view {name!r} is of the unknown type {str(kind)[:40]!r}: damaged")
     described = meta.get("topics")
     if described is None:
         return _View(name, trees=Trees.build(arrays, len(hand_features.NAMES), num_outputs))
-    count = described.get("width") if isinstance(described, dict) else None
-    if not isinstance(count, int) or not 1 <= count <= MAX_TOPICS:
-        raise ArtifactError(f"the view {name!r} has {str(count)[:40]} topics: damaged")
+    count = _num_topics(described, name, 1)
     topics = TextLinear.build(described, scoped(arrays, "topics/"), count, np.float16)
     trees = Trees.build(arrays, len(hand_features.NAMES) + count, num_outputs)
     return _View(name, trees=trees, topics=topics)
+
+
+def _num_topics(described: Any, name: str, least: int) -> int:
+    count = described.get("width") if isinstance(described, dict) else None
+    if not isinstance(count, int) or not least <= count <= MAX_TOPICS:
+        raise ArtifactError(f"the view {name!r} has {str(count)[:40]} topics: damaged")
+    return count
 
 
 def _count(grams: Grams, item: ngrams.Reading) -> tuple[ngrams.UInt32Array, npt.NDArray[np.int64]]:

@@ -12,6 +12,9 @@ from tandem_router.predictor.evaluation.verdict import RANDOM
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.training.dataset import Dataset
 
+#: The simple ways that are views of the predictor's own.
+COLUMNS = {"TF-IDF pair": "words", "ridge gain": "chars", "kNN": "neighbours"}
+
 
 def baselines(
     dataset: Dataset,
@@ -23,8 +26,9 @@ def baselines(
     """Simpler predictors, learned from the same training rows, as qualities per tier.
 
     random: nothing is known. prompt length: longer prompts to the tier that is better on average.
-    task table: the mean quality of the row's `task`. TF-IDF pair: one logistic head per tier on
-    words. trees: a forest on the hand features. P(<tier> wrong) is made per pair by :func:`report`.
+    task table: the mean quality of the row's `task`, of all rows where it is unknown. TF-IDF pair:
+    one logistic head per tier on words. ridge gain: ridge regression of the difference on n-grams.
+    kNN: the outcomes of the most similar prompts. P(<tier> wrong) is made per pair by the report.
     """
     count = len(dataset.rows)
     length = np.array([float(len(row.prompt)) for row in dataset.rows])
@@ -35,9 +39,8 @@ def baselines(
         "prompt length": np.log1p(length)[:, None] * direction,
     }
     if table and any(row.task in table for row in dataset.rows):
-        usual = np.mean(list(table.values()), axis=0)
-        found["task table"] = np.array([table.get(row.task, usual) for row in dataset.rows])
-    for name, view in (("TF-IDF pair", "words"), ("trees", "trees")):
+        found["task table"] = np.array([table.get(row.task, means) for row in dataset.rows])
+    for name, view in COLUMNS.items():
         if view in names:
             found[name] = views[:, list(names).index(view)]
     return found

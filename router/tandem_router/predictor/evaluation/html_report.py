@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
+
+import numpy as np
 
 from tandem_router.predictor.evaluation.verdict import ORACLE, PREDICTOR
 
@@ -40,6 +43,7 @@ svg .axis { stroke: var(--line); } .legend span { white-space: nowrap; margin-ri
 def render(found: Report, title: str) -> str:
     """The page for a report of :func:`tandem_router.predictor.evaluation.report.report`."""
     data = found["data"]
+    title = f"{', '.join(found['tiers'])}: {title}"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -49,11 +53,14 @@ def render(found: Report, title: str) -> str:
         f'<p class="note">{data["num_rows"]:,} graded prompts in {data["num_groups"]:,} groups, '
         f"{data['num_rejected']:,} left out; data {escape(data['digest'][:12])}. "
         "Intervals are 95 % bootstrap intervals over groups.</p>",
+        '<p class="note">APGR: the share of the quality gap between the two tiers that a ranking '
+        "recovers, averaged over all shares of calls to the dearer one; random routing has 0.500. "
+        "CPT50: the share of calls that recovers half of the gap; random routing needs 50 %.</p>",
     ]
     if found.get("trained_on_this_data"):
         parts.append(
             '<p class="say">The predictor was trained on this very data; expect less on other '
-            "prompts.</p>"
+            "prompts. The verdicts are those of its training, on rows left out.</p>"
         )
     for name, pair in found["pairs"].items():
         parts += _pair(name, pair)
@@ -61,13 +68,18 @@ def render(found: Report, title: str) -> str:
     parts += _cascade(found.get("cascade"))
     parts += _heads(found["heads"])
     parts += _lengths(found["lengths"])
+    parts += _spend(found["spend"])
     parts += _surprises(found["surprises"])
     parts.append("</body></html>\n")
     return "\n".join(parts)
 
 
 def _pair(name: str, pair: Report) -> list[str]:
-    out = [f"<h2>{escape(name)}</h2>", f'<p class="say">{escape(pair["sentence"])}</p>']
+    out = [f"<h2>{escape(name)}</h2>"]
+    out += [f'<p class="say">{escape(pair["sentence"])}</p>'] if pair.get("sentence") else []
+    if pair.get("beside"):
+        out.append(f'<p class="note">{escape(pair["beside"])}.</p>')
+    out += _floors(pair.get("floors") or [])
     if pair["methods"][PREDICTOR]["apgr"] is None:
         return out
     curves = pair.get("curves")
@@ -93,6 +105,27 @@ def _pair(name: str, pair: Report) -> list[str]:
         ]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         out.append(f"<tr{' class=own' if method == PREDICTOR else ''}>{row}</tr>")
+    out.append("</table></div>")
+    return out
+
+
+def _floors(rows: Sequence[Report]) -> list[str]:
+    """Which floor saves what, with the line to paste."""
+    if not rows:
+        return []
+    money = rows[0]["saved_usd_per_1000"] is not None
+    out = [
+        '<div class="wide"><table><tr><th>quality floor</th>'
+        f"<th>saved {'cost' if money else 'calls'}</th>"
+        + ("<th>saved per 1,000 requests</th>" if money else "")
+        + "<th>quality</th><th>to paste into the Router</th></tr>"
+    ]
+    for row in rows:
+        usd = f"<td>${row['saved_usd_per_1000']:,.4g}</td>" if money else ""
+        out.append(
+            f"<tr><td>{row['floor']:g}</td><td>{row['saved']:.0%}</td>{usd}"
+            f"<td>{row['quality']:.3f}</td><td><code>{escape(row['yaml'])}</code></td></tr>"
+        )
     out.append("</table></div>")
     return out
 
@@ -140,8 +173,7 @@ def _colour(index: int) -> str:
 def _curves(curves: Report, names: Sequence[str]) -> str:
     values = [y for name in names for y in curves[name]["quality"]]
     low, high = min(values), max(values)
-    margin = (high - low) * 0.05 or 0.01
-    low, high = max(low - margin, 0.0), min(high + margin, 1.0)
+    low, high = _round_range(low, high)
     lines = []
     for index, name in reversed(list(enumerate(names))):
         points = " ".join(
@@ -167,16 +199,19 @@ def _frame(
     label: str, x_name: str, y_name: str, y_range: tuple[float, float], inside: Sequence[str]
 ) -> str:
     low, high = y_range
+    step_size = _step(high - low)
     out = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for step in range(6):
-        at = step / 5
+    for value in np.arange(low, high + step_size / 2.0, step_size):
+        at = (float(value) - low) / (high - low)
         out.append(
             f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_y(at):.1f}" '
             f'y2="{_y(at):.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{_y(at) + 4:.1f}" text-anchor="end">'
-            f"{low + at * (high - low):.2f}</text>"
-            f'<text x="{_x(at):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
-            f"{at:.0%}</text>"
+            f'<text x="{_LEFT - 6}" y="{_y(at) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        )
+    for tenth in range(0, 11, 2):
+        out.append(
+            f'<text x="{_x(tenth / 10):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
+            f"{tenth / 10:.0%}</text>"
         )
     out += inside
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
@@ -186,6 +221,19 @@ def _frame(
         f"{escape(y_name)}</text></svg>"
     )
     return "".join(out)
+
+
+def _step(width: float) -> float:
+    """A round step (1, 2 or 5 times a power of ten) that gives three to eight ticks."""
+    unit = 10.0 ** math.floor(math.log10(width / 4.0))
+    return next(unit * times for times in (1.0, 2.0, 5.0, 10.0) if width / (unit * times) <= 8.0)
+
+
+def _round_range(low: float, high: float) -> tuple[float, float]:
+    """The range from one round tick to another around the values, within 0 to 1."""
+    step = _step(max(high - low, 0.01))
+    bottom = max(math.floor(low / step + 1e-9) * step, 0.0)
+    return bottom, max(min(math.ceil(high / step - 1e-9) * step, 1.0), bottom + step)
 
 
 def _x(share: float) -> float:
@@ -248,6 +296,24 @@ def _lengths(lengths: Report) -> list[str]:
             + "".join(f"<td>{length[f'pinball_q{q}']:.1f}</td>" for q in (10, 50, 90))
             + f"<td>{length['pinball_q50_of_a_constant']:.1f}</td>"
             f"<td>{length['inside_q10_to_q90']:.0%}</td></tr>"
+        )
+    out.append("</table></div>")
+    return out
+
+
+def _spend(spend: Report) -> list[str]:
+    if not spend:
+        return []
+    out = [
+        "<h2>Dollars</h2>",
+        '<div class="wide"><table><tr><th>tier</th><th>per 1,000 requests</th><th>predicted</th>'
+        "<th>off by</th></tr>",
+    ]
+    for name, row in spend.items():
+        off = "" if row["error"] is None else f"{row['error']:+.1%}"
+        out.append(
+            f"<tr><td>{escape(name)}</td><td>${1000 * row['mean_usd']:,.4g}</td>"
+            f"<td>${1000 * row['predicted_mean_usd']:,.4g}</td><td>{off}</td></tr>"
         )
     out.append("</table></div>")
     return out

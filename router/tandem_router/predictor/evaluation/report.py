@@ -7,8 +7,7 @@ out-of-fold predictions an artifact carries about itself.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,75 +15,15 @@ import numpy.typing as npt
 
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.evaluation import cascade_report, metrics
-from tandem_router.predictor.evaluation.baselines import baselines
-from tandem_router.predictor.evaluation.verdict import (
-    MIN_ROWS,
-    ORACLE,
-    PREDICTOR,
-    Report,
-    graded_apart,
-    verdict,
-)
+from tandem_router.predictor.evaluation.costs import Prices, row_costs
+from tandem_router.predictor.evaluation.pair_report import in_order, pair_report
+from tandem_router.predictor.evaluation.predictions import Predictions
+from tandem_router.predictor.evaluation.verdict import MIN_ROWS, Report, graded_apart
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.runtime import QUANTILES, Predictor
+from tandem_router.predictor.runtime import QUANTILES
 from tandem_router.predictor.training.dataset import Dataset
 
-NUM_CURVE_POINTS = 201
 NUM_SURPRISES = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What was predicted for the rows of a dataset, by the predictor and by its baselines.
-
-    `baselines` maps a name to the expected quality per tier ``(num_rows, num_tiers)``; only
-    differences between tiers matter. `fold` says which training part a row was predicted from.
-    """
-
-    tiers: tuple[str, ...]
-    quality: FloatArray  # (num_rows, num_tiers)
-    utility: FloatArray  # (num_rows, num_tiers)
-    baselines: Mapping[str, FloatArray]
-    tokens: Mapping[str, FloatArray]  # tier -> (num_rows, 3)
-    unusual: npt.NDArray[np.bool_]  # (num_rows,), out of distribution
-    fold: npt.NDArray[np.int64]
-    views: Mapping[str, FloatArray]  # what each view said of the tiers, for ablations
-    cascade: tuple[str, str] | None = None
-    verdicts: FloatArray | None = None  # (num_rows, 2): both qualities after the first's answer
-
-    def gain(self, first: int, second: int) -> FloatArray:
-        return self.utility[:, second] - self.utility[:, first]
-
-
-def predict_rows(predictor: Predictor, dataset: Dataset) -> Predictions:
-    """Scores every row with the artifact exactly as the router would."""
-    count = len(dataset.rows)
-    num_tiers = len(predictor.tiers)
-    quality, utility = np.zeros((count, num_tiers)), np.zeros((count, num_tiers))
-    views = np.zeros((count, len(predictor.view_names), num_tiers))
-    unusual = np.zeros(count, dtype=bool)
-    cascade = predictor.cascade
-    tokens: dict[str, FloatArray] = {}
-    for index, row in enumerate(dataset.rows):
-        score, outputs = predictor.score_with_views(row.prompt)
-        quality[index] = list(score.quality.values())
-        utility[index] = list(score.utility.values())
-        views[index] = outputs[:, :num_tiers]
-        unusual[index] = score.out_of_distribution
-        for tier, quantiles in (score.output_tokens or {}).items():
-            tokens.setdefault(tier, np.zeros((count, len(QUANTILES))))[index] = quantiles
-    return Predictions(
-        predictor.tiers,
-        quality,
-        utility,
-        baselines(dataset, predictor.tiers, views, predictor.view_names, predictor.meta),
-        tokens,
-        unusual,
-        np.zeros(count, dtype=np.int64),
-        {name: views[:, index] for index, name in enumerate(predictor.view_names)},
-        (cascade.first, cascade.second) if cascade else None,
-        cascade_report.verdicts(cascade, dataset) if cascade else None,
-    )
 
 
 def make_report(
@@ -94,17 +33,23 @@ def make_report(
     repeats: int = 200,
     seed: int = 0,
     curves: bool = True,
+    prices: Prices | None = None,
 ) -> Report:
-    """All numbers of the evaluation as plain JSON values."""
+    """All numbers of the evaluation as plain JSON values.
+
+    Each pair of tiers is reported once, from the cheaper to the dearer tier.
+    """
     labels = _aligned(dataset, predictions.tiers)
     groups = dataset.groups()
+    costs = row_costs(dataset, predictions.tiers, prices or {})
     pairs: dict[str, Any] = {}
-    for first, second in itertools.permutations(range(len(predictions.tiers)), 2):
-        known = np.flatnonzero(~np.isnan(labels[:, first]) & ~np.isnan(labels[:, second]))
-        name = f"{predictions.tiers[first]} -> {predictions.tiers[second]}"
+    for one, other in itertools.combinations(range(len(predictions.tiers)), 2):
+        known = np.flatnonzero(~np.isnan(labels[:, one]) & ~np.isnan(labels[:, other]))
         if len(known) >= MIN_ROWS:
-            pairs[name] = _pair(
-                predictions, labels, groups, known, (first, second), repeats, seed, curves
+            pair = in_order(labels[known], costs, one, other)
+            name = " -> ".join(predictions.tiers[index] for index in pair)
+            pairs[name] = pair_report(
+                predictions, labels, costs, groups, known, pair, repeats, seed, curves
             )
     apart = graded_apart(labels, predictions.tiers)
     if not pairs:
@@ -131,10 +76,13 @@ def make_report(
             "num_groups": len(np.unique(groups)),
             "num_rejected": len(dataset.rejected),
         },
+        "tiers": list(predictions.tiers),
+        "in_usd": costs is not None,
         "pairs": pairs,
         "not_judged": apart,
         "heads": _heads(predictions, labels, groups, repeats, seed),
         "lengths": _lengths(dataset, predictions, groups, repeats, seed),
+        "spend": _spend(dataset, predictions),
         "cascade": cascade,
         "out_of_distribution_share": float(predictions.unusual.mean()),
         "surprises": _surprises(dataset, predictions, labels, groups),
@@ -158,100 +106,6 @@ def _aligned(dataset: Dataset, tiers: Sequence[str]) -> FloatArray:
         ],
         axis=1,
     )
-
-
-def _pair(
-    predictions: Predictions,
-    labels: FloatArray,
-    groups: npt.NDArray[Any],
-    known: npt.NDArray[np.int64],
-    pair: tuple[int, int],
-    repeats: int,
-    seed: int,
-    curves: bool,
-) -> Report:
-    first, second = pair
-    low, high = labels[known, first], labels[known, second]
-    scores = {PREDICTOR: predictions.gain(first, second)[known]}
-    for name, value in predictions.baselines.items():
-        scores[name] = (value[:, second] - value[:, first])[known]
-    wrong = f"P({predictions.tiers[first]} wrong)"
-    scores[wrong] = -predictions.quality[known, first]
-    scores[ORACLE] = high - low
-    methods = {
-        name: _method(score, low, high, groups[known], repeats, seed)
-        for name, score in scores.items()
-    }
-    found: Report = {
-        "num_rows": len(known),
-        "quality": {
-            predictions.tiers[first]: float(low.mean()),
-            predictions.tiers[second]: float(high.mean()),
-        },
-        "methods": methods,
-    }
-    folds = predictions.fold[known]
-    if len(np.unique(folds)) > 1:
-        by_fold = [
-            metrics.apgr(scores[PREDICTOR][folds == fold], low[folds == fold], high[folds == fold])
-            for fold in np.unique(folds)
-        ]
-        usable = [value for value in by_fold if value is not None]
-        found["apgr_mean_of_folds"] = float(np.mean(usable)) if usable else None
-    rivals = {
-        name: method["apgr"]
-        for name, method in methods.items()
-        if name not in (PREDICTOR, ORACLE) and method["apgr"] is not None
-    }
-    if rivals:
-        found["best_baseline"] = max(rivals, key=lambda name: rivals[name])
-    found["routable"], found["sentence"] = verdict(
-        predictions.tiers[first], predictions.tiers[second], found
-    )
-    if curves:
-        found["curves"] = {
-            name: _thinned(metrics.curve(score, low, high)) for name, score in scores.items()
-        }
-    return found
-
-
-_STATISTICS = ("apgr", "cpt50", "cpt80", "saved_at_no_drop", "saved_at_1_percent_drop")
-
-
-def _statistics(curve: metrics.Curve) -> dict[str, float | None]:
-    return {
-        "apgr": curve.apgr(),
-        "cpt50": curve.cpt(50.0),
-        "cpt80": curve.cpt(80.0),
-        "saved_at_no_drop": curve.saved(0.0),
-        "saved_at_1_percent_drop": curve.saved(0.01),
-    }
-
-
-def _method(
-    score: FloatArray,
-    low: FloatArray,
-    high: FloatArray,
-    groups: npt.NDArray[Any],
-    repeats: int,
-    seed: int,
-) -> Report:
-    found: Report = dict(_statistics(metrics.curve(score, low, high)))
-    drawn = [
-        _statistics(metrics.curve(score[rows], low[rows], high[rows]))
-        for rows in metrics.resamples(groups, repeats, seed)
-    ]
-    for name in _STATISTICS:
-        found[f"{name}_interval"] = metrics.interval([values[name] for values in drawn])
-    return found
-
-
-def _thinned(curve: metrics.Curve) -> dict[str, list[float]]:
-    at = np.unique(np.linspace(0, len(curve.share) - 1, NUM_CURVE_POINTS).astype(int))
-    return {
-        "share": [round(float(x), 5) for x in curve.share[at]],
-        "quality": [round(float(y), 5) for y in curve.quality[at]],
-    }
 
 
 def _heads(
@@ -337,6 +191,23 @@ def _lengths(
             found[tier][f"{name}_of_a_constant"] = metrics.pinball(
                 constant, column[known], quantile
             )
+    return found
+
+
+def _spend(dataset: Dataset, predictions: Predictions) -> Report:
+    """Per tier, what the answers cost and what was predicted of them, US dollars per request."""
+    found: Report = {}
+    for tier, predicted in predictions.cost_usd.items():
+        actual = np.array([row.cost_usd.get(tier, np.nan) for row in dataset.rows])
+        known = ~np.isnan(actual)
+        if known.any():
+            spent, said = float(actual[known].mean()), float(predicted[known].mean())
+            found[tier] = {
+                "num_rows": int(known.sum()),
+                "mean_usd": spent,
+                "predicted_mean_usd": said,
+                "error": said / spent - 1.0 if spent > 0.0 else None,
+            }
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tandem_router.predictor import runtime
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.evaluation import verdict
-from tandem_router.predictor.evaluation.report import Predictions, predict_rows
+from tandem_router.predictor.evaluation.predictions import Predictions, predict_rows
 from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
@@ -72,6 +72,7 @@ def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> P
     found = [predictions for _, predictions in parts]
     shared = set.intersection(*(set(part.baselines) for part in found))
     lengths = set.intersection(*(set(part.tokens) for part in found))
+    priced = set.intersection(*(set(part.cost_usd) for part in found))
     agreed = found[0].cascade is not None and len({part.cascade for part in found}) == 1
     return Predictions(
         found[0].tiers,
@@ -94,6 +95,11 @@ def _joined(parts: list[tuple[np.ndarray, Predictions]], folds: np.ndarray) -> P
             for name in found[0].views
         },
         found[0].cascade if agreed else None,
+        {
+            tier: np.concatenate([part.cost_usd[tier] for part in found])[order]
+            for tier in found[0].cost_usd
+            if tier in priced
+        },
         np.concatenate([part.verdicts for part in found if part.verdicts is not None])[order]
         if agreed
         else None,

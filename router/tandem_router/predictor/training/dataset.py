@@ -77,6 +77,12 @@ class Dataset:
             [[row.output_tokens.get(tier, math.nan) for tier in self.tiers] for row in self.rows]
         ).reshape(len(self.rows), len(self.tiers))
 
+    def cost_usd(self) -> FloatArray:
+        """US dollars of every answer ``(num_rows, num_tiers)``, NaN where not given."""
+        return np.array(
+            [[row.cost_usd.get(tier, math.nan) for tier in self.tiers] for row in self.rows]
+        ).reshape(len(self.rows), len(self.tiers))
+
     def groups(self) -> np.ndarray:
         """A group number per row; rows with the same prompt or the same group share one."""
         parent: dict[str, str] = {}

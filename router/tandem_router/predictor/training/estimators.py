@@ -8,7 +8,7 @@ hold NaN where a row has no label; every column is then learned from the rows th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from tandem_router.predictor.linear_algebra import (
     DenseLinear,
     FloatArray,
     HandLinear,
+    Neighbours,
     TextLinear,
     Trees,
     round_topics,
@@ -61,6 +62,8 @@ class Corpus:
     chars: Counts
     hand: FloatArray  # (num_rows, num_features)
     dense: FloatArray | None = None  # (num_rows, width of the embedding)
+    #: Topic spaces fitted on these very prompts.
+    spaces: dict[tuple[int, int, int], TopicSpace] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.hand)
@@ -329,6 +332,100 @@ class DenseView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return DenseLinear(self.coef_, self.intercept_)
 
 
+@dataclass(frozen=True, slots=True)
+class TopicSpace:
+    """Latent semantic directions of the words: truncated SVD of the TF-IDF rows."""
+
+    tfidf: Tfidf
+    components: npt.NDArray[np.float16]  # (num_features, num_topics)
+
+    @classmethod
+    def of(cls, corpus: Corpus, num_topics: int, max_features: int, seed: int) -> TopicSpace:
+        """Fitted once per corpus: the views that share it share the work, and the artifact."""
+        key = (num_topics, max_features, seed)
+        if key not in corpus.spaces:
+            tfidf = Tfidf("word", min_df=3, max_features=max_features).fit(corpus)
+            width, components = 0, np.zeros((len(tfidf.keys_), 0), dtype=np.float16)
+            if num_topics:
+                rows = tfidf.transform(corpus)
+                width = min(num_topics, max(min(rows.shape) - 1, 0))
+            if width:
+                svd = TruncatedSVD(width, n_iter=3, random_state=seed).fit(rows)
+                # float16 here and in the artifact: half the bytes and still the same numbers
+                components = svd.components_.T.astype(np.float16)
+            corpus.spaces[key] = cls(tfidf, components)
+        return corpus.spaces[key]
+
+    def transform(self, corpus: Corpus) -> FloatArray:
+        """Topics of every prompt, ``(num_rows, num_topics)``, on the grid of serving."""
+        if not self.components.shape[1]:
+            return np.empty((len(corpus), 0))
+        exact = self.tfidf.transform(corpus) @ self.components.astype(np.float64)
+        return round_topics(np.asarray(exact))
+
+    def export(self) -> TextLinear | None:
+        width = self.components.shape[1]
+        return self.tfidf.export(self.components, np.zeros(width), False) if width else None
+
+
+class NeighbourView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Mean outcome of the most similar training prompts, by topics and hand features.
+
+    Parameters
+    ----------
+    num_topics, topic_features, random_state : the topic space, shared with the forest on it.
+    num_dims : principal directions kept of topics and hand features together.
+    max_points : training prompts kept, drawn at random where there are more.
+    """
+
+    def __init__(
+        self,
+        num_topics: int = 40,
+        topic_features: int = TOPIC_FEATURES,
+        num_dims: int = 24,
+        max_points: int = 4096,
+        random_state: int = 0,
+    ) -> None:
+        self.num_topics = num_topics
+        self.topic_features = topic_features
+        self.num_dims = num_dims
+        self.max_points = max_points
+        self.random_state = random_state
+
+    def fit(self, X: Corpus, y: FloatArray) -> NeighbourView:
+        self.space_ = TopicSpace.of(X, self.num_topics, self.topic_features, self.random_state)
+        topics = self.space_.transform(X)
+        mean, spread = X.hand.mean(axis=0), X.hand.std(axis=0)
+        scale = np.where(spread > 1e-6, spread, 1.0)
+        z = np.array(
+            [
+                Neighbours.position(row, topic, mean, scale)
+                for row, topic in zip(X.hand, topics, strict=True)
+            ]
+        )
+        center = z.mean(axis=0)
+        _, directions = np.linalg.eigh((z - center).T @ (z - center))
+        components = directions[:, ::-1][:, : self.num_dims].astype(np.float16)
+        keep = np.arange(len(z))
+        if len(z) > self.max_points:
+            draw = np.random.default_rng(self.random_state)
+            keep = np.sort(draw.permutation(len(z))[: self.max_points])
+        points = ((z[keep] - center) @ components.astype(np.float64)).astype(np.float16)
+        value = np.where(np.isnan(y), np.nanmean(y, axis=0), y)[keep].astype(np.float32)
+        self.neighbours_ = Neighbours(mean, scale, center, components, points, value)
+        return self
+
+    def predict(self, X: Corpus) -> FloatArray:
+        check_is_fitted(self)
+        topics = self.space_.transform(X)
+        return np.array(
+            [self.neighbours_(row, topic) for row, topic in zip(X.hand, topics, strict=True)]
+        ).reshape(len(X), -1)
+
+    def export(self) -> Neighbours:
+        return self.neighbours_
+
+
 class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Extremely randomised trees over the hand features, all columns in one forest.
 
@@ -363,7 +460,7 @@ class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Corpus, y: FloatArray) -> TreeView:
         self.num_outputs_ = y.shape[1]
-        self._fit_topics(X)
+        self.space_ = TopicSpace.of(X, self.num_topics, self.topic_features, self.random_state)
         features = self._features(X)
         self.forests_: list[tuple[IntArray, Any]] = []
         for columns, rows in label_groups(y):
@@ -381,22 +478,9 @@ class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             self.forests_.append((columns, forest))
         return self
 
-    def _fit_topics(self, corpus: Corpus) -> None:
-        self.tfidf_ = Tfidf("word", min_df=3, max_features=self.topic_features).fit(corpus)
-        rows = self.tfidf_.transform(corpus)
-        width = min(self.num_topics, max(min(rows.shape) - 1, 0))
-        self.topics_ = np.zeros((rows.shape[1], width), dtype=np.float16)
-        if width:
-            svd = TruncatedSVD(width, n_iter=3, random_state=self.random_state).fit(rows)
-            # float16 here and in the artifact: half the bytes and still the same numbers
-            self.topics_ = svd.components_.T.astype(np.float16)
-
     def _features(self, corpus: Corpus) -> npt.NDArray[np.float32]:
-        parts = [corpus.hand]
-        if self.topics_.shape[1]:
-            exact = self.tfidf_.transform(corpus) @ self.topics_.astype(np.float64)
-            parts.append(round_topics(np.asarray(exact)))
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        topics = self.space_.transform(corpus)
+        return np.concatenate((corpus.hand, topics), axis=1).astype(np.float32)
 
     def predict(self, X: Corpus) -> FloatArray:
         check_is_fitted(self)
@@ -412,9 +496,7 @@ class TreeView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             for columns, forest in self.forests_
             for tree in forest.estimators_
         ]
-        width = self.topics_.shape[1]
-        topics = self.tfidf_.export(self.topics_, np.zeros(width), False) if width else None
-        return topics, export_trees(trees, np.zeros(self.num_outputs_))
+        return self.space_.export(), export_trees(trees, np.zeros(self.num_outputs_))
 
 
 def export_trees(trees: Sequence[tuple[Any, IntArray, float]], base: FloatArray) -> Trees:

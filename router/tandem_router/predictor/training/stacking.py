@@ -37,6 +37,8 @@ MAX_LEAD = 5.0
 LEAD_ROWS = 800.0
 #: Rows' worth of belief that the average needs no rescaling.
 SLOPE_ROWS = 2000.0
+#: Share of the rows that must grade both tiers of a pair for the rankings to compete on them.
+SIDE_BY_SIDE = 0.1
 #: Rows' worth of belief, in each of 20 parts of its range, that a gain that is bent needs none.
 CURVE_ROWS = 60.0
 #: Standard errors by which bending has to lower the squared error on rows left out.
@@ -140,7 +142,8 @@ def fit(oof: FloatArray, labels: FloatArray, folds: npt.NDArray[np.int64], layou
     gain = np.zeros((num_tiers, num_tiers, num_views, num_outputs))
     gain_bias = np.zeros((num_tiers, num_tiers))
     for index, (first, second) in enumerate(layout.pairs):
-        weights, bias, shares = _fit_gain(oof, labels, folds, layout, index)
+        gain_seen = labels[:, second] - labels[:, first]
+        weights, bias, shares = _fit_gain(oof, gain_seen, folds, layout, index)
         gain[first, second], gain_bias[first, second] = weights, bias
         gain[second, first], gain_bias[second, first] = -weights, -bias
         report["gain"][f"{layout.tiers[first]} -> {layout.tiers[second]}"] = shares
@@ -200,18 +203,17 @@ def out_of_fold(
 
 def _fit_gain(
     oof: FloatArray,
-    labels: FloatArray,
+    gain: FloatArray,
     folds: npt.NDArray[np.int64],
     layout: Layout,
     index: int,
 ) -> tuple[FloatArray, float, dict[str, float]]:
     """Weights ``(num_views, num_outputs)`` and offset of one pair's gain; what each rival got."""
-    first, second = layout.pairs[index]
-    gain = labels[:, second] - labels[:, first]
     rows = np.flatnonzero(~np.isnan(gain))
     directions = _rankings(layout, index, oof.shape[1:])
-    if len(rows) < MIN_ROWS:
-        # Never graded side by side: the difference of the heads is all there is.
+    if len(rows) < max(MIN_ROWS, SIDE_BY_SIDE * len(gain)):
+        # Hardly graded side by side: the difference of the heads is all there is. Weighing each
+        # row by how rarely a tier is graded instead (doubly robust) let noise choose the ranking.
         return directions["average"], 0.0, {"average": 1.0}
     flat, known = oof[rows].reshape(len(rows), -1), gain[rows]
     scores = {name: flat @ weights.ravel() for name, weights in directions.items()}
@@ -244,9 +246,21 @@ def _fit_gain(
     # The average is in units of the gain already, and its level is right: few rows would add noise,
     # not knowledge, and an offset fitted to them leans away from the very rows left out.
     trust = len(rows) / (len(rows) + SLOPE_ROWS)
-    slope = trust * slope + 1.0 - trust
+    slope = (trust * slope + 1.0 - trust) * _belief(blend, known)
     bias = float(scores["average"].mean() - slope * blend.mean())
     return slope * direction, bias, {name: round(share, 3) for name, share in shares.items()}
+
+
+def _belief(score: FloatArray, gain: FloatArray) -> float:
+    """How far a ranking's spread is believed, 0 to 1: z^2 / (1 + z^2) of the gap it recovers.
+
+    Where it recovers no more than chance, nothing is left and every prompt has the mean gain: then
+    the better tier answers all, or calls are mixed, and noise moves nobody.
+    """
+    terms = _area_terms(score, gain)
+    error = float(terms.std(ddof=1)) / np.sqrt(len(terms))
+    in_errors = max(float(terms.mean()) / max(error, 1e-12), 0.0)
+    return float(in_errors**2 / (1.0 + in_errors**2))
 
 
 def _rankings(layout: Layout, index: int, shape: tuple[int, ...]) -> dict[str, FloatArray]:

@@ -22,7 +22,9 @@ from tandem_router.predictor import artifact, drift
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError, DataError
 from tandem_router.predictor.evaluation import baselines, verdict
-from tandem_router.predictor.evaluation.report import Predictions, make_report
+from tandem_router.predictor.evaluation.costs import Prices
+from tandem_router.predictor.evaluation.predictions import Predictions
+from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.reading import hand_features, ngrams
 from tandem_router.predictor.training import answer_verifier, lengths, stacking
@@ -36,6 +38,7 @@ from tandem_router.predictor.training.views import (
     cross_fit,
     default_views,
     export_view,
+    filled,
 )
 
 Progress = Callable[[str], None]
@@ -82,13 +85,16 @@ def fold_of(groups: npt.NDArray[Any], num_folds: int, seed: int) -> npt.NDArray[
 
 
 def train(
-    dataset: Dataset, options: Options | None = None, progress: Progress = lambda _: None
+    dataset: Dataset,
+    options: Options | None = None,
+    progress: Progress = lambda _: None,
+    prices: Prices | None = None,
 ) -> Trained:
     """Fits a predictor; the same data, seed and options give the same bytes."""
     options = options or Options()
     check(dataset, options)
     with threadpool_limits(limits=1):  # a sum's order, and so its last bit, depends on threads
-        return _train(dataset, options, progress)
+        return _train(dataset, options, progress, prices)
 
 
 def check(dataset: Dataset, options: Options) -> None:
@@ -166,7 +172,9 @@ def notes(dataset: Dataset) -> list[str]:
     return found
 
 
-def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
+def _train(
+    dataset: Dataset, options: Options, progress: Progress, prices: Prices | None
+) -> Trained:
     for note in notes(dataset):
         progress(f"note: {note}")
     groups = dataset.groups()
@@ -178,10 +186,11 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     honest = _predictions(dataset, crossed)
 
     progress("fitting the views on all rows")
+    learned = filled(corpus, targets)
     arrays: Arrays = {}
     described: list[dict[str, Any]] = []
     for index, (name, view) in enumerate(views.items()):
-        description, parts = export_view(name, view.fit(corpus, targets))
+        description, parts = export_view(name, view.fit(corpus, learned))
         described.append(description)
         arrays |= {f"view/{index}/{key}": value for key, value in parts.items()}
     arrays |= stack.arrays()
@@ -194,16 +203,16 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
     arrays["reference/edges"], arrays["reference/shares"] = drift.reference(corpus.hand)
     # Deciles: with them a quality floor has a threshold before any traffic was seen.
     arrays["reference/utility"] = np.quantile(honest.utility, np.linspace(0.0, 1.0, 11), axis=0)
-    length_tiers, length_arrays, length_report = lengths.train(
+    heads = lengths.train(
         corpus,
         dataset,
         folds,
         options.seed,
         progress,
-        # a size limit is for the views; 2 * 24 * 63 nodes fit into its reserve
+        # a size limit is for the views; 3 * 24 * 63 nodes fit into its reserve
         **({} if options.max_bytes is None else {"num_trees": 24, "max_leaf_nodes": 32}),
     )
-    arrays |= length_arrays
+    arrays |= heads.arrays
     cascade: dict[str, Any] | None = None
     if options.max_bytes is None or options.max_bytes >= CASCADE_MIN_BYTES:
         cascade, answer_arrays = answer_verifier.train(dataset, folds, options.seed, progress)
@@ -222,7 +231,8 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
             "digest": options.embedding.digest,
             "width": options.embedding.width,
         },
-        "length_tiers": length_tiers,
+        "length_tiers": heads.length_tiers,
+        "cost_tiers": heads.cost_tiers,
         "cascade": cascade,
         "data": {
             "digest": dataset.digest,
@@ -240,17 +250,19 @@ def _train(dataset: Dataset, options: Options, progress: Progress) -> Trained:
             "num_folds": num_folds,
         },
         "weights": stack.report,
-        "lengths": length_report,
+        "lengths": heads.report,
         "intervals": _intervals(honest.quality, labels, dataset.tiers),
         "notes": notes(dataset),
         **baselines.training_facts(dataset),
     }
     progress("judging the out-of-fold predictions")
     if any(len(_graded(labels, pair)) >= verdict.MIN_ROWS for pair in layout.pairs):
-        found = make_report(dataset, honest, repeats=100, seed=options.seed, curves=False)
+        found = make_report(
+            dataset, honest, repeats=100, seed=options.seed, curves=False, prices=prices
+        )
         # Prompts stay out of artifacts; rounding keeps the last bits of a sum out of its digest.
         meta["evaluation"] = _rounded(
-            {key: value for key, value in found.items() if key in ("pairs", "heads")}
+            {key: found[key] for key in ("pairs", "heads", "in_usd", "not_judged")}
         )
     return Trained(meta, arrays, honest)
 
@@ -289,7 +301,7 @@ def _cross(
     corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
     pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
     targets, names = targets_of(dataset, dataset.quality(), pairs, options.label_form)
-    views = default_views(options, len(dataset.tiers), targets)
+    views = default_views(options, len(dataset.tiers), len(targets))
     core = core_views(len(dataset.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, tuple(pairs), tuple(names))
     outputs, unknown = cross_fit(corpus, targets, folds, views, progress)

@@ -20,13 +20,13 @@ from tandem_router.predictor.training.estimators import (
     Corpus,
     DenseView,
     HandView,
+    NeighbourView,
     TextView,
     TreeView,
-    label_groups,
 )
 from tandem_router.predictor.training.options import Options
 
-View = TextView | HandView | TreeView | DenseView
+View = TextView | HandView | TreeView | NeighbourView | DenseView
 
 #: How much heavier than a text view a forest is in the average, and the rows at which it is twice
 #: that: sparse words learn least from few labels. On 77 cases (five pairs, parts of them, 300 to
@@ -36,44 +36,45 @@ FOREST_ROWS = 600.0
 NUM_TOPICS = 40
 #: Header, evaluation, calibration and length heads under a size limit.
 RESERVED_BYTES = 120_000
-#: Nodes a tree should have at least, where many forests share out a size limit.
-LEAST_NODES = 60
+#: Training prompts kept as neighbours.
+MAX_POINTS = 4096
 
 
 def core_views(num_rows: int) -> dict[str, float]:
     """Views whose average is the ranking to beat, with their weights."""
     forest = FOREST_WEIGHT * (1.0 + FOREST_ROWS / num_rows)
-    return {"words": 1.0, "chars": 1.0, "trees": forest, "topics": forest, "embedding": 1.25}
+    return {
+        "words": 1.0,
+        "chars": 1.0,
+        "trees": forest,
+        "topics": forest,
+        "neighbours": 1.0,
+        "embedding": 1.25,
+    }
 
 
-def default_views(
-    options: Options, num_tiers: int = 2, targets: FloatArray | None = None
-) -> dict[str, View]:
+def default_views(options: Options, num_tiers: int = 2, num_rows: int = 0) -> dict[str, View]:
     """The views by name; what each is worth stands in docs/studies/routing.md.
 
-    Under a size limit a fifth goes to each text view, a fifth to the topics' words, and what is
-    left, less a reserve for the rest, to the two forests. Without one, `targets` tell whether the
-    views would outgrow what an artifact may take: each set of rows with other tiers labelled has
-    forests of its own.
+    Under a size limit a fifth goes to each text view, a fifth to the topics' words and the
+    neighbours, and what is left, less a reserve for the rest, to the two forests. Without one,
+    `num_rows` tells whether the views would outgrow what an artifact may take.
     """
     features, topic_features, leaves = options.max_features, TOPIC_FEATURES, None
-    num_trees, seed = options.num_trees, options.seed
+    num_trees, seed, max_points = options.num_trees, options.seed, MAX_POINTS
     outputs = num_tiers + (0 if options.label_form == "gain" else num_tiers**2 // 2)
-    forests, nodes = 1, 0.0
-    if targets is not None:
-        forests = sum(1 for _ in label_groups(targets))
-        nodes = 2.0 * len(targets) / TreeView().min_samples_leaf
+    nodes = 2.0 * num_rows / TreeView().min_samples_leaf
     limit, per_node = options.max_bytes, 9 + 4 * outputs
-    size = 2 * features * (8 + 4 * outputs) + 2 * num_trees * forests * nodes * per_node
+    size = 2 * features * (8 + 4 * outputs) + 2 * num_trees * nodes * per_node
     if limit is None and size > 0.8 * artifact.MAX_BYTES:
         limit = int(0.8 * artifact.MAX_BYTES)  # the rest is for an evaluation of many pairs
     if limit is not None:
         part = max(limit - RESERVED_BYTES, 0) / 5.0
         features = min(features, max(int(part / (8 + 4 * outputs)), 100))
-        topic_features = min(topic_features, max(int(part / (8 + 2 * NUM_TOPICS)), 50))
-        if forests > 1:  # rather fewer trees than trees of a few leaves
-            num_trees = min(num_trees, max(int(part / forests / per_node / LEAST_NODES), 2))
-        leaves = max(int(part / num_trees / forests / per_node / 2), 4)
+        topic_features = min(topic_features, max(int(0.6 * part / (8 + 2 * NUM_TOPICS)), 50))
+        per_point = 2 * NeighbourView().num_dims + 4 * outputs
+        max_points = min(max_points, max(int(0.4 * part / per_point), 100))
+        leaves = max(int(part / num_trees / per_node / 2), 4)
     views: dict[str, View] = {
         "words": TextView("word", "logistic", 1.0, 2, features),
         "chars": TextView("char", "squared", 6.0, 3, features),
@@ -85,12 +86,34 @@ def default_views(
             max_leaf_nodes=leaves,
             random_state=seed,
         ),
+        "neighbours": NeighbourView(
+            NUM_TOPICS, topic_features, max_points=max_points, random_state=seed
+        ),
         "hand": HandView(alpha=30.0),
         "length": HandView(alpha=1.0, columns=("log_chars",)),
     }
     if options.embedding is not None:
         views["embedding"] = DenseView()  # the last: without its directory, the rest goes on
     return views
+
+
+def filled(corpus: Corpus, targets: FloatArray) -> FloatArray:
+    """Targets without a gap: what a row was not graded for is what plain views expect of it.
+
+    Tiers graded on different rows are so learned on the same rows: forests that share their splits
+    and differences whose errors cancel rank as well as if all had been graded together, where a
+    forest per tier ranks two good models by its own noise.
+    """
+    missing = np.isnan(targets)
+    if not missing.any():
+        return targets
+    known = (~missing).any(axis=0)
+    guess = np.full_like(targets, 0.5)
+    part = targets[:, known]
+    words = TextView("word", "squared", 3.0).fit(corpus, part).predict(corpus)
+    hand = HandView(alpha=30.0).fit(corpus, part).predict(corpus)
+    guess[:, known] = np.clip((words + hand) / 2.0, 0.0, 1.0)
+    return np.where(missing, guess, targets)
 
 
 def cross_fit(
@@ -107,8 +130,9 @@ def cross_fit(
         progress(f"cross-fitting, part {fold + 1} of {int(folds.max()) + 1}")
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         known_part, held_out = corpus.take(inside), corpus.take(outside)
+        learned = filled(known_part, targets[inside])
         for index, view in enumerate(views.values()):
-            fitted = view.fit(known_part, targets[inside])
+            fitted = view.fit(known_part, learned)
             out[outside, index] = fitted.predict(held_out)
             if isinstance(fitted, TextView) and fitted.kind == "word":
                 unknown[outside] = _unknown_share(fitted, held_out)
@@ -135,6 +159,9 @@ def export_view(name: str, view: View) -> tuple[dict[str, Any], Arrays]:
         return {"name": name, "type": "text", **text_part.describe()}, text_part.arrays()
     if isinstance(view, HandView):
         return {"name": name, "type": "hand"}, view.export().arrays()
+    if isinstance(view, NeighbourView):
+        width = view.space_.components.shape[1]
+        return {"name": name, "type": "neighbours", "width": width}, view.export().arrays()
     if isinstance(view, DenseView):
         return {"name": name, "type": "embedding"}, view.export().arrays()
     topics, trees = view.export()
