@@ -7,6 +7,7 @@ reference is a plain checkpoint of the dequantized weights.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -444,3 +445,23 @@ def test_a_tensor_of_another_shape_is_named(
 
     with pytest.raises(ModelError):
         logits(tmp_path / "q", [1], [1])
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.6)])
+def test_the_demo_models_own_versions_load_and_stay_near(
+    tmp_path: Path, bits: int, most: float
+) -> None:
+    models = Path(__file__).resolve().parents[2] / "examples" / "models"
+    spec = importlib.util.spec_from_file_location("quantize", models / "quantize.py")
+    assert spec is not None
+    assert spec.loader is not None
+    quantize = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quantize)
+    quantize.write(models / "small", tmp_path / "q", bits)
+    tokens = list(range(2, 66))
+
+    _, ours = logits(tmp_path / "q", tokens, [64])
+    _, whole = logits(models / "small", tokens, [64])
+
+    divergence = (whole.exp() * (whole - ours)).sum(-1).mean()
+    assert 0 <= divergence < most
