@@ -409,3 +409,53 @@ def test_a_curve_that_jitters_does_not_move_the_threshold(gpus):
         if step > 20:
             seen.add(plan.threshold)
     assert len(seen) <= 3
+
+
+# Without a floor: nothing measures quality, or the threshold is the user's.
+
+
+def test_without_a_floor_the_threshold_stays_where_it_was_put():
+    cluster = Cluster(make_loop(quality_floor=None, base_threshold=0.1))
+
+    plans = cluster.run(900, 20.0) + cluster.run(300, 60.0) + cluster.run(900, 1.0)
+
+    assert {plan.threshold for plan in plans} == {0.1}
+
+
+def test_without_a_floor_a_short_budget_moves_the_threshold_and_gives_it_back():
+    loop = make_loop(quality_floor=None, base_threshold=0.1, ceilings=Ceilings(gpus=10))
+    cluster = Cluster(loop)
+    cluster.run(300, 5.0)
+    assert cluster.threshold == 0.1
+
+    cluster.run(300, 60.0)
+    short = cluster.threshold
+    cluster.run(1800, 5.0)
+
+    assert short > 0.1
+    assert cluster.threshold == 0.1
+    assert any("allows 0.1 again" in decision.reason for decision in loop.recent)
+
+
+def test_a_schedule_is_named_where_it_raises_a_pool_even_while_nothing_is_measured():
+    loop = make_loop()
+    pools = {pool.key: 1 for pool in POOLS}
+    quiet = Observation(load(0.1), pools, CURVE, PROFILES, 0.1, floor=3, floor_name="office-hours")
+    blind = replace(quiet, load=None, curve=())
+
+    for seen in (blind, quiet):
+        loop = make_loop()
+        plan = [loop.step(5.0 * n, seen) for n in range(2)][-1]
+        assert set(plan.workers.values()) == {3}
+        reasons = {d.reason.split(":")[0].split(";")[0] for d in loop.recent if "/" in d.pool}
+        assert reasons == {"schedule office-hours asks for 3"}
+
+
+def test_ttft_and_tpot_are_sized_each_to_its_own_percentile():
+    decode, much = POOLS[2], load(200.0)
+
+    def workers(**percentiles):
+        return workers_for_slo(decode, much, LARGE, replace(SLO, tpot_s=0.04, **percentiles))[0]
+
+    assert workers(ttft_percentile=99.0) == workers()
+    assert workers(tpot_percentile=99.0) > workers() > workers(tpot_percentile=50.0)
