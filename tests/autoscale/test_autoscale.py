@@ -455,7 +455,7 @@ def test_ttft_and_tpot_are_sized_each_to_its_own_percentile():
     decode, much = POOLS[2], load(200.0)
 
     def workers(**percentiles):
-        return workers_for_slo(decode, much, LARGE, replace(SLO, tpot_s=0.04, **percentiles))[0]
+        return workers_for_slo(decode, much, LARGE, replace(SLO, tpot_s=0.03, **percentiles))[0]
 
     assert workers(ttft_percentile=99.0) == workers()
     assert workers(tpot_percentile=99.0) > workers() > workers(tpot_percentile=50.0)
