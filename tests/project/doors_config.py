@@ -32,7 +32,9 @@ from tandem_router.policy import (
     decide,
 )
 from tandem_router.policy.terms import ScoreStatus
+from tandem_router.proxy.arrival import admit
 from tandem_router.routing.predictor_source import ArtifactPredictor, Predictor
+from tandem_router.routing.scorer import UNSCORED
 from tandem_router.testing.two_tiers import CONFIG
 
 Object = dict[str, Any]
@@ -323,6 +325,67 @@ def points(config: RouterConfig) -> Any:
     return asdict(app(config).services.steering.set_points)
 
 
+def able(config: RouterConfig) -> list[str]:
+    """What requests that need more than text are told of the first tier."""
+    services = app(config).services
+    said = []
+    for more in (
+        {"tools": [{"type": "function"}]},
+        {"response_format": {"type": "json_object"}},
+        {"logprobs": 1},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"prompt": [1, 2, 3]},
+    ):
+        kind: Any = "chat" if "messages" in more else "completions"
+        body = json.dumps({"model": "small", "prompt": "x", "max_tokens": 1, **more}).encode()
+        request = parse_inference(kind, body, config.limits)
+        hold = services.ledger.hold("anonymous", 1.0)
+        decision = services.routing.choose(
+            request, Overrides(tier="small"), hold, UNSCORED, services.steering.set_points
+        )
+        said.append(f"{decision.tier}: {decision.message}")
+    return said
+
+
+def answer_time(config: RouterConfig) -> float:
+    """How long a whole reply of a hundred tokens may take beyond the deadline."""
+    body = b'{"model": "small", "prompt": "x", "max_tokens": 100}'
+    request = parse_inference("completions", body, config.limits)
+    headers = parse_headers([], config.limits)
+    return admit(app(config).services, request, headers, "anonymous", None, "id", 0.0).answer_s
+
+
+def retries(config: RouterConfig) -> int:
+    """How many retries may be under way beside a hundred requests, and beside none."""
+    router = app(config)
+    return sum(
+        sum(router.picker.retries(tier).take(num_inflight) for _ in range(200))
+        for tier, num_inflight in (("small", 100), ("large", 0))
+    )
+
+
+def ejected(config: RouterConfig) -> Any:
+    """Which failures of two of a tier's four workers eject them, and for how long."""
+    router = app(config)
+    router.set_table({"small": {"unified": tuple(f"http://127.0.0.1:{n}" for n in range(1, 5))}})
+    one, other, *_ = router.picker.workers
+    told = [
+        [router.picker.outcome(worker, good=False) for _ in range(9)] for worker in (one, other)
+    ]
+    out: list[float] = []
+    for _ in range(4):
+        one.outcomes.failed(1000.0 * (len(out) + 1), config.failover.outliers, [])
+        out.append(one.outcomes.ejected_until - 1000.0 * (len(out) + 1))
+    return told, out
+
+
+def cache_order(config: RouterConfig) -> Any:
+    """What leaves the cache first."""
+    cache = app(config).services.reuse.cache
+    return None if cache is None else cache.eviction
+
+
+EXTERNAL = {"tiers.kind": "external", "tiers.url": "http://127.0.0.1:1/v1"}
 TENANT = {"name": "a", "key_hashes": ["hmac-sha256:" + 64 * "0"]}
 
 
@@ -348,6 +411,11 @@ ROUTER: dict[str, Tests | Probe] = {
     "tiers.api_key_file": shown_by(
         "router/test_proxying.py::test_an_external_tier_gets_its_model_its_key_and_nothing_of_ours"
     ),
+    "tiers.capabilities.tools": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.structured_output": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.images": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.logprobs": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.context_length": Probe(able, 2, 100, EXTERNAL),
     "tiers.usd_per_1m_input_tokens": shown_by(
         "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
     ),
@@ -370,9 +438,6 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_config.py::test_the_command_ends_with_a_sentence_when_it_cannot_start"
     ),
     "predictor.deadline_ms": Probe(slowly_scored, 1.0, 10_000.0),
-    "predictor.fixed_quality": Probe(
-        scored, {"small": 0.1}, {"small": 0.2}, {"predictor.type": "Fixed"}
-    ),
     "predictor.max_prompt_chars": Probe(scored, 256, 1000),
     "predictor.embedding": shown_by(
         "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
@@ -400,6 +465,7 @@ ROUTER: dict[str, Tests | Probe] = {
     "cache.ttl_s": shown_by(
         "policy/test_cache.py::test_expired_answers_are_not_served_and_free_their_bytes"
     ),
+    "cache.eviction": Probe(cache_order, "LEC", "GDSF", {"cache.enabled": True}),
     "tenants.name": shown_by(
         "router/test_admission.py::test_a_tenant_is_held_to_its_rates_and_tiers"
     ),
@@ -455,6 +521,18 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_waiting.py::"
         "test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_named"
     ),
+    "failover.tier_patience_s": shown_by(
+        "router/test_tier_faults.py::"
+        "test_a_provider_that_hangs_is_left_within_the_default_patience",
+        word="patience",
+    ),
+    "failover.answer_s_per_token": Probe(answer_time, 0.01, 0.1),
+    "failover.retry_share": Probe(retries, 0.2, 0.5),
+    "failover.min_retries": Probe(retries, 20, 30),
+    "failover.outliers.consecutive_failures": Probe(ejected, 2, 4),
+    "failover.outliers.base_ejection_s": Probe(ejected, 10.0, 20.0),
+    "failover.outliers.max_ejection_s": Probe(ejected, 40.0, 50.0),
+    "failover.outliers.max_ejected_share": Probe(ejected, 0.4, 1.0),
     "failover.max_attempts": shown_by(
         "router/test_failover.py::test_a_worker_that_is_not_ready_yet_is_waited_for"
     ),

@@ -79,6 +79,23 @@ async def test_a_tier_that_sleeps_is_waited_for_as_long_as_a_worker_takes_to_sta
     assert answer.status == 200
 
 
+async def test_a_deleted_tier_is_not_found_at_once_and_who_waits_for_it_is_told(
+    run_router: Any, make_worker: Any
+) -> None:
+    worker = await make_worker()
+    async with run_router({}, failover={"wake_s": 600.0}) as (client, app):
+        held = asyncio.ensure_future(client.chat(model="large"))
+        await asyncio.sleep(0)
+        app.set_table({"small": {"unified": (worker.url,)}})
+        waited = await held
+        named = await client.chat(model="large")
+        routed = await client.chat()
+
+    assert [waited.status, named.status] == [404, 404]
+    assert named.error["code"] == "model_not_found"
+    assert (routed.status, routed.headers["x-tandem-tier"]) == (200, "small")
+
+
 async def test_a_tier_that_never_wakes_is_refused_with_a_time_to_come_back(
     run_router: Any,
 ) -> None:

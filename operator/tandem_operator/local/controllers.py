@@ -246,11 +246,17 @@ class Endpoints:
 
     def sync(self) -> None:
         """Write the table of every Router; an unchanged one costs no write."""
+        models = {
+            (model["metadata"]["namespace"], model["metadata"]["name"])
+            for model in self._store.find("Model")
+        }
         for router in self._store.find("Router"):
             metadata = router["metadata"]
             tiers = {}
             for tier in router["spec"].get("tiers", []):
-                if ref := tier.get("modelRef"):
+                ref = tier.get("modelRef")
+                # A tier that is named without workers sleeps; one whose Model is gone is not named.
+                if ref and (metadata["namespace"], ref["name"]) in models:
                     pods = self._store.find(
                         "Pod", metadata["namespace"], {MODEL_LABEL: ref["name"]}
                     )

@@ -133,7 +133,8 @@ class RouterApp:
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
         )
-        self.set_table({})
+        # Until the endpoints are known every tier may be there.
+        self.set_table({tier.name: {} for tier in config.tiers})
         self.has_table = False
         self.keys = Authenticator(config.tenants, key_secret, store, wall_clock)
         self.settings = LiveSettings(self.services, self.keys)
@@ -145,7 +146,7 @@ class RouterApp:
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
-        self._http = _control_app(self)
+        self.control = _control_app(self)
 
     @property
     def config(self) -> RouterConfig:
@@ -173,7 +174,7 @@ class RouterApp:
         ):
             await self._access.refuse(scope["path"], send)
         else:
-            await self._http(scope, receive, send)
+            await self.control(scope, receive, send)
 
     def set_table(self, table: EndpointTable) -> None:
         """Take a new table of workers; external tiers are always part of it."""

@@ -25,6 +25,7 @@ from tandem_router.openai.request import (
     parse_json,
 )
 from tandem_router.openai.responses_api import ResponsesSend, to_chat
+from tandem_router.prices import list_price
 from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
@@ -192,13 +193,28 @@ class DataPath:
         )
 
     async def _tokenize(self, path: str, body: bytes, send: Send, request_id: str) -> None:
-        """Proxied to any worker of the named tier; the router's own name means the dearest."""
+        """Proxied to a worker of the named tier; the router's own name means the dearest pool.
+
+        Never to a provider: it has no such path, and what goes to workers is not for it to see.
+        """
         services = self._services
         fields = parse_json(body, services.config.limits.max_json_depth)
         model = fields.get("model", services.config.name)
         if not isinstance(model, str):
             raise ApiError(400, "`model` must be a string", param="model")
-        tier = services.routing.forced_tier(model) or services.prices.dearest
+        pools = [tier for tier in services.config.tiers if tier.kind == "pool"]
+        forced = services.routing.forced_tier(model)
+        served = [tier for tier in pools if forced in (None, tier.name)]
+        if not served:
+            which = f"tier {forced!r} is a provider's" if forced else "every tier is a provider's"
+            names = ", ".join(tier.name for tier in pools) or "none"
+            raise ApiError(
+                404,
+                f"{which}, which has no tokenizer here; tiers that have: {names}",
+                param="model",
+                code="unsupported_by_tier",
+            )
+        tier = max(reversed(served), key=list_price).name
         headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
         if services.peer_token:
             headers.append((b"x-tandem-peer-token", services.peer_token.encode()))

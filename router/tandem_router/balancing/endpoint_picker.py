@@ -56,6 +56,7 @@ class Picker:
         self._rng = rng
         self._clock = clock
         self._workers: dict[tuple[str, str], Worker] = {}
+        self._tiers: frozenset[str] | None = None  # as the last table names them
         self._capabilities: dict[str, Capabilities] = {}
 
     @property
@@ -87,6 +88,7 @@ class Picker:
 
         Two tiers may name one URL, as two models of one provider do: each has its own worker.
         """
+        self._tiers = frozenset(table)
         workers: dict[tuple[str, str], Worker] = {}
         for tier, roles in table.items():
             for role, urls in roles.items():
@@ -114,6 +116,13 @@ class Picker:
     def num_listed(self, tier: str) -> int:
         """Workers that the endpoints name, usable or not; 0 for a tier that is scaled to zero."""
         return sum(worker.tier == tier for worker in self._workers.values())
+
+    def gone(self, tier: str) -> bool:
+        """Whether the endpoints no longer name the tier, as after its Model was deleted.
+
+        One that is scaled to zero is still named, without a worker.
+        """
+        return self._tiers is not None and tier not in self._tiers
 
     def num_usable(self, tier: str) -> int:
         return len(self.usable(tier))

@@ -1,6 +1,7 @@
 """Where the workers are: a table of base URLs per tier and role, from a file that is watched.
 
-The file is JSON, `{"tiers": {"<tier>": {"<role>": ["http://host:port", ...]}}}`. A broken or
+The file is JSON, `{"tiers": {"<tier>": {"<role>": ["http://host:port", ...]}}}`; a tier without a
+worker is scaled to zero, and one that is not named is gone. A broken or
 half-written file keeps the last good table: losing every worker to a typo would be worse.
 `kubernetes_discovery.py` fills the same table from Kubernetes.
 """

@@ -31,6 +31,7 @@ from tandem_router.proxy.faults import (
 )
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.proxy.upstream_request import target, upstream_body, upstream_headers
+from tandem_router.routing.tier_router import gone_tier
 
 logger = logging.getLogger("tandem.router")
 
@@ -258,13 +259,16 @@ class Retries:
                     changed = self._downgrades() and self._change_tier()
                     if not changed:
                         raise refusal_of(self._faults)
-                tier_wait_s = 0.0 if external else failover.tier_wait_s
+                lost = external or picker.gone(name)
+                tier_wait_s = 0.0 if lost else failover.tier_wait_s
                 if not changed and not all_full and now >= self._waits_since + tier_wait_s:
                     changed = self._change_tier()
                 if changed:
                     _end_wait(waiting)
                     waiting = None
                     continue
+                if picker.gone(name):
+                    raise gone_tier(name)
                 if picker.num_listed(name) == 0:
                     asleep, limit = True, max(self._deadline, began + failover.wake_s)
                 else:

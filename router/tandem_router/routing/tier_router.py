@@ -64,6 +64,16 @@ def _smoothed(old: float | None, new: float) -> float:
     return new if old is None else old + LATENCY_SMOOTHING * (new - old)
 
 
+def gone_tier(tier: str) -> ApiError:
+    """What who asks for a deleted tier is told, at once."""
+    return ApiError(
+        404,
+        f"tier {tier!r} is no longer served: its workers were deleted, not only stopped",
+        param="model",
+        code="model_not_found",
+    )
+
+
 class Routing:
     """The tier choice of one router."""
 
@@ -111,6 +121,8 @@ class Routing:
                 param="model",
                 code="model_not_found",
             )
+        if self._picker.gone(tier):
+            raise gone_tier(tier)
         return tier
 
     async def score(self, prompt: str | None) -> Scored:
