@@ -114,7 +114,7 @@ def test_an_arena_vote_grades_both_models(
     (row,) = read(tmp_path, "votes.jsonl", json.dumps(vote)).rows
 
     assert row.quality == quality
-    assert row.prompt == "What is 2 + 2?"
+    assert row.prompt == "Be brief.\n\nWhat is 2 + 2?"
     assert row.messages == tuple(CHAT)
     assert row.responses == {"x": "4", "y": "5"}
 
@@ -171,9 +171,10 @@ def test_a_conversation_is_scored_as_the_router_scores_it(
 
     (found,) = read_dataset([path]).rows
 
-    assert found.prompt == "What is 2 + 2?"
+    assert found.prompt.endswith("What is 2 + 2?")
+    assert found.prompt == conversation.scored_text(found.messages)
     assert found.messages[-1]["role"] == "user"
-    assert list(read_prompts(str(path))) == ["What is 2 + 2?"]
+    assert list(read_prompts(str(path))) == [found.prompt]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tandem_router.errors import ApiError, bad_request
 from tandem_router.openai.needs import needed_features
 from tandem_router.openai.prompt_size import prompt_tokens
 from tandem_router.policy import Needs, Overrides
+from tandem_router.predictor.records import conversation
 
 Kind = Literal["chat", "completions"]
 # Answer length assumed where neither the client nor a predictor says one, in tokens.
@@ -37,7 +38,7 @@ class InferenceRequest:
     include_usage: bool
     num_choices: int
     max_tokens: int | None
-    # What the predictor scores: the last user message or the prompt; None for token ids.
+    # What the predictor scores: the conversation's text or the prompt; None for token ids.
     prompt: str | None
     # Estimate from the body's size; the worker's usage replaces it.
     num_prompt_tokens: int
@@ -204,17 +205,7 @@ def _chat_prompt(messages: Any, limits: LimitsConfig) -> str:
             raise bad_request(
                 f"`messages[{index}]` must be an object with a `role`", f"messages[{index}]"
             )
-    last_user = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
-    return _content_text(last_user.get("content"))
-
-
-def _content_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
-        return "\n".join(text for text in texts if isinstance(text, str))
-    return ""
+    return conversation.scored_text(messages)
 
 
 def _completion_prompt(

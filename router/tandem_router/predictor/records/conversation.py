@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from tandem_router.predictor.errors import DataError
@@ -30,6 +31,12 @@ _ROLES = {
     "function": "function",
 }
 MAX_MESSAGES = 10_000
+#: Parts of a message that hold text: chat completions, and the Responses API's two.
+_TEXT_PARTS = ("text", "input_text", "output_text")
+#: What is read beside the last turn: with it they fit into the predictor's excerpt.
+MAX_SYSTEM_CHARS = 200
+MAX_TURN_CHARS = 400
+NUM_EARLIER_TURNS = 2
 
 
 def parse(value: Any, name: str = "messages") -> tuple[Message, ...]:
@@ -86,11 +93,32 @@ def answer(messages: Sequence[Message]) -> str:
 
 
 def scored_text(messages: Sequence[Message]) -> str:
-    """The text that the router scores: the last message of the user, else the last one."""
+    """What the predictor reads of a conversation, in training and in the router alike.
+
+    The last turn of the user, whole, after what it may refer to: the beginning of the system
+    prompt and of the two turns of the user before it. A follow-up such as "now the same for the
+    other one" is so as hard as what it follows, and a single turn is scored as a plain prompt.
+    Work is bounded by `MAX_SYSTEM_CHARS` and `MAX_TURN_CHARS` beside the last turn.
+    """
     if not messages:
         return ""
-    last = next((m for m in reversed(messages) if m.get("role") == "user"), messages[-1])
-    return content_text(last.get("content"))
+    turns = (index for index in reversed(range(len(messages))) if _role(messages[index]) == "user")
+    recent = list(islice(turns, 1 + NUM_EARLIER_TURNS))
+    if not recent:
+        return content_text(messages[-1].get("content"))
+    before = [
+        content_text(messages[index].get("content"))[:MAX_TURN_CHARS].strip()
+        for index in reversed(recent[1:])
+    ]
+    if _role(messages[0]) in ("system", "developer"):
+        system = content_text(messages[0].get("content"))
+        before.insert(0, system[:MAX_SYSTEM_CHARS].strip())
+    last = content_text(messages[recent[0]].get("content"))
+    return "\n\n".join([*(text for text in before if text), last])
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
 
 
 def content_text(content: Any) -> str:
@@ -98,6 +126,10 @@ def content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        texts = [
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and part.get("type") in _TEXT_PARTS
+        ]
         return "\n".join(text for text in texts if isinstance(text, str))
     return ""
