@@ -483,6 +483,9 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_money.py::test_a_ceiling_of_a_request_and_of_a_tenant_shortens_too"
     ),
     "threshold": Probe(points, 0.2, 0.3),
+    "replicas": shown_by(
+        "router/test_leases.py::test_without_a_shared_store_each_router_has_its_equal_part"
+    ),
     "generation": shown_by(
         "router/test_live.py::test_the_mounted_file_is_taken_up_and_a_broken_one_is_said"
     ),

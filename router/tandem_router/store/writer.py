@@ -21,7 +21,7 @@ from tandem_router.store.records import Backend, Batch, Key, Label, Spend, Store
 logger = logging.getLogger("tandem.router")
 
 MOST_WAITING = 20_000
-MOST_IN_A_BATCH = 2_000
+MOST_IN_A_BATCH = 200  # a few milliseconds of work between which requests go on
 LONGEST_PAUSE_S = 10.0
 
 

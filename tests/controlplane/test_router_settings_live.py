@@ -1,0 +1,99 @@
+"""On a real control plane: settings reach running router pods within seconds, by the operator's own
+rights, and no pod is replaced."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
+NAMESPACE = "settings"
+IN = ("--namespace", NAMESPACE)
+
+RESOURCES = """\
+apiVersion: tandem.dev/v1alpha1
+kind: Router
+metadata: {name: chat}
+spec:
+  replicas: 2
+  tiers:
+  - {name: mini, external: {url: "http://127.0.0.1:9/v1", model: mini, usdPer1MOutputTokens: "1"}}
+  - {name: full, external: {url: "http://127.0.0.1:9/v2", model: full, usdPer1MOutputTokens: "9"}}
+  budget: {usdPerHour: "2"}
+"""
+CHANGE = {
+    "spec": {
+        "threshold": "0.31",
+        "budget": {"usdPerHour": "4"},
+        "tenants": [{"name": "team", "usdPerHour": "1"}],
+    }
+}
+
+# Runs inside the cluster's network: the settings in force in each pod.
+ASK = """
+import json, sys, httpx
+found = []
+for host in sys.argv[2:]:
+    url = f"http://{host}:8000/admin/state"
+    reply = httpx.get(url, headers={"x-tandem-peer-token": sys.argv[1]}, timeout=5, trust_env=False)
+    nobody = httpx.get(url, timeout=5, trust_env=False).status_code
+    found.append([reply.json()["set_points"]["gain_threshold"], nobody])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def routed(cluster: Any) -> Iterator[Any]:
+    """The chart with its rights, and a Router of two pods over external tiers."""
+    values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
+    values = (*values, "--set", "images.pullPolicy=Never")
+    options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
+    installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)
+    try:
+        assert installed.returncode == 0, installed.stderr
+        cluster.kubectl("apply", *IN, "-f", "-", stdin=RESOURCES)
+        cluster.kubectl("wait", *IN, "--for=condition=Ready", "router/chat", "--timeout=60s")
+        cluster.kubectl(
+            "wait", *IN, "--for=jsonpath={.status.ready}=2/2", "router/chat", "--timeout=60s"
+        )
+        yield cluster
+    finally:
+        cluster.run("kubectl", "delete", "routers", "--all", *IN)
+        cluster.run("helm", "uninstall", "tandem", *IN)
+
+
+def pods(cluster: Any) -> dict[str, str]:
+    """Address of each router pod, by uid."""
+    found = cluster.get("pods", *IN, "-l", "tandem.dev/router=chat")["items"]
+    return {pod["metadata"]["uid"]: pod["status"]["podIP"] for pod in found}
+
+
+def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> None:
+    before = pods(routed)
+    secret = routed.get("secret", "tandem-peer-token", *IN)["data"]["token"]
+    token = routed.run("sh", "-c", f"echo {secret} | base64 -d").stdout.strip()
+
+    routed.kubectl("patch", *IN, "router/chat", "--type=merge", "-p", json.dumps(CHANGE))
+    deadline = time.monotonic() + 20.0  # five on a machine that is not busy with other tests
+    seen: Any = None
+    while seen != [[0.31, 401], [0.31, 401]] and time.monotonic() < deadline:
+        asked = routed.run(*routed.enter, sys.executable, "-c", ASK, token, *before.values())
+        seen = json.loads(asked.stdout) if asked.returncode == 0 else asked.stderr
+
+    assert seen == [[0.31, 401], [0.31, 401]]
+    assert pods(routed) == before
+    events = routed.get("events", *IN)["items"]
+    told = [e["message"] for e in events if e["reason"] == "SettingsChanged"]
+    assert any("budget.usd_per_hour: 2.0 -> 4.0" in text for text in told)
+    assert any("threshold: null -> 0.31" in text for text in told)
+
+
+def test_status_says_that_nothing_outlives_the_pods(routed: Any) -> None:
+    wanted = '--for=jsonpath={.status.conditions[?(@.type=="Durable")].reason}=NotDurable'
+    routed.kubectl("wait", *IN, wanted, "router/chat", "--timeout=60s")
