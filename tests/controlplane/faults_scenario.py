@@ -27,10 +27,10 @@ from tandem_operator.kube.client import KubeApi, connect, path
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router
 from tandem_operator.plan.objects import MANAGED, PEER_SECRET, REVISION_LABEL
+from tandem_operator.reconcile.children import OBSERVED_KINDS
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
-from tandem_operator.reconcile.reconciler import OBSERVED_KINDS
 from tandem_operator.resources import Model
 
 Object = dict[str, Any]
@@ -158,14 +158,12 @@ class User:
                 ("ServiceAccount", "s-worker"),
             ]
         )
-        how = rng.choice(["delete", "labels", "owner", "edit"])
+        how = rng.choice(["delete", "labels", "edit"])
         if how == "delete":
             await self.api.delete(kind, self.namespace, name)
         elif how == "labels":
             labels = dict.fromkeys([*MANAGED, "tandem.dev/model", "tandem.dev/router"])
             await self.patch(kind, name, {"metadata": {"labels": labels}})
-        elif how == "owner":
-            await self.patch(kind, name, {"metadata": {"ownerReferences": None}})
         elif kind == "Deployment":
             await self.patch(kind, name, {"spec": {"replicas": 9}})
         elif kind == "Service":

@@ -96,6 +96,20 @@ def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
             "serviceAccount.create=false,serviceAccount.name=a,serviceAccount.annotations.x=y",
             "annotate yours yourself, or set serviceAccount.create=true",
         ),
+        ("allow.image={x}", "at '/allow': additional properties 'image' not allowed"),
+        (
+            "operator.watchNamespace=default",
+            "is the operator's own namespace, where Models and Routers are refused; install into "
+            "another one, or set allow.ownNamespace=true",
+        ),
+        (
+            "networkPolicies.metricsFrom=null",
+            "could not scrape; name its namespace there, or set metrics.podMonitor=false",
+        ),
+        (
+            "networkPolicies.egressTo[0].ipBlock.cidr=10.0.0.0/8",
+            "set networkPolicies.restrictEgress=true, or remove egressTo",
+        ),
         (
             "crds.install=false",
             "the cluster does not know Models; apply the definitions first (kubectl apply "
@@ -154,7 +168,18 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "serviceAccount.create": False,
         "serviceAccount.name": "mine",
         "serviceAccount.annotations": {"a": "b"},
+        "allow.images": ["registry.example.com/ml"],
+        "allow.serviceAccounts": ["a"],
+        "allow.volumes": ["hostPath"],
+        "allow.podFields": ["command"],
+        "allow.unlabelledSecrets": True,
+        "allow.ownNamespace": True,
+        "roles.create": False,
         "networkPolicies.enabled": False,
+        "networkPolicies.metricsFrom": [{"podSelector": {}}],
+        "networkPolicies.routerFrom": [{"podSelector": {}}],
+        "networkPolicies.restrictEgress": True,
+        "networkPolicies.egressTo": [{"podSelector": {}}],
         "clusterDomain": "example.org",
         "metrics.podMonitor": False,
         "metrics.labels": {"release": "prometheus"},
@@ -173,6 +198,8 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         node[last] = value
         if path == "serviceAccount.create":
             node["name"] = "t-operator"
+        if path == "networkPolicies.egressTo":
+            node["restrictEgress"] = True
         digests[path] = cluster.run("sh", "-c", script, stdin=yaml.safe_dump(values)).stdout
     default = cluster.run("sh", "-c", script, stdin="{}").stdout
 
@@ -341,7 +368,8 @@ def test_install_upgrade_rollback_and_uninstall(cluster: Any, tmp_path: Path) ->
 
     # Install: the older definitions, the operator at work. Kept definitions of other tests'
     # releases are taken over.
-    values = ("--set", "operator.replicas=1", "--set", f"operator.watchNamespace={namespace}")
+    own = f"operator.replicas=1,operator.watchNamespace={namespace},allow.ownNamespace=true"
+    values = ("--set", own)
     options = (*here, *values, *wait)
     notes = helm(
         "install", "tandem", str(older), *options, "--create-namespace", "--take-ownership"

@@ -29,7 +29,8 @@ from tandem_operator.plan.router_facts import (
     TierFacts,
     TrafficFacts,
 )
-from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key
 
 Object = dict[str, Any]
 

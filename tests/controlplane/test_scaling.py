@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 CHART = str(HERE.parents[1] / "charts" / "tandem")
 NAMESPACE = "scaling"
 IN = ("-n", NAMESPACE)
+OWN = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
 POOL = "workerpool/m-unified"
 METRICS_ADDRESS, METRICS_PORT = "10.77.0.200", 6444
 NOWHERE = {"no-node": "has-this"}
@@ -113,7 +114,7 @@ def scaled(cluster: Any) -> Iterator[Any]:
     """The chart, a Model without a place to run, and a Router that leaves scaling to others."""
     # None is there, unless tests of other files ran between those of this one.
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
-    values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
+    values = ("--set", OWN)
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)
     try:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = str(ROOT / "charts" / "tandem")
 NAMESPACE = "sleepy"
 IN = ("--namespace", NAMESPACE)
+OWN = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
 POOL = "workerpool/small-unified"
 
 RESOURCES = """\
@@ -65,7 +66,7 @@ print(json.dumps([reply.status_code, reply.json()]))
 @pytest.fixture(scope="module")
 def sleepy(cluster: Any) -> Iterator[Any]:
     """The chart, one Model and a Router that lets it sleep after two seconds."""
-    values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
+    values = ("--set", OWN)
     values = (*values, "--set", "images.pullPolicy=Never")
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)

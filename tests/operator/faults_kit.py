@@ -74,6 +74,15 @@ class Faulty:
                 return obj
         return None
 
+    async def named(self, kind: str, namespace: str, name: str) -> Object | None:
+        if self._hit():
+            raise ApiError(self.random.choice((0, 429, 500)), "refused")
+        return self.store.read(kind, namespace, name)
+
+    async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        found = await self.named("Secret", namespace, name)
+        return None if found is None else found["metadata"].get("labels") or {}
+
     async def select(
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
     ) -> list[Object]:
@@ -149,13 +158,11 @@ def damage(store: Store, rng: random.Random, planned: set[str]) -> str:
     child = rng.choice(children)
     kind, metadata = child["kind"], child["metadata"]
     key = kind, metadata["namespace"], metadata["name"]
-    how = rng.choice(("delete", "labels", "owner", "edit"))
+    how = rng.choice(("delete", "labels", "edit"))
     if how == "delete":
         store.remove(*key)
     elif how == "labels" and f"{kind}/{metadata['name']}" in planned:
         store.change(*key, {"metadata": {"labels": dict.fromkeys(metadata["labels"])}})
-    elif how == "owner":
-        store.change(*key, {"metadata": {"ownerReferences": None}})
     elif kind == "Deployment":
         # A field that nobody planned would be the editor's own: server-side apply lets it be.
         pod = {"serviceAccountName": "other"}

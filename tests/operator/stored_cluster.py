@@ -10,7 +10,8 @@ from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import LinkTest
-from tandem_operator.reconcile.reconciler import Key, Reconciler, Result
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key, Result
 
 Object = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import concerned
-from tandem_operator.reconcile.reconciler import Key, Result
+from tandem_operator.reconcile.requeue import Key, Result
 
 Object = dict[str, Any]
 MODEL, ROUTER = Key("Model", "ns", "m"), Key("Router", "ns", "r")

@@ -18,7 +18,8 @@ from tandem_operator.plan import Settings
 from tandem_operator.plan.objects import PEER_SECRET
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
-from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key
 
 Object = dict[str, Any]
 

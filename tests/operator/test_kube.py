@@ -17,6 +17,7 @@ from tandem_operator.kube.client import Gone, path
 from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.operator import build_parser
 from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.resources.allow_list import AllowList
 
 Object = dict[str, Any]
 
@@ -380,9 +381,20 @@ def test_paths_follow_the_api() -> None:
 def test_the_operator_takes_the_arguments_that_the_chart_gives() -> None:
     args = build_parser().parse_args(
         "--lease-namespace=ns --lease-name=t --lease-seconds=15 --router-image=r --worker-image=w "
-        "--image-pull-policy=Always --cluster-domain=c --network-policies=false --log-level=info "
+        "--image-pull-policy=Always --cluster-domain=c --log-level=info --own-namespace=o "
+        '--allow={"podFields":["command"]} --network-policies={"enabled":false} '
         "--namespace=n".split()
     )
 
-    assert args.network_policies is False
     assert args.lease_seconds == 15
+    assert args.network_policies.enabled is False
+    assert args.network_policies.metrics_from
+    assert args.allow.pod_fields == ("command",)
+    assert build_parser().parse_args([]).allow == AllowList()
+
+
+def test_an_allow_list_that_is_misspelt_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['--allow={"image": ["x"]}'])
+
+    assert "argument --allow: image: Extra inputs are not permitted" in capsys.readouterr().err

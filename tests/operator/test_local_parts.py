@@ -19,7 +19,7 @@ from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.node.probes import ProbeCounter
 from tandem_operator.node.volumes import Mounts, PodVolumes, write_files
 from tandem_operator.reconcile.cluster_api import ApiError
-from tandem_operator.reconcile.reconciler import Key
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.work_queue import WorkQueue
 
 Object = dict[str, Any]

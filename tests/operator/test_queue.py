@@ -13,7 +13,7 @@ from tandem_operator.kube.cache import SECRET_S, CachedApi
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.plan.objects import ROUTER_LABEL
 from tandem_operator.plan.router_facts import TrafficFacts
-from tandem_operator.reconcile.reconciler import Key
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.work_queue import MAX_DELAY_S, REST_S, WorkQueue
 
 Object = dict[str, Any]

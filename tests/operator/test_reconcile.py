@@ -15,9 +15,10 @@ from objects_table import GOOD, model
 from stored_cluster import BOTH, SPLIT, Cluster
 from tandem_operator.local.store import Store
 from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.reconcile.children import UNSEEN_RETRY_S
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
-from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S, UNSEEN_RETRY_S
+from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S
 
 Object = dict[str, Any]
 

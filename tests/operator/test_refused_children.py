@@ -8,8 +8,8 @@ import pytest
 
 from stored_cluster import BOTH, SPLIT, Cluster
 from tandem_operator.reconcile.cluster_api import ApiError
-from tandem_operator.reconcile.reconciler import Key
 from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S
+from tandem_operator.reconcile.requeue import Key
 
 Object = dict[str, Any]
 

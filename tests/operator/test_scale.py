@@ -9,7 +9,9 @@ import pytest
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.reconcile import reconciler as reconcile
-from tandem_operator.reconcile.reconciler import OBSERVED_KINDS, Key, Reconciler
+from tandem_operator.reconcile.children import OBSERVED_KINDS
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key
 
 Object = dict[str, Any]
 API_VERSION = "tandem.dev/v1alpha1"

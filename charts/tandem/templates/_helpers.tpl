@@ -39,6 +39,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.images.pullSecrets (eq .Values.images.pullPolicy "Never") -}}
 {{- fail "images.pullPolicy=Never pulls nothing, so images.pullSecrets cannot be used; remove them, or set images.pullPolicy=IfNotPresent" -}}
 {{- end -}}
+{{- if and .Values.operator.watchNamespace (eq .Values.operator.watchNamespace .Release.Namespace) (not .Values.allow.ownNamespace) -}}
+{{- fail (printf "operator.watchNamespace=%s is the operator's own namespace, where Models and Routers are refused; install into another one, or set allow.ownNamespace=true" .Release.Namespace) -}}
+{{- end -}}
+{{- if and .Values.networkPolicies.enabled .Values.metrics.podMonitor (not .Values.networkPolicies.metricsFrom) -}}
+{{- fail "networkPolicies.metricsFrom is empty, so that Prometheus could not scrape; name its namespace there, or set metrics.podMonitor=false" -}}
+{{- end -}}
+{{- if and .Values.networkPolicies.egressTo (not .Values.networkPolicies.restrictEgress) -}}
+{{- fail "networkPolicies.egressTo opens what restrictEgress closes; set networkPolicies.restrictEgress=true, or remove egressTo" -}}
+{{- end -}}
 {{- range $kind, $limit := .Values.operator.resources.limits | default dict -}}
 {{- if and (eq $kind "nvidia.com/gpu") $limit -}}
 {{- fail "operator.resources.limits asks for a GPU, which the operator never uses; remove it, and set gpus on a Model's roles" -}}

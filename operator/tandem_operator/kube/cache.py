@@ -210,6 +210,7 @@ class CachedApi:
         self._api = api
         self._clock = clock
         self._secrets: dict[tuple[str, str], float] = {}
+        self._labels: dict[tuple[str, str], tuple[float, Mapping[str, str] | None]] = {}
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
         selectors = {**dict.fromkeys(CUSTOM_KINDS, ""), **dict.fromkeys(MANAGED_KINDS, managed)}
         self._caches = {
@@ -244,6 +245,20 @@ class CachedApi:
             return await self._api.get(kind, namespace, name)
         found = cache.get(namespace, name)
         return copy.deepcopy(found) if found is not None else None
+
+    async def named(self, kind: str, namespace: str, name: str) -> Object | None:
+        """See ClusterApi."""
+        return await self._api.named(kind, namespace, name)
+
+    async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """See ClusterApi. Asked for at most once in a while."""
+        key, now = (namespace, name), self._clock()
+        asked, labels = self._labels.get(key, (-SECRET_S, None))
+        if now - asked >= SECRET_S:
+            labels = await self._api.secret_labels(namespace, name)
+            self._labels = {k: v for k, v in self._labels.items() if now - v[0] < SECRET_S}
+            self._labels[key] = (now, labels)
+        return labels
 
     async def select(
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None

@@ -23,6 +23,7 @@ from tandem_operator.resources.base import Object
 PAGE = 500
 WATCH_S = 300
 CALL_TIMEOUT_S = 30.0
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class Gone(Exception):
@@ -79,6 +80,27 @@ class KubeApi:
             if error.status == 404:
                 return None
             raise
+
+    async def named(self, kind: str, namespace: str, name: str) -> Object | None:
+        """See ClusterApi. A list of one, because lists are all that the operator may read."""
+        self.num_reads += 1
+        query = {"fieldSelector": f"metadata.name={name}"}
+        page = await self._call("GET", path(kind, namespace), query)
+        for item in page.get("items") or []:
+            return {**item, "kind": kind, "apiVersion": KIND_INFO[kind].api_version}
+        return None
+
+    async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """See ClusterApi."""
+        self.num_reads += 1
+        try:
+            found = await self._call("GET", path("Secret", namespace, name), accept=METADATA_ONLY)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        labels: Mapping[str, str] = found["metadata"].get("labels") or {}
+        return labels
 
     async def select(
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
@@ -161,7 +183,9 @@ class KubeApi:
     async def _apply(self, obj: Object, subresource: str) -> Object:
         metadata = obj["metadata"]
         target = path(obj["kind"], metadata["namespace"], metadata["name"]) + subresource
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        # A new object is nobody's: one that somebody made meanwhile is not taken over.
+        new = not subresource and "uid" not in metadata
+        query = {"fieldManager": FIELD_MANAGER, "force": "false" if new else "true"}
         return await self._write("PATCH", target, query, obj, "application/apply-patch+yaml")
 
     async def create(self, obj: Object) -> Object | None:
@@ -249,9 +273,12 @@ class KubeApi:
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-        response = await self._send(method, target, query or {}, body, content_type, timeout)
+        response = await self._send(
+            method, target, query or {}, body, content_type, timeout, accept
+        )
         try:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -274,8 +301,9 @@ class KubeApi:
         body: Object | None,
         content_type: str | None,
         timeout: aiohttp.ClientTimeout,
+        accept: str = "application/json",
     ) -> aiohttp.ClientResponse:
-        headers: dict[str, str] = {"Accept": "application/json"}
+        headers: dict[str, str] = {"Accept": accept}
         if content_type is not None:
             headers["Content-Type"] = content_type
         try:

@@ -11,6 +11,9 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from tandem_operator.kube.cache import RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
@@ -23,8 +26,12 @@ from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.router_pods import RouterPods
+from tandem_operator.resources.allow_list import AllowList
+from tandem_operator.resources.network_rules import NetworkRules
 
 logger = logging.getLogger("tandem.operator")
+
+Rules = TypeVar("Rules", bound=BaseModel)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("IfNotPresent", "Always", "Never"),
     )
     add("--cluster-domain", default=Settings.cluster_domain, help="DNS domain of the cluster")
-    add("--network-policies", type=_flag, default=True, metavar="true|false")
+    rules: dict[str, Any] = {"metavar": "JSON", "default": "{}"}
+    add("--allow", **rules, type=_json(AllowList), help="what Models and Routers may ask for")
+    add("--network-policies", **rules, type=_json(NetworkRules), help="who may talk to whom")
+    add("--own-namespace", default="", help="namespace of the operator itself")
     add("--lease-namespace", help="namespace of the election's Lease; without it no election")
     add("--lease-name", default="tandem-operator", help="name of the Lease")
     add("--lease-seconds", type=float, default=15.0, help="silence after which another one leads")
@@ -54,12 +64,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _flag(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+def _json(kind: type[Rules]) -> Callable[[str], Rules]:
+    """Reads an argument that holds one of the chart's sections."""
+
+    def read(text: str) -> Rules:
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise argparse.ArgumentTypeError(wrong) from error
+
+    return read
 
 
 def _now() -> str:
@@ -203,8 +218,10 @@ async def serve(args: argparse.Namespace) -> int:
         worker_image=args.worker_image,
         router_image=args.router_image,
         image_pull_policy=args.image_pull_policy,
-        network_policies=args.network_policies,
+        network=args.network_policies,
         cluster_domain=args.cluster_domain,
+        allow=args.allow,
+        own_namespace=args.own_namespace,
     )
     elector = None
     if args.lease_namespace:

@@ -28,7 +28,8 @@ from tandem_operator.reconcile.cluster_api import ApiError, WatchEvent
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import RECONCILED
 from tandem_operator.reconcile.pod_client import WorkerPods
-from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.base import Object
 

@@ -71,6 +71,9 @@ class Store:
         body = _plain(obj)
         key = _key(body)
         old = self._objects.get(key)
+        uid = body["metadata"].pop("uid", None)
+        if uid is not None and (old is None or old["metadata"]["uid"] != uid):
+            raise ApiError(409, f"{key[0]} {key[2]!r} is not the one with uid {uid}")
         if old is not None and old.get("immutable") and old.get("data") != body.get("data"):
             raise ApiError(422, f"{key[0]} {key[2]!r} is immutable")
         base = copy.deepcopy(old) if old is not None else _skeleton(body)
@@ -154,6 +157,15 @@ class Store:
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """See ClusterApi."""
         return self.read(kind, namespace, name)
+
+    async def named(self, kind: str, namespace: str, name: str) -> Object | None:
+        """See ClusterApi."""
+        return self.read(kind, namespace, name)
+
+    async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """See ClusterApi."""
+        found = self.read("Secret", namespace, name)
+        return None if found is None else found["metadata"].get("labels") or {}
 
     async def select(
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tandem_operator.plan.network import worker_policy
 from tandem_operator.plan.objects import (
     CONFIG_DIR,
     MODEL_LABEL,
@@ -15,7 +16,6 @@ from tandem_operator.plan.objects import (
     PEER_SECRET,
     REVISION_LABEL,
     ROLE_LABEL,
-    ROUTER_LABEL,
     SCRATCH_DIR,
     SEEDED_ANNOTATION,
     Plan,
@@ -116,8 +116,8 @@ def plan_model(
         plan.apply.append(_service(model, role, name, settings))
         plan.apply.append(_deployment(model, role, spec, name, revision, replicas, settings))
         plan.apply.append(_disruption_budget(model, role, name))
-    if settings.network_policies:
-        plan.apply.append(_network_policy(model, settings))
+    if settings.network.enabled:
+        plan.apply.append(worker_policy(model, settings))
     for pod in pods:
         old = pod["metadata"].get("labels", {})
         if (role := old.get(ROLE_LABEL)) and (rev := old.get(REVISION_LABEL)):
@@ -218,39 +218,6 @@ def _disruption_budget(model: Model, role: str, name: str) -> Object:
             }
         },
         {ROLE_LABEL: role},
-    )
-
-
-def _network_policy(model: Model, settings: Settings) -> Object:
-    """Workers listen to routers and to workers of the same Model only."""
-    peers = [
-        {"podSelector": {"matchExpressions": [{"key": ROUTER_LABEL, "operator": "Exists"}]}},
-        {"podSelector": {"matchLabels": {MODEL_LABEL: model.metadata.name}}},
-        {
-            "namespaceSelector": {},
-            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "tandem-operator"}},
-        },
-    ]
-    return child(
-        model,
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{model.metadata.name}-worker",
-        {
-            "spec": {
-                "podSelector": {"matchLabels": {MODEL_LABEL: model.metadata.name}},
-                "policyTypes": ["Ingress"],
-                "ingress": [
-                    {
-                        "from": peers,
-                        "ports": [
-                            {"port": settings.worker_port, "protocol": "TCP"},
-                            {"port": settings.kv_port, "protocol": "TCP"},
-                        ],
-                    }
-                ],
-            }
-        },
     )
 
 

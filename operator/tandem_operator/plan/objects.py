@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tandem_operator.resources import API_VERSION, Model, Router
+from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.base import Object as Object
+from tandem_operator.resources.network_rules import NetworkRules
 
 MODEL_LABEL = "tandem.dev/model"
 ROUTER_LABEL = "tandem.dev/router"
@@ -45,7 +47,7 @@ class Settings:
     router_port: int = 8000
     worker_port: int = 8100
     kv_port: int = 8200
-    network_policies: bool = True
+    network: NetworkRules = field(default_factory=NetworkRules)
     # How often a Router's pods are asked what they measured; each answer may be a status write.
     status_period_s: float = 30.0
     cluster_domain: str = "cluster.local"
@@ -53,6 +55,10 @@ class Settings:
     predictor_cache: str = ""
     # Digests of local training data by URI: changed data trains again.
     data_digests: Mapping[str, str] = field(default_factory=dict)
+    # What Models and Routers may ask for; None allows everything, on one's own machine.
+    allow: AllowList | None = None
+    # The namespace that the operator runs in; empty outside a cluster.
+    own_namespace: str = ""
 
 
 @dataclass(frozen=True)

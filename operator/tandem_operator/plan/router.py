@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from tandem_operator.plan.network import router_policy
 from tandem_operator.plan.objects import (
     CONFIG_DIR,
     PEER_DIR,
@@ -186,6 +187,8 @@ def plan_router(
     plan.apply += _access(router, name, settings)
     if settings.endpoints == "file":
         plan.keep.add(("ConfigMap", endpoints_name(router.metadata.name)))
+    if settings.network.enabled:
+        plan.apply.append(router_policy(router, name, settings))
     plan.apply.append(_service(router, name))
     plan.apply.append(
         child(

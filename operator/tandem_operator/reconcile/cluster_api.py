@@ -87,13 +87,23 @@ class ClusterApi(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """The object, None when there is none."""
 
+    async def named(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object as it is right now, whoever made it; None when there is none."""
+
+    async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """Labels of a Secret, whose data are not read; None when there is none."""
+
     async def select(
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
     ) -> list[Object]:
         """All objects of a kind, in one or all namespaces, that carry all the labels."""
 
     async def apply(self, obj: Object) -> Object:
-        """Server-side apply as the operator's field manager, taking over conflicting fields."""
+        """Server-side apply as the operator's field manager.
+
+        With metadata.uid the object must be that one, and conflicting fields are taken over;
+        without it the object is new, and ApiError 409 says that somebody has just made it.
+        """
 
     async def create(self, obj: Object) -> Object | None:
         """Create the object; None when it exists already."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.owners import RECONCILED, concerned
-from tandem_operator.reconcile.reconciler import Key, Reconciler
+from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.work_queue import REST_S, WorkQueue
 from tandem_operator.resources.base import Object
 

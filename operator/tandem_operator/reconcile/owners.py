@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL
 from tandem_operator.reconcile.decode import models_of
-from tandem_operator.reconcile.reconciler import Key
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.resources.base import Object
 
 # The kinds that people write, and that passes look at.

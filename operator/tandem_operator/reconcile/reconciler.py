@@ -7,7 +7,7 @@ passes, and a pass that finds the wanted state writes nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
@@ -23,40 +23,23 @@ from tandem_operator.plan.objects import (
     Object,
     Problem,
 )
-from tandem_operator.plan.pods import first_blocker, is_ready
+from tandem_operator.plan.permissions import refusals, secrets_of
+from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.replica_failure import refused_pods
 from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.plan.router_status import router_status, service_endpoint
 from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
+from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, own_children
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
-from tandem_operator.reconcile.drift import needs_apply, stamp
 from tandem_operator.reconcile.events import News, event, news_in
-from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S, refused_child
+from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources import Model, Router
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 LINK_RETRY_S = 5.0
 PUSH_RETRY_S = 2.0
-SECRET_RETRY_S = 30.0
-UNSEEN_RETRY_S = 1.0
-
-# Kinds of children that are removed when the plan no longer holds them.
-PRUNED_KINDS = (
-    "Deployment",
-    "WorkerPool",
-    "Service",
-    "ConfigMap",
-    "PodDisruptionBudget",
-    "NetworkPolicy",
-    "ServiceAccount",
-    "Role",
-    "RoleBinding",
-)
-
-# Claims hold downloaded data: compared and made, never removed before their Model.
-OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 
 LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
@@ -66,30 +49,6 @@ HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class Key:
-    """Names one resource."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind.lower()}/{self.name}"
-
-
-@dataclass
-class Result:
-    """What a pass did: number of writes, and when to look again without any event."""
-
-    writes: int = 0
-    again_s: float | None = None
-
-    def look_again(self, within_s: float) -> None:
-        """Ask for a pass within this time; the soonest that anyone asks for counts."""
-        self.again_s = within_s if self.again_s is None else min(self.again_s, within_s)
 
 
 async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
@@ -172,13 +131,15 @@ class Reconciler:
     async def _model(self, model: Model, obj: Object, result: Result) -> None:
         namespace = model.metadata.namespace
         labels = {**MANAGED, MODEL_LABEL: model.metadata.name}
-        children = await self._children(namespace, labels)
+        children = await own_children(self.api, obj, labels)
         pods = await self.api.select("Pod", namespace, {MODEL_LABEL: model.metadata.name})
         old = obj.get("status") or {}
         token = secrets.token_urlsafe(32)
-        plan = plan_model(model, children, pods, self.settings, token, old.get("weights"))
+        plan = Plan(problems=await self._refusals(model, result))
+        if not plan.problems:
+            plan = plan_model(model, children, pods, self.settings, token, old.get("weights"))
         await self._price_deletions(plan, pods, result)
-        await self._apply(plan, children, pods, result)
+        await apply_plan(self.api, model, plan, children, pods, result)
         # As they were seen: one made in this pass has nothing to say yet, and wakes the next one.
         pools = {o["metadata"]["name"]: o for o in children if o["kind"] == "WorkerPool"}
         for name, pool in pools.items():
@@ -239,7 +200,7 @@ class Reconciler:
             found = await self.api.select("Router", namespace)
             near = [o for o in found if used.intersection(models_of(o))]
             routers = [r for r in map(parse, near) if isinstance(r, Router)]
-        children = await self._children(namespace, labels)
+        children = await own_children(self.api, obj, labels)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         policy = router.spec.scaling.policy_ref
         found_policy = policy and await self.api.get("AutoscalingPolicy", namespace, policy.name)
@@ -247,13 +208,15 @@ class Reconciler:
         policy_error = read.message if isinstance(read, Problem) else ""
         policy_found = policy is None or found_policy is not None
         token = secrets.token_urlsafe(32)
-        plan = plan_router(
-            router, models, routers, self.settings, token, policy_found, policy_error
-        )
+        plan = Plan(problems=await self._refusals(router, result))
+        if not plan.problems:
+            plan = plan_router(
+                router, models, routers, self.settings, token, policy_found, policy_error
+            )
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
-        await self._apply(plan, children, pods, result)
+        await apply_plan(self.api, router, plan, children, pods, result)
         endpoint = (
             self.endpoint(router)
             if self.endpoint is not None
@@ -295,78 +258,28 @@ class Reconciler:
             await self.api.create(event(obj, news, name, self.now()))
             result.writes += 1
 
-    async def _children(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
-        found: list[Object] = []
-        for kind in OBSERVED_KINDS:
-            found += [{**o, "kind": kind} for o in await self.api.select(kind, namespace, labels)]
-        return found
-
-    async def _apply(
-        self, plan: Plan, children: Iterable[Object], pods: list[Object], result: Result
-    ) -> None:
-        """Make the cluster hold what the plan says; writes only what differs."""
-        if not plan.apply:
-            return
-        live = {(o["kind"], o["metadata"]["name"]): o for o in children}
-        unseen: set[str] = set()
-        # The shared Secret is not listed, so it is made first and again when pods may wait for it:
-        # a kubelet says no more of a missing volume than that the container is being created.
-        cause = first_blocker(pods)
-        begun = any(kind == "Deployment" for kind, _ in live)
-        whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
-        if begun and not whole:
+    async def _refusals(self, resource: Model | Router, result: Result) -> list[Problem]:
+        """What the installation does not allow; a Secret's label is looked at again later."""
+        allow, names = self.settings.allow, sorted(set(secrets_of(resource).values()))
+        if allow is None:
+            return []
+        if allow.unlabelled_secrets:
+            names = []
+        namespace = resource.metadata.namespace
+        labels = {name: await self.api.secret_labels(namespace, name) for name in names}
+        found = refusals(resource, self.settings, labels)
+        if names:
             result.look_again(SECRET_RETRY_S)
-        for obj in plan.create:
-            if (obj["kind"], obj["metadata"]["name"]) in live:
-                continue
-            if obj["kind"] == "Secret" and whole:
-                continue
-            try:
-                made = await self.api.create(obj)
-            except ApiError as error:
-                _note_refusal(plan, obj, error, result)
-                unseen.add(obj["metadata"]["name"])
-                continue
-            if made is not None:
-                result.writes += 1
-            elif obj["kind"] == "WorkerPool":
-                # There, but not listed: its labels are gone or the list lags. It must be seen
-                # before its Deployment gets a count, or a scaled pool would lose its workers.
-                unseen.add(obj["metadata"]["name"])
-        for scale in plan.scale:
-            pool = live[("WorkerPool", scale.pool)]
-            namespace = pool["metadata"]["namespace"]
-            await self.api.patch_spec(
-                "WorkerPool", namespace, scale.pool, {"replicas": scale.replicas}
-            )
-            result.writes += 1
-        for obj in plan.apply:
-            key = (obj["kind"], obj["metadata"]["name"])
-            if obj["kind"] == "Deployment" and key[1] in unseen:
-                result.look_again(UNSEEN_RETRY_S)
-                continue
-            stamped = stamp(obj)
-            if needs_apply(live.get(key), stamped):
-                try:
-                    await self.api.apply(stamped)
-                except ApiError as error:
-                    _note_refusal(plan, obj, error, result)
-                else:
-                    result.writes += 1
-        wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
-        for kind, name in live.keys() - wanted:
-            child = live[(kind, name)]
-            if child["metadata"].get("deletionTimestamp") or kind not in PRUNED_KINDS:
-                continue
-            await self.api.delete(kind, child["metadata"]["namespace"], name)
-            result.writes += 1
+        return found
 
     async def _clean_up(self, namespace: str) -> None:
         """With the last resource of a namespace goes the Secret that they shared."""
         for kind in ("Model", "Router"):
             if await self.api.select(kind, namespace):
                 return
-        await self.api.delete("Secret", namespace, PEER_SECRET)
+        labels = await self.api.secret_labels(namespace, PEER_SECRET)
+        if labels is not None and MANAGED.items() <= labels.items():
+            await self.api.delete("Secret", namespace, PEER_SECRET)
 
     async def _refuse(self, obj: Object, problem: Problem, result: Result) -> None:
         """Say on the object itself why it is not run; what runs already keeps running."""
@@ -423,15 +336,6 @@ class Reconciler:
         for news in news_in(obj, status):
             name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
             await self.api.create(event(obj, news, name, self.now()))
-
-
-def _note_refusal(plan: Plan, child: Object, error: ApiError, result: Result) -> None:
-    """Keep what the apiserver says of a child for the status. Raises the error if it may pass."""
-    problem = refused_child(child, error)
-    if problem is None:
-        raise error
-    plan.problems.append(problem)
-    result.look_again(REFUSED_RETRY_S)
 
 
 def _both_roles_ready(pods: list[Object]) -> bool:

@@ -1,11 +1,34 @@
-"""When to look at a resource again without any event: at the soonest time that was asked for."""
+"""Names of resources, and when to look at one again: at the soonest time that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from tandem_operator.reconcile.reconciler import Key
+
+@dataclass(frozen=True)
+class Key:
+    """Names one resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.lower()}/{self.name}"
+
+
+@dataclass
+class Result:
+    """What a pass did: number of writes, and when to look again without any event."""
+
+    writes: int = 0
+    again_s: float | None = None
+
+    def look_again(self, within_s: float) -> None:
+        """Ask for a pass within this time; the soonest that anyone asks for counts."""
+        self.again_s = within_s if self.again_s is None else min(self.again_s, within_s)
 
 
 class Appointments:

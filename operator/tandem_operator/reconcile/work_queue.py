@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tandem_operator.reconcile.reconciler import Key
-from tandem_operator.reconcile.requeue import Appointments
+from tandem_operator.reconcile.requeue import Appointments, Key
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
 REST_S = 0.5

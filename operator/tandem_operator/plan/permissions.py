@@ -1,0 +1,328 @@
+"""Whether an installation allows what a Model or Router asks for: each refusal with its rule.
+
+A podPatch is read, not the pod that it gives: what the operator plans itself needs no permission.
+Fields are allowed by name, so that one which Kubernetes adds tomorrow is refused until it is known.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tandem_operator.plan.objects import Problem, Settings
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
+from tandem_operator.resources.base import Object
+
+# What may be patched: scheduling, resources, storage, environment, and what only tightens.
+_POD_FIELDS = frozenset(
+    {
+        "activeDeadlineSeconds",
+        "affinity",
+        "containers",
+        "imagePullSecrets",
+        "initContainers",
+        "nodeSelector",
+        "preemptionPolicy",
+        "priorityClassName",
+        "resourceClaims",
+        "runtimeClassName",
+        "schedulerName",
+        "terminationGracePeriodSeconds",
+        "tolerations",
+        "topologySpreadConstraints",
+        "volumes",
+    }
+)
+_CONTAINER_FIELDS = frozenset(
+    {
+        "env",
+        "envFrom",
+        "imagePullPolicy",
+        "name",
+        "ports",
+        "resources",
+        "stdin",
+        "tty",
+        "volumeMounts",
+    }
+)
+_OWN_CONTAINERS = frozenset({"worker", "router", "fetch-weights", "train-predictor"})
+_VOLUMES = frozenset(
+    {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret"}
+)
+# Variables by which a loader, an interpreter or a compiler runs other code than the image's.
+_CODE_PREFIXES = ("LD_", "PYTHON", "TRITON_", "CUDA_HOME", "NVCC")
+_CODE_VARIABLES = frozenset({"BASH_ENV", "CC", "CXX", "ENV", "HOME", "PATH", "VIRTUAL_ENV"})
+# Where volumes may appear: nowhere that code is loaded from.
+_MOUNTS = ("/data", "/dev/shm", "/mnt", "/tmp", "/var/cache", "/var/lib/tandem")
+_PROBES = frozenset({"livenessProbe", "readinessProbe", "startupProbe"})
+
+_NAMES_A_SECRET = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
+
+SecretLabels = Mapping[str, Mapping[str, str] | None]
+
+
+def patches(resource: Model | Router) -> dict[str, Mapping[str, Any]]:
+    """The podPatches of a resource, by their path."""
+    if isinstance(resource, Router):
+        found = {"spec.podPatch": resource.spec.pod_patch}
+    else:
+        found = {f"spec.{r}.podPatch": s.pod_patch for r, s in resource.spec.roles().items()}
+    return {path: patch for path, patch in found.items() if patch}
+
+
+def secrets_of(resource: Model | Router) -> dict[str, str]:
+    """The Secrets that a resource names, by path; every field called ...SecretRef is one."""
+    spec = resource.spec.to_wire()
+    return dict([*_typed_secrets(spec, "spec"), *_patched_secrets(spec, "spec", patched=False)])
+
+
+def _typed_secrets(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "podPatch":
+                continue
+            if key.lower().endswith("secretref"):
+                yield f"{path}.{key}", str(inner["name"])
+            else:
+                yield from _typed_secrets(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _typed_secrets(entry, f"{path}[{index}]")
+
+
+def _patched_secrets(value: Any, path: str, patched: bool) -> Iterator[tuple[str, str]]:
+    """Every place of a podPatch that names a Secret, at any depth."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            where = f"{path}.{key}"
+            if patched and key in _NAMES_A_SECRET and isinstance(inner, Mapping):
+                name = inner.get("secretName") or inner.get("name")
+                if isinstance(name, str):
+                    yield where, name
+            elif patched and key == "imagePullSecrets":
+                for index, name in enumerate(_names(inner, "name")):
+                    yield f"{where}[{index}]", name
+            yield from _patched_secrets(inner, where, patched or key == "podPatch")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _patched_secrets(entry, f"{path}[{index}]", patched)
+
+
+def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels) -> list[Problem]:
+    """Why the installation does not allow this resource; empty when it does.
+
+    secrets: labels of the Secrets that it names, None for one that does not exist.
+    """
+    allow = settings.allow
+    if allow is None:
+        return []
+    found: list[Problem] = []
+    namespace = resource.metadata.namespace
+    if namespace == settings.own_namespace and not allow.own_namespace:
+        found.append(
+            _refusal(
+                "NamespaceNotAllowed",
+                f"{namespace} is the operator's own namespace, where pods of users could reach its "
+                "account; use another namespace",
+                "allow.ownNamespace=true",
+            )
+        )
+    found += _image(resource, settings, allow)
+    found += _host_paths(resource, allow)
+    for path, patch in patches(resource).items():
+        found += _patch(patch, path, settings, allow)
+    found += _secrets(resource, allow, secrets)
+    return found
+
+
+def _refusal(reason: str, message: str, value: str) -> Problem:
+    return Problem("Accepted", reason, f"{message}, or set {value} in the chart")
+
+
+def _image(resource: Model | Router, settings: Settings, allow: AllowList) -> list[Problem]:
+    image = resource.spec.image
+    return [] if image is None else _image_at("spec.image", image, settings, allow)
+
+
+def _image_at(path: str, image: Any, settings: Settings, allow: AllowList) -> list[Problem]:
+    own = (settings.worker_image, settings.router_image)
+    if image in own or any(_below(image, prefix) for prefix in allow.images):
+        return []
+    names = ", ".join([*own, *allow.images])
+    text = f"{path} {image!r} is none of {names}; use one of them"
+    return [_refusal("ImageNotAllowed", text, f"allow.images={{{image}}}")]
+
+
+def _below(image: Any, prefix: str) -> bool:
+    """Whether an image lies at or below a prefix; registry/ml does not cover registry/mlx."""
+    if not isinstance(image, str) or not image.startswith(prefix):
+        return False
+    rest = image[len(prefix) :]
+    return not rest or prefix[-1] in "/:@" or rest[0] in "/:@"
+
+
+def _uris(resource: Model | Router) -> dict[str, str | None]:
+    if isinstance(resource, Model):
+        return {"spec.weights.source": resource.spec.weights.source}
+    predictor = resource.spec.predictor
+    data = predictor.training.data if predictor.training else None
+    return {
+        "spec.predictor.artifact": predictor.artifact,
+        "spec.predictor.training.data": data,
+        "spec.predictor.embedding": predictor.embedding,
+    }
+
+
+def _host_paths(resource: Model | Router, allow: AllowList) -> list[Problem]:
+    if "hostPath" in allow.volumes:
+        return []
+    return [
+        _refusal(
+            "VolumeNotAllowed",
+            f"{path} {uri} mounts a folder of the node; use image:///, pvc://, hf:// or another "
+            "source",
+            "allow.volumes={hostPath}",
+        )
+        for path, uri in _uris(resource).items()
+        # A relative one names no place on a node, and the plan says so.
+        if uri is not None and uri.startswith("file:///")
+    ]
+
+
+def _patch(
+    patch: Mapping[str, Any], path: str, settings: Settings, allow: AllowList
+) -> list[Problem]:
+    found: list[Problem] = []
+    for key, value in patch.items():
+        where = f"{path}.{key}"
+        if key == "metadata":
+            found += _metadata(value, where, allow)
+        elif key == "spec" and isinstance(value, Mapping):
+            for field, inner in value.items():
+                found += _pod_field(field, inner, f"{where}.{field}", settings, allow)
+        else:
+            found.append(_field(key, where))
+    return found
+
+
+def _field(name: str, where: str) -> Problem:
+    text = f"{where} may not be patched; remove it"
+    return _refusal("FieldNotAllowed", text, f"allow.podFields={{{name}}}")
+
+
+def _metadata(value: Any, where: str, allow: AllowList) -> list[Problem]:
+    """Labels let a pod into other Services and policies, annotations into other networks."""
+    keys = value if isinstance(value, Mapping) else ()
+    return [_field(key, f"{where}.{key}") for key in keys if key not in allow.pod_fields]
+
+
+def _pod_field(
+    field: str, value: Any, where: str, settings: Settings, allow: AllowList
+) -> list[Problem]:
+    if field in allow.pod_fields:
+        return []
+    if field in ("serviceAccountName", "serviceAccount"):
+        if value in allow.service_accounts:
+            return []
+        text = f"{where} {value!r} is not a ServiceAccount that pods may run as; remove it"
+        return [_refusal("AccountNotAllowed", text, f"allow.serviceAccounts={{{value}}}")]
+    if field not in _POD_FIELDS:
+        return [_field(field, where)]
+    entries = value if isinstance(value, list) else []
+    if field == "volumes":
+        return [
+            p for i, entry in enumerate(entries) for p in _volume(entry, f"{where}[{i}]", allow)
+        ]
+    if field in ("containers", "initContainers"):
+        return [
+            problem
+            for index, entry in enumerate(entries)
+            for problem in _container(entry, f"{where}[{index}]", settings, allow)
+        ]
+    return []
+
+
+def _volume(entry: Any, where: str, allow: AllowList) -> list[Problem]:
+    types = set(entry) - {"name"} if isinstance(entry, Mapping) else set()
+    return [
+        _refusal(
+            "VolumeNotAllowed",
+            f"{where} is of type {kind}; use one of {', '.join(sorted(_VOLUMES))}",
+            f"allow.volumes={{{kind}}}",
+        )
+        for kind in sorted(types)
+        if kind not in _VOLUMES and kind not in allow.volumes
+    ]
+
+
+def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> list[Problem]:
+    if not isinstance(entry, Mapping):
+        return [_field("sidecars", where)]
+    found: list[Problem] = []
+    if entry.get("name") not in _OWN_CONTAINERS and "sidecars" not in allow.pod_fields:
+        found.append(_field("sidecars", where))
+    for key, value in entry.items():
+        if key in allow.pod_fields:
+            continue
+        if key == "image":
+            found += _image_at(f"{where}.image", value, settings, allow)
+        elif key in _PROBES and not (isinstance(value, Mapping) and "exec" in value):
+            continue
+        elif key not in _CONTAINER_FIELDS:
+            found.append(_field(key, f"{where}.{key}"))
+        elif key == "env":
+            for name in _names(value, "name"):
+                if (
+                    name.startswith(_CODE_PREFIXES) or name in _CODE_VARIABLES
+                ) and name not in allow.pod_fields:
+                    found.append(_field(name, f"{where}.env {name}"))
+        elif key == "envFrom" and value:
+            # Whoever fills the source names the variables: LD_PRELOAD may be among them.
+            found.append(_field(key, f"{where}.{key}"))
+        elif key == "volumeMounts":
+            found += [
+                _field(key, f"{where}.{key} {path}")
+                for path in map(posixpath.normpath, _names(value, "mountPath"))
+                if not any(path == root or path.startswith(f"{root}/") for root in _MOUNTS)
+            ]
+    return found
+
+
+def _names(entries: Any, key: str) -> list[str]:
+    found = entries if isinstance(entries, list) else []
+    return [str(entry.get(key)) for entry in found if isinstance(entry, Mapping)]
+
+
+def _secrets(resource: Model | Router, allow: AllowList, secrets: SecretLabels) -> list[Problem]:
+    if allow.unlabelled_secrets:
+        return []
+    users = "models" if isinstance(resource, Model) else "routers"
+    found: list[Problem] = []
+    for path, name in secrets_of(resource).items():
+        labels = secrets.get(name)
+        label = f"kubectl label secret {name} {USABLE_BY_LABEL}={users}"
+        if labels is None:
+            text = f"{path}: there is no Secret {name}; create it and allow its use: {label}"
+            found.append(Problem("Accepted", "SecretMissing", text))
+        elif labels.get(USABLE_BY_LABEL) not in (users, "all"):
+            text = (
+                f"{path}: Secret {name} is not for {users}; whoever owns it may allow it: {label}"
+            )
+            found.append(_refusal("SecretNotAllowed", text, "allow.unlabelledSecrets=true"))
+    return found
+
+
+def taken(resource: Model | Router, obj: Object) -> Problem:
+    """What to say of an object that stands where a child belongs, and is somebody else's."""
+    metadata = obj["metadata"]
+    owners = metadata.get("ownerReferences") or []
+    owner = next((o for o in owners if o.get("controller")), None)
+    whose = f"{owner['kind']} {owner['name']}" if owner else "nobody that it names"
+    text = (
+        f"{obj['kind']} {metadata['name']} exists and belongs to {whose}; it is left as it is. "
+        f"Rename this {type(resource).__name__}, or delete that object if it is not needed"
+    )
+    return Problem("Accepted", "NameTaken", text)

@@ -1,0 +1,164 @@
+"""The children of a resource: listed, made as planned, and left alone where they are another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tandem_operator.plan import Plan
+from tandem_operator.plan.permissions import taken
+from tandem_operator.plan.pods import first_blocker
+from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
+from tandem_operator.reconcile.drift import needs_apply, stamp
+from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S, refused_child
+from tandem_operator.reconcile.requeue import Result
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.base import Object
+
+SECRET_RETRY_S = 30.0
+UNSEEN_RETRY_S = 1.0
+
+# Kinds of children that are removed when the plan no longer holds them.
+PRUNED_KINDS = (
+    "Deployment",
+    "WorkerPool",
+    "Service",
+    "ConfigMap",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+)
+
+# Claims hold downloaded data: compared and made, never removed before their Model.
+OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
+
+
+async def own_children(api: ClusterApi, owner: Object, labels: Mapping[str, str]) -> list[Object]:
+    """The resource's own children; what others made is not looked at, whatever its labels."""
+    namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
+    found: list[Object] = []
+    for kind in OBSERVED_KINDS:
+        listed = await api.select(kind, namespace, labels)
+        found += [{**o, "kind": kind} for o in listed if controlled(o, uid)]
+    return found
+
+
+async def apply_plan(
+    api: ClusterApi,
+    owner: Model | Router,
+    plan: Plan,
+    children: Iterable[Object],
+    pods: list[Object],
+    result: Result,
+) -> None:
+    """Make the cluster hold what the plan says; writes only what differs."""
+    if not plan.apply:
+        return
+    seen = {(o["kind"], o["metadata"]["name"]): o for o in children}
+    live = await _standing(api, owner, plan, seen, result)
+    if live is None:
+        return
+    unseen: set[str] = set()
+    # The shared Secret is not listed, so it is made first and again when pods may wait for it:
+    # a kubelet says no more of a missing volume than that the container is being created.
+    cause = first_blocker(pods)
+    begun = any(kind == "Deployment" for kind, _ in seen)
+    whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
+    if begun and not whole:
+        result.look_again(SECRET_RETRY_S)
+    for obj in plan.create:
+        key = (obj["kind"], obj["metadata"]["name"])
+        if key in seen or (obj["kind"] == "Secret" and whole):
+            continue
+        if key in live:
+            # There, but not listed: its labels are gone or the list lags. It must be seen
+            # before its Deployment gets a count, or a scaled pool would lose its workers.
+            unseen.add(key[1])
+            continue
+        try:
+            made = await api.create(obj)
+        except ApiError as error:
+            _note_refusal(plan, obj, error, result)
+            unseen.add(key[1])
+            continue
+        if made is not None:
+            result.writes += 1
+            live[key] = made
+        elif obj["kind"] == "WorkerPool":
+            unseen.add(key[1])
+    for scale in plan.scale:
+        pool = seen[("WorkerPool", scale.pool)]
+        namespace = pool["metadata"]["namespace"]
+        await api.patch_spec("WorkerPool", namespace, scale.pool, {"replicas": scale.replicas})
+        result.writes += 1
+    for obj in plan.apply:
+        key = (obj["kind"], obj["metadata"]["name"])
+        if key[1] in unseen and (obj["kind"] == "Deployment" or key not in live):
+            result.look_again(UNSEEN_RETRY_S)
+            continue
+        stamped = stamp(obj)
+        if needs_apply(live.get(key), stamped):
+            try:
+                await api.apply(_of(live.get(key), stamped))
+            except ApiError as error:
+                _note_refusal(plan, obj, error, result)
+            else:
+                result.writes += 1
+    wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
+    for kind, name in seen.keys() - wanted:
+        child = seen[(kind, name)]
+        if child["metadata"].get("deletionTimestamp") or kind not in PRUNED_KINDS:
+            continue
+        await api.delete(kind, child["metadata"]["namespace"], name)
+        result.writes += 1
+
+
+async def _standing(
+    api: ClusterApi,
+    owner: Model | Router,
+    plan: Plan,
+    seen: Mapping[tuple[str, str], Object],
+    result: Result,
+) -> dict[tuple[str, str], Object] | None:
+    """The planned children that exist; None when somebody else's object stands in the way.
+
+    Then the plan holds the problem and nothing is written: half a Model helps nobody.
+    """
+    live = dict(seen)
+    for obj in plan.apply:
+        kind, name = key = (obj["kind"], obj["metadata"]["name"])
+        if key in live:
+            continue
+        found = await api.named(kind, obj["metadata"]["namespace"], name)
+        if found is None:
+            continue
+        if not controlled(found, owner.metadata.uid):
+            plan.problems.insert(0, taken(owner, found))
+            plan.apply.clear()
+            result.look_again(SECRET_RETRY_S)
+            return None
+        live[key] = found
+    return live
+
+
+def _note_refusal(plan: Plan, child: Object, error: ApiError, result: Result) -> None:
+    """Keep what the apiserver says of a child for the status. Raises the error if it may pass."""
+    problem = refused_child(child, error)
+    if problem is None:
+        raise error
+    plan.problems.append(problem)
+    result.look_again(REFUSED_RETRY_S)
+
+
+def controlled(obj: Object, uid: str) -> bool:
+    """Whether the resource with this uid is the object's controller."""
+    owners = obj["metadata"].get("ownerReferences") or []
+    return any(o.get("controller") and o.get("uid") == uid for o in owners)
+
+
+def _of(live: Object | None, stamped: Object) -> Object:
+    """What to apply so that it lands on this very object, and not on another one of its name."""
+    if live is None:
+        return stamped
+    return {**stamped, "metadata": {**stamped["metadata"], "uid": live["metadata"]["uid"]}}

@@ -1,0 +1,55 @@
+"""What an installation lets Models and Routers ask for; the chart's `allow` values.
+
+Whoever may create a Model or a Router creates Deployments with the operator's rights. So what
+reaches beyond serving a model (other images, accounts, Secrets, volumes, parts of a pod) is refused
+unless the installation allows it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+Entry = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
+
+# On a Secret: which of our kinds may name it.
+USABLE_BY_LABEL = "tandem.dev/usable-by"
+
+
+class AllowList(BaseModel):
+    """Restrictive by default; each field opens one thing."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
+
+    images: tuple[Entry, ...] = Field(
+        default=(),
+        description="Images besides the installation's own, by prefix: a repository, or a folder "
+        "of repositories. registry.example.com/ml allows registry.example.com/ml/x:1 and not "
+        "registry.example.com/mlx.",
+    )
+    service_accounts: tuple[Entry, ...] = Field(
+        default=(), description="ServiceAccounts that podPatch may name."
+    )
+    volumes: tuple[Entry, ...] = Field(
+        default=(),
+        description="Volume types besides configMap, downwardAPI, emptyDir, ephemeral, "
+        "persistentVolumeClaim and labelled secret: hostPath (which file:// weights need), csi, "
+        "nfs, projected and others.",
+    )
+    pod_fields: tuple[Entry, ...] = Field(
+        default=(),
+        description="Fields of a pod or container that podPatch may set besides the usual ones, "
+        "such as command, hostNetwork or securityContext; sidecars allows containers of one's own.",
+    )
+    unlabelled_secrets: bool = Field(
+        default=False,
+        description=f"Any Secret of the namespace, not only those with the label "
+        f"{USABLE_BY_LABEL}.",
+    )
+    own_namespace: bool = Field(
+        default=False, description="Models and Routers in the operator's own namespace."
+    )

@@ -1,0 +1,342 @@
+"""What an installation does not allow is refused with its rule, and nothing is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stored_cluster import BOTH, Cluster
+from tandem_operator.plan import Settings
+from tandem_operator.plan.permissions import refusals, secrets_of
+from tandem_operator.resources import Model, Router
+from tandem_operator.resources.allow_list import AllowList
+
+Object = dict[str, Any]
+CLOSED = Settings(allow=AllowList(), own_namespace="tandem-system")
+
+
+def a_model(patch: Object | None = None, namespace: str = "team", **spec: Any) -> Model:
+    role = {"podPatch": patch} if patch else {}
+    return Model.model_validate(
+        {
+            "metadata": {"name": "m", "namespace": namespace, "uid": "u"},
+            "spec": {"weights": {"source": "hf://a/b"}, "unified": role, **spec},
+        }
+    )
+
+
+def a_router(**spec: Any) -> Router:
+    external = {"url": "https://api.example.com/v1", "model": "x", "apiKeySecretRef": KEY}
+    return Router.model_validate(
+        {
+            "metadata": {"name": "r", "namespace": "team", "uid": "u"},
+            "spec": {"tiers": [{"name": "large", "external": {**external, **PRICES}}], **spec},
+        }
+    )
+
+
+KEY = {"name": "db-password", "key": "value"}
+PRICES = {"usdPer1MInputTokens": "1", "usdPer1MOutputTokens": "1"}
+
+
+def said(resource: Model | Router, allow: AllowList | None = None, **secrets: Any) -> list[str]:
+    settings = Settings(allow=allow or AllowList(), own_namespace="tandem-system")
+    return [f"{p.reason}: {p.message}" for p in refusals(resource, settings, secrets)]
+
+
+def container(**fields: Any) -> Object:
+    return {"spec": {"containers": [{"name": "worker", **fields}]}}
+
+
+MOUNT = {"name": "x", "mountPath": "/opt/tandem/lib"}
+ESCAPES = {
+    "another account": ({"spec": {"serviceAccountName": "admin"}}, "serviceAccounts={admin}"),
+    "its old name": ({"spec": {"serviceAccount": "admin"}}, "allow.serviceAccounts={admin}"),
+    "the node's network": ({"spec": {"hostNetwork": True}}, "allow.podFields={hostNetwork}"),
+    "the node's processes": ({"spec": {"hostPID": True}}, "allow.podFields={hostPID}"),
+    "a node by name": ({"spec": {"nodeName": "control-plane"}}, "allow.podFields={nodeName}"),
+    "a token": ({"spec": {"automountServiceAccountToken": True}}, "automountServiceAccountToken"),
+    "a looser pod": ({"spec": {"securityContext": None}}, "allow.podFields={securityContext}"),
+    "privilege": (container(securityContext={"privileged": True}), "{securityContext}"),
+    "another command": (container(command=["sh"]), "allow.podFields={command}"),
+    "other arguments": (container(args=["--trust-remote-code"]), "allow.podFields={args}"),
+    "a command as hook": (container(lifecycle={}), "allow.podFields={lifecycle}"),
+    "a command as probe": (container(livenessProbe={"exec": {}}), "{livenessProbe}"),
+    "another image": (container(image="evil/x:1"), "allow.images={evil/x:1}"),
+    "a sidecar": ({"spec": {"containers": [{"name": "x"}]}}, "allow.podFields={sidecars}"),
+    "a first step": ({"spec": {"initContainers": [{"name": "x"}]}}, "{sidecars}"),
+    "the node's files": (
+        {"spec": {"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}},
+        "allow.volumes={hostPath}",
+    ),
+    "any account's token": (
+        {"spec": {"volumes": [{"name": "x", "projected": {"sources": []}}]}},
+        "allow.volumes={projected}",
+    ),
+    "code in a variable": (container(env=[{"name": "LD_PRELOAD", "value": "/x"}]), "{LD_PRELOAD}"),
+    "variables by the dozen": (container(envFrom=[{"configMapRef": {"name": "x"}}]), "{envFrom}"),
+    "code in a volume": (container(volumeMounts=[MOUNT]), "allow.podFields={volumeMounts}"),
+    "a mount that climbs": (
+        container(volumeMounts=[{"name": "x", "mountPath": "/tmp/../opt"}]),
+        "allow.podFields={volumeMounts}",
+    ),
+    "another's Service": ({"metadata": {"labels": {"app": "bank"}}}, "allow.podFields={labels}"),
+    "another's network": ({"metadata": {"annotations": {"cni": "host"}}}, "{annotations}"),
+    "a field of tomorrow": ({"spec": {"hostEverything": True}}, "{hostEverything}"),
+}
+
+
+@pytest.mark.parametrize("case", ESCAPES)
+def test_a_pod_patch_does_not_reach_further_than_serving(case: str) -> None:
+    patch, value = ESCAPES[case]
+
+    (text,) = said(a_model(patch))
+
+    assert text.startswith(
+        ("FieldNotAllowed: spec.unified.podPatch.", "Image", "Account", "Volume")
+    )
+    assert value in text
+    assert text.endswith(" in the chart")
+
+
+@pytest.mark.parametrize("case", ESCAPES)
+def test_what_the_sentence_says_to_set_is_what_allows_it(case: str) -> None:
+    patch, _ = ESCAPES[case]
+    (text,) = said(a_model(patch))
+    field, _, value = text.rpartition("set allow.")[2].removesuffix(" in the chart").partition("=")
+
+    assert said(a_model(patch), AllowList.model_validate({field: [value.strip("{}")]})) == []
+
+
+def test_what_teams_patch_every_day_is_allowed() -> None:
+    patch = container(
+        env=[{"name": "HF_HUB_OFFLINE", "value": "1"}],
+        resources={"limits": {"amd.com/gpu": 1}},
+        volumeMounts=[{"name": "shm", "mountPath": "/dev/shm"}],
+        livenessProbe={"periodSeconds": 30},
+    )
+    patch["spec"] |= {
+        "affinity": {},
+        "topologySpreadConstraints": [],
+        "runtimeClassName": "nvidia",
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+
+    assert said(a_model(patch)) == []
+
+
+def test_images_are_allowed_by_whole_parts_of_their_name() -> None:
+    allow = AllowList(images=("registry.example.com/ml",))
+
+    assert said(a_model(image="registry.example.com/ml/worker:2"), allow) == []
+    assert said(a_model(image="registry.example.com/ml@sha256:0"), allow) == []
+    assert said(a_model(image="tandem/worker:0.1.0"), allow) == []
+    assert "ImageNotAllowed" in said(a_model(image="registry.example.com/mlx/worker:2"), allow)[0]
+
+
+def test_folders_of_nodes_and_the_operators_namespace_are_refused() -> None:
+    (folder,) = said(a_model(weights={"source": "file:///models"}))
+    (own,) = said(a_model(namespace="tandem-system"))
+
+    assert folder == (
+        "VolumeNotAllowed: spec.weights.source file:///models mounts a folder of the node; use "
+        "image:///, pvc://, hf:// or another source, or set allow.volumes={hostPath} in the chart"
+    )
+    assert "set allow.ownNamespace=true in the chart" in own
+    assert said(a_model(namespace="tandem-system"), AllowList(own_namespace=True)) == []
+
+
+def test_a_secret_is_used_only_with_its_owners_label() -> None:
+    router = a_router()
+    label = "tandem.dev/usable-by"
+
+    (refused,) = said(router, **{"db-password": {"app": "bank"}})
+    (missing,) = said(router, **{"db-password": None})
+
+    assert refused == (
+        "SecretNotAllowed: spec.tiers[0].external.apiKeySecretRef: Secret db-password is not for "
+        "routers; whoever owns it may allow it: kubectl label secret db-password "
+        "tandem.dev/usable-by=routers, or set allow.unlabelledSecrets=true in the chart"
+    )
+    assert missing.startswith("SecretMissing: spec.tiers[0].external.apiKeySecretRef: there is no ")
+    assert "SecretNotAllowed" in said(router, **{"db-password": {label: "models"}})[0]
+    for value in ("routers", "all"):
+        assert said(router, **{"db-password": {label: value}}) == []
+    assert said(router, AllowList(unlabelled_secrets=True)) == []
+
+
+PLACES = {
+    "volumes[0].secret": {"volumes": [{"name": "x", "secret": {"secretName": "s"}}]},
+    "imagePullSecrets[0]": {"imagePullSecrets": [{"name": "s"}]},
+    "containers[0].env[0].valueFrom.secretKeyRef": {
+        "containers": [
+            {"name": "worker", "env": [{"valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}
+        ]
+    },
+    "volumes[0].csi.nodePublishSecretRef": {
+        "volumes": [{"name": "x", "csi": {"nodePublishSecretRef": {"name": "s"}}}]
+    },
+    "volumes[0].projected.sources[0].secret": {
+        "volumes": [{"name": "x", "projected": {"sources": [{"secret": {"name": "s"}}]}}]
+    },
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_way_of_a_patch_to_a_secret_is_found(place: str) -> None:
+    found = secrets_of(a_model({"spec": PLACES[place]}))
+
+    assert found == {f"spec.unified.podPatch.spec.{place}": "s"}
+
+
+def test_every_field_that_names_a_secret_asks_for_its_label() -> None:
+    """A field that is added tomorrow is found by its name."""
+    key = {"name": "s", "key": "k"}
+    store = {"postgres": {"secretRef": key}}
+    router = a_router(keySecretRef=key, metricsTokenSecretRef=key, store=store)
+
+    assert set(secrets_of(router)) == {
+        "spec.tiers[0].external.apiKeySecretRef",
+        "spec.keySecretRef",
+        "spec.metricsTokenSecretRef",
+        "spec.store.postgres.secretRef",
+    }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["metadata", "spec", "containers", "volumes", "env", "name", "secret"])
+            | st.text(max_size=8),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["metadata", "spec", "x"]), JSON, max_size=3))
+def test_any_patch_gets_an_answer(patch: Object) -> None:
+    for text in said(a_model(patch)):
+        assert text
+
+
+async def test_a_refused_model_makes_nothing_and_says_so() -> None:
+    cluster = Cluster(settings=CLOSED)
+    await cluster.settle()
+
+    accepted = cluster.condition("Model", "m", "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "VolumeNotAllowed")
+    assert cluster.condition("Model", "m", "Ready")["reason"] == "VolumeNotAllowed"
+    assert cluster.names("Deployment") == cluster.names("Secret") == []
+
+
+async def test_a_router_waits_for_its_secrets_label() -> None:
+    text = BOTH.replace("file:///models", "hf://models") + "  keySecretRef: {name: keys, key: k}\n"
+    cluster = Cluster(text, settings=CLOSED)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}}
+    cluster.store.write(secret, manager="user")
+    result = await cluster.reconcile("Router", "r")
+    assert cluster.condition("Router", "r", "Accepted")["reason"] == "SecretNotAllowed"
+    assert result.again_s is not None  # a label of a Secret wakes nobody
+
+    secret["metadata"] = {"name": "keys", "labels": {"tandem.dev/usable-by": "routers"}}
+    cluster.store.write(secret, manager="user")
+    await cluster.settle()
+    assert cluster.condition("Router", "r", "Accepted")["status"] == "True"
+    assert "r-router" in cluster.names("Deployment")
+
+
+# Somebody else's objects ----------------------------------------------------------------------
+
+
+def foreign(kind: str, name: str, **body: Any) -> Object:
+    versions = {"Service": "v1", "Role": "rbac.authorization.k8s.io/v1", "Deployment": "apps/v1"}
+    owner = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "bank", "uid": "b"}
+    metadata = {"name": name, "ownerReferences": [{**owner, "controller": True}]}
+    version = versions.get(kind, "v1")
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **body}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "owner"),
+    [
+        ("Service", "l-prefill", "Model l"),
+        ("ConfigMap", "s-weights", ""),
+        ("Service", "r-router", "Router r"),
+        ("Role", "r-router", "Router r"),
+        ("Deployment", "r-router", "Router r"),
+    ],
+)
+async def test_an_object_of_somebody_else_is_never_touched(
+    kind: str, name: str, owner: str
+) -> None:
+    cluster = Cluster(BOTH)
+    cluster.store.write(foreign(kind, name, spec={"selector": {"app": "bank"}}), manager="bank")
+    before = cluster.get(kind, name)
+    await cluster.settle()
+
+    assert cluster.get(kind, name) == before
+    if owner:
+        condition = cluster.condition(*owner.split(), "Accepted")
+        assert (condition["status"], condition["reason"]) == ("False", "NameTaken")
+        assert f"{kind} {name} exists and belongs to StatefulSet bank" in condition["message"]
+        label = f"tandem.dev/{owner.split()[0].lower()}"
+        own = cluster.store.find("Deployment", labels={label: owner.split()[1]})
+        assert own == []  # half a Model helps nobody
+
+    cluster.store.remove(kind, "default", name)
+    await cluster.settle()
+    assert cluster.names("Deployment") == ["l-decode", "l-prefill", "r-router", "s-unified"]
+
+
+async def test_labels_do_not_make_an_object_ours() -> None:
+    """Neither pruned, nor scaled, nor counted as a child."""
+    cluster = Cluster(BOTH)
+    labels = {"app.kubernetes.io/managed-by": "tandem", "tandem.dev/model": "l"}
+    for kind, name in (("Service", "other"), ("ConfigMap", "other")):
+        obj = foreign(kind, name)
+        obj["metadata"]["labels"] = labels
+        cluster.store.write(obj, manager="bank")
+    before = [cluster.get(kind, "other") for kind in ("Service", "ConfigMap")]
+    await cluster.settle()
+
+    assert [cluster.get(kind, "other") for kind in ("Service", "ConfigMap")] == before
+
+
+async def test_a_child_that_was_made_again_by_somebody_is_not_taken_over() -> None:
+    """The pass has seen its own Service; before it writes, another one has the name."""
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    apply = cluster.store.apply
+    cluster.store.change("Service", "default", "l-decode", {"spec": {"selector": {"a": "b"}}})
+
+    async def meanwhile(obj: Object) -> Object:
+        if (obj["kind"], obj["metadata"]["name"]) == ("Service", "l-decode"):
+            cluster.store.remove("Service", "default", "l-decode")
+            cluster.store.write(foreign("Service", "l-decode"), manager="bank")
+        return await apply(obj)
+
+    cluster.store.apply = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="is not the one with uid"):
+        await cluster.reconcile("Model", "l")
+
+    assert cluster.get("Service", "l-decode")["metadata"]["ownerReferences"][0]["name"] == "bank"
+
+
+async def test_a_secret_of_the_users_own_is_not_removed_with_the_last_router() -> None:
+    cluster = Cluster(BOTH)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tandem-peer-token"}}
+    cluster.store.write({**secret, "stringData": {"token": "t"}}, manager="user")
+    await cluster.settle()
+    for kind, name in (("Router", "r"), ("Model", "s"), ("Model", "l")):
+        cluster.store.remove(kind, "default", name)
+        await cluster.reconcile(kind, name)
+
+    assert cluster.names("Secret") == ["tandem-peer-token"]
