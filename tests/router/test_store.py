@@ -300,3 +300,51 @@ asyncio.run(main())
     db = sqlite3.connect(path)
     assert db.execute("SELECT num_requests FROM spend").fetchall() == [(40,)]
     db.close()
+
+
+async def test_two_routers_over_one_database_share_limits_keys_and_totals(
+    server: Server, run_router: Any, make_worker: Any
+) -> None:
+    """A key minted at one opens the other, counts once, and is revoked at both."""
+    import asyncpg
+
+    db = await asyncpg.connect(server.url)
+    await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await db.close()
+    worker = await make_worker()
+    options = {
+        "tenants": [{"name": "team", "requests_per_minute": 12}],
+        "store": {"type": "postgres"},
+        "store_url": server.url,
+        "replicas": 2,
+        "peer_token": "peer",
+    }
+    admin = {"x-tandem-peer-token": "peer", "content-type": "application/json"}
+    table = {"large": {"decode": [worker]}}
+
+    async with (
+        run_router(table, **options) as (first, one),
+        run_router(table, **options) as (second, two),
+    ):
+        minted = await first.request("POST", "/admin/keys", {"tenant": "team"}, admin)
+        headers = {"authorization": f"Bearer {minted.json['key']}"}
+        two.services.store._keys_at = 0.0
+        statuses = []
+        for _ in range(12):
+            for app in (one, two):
+                await app.services.store.step()
+            for client in (first, second):
+                reply = await client.chat(model="large", headers=headers)
+                statuses.append(reply.status)
+        for app in (one, two):
+            await app.services.store.step()
+        spend = (await second.get("/admin/spend", headers=admin)).json["spend"]
+        await second.request("DELETE", f"/admin/keys/{minted.json['id']}", None, admin)
+        one.services.store._keys_at = 0.0
+        await one.services.store.step()
+        revoked = [(await c.chat(model="large", headers=headers)).status for c in (first, second)]
+
+    assert set(statuses) == {200, 429}
+    assert 10 <= statuses.count(200) <= 14
+    assert sum(row["num_requests"] for row in spend) == statuses.count(200)
+    assert revoked == [401, 401]
