@@ -65,14 +65,14 @@ def test_every_field_says_what_it_is(kind: str) -> None:
                 assert child.get("description"), f"{at}.{name}"
 
 
-def test_together_they_stay_below_three_hundred_fields() -> None:
+def test_together_they_stay_below_350_fields() -> None:
     total = sum(
         count_fields(open_api(kind)["properties"][part])
         for kind in PLURALS
         for part in ("spec", "status")
     )
 
-    assert total < 300
+    assert total < 350
 
 
 @pytest.mark.parametrize("kind", PLURALS)

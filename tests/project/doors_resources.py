@@ -166,6 +166,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "tiers.external.usdPer1MOutputTokens": Row("1", "2"),
         "tiers.external.usdPer1MCachedInputTokens": Row("1", "2"),
         "tiers.external.usdPer1MReasoningTokens": Row("1", "2"),
+        "tiers.external.capabilities.contextLength": Row(1000, 2000),
         "tiers.maxShare": Row("0.5", "0.6"),
         "tiers.usdPer1MInputTokens": Row("1", "2"),
         "tiers.usdPer1MOutputTokens": Row("1", "2"),
@@ -211,6 +212,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "predictor.type": Row(None, None),
         "budget.onExhausted": Row(None, None),
         "cache.enabled": Row(None, None),
+        "cache.eviction": Row(None, None, CACHED),
         "scaling.mode": Row(None, None, {**BOTH_MODELS, "budget": {}}),
     },
     "AutoscalingPolicy": {

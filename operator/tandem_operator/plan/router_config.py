@@ -63,6 +63,14 @@ def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
                 entry[name] = float(price)
         if external.max_tokens_field != "max_tokens":
             entry["max_tokens_field"] = external.max_tokens_field
+        if (able := external.capabilities) is not None:
+            entry["capabilities"] = {
+                "tools": able.tools,
+                "structured_output": able.structured_output,
+                "images": able.images,
+                "logprobs": able.logprobs,
+                "context_length": able.context_length,
+            }
         if (ref := external.api_key_secret_ref) is not None:
             entry["api_key_file"] = f"{KEYS_DIR}/{tier.name}/{ref.key}"
         return entry
@@ -114,6 +122,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
             "enabled": True,
             "max_bytes": int(quantity(spec.cache.max_memory)),
             "ttl_s": seconds(spec.cache.ttl),
+            "eviction": spec.cache.eviction,
         }
     if (store := store_config(router, settings)) is not None:
         data["store"] = store

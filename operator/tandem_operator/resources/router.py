@@ -25,6 +25,20 @@ from tandem_operator.resources.model import Image, Resources
 ShortText = Annotated[str, StringConstraints(max_length=64)]
 
 
+class ExternalCapabilities(Resource):
+    """What an outside service can do; a request that needs what it cannot goes elsewhere."""
+
+    tools: bool = Field(default=True, description="Function calling.")
+    structured_output: bool = Field(
+        default=True, description="response_format other than text, guided decoding."
+    )
+    images: bool = Field(default=True, description="Images in chat messages.")
+    logprobs: bool = Field(default=True, description="Log-probabilities of tokens.")
+    context_length: int | None = Field(
+        default=None, ge=1, description="Prompt plus answer, in tokens; not known when absent."
+    )
+
+
 class ExternalEndpoint(Resource):
     """An OpenAI-compatible service outside the cluster."""
 
@@ -55,6 +69,9 @@ class ExternalEndpoint(Resource):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         default="max_tokens",
         description="Name under which the service takes the bound of a chat's answer.",
+    )
+    capabilities: ExternalCapabilities | None = Field(
+        default=None, description="What the service can do; everything when absent."
     )
 
 
@@ -213,6 +230,11 @@ class Cache(Resource):
         default="64Mi", description="Memory for cached responses, a quantity in bytes."
     )
     ttl: Duration = Field(default="1h", description="Age at which a response is dropped.")
+    eviction: Literal["GDSF", "LEC"] = Field(
+        default="GDSF",
+        description="What leaves first: LEC the response that saves least per byte; GDSF the same, "
+        "and old fame ages.",
+    )
 
 
 class SqliteStore(Resource):

@@ -40,6 +40,7 @@ class FakeWorker(FakeServer):
     token_ids_in_chunks: bool = True
     pause_s: float = 0.0
     write_size: int | None = None
+    detokenized: str | None = None  # the text of every prompt of token ids
 
     # -- the model ---------------------------------------------------------------------------
 
@@ -136,6 +137,9 @@ class FakeWorker(FakeServer):
         if self.refuse:
             return await plain_reply(writer, *self.refuse.pop(0))
         cut = self.cut_after.pop(0) if self.cut_after else None
+        if seen.path == "/detokenize" and self.detokenized is not None:
+            said = json.dumps({"prompt": self.detokenized}).encode()
+            return await plain_reply(writer, 200, {}, said)
         if seen.path in ("/tokenize", "/detokenize"):
             return await plain_reply(writer, 200, {}, b'{"tokens": [1, 2]}')
         if not seen.json.get("stream"):
