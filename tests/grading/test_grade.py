@@ -254,7 +254,7 @@ def test_a_busy_tier_is_left_alone_as_long_as_it_says(
     )
 
     assert ran.status == 0
-    assert [round(wait) for wait in no_waiting] == [7, 7]
+    assert round(sum(no_waiting)) == 14
     assert "failures" not in ran.out
 
 
@@ -406,6 +406,22 @@ def test_without_references_a_judge_grades_and_its_price_is_booked(
     assert found["judge"]["contradicted"] == 0
     assert found["judge"]["usd"] == pytest.approx(20 * (200 * 5 + 10 * 10) / 1e6)
     assert found["judge"]["agreement"] is None
+
+
+def test_another_judge_gives_its_own_verdicts_on_the_answers_there_are(
+    tandem: Command, provider: Provider, two_tiers: list[str], write: Write, tmp_path: Path
+) -> None:
+    provider.respond = lambda body: (
+        truthful(body) if body["model"].startswith("judge") else small_errs(body)
+    )
+    words = ("grade", write(sums(4)), "-o", tmp_path / "g.jsonl", *two_tiers)
+    tandem(*words)
+    tandem(*words, "--judge", f"{provider.api}#judge-1")
+
+    tandem(*words, "--judge", f"{provider.api}#judge-2")
+
+    asked = Counter(body["model"] for body in provider.requests)
+    assert asked == {"s": 4, "l": 4, "judge-1": 4, "judge-2": 4}
 
 
 def test_a_judge_that_errs_at_a_known_rate_is_measured_by_references(

@@ -21,6 +21,7 @@ from tandem_router.predictor.records.conversation import content_text
 
 MAX_ATTEMPTS = 5
 MAX_WAIT_S = 60.0
+STEP_S = 0.5
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0)
 _WAITS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({401, 402, 403})
@@ -81,9 +82,7 @@ class Asker:
         """The answer and the reply's headers. Raises AskFailed with the last thing that failed."""
         failure = AskFailed(f"{endpoint.name} was not asked: stopped before")
         for attempt in range(MAX_ATTEMPTS):
-            wait = self._not_before.get(endpoint.name, 0.0) - self._clock()
-            if wait > 0:
-                await self._sleep(wait)
+            await self._until(self._not_before.get(endpoint.name, 0.0))
             if self._stopping():
                 break
             try:
@@ -109,8 +108,13 @@ class Asker:
         raise failure
 
     async def _pause(self, attempt: int) -> None:
-        if attempt + 1 < MAX_ATTEMPTS and not self._stopping():
-            await self._sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+        if attempt + 1 < MAX_ATTEMPTS:
+            await self._until(self._clock() + _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+
+    async def _until(self, when: float) -> None:
+        """Waits in steps short enough that a stop is noticed."""
+        while (wait := when - self._clock()) > 0 and not self._stopping():
+            await self._sleep(min(wait, STEP_S))
 
     async def _post(
         self,

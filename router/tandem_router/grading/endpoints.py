@@ -39,6 +39,10 @@ class Endpoint:
         """What makes an answer this endpoint's: compared when a run is resumed."""
         return {"name": self.name, "url": self.url, "model": self.model}
 
+    def identity(self) -> str:
+        """The model and where it is, in one word for a journal's key."""
+        return f"{self.model}@{self.url}"
+
     def cost_usd(self, prompt_tokens: float, output_tokens: float) -> float | None:
         if self.usd_per_1m_input is None or self.usd_per_1m_output is None:
             return None

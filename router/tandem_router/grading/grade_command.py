@@ -55,7 +55,6 @@ def grade(arguments: argparse.Namespace) -> int:
     _check_output(output, path)
     head = {
         "tiers": [tier.fingerprint() for tier in tiers],
-        "judge": judge.fingerprint() if judge else None,
         "max_tokens": arguments.max_tokens,
         "temperature": arguments.temperature,
     }
@@ -77,7 +76,13 @@ def grade(arguments: argparse.Namespace) -> int:
             for reason, count in reasons.items():
                 say(f"--grade-command gave no grade for {count:,} answers: {reason}")
         graded = rows.Grader(
-            [tier.name for tier in tiers], arguments.samples, journal, kind, by_command, judged
+            [tier.name for tier in tiers],
+            arguments.samples,
+            journal,
+            kind,
+            by_command,
+            judged,
+            judge.identity() if judge else "",
         ).grade(questions.items)
     pairs: list[so_far.PairSoFar] = []
     if graded.rows:

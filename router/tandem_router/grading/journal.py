@@ -14,8 +14,13 @@ from typing import Any
 from tandem_router.grading.errors import GradingError
 
 VERSION = 1
-#: (question, who, sample, order): `who` is a tier, or "judge TIER" for a verdict about one.
+#: (question, who, sample, order): `who` is a tier, or which judge said something about one.
 Key = tuple[str, str, int, int]
+
+
+def verdict_key(question: str, judge: str, tier: str, sample: int, order: int) -> Key:
+    """Where a verdict stands: another judge is asked anew, and answers do not depend on one."""
+    return (question, f"judge {judge} on {tier}", sample, order)
 
 
 class Journal:

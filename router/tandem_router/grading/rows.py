@@ -16,7 +16,7 @@ from tandem_router.grading.errors import GradingError
 from tandem_router.grading.graders import judge as judging
 from tandem_router.grading.graders import reference as references
 from tandem_router.grading.graders.agreement import Compared
-from tandem_router.grading.journal import Journal
+from tandem_router.grading.journal import Journal, verdict_key
 from tandem_router.grading.prompts import Question
 from tandem_router.grading.runner import ORDERS
 
@@ -53,6 +53,7 @@ class Grader:
         kind: references.Kind | None,
         command_grades: CommandGrades | None,
         judged: frozenset[str],
+        judge: str = "",
     ) -> None:
         self._tiers = tiers
         self._samples = samples
@@ -60,6 +61,7 @@ class Grader:
         self._kind = kind
         self._command_grades = command_grades
         self._judged = judged
+        self._judge = judge
         self._found = Graded()
 
     def grade(self, questions: Sequence[Question]) -> Graded:
@@ -196,7 +198,7 @@ class Grader:
                     found[tier, sample] = ["tie"]
                     continue
                 said = [
-                    self._journal.get((question.key, f"judge {tier}", sample, order))
+                    self._journal.get(verdict_key(question.key, self._judge, tier, sample, order))
                     for order in ORDERS
                 ]
                 self._found.garbled += sum(

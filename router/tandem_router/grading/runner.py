@@ -16,7 +16,7 @@ from tandem_router.grading.asking import Answer, Asker
 from tandem_router.grading.endpoints import Endpoint
 from tandem_router.grading.errors import AskFailed
 from tandem_router.grading.graders import judge as judging
-from tandem_router.grading.journal import Journal, Key
+from tandem_router.grading.journal import Journal, verdict_key
 from tandem_router.grading.prompts import Question
 from tandem_router.grading.spend import Spend
 
@@ -192,7 +192,7 @@ class Run:
     async def _verdict(
         self, judge: Endpoint, question: Question, tier: str, sample: int, order: int
     ) -> None:
-        key: Key = (question.key, f"judge {tier}", sample, order)
+        key = verdict_key(question.key, judge.identity(), tier, sample, order)
         answers = [
             self._journal.get((question.key, name, sample, 0))
             for name in (tier, self._tiers[-1].name)
@@ -223,7 +223,10 @@ class Run:
         bound = sum(self._at_most(tier, size) for tier, _ in self._missing(question))
         if self._judge is not None and question.key in self._judged:
             open_verdicts = sum(
-                self._journal.get((question.key, f"judge {tier.name}", sample, order)) is None
+                self._journal.get(
+                    verdict_key(question.key, self._judge.identity(), tier.name, sample, order)
+                )
+                is None
                 for tier in self._tiers[:-1]
                 for sample in range(self._settings.samples)
                 for order in ORDERS
