@@ -65,7 +65,8 @@ def test_two_endpoints_and_a_file_become_rows_that_train_reads(
     read = dataset.read_dataset([output])
     assert read.quality().mean(axis=0).tolist() == [0.5, 1.0]
     assert "24 of 24 questions graded (numeric 24), $0.0072 spent" in ran.out
-    assert "large is better than small by 0.500" in ran.out
+    assert "send all to large until a predictor is trained: it is better by .500" in ran.out
+    assert "about 76 more prompts would say whether routing pays" in ran.out
     assert f"next: tandem train {output}" in ran.out
 
 

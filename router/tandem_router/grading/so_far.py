@@ -1,8 +1,8 @@
-"""The pair's verdict so far, and about how many more prompts a verdict needs.
+"""The pair's verdict so far, and about how many more prompts would make it a firm one.
 
-Three questions in this order: can the tiers' qualities be told apart; and if they can, is it
-predictable which prompts need the better one. The second is answered by training and judging on
-parts of these very rows, as `tandem train --cross-validate` does.
+The verdict is that of `tandem train` and `tandem evaluate`, on the evidence of these rows. Whether
+it is predictable which prompts need the dearer tier is found by training and judging on parts of
+the rows, once there are enough and only where a predictor could change what to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from tandem_router.predictor.errors import PredictorError
-from tandem_router.predictor.evaluation.report import make_report
+from tandem_router.predictor.evaluation.costs import row_costs
+from tandem_router.predictor.evaluation.evidence import PairRows, evidence
+from tandem_router.predictor.evaluation.pair_report import in_order
+from tandem_router.predictor.evaluation.verdict import (
+    Decision,
+    Estimate,
+    Evidence,
+    Verdict,
+    judge,
+    rows_needed,
+)
 from tandem_router.predictor.training import crossval, dataset
 from tandem_router.predictor.training.options import Options
 
@@ -24,79 +34,119 @@ MIN_PROMPTS = 20
 #: Below this a cross-validated ranking is noise.
 MIN_PREDICTED = 100
 NUM_FOLDS = 3
-#: An effect is found in four of five repetitions of a study of that size.
-_POWER = 1.96 + 0.84
+#: More prompts than anybody would ask for one verdict.
 MANY = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class PairSoFar:
-    """What the rows say of two tiers: quality, their gap with interval, and what is still needed.
+    """What the rows say of two tiers, the cheaper first.
 
-    `more_prompts` is 0 where the evidence decides, None where no sensible number would.
+    `decision` is None before there is one. `more_prompts` is 0 where the evidence is firm, None
+    where no sensible number of prompts would make it so.
     """
 
-    first: str
-    second: str
+    cheap: str
+    dear: str
     num_prompts: int
-    gap: float
-    low: float
-    high: float
-    more_prompts: int | None
+    decision: str | None
     sentence: str
+    more_prompts: int | None
 
 
 def verdicts(path: Path, progress: Callable[[str], None]) -> list[PairSoFar]:
-    """Every pair of graded tiers, the weaker one first."""
+    """One for every pair of graded tiers."""
     data = dataset.read_dataset([path])
     labels, groups = data.quality(), data.groups()
+    costs = row_costs(data, data.tiers, {})
+    gains: dict[tuple[int, int], np.ndarray] | None = None
     found = []
     for one, other in itertools.combinations(range(len(data.tiers)), 2):
-        known = ~np.isnan(labels[:, one]) & ~np.isnan(labels[:, other])
-        means = labels[known][:, [one, other]].mean(axis=0) if known.any() else (0.0, 0.0)
-        first, second = (one, other) if means[0] <= means[1] else (other, one)
-        gains = (labels[:, second] - labels[:, first])[known]
-        found.append(
-            _pair(data.tiers[first], data.tiers[second], gains, groups[known], float(min(means)))
-        )
-    open_pairs = [pair for pair in found if pair.more_prompts == 0]
-    if open_pairs and len(data.rows) >= MIN_PREDICTED:
-        found = _with_predictions(data, found, progress)
+        known = np.flatnonzero(~np.isnan(labels[:, one]) & ~np.isnan(labels[:, other]))
+        count = len(np.unique(groups[known]))
+        if count < MIN_PROMPTS:
+            found.append(_too_few(data.tiers[one], data.tiers[other], count))
+            continue
+        cheap, dear = in_order(labels[known], costs, one, other)
+        names = data.tiers[cheap], data.tiers[dear]
+        spend = np.tile([0.0, 1.0], (len(known), 1))
+        if costs is not None:
+            spend = costs[known][:, [cheap, dear]]
+        rows = PairRows(labels[known, cheap], labels[known, dear], spend, groups[known])
+        seen = evidence(names, rows, costs is not None, None)
+        verdict = judge(seen)
+        if verdict.decision is Decision.DEAR and count >= MIN_PREDICTED:
+            if gains is None:
+                gains = _gains(data, progress)
+            if (cheap, dear) in gains:
+                score = gains[cheap, dear][known]
+                seen = evidence(names, rows, costs is not None, score)
+                verdict = judge(seen)
+        found.append(_so_far(seen, verdict, count))
     return found
 
 
-def _pair(
-    first: str, second: str, gains: np.ndarray, groups: np.ndarray, lower: float
-) -> PairSoFar:
-    numbers = np.unique(groups, return_inverse=True)[1]
-    count = int(numbers.max()) + 1 if len(numbers) else 0
-    if count < MIN_PROMPTS:
-        return PairSoFar(
-            first, second, count, 0.0, -1.0, 1.0, MIN_PREDICTED - count,
-            f"{first} and {second}: {count} prompts graded for both, too few to say anything; "
-            f"grade {MIN_PREDICTED - count} more",
-        )  # fmt: skip
-    sizes = np.bincount(numbers)
-    gap = float(gains.mean())
-    # Rows of a group are one piece of evidence: the spread is of group sums around their share.
-    sums = np.bincount(numbers, gains) - gap * sizes
-    spread = float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(gains))
-    low, high = gap - 1.96 * spread, gap + 1.96 * spread
-    levels = (
-        f"{second} is better than {first} by {gap:.3f} ({low:.3f} to {high:.3f}) on {count:,} "
-        f"prompts, {first} {lower:.3f}, {second} {lower + gap:.3f}"
+def _gains(
+    data: dataset.Dataset, progress: Callable[[str], None]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Per ordered pair of tiers what a predictor that never saw a row says it gains there."""
+    progress("judging whether it is predictable which prompts need which tier")
+    try:
+        predicted = crossval.cross_validate(data, Options(), NUM_FOLDS)
+    except PredictorError as error:
+        progress(f"that cannot be judged yet: {error}")
+        return {}
+    order = {tier: predicted.tiers.index(tier) for tier in data.tiers if tier in predicted.tiers}
+    return {
+        (data.tiers.index(a), data.tiers.index(b)): predicted.gain(order[a], order[b])
+        for a, b in itertools.permutations(order, 2)
+    }
+
+
+def _too_few(first: str, second: str, count: int) -> PairSoFar:
+    more = MIN_PREDICTED - count
+    return PairSoFar(
+        first,
+        second,
+        count,
+        None,
+        f"{first} and {second}: {count} prompts are graded for both, too few to say anything; "
+        f"grade {more} more",
+        more,
     )
-    if low > 0:
-        return PairSoFar(first, second, count, gap, low, high, 0, levels)
-    needed = math.inf if gap <= 0 else count * (_POWER * spread / gap) ** 2
-    more = _rounded(needed - count)
-    if more is None:
-        say = f"no sensible number of prompts will tell them apart: take the cheaper one ({levels})"
-    else:
-        say = (
-            f"not told apart yet ({levels}); about {more:,} more prompts would, if the gap is real"
-        )
-    return PairSoFar(first, second, count, gap, low, high, more, f"{first} and {second}: {say}")
+
+
+def _so_far(seen: Evidence, verdict: Verdict, count: int) -> PairSoFar:
+    more, open_question = _more(seen, verdict, count)
+    sentence = verdict.sentence
+    if more:
+        sentence += f"; about {more:,} more prompts would say {open_question}"
+    elif more is None:
+        sentence += f"; no sensible number of prompts would say {open_question}"
+    return PairSoFar(seen.cheap, seen.dear, count, verdict.decision.value, sentence, more)
+
+
+def _more(seen: Evidence, verdict: Verdict, count: int) -> tuple[int | None, str]:
+    """About how many more prompts close what is open, as it looks now, and what is open."""
+    needed = rows_needed(seen)
+    if needed is not None:
+        return _rounded(needed - seen.num_rows), "whether the two differ"
+    if verdict.decision is not Decision.DEAR:
+        return 0, ""
+    predictable = "whether routing pays"
+    if seen.apgr is None or seen.saved is None:
+        return max(0, MIN_PREDICTED - count), predictable
+    if seen.apgr.low <= 0.5:
+        return _until(seen.apgr, 0.5, seen.num_rows), predictable
+    return _until(seen.saved, seen.mixed, seen.num_rows), predictable
+
+
+def _until(estimate: Estimate, bound: float, num_rows: int) -> int | None:
+    """More rows until the interval, shrinking with their root, leaves the bound; 0: it will not."""
+    distance = estimate.value - bound
+    if distance <= 0:
+        return 0
+    return _rounded(num_rows * ((estimate.value - estimate.low) / distance) ** 2 - num_rows)
 
 
 def _rounded(number: float) -> int | None:
@@ -106,43 +156,3 @@ def _rounded(number: float) -> int | None:
     whole = max(10, math.ceil(number))
     step = int(10 ** max(1, len(str(whole)) - 2))
     return math.ceil(whole / step) * step
-
-
-def _with_predictions(
-    data: dataset.Dataset, found: list[PairSoFar], progress: Callable[[str], None]
-) -> list[PairSoFar]:
-    try:
-        predictions = crossval.cross_validate(data, Options(), NUM_FOLDS, progress)
-        judged = make_report(data, predictions, curves=False)["pairs"]
-    except PredictorError as error:
-        progress(f"which prompts need which tier could not be judged yet: {error}")
-        return found
-    told = []
-    for pair in found:
-        names = (f"{pair.first} -> {pair.second}", f"{pair.second} -> {pair.first}")
-        values = next((judged[name] for name in names if name in judged), None)
-        told.append(_told(pair, values) if pair.more_prompts == 0 and values else pair)
-    return told
-
-
-def _told(pair: PairSoFar, values: dict[str, object]) -> PairSoFar:
-    """The report's sentence; where it is open, about how many prompts would close it."""
-    more: int | None = 0
-    sentence = f"{values['sentence']} ({pair.sentence})"
-    if not values["routable"]:
-        own = values["methods"]["predictor"]  # type: ignore[index]
-        interval, apgr = own["apgr_interval"], own["apgr"]
-        half = (interval[1] - interval[0]) / 2 if interval else 0.0
-        if apgr is not None and half > 0:
-            excess = apgr - 0.5
-            needed = pair.num_prompts * (half / 1.96 * _POWER / excess) ** 2 if excess > 0 else 1e9
-            more = _rounded(needed - pair.num_prompts) if needed > pair.num_prompts else 10
-            sentence += (
-                f"; about {more:,} more prompts would decide it, if the ranking is as good as it "
-                "looks"
-                if more is not None
-                else "; more prompts are not likely to change that"
-            )
-    return PairSoFar(
-        pair.first, pair.second, pair.num_prompts, pair.gap, pair.low, pair.high, more, sentence
-    )
