@@ -184,6 +184,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "metrics.podMonitor": False,
         "metrics.labels": {"release": "prometheus"},
         "metrics.intervalSeconds": 60,
+        "metrics.routerTokenSecret": "scrape",
         "metrics.dashboard": True,
     }
     kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
