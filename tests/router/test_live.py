@@ -364,6 +364,7 @@ async def test_a_router_with_a_store_goes_on_counting_after_a_restart(
         spend = (await client.get("/admin/spend", headers=PEER)).json
         path = f"/admin/decisions/{first.headers['x-request-id']}"
         found = await client.get(path, headers=PEER)
+        older = (await client.get("/admin/decisions?before=9e9", headers=PEER)).json
 
     assert again.status == 200
     assert sum(tier["num_requests"] for tier in state["tiers"]) == 2
@@ -372,6 +373,7 @@ async def test_a_router_with_a_store_goes_on_counting_after_a_restart(
     assert sum(row["num_requests"] for row in spend["spend"]) == 2
     assert {row["tenant"] for row in spend["spend"]} == {"team"}
     assert found.status == 200
+    assert older["decisions"][-1]["request_id"] == first.headers["x-request-id"]
     assert found.json["tier"] == first.headers["x-tandem-tier"]
 
 

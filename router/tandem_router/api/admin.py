@@ -67,8 +67,15 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
     async def decisions(
         limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
         after: Annotated[int, Query(ge=0)] = 0,
+        before: Annotated[float | None, Query(gt=0)] = None,
     ) -> dict[str, Any]:
-        """Newest first; `after` is the highest sequence already seen."""
+        """Newest first; `after` is the highest sequence already seen.
+
+        `before`, a Unix time, asks the store for older ones, of earlier processes too.
+        """
+        if before is not None and services.store.backend is not None:
+            older = await _asked(services.store.backend.decisions(limit, before))
+            return {"sequence": services.decisions.sequence, "decisions": older}
         return {
             "sequence": services.decisions.sequence,
             "decisions": services.decisions.last(limit, after),

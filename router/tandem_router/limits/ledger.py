@@ -110,7 +110,7 @@ class Ledger:
         self._set_tenants(config)
 
     def _set_tenants(self, config: RouterConfig) -> None:
-        self._tenants = {tenant.name: tenant for tenant in (*config.tenants, ANONYMOUS)}
+        self._tenants = {tenant.name: tenant for tenant in (ANONYMOUS, *config.tenants)}
         for name in self._accounts.keys() - self._tenants.keys():
             del self._accounts[name]
         for name, tenant in self._tenants.items():

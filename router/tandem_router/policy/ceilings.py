@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tandem_router.policy.cost import expected_output_tokens, usable_price
 from tandem_router.policy.terms import PolicySetPoints, Reason, RouteRequest, TierOption
@@ -20,7 +21,20 @@ class Ceiling:
 
     reason: Reason
     usd: float
-    words: str  # such as "the budget has 0.01 USD left"
+    whose: Literal["request", "hour", "header", "budget"]
+
+    def words(self, tenant: str, tier: str, refill_usd_per_s: float) -> str:
+        """The sum that is short, such as "the budget has 0.01 USD left"; made for refusals only."""
+        who, amount = f"tenant {tenant!r}" if tenant else "this tenant", f"{self.usd:.6g} USD"
+        if self.whose == "request":
+            return f"{who} may spend {amount} on one request"
+        if self.whose == "hour":
+            return f"{who} has {amount} left of its hourly ceiling"
+        if self.whose == "header":
+            return f"x-tandem-max-cost-usd allows {amount}"
+        if refill_usd_per_s == 0.0 and not self.usd > 0.0:
+            return f"workers use the whole budget, none is left for external tier {tier!r}"
+        return f"the budget has {amount} left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +58,16 @@ def ceilings_of(
     request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
 ) -> list[Ceiling]:
     """Every ceiling that an answer of `tier` is under, the hardest first."""
-    tenant, found = request.tenant, []
-    who = f"tenant {tenant.name!r}" if tenant.name else "this tenant"
+    tenant = request.tenant
+    found: list[Ceiling] = []
     if tenant.max_cost_usd is not None:
-        words = f"{who} may spend {_usd(tenant.max_cost_usd)} on one request"
-        found.append(Ceiling(Reason.TENANT, tenant.max_cost_usd, words))
+        found.append(Ceiling(Reason.TENANT, tenant.max_cost_usd, "request"))
     if tenant.remaining_usd is not None:
-        words = f"{who} has {_usd(tenant.remaining_usd)} left of its hourly ceiling"
-        found.append(Ceiling(Reason.TENANT, tenant.remaining_usd, words))
-    if (most := request.overrides.max_cost_usd) is not None:
-        found.append(Ceiling(Reason.MAX_COST, most, f"x-tandem-max-cost-usd allows {_usd(most)}"))
+        found.append(Ceiling(Reason.TENANT, tenant.remaining_usd, "hour"))
+    if request.overrides.max_cost_usd is not None:
+        found.append(Ceiling(Reason.MAX_COST, request.overrides.max_cost_usd, "header"))
     if set_points.budget_remaining_usd is not None and tier.name not in set_points.unbilled:
-        left = set_points.budget_remaining_usd
-        words = f"the budget has {_usd(left)} left"
-        if set_points.budget_refill_usd_per_s == 0.0 and not left > 0.0:
-            words = f"workers use the whole budget, none is left for external tier {tier.name!r}"
-        found.append(Ceiling(Reason.BUDGET, left, words))
+        found.append(Ceiling(Reason.BUDGET, set_points.budget_remaining_usd, "budget"))
     return found
 
 
@@ -110,7 +118,3 @@ def _affordable(
             tight = ceiling
         least = min(least, tokens)
     return least, tight
-
-
-def _usd(amount: float) -> str:
-    return f"{amount:.6g} USD"

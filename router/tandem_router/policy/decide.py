@@ -111,7 +111,12 @@ def decide(
     if chosen is not None:
         return outcome(chosen, reason)
     told = [preferred] if why is Reason.FORCED else candidates
-    message = _lacking(told) if reason is Reason.CAPABILITY else _refusal(reason, preferred, told)
+    if reason is Reason.CAPABILITY:
+        message = _lacking(told)
+    else:
+        message = _refusal(
+            reason, preferred, told, request.tenant.name, set_points.budget_refill_usd_per_s
+        )
     short = [c for c in candidates if c.excluded is reason and c.grant.tight is not None]
     if set_points.on_exhausted != "downgrade" or why is Reason.FORCED:
         short = [c for c in short if c is preferred]
@@ -335,7 +340,13 @@ def _refill_time(price: float, set_points: PolicySetPoints) -> float | None:
     return wait_s if math.isfinite(wait_s) else None
 
 
-def _refusal(reason: Reason, preferred: _Candidate, candidates: list[_Candidate]) -> str:
+def _refusal(
+    reason: Reason,
+    preferred: _Candidate,
+    candidates: list[_Candidate],
+    tenant: str,
+    refill_usd_per_s: float,
+) -> str:
     """Which sum is short of which, or which tier may not be used; with the next step."""
     name, tight = preferred.tier.name, preferred.grant.tight
     if reason is Reason.UNAVAILABLE:
@@ -348,7 +359,7 @@ def _refusal(reason: Reason, preferred: _Candidate, candidates: list[_Candidate]
         Reason.TENANT: "ask for a cheaper tier, retry later or have the ceiling raised",
     }.get(reason, "retry later or raise budget.usdPerHour")
     usual = f"a usual answer of tier {name!r} may cost {preferred.grant.wanted_usd:.6g} USD"
-    return f"{tight.words}; {usual}; {step}"
+    return f"{tight.words(tenant, name, refill_usd_per_s)}; {usual}; {step}"
 
 
 def _lacking(candidates: list[_Candidate]) -> str:
