@@ -649,7 +649,7 @@ WORKER: dict[str, Tests | Probe] = {
         "operator/test_plan.py::test_a_cpu_worker_computes_on_the_cores_that_it_asks_for"
     ),
     "tensor_parallel": shown_by(
-        "worker/test_config.py::test_a_broken_rule_is_named_with_its_value"
+        "worker/test_tensor_parallel.py::test_several_ranks_give_the_tokens_of_one"
     ),
     "revision": shown_by(
         "worker/test_split.py::"
@@ -658,7 +658,7 @@ WORKER: dict[str, Tests | Probe] = {
 }
 
 # Read by nobody because they are there to be refused; their tests show the sentence.
-REFUSED = {"WorkerConfig": frozenset({"tensor_parallel", "block_size", "transfer.transport"})}
+REFUSED = {"WorkerConfig": frozenset({"block_size", "transfer.transport"})}
 
 # Headers that the docs list for requests, by the package that reads them.
 HEADERS: dict[str, Tests] = {

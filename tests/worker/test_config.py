@@ -40,7 +40,14 @@ def test_a_name_is_all_a_config_needs() -> None:
             "max_batched_tokens=32 is below max_num_seqs=64",
         ),
         ({"served_model": "m", "transfer": {"transport": "inproc"}}, "transfer.transport='inproc'"),
-        ({"served_model": "m", "tensor_parallel": 4}, "tensor_parallel=4 is not supported"),
+        (
+            {"served_model": "m", "tensor_parallel": 4, "role": "decode"},
+            "tensor_parallel=4 with role='decode'",
+        ),
+        (
+            {"served_model": "m", "tensor_parallel": 4, "device": "cuda"},
+            "tensor_parallel=4 with device='cuda'",
+        ),
         ([], "expected a JSON object, got list"),
     ],
 )
@@ -124,7 +131,7 @@ def test_sigterm_while_loading_ends_at_once_with_status_zero(
     [
         ('{"served_model": "m", "x": 1}', ".", "x is not a known field"),
         ('{"served_model": "m"}', "nowhere", "nowhere is not a directory"),
-        ('{"served_model": "m"}', ".", "tokenizer.json is missing"),
+        ('{"served_model": "m"}', ".", "holds no .safetensors file"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why_in_one_line(

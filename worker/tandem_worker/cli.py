@@ -11,10 +11,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import ConfigError, WorkerError
+
+if TYPE_CHECKING:
+    from tandem_worker.server.worker import Worker
+
+_LOOK_EVERY_S = 1.0
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+async def _lost_rank(worker: Worker) -> str:
+    """Why a worker of several processes cannot go on; waits until it cannot."""
+    while worker.config.tensor_parallel == 1 or worker.failure is None:  # noqa: ASYNC110
+        # a thread finds it, and the loop may be closed when it does
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return worker.failure
+
+
 async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: bytes) -> int:
     from tandem_worker.server.app import WorkerApp
     from tandem_worker.server.http_server import HttpServer, listen
@@ -91,7 +105,11 @@ async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: byt
         if starting.done():
             starting.result()
             logging.getLogger(__name__).info("ready at %s", worker.url)
-        await stopping
+        lost = asyncio.create_task(_lost_rank(worker))
+        await asyncio.wait({stopping, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            raise WorkerError(lost.result())
+        lost.cancel()
         await worker.drain(config.drain_timeout_s)
     finally:
         was_loading = not starting.done()

@@ -134,15 +134,19 @@ class WorkerConfig(BaseModel):
             "prompt to a prefill worker; absent compares measured costs."
         ),
     )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes of this worker that share the model, each with its part of the "
+        "weights and KV blocks and its own num_threads; on CPUs and for role unified.",
+    )
     num_threads: int = Field(
         default=1,
         ge=1,
         le=1024,
         description="torch's CPU threads; the operator sets the pod's CPUs. More workers beat more "
         "threads.",
-    )
-    tensor_parallel: int = Field(
-        default=1, ge=1, description="Devices that share one copy of the weights; one, so far."
     )
     revision: str = Field(
         default="", max_length=128, description="Hash that pairs prefill and decode in a rollout."
@@ -160,10 +164,16 @@ class WorkerConfig(BaseModel):
                 f"max_num_seqs={self.max_num_seqs}; each decoding sequence needs one token per "
                 "step, so raise max_batched_tokens or lower max_num_seqs"
             )
-        if self.tensor_parallel > 1:
+        if self.tensor_parallel > 1 and self.role != "unified":
             raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} is not supported: this engine computes on "
-                "one device; set 1 and choose a model that fits, or use another engine"
+                f"tensor_parallel={self.tensor_parallel} with role={self.role!r}: KV blocks that "
+                "are spread over processes cannot be transferred; use role 'unified', or "
+                "tensor_parallel 1"
+            )
+        if self.tensor_parallel > 1 and self.device == "cuda":
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} with device='cuda' is not served; use "
+                "engine VLLM for several GPUs, or device 'cpu'"
             )
         return self
 

@@ -15,6 +15,7 @@ from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLo
 from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights
+from tandem_worker.models.sharding import WHOLE, Shard
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
 from tandem_worker.scheduling.scheduler import Chunk
@@ -31,26 +32,43 @@ class ModelRunner:
     Args:
         config: Sizes, device and dtype.
         weights_dir: A Hugging Face model directory.
+        shard: The part of the model that this process computes.
+        reduce: Sums a tensor over all parts; needed where there are several.
 
     Raises:
         ConfigError: the device is absent or the KV blocks do not fit.
         ModelError: the directory cannot be used.
     """
 
-    def __init__(self, config: WorkerConfig, weights_dir: Path) -> None:
+    failure: str | None = None
+    """Why no step can be computed any more, or None."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        weights_dir: Path,
+        *,
+        shard: Shard = WHOLE,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         torch.set_num_threads(config.num_threads)
         self.spec = ModelSpec.load(weights_dir)
+        self.own_spec = shard.spec(self.spec)
         self.device = _device(config)
         name: str = config.dtype
         if name == "auto":
             name = "float32" if self.device.type == "cpu" else _gpu_dtype(self.spec)
         self.dtype = _DTYPES[name]
-        weights = load_weights(self.spec, weights_dir, dtype=self.dtype, device=self.device)
+        weights = load_weights(
+            self.spec, weights_dir, dtype=self.dtype, device=self.device, shard=shard
+        )
         self.num_blocks = self._count_blocks(config)
         fitting = self.num_blocks * BLOCK_SIZE
         self.max_model_len = min(config.max_model_len or self.spec.max_position, fitting)
-        self.model = Transformer(self.spec, weights, max_positions=self.max_model_len + 1)
-        shape = (self.num_blocks, self.spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
+        self.model = Transformer(
+            self.own_spec, weights, max_positions=self.max_model_len + 1, reduce=reduce
+        )
+        shape = (self.num_blocks, self.own_spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
         try:
             self.kv_caches = [
                 (
@@ -68,7 +86,8 @@ class ModelRunner:
     @property
     def block_bytes(self) -> int:
         """K and V of one block over all layers."""
-        values = 2 * self.spec.num_layers * self.spec.num_kv_heads * BLOCK_SIZE * self.spec.head_dim
+        spec = self.own_spec
+        values = 2 * spec.num_layers * spec.num_kv_heads * BLOCK_SIZE * spec.head_dim
         return values * self.dtype.itemsize
 
     @torch.inference_mode()
@@ -80,6 +99,7 @@ class ModelRunner:
     ) -> list[Sampled | None]:
         """Compute the chunks; see :class:`Runner`."""
         batch = self._pack(work, num_decodes)
+        self._announce(batch)
         hidden = self.model.forward(batch, self.kv_caches, on_layer)
         ends = np.cumsum([item.chunk.num_tokens for item in work])
         sampling = [index for index, item in enumerate(work) if item.chunk.samples]
@@ -99,6 +119,12 @@ class ModelRunner:
             drawn[index] = token
         return drawn
 
+    def close(self) -> None:
+        """Give up what outlives this object; here nothing."""
+
+    def _announce(self, batch: Batch) -> None:
+        """Tell whoever computes the other parts of the model; here nobody."""
+
     def warm_up(self) -> None:
         """Prepare for the first request: compile every kernel variant, then run a tiny prompt.
 
@@ -113,7 +139,7 @@ class ModelRunner:
 
     def kernel_shapes(self) -> EngineShapes:
         """What decides which kernel variants :meth:`execute` launches, whatever the requests."""
-        spec = self.spec
+        spec = self.own_spec
         return EngineShapes(
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,

@@ -12,7 +12,11 @@ from safetensors import SafetensorError, safe_open
 from tandem_worker.errors import ModelError
 from tandem_worker.models.files import check_formats, locate, names_in, weight_files
 from tandem_worker.models.quantized import Weight, read_linear, stack, weight_bytes
+from tandem_worker.models.sharding import WHOLE, Shard, columns, rows
 from tandem_worker.models.spec import ModelSpec
+
+Layers = list[tuple[str, int, slice]]
+"""Names of linear layers, their outputs, and which of them are this rank's."""
 
 _REDUNDANT = (
     "rotary_emb.inv_freq",
@@ -129,9 +133,16 @@ class _Checkpoint:
 
 
 def load_weights(
-    spec: ModelSpec, directory: Path, *, dtype: torch.dtype, device: torch.device
+    spec: ModelSpec,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard = WHOLE,
 ) -> ModelWeights:
-    """Read a model directory.
+    """Read a model directory, or one rank's part of it.
+
+    Biases that are added after a sum over ranks, and the head, are rank 0's alone.
 
     Raises:
         ModelError: a tensor is missing, unexpected or misshapen.
@@ -139,6 +150,8 @@ def load_weights(
     checkpoint = _Checkpoint(directory)
     h, inner, d = spec.hidden_size, spec.intermediate_size, spec.head_dim
     q_rows, kv_rows = spec.num_heads * d, spec.num_kv_heads * d
+    kv_heads = shard.kv_heads(spec.num_kv_heads)
+    kv_part = slice(kv_heads.start * d, kv_heads.stop * d)
 
     def read(name: str, *shape: int) -> torch.Tensor:
         return checkpoint.read(name, shape).to(device=device, dtype=dtype).contiguous()
@@ -150,26 +163,41 @@ def load_weights(
                 return _moved(found, device)
         return read(f"{name}.weight", n, k)
 
-    def bias(names: list[tuple[str, int]]) -> torch.Tensor:
-        return torch.cat([read(f"{name}.bias", n) for name, n in names])
+    def own_rows(layers: Layers) -> Weight:
+        return stack([rows(matrix(name, n, h), part) for name, n, part in layers], dtype)
+
+    def own_columns(name: str, k: int) -> Weight:
+        whole = matrix(name, h, k)
+        return whole if shard.size == 1 else columns(whole, shard.part(k), dtype)
+
+    def bias(layers: Layers) -> torch.Tensor:
+        return torch.cat([read(f"{name}.bias", n)[part] for name, n, part in layers])
+
+    def last_bias(name: str) -> torch.Tensor | None:
+        whole = read(f"{name}.bias", h)
+        return whole if shard.rank == 0 else None
 
     def layer(index: int) -> LayerWeights:
         at, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-        qkv = [(f"{at}.{p}_proj", n) for p, n in (("q", q_rows), ("k", kv_rows), ("v", kv_rows))]
-        gate_up = [(f"{mlp}.{p}_proj", inner) for p in ("gate", "up")]
+        qkv = [
+            (f"{at}.q_proj", q_rows, shard.part(q_rows)),
+            (f"{at}.k_proj", kv_rows, kv_part),
+            (f"{at}.v_proj", kv_rows, kv_part),
+        ]
+        gate_up = [(f"{mlp}.{p}_proj", inner, shard.part(inner)) for p in ("gate", "up")]
         return LayerWeights(
             input_norm=read(f"model.layers.{index}.input_layernorm.weight", h),
-            qkv=stack([matrix(name, n, h) for name, n in qkv], dtype),
+            qkv=own_rows(qkv),
             qkv_bias=bias(qkv) if spec.qkv_bias else None,
             q_norm=read(f"{at}.q_norm.weight", d) if spec.qk_norm else None,
             k_norm=read(f"{at}.k_norm.weight", d) if spec.qk_norm else None,
-            o=matrix(f"{at}.o_proj", h, q_rows),
-            o_bias=read(f"{at}.o_proj.bias", h) if spec.o_bias else None,
+            o=own_columns(f"{at}.o_proj", q_rows),
+            o_bias=last_bias(f"{at}.o_proj") if spec.o_bias else None,
             post_norm=read(f"model.layers.{index}.post_attention_layernorm.weight", h),
-            gate_up=stack([matrix(name, n, h) for name, n in gate_up], dtype),
+            gate_up=own_rows(gate_up),
             gate_up_bias=bias(gate_up) if spec.mlp_bias else None,
-            down=matrix(f"{mlp}.down_proj", h, inner),
-            down_bias=read(f"{mlp}.down_proj.bias", h) if spec.mlp_bias else None,
+            down=own_columns(f"{mlp}.down_proj", inner),
+            down_bias=last_bias(f"{mlp}.down_proj") if spec.mlp_bias else None,
         )
 
     embed = read("model.embed_tokens.weight", spec.vocab_size, h)
@@ -179,9 +207,9 @@ def load_weights(
     if spec.tie_word_embeddings:
         if "lm_head.weight" in checkpoint:
             checkpoint.read("lm_head.weight", (spec.vocab_size, h))
-    else:
+    elif shard.rank == 0:
         lm_head = matrix("lm_head", spec.vocab_size, h)
-    unknown = list(checkpoint.unread())
+    unknown = list(checkpoint.unread()) if shard.rank == 0 else []
     if unknown:
         raise ModelError(
             f"{directory}: {len(unknown)} tensors have no place in a {spec.family} model as "

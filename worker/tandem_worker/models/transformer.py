@@ -78,14 +78,23 @@ class Transformer:
     Args:
         spec: Shapes and switches.
         weights: From :func:`tandem_worker.models.checkpoint.load_weights`.
+        reduce: Sums a tensor over the ranks that hold the other parts of the model.
         max_positions: Rows of the rotary table: the longest context that will be asked for.
 
     Raises:
         ModelError: the rotary settings of config.json are unknown or impossible.
     """
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights, *, max_positions: int) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: ModelWeights,
+        *,
+        max_positions: int,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.spec = spec
+        self._reduce = reduce or _as_it_is
         self.weights = weights
         self._scale = spec.head_dim**-0.5
         try:
@@ -121,10 +130,10 @@ class Transformer:
             attended = self._attention(index, layer, normed, batch, k_cache, v_cache)
             if on_layer is not None:
                 on_layer(index)
-            hidden = linear(attended, layer.o, layer.o_bias)
+            hidden = self._reduce(linear(attended, layer.o, layer.o_bias))
             normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
             gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
-            hidden = linear(swiglu(gate_up), layer.down, layer.down_bias)
+            hidden = self._reduce(linear(swiglu(gate_up), layer.down, layer.down_bias))
         normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
         return normed
 
@@ -185,3 +194,7 @@ class Transformer:
             )
             parts.append(out.reshape(num_tokens - batch.num_decodes, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _as_it_is(whole: torch.Tensor) -> torch.Tensor:
+    return whole

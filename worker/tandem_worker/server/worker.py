@@ -23,6 +23,7 @@ from tandem_worker.server.peer_client import request_json
 if TYPE_CHECKING:
     from tandem_worker.disaggregation.decode_side import RemotePrefill
     from tandem_worker.disaggregation.prefill_side import PrefillService
+    from tandem_worker.engine.runner import ModelRunner
     from tandem_worker.engine.thread import EngineLoad, EngineThread
     from tandem_worker.models.identity import WeightsIdentity
     from tandem_worker.openai.context import RequestContext
@@ -85,6 +86,7 @@ class Worker:
         self.kv_layout: KVLayout | None = None
         """Shape of the KV blocks that travel; None until loaded and in a unified worker."""
         self._weights: dict[str, str] = {}
+        self._runner: ModelRunner | None = None
         self.metrics.watch(
             lambda: self.engine.load if self._is_loaded else None,
             lambda: self.engine.core.counters if self._is_loaded else None,
@@ -112,6 +114,8 @@ class Worker:
             return self._load_error
         if self._is_loaded and not self.engine.is_alive:
             return "the engine thread has ended"
+        if self._runner is not None and self._runner.failure is not None:
+            return self._runner.failure
         return self.engine.broken if self._is_loaded else None
 
     @property
@@ -230,6 +234,7 @@ class Worker:
         # torch is imported here, in another thread, so that probes are answered meanwhile.
         runner, tokenizer, identity = await asyncio.to_thread(_load, self.config, self.weights_dir)
         self._weights = identity.as_dict()
+        self._runner = runner
         from tandem_worker.engine.core import EngineCore
         from tandem_worker.engine.profile import StepProfile
         from tandem_worker.engine.thread import EngineThread
@@ -336,6 +341,8 @@ class Worker:
                 await side.aclose()
         if hasattr(self, "engine"):
             await asyncio.to_thread(self.engine.stop)
+        if self._runner is not None:
+            await asyncio.to_thread(self._runner.close)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -397,7 +404,6 @@ class Worker:
 
 
 def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, WeightsIdentity]:
-    from tandem_worker.engine.runner import ModelRunner
     from tandem_worker.models.files import check_formats, names_in
     from tandem_worker.models.identity import identify
     from tandem_worker.tokenization.tokenizer import Tokenizer
@@ -405,13 +411,23 @@ def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, Weig
     check_formats(names_in(weights_dir), str(weights_dir))
     identity = identify(weights_dir)
     tokenizer = Tokenizer(weights_dir)
-    runner = ModelRunner(config, weights_dir)
+    runner = _runner(config, weights_dir)
     runner.spec = replace(
         runner.spec, eos_token_ids=runner.spec.eos_token_ids | tokenizer.eos_token_ids
     )
     _say_what_surprises(runner, tokenizer)
     runner.warm_up()
     return runner, tokenizer, identity
+
+
+def _runner(config: WorkerConfig, weights_dir: Path) -> ModelRunner:
+    if config.tensor_parallel == 1:
+        from tandem_worker.engine.runner import ModelRunner
+
+        return ModelRunner(config, weights_dir)
+    from tandem_worker.engine.tensor_parallel import TensorParallelRunner
+
+    return TensorParallelRunner(config, weights_dir)
 
 
 def _say_what_surprises(runner: Any, tokenizer: Tokenizer) -> None:
