@@ -206,3 +206,15 @@ def test_a_leased_budget_says_when_and_not_never() -> None:
 
     assert not ledger.move(hold, "big", ledger.budget.left(0.0) + 0.5)
     assert ledger.wait_until(hold, True, ledger.budget.left(0.0) + 0.5) == pytest.approx(50.0)
+
+
+def test_a_router_that_ends_hands_back_what_it_did_not_use() -> None:
+    fleet = Fleet(2)
+    fleet.step()
+    assert fleet.ask(0, 10.0)
+
+    asyncio.run(fleet.shared[0].release(fleet.store))  # type: ignore[arg-type]
+    asyncio.run(fleet.shared[1].release(fleet.store))  # type: ignore[arg-type]
+
+    assert asyncio.run(fleet.store.lease("budget", 999.0, 1.0, 300.0)) == pytest.approx(290.0)
+    assert not fleet.ask(0, 1.0)

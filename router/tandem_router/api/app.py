@@ -143,6 +143,7 @@ class RouterApp:
         if config.store.type == "postgres":
             store.on_flush = self.shared.step
             store.on_trouble = self.shared.check
+            store.on_close = self.shared.release
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)

@@ -66,10 +66,9 @@ class Bucket:
         larger than one minute's allowance then waits for the full minute, not for ever.
         """
         wanted = min(amount, self.capacity) if overdraw else amount
-        # A little slack, so that what was just given back can be taken again.
-        left = self.left(now)
-        if not wanted <= left + 1e-12 * max(1.0, self.granted):
-            self.missed = max(self.missed, wanted - left)
+        short = self._short_of(now, wanted)
+        if not short <= 0.0:
+            self.missed = max(self.missed, short)
             return False
         self.held += max(0.0, amount)
         return True
@@ -91,7 +90,7 @@ class Bucket:
     def wait_s(self, now: float, amount: float, *, overdraw: bool = False) -> float | None:
         """Seconds until `amount` can be held if nothing else is; None: never."""
         wanted = min(amount, self.capacity) if overdraw else amount
-        missing = wanted - self.left(now)
+        missing = self._short_of(now, wanted)
         if missing <= 0.0:
             return 0.0
         if self.pace_per_s <= 0.0 or wanted > self.capacity:
@@ -120,6 +119,13 @@ class Bucket:
         self.per_s, self.capacity, self.leased = 0.0, capacity, True
         self.pace_per_s, self.pace_goal = pace_per_s, pace_goal
         self.granted = granted
+
+    def _short_of(self, now: float, wanted: float) -> float:
+        """What is missing of `wanted`; a rounding error is not.
+
+        What was just given back can be taken again, and whoever waited as long as told gets it.
+        """
+        return wanted - self.left(now) - 1e-12 * max(1.0, self.granted)
 
     def _refill(self, now: float) -> None:
         elapsed = max(0.0, now - self._now)  # a clock that steps back refills nothing

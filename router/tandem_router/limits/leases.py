@@ -5,7 +5,8 @@ leases what it expects to need and hands back what it does not, a few times a se
 while a request waits. Half of a bucket lies with the routers in equal parts, the other half goes
 where the traffic is. Whatever is used was leased, so together they stay within the limit. While
 the store is away each router goes on with its equal part of the rate; what it used meanwhile is
-charged once the store is back. A router that dies takes what it had leased and not used with it.
+charged once the store is back. A router that ends hands back what it had leased and not used; one
+that is killed takes it with it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ class SharedLimits:
                 limit.bucket.grant(moved)
                 lease.total += moved
         self._answered_at = now
+
+    async def release(self, backend: Backend) -> None:
+        """Hand back what was leased and not used, before this router ends. Raises StoreError."""
+        now = self._clock()
+        for limit in self._ledger.limits():
+            lease = self._leases.get(limit.name)
+            left = limit.bucket.left(now)
+            if lease is not None and limit.bucket.leased and left > 0.0:
+                moved = await backend.lease(limit.name, -left, limit.per_s, limit.capacity)
+                limit.bucket.grant(moved)
+                lease.total += moved
 
     def check(self) -> None:
         """Where the store has been away for long: go on with an equal part of each rate."""

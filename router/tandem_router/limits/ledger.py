@@ -312,7 +312,7 @@ def _too_fast(account: Account, now: float, num_tokens: float) -> ApiError | Non
         if bucket is None or rate is None:
             continue
         wait_s = bucket.wait_s(now, amount, overdraw=True)
-        if wait_s is None or wait_s > 1e-9:
+        if wait_s is None or wait_s > 0.0:
             return overloaded(
                 f"{account.name} is above {rate:g} {unit} a minute",
                 code=f"{code}_rate_limit",

@@ -9,6 +9,7 @@ loses at most what was added since the last batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -44,7 +45,7 @@ class Store:
 
     on_keys: called with all keys whenever they may have changed. on_open: called once, when the
     store answers first, with what it knew before. on_flush: awaited at each step that the store
-    answers; on_trouble: called at each that it does not.
+    answers; on_trouble: called at each that it does not; on_close: awaited before it is closed.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Store:
         self.on_keys: Callable[[], None] = lambda: None
         self.on_open: Callable[[list[Spend]], None] = lambda spend: None
         self.on_trouble: Callable[[], None] = lambda: None
+        self.on_close: Callable[[Backend], Awaitable[None]] | None = None
         self.on_flush: Callable[[Backend], Awaitable[None]] | None = None
         self._known = False
         self.health = Health(
@@ -132,7 +134,9 @@ class Store:
                 pause_s = self._flush_s if ok else min(LONGEST_PAUSE_S, max(0.5, 2 * pause_s))
         finally:
             if self._backend is not None:
-                await self.step()
+                if await self.step() and self.on_close is not None:
+                    with contextlib.suppress(StoreError):
+                        await self.on_close(self._backend)
                 await self._backend.close()
 
     async def step(self) -> bool:
