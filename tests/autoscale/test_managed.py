@@ -6,9 +6,11 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tandem_operator.autoscale import settings
 from tandem_operator.autoscale.observe import (
     HELD_S,
     TrafficMeter,
@@ -21,6 +23,7 @@ from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.settings import ScheduledFloor, loop_settings, scheduled_floor
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
+from tandem_router.routing import set_points
 
 
 def model(name: str, **roles) -> Model:
@@ -270,7 +273,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150, deadline=None)
 @given(st.lists(json_values, max_size=4))
 def test_odd_reports_read_as_not_measured(bodies):
     meter = TrafficMeter()
@@ -423,3 +426,8 @@ def test_a_held_request_is_one_arrival_and_then_a_trace_of_one():
 
     trace = 10 / HELD_S
     assert rates == [None, 0.0, 10.0, trace, trace, 2.0, 0.0, 0.0]
+
+
+def test_loop_and_routers_begin_at_the_same_threshold():
+    """The packages share no code; a loop that began elsewhere would move every router at once."""
+    assert settings.DEFAULT_THRESHOLDS == set_points.DEFAULT_THRESHOLDS

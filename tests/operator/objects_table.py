@@ -440,6 +440,11 @@ bad(
     "8: Router/r: spec.threshold: is '0.2', but threshold and objective.qualityFloor both say where the larger tier begins; keep one: threshold stays as it is, qualityFloor moves it",
 )
 bad(
+    "threshold beside Fixed",
+    router('  threshold: "0.2"\n  predictor: {type: Fixed}\n'),
+    "8: Router/r: spec.threshold: is '0.2', but threshold decides nothing beside predictor.type: Fixed, the fallback tier answers all; remove it or let another predictor choose",
+)
+bad(
     "minimize",
     router("  objective: {minimize: Latency}\n"),
     "8: Router/r: spec.objective.minimize: unknown field; use one of qualityFloor",

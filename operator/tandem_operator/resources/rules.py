@@ -230,6 +230,15 @@ ROUTER_RULES: list[Rule] = [
         "threshold",
     ),
     Rule(
+        ("spec",),
+        "!has(self.threshold) || !has(self.predictor) || !has(self.predictor.type) || "
+        "self.predictor.type != 'Fixed'",
+        "threshold decides nothing beside predictor.type: Fixed, the fallback tier answers all; "
+        "remove it or let another predictor choose",
+        lambda o, _: "threshold" not in o or o["predictor"].get("type") != "Fixed",
+        "threshold",
+    ),
+    Rule(
         ("spec", "predictor"),
         "!has(self.embedding) || has(self.artifact)",
         "embedding goes with the artifact trained with it; add artifact or remove embedding",
