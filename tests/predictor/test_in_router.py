@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tandem_router.config import PredictorConfig, TierConfig
 from tandem_router.predictor import artifact
 from tandem_router.predictor.runtime import Predictor
-from tandem_router.routing.predictor_source import ArtifactPredictor
+from tandem_router.routing.predictor_source import ArtifactPredictor, UnlearnedPredictor
 
 
 def test_a_trained_artifact_tells_the_router_the_gains_of_typical_prompts(
@@ -39,3 +40,28 @@ def test_senseless_facts_in_an_artifact_do_not_stop_the_router(
 
     assert held.loaded
     assert held.training_gains("large", "small") == []
+
+
+def test_the_router_knows_the_verdict_of_its_artifact(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "artifact"
+    path.write_bytes(content)
+
+    report = ArtifactPredictor(path, ("small", "large")).report()
+
+    (verdict,) = report["verdicts"]  # type: ignore[misc]
+    assert verdict.startswith("small -> large: ")  # type: ignore[has-type]
+    assert report["reason"] == "Loaded"
+
+
+def test_learned_without_labels_ranks_by_length_and_says_so() -> None:
+    tiers = (
+        TierConfig(name="small", kind="pool", served_model="m"),
+        TierConfig(name="large", kind="pool", served_model="m", usd_per_1m_output_tokens=1.0),
+    )
+    predictor = UnlearnedPredictor(tiers, PredictorConfig(type="Learned"))
+
+    short, long = predictor.score("Hi"), predictor.score("why " * 500)
+
+    assert short.quality["small"] > long.quality["small"]
+    assert predictor.report()["reason"] == "NoLabels"
+    assert "ranked by prompt length" in str(predictor.report()["problem"])

@@ -114,7 +114,6 @@ def test_endpoints_are_read_in_order_without_repeats() -> None:
     [
         (None, [], "cannot be read"),
         (GOOD, [], "--endpoints"),
-        ({**GOOD, "predictor": {"type": "Learned"}}, ["--endpoints", "e"], "--predictor"),
         (GOOD, ["--endpoints", "e", "--peer-token-file", "/nowhere/token"], "/nowhere/token"),
     ],
 )

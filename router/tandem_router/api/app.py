@@ -42,6 +42,7 @@ from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
     ArtifactPredictor,
     Predictor,
+    UnlearnedPredictor,
     configured_predictor,
 )
 from tandem_router.routing.set_points import Steering
@@ -90,12 +91,13 @@ class RouterApp:
         self._artifact: ArtifactPredictor | None = None
         if predictor is None and config.predictor.type == "Learned":
             if artifact_path is None:
-                raise ConfigError("predictor.type=Learned needs --predictor ARTIFACT")
-            predictor = self._artifact = ArtifactPredictor(
-                artifact_path,
-                tuple(tier.name for tier in config.tiers),
-                config.predictor.embedding,
-            )
+                predictor = UnlearnedPredictor(config.tiers, config.predictor)
+            else:
+                predictor = self._artifact = ArtifactPredictor(
+                    artifact_path,
+                    tuple(tier.name for tier in config.tiers),
+                    config.predictor.embedding,
+                )
         self._config_path = config_path
         self._endpoints_path = endpoints_path
         self.picker = Picker(config.picking, rng or random.Random(), clock, config.failover)

@@ -293,6 +293,19 @@ class Predictor:
         return _Read(values, row, unknown, grown)
 
     @property
+    def verdicts(self) -> tuple[str, ...]:
+        """What training said to do with each pair of tiers, a sentence each."""
+        evaluation = self.meta.get("evaluation")
+        pairs = evaluation.get("pairs") if isinstance(evaluation, dict) else None
+        if not isinstance(pairs, dict):
+            return ()
+        return tuple(
+            f"{name}: {pair['sentence']}"[:1000]
+            for name, pair in pairs.items()
+            if isinstance(pair, dict) and isinstance(pair.get("sentence"), str)
+        )
+
+    @property
     def view_names(self) -> tuple[str, ...]:
         return tuple(view.name for view in self._views)
 

@@ -59,6 +59,24 @@ class LengthPredictor:
         )
 
 
+class UnlearnedPredictor(LengthPredictor):
+    """Learned, and nothing to learn from yet: prompt length ranks until there are labels.
+
+    A predictor of public outcomes does not know pairs of models it has not seen (the study's
+    leave-one-pair-out table), so none is shipped to take this place.
+    """
+
+    def report(self) -> dict[str, object]:
+        return {
+            "version": None,
+            "tiers": [],
+            "verdicts": [],
+            "reason": "NoLabels",
+            "problem": "NoLabels: there is no artifact and nothing to learn from yet; requests are "
+            "ranked by prompt length until one is trained (`tandem grade`, then `tandem train`)",
+        }
+
+
 class ArtifactPredictor:
     """The predictor in a file; a new file is taken into use while requests go on."""
 
@@ -82,6 +100,8 @@ class ArtifactPredictor:
             "version": self.version,
             "tiers": [] if self._loaded is None else list(self._loaded.tiers),
             "problem": self._problem,
+            "reason": "NotLoaded" if self._loaded is None else "Loaded",
+            "verdicts": [] if self._loaded is None else list(self._loaded.verdicts),
         }
 
     def score(self, prompt: str) -> Score:

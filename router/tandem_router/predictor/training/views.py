@@ -48,7 +48,6 @@ def core_views(num_rows: int) -> dict[str, float]:
         "chars": 1.0,
         "trees": forest,
         "topics": forest,
-        "neighbours": 1.0,
         "embedding": 1.25,
     }
 
