@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem_router.api.secret_file import SecretFile
 from tandem_router.config import load_config
 from tandem_router.errors import ConfigError, RouterError
 
@@ -57,9 +58,9 @@ def _run(args: argparse.Namespace) -> int:
         config,
         artifact_path=args.predictor,
         endpoints_path=args.endpoints,
-        peer_token=_secret_text(args.peer_token_file),
-        key_secret=_key_secret(args.key_secret_file),
-        metrics_token=_secret_text(args.metrics_token_file),
+        peer_token=_secret_file(args.peer_token_file),
+        key_secret=_secret_file(args.key_secret_file, least_bytes=16),
+        metrics_token=_secret_file(args.metrics_token_file),
         store_file=args.store_file,
         store_url=_secret_text(args.store_url_file),
         config_path=args.config,
@@ -106,10 +107,8 @@ def _secret_text(path: Path | None) -> str | None:
     return text
 
 
-def _key_secret(path: Path | None) -> bytes | None:
-    from tandem_router.api.api_keys import read_secret
-
-    return None if path is None else read_secret(path)
+def _secret_file(path: Path | None, least_bytes: int = 1) -> SecretFile | None:
+    return None if path is None else SecretFile(path, least_bytes=least_bytes)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,21 @@ def _object(kind: str, name: str, **spec: Any) -> Object:
     return {"apiVersion": "tandem.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
+# A token that its owner wants changed, from the beginning.
+TOKEN = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {
+        "name": "tandem-peer-token",
+        "namespace": NAMESPACE,
+        "labels": {"app.kubernetes.io/managed-by": "tandem"},
+        "annotations": {"tandem.dev/rotate": "now"},
+    },
+    "stringData": {"token": "first"},
+}
+
 RESOURCES = [
+    TOKEN,
     _object("AutoscalingPolicy", "p"),
     _object(
         "Model",

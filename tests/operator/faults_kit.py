@@ -114,6 +114,9 @@ class Faulty:
     ) -> None:
         await self._write(lambda: self.store.annotate(kind, namespace, name, annotations))
 
+    async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
+        await self._write(lambda: self.store.patch_secret(namespace, name, body))
+
     async def apply_status(self, obj: Object) -> Object:
         found: Object = await self._write(lambda: self.store.apply_status(obj))
         return found

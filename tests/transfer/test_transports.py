@@ -141,6 +141,29 @@ async def test_a_second_writer_is_refused(pair: Pair) -> None:
         await pair.sender.open(pair.receiver.address, "r1", 1)
 
 
+async def test_while_a_token_is_changed_both_are_proved_and_then_one() -> None:
+    """The receiver takes every token that holds now; which ones do is asked at each connection."""
+    accepted = [b"old"]
+    pool = random_pool(4)
+    receiver = create_receiver(random_pool(4), token=lambda: tuple(accepted))
+    await receiver.start("127.0.0.1", 0)
+
+    async def connects(token: bytes) -> bool:
+        sender = create_sender(pool, token=lambda: (token, b"another"))
+        try:
+            return (await kv_link_check(sender, receiver.address, LAYOUT)).ok
+        finally:
+            await sender.aclose()
+
+    found = []
+    for now in ([b"old"], [b"old", b"new"], [b"new", b"old"], [b"new"]):
+        accepted[:] = now
+        found.append((await connects(b"old"), await connects(b"new")))
+    await receiver.aclose()
+
+    assert found == [(True, False), (True, True), (True, True), (False, True)]
+
+
 async def test_a_writer_with_another_token_is_refused(pair: Pair) -> None:
     reservation = pair.receiver.reserve("r1", 1, [3], soon())
     stranger = pair.make_sender(token=b"wrong")

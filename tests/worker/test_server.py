@@ -332,6 +332,26 @@ async def test_internal_and_model_routes_need_the_peer_token(start_worker: Any) 
     assert known.status_code == 200
 
 
+async def test_while_the_token_changes_a_worker_takes_the_old_and_the_new(
+    start_worker: Any,
+) -> None:
+    tokens = [b"old"]
+    worker = await start_worker(token=lambda: tuple(tokens))
+
+    async def status(token: str) -> int:
+        body = {"prompt": "x", "max_tokens": 1}
+        reply = await post(worker, "/v1/completions", body, x_tandem_peer_token=token)
+        return reply.status_code
+
+    answers = []
+    for now in ([b"old"], [b"new", b"old"], [b"new"]):
+        tokens[:] = now
+        assert worker.peer_token == now[0]
+        answers.append((await status("old"), await status("new")))
+
+    assert answers == [(200, 401), (200, 200), (401, 200)]
+
+
 async def test_two_requests_of_one_id_do_not_disturb_each_other(
     start_worker: Any, greedy: Greedy
 ) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import ConfigError, WorkerError
+from tandem_worker.server.secret_file import SecretFile
 
 if TYPE_CHECKING:
     from tandem_worker.server.worker import Worker
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = WorkerConfig.load(arguments.config)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
         keep_freed_memory()
-        token = _read_token(arguments.peer_token_file)
+        path = arguments.peer_token_file
+        token = SecretFile(path) if path is not None else b""
         revision = os.environ.get("TANDEM_REVISION")
         if revision and not config.revision:
             config = config.model_copy(update={"revision": revision})
@@ -77,7 +79,9 @@ async def _lost_rank(worker: Worker) -> str:
     return worker.failure
 
 
-async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: bytes) -> int:
+async def _serve(
+    config: WorkerConfig, arguments: argparse.Namespace, token: SecretFile | bytes
+) -> int:
     from tandem_worker.server.app import WorkerApp
     from tandem_worker.server.http_server import HttpServer, listen
     from tandem_worker.server.worker import Worker
@@ -124,15 +128,3 @@ async def _serve(config: WorkerConfig, arguments: argparse.Namespace, token: byt
             logging.shutdown()
             os._exit(0)
     return 0
-
-
-def _read_token(path: Path | None) -> bytes:
-    if path is None:
-        return b""
-    try:
-        token = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"--peer-token-file {path} cannot be read: {error}") from error
-    if not token or not token.isascii():
-        raise ConfigError(f"--peer-token-file {path} must hold one line of ASCII text")
-    return token

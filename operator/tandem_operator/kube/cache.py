@@ -288,6 +288,10 @@ class CachedApi:
         """See ClusterApi."""
         return await self._api.patch_spec(kind, namespace, name, spec)
 
+    async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
+        """See ClusterApi."""
+        await self._api.patch_secret(namespace, name, body)
+
     async def annotate(
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:

@@ -214,6 +214,12 @@ class KubeApi:
             "application/merge-patch+json",
         )
 
+    async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
+        """See ClusterApi."""
+        query = {"fieldManager": SEED_MANAGER}
+        target = path("Secret", namespace, name)
+        await self._write("PATCH", target, query, body, "application/merge-patch+json")
+
     async def annotate(
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:

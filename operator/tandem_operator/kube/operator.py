@@ -25,6 +25,7 @@ from tandem_operator.reconcile.actuator import ScalingDriver
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.reconcile.reconciler import Reconciler
+from tandem_operator.reconcile.rotation import TokenRotation
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.network_rules import NetworkRules
@@ -110,6 +111,7 @@ class Operator:
             push=routers.push,
             scaling=scaling.step,
             forget=scaling.forget,
+            rotate=TokenRotation(self.cache, time.time).step,
         )
         self.controller = Controller(reconciler, self.cache.copies, resync_s)
 

@@ -185,6 +185,14 @@ class Store:
         """See ClusterApi."""
         return self.change(kind, namespace, name, {"spec": spec})
 
+    async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
+        """See ClusterApi."""
+        found = self.read("Secret", namespace, name)
+        version = body["metadata"].get("resourceVersion")
+        if found is not None and version not in (None, found["metadata"]["resourceVersion"]):
+            raise ApiError(409, f"Secret {name!r} has changed")
+        self.change("Secret", namespace, name, body)
+
     async def annotate(
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:

@@ -74,7 +74,8 @@ async def peer_token(api: ClusterApi, namespace: str) -> str:
     """
     secret = await api.get("Secret", namespace, PEER_SECRET)
     encoded = ((secret or {}).get("data") or {}).get("token", "")
-    return base64.b64decode(encoded).decode()
+    # The first line is sent; the others are accepted while the token is being changed.
+    return next(iter(base64.b64decode(encoded).decode().split()), "")
 
 
 def identity(pod: Object) -> str:

@@ -49,6 +49,7 @@ HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
+Rotate = Callable[[str], Awaitable[float | None]]
 
 
 async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
@@ -77,6 +78,10 @@ def _nothing_remembered(namespace: str, name: str) -> None:
     return None
 
 
+async def _never_rotated(namespace: str) -> float | None:
+    return None
+
+
 async def _untested(_: list[Object]) -> LinkTest:
     return LinkTest(None)
 
@@ -91,7 +96,7 @@ class Reconciler:
     weights: identity of the files that each worker pod holds, by name.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
-    and name of a Router that is gone.
+    and name of a Router that is gone. rotate: takes a step of a change of a namespace's token.
     """
 
     api: ClusterApi
@@ -105,6 +110,7 @@ class Reconciler:
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
+    rotate: Rotate = _never_rotated
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
@@ -117,6 +123,8 @@ class Reconciler:
             return result
         if obj["metadata"].get("deletionTimestamp"):
             return result
+        if (again_s := await self.rotate(key.namespace)) is not None:
+            result.look_again(again_s)
         resource = parse(obj)
         if isinstance(resource, Problem):
             await self._refuse(obj, resource, result)

@@ -103,9 +103,9 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
         return {"durable": services.store.health.durable, "spend": [asdict(row) for row in rows]}
 
     def needs_peer_token(x_tandem_peer_token: Annotated[str | None, Header()] = None) -> None:
-        token = services.peer_token
         presented = (x_tandem_peer_token or "").encode()
-        if token and not hmac.compare_digest(presented, token.encode()):
+        tokens = services.peer_tokens()
+        if tokens and not any(hmac.compare_digest(presented, token) for token in tokens):
             raise ApiError(401, "set-points need x-tandem-peer-token", type="authentication_error")
 
     @router.put("/set-points", dependencies=[Depends(needs_peer_token)])

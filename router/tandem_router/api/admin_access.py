@@ -9,37 +9,34 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tandem_router.asgi import Send
 from tandem_router.errors import ApiError
+
+Secrets = Callable[[], Sequence[bytes]]
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
 
 class AdminAccess:
-    def __init__(self, peer_token: str | None, metrics_token: str | None) -> None:
-        self._peer_token = peer_token
-        self._metrics_token = metrics_token
+    def __init__(self, peer_tokens: Secrets, metrics_tokens: Secrets) -> None:
+        self._peer_tokens = peer_tokens
+        self._metrics_tokens = metrics_tokens
 
     def allows(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a request with these headers may see `path`."""
         if path in OPEN_PATHS:
             return True
-        accepted = [self._peer_token]
+        accepted = [*self._peer_tokens()]
         if path == "/metrics":
-            accepted.append(self._metrics_token)
+            accepted += self._metrics_tokens()
         presented = list(_presented(headers))
-        return any(
-            hmac.compare_digest(each, token.encode())
-            for each in presented
-            for token in accepted
-            if token
-        )
+        return any(hmac.compare_digest(each, token) for each in presented for token in accepted)
 
     async def refuse(self, path: str, send: Send) -> None:
         """401 that makes a browser ask for the password and tells everybody else what to send."""
-        if self._peer_token is None:
+        if not self._peer_tokens():
             how = "start the router with --peer-token-file to have one"
         elif path == "/metrics":
             how = "send the metrics or the peer token as `Authorization: Bearer`"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tandem_router.api.secret_file import SecretFile
 from tandem_router.config import TenantConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.store.records import Key
@@ -29,14 +30,8 @@ def key_hash(secret: bytes, key: str) -> str:
 
 
 def read_secret(path: Path) -> bytes:
-    """A secret of at least 16 bytes. Raises ConfigError."""
-    try:
-        secret = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(secret) < 16:
-        raise ConfigError(f"{path}: the secret has {len(secret)} bytes; use at least 16")
-    return secret
+    """The secret of at least 16 bytes that new keys are hashed with. Raises ConfigError."""
+    return SecretFile(path, least_bytes=16)()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +46,18 @@ class Authenticator:
     """Finds the tenant of a key; without configured tenants everybody is anonymous.
 
     Keys come from the configuration and, minted at run time, from the store; a key that either
-    says is revoked works nowhere. secret: of the configured hashes; minted keys are hashed with it
-    too, or with the store's own where there is none.
+    says is revoked works nowhere. secrets_now: of the configured hashes, read anew: new keys
+    are hashed with the first, or with the store's own where there is none, and all are tried.
     """
 
     def __init__(
         self,
         tenants: Sequence[TenantConfig],
-        secret: bytes | None,
+        secrets_now: Callable[[], Sequence[bytes]],
         store: Store,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._secret = secret
+        self._secrets = secrets_now
         self._store = store
         self._wall_clock = wall_clock
         self._tenants: dict[str, TenantConfig] = {}
@@ -71,7 +66,7 @@ class Authenticator:
 
     def reconfigure(self, tenants: Sequence[TenantConfig]) -> None:
         """Take other tenants. Raises ConfigError where their hashes have no secret."""
-        if any(tenant.key_hashes for tenant in tenants) and self._secret is None:
+        if any(tenant.key_hashes for tenant in tenants) and not self._secrets():
             raise ConfigError("tenants have key hashes, so --key-secret-file is needed")
         self._tenants = {tenant.name: tenant for tenant in tenants}
         self.refresh()
@@ -113,9 +108,13 @@ class Authenticator:
         return text, Key(key_id(entry), tenant, entry, self._wall_clock(), **limits)
 
     def _minting_secret(self) -> bytes | None:
-        if self._secret is not None:
-            return self._secret
-        return self._store.secret.encode() if self._store.secret is not None else None
+        return next(iter(self._accepted()), None)
+
+    def _accepted(self) -> Sequence[bytes]:
+        """The secrets that a key may be hashed with: those of the file, or the store's own."""
+        if given := self._secrets():
+            return given
+        return (self._store.secret.encode(),) if self._store.secret is not None else ()
 
     def caller(self, api_key: str | None) -> Caller | None:
         """Whose the key is; None where anybody may ask. Raises ApiError (401)."""
@@ -129,8 +128,8 @@ class Authenticator:
                 code="missing_api_key",
             )
         # The hash is keyed, so how long finding it takes says nothing about any key.
-        secret = self._minting_secret()
-        found = self._by_hash.get(key_hash(secret, api_key)) if secret is not None else None
+        hashes = [key_hash(secret, api_key) for secret in self._accepted()]
+        found = next((self._by_hash[h] for h in hashes if h in self._by_hash), None)
         tenant = self._tenants.get(found.tenant) if found is not None else None
         if found is None or tenant is None:
             raise ApiError(

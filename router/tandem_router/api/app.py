@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tandem_router.api import admin, dashboard
-from tandem_router.api.admin_access import AdminAccess
+from tandem_router.api.admin_access import AdminAccess, Secrets
 from tandem_router.api.api_keys import Authenticator
 from tandem_router.api.inference import DataPath, Receive, Scope
 from tandem_router.api.live_settings import LiveSettings
@@ -70,9 +70,9 @@ class RouterApp:
         predictor: Predictor | None = None,
         artifact_path: Path | None = None,
         endpoints_path: Path | None = None,
-        peer_token: str | None = None,
-        key_secret: bytes | None = None,
-        metrics_token: str | None = None,
+        peer_token: Secrets | str | None = None,
+        key_secret: Secrets | bytes | None = None,
+        metrics_token: Secrets | str | None = None,
         store_file: Path | None = None,
         store_url: str | None = None,
         config_path: Path | None = None,
@@ -130,7 +130,7 @@ class RouterApp:
             decisions=DecisionLog(config.decisions_kept),
             clock=clock,
             wall_clock=wall_clock,
-            peer_token=peer_token,
+            peer_tokens=_secrets(peer_token),
             external_keys=ProviderKeys(config),
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
@@ -138,9 +138,9 @@ class RouterApp:
         # Until the endpoints are known every tier may be there.
         self.set_table({tier.name: {} for tier in config.tiers})
         self.has_table = False
-        self.keys = Authenticator(config.tenants, key_secret, store, wall_clock)
+        self.keys = Authenticator(config.tenants, _secrets(key_secret), store, wall_clock)
         self.settings = LiveSettings(self.services, self.keys)
-        self._access = AdminAccess(peer_token, metrics_token)
+        self._access = AdminAccess(self.services.peer_tokens, _secrets(metrics_token))
         self.shared = SharedLimits(ledger, clock)
         if config.store.type == "postgres":
             store.on_flush = self.shared.step
@@ -206,7 +206,7 @@ class RouterApp:
                     self.picker,
                     self.services.client,
                     poll_s=config.picking.load_poll_s,
-                    peer_token=self.services.peer_token,
+                    peer_token=lambda: self.services.peer_token,
                     skip_tiers=external,
                     dead_after_s=config.failover.dead_after_s,
                     on_change=self.services.workers_changed.set,
@@ -325,3 +325,12 @@ def _error_response(error: ApiError) -> Response:
     return Response(
         error.body(), status_code=error.status, media_type="application/json", headers=headers
     )
+
+
+def _secrets(given: Secrets | str | bytes | None) -> Secrets:
+    """One secret that never changes, or those that are read anew; none where there is none."""
+    if callable(given):
+        return given
+    text = given.encode() if isinstance(given, str) else given
+    fixed = (text,) if text else ()
+    return lambda: fixed

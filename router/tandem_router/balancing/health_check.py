@@ -26,13 +26,12 @@ async def poll_loads(
     client: UpstreamClient,
     *,
     poll_s: float,
-    peer_token: str | None,
+    peer_token: Callable[[], str | None],
     skip_tiers: frozenset[str],
     dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
     """Keep one polling task per worker until cancelled; skip_tiers are not ours to ask."""
-    headers = [(b"x-tandem-peer-token", peer_token.encode())] if peer_token else []
     tasks: dict[Worker, asyncio.Task[None]] = {}
     try:
         while True:
@@ -41,7 +40,7 @@ async def poll_loads(
                 tasks.pop(worker).cancel()
             for worker in present - tasks.keys():
                 tasks[worker] = asyncio.ensure_future(
-                    _poll(worker, picker, client, poll_s, headers, dead_after_s, on_change)
+                    _poll(worker, picker, client, poll_s, peer_token, dead_after_s, on_change)
                 )
             await asyncio.sleep(min(poll_s, DOWN_POLL_S))
     finally:
@@ -54,7 +53,7 @@ async def _poll(
     picker: Picker,
     client: UpstreamClient,
     poll_s: float,
-    headers: list[tuple[bytes, bytes]],
+    peer_token: Callable[[], str | None],
     dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
@@ -62,6 +61,8 @@ async def _poll(
     last_answer = loop.time()
     while True:
         was_usable = worker.load is not None and worker.num_failures == 0
+        token = peer_token()
+        headers = [(b"x-tandem-peer-token", token.encode())] if token else []
         try:
             status, body = await client.get(
                 worker.url + "/v1/load", headers=headers, timeout_s=max(2.0, poll_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tandem_router.balancing.endpoint_picker import Picker
@@ -36,7 +36,13 @@ class Services:
     decisions: DecisionLog
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
-    peer_token: str | None
+    peer_tokens: Callable[[], Sequence[bytes]]
     external_keys: ProviderKeys
     workers_changed: asyncio.Event
     reuse: Reuse
+
+    @property
+    def peer_token(self) -> str | None:
+        """The token to send to workers now."""
+        token = next(iter(self.peer_tokens()), None)
+        return token.decode() if token is not None else None

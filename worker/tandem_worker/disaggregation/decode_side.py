@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -96,7 +96,7 @@ class RemotePrefill:
         metrics: WorkerMetrics,
         *,
         call: PeerCall,
-        headers: dict[str, str],
+        headers: Callable[[], dict[str, str]],
         attempts: int,
         reserve_timeout_s: float,
     ) -> None:
@@ -199,7 +199,7 @@ class RemotePrefill:
                 "POST",
                 f"{url.rstrip('/')}/internal/prefill",
                 order.to_wire(),
-                headers=self._headers,
+                headers=self._headers(),
             )
         )
         arrival = asyncio.create_task(reservation.completed())

@@ -151,9 +151,9 @@ class WorkerApp:
                 await call.reply(failure.body(), status=500)
 
     def _check_token(self, headers: Mapping[str, str]) -> None:
-        token = self._worker.peer_token
-        given = headers.get("x-tandem-peer-token", "")
-        if token and not hmac.compare_digest(given.encode(), token):
+        given = headers.get("x-tandem-peer-token", "").encode()
+        tokens = self._worker.peer_tokens()
+        if tokens and not any(hmac.compare_digest(given, token) for token in tokens):
             raise RequestError(
                 "this worker serves the router and its peers only; send x-tandem-peer-token",
                 status=401,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,8 @@ class Worker:
         host: Address of this worker; KV blocks arrive there.
         port: Port of the HTTP server around it.
         name: How peers' errors call this worker: its pod.
-        peer_token: Shared secret that peers must send; empty for none.
+        peer_token: Shared secret that peers must send, or what reads the ones that hold now, the
+            first to send; empty for none.
     """
 
     tokenizer: Tokenizer
@@ -57,14 +58,17 @@ class Worker:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        peer_token: bytes = b"",
+        peer_token: Callable[[], Sequence[bytes]] | bytes = b"",
         name: str = "",
     ) -> None:
         self.config = config
         self.weights_dir = weights_dir
         self.host = host
         self.port = port
-        self.peer_token = peer_token
+        fixed = (peer_token,) if isinstance(peer_token, bytes) and peer_token else ()
+        self.peer_tokens: Callable[[], Sequence[bytes]] = (
+            peer_token if callable(peer_token) else lambda: fixed
+        )
         self.name = name or f"{config.served_model} at {self.url}"
         self.metrics = WorkerMetrics(config.served_model)
         self.started_at = int(time.time())
@@ -273,6 +277,15 @@ class Worker:
             time.perf_counter() - started,
         )
 
+    @property
+    def peer_token(self) -> bytes:
+        """The token to send now; empty without one."""
+        return next(iter(self.peer_tokens()), b"")
+
+    def _peer_headers(self) -> dict[str, str]:
+        token = self.peer_token
+        return {"x-tandem-peer-token": token.decode()} if token else {}
+
     async def _link_kv(self, runner: Any) -> None:
         """Set up both ends of the KV link; a unified worker has neither."""
         from tandem_worker.disaggregation.decode_side import RemotePrefill
@@ -282,7 +295,7 @@ class Worker:
         settings = self.config.transfer
         pool = KVPool(runner.kv_caches, weights=self._weights["digest"])
         self.kv_layout = pool.layout
-        token = self.peer_token or None
+        token = self.peer_tokens if self.peer_tokens() else None
         if self.config.role == "decode":
             self._receiver = create_receiver(
                 pool,
@@ -298,7 +311,7 @@ class Worker:
                 self._receiver,
                 self.metrics,
                 call=request_json,
-                headers={"x-tandem-peer-token": self.peer_token.decode()} if token else {},
+                headers=self._peer_headers,
                 attempts=settings.attempts,
                 reserve_timeout_s=settings.reserve_timeout_s,
             )

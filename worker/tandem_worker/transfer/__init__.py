@@ -7,6 +7,7 @@ in `interface.py`.
 from __future__ import annotations
 
 from tandem_worker.transfer.errors import TransferError
+from tandem_worker.transfer.frames import Tokens
 from tandem_worker.transfer.interface import (
     FinalState,
     KVReceiver,
@@ -44,7 +45,7 @@ __all__ = [
 def create_receiver(
     pool: KVPool,
     *,
-    token: bytes | None = None,
+    token: Tokens | bytes | None = None,
     max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
 ) -> KVReceiver:
     """A receiver for the blocks of `pool`; `token` is the shared peer token."""
@@ -56,7 +57,7 @@ def create_receiver(
 def create_sender(
     pool: KVPool,
     *,
-    token: bytes | None = None,
+    token: Tokens | bytes | None = None,
     checksum: bool = False,
     name: str = "",
 ) -> KVSender:

@@ -25,7 +25,7 @@ import hmac
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -518,6 +518,15 @@ def decode_meta(header: Header, meta: bytes) -> Frame:
     frame = _READERS[header.kind](reader, header)
     reader.end()
     return frame
+
+
+# The tokens as they are now: the first one is proved, all are accepted.
+Tokens = Callable[[], Sequence[bytes]]
+
+
+def tokens_of(token: Tokens | bytes | None) -> Tokens:
+    """One token that never changes, or those that are given; an empty one where there is none."""
+    return token if callable(token) else lambda: (token or b"",)
 
 
 def sender_mac(token: bytes, challenge: bytes, nonce: bytes, layout: KVLayout, name: str) -> bytes:

@@ -45,9 +45,11 @@ from tandem_worker.transfer.frames import (
     Open,
     Opened,
     Stopped,
+    Tokens,
     Welcome,
     receiver_mac,
     sender_mac,
+    tokens_of,
 )
 from tandem_worker.transfer.interface import TransferStats
 from tandem_worker.transfer.kv_memory import KVPool
@@ -82,7 +84,7 @@ class TcpReceiver:
         self,
         pool: KVPool,
         *,
-        token: bytes | None = None,
+        token: Tokens | bytes | None = None,
         max_inflight_bytes: int = 64 << 20,
         max_connections: int = 256,
         handshake_s: float = 5.0,
@@ -91,7 +93,7 @@ class TcpReceiver:
         clock: Clock = time.monotonic,
     ) -> None:
         self.pool = pool
-        self._token = token or b""
+        self._tokens = tokens_of(token)
         self._max_connections = max_connections
         self._handshake_s = handshake_s
         self._stall_s = stall_s
@@ -350,8 +352,12 @@ class _Connection:
         hello = await read_frame(self.wire)
         if not isinstance(hello, Hello):
             raise ProtocolError(f"{type(hello).__name__.upper()} frame before HELLO")
-        expected = sender_mac(receiver._token, challenge, hello.nonce, hello.layout, hello.name)
-        if not hmac.compare_digest(expected, hello.mac):
+        proved = None
+        for token in receiver._tokens():
+            expected = sender_mac(token, challenge, hello.nonce, hello.layout, hello.name)
+            if hmac.compare_digest(expected, hello.mac):
+                proved = token
+        if proved is None:
             raise AuthenticationError(
                 f"{self._peer} did not prove the peer token; start both workers with the same "
                 "--peer-token-file"
@@ -360,7 +366,7 @@ class _Connection:
         if hello.name:
             self._peer = f"{printable(hello.name)} ({self._peer})"
         receiver.layout.require_equal(hello.layout, f"sender {self._peer}")
-        mac = receiver_mac(receiver._token, challenge, hello.nonce, receiver.layout)
+        mac = receiver_mac(proved, challenge, hello.nonce, receiver.layout)
         await self.wire.send(Welcome(mac, receiver.layout))
 
     async def _on_open(self, frame: Open) -> None:

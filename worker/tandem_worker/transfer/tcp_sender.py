@@ -22,9 +22,11 @@ from tandem_worker.transfer.frames import (
     Error,
     Frame,
     Hello,
+    Tokens,
     Welcome,
     receiver_mac,
     sender_mac,
+    tokens_of,
 )
 from tandem_worker.transfer.interface import FinalState
 from tandem_worker.transfer.kv_memory import KVPool
@@ -50,7 +52,7 @@ class TcpSender:
         self,
         pool: KVPool,
         *,
-        token: bytes | None = None,
+        token: Tokens | bytes | None = None,
         checksum: bool = False,
         name: str = "",
         connect_s: float = 3.0,
@@ -60,7 +62,7 @@ class TcpSender:
     ) -> None:
         self.pool = pool
         self._settings = LinkSettings(checksum, patience_s, abort_grace_s)
-        self._token = token or b""
+        self._tokens = tokens_of(token)
         self._name = name
         self._connect_s = connect_s
         self._stall_s = stall_s
@@ -156,10 +158,11 @@ class TcpSender:
             )
         nonce = os.urandom(NONCE_BYTES)
         layout = self.pool.layout
-        mac = sender_mac(self._token, challenge.nonce, nonce, layout, self._name)
+        token = self._tokens()[0]
+        mac = sender_mac(token, challenge.nonce, nonce, layout, self._name)
         await wire.send(Hello(nonce, mac, layout, self._name))
         welcome = await self._expect(wire, Welcome, address)
-        expected = receiver_mac(self._token, challenge.nonce, nonce, welcome.layout)
+        expected = receiver_mac(token, challenge.nonce, nonce, welcome.layout)
         if not hmac.compare_digest(expected, welcome.mac):
             raise AuthenticationError(
                 f"KV receiver {address} did not prove the peer token; start both workers with the "
