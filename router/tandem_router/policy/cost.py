@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from tandem_router.policy.terms import LatencySlo, RouteRequest, TierOption
 
@@ -14,7 +15,9 @@ _MOST_TOKENS = 1e9  # beyond any context window: a length head that says so is b
 def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[float, float]:
     """Mean and 90 % quantile of the answer's length in tokens, for one choice.
 
-    The mean of a skewed quantity from three quantiles is Swanson's 0.3/0.4/0.3 rule. Unusable
+    A predictor that knows the mean says it (`mean_tokens`: a thousand requests then cost what was
+    expected); else the mean of a skewed quantity from three quantiles is Swanson's 0.3/0.4/0.3
+    rule. Unusable
     quantiles (absent, NaN, negative) read as `tier.default_output_tokens`, with twice as much
     set aside; both are bounded by the request's `max_tokens`. Never negative, never NaN.
     """
@@ -26,6 +29,10 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
         low, mid, top = sorted(float(value) for value in quantiles)
         if low >= 0.0 and top <= _MOST_TOKENS and not math.isnan(low + mid + top):
             mean, high = 0.3 * low + 0.4 * mid + 0.3 * top, top
+    means: Mapping[str, float] | None = getattr(request.score, "mean_tokens", None)
+    told = means.get(tier.name) if means else None
+    if told is not None and 0.0 <= told <= _MOST_TOKENS:
+        mean, high = float(told), max(high, float(told))
     if request.max_tokens is not None:
         most = max(0, request.max_tokens)
         mean, high = min(mean, most), min(high, most)

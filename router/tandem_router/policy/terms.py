@@ -76,6 +76,7 @@ class PlainScore:
     quality: Mapping[str, float]
     output_tokens: Mapping[str, tuple[float, float, float]] | None = None
     out_of_distribution: bool = False
+    mean_tokens: Mapping[str, float] | None = None  # expected length, whose sums are right
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,4 +171,5 @@ def with_gains(score: Score | None) -> Score | None:
         {tier: min(1.0, max(0.0, value + offset)) for tier, value in utility.items()},
         score.output_tokens,
         score.out_of_distribution,
+        getattr(score, "mean_tokens", None),
     )
