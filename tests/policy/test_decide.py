@@ -23,7 +23,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
-from tandem_router.policy.cost import expected_cost_usd
+from tandem_router.policy.cost import expected_output_tokens
 
 SMALL = TierOption("small", usd_per_1m_input_tokens=0.2, usd_per_1m_output_tokens=0.6)
 LARGE = TierOption("large", usd_per_1m_input_tokens=5.0, usd_per_1m_output_tokens=15.0)
@@ -455,18 +455,25 @@ def test_a_senseless_share_is_a_ceiling_like_any_other(cap, admitted):
 
 
 def test_a_predicted_mean_beats_the_mean_guessed_from_quantiles() -> None:
-    tier = TierOption("large", usd_per_1m_output_tokens=10.0)
     lengths = {"large": (10.0, 20.0, 40.0)}
     guessed = RouteRequest(0, PlainScore({"large": 1.0}, lengths))
     known = RouteRequest(0, PlainScore({"large": 1.0}, lengths, mean_tokens={"large": 100.0}))
 
-    assert expected_cost_usd(guessed, tier)[0] == pytest.approx(23e-5)
-    assert expected_cost_usd(known, tier) == pytest.approx((1e-3, 1e-3))
+    assert expected_output_tokens(guessed, LARGE) == pytest.approx((23.0, 40.0))
+    assert expected_output_tokens(known, LARGE) == pytest.approx((100.0, 100.0))
 
 
-def test_a_change_of_price_moves_the_expected_cost_without_another_predictor() -> None:
-    score = PlainScore({"large": 1.0}, mean_tokens={"large": 100.0})
+def test_a_change_of_price_moves_the_decision_without_another_predictor() -> None:
+    score = PlainScore({"small": 0.6, "large": 0.8}, mean_tokens={"small": 100.0, "large": 100.0})
+    worth = PolicySetPoints(lambda_per_usd=100.0)
 
-    for usd in (1.0, 2.0, 10.0):
-        tier = TierOption("large", usd_per_1m_output_tokens=usd)
-        assert expected_cost_usd(RouteRequest(0, score), tier)[0] == pytest.approx(usd * 1e-4)
+    chosen = {
+        usd: decide(
+            RouteRequest(0, score),
+            (SMALL, replace_tier(LARGE, usd_per_1m_output_tokens=usd)),
+            worth,
+        ).tier
+        for usd in (1.0, 100.0)
+    }
+
+    assert chosen == {1.0: "large", 100.0: "small"}

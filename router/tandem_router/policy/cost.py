@@ -17,9 +17,9 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
 
     A predictor that knows the mean says it (`mean_tokens`: a thousand requests then cost what was
     expected); else the mean of a skewed quantity from three quantiles is Swanson's 0.3/0.4/0.3
-    rule. Unusable
-    quantiles (absent, NaN, negative) read as `tier.default_output_tokens`, with twice as much
-    set aside; both are bounded by the request's `max_tokens`. Never negative, never NaN.
+    rule. Unusable quantiles (absent, NaN, negative) read as `tier.default_output_tokens`, with
+    twice as much set aside; both are bounded by the request's `max_tokens`. Never negative, never
+    NaN.
     """
     usual = _usable(tier.default_output_tokens, _MOST_TOKENS)
     mean, high = usual, 2.0 * usual
