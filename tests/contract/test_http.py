@@ -324,7 +324,7 @@ async def test_a_prefill_worker_fulfils_that_order(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 2}, "version"),
+        ({"version": 3}, "version"),
         ({"num_computed_tokens": 3}, "multiple of 64"),
         ({"position": 5}, "position"),
         ({"kv": {"address": "127.0.0.1:1", "block_ids": [1, 2]}}, "block_ids"),

@@ -66,6 +66,7 @@ def make_service(engine: FakeEngine, push: SlowPush) -> PrefillService:
         engine,  # type: ignore[arg-type]
         FakeSender(push),  # type: ignore[arg-type]
         WorkerMetrics("m"),
+        create_constraint=lambda sampling: None,
         vocab_size=10,
         max_model_len=64,
     )

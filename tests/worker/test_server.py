@@ -300,10 +300,10 @@ async def test_chat_logprobs_name_the_chosen_token_first_when_greedy(start_worke
             "/v1/chat/completions",
             {
                 "messages": [{"role": "user", "content": "x"}],
-                "response_format": {"type": "json_object"},
+                "response_format": {"type": "xml"},
             },
             400,
-            "response_format type 'json_object'",
+            "response_format.type='xml' must be",
         ),
         ("/v1/nothing", {}, 404, "there is no route"),
         ("/v1/models", {}, 405, "POST is not allowed"),

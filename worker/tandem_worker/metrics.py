@@ -125,6 +125,14 @@ class _EngineCollector:
         for state, count in states.items():
             blocks.add_metric([self._model, state], count)
         yield blocks
+        failed = CounterMetricFamily(
+            "tandem_worker_failed_requests",
+            "Requests that no token could be drawn for, by reason.",
+            labels=["model_name", "reason"],
+        )
+        for reason in ("logits_not_finite", "grammar_dead_end"):
+            failed.add_metric([self._model, reason], counters.failed.get(reason, 0))
+        yield failed
         totals = [
             ("vllm:prompt_tokens", "Prompt tokens computed.", counters.num_prompt_tokens),
             ("vllm:generation_tokens", "Tokens generated.", counters.num_generated_tokens),

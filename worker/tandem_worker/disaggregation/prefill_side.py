@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem_worker.disaggregation.protocol import PrefillOrder
-from tandem_worker.engine.requests import EngineRequest, ErrorEvent, Event, TokenEvent
+from tandem_worker.engine.constraints import CreateConstraint, GrammarError
+from tandem_worker.engine.requests import Constraint, EngineRequest, ErrorEvent, Event, TokenEvent
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
 from tandem_worker.metrics import WorkerMetrics
@@ -26,12 +27,14 @@ class PrefillService:
         sender: KVSender,
         metrics: WorkerMetrics,
         *,
+        create_constraint: CreateConstraint,
         vocab_size: int,
         max_model_len: int,
     ) -> None:
         self._engine = engine
         self._sender = sender
         self._metrics = metrics
+        self._create_constraint = create_constraint
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._running: dict[str, tuple[int, asyncio.Task[Any]]] = {}
@@ -52,7 +55,12 @@ class PrefillService:
         self._running[request_id] = (order.epoch, task)
         started = time.perf_counter()
         try:
-            return await self._run(order, started)
+            constraint = None
+            if order.job.sampling.is_constrained:
+                constraint = await asyncio.to_thread(self._create_constraint, order.job.sampling)
+            return await self._run(order, constraint, started)
+        except GrammarError as error:
+            raise RequestError(f"the grammar cannot be used: {error}", param="sampling") from error
         except TransferError as error:
             raise RequestError(
                 f"the KV push failed: {error}", status=502, type="server_error", code="kv_push"
@@ -69,7 +77,9 @@ class PrefillService:
         task.cancel()
         return True
 
-    async def _run(self, order: PrefillOrder, started: float) -> dict[str, Any]:
+    async def _run(
+        self, order: PrefillOrder, constraint: Constraint | None, started: float
+    ) -> dict[str, Any]:
         push = await self._sender.open(order.kv_address, order.job.request_id, order.epoch)
         events: asyncio.Queue[Event] = asyncio.Queue()
         request_id = f"{order.job.request_id}#{order.epoch}"
@@ -87,6 +97,7 @@ class PrefillService:
             sequence=sequence,
             sampling=order.job.sampling,
             sink=events.put_nowait,
+            constraint=constraint,
             push=push,
             remote_block_ids=order.block_ids,
             push_from_tokens=order.num_computed_tokens,

@@ -13,6 +13,7 @@ from tandem_worker.engine.requests import (
     EngineRequest,
     ErrorEvent,
     Event,
+    Failed,
     FinishReason,
     PromptLogprobsEvent,
     ReservedEvent,
@@ -40,6 +41,8 @@ class EngineCounters:
     num_preemptions: int = 0
     step_time_s: float = 0.0
     finished: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    """Requests that no token could be drawn for, by reason."""
 
 
 class EngineCore:
@@ -226,7 +229,7 @@ class EngineCore:
             prefills=[(c.start, c.num_tokens) for c in step.chunks[step.num_decodes :]],
         )
 
-    def _collect(self, item: Work, token: Sampled | None) -> list[Delivery]:
+    def _collect(self, item: Work, token: Sampled | Failed | None) -> list[Delivery]:
         request = item.request
         if request.request_id not in self._requests:
             return []
@@ -237,6 +240,8 @@ class EngineCore:
             return [(request.sink, ErrorEvent(f"push failed: {request.push.failure}"))]
         if token is None:
             return []
+        if isinstance(token, Failed):
+            return self._fail_one(request, token)
         deliveries: list[Delivery] = []
         finished_by_prompt = request.sampling.max_tokens == 0 and request.push is None
         if request.prompt_logprobs is not None:
@@ -252,6 +257,16 @@ class EngineCore:
         request.sequence.token_ids.append(token.token_id)
         deliveries.append(self._emit(request, token))
         return deliveries
+
+    def _fail_one(self, request: EngineRequest, failed: Failed) -> list[Delivery]:
+        del self._requests[request.request_id]
+        self.scheduler.finish(request.sequence)
+        if failed.code == "logits_not_finite":
+            # Its keys and values may be as broken as its logits: nobody is to hit them.
+            self.scheduler.blocks.forget_cached()
+        self._count("error")
+        self.counters.failed[failed.code] = self.counters.failed.get(failed.code, 0) + 1
+        return [(request.sink, ErrorEvent(failed.message, failed.code))]
 
     def _emit(self, request: EngineRequest, token: Sampled) -> Delivery:
         """Announce a token that was just appended, and finish the request if it is the last."""

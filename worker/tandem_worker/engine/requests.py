@@ -30,6 +30,25 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """No token could be drawn for one sequence; the rest of the step is good.
+
+    Attributes:
+        message: A sentence for the client.
+        code: Machine-readable reason, counted in the metrics.
+    """
+
+    message: str
+    code: str
+
+
+class Constraint(Protocol):
+    """Decides which tokens may come; :class:`~tandem_worker.engine.constraints.TokenConstraint`."""
+
+    def mask(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """A generated token; the last one of an answer carries the reason."""
 
@@ -65,6 +84,7 @@ class ErrorEvent:
     """The request failed inside the engine."""
 
     message: str
+    code: str | None = None
 
 
 Event = TokenEvent | PromptLogprobsEvent | ReservedEvent | ErrorEvent
@@ -93,6 +113,7 @@ class EngineRequest:
         sink: Receives the events.
         push: Where to push blocks as layers finish (prefill role), or None.
         remote_block_ids: Target blocks of the push, from position ``push_from_tokens`` on.
+        constraint: Which tokens may be drawn, or None for all.
         prompt_logprobs: Number of alternatives per prompt token, or None for no echo.
     """
 
@@ -103,6 +124,7 @@ class EngineRequest:
     remote_block_ids: tuple[int, ...] = ()
     push_from_tokens: int = 0
     num_pushed_blocks: int = 0
+    constraint: Constraint | None = None
     prompt_logprobs: int | None = None
     collected_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -135,6 +157,6 @@ class Runner(Protocol):
         work: Sequence[Work],
         num_decodes: int,
         on_layer: Callable[[int], None] | None,
-    ) -> list[Sampled | None]:
+    ) -> list[Sampled | Failed | None]:
         """Compute the chunks; one drawn token per chunk that reaches its sequence's end."""
         ...

@@ -11,7 +11,15 @@ import torch
 from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
-from tandem_worker.engine.requests import EngineRequest, Event, Sampled, TokenLogprobs, Work
+from tandem_worker.engine.masks import MaskBuilder
+from tandem_worker.engine.requests import (
+    EngineRequest,
+    Event,
+    Failed,
+    Sampled,
+    TokenLogprobs,
+    Work,
+)
 from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights
@@ -55,6 +63,7 @@ class ModelRunner:
         self.spec = ModelSpec.load(weights_dir)
         self.own_spec = shard.spec(self.spec)
         self.device = _device(config)
+        self._masks = MaskBuilder(self.device)
         name: str = config.dtype
         if name == "auto":
             name = "float32" if self.device.type == "cpu" else _gpu_dtype(self.spec)
@@ -96,8 +105,9 @@ class ModelRunner:
         work: Sequence[Work],
         num_decodes: int,
         on_layer: Callable[[int], None] | None = None,
-    ) -> list[Sampled | None]:
+    ) -> list[Sampled | Failed | None]:
         """Compute the chunks; see :class:`Runner`."""
+        masks = self._masks.begin(work)
         batch = self._pack(work, num_decodes)
         self._announce(batch)
         hidden = self.model.forward(batch, self.kv_caches, on_layer)
@@ -107,7 +117,7 @@ class ModelRunner:
             if item.request.prompt_logprobs is not None:
                 end = int(ends[index])
                 self._score_prompt(item, hidden[end - item.chunk.num_tokens : end])
-        drawn: list[Sampled | None] = [None] * len(work)
+        drawn: list[Sampled | Failed | None] = [None] * len(work)
         if not sampling:
             return drawn
         rows = hidden
@@ -115,8 +125,10 @@ class ModelRunner:
             rows = hidden[torch.as_tensor(ends[sampling] - 1, device=self.device)]
         logits = self.model.logits(rows)
         requests = [work[index].request for index in sampling]
-        for index, token in zip(sampling, self._draw(logits, requests), strict=True):
-            drawn[index] = token
+        allowed, failures = masks.finish(logits)
+        tokens = self._draw(logits, requests, allowed)
+        for row, (index, token) in enumerate(zip(sampling, tokens, strict=True)):
+            drawn[index] = failures.get(row, token)
         return drawn
 
     def close(self) -> None:
@@ -202,9 +214,14 @@ class ModelRunner:
 
     # -- drawing ---------------------------------------------------------------------------------
 
-    def _draw(self, logits: torch.Tensor, requests: Sequence[EngineRequest]) -> list[Sampled]:
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        requests: Sequence[EngineRequest],
+        allowed: torch.Tensor | None,
+    ) -> list[Sampled]:
         params = [request.sampling for request in requests]
-        if all(p.is_plain_greedy for p in params):
+        if allowed is None and all(p.is_plain_greedy for p in params):
             return [Sampled(token) for token in logits.argmax(-1).tolist()]
 
         def column(values: Sequence[float]) -> torch.Tensor:
@@ -234,7 +251,7 @@ class ModelRunner:
             presence_penalty=column([p.presence_penalty for p in params]) if penalised else None,
             prompt_mask=prompt_mask,
             output_counts=output_counts,
-            logit_bias=self._bias(requests),
+            logit_bias=self._bias(requests, allowed),
             return_logprobs=bool(wanted),
             num_top_logprobs=min(max(wanted, default=0), self.spec.vocab_size),
         )
@@ -267,8 +284,18 @@ class ModelRunner:
                 np.add.at(counts[row], tokens[split:], 1)
         return self._to_device(prompt_mask), self._to_device(counts)
 
-    def _bias(self, requests: Sequence[EngineRequest]) -> torch.Tensor | None:
-        """Additive bias per token; -inf on end tokens until ``min_tokens`` are out."""
+    def _bias(
+        self, requests: Sequence[EngineRequest], allowed: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Additive bias per token; -inf on what may not come, end tokens before ``min_tokens``."""
+        bias = self._wanted_bias(requests)
+        if allowed is None:
+            return bias
+        if bias is None:
+            bias = torch.zeros(allowed.shape, dtype=torch.float32, device=self.device)
+        return bias.masked_fill_(~allowed, -np.inf)
+
+    def _wanted_bias(self, requests: Sequence[EngineRequest]) -> torch.Tensor | None:
         if not any(r.sampling.logit_bias or r.sampling.min_tokens for r in requests):
             return None
         bias = np.zeros((len(requests), self.spec.vocab_size), dtype=np.float32)

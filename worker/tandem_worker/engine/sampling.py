@@ -9,6 +9,23 @@ _MASK64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """Where a model's thinking begins and ends, in tokens, and how long it may be.
+
+    Attributes:
+        start_id: The token that opens it, as the answer's first.
+        end_id: The token that closes it.
+        is_open: The prompt has opened it already.
+        budget: Tokens of thinking after which the end is forced, or None.
+    """
+
+    start_id: int
+    end_id: int
+    is_open: bool = False
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Per-sequence sampling settings; the defaults are OpenAI's.
 
@@ -17,6 +34,8 @@ class SamplingParams:
         num_logprobs: None for no log-probabilities, else how many alternatives to report.
         max_tokens: Generated tokens at most, resumed ones included.
         min_tokens: No end-of-answer token before this many.
+        grammar: What the answer has to match, as llguidance writes it; empty for anything.
+        thinking: Of a model that thinks, or None.
     """
 
     temperature: float = 1.0
@@ -33,6 +52,13 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
+    thinking: Thinking | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether something decides which tokens may come."""
+        return bool(self.grammar) or self.thinking is not None
 
     @property
     def is_plain_greedy(self) -> bool:
@@ -43,6 +69,7 @@ class SamplingParams:
             and self.min_tokens == 0
             and not self.has_penalties
             and not self.logit_bias
+            and not self.is_constrained
         )
 
     @property
@@ -69,7 +96,11 @@ class SamplingParams:
 
     def to_wire(self) -> dict[str, Any]:
         """JSON-ready; the ``sampling`` object of POST /internal/prefill."""
-        return asdict(self)
+        fields = asdict(self)
+        for name in ("grammar", "thinking"):  # absent unless asked for, as older peers expect
+            if not fields[name]:
+                del fields[name]
+        return fields
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from tandem_worker.errors import RequestError
+from tandem_worker.openai.answer_format import guided_grammar, response_format_grammar
 from tandem_worker.openai.fields import (
     INT32,
     MAX_LOGPROBS,
@@ -77,11 +79,6 @@ REFUSED: Mapping[str, Refusal] = {
     "no_repeat_ngram_size": Refusal("use frequency_penalty or repetition_penalty", (0,)),
     "min_new_tokens": Refusal("use min_tokens"),
     "max_new_tokens": Refusal("use max_tokens"),
-    "guided_json": Refusal(_LEAVE_OUT),
-    "guided_choice": Refusal(_LEAVE_OUT),
-    "guided_regex": Refusal(_LEAVE_OUT),
-    "guided_grammar": Refusal(_LEAVE_OUT),
-    "structured_outputs": Refusal(_LEAVE_OUT),
 }
 
 
@@ -171,12 +168,6 @@ class Resume(Declared):
     resume_token_ids: list[TokenIds] = []
 
 
-class ResponseFormat(Declared):
-    """``response_format``."""
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-
-
 class Body(SamplingFields):
     """What both endpoints have in common."""
 
@@ -187,7 +178,12 @@ class Body(SamplingFields):
     seed: int | None = Field(default=None, ge=-(1 << 63), le=UINT64)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    response_format: ResponseFormat = ResponseFormat()
+    response_format: dict[str, Any] = {}
+    structured_outputs: dict[str, Any] = {}
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     cache_salt: str | None = Field(default=None, min_length=1, max_length=MAX_SALT)
@@ -208,19 +204,47 @@ class Body(SamplingFields):
         limit = self.most_tokens
         if limit is not None and self.min_tokens > limit:
             raise wrong("min_tokens", self.min_tokens, f"must not exceed max_tokens={limit}")
-        if self.response_format.type != "text":
-            raise RequestError(
-                f"response_format type {self.response_format.type!r} is not supported by this "
-                "worker; use 'text'",
-                param="response_format",
-                code="unsupported_parameter",
-            )
+        if self.grammar:
+            for name, value in (
+                ("min_tokens", self.min_tokens),
+                ("ignore_eos", self.ignore_eos),
+                ("stop", self.stop),
+                ("stop_token_ids", self.stop_token_ids),
+            ):
+                if value:
+                    raise wrong(name, value, "could break the answer's format; leave it out")
         return self
 
     @property
     def most_tokens(self) -> int | None:
         """The answer's longest length, or None where the client did not say."""
         raise NotImplementedError
+
+    @cached_property
+    def grammar(self) -> str:
+        """What the answer has to match; empty for anything."""
+        asked = {
+            "response_format": response_format_grammar(self.response_format),
+            "structured_outputs": self.structured_outputs
+            and guided_grammar("structured_outputs", self.structured_outputs),
+            **{
+                f"guided_{key}": guided_grammar(f"guided_{key}", {key: value})
+                for key, value in (
+                    ("json", self.guided_json),
+                    ("regex", self.guided_regex),
+                    ("choice", self.guided_choice),
+                    ("grammar", self.guided_grammar),
+                )
+                if value is not None
+            },
+        }
+        given = {name: grammar for name, grammar in asked.items() if grammar}
+        if len(given) > 1:
+            raise RequestError(
+                f"{' and '.join(given)} both ask for a format; give one of them",
+                param=list(given)[1],
+            )
+        return next(iter(given.values()), "")
 
 
 class TokenizeBody(Declared):

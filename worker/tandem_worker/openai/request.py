@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tandem_worker.engine.sampling import SamplingParams
@@ -100,7 +100,10 @@ def _shared(body: Body, *, num_logprobs: int | None) -> dict[str, Any]:
     """What both endpoints have in common."""
     return {
         "model": body.model,
-        "sampling": body.sampling(num_logprobs=num_logprobs, logit_bias=tuple(body.logit_bias)),
+        "sampling": replace(
+            body.sampling(num_logprobs=num_logprobs, logit_bias=tuple(body.logit_bias)),
+            grammar=body.grammar,
+        ),
         "max_tokens": body.most_tokens,
         "seed": None if body.seed is None else body.seed & UINT64,
         "n": body.n,

@@ -248,6 +248,7 @@ class WorkerApp:
         worker = self._worker
         context = self._context(call.headers, request)
         prompts = await self._prompts(request)
+        await worker.check_format(request.sampling)
         max_tokens = self._max_tokens(request, prompts)
         worker.check_capacity(len(prompts) * request.n)
         generation = worker.generate(request, prompts, context, max_tokens)

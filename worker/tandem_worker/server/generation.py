@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tandem_worker.engine.constraints import CreateConstraint
 from tandem_worker.engine.requests import (
     EngineRequest,
     ErrorEvent,
@@ -77,6 +78,7 @@ class Generation:
         tokenizer: Tokenizer,
         eos_token_ids: frozenset[int],
         metrics: WorkerMetrics,
+        create_constraint: CreateConstraint,
     ) -> None:
         self.request = request
         self.context = context
@@ -87,6 +89,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._eos = eos_token_ids
         self._metrics = metrics
+        self._create_constraint = create_constraint
         self._events: asyncio.Queue[tuple[_Choice, Event]] = asyncio.Queue()
         self._arrival_s = time.monotonic()
         self._number = next(_numbers)
@@ -141,7 +144,10 @@ class Generation:
                 self._start_remote(choice, event)
             elif isinstance(event, ErrorEvent):
                 raise RequestError(
-                    f"the engine failed: {event.message}", status=500, type="server_error"
+                    f"the engine failed: {event.message}",
+                    status=500,
+                    type="server_error",
+                    code=event.code,
                 )
             elif isinstance(event, PromptLogprobsEvent):
                 if event.finish_reason is not None:
@@ -237,6 +243,7 @@ class Generation:
                 sequence=sequence,
                 sampling=choice.sampling,
                 sink=lambda event: self._events.put_nowait((choice, event)),
+                constraint=self._create_constraint(choice.sampling),
                 prompt_logprobs=self.request.sampling.num_logprobs
                 if scored and not choice.resumed
                 else None,

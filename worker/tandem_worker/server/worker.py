@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tandem_worker.config import WorkerConfig
+from tandem_worker.engine.constraints import ConstraintFactory, GrammarError, open_tokenizer
+from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import RequestError, WorkerError
 from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.server.grammar_check import GrammarCheck
 from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
 
@@ -50,6 +53,7 @@ class Worker:
 
     tokenizer: Tokenizer
     engine: EngineThread
+    constraints: ConstraintFactory
 
     def __init__(
         self,
@@ -191,6 +195,24 @@ class Worker:
                 headers={"retry-after": "1"},
             )
 
+    async def check_format(self, sampling: SamplingParams) -> None:
+        """Raise a 400 RequestError where the answer's format cannot be had."""
+        grammar = sampling.grammar
+        if not grammar or self.constraints.knows(grammar):
+            return
+        if not self._eos:
+            raise RequestError(
+                "this model has no end token, so no formatted answer could end; ask for text",
+                code="unsupported_parameter",
+            )
+        try:
+            await self._grammar_check.check(grammar)
+            await asyncio.to_thread(self.constraints.create, sampling)
+        except GrammarError as error:
+            raise RequestError(
+                f"the answer's format cannot be used: {error}", code="invalid_format"
+            ) from error
+
     def load(self) -> dict[str, Any]:
         """The body of GET /v1/load."""
         load: EngineLoad | None = self.engine.load if self._is_loaded else None
@@ -216,6 +238,18 @@ class Worker:
             "kv_address": self.kv_address,
             "step_time_s": core.counters.step_time_s if core else 0.0,
             "profile": core.profile.as_dict() if core else None,
+            "capabilities": self.capabilities(),
+        }
+
+    def capabilities(self) -> dict[str, Any]:
+        """What a body may ask of this worker; the router leaves it out otherwise."""
+        return {
+            "tools": False,
+            "structured_output": self._is_loaded and bool(self._eos),
+            "images": False,
+            "logprobs": True,
+            "embeddings": False,
+            "context_length": self.max_model_len,
         }
 
     # -- life ------------------------------------------------------------------------------------
@@ -249,6 +283,7 @@ class Worker:
         self.vocab_size = runner.spec.vocab_size
         self._eos = runner.spec.eos_token_ids
         self.sampling_defaults = dict(runner.spec.sampling_defaults)
+        self._prepare_formats(runner.spec.vocab_size)
         profile = StepProfile()
         scheduler = Scheduler(
             BlockManager(runner.num_blocks, prefix_cache=config.prefix_cache),
@@ -285,6 +320,14 @@ class Worker:
     def _peer_headers(self) -> dict[str, str]:
         token = self.peer_token
         return {"x-tandem-peer-token": token.decode()} if token else {}
+
+    def _prepare_formats(self, vocab_size: int) -> None:
+        text = self.tokenizer.to_json()
+        num_ids = max(vocab_size, self.tokenizer.vocab_size)
+        self.constraints = ConstraintFactory(
+            open_tokenizer(text, num_ids, self._eos), vocab_size, self._eos
+        )
+        self._grammar_check = GrammarCheck(text, num_ids, self._eos)
 
     async def _link_kv(self, runner: Any) -> None:
         """Set up both ends of the KV link; a unified worker has neither."""
@@ -325,6 +368,7 @@ class Worker:
             self.engine,
             self._sender,
             self.metrics,
+            create_constraint=self.constraints.create,
             vocab_size=self.vocab_size,
             max_model_len=self.max_model_len,
         )
@@ -352,6 +396,8 @@ class Worker:
         for side in (self._sender, self._receiver):
             if side is not None:
                 await side.aclose()
+        if hasattr(self, "_grammar_check"):
+            await self._grammar_check.aclose()
         if hasattr(self, "engine"):
             await asyncio.to_thread(self.engine.stop)
         if self._runner is not None:
@@ -393,6 +439,7 @@ class Worker:
             tokenizer=self.tokenizer,
             eos_token_ids=self._eos,
             metrics=self.metrics,
+            create_constraint=self.constraints.create,
         )
 
     async def check_kv_link(self, address: str) -> dict[str, Any]:

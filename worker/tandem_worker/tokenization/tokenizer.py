@@ -83,6 +83,11 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def to_json(self) -> str:
+        """The tokenizer as ``tokenizer.json`` holds it."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def token_text(self, token_id: int) -> str:
         """One token's text on its own, special tokens included."""
         return self.decode([token_id], skip_special_tokens=False)
