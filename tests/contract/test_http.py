@@ -67,7 +67,9 @@ def shape(value: Any) -> Any:
 
 
 def test_the_router_reads_a_load_report_as_the_page_says() -> None:
-    load = Load.parse(VECTORS["load"])
+    silent = {name: value for name, value in VECTORS["load"].items() if name != "capabilities"}
+
+    load = Load.parse(silent)
 
     assert load == Load(
         ready=True,
