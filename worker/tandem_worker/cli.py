@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,10 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = config.model_copy(update={"revision": revision})
         if not arguments.weights.is_dir():
             raise ConfigError(f"--weights {arguments.weights} is not a directory")
-        return asyncio.run(_serve(config, arguments, token))
+        port = config.http_port if arguments.port is None else arguments.port
+        return asyncio.run(
+            serve(config, arguments.weights, host=arguments.host, port=port, token=token)
+        )
     except WorkerError as error:
         print(f"tandem-worker: {error}", file=sys.stderr)
         return 1
+
+
+def _log_ready(url: str) -> None:
+    logging.getLogger(__name__).info("ready at %s", url)
 
 
 async def _lost_rank(worker: Worker) -> str:
@@ -79,19 +86,32 @@ async def _lost_rank(worker: Worker) -> str:
     return worker.failure
 
 
-async def _serve(
-    config: WorkerConfig, arguments: argparse.Namespace, token: SecretFile | bytes
+async def serve(
+    config: WorkerConfig,
+    weights: Path,
+    *,
+    host: str,
+    port: int,
+    token: SecretFile | bytes = b"",
+    on_ready: Callable[[str], None] = _log_ready,
 ) -> int:
+    """Listen, load, serve until SIGTERM or SIGINT, drain; the exit status.
+
+    Args:
+        on_ready: Called with the URL once requests are welcome.
+
+    Raises:
+        WorkerError: the address or the model cannot be used.
+    """
     from tandem_worker.server.app import WorkerApp
     from tandem_worker.server.http_server import HttpServer, listen
     from tandem_worker.server.worker import Worker
 
-    port = config.http_port if arguments.port is None else arguments.port
-    listener = listen(arguments.host, port)
+    listener = listen(host, port)
     worker = Worker(
         config,
-        arguments.weights,
-        host=arguments.host,
+        weights,
+        host=host,
         port=listener.getsockname()[1],
         peer_token=token,
         name=os.environ.get("POD_NAME", ""),
@@ -108,7 +128,7 @@ async def _serve(
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            logging.getLogger(__name__).info("ready at %s", worker.url)
+            on_ready(worker.url)
         lost = asyncio.create_task(_lost_rank(worker))
         await asyncio.wait({stopping, lost}, return_when=asyncio.FIRST_COMPLETED)
         if lost.done():

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
     ("grade", "verify"): "tandem_router.grading.cli",
+    ("serve",): "tandem_worker.serve_command",
     ("demo",): "tandem_operator.demo.run",
     ("keys",): "tandem_operator.cli.keys",
     ("simulate",): "tandem_operator.cli.simulate",

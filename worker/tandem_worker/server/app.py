@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import RequestError, WorkerError
@@ -126,6 +126,8 @@ class WorkerApp:
 
         try:
             handler = self._routes.get((method, path))
+            if handler is None and method == "GET" and path.startswith("/v1/models/"):
+                handler = self._model
             if handler is None:
                 raise _no_route(method, path, {known for _, known in self._routes})
             if path not in self._open:
@@ -184,16 +186,29 @@ class WorkerApp:
         text = self._worker.metrics.render()
         await call.reply(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def _model(self, call: Call) -> None:
+        name, served = unquote(call.path.removeprefix("/v1/models/")), self._described()
+        if name != served["id"]:
+            raise RequestError(
+                f"the model {name!r} is not served here; this worker serves {served['id']!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        await call.reply(served)
+
     async def _models(self, call: Call) -> None:
+        await call.reply({"object": "list", "data": [self._described()]})
+
+    def _described(self) -> dict[str, Any]:
         worker = self._worker
-        model = {
+        return {
             "id": worker.config.served_model,
             "object": "model",
             "created": worker.started_at,
             "owned_by": "tandem",
             "max_model_len": worker.max_model_len,
         }
-        await call.reply({"object": "list", "data": [model]})
 
     async def _load(self, call: Call) -> None:
         await call.reply(self._worker.load())
