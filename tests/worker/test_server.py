@@ -535,3 +535,41 @@ async def test_the_openai_client_can_talk_to_a_worker(start_worker: Any) -> None
 
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+
+
+async def test_a_step_that_hangs_makes_the_worker_unhealthy_until_it_ends(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+    runner = worker.engine.core.runner
+    execute, entered, go_on = runner.execute, threading.Event(), threading.Event()
+
+    def hang(*arguments: Any) -> Any:
+        entered.set()
+        go_on.wait(30)
+        return execute(*arguments)
+
+    monkeypatch.setattr(runner, "execute", hang)
+    answer = asyncio.create_task(post(worker, "/v1/completions", {"prompt": "x", "max_tokens": 1}))
+    await asyncio.to_thread(entered.wait, 30)
+    async with httpx.AsyncClient(base_url=worker.url) as client:
+        early = await client.get("/health")
+        monkeypatch.setattr("tandem_worker.engine.thread.HANG_S", 0.0)
+        late = await client.get("/health")
+        go_on.set()
+        served = await answer
+        monkeypatch.undo()
+        after = await client.get("/health")
+
+    assert [early.status_code, late.status_code, after.status_code] == [200, 503, 200]
+    assert "a step hangs" in late.json()["message"]
+    assert served.status_code == 200
+
+
+async def test_echo_returns_the_prompt_as_it_was_given(start_worker: Any) -> None:
+    worker = await start_worker()
+    given = "</s> two  spaces\r\n"
+
+    reply = await post(worker, "/v1/completions", {"prompt": given, "echo": True, "max_tokens": 0})
+
+    assert reply.json()["choices"][0]["text"] == given

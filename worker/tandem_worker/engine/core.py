@@ -71,6 +71,8 @@ class EngineCore:
         self.counters = EngineCounters()
         self.num_failed_steps = 0
         """Steps that failed since one succeeded."""
+        self.progress_s = clock()
+        """When a step began or a layer of it was last done."""
         self._eos = eos_token_ids
         self._clock = clock
         self._requests: dict[str, EngineRequest] = {}
@@ -149,7 +151,8 @@ class EngineCore:
 
     def step(self) -> list[Delivery]:
         """Schedule and compute one step."""
-        step = self.scheduler.schedule(self._clock())
+        self.progress_s = self._clock()
+        step = self.scheduler.schedule(self.progress_s)
         self.counters.num_preemptions += len(step.preempted)
         deliveries = [self._announce(self._requests[s.request_id]) for s in step.reserved]
         for preempted in step.preempted:
@@ -184,8 +187,8 @@ class EngineCore:
             sequence.num_computed_tokens,
         )
 
-    def _pusher(self, work: Sequence[Work]) -> Callable[[int], None] | None:
-        """What to call after each layer so that finished blocks leave at once."""
+    def _pusher(self, work: Sequence[Work]) -> Callable[[int], None]:
+        """What to call after each layer: finished blocks leave at once, and progress is seen."""
         pushes: list[tuple[BlockPush, list[int], list[int]]] = []
         for item in work:
             request = item.request
@@ -194,10 +197,9 @@ class EngineCore:
             local, remote = self._take_pushable(item.chunk, request)
             if local:
                 pushes.append((request.push, local, remote))
-        if not pushes:
-            return None
 
         def on_layer(layer: int) -> None:
+            self.progress_s = self._clock()
             for push, local, remote in pushes:
                 push.layer_blocks_nowait(layer, local, remote)
 

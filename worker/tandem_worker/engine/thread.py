@@ -20,6 +20,8 @@ from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogp
 from tandem_worker.errors import InvariantError
 
 CHECK_EVERY_S = 10.0
+HANG_S = 60.0
+"""A step without progress for this long hangs: a layer takes far less on any device."""
 _MAX_FAILED_STEPS = 3
 """A device that has failed (a CUDA error is sticky) fails every step: the worker must be restarted,
 while one step may fail for what a single request asked."""
@@ -61,6 +63,7 @@ class EngineThread:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._next_check_s = 0.0
+        self._is_stepping = False
         self.broken: str | None = None
         """Why this engine can never serve again, or None."""
         self.load = self._snapshot()
@@ -81,6 +84,11 @@ class EngineThread:
     def is_alive(self) -> bool:
         """Whether the thread runs; a dead one makes the worker unhealthy."""
         return self._thread.is_alive()
+
+    @property
+    def is_hanging(self) -> bool:
+        """Whether the step that runs has made no progress for too long."""
+        return self._is_stepping and time.monotonic() - self.core.progress_s > HANG_S
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -185,12 +193,15 @@ class EngineThread:
                     logger.exception("an engine command failed")
             if self.core.has_work:
                 steps = self.core.counters.num_steps
+                self.core.progress_s = time.monotonic()
+                self._is_stepping = True
                 try:
                     deliveries += self.core.step()
                 except Exception as error:
                     logger.exception("scheduling failed; every request ends with an error")
                     self.core.num_failed_steps += 1
                     deliveries += self.core.fail_all(f"the step failed: {type(error).__name__}")
+                self._is_stepping = False
                 if self.core.num_failed_steps >= _MAX_FAILED_STEPS:
                     self.broken = f"{self.core.num_failed_steps} steps in a row have failed"
                 stalled = self.core.counters.num_steps == steps and not deliveries

@@ -268,7 +268,12 @@ class WorkerApp:
         worker.check_capacity(len(prompts) * request.n)
         generation = worker.generate(request, prompts, context, max_tokens)
         echo_texts = (
-            [worker.tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
+            [
+                given
+                if isinstance(given, str)
+                else worker.tokenizer.decode(given, skip_special_tokens=False)
+                for given in request.prompts
+            ]
             if request.echo
             else []
         )

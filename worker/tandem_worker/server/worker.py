@@ -117,13 +117,15 @@ class Worker:
 
     @property
     def failure(self) -> str | None:
-        """Why the worker can never serve again, or None."""
+        """Why the worker cannot serve, or None; a step that hung may still end."""
         if self._load_error is not None:
             return self._load_error
         if self._is_loaded and not self.engine.is_alive:
             return "the engine thread has ended"
         if self._runner is not None and self._runner.failure is not None:
             return self._runner.failure
+        if self._is_loaded and self.engine.is_hanging:
+            return "a step hangs: no layer was finished for a minute"
         return self.engine.broken if self._is_loaded else None
 
     @property
