@@ -91,3 +91,15 @@ def test_text_parts_join_with_a_line_break_as_peers_do() -> None:
     request = parse_chat({"messages": [{"role": "user", "content": parts}]})
 
     assert request.messages[0]["content"] == "a\nb"
+
+
+def test_arguments_of_earlier_calls_reach_templates_as_objects() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    history = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    (message,) = parse_chat({"messages": history}).messages
+
+    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    broken = {**call, "function": {"name": "f", "arguments": "{"}}
+    error = refusal({"messages": [{"role": "assistant", "tool_calls": [broken]}]})
+    assert "not JSON" in str(error)

@@ -137,3 +137,10 @@ def test_a_template_cannot_reach_python(tmp_path: Path, tiny_llama: Path) -> Non
 
     with pytest.raises(RequestError, match="chat template refuses"):
         Tokenizer(tmp_path).render_chat([{"role": "user", "content": "x"}])
+
+
+def test_a_token_that_is_part_of_a_character_has_its_bytes(tiny_llama: Path) -> None:
+    tokenizer = Tokenizer(tiny_llama)
+    ids = tokenizer.encode("naïve 🙃 world", add_special_tokens=False)
+
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "naïve 🙃 world".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -138,7 +139,29 @@ def _message(value: dict[str, Any], index: int) -> dict[str, Any]:
         content = "\n".join(texts)  # as vLLM joins them
     elif content is not None and not isinstance(content, str):
         raise wrong(f"{name}.content", content, "must be a string or a list of text parts")
-    return {**value, "content": content or ""}
+    message = {**value, "content": content or ""}
+    if value.get("tool_calls"):
+        message["tool_calls"] = _called(value["tool_calls"], f"{name}.tool_calls")
+    return message
+
+
+def _called(calls: Any, name: str) -> list[dict[str, Any]]:
+    """Calls of an earlier answer as templates expect them: arguments are objects, not text."""
+    if not isinstance(calls, list) or not all(
+        isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls
+    ):
+        raise wrong(name, calls, "must be a list of objects with a function")
+    return [{**call, "function": _with_object(call["function"], name)} for call in calls]
+
+
+def _with_object(function: dict[str, Any], name: str) -> dict[str, Any]:
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return function
+    try:
+        return {**function, "arguments": json.loads(arguments) if arguments else {}}
+    except (ValueError, RecursionError) as error:
+        raise wrong(name, arguments, f"has arguments that are not JSON: {error}") from error
 
 
 def _digest(salt: str | None) -> bytes:

@@ -162,7 +162,7 @@ class ReplyWriter:
             tokens.append(text)
             offsets.append(offset)
             offset += len(text)
-            values.append(None if scores is None else scores.logprob)
+            values.append(None if scores is None else max(scores.logprob, _LEAST_LOGPROB))
             tops.append(None if scores is None else self._top_map(token_id, scores))
         self._offsets[index] = offset
         return {
@@ -175,7 +175,10 @@ class ReplyWriter:
     def _top_map(self, token_id: int, scores: TokenLogprobs) -> dict[str, float]:
         # OpenAI reports the chosen token even when it is not among the likeliest.
         entries = [*scores.top, (token_id, scores.logprob)]
-        return {self._tokenizer.token_text(token): value for token, value in entries}
+        return {
+            self._tokenizer.token_text(token): max(value, _LEAST_LOGPROB)
+            for token, value in entries
+        }
 
     def _chat_entry(self, token_id: int, scores: TokenLogprobs | None) -> dict[str, Any]:
         top = scores.top if scores is not None else ()
@@ -186,9 +189,15 @@ class ReplyWriter:
         }
 
     def _chat_token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._tokenizer.token_text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {
+            "token": self._tokenizer.token_text(token_id),
+            "logprob": max(logprob, _LEAST_LOGPROB),
+            "bytes": list(self._tokenizer.token_bytes(token_id)),
+        }
 
+
+_LEAST_LOGPROB = -9999.0
+"""Stands for the logarithm of zero, which JSON cannot say; OpenAI's number."""
 
 DONE = b"data: [DONE]\n\n"
 

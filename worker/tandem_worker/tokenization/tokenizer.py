@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llguidance import LLTokenizer
 from tokenizers import Tokenizer as FastTokenizer
 
 from tandem_worker.errors import ModelError, RequestError
@@ -60,6 +61,7 @@ class Tokenizer:
         eos_id = self._tokenizer.token_to_id(eos) if eos else None
         self.eos_token_ids = frozenset() if eos_id is None else frozenset([int(eos_id)])
         source = _template_source(directory, config)
+        self._bytes: LLTokenizer | None = None
         self._template = None if source is None else ChatTemplate(source)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -91,6 +93,14 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token's text on its own, special tokens included."""
         return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token's bytes, which may be a part of a character; its text where that is unknown."""
+        if self._bytes is None:
+            self._bytes = LLTokenizer(self.to_json())
+        if token_id >= self.vocab_size:
+            return b""
+        return bytes(self._bytes.decode_bytes([token_id]))
 
     def render_chat(self, messages: Sequence[dict[str, Any]], /, **variables: Any) -> str:
         """The prompt that the chat template makes of messages.
