@@ -101,9 +101,9 @@ def default_views(options: Options, num_tiers: int = 2, num_rows: int = 0) -> di
 def filled(corpus: Corpus, targets: FloatArray) -> FloatArray:
     """Targets without a gap: what a row was not graded for is what plain views expect of it.
 
-    Tiers graded on different rows are so learned on the same rows: forests that share their splits
-    and differences whose errors cancel rank as well as if all had been graded together, where a
-    forest per tier ranks two good models by its own noise.
+    Tiers graded on different rows are so learned on the same rows: forests share their splits and
+    errors of two tiers cancel in their difference, where a forest per tier ranks two good models by
+    its own noise. Grades given together still rank better (docs/studies/routing.md).
     """
     missing = np.isnan(targets)
     if not missing.any():
