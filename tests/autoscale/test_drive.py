@@ -50,11 +50,13 @@ class World:
         self.store = Store()
         self.now = 1_800_000_000.0
         self.requests = 0.0
+        self.arrived = {"small": 0.0, "large": 0.0}
         self.threshold = 0.25
         self.puts: list[Object] = []
         self.silent = False
         self.refuses = False
-        self.inflight = 0
+        self.held = {"small": 0, "large": 0}
+        self.wanted = ("small", "large")
         self.curve: list[Object] = CURVE
         self.router = Router.model_validate(
             {
@@ -99,8 +101,20 @@ class World:
                 }
             ]
             points = {"gain_threshold": self.threshold}
-            held = {"num_inflight": self.inflight}
-            return 200, {"tiers": tiers, "curve": self.curve, "set_points": points, **held}
+            arrivals = {
+                name: {
+                    "num_arrived": self.arrived[name] + self.held[name],
+                    "prompt_tokens": 1000 * (self.arrived[name] + self.held[name]),
+                    "num_held": self.held[name],
+                }
+                for name in ("small", "large")
+            }
+            return 200, {
+                "tiers": tiers,
+                "curve": self.curve,
+                "set_points": points,
+                "arrivals": {"num_refused": 0, "tiers": arrivals},
+            }
         if path == "/admin/set-points":
             assert method == "PUT"
             self.puts.append(body)
@@ -118,6 +132,8 @@ class World:
         for _ in range(steps):
             self.now += PERIOD_S
             self.requests += rate * PERIOD_S
+            for name in self.wanted:
+                self.arrived[name] += rate * PERIOD_S / len(self.wanted)
             decisions = await self.driver.step(self.router, self.models, self.router_pods)
         return decisions
 
@@ -289,7 +305,7 @@ async def test_a_held_request_wakes_sleeping_pools_within_a_second(curve):
     await world.run(0.0, 14)
     asleep = [world.replicas(name) for name in POOLS]
 
-    world.inflight = 1
+    world.held = {"small": 1, "large": 1}
     world.now += WAKE_PERIOD_S
     decisions = await world.driver.step(world.router, world.models, world.router_pods)
 
@@ -306,8 +322,29 @@ async def test_an_operator_that_starts_lets_sleeping_pools_sleep():
 
     await world.run(0.0, 20)
     slept = [world.replicas(name) for name in POOLS]
-    world.inflight = 1
+    world.held = {"small": 1, "large": 1}
     await world.run(0.0, 1)
 
     assert slept == [0, 0]
     assert [world.replicas(name) for name in POOLS] == [1, 1]
+
+
+async def test_a_wake_up_for_one_tier_starts_that_tier_only():
+    world = sleepy()
+    await world.run(1.0, 4)
+    await world.run(0.0, 14)
+
+    world.held["small"] = 1
+    await world.run(0.0, 1)
+
+    assert [world.replicas(name) for name in POOLS] == [1, 0]
+
+
+async def test_traffic_to_one_tier_lets_the_other_sleep():
+    world = sleepy()
+    await world.run(1.0, 4)
+    world.wanted = ("small",)
+
+    await world.run(1.0, 16)
+
+    assert [world.replicas(name) for name in POOLS] == [1, 0]

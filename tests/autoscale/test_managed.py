@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tandem_operator.autoscale import settings
 from tandem_operator.autoscale.observe import (
-    HELD_S,
     TrafficMeter,
     current_threshold,
     performance_profile,
@@ -68,8 +67,28 @@ CURVE = [
 ]
 
 
-def state(requests: float, inflight: int = 0, threshold: float = 0.0):
+def state(
+    requests: float,
+    inflight: int = 0,
+    threshold: float = 0.0,
+    *,
+    arrived: float | None = None,
+    wanted: tuple[str, ...] = ("small", "large"),
+):
+    """A router's report: served requests, held ones, and arrivals (all served, if not given)."""
+    asked = requests if arrived is None else arrived
     return {
+        "arrivals": {
+            "num_refused": 0,
+            "tiers": {
+                name: {
+                    "num_arrived": asked / len(wanted) if name in wanted else 0,
+                    "prompt_tokens": 1000 * asked / len(wanted) if name in wanted else 0,
+                    "num_held": inflight / len(wanted) if name in wanted else 0,
+                }
+                for name in ("small", "large")
+            },
+        },
         "tiers": [
             {
                 "name": name,
@@ -212,18 +231,23 @@ def test_rates_come_from_totals_and_survive_pods_that_come_and_go():
 
     assert both is not None
     assert restarted is not None
-    assert both.requests_per_s == pytest.approx(5.0)
-    assert both.prompt_tokens == pytest.approx(1000.0)
-    assert both.output_tokens == pytest.approx(200.0)
-    assert restarted.requests_per_s == pytest.approx(2.0)
+    assert both.load.requests_per_s == pytest.approx(5.0)
+    assert both.load.prompt_tokens == pytest.approx(1000.0)
+    assert both.load.output_tokens == pytest.approx(200.0)
+    assert restarted.load.requests_per_s == pytest.approx(2.0)
 
 
-def test_held_requests_count_as_load_while_nothing_finishes():
+def test_arrivals_count_whether_or_not_they_are_served():
+    """Thirty a second are asked and five served: the loop sizes for thirty."""
     meter = TrafficMeter()
-    meter.read(0.0, {"a": state(100)})
-    load = meter.read(5.0, {"a": state(100, inflight=2)})
-    assert load is not None
-    assert load.requests_per_s > 0.0
+    meter.read(0.0, {"a": state(100, arrived=100)})
+
+    traffic = meter.read(10.0, {"a": state(150, arrived=400, inflight=40)})
+
+    assert traffic is not None
+    assert traffic.load.requests_per_s == pytest.approx(30.0)
+    assert traffic.load.prompt_tokens == pytest.approx(1000.0)
+    assert traffic.held == {"small": 20.0, "large": 20.0}
 
 
 def test_a_profile_is_put_together_from_prefill_and_decode_workers():
@@ -279,7 +303,7 @@ def test_odd_reports_read_as_not_measured(bodies):
     meter = TrafficMeter()
     for now, body in enumerate(bodies):
         load = meter.read(float(now), {"pod": body})
-        assert load is None or load.usable
+        assert load is None or load.load.usable
     routing_curve(bodies)
     current_threshold(bodies)
     performance_profile(bodies)
@@ -416,16 +440,14 @@ def test_a_tier_nobody_measured_yet_keeps_its_pools_while_the_threshold_moves():
     assert plan.slo_met is None
 
 
-def test_a_held_request_is_one_arrival_and_then_a_trace_of_one():
-    """Ten held requests are not ten more each second that they wait."""
+def test_a_held_request_is_one_arrival_however_long_it_waits():
     meter = TrafficMeter()
     rates = []
-    for second, inflight in enumerate([0, 0, 10, 10, 10, 12, 0, 0]):
-        load = meter.read(float(second), {"pod": state(0, inflight=inflight)})
-        rates.append(load.requests_per_s if load is not None else None)
+    for second, (arrived, held) in enumerate([(0, 0), (0, 0), (10, 10), (10, 10), (12, 12)]):
+        traffic = meter.read(float(second), {"pod": state(0, inflight=held, arrived=arrived)})
+        rates.append(traffic.load.requests_per_s if traffic is not None else None)
 
-    trace = 10 / HELD_S
-    assert rates == [None, 0.0, 10.0, trace, trace, 2.0, 0.0, 0.0]
+    assert rates == [None, 0.0, 10.0, 0.0, 2.0]
 
 
 def test_loop_and_routers_begin_at_the_same_threshold():

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from tandem_operator.autoscale.forecast import RateForecast
+from tandem_operator.autoscale.demand import Demand, drain_rates
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
 from tandem_operator.autoscale.sizing import (
     Ceilings,
@@ -29,7 +29,6 @@ from tandem_operator.autoscale.sizing import (
 FORECAST = "Forecast"
 
 KEPT_DECISIONS = 10
-BURST_OVER_FORECAST = 1.5
 # Curves are estimates on recent traffic; following each would move every router all the time. So a
 # threshold in force stays while a higher one would give up no more than this quality (nothing to
 # win), or another was wished for less than a window and it misses the floor by noise at most.
@@ -37,6 +36,15 @@ QUALITY_BAND = 0.02
 FLOOR_NOISE = 0.005
 THRESHOLD_WINDOW_S = 60.0
 THRESHOLD_STEP = 0.01
+# A cheaper threshold inside the quality band is taken where it saves this share of the bill.
+WORTH_SAVING = 0.05
+# Needs this far over a ceiling are no noise: the threshold moves at once.
+FAR_OVER = 1.1
+# Waiting requests per worker beyond which the load is no noise.
+QUEUE_PER_WORKER = 4.0
+# Workers that find no node for so long are given up, and not asked for again for a while.
+WITHDRAW_AFTER_S = 60.0
+NOT_AGAIN_S = 600.0
 DEFAULT_SIGNALS: Mapping[str, float] = {FORECAST: 1.0}
 
 
@@ -87,6 +95,20 @@ class Observation:
     floor: int = 0  # workers of every pool that a schedule asks for now
     floor_name: str = ""  # of that schedule
     signals: Mapping[tuple[str, Role], Mapping[str, float]] = field(default_factory=dict)
+    # Requests by the tier they wanted since the last reading; None where only the sum is known.
+    arrived: Mapping[str, float] | None = None
+    # Requests that wait at routers and workers now, by tier.
+    backlog: Mapping[str, float] = field(default_factory=dict)
+    # Workers that no node takes, and why.
+    unplaced: Mapping[tuple[str, Role], Unplaced] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """Workers of a pool that the scheduler cannot place."""
+
+    count: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,42 +133,71 @@ class Plan:
     within_budget: bool
 
 
-class Autoscaler:
-    """The loop's memory between steps; `step` is its only verb."""
+@dataclass(slots=True)
+class _Stuck:
+    """A pool with workers that find no node."""
 
-    def __init__(self, settings: LoopSettings) -> None:
+    since_s: float
+    until_s: float = -math.inf  # not asked for again before
+    most: int = 0
+    why: str = ""
+
+
+class Autoscaler:
+    """The loop's memory between steps; `step` is its only verb.
+
+    Args:
+        settings: What is asked for.
+        before: The loop of the same Router under other settings: what it learnt goes on.
+    """
+
+    def __init__(self, settings: LoopSettings, before: Autoscaler | None = None) -> None:
         self.settings = settings
-        self.recent: deque[ScalingDecision] = deque(maxlen=KEPT_DECISIONS)
-        self._forecast = RateForecast(settings.startup_s)
+        self.recent: deque[ScalingDecision] = deque(
+            before.recent if before is not None else (), maxlen=KEPT_DECISIONS
+        )
+        self.demand: Demand = (
+            before.demand
+            if before is not None
+            else Demand(settings.startup_s, settings.idle_after_s)
+        )
+        self.demand.idle_after_s = settings.idle_after_s
         self._wanted: dict[tuple[str, Role], deque[tuple[float, int]]] = {
             pool.key: deque() for pool in settings.pools
         }
         self._thresholds: deque[tuple[float, float]] = deque()
         self._since: dict[tuple[str, Role], float] = {}
         self._stepped: dict[tuple[str, Role], float] = {}
-        self._busy_at: float | None = None
+        self._stuck: dict[tuple[str, Role], _Stuck] = {}
+        if before is not None:
+            self._since.update(before._since)
+            self._stepped.update(before._stepped)
+            self._stuck.update(before._stuck)
+            self._wanted.update(
+                {key: rows for key, rows in before._wanted.items() if key in self._wanted}
+            )
 
     def step(self, now: float, seen: Observation) -> Plan:
         """Decide once; call every few seconds with what was observed."""
         settings = self.settings
         current = {pool.key: seen.workers.get(pool.key, 0) for pool in settings.pools}
-        self._note_traffic(now, seen.load, current)
+        self._note_traffic(now, seen, current)
+        self._note_unplaced(now, seen, current)
         problem = self._problem(seen)
         if problem is not None:
             return self._hold(now, seen, current, problem)
         load = seen.load
         assert load is not None
-        self._forecast.observe(now, load.requests_per_s)
-        if self._may_sleep(now):
+        if all(self.demand.asleep(now, tier) for tier in self._tiers()):
             return self._put_to_sleep(now, seen, current)
-        ahead = self._forecast.predict() or 0.0
-        # The forecast smooths noise; a burst far above it is not noise and will not wait.
-        burst = load.requests_per_s > BURST_OVER_FORECAST * ahead
-        rate = load.requests_per_s if burst else ahead
+        rate = self.demand.rate(now, load.requests_per_s)
         future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
-        measured = tuple(pool for pool in settings.pools if pool.tier in seen.profiles)
-        unmeasured = [pool for pool in settings.pools if pool.tier not in seen.profiles]
+        pools = [self._bounded(now, pool) for pool in settings.pools]
+        measured = tuple(pool for pool in pools if pool.tier in seen.profiles)
+        unmeasured = [pool for pool in pools if pool.tier not in seen.profiles]
         ceilings = settings.ceilings.beside(unmeasured, current)
+        stuck = {key for key, found in self._stuck.items() if now < found.until_s}
+        backlog = drain_rates(seen.backlog)
 
         def sized(curve: Sequence[Operating], floor: float | None) -> Sizes:
             return size(
@@ -158,40 +209,50 @@ class Autoscaler:
                 floor,
                 ceilings,
                 settings.base_threshold if floor is None else 0.0,
+                backlog,
+                stuck,
             )
 
         sizes = sized(seen.curve, settings.quality_floor)
         here = at_threshold(seen.curve, seen.threshold)
         if here is not None:
             same = sized((here,), 0.0)
-            if self._keeps_threshold(now, here, sizes, fits=not same.notes):
+            if self._keeps_threshold(now, here, sizes, same, ceilings, stuck):
                 sizes = same
         kept = {pool.key: current[pool.key] for pool in unmeasured}
         counts = {**kept, **sizes.workers}
         decisions: list[ScalingDecision] = []
         wanted = {
-            pool.key: self._wish(pool, counts[pool.key], current[pool.key], seen)
-            for pool in settings.pools
+            pool.key: self._wish(now, pool, counts[pool.key], current[pool.key], seen)
+            for pool in pools
         }
         steps = {
-            pool.key: self._damped(now, pool, current[pool.key], wanted[pool.key])
-            for pool in settings.pools
+            pool.key: self._damped(
+                now,
+                pool,
+                current[pool.key],
+                wanted[pool.key],
+                queues=seen.backlog.get(pool.tier, 0.0) > QUEUE_PER_WORKER * current[pool.key],
+            )
+            for pool in pools
         }
         workers = {key: count for key, (count, _) in steps.items()}
         taken_back = self._take_back(workers, wanted, current)
-        for pool in settings.pools:
+        for pool in pools:
             if workers[pool.key] != current[pool.key]:
                 why = "the budget" if pool.key in taken_back else steps[pool.key][1]
                 if _scheduled(seen, current[pool.key], workers[pool.key], counts[pool.key]):
                     why = _schedule(seen)
                 latency = predicted(sizes.ttft_s, sizes.tpot_s, pool.tier)
+                waits = seen.backlog.get(pool.tier, 0.0)
+                queue = f", {waits:.0f} waiting" if waits >= 1.0 else ""
                 decisions.append(
                     self._record(
                         now,
                         f"{pool.tier}/{pool.role}",
                         current[pool.key],
                         workers[pool.key],
-                        f"{why}: {rate:.3g} requests/s forecast, {latency}",
+                        f"{why}: {rate:.3g} requests/s forecast{queue}, {latency}",
                     )
                 )
         threshold = sizes.threshold
@@ -211,16 +272,44 @@ class Autoscaler:
             within_budget=settings.within(workers),
         )
 
+    def _tiers(self) -> set[str]:
+        return {pool.tier for pool in self.settings.pools}
+
     def _note_traffic(
-        self, now: float, load: Load | None, current: Mapping[tuple[str, Role], int]
+        self, now: float, seen: Observation, current: Mapping[tuple[str, Role], int]
     ) -> None:
-        """When somebody last asked; a loop that finds its pools empty lets them sleep on."""
-        if load is None or not load.usable:
+        if seen.load is None or not seen.load.usable:
             return
-        if load.requests_per_s > 0.0:
-            self._busy_at = now
-        elif self._busy_at is None:
-            self._busy_at = now if any(current.values()) else -math.inf
+        asked = None
+        if seen.arrived is not None:
+            waits = {tier for tier, count in seen.backlog.items() if count > 0.0}
+            asked = {tier for tier, count in seen.arrived.items() if count > 0.0} | waits
+        awake = {tier for (tier, _), count in current.items() if count}
+        self.demand.observe(now, seen.load, asked, awake, self._tiers())
+
+    def _note_unplaced(
+        self, now: float, seen: Observation, current: Mapping[tuple[str, Role], int]
+    ) -> None:
+        """Give up workers that no node takes: the money and the threshold are wanted elsewhere."""
+        for pool in self.settings.pools:
+            unplaced = seen.unplaced.get(pool.key)
+            known = self._stuck.get(pool.key)
+            if unplaced is None or unplaced.count < 1:
+                if known is not None and now >= known.until_s:
+                    del self._stuck[pool.key]
+                continue
+            known = self._stuck.setdefault(pool.key, _Stuck(now))
+            if now >= known.until_s and now - known.since_s >= WITHDRAW_AFTER_S:
+                known.until_s = now + NOT_AGAIN_S
+                known.most = max(pool.minimum, current[pool.key] - unplaced.count)
+                known.why = unplaced.why
+
+    def _bounded(self, now: float, pool: PoolSpec) -> PoolSpec:
+        """The pool with what can be placed as its maximum."""
+        stuck = self._stuck.get(pool.key)
+        if stuck is None or now >= stuck.until_s:
+            return pool
+        return replace(pool, maximum=max(1, min(pool.maximum, stuck.most)))
 
     def _problem(self, seen: Observation) -> str | None:
         if seen.load is None or not seen.load.usable:
@@ -237,12 +326,18 @@ class Autoscaler:
         problem: str,
     ) -> Plan:
         measured = seen.load is not None and seen.load.usable
-        if measured and self._may_sleep(now):
+        if measured and all(self.demand.asleep(now, tier) for tier in self._tiers()):
             # What is missing is the routing curve, and nobody asks: that says enough.
             return self._put_to_sleep(now, seen, current)
-        asked = seen.load is not None and measured and seen.load.requests_per_s > 0.0
+        traffic = seen.load is not None and measured and seen.load.requests_per_s > 0.0
+        asked = traffic or any(count > 0.0 for count in seen.backlog.values())
         wanted = {
-            pool.key: self._without_metrics(pool, current[pool.key], asked, seen.floor)
+            pool.key: self._without_metrics(
+                pool,
+                current[pool.key],
+                asked and not self.demand.asleep(now, pool.tier),
+                seen.floor,
+            )
             for pool in self.settings.pools
         }
         workers = self._raised(current, wanted)
@@ -293,34 +388,44 @@ class Autoscaler:
         within = self.settings.within(workers)
         return Plan(workers, seen.threshold, tuple(decisions), None, within)
 
-    def _keeps_threshold(self, now: float, here: Operating, best: Sizes, fits: bool) -> bool:
+    def _keeps_threshold(
+        self,
+        now: float,
+        here: Operating,
+        best: Sizes,
+        same: Sizes,
+        ceilings: Ceilings,
+        stuck: Collection[tuple[str, Role]],
+    ) -> bool:
         """Whether the present threshold stays: another is hardly better, or wished for too briefly.
 
-        A threshold that clearly misses the floor is lowered at once, all else takes a window: what
-        a budget must not pay meanwhile is kept from the pools by `_take_back`.
+        At once it moves where it clearly misses the floor, where what it needs is far over a
+        ceiling (a budget that was cut), or where the workers it needs cannot be placed. All else
+        takes a window.
         """
         self._thresholds.append((now, best.threshold))
         while self._thresholds[0][0] < now - THRESHOLD_WINDOW_S:
             self._thresholds.popleft()
         floor = self.settings.quality_floor
         if best.threshold > here.threshold:
+            if _far_over(same, ceilings) or same.short.intersection(stuck):
+                return False
             brief = min(wish for _, wish in self._thresholds) <= here.threshold + THRESHOLD_STEP
             near = floor is not None and here.quality_ratio - best.quality_ratio <= QUALITY_BAND
-            return brief or (fits and near)
+            saves = best.usd_per_hour < (1.0 - WORTH_SAVING) * same.usd_per_hour
+            return brief or (not same.notes and near and not saves)
         if floor is not None and here.quality_ratio >= floor:
             return True
         brief = max(wish for _, wish in self._thresholds) >= here.threshold - THRESHOLD_STEP
         return brief and (floor is None or here.quality_ratio >= floor - FLOOR_NOISE)
 
-    def _may_sleep(self, now: float) -> bool:
-        idle_after = self.settings.idle_after_s
-        if idle_after is None or self._busy_at is None:
-            return False
-        return now - self._busy_at >= idle_after
-
-    def _wish(self, pool: PoolSpec, forecast: int, current: int, seen: Observation) -> int:
-        """Within the pool's bounds; a pool that is awake keeps a worker."""
+    def _wish(
+        self, now: float, pool: PoolSpec, forecast: int, current: int, seen: Observation
+    ) -> int:
+        """Within the pool's bounds; a tier that is awake keeps a worker in each pool."""
         lowest = min(pool.maximum, max(pool.minimum, seen.floor))
+        if self.demand.asleep(now, pool.tier):
+            return lowest
         targets = self.settings.signals.get(pool.role) or DEFAULT_SIGNALS
         wishes = [1, lowest]
         if FORECAST in targets:
@@ -334,8 +439,13 @@ class Autoscaler:
                 wishes.append(current if abs(ratio - 1.0) <= 0.1 else math.ceil(current * ratio))
         return min(pool.maximum, max(wishes))
 
-    def _damped(self, now: float, pool: PoolSpec, current: int, wanted: int) -> tuple[int, str]:
-        """Bounded steps towards the mildest wish of the direction's window."""
+    def _damped(
+        self, now: float, pool: PoolSpec, current: int, wanted: int, *, queues: bool = False
+    ) -> tuple[int, str]:
+        """Bounded steps towards the mildest wish of the direction's window.
+
+        queues: requests wait already, so that no window is needed to believe the load.
+        """
         up = self.settings.up.get(pool.role, UP)
         down = self.settings.down.get(pool.role, DOWN)
         history = self._wanted[pool.key]
@@ -345,14 +455,19 @@ class Autoscaler:
         if current < pool.minimum:
             return pool.minimum, "below the pool's minimum"
         if current > pool.maximum:
+            stuck = self._stuck.get(pool.key)
+            if stuck is not None and now < stuck.until_s:
+                return pool.maximum, f"withdrawn, no node takes the workers ({stuck.why})"
             return pool.maximum, "above the pool's maximum"
         stepped_at = self._stepped.get(pool.key, -math.inf)
         least = min(count for at, count in history if at >= now - up.window_s)
-        if current == 0 and wanted > 0:
-            least = wanted  # nobody serves: a window would only make requests wait
+        if (current == 0 or queues) and wanted > 0:
+            least = wanted  # a window would only make requests wait
         if least > current and (now - stepped_at >= up.period_s or current == 0):
             self._stepped[pool.key] = now
             return min(least, current + up.max_step), "more load"
+        if wanted == 0 and current > 0 and self.demand.asleep(now, pool.tier):
+            return 0, "nobody asks for the tier: sleeping"
         most = max(count for at, count in history if at >= now - down.window_s)
         covered = now - self._since.setdefault(pool.key, now) >= down.window_s
         if most < current and covered and now - stepped_at >= down.period_s:
@@ -387,6 +502,14 @@ class Autoscaler:
         decision = ScalingDecision(now, pool, before, after, reason)
         self.recent.append(decision)
         return decision
+
+
+def _far_over(sizes: Sizes, ceilings: Ceilings) -> bool:
+    """Whether a need is over a ceiling by more than noise."""
+    gpus, usd = ceilings.gpus, ceilings.usd_per_hour
+    return (gpus is not None and sizes.wanted_gpus > FAR_OVER * gpus) or (
+        usd is not None and sizes.wanted_usd_per_hour > FAR_OVER * usd
+    )
 
 
 def _scheduled(seen: Observation, before: int, after: int, without: int) -> bool:

@@ -18,31 +18,49 @@ from tandem_operator.autoscale.sizing import Operating, Role
 # (1.9), 2023.
 PROMPT_SPREAD = 2.2
 DEFAULT_MAX_NUM_SEQS = 256
-# A request that is held counts as one arrival in this time, seconds.
-HELD_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What routers were asked since the last reading.
+
+    Attributes:
+        load: All arrivals, with the shape of recent requests.
+        arrived: Requests by the tier that they wanted, ready or not.
+        held: Requests that wait at the routers for a worker now, by tier.
+        num_refused: Requests sent away for want of capacity.
+    """
+
+    load: Load
+    arrived: Mapping[str, float]
+    held: Mapping[str, float]
+    num_refused: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    num_requests: float
-    prompt_tokens: float
-    output_tokens: float
+    arrived: Mapping[str, float]
+    prompt_tokens: float  # of arrivals
+    refused: float
+    served: float
+    output_tokens: float  # of what was served
 
 
 class TrafficMeter:
-    """Turns running totals of router pods into rates.
+    """Turns running totals of router pods into what was asked of them.
 
-    Totals are kept per pod, so that a pod that comes, goes or restarts is not read as traffic.
+    Arrivals are counted, never completions: a pool that cannot keep up completes what it can,
+    whatever is asked of it. Totals are kept per pod, so that a pod that comes, goes or restarts is
+    not read as traffic.
     """
 
     def __init__(self) -> None:
         self._before: dict[str, _Totals] = {}
         self._at_s: float | None = None
-        self._shape = (0.0, 0.0)
-        self._held = 0.0
+        self._prompt = self._output = 0.0
 
-    def read(self, now: float, states: Mapping[str, Any]) -> Load | None:
-        """Load since the last reading; None for the first one, or when no router answers.
+    def read(self, now: float, states: Mapping[str, Any]) -> Traffic | None:
+        """Traffic since the last reading; None for the first one, or when no router answers.
 
         Args:
             now: clock, seconds.
@@ -53,39 +71,62 @@ class TrafficMeter:
         self._before, self._at_s = totals, now
         if not totals or at_s is None or now <= at_s:
             return None
-        grown = [
-            (new, before.get(pod, new))
-            for pod, new in totals.items()
-            if pod not in before or new.num_requests >= before[pod].num_requests
-        ]
-        requests = sum(new.num_requests - old.num_requests for new, old in grown)
+        # A pod seen for the first time may have served long before: it counts from here on.
+        grown = [(new, before.get(pod, new)) for pod, new in totals.items()]
+        pairs = [(new, old) for new, old in grown if _went_on(new, old)]
+        arrived: dict[str, float] = {}
+        for new, old in pairs:
+            for tier, count in new.arrived.items():
+                more = count - old.arrived.get(tier, 0.0)
+                arrived[tier] = arrived.get(tier, 0.0) + max(0.0, more)
+        requests = sum(arrived.values())
         if requests > 0.0:
-            prompt = sum(new.prompt_tokens - old.prompt_tokens for new, old in grown)
-            output = sum(new.output_tokens - old.output_tokens for new, old in grown)
-            self._shape = (max(0.0, prompt) / requests, max(0.0, output) / requests)
-        # Nothing finished, yet requests are held: a pool that sleeps has to wake for them. Each is
-        # an arrival once; as long as it waits it is a trace of one.
-        held, known = sum(_waiting(state) for state in states.values()), self._held
-        self._held = held
-        if requests <= 0.0 and held > 0.0:
-            requests = max(held - known, held * (now - at_s) / HELD_S)
-        mean, answer = self._shape
-        return Load(requests / (now - at_s), mean, PROMPT_SPREAD * mean * mean, answer)
+            prompt = sum(new.prompt_tokens - old.prompt_tokens for new, old in pairs)
+            self._prompt = max(0.0, prompt) / requests
+        served = sum(new.served - old.served for new, old in pairs)
+        if served > 0.0:
+            output = sum(new.output_tokens - old.output_tokens for new, old in pairs)
+            self._output = max(0.0, output) / served
+        held: dict[str, float] = {}
+        for state in states.values():
+            for tier, row in _tiers(state).items():
+                held[tier] = held.get(tier, 0.0) + (_number(row.get("num_held")) or 0.0)
+        mean = self._prompt
+        load = Load(requests / (now - at_s), mean, PROMPT_SPREAD * mean * mean, self._output)
+        refused = sum(max(0.0, new.refused - old.refused) for new, old in pairs)
+        return Traffic(load, arrived, held, refused)
 
 
-def _waiting(state: Any) -> float:
-    return (_number(state.get("num_inflight")) or 0.0) if isinstance(state, dict) else 0.0
+def _went_on(new: _Totals, old: _Totals) -> bool:
+    return new.served >= old.served and sum(new.arrived.values()) >= sum(old.arrived.values())
+
+
+def _tiers(state: Any) -> dict[str, Mapping[str, Any]]:
+    arrivals = state.get("arrivals") if isinstance(state, dict) else None
+    tiers = arrivals.get("tiers") if isinstance(arrivals, dict) else None
+    if not isinstance(tiers, dict):
+        return {}
+    return {str(name): row for name, row in tiers.items() if isinstance(row, dict)}
 
 
 def _totals(state: Any) -> _Totals | None:
     tiers = state.get("tiers") if isinstance(state, dict) else None
-    if not isinstance(tiers, list):
+    arrivals = state.get("arrivals") if isinstance(state, dict) else None
+    if not isinstance(tiers, list) or not isinstance(arrivals, dict):
         return None
-    sums = [0.0, 0.0, 0.0]
+    rows = _tiers(state)
+    served = output = 0.0
     for tier in tiers:
-        for i, name in enumerate(("num_requests", "prompt_tokens", "output_tokens")):
-            sums[i] += _number(tier.get(name) if isinstance(tier, dict) else None) or 0.0
-    return _Totals(*sums)
+        if isinstance(tier, dict):
+            served += _number(tier.get("num_requests")) or 0.0
+            output += _number(tier.get("output_tokens")) or 0.0
+    return _Totals(
+        arrived={name: _number(row.get("num_arrived")) or 0.0 for name, row in rows.items()},
+        prompt_tokens=sum(_number(row.get("prompt_tokens")) or 0.0 for row in rows.values()),
+        refused=_number(arrivals.get("num_refused")) or 0.0,
+        served=served,
+        output_tokens=output,
+    )
 
 
 def routing_curve(states: Iterable[Any], floor_quality: float = 0.0) -> tuple[Operating, ...]:
@@ -171,6 +212,12 @@ def pool_signals(loads: Iterable[Any]) -> dict[str, float]:
         if total and used is not None:
             sums.setdefault("KVUtilization", []).append(used / total)
     return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def num_waiting(loads: Iterable[Any]) -> float:
+    """Requests that wait in the queues of these workers."""
+    bodies = [load for load in loads if isinstance(load, dict)]
+    return sum(_number(load.get("num_waiting")) or 0.0 for load in bodies)
 
 
 def by_pool(

@@ -8,13 +8,15 @@ Performance profile, as the worker reports it in `GET /v1/load`:
 Prefill is a queue of prompts before n servers (Allen and Cunneen's approximation of M/G/n, with
 an exponential tail for the waiting time). Decode is a processor shared by its batch: by Little's
 law the batch is arrivals times answer length times step time, and the step time depends on the
-batch, which is a linear equation with one solution below saturation.
+batch, which is a linear equation with one solution below saturation. A unified worker does both
+in the same steps, so each phase slows the other (`shared_*`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,67 @@ def mean_batch(load: Load, profile: PerformanceProfile, num_workers: int) -> flo
     return tokens_per_s * a / left if left > 0.0 else math.inf
 
 
+def shared_tpot_s(
+    load: Load, profile: PerformanceProfile, num_workers: int, percentile: float
+) -> float:
+    """The same where one worker does both phases: prompts are computed in the steps that decode.
+
+    Each step takes its constant once. A request adds its prompt's work and its answer's, so steps
+    come at (1 - rate * work) / constant a second, and each gives every sequence one token.
+    """
+    if num_workers < 1 or load.requests_per_s <= 0.0:
+        return tpot_s(load, profile, num_workers, percentile)
+    batch, _, _ = _shared(load, profile, num_workers)
+    if math.isinf(batch):
+        return math.inf
+    context = load.prompt_tokens + 0.5 * load.output_tokens
+    high = max(1.0, batch + _normal_quantile(percentile) * math.sqrt(batch))
+    if high > profile.max_num_seqs or high * context > profile.kv_tokens:
+        return math.inf
+    _, b, c = profile.decode
+    prompts = load.requests_per_s / num_workers * _prompt_work_s(load, profile)
+    constant = max(profile.prefill[0], profile.decode[0])
+    return (constant + high * (b * context + c)) / (1.0 - prompts)
+
+
+def shared_ttft_s(
+    load: Load, profile: PerformanceProfile, num_workers: int, percentile: float
+) -> float:
+    """Percentile of the TTFT where one worker does both phases: decoding slows prompts down."""
+    if num_workers < 1 or load.requests_per_s <= 0.0:
+        return ttft_s(load, profile, num_workers, percentile)
+    batch, step, decoding = _shared(load, profile, num_workers)
+    if math.isinf(batch):
+        return math.inf
+    a, b, c = profile.prefill
+    slower = 1.0 / (1.0 - decoding)
+    dilated = PerformanceProfile(
+        (a, b * slower, c * slower), profile.decode, profile.kv_tokens, profile.max_num_seqs
+    )
+    # A prompt that arrives waits for half of the step that is under way.
+    return 0.5 * step + ttft_s(load, dilated, num_workers, percentile)
+
+
+def _prompt_work_s(load: Load, profile: PerformanceProfile) -> float:
+    _, b, c = profile.prefill
+    return b * load.prompt_tokens + c * load.prompt_tokens_squared
+
+
+def _shared(
+    load: Load, profile: PerformanceProfile, num_workers: int
+) -> tuple[float, float, float]:
+    """Mean batch, mean step (s) and share of time that decoding adds, of a unified worker."""
+    _, b, c = profile.decode
+    rate = load.requests_per_s / num_workers
+    context = load.prompt_tokens + 0.5 * load.output_tokens
+    decoding = rate * load.output_tokens * (b * context + c)
+    left = 1.0 - decoding - rate * _prompt_work_s(load, profile)
+    if left <= 0.0:
+        return math.inf, math.inf, decoding
+    step = max(profile.prefill[0], profile.decode[0]) / left
+    return rate * load.output_tokens * step, step, decoding
+
+
 def _normal_quantile(percentile: float) -> float:
-    """Quantile of the standard normal, 0 below the median (Abramowitz and Stegun 26.2.23)."""
-    tail = 1.0 - percentile / 100.0
-    if tail >= 0.5:
-        return 0.0
-    t = math.sqrt(-2.0 * math.log(max(tail, 1e-12)))
-    top = 2.515517 + t * (0.802853 + t * 0.010328)
-    return t - top / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
+    """Quantile of the standard normal, 0 below the median."""
+    return NormalDist().inv_cdf(min(percentile / 100.0, 1.0 - 1e-12)) if percentile > 50.0 else 0.0

@@ -16,20 +16,25 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.autoscale.loop import Autoscaler, LoopSettings, Observation, Plan
+from tandem_operator.autoscale.loop import Autoscaler, LoopSettings, Observation, Plan, Unplaced
 from tandem_operator.autoscale.observe import (
+    Traffic,
     TrafficMeter,
     by_pool,
     current_threshold,
+    num_waiting,
     performance_profile,
     pool_signals,
     routing_curve,
 )
 from tandem_operator.autoscale.profile import PerformanceProfile
+from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.autoscale.settings import loop_settings, scheduled_floor
-from tandem_operator.autoscale.sizing import Role
+from tandem_operator.autoscale.sizing import Operating, Role
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
+
+SHARE_SMOOTHING = 0.2
 
 
 @dataclass
@@ -39,6 +44,7 @@ class _Loop:
     meter: TrafficMeter
     # The last known ones: a pool that sleeps reports nothing.
     profiles: dict[str, PerformanceProfile] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 class ManagedScaling:
@@ -46,10 +52,20 @@ class ManagedScaling:
 
     def __init__(self) -> None:
         self._loops: dict[str, _Loop] = {}
+        self._recalled: dict[str, str] = {}
 
     def forget(self, key: str) -> None:
         """Drop a Router's loop."""
         self._loops.pop(key, None)
+
+    def recall(self, key: str, text: str) -> None:
+        """Give a Router's loop what `remembered` told an earlier operator."""
+        self._recalled[key] = text
+
+    def remembered(self, key: str) -> str | None:
+        """What a Router's loop has learnt of the week, to be kept; None before it has begun."""
+        loop = self._loops.get(key)
+        return None if loop is None else loop.autoscaler.demand.hourly.as_json()
 
     def step(
         self,
@@ -61,6 +77,7 @@ class ManagedScaling:
         workers: Mapping[tuple[str, Role], int],
         states: Mapping[str, Any],
         loads: Iterable[tuple[str, Any]],
+        unplaced: Mapping[tuple[str, Role], Unplaced] | None = None,
     ) -> Plan | None:
         """One decision; None for a Router without pools of ours.
 
@@ -71,6 +88,7 @@ class ManagedScaling:
             workers: wanted count of each pool by (tier, role), from the WorkerPools.
             states: `/admin/state` bodies of the ready router pods, by pod and start.
             loads: (tier, `/v1/load` body) of each ready worker pod.
+            unplaced: workers that no node takes, by pool.
         """
         settings = loop_settings(router, models, policy)
         if not settings.pools:
@@ -80,7 +98,10 @@ class ManagedScaling:
         if loop is None or loop.settings != settings:
             meter = loop.meter if loop else TrafficMeter()
             known = loop.profiles if loop else {}
-            loop = self._loops[key] = _Loop(settings, Autoscaler(settings), meter, known)
+            learnt = Autoscaler(settings, loop.autoscaler if loop else None)
+            if loop is None and (text := self._recalled.pop(key, "")):
+                learnt.demand.hourly = HourlyRates.parse(text)
+            loop = self._loops[key] = _Loop(settings, learnt, meter, known)
         grouped = by_pool(loads)
         tiers = {pool.tier for pool in settings.pools}
         for tier in tiers:
@@ -90,13 +111,22 @@ class ManagedScaling:
                 loop.profiles[tier] = profile
         bodies = list(states.values())
         threshold = current_threshold(bodies)
+        traffic = loop.meter.read(now_s, states)
+        backlog = dict(traffic.held) if traffic is not None else {}
+        for (tier, role), found in grouped.items():
+            if role == "prefill":
+                continue  # its queue is of requests that wait at a decode worker, too
+            backlog[tier] = backlog.get(tier, 0.0) + num_waiting(found)
         floor = scheduled_floor(policy, datetime.fromtimestamp(now_s, UTC))
         return loop.autoscaler.step(
             now_s,
             Observation(
-                load=loop.meter.read(now_s, states),
+                load=traffic.load if traffic is not None else None,
+                arrived=traffic.arrived if traffic is not None else None,
+                backlog=backlog,
+                unplaced=unplaced or {},
                 workers=workers,
-                curve=routing_curve(bodies),
+                curve=routing_curve(bodies) or _as_it_goes(loop, traffic, threshold or 0.0),
                 profiles=loop.profiles,
                 threshold=threshold if threshold is not None else 0.0,
                 floor=floor.workers,
@@ -120,6 +150,17 @@ class ManagedScaling:
             }
             for decision in loop.autoscaler.recent
         ]
+
+
+def _as_it_goes(loop: _Loop, traffic: Traffic | None, threshold: float) -> tuple[Operating, ...]:
+    """Where no prompt is scored (one tier, no predictor): the shares that requests have anyway."""
+    if traffic is not None and (total := sum(traffic.arrived.values())) > 0.0:
+        weight = SHARE_SMOOTHING if loop.shares else 1.0
+        for tier in {*traffic.arrived, *loop.shares}:
+            share = traffic.arrived.get(tier, 0.0) / total
+            before = loop.shares.get(tier, share)
+            loop.shares[tier] = before + weight * (share - before)
+    return (Operating(threshold, dict(loop.shares), 1.0),) if loop.shares else ()
 
 
 def _max_num_seqs(router: Router, models: Mapping[str, Model], tier: str) -> int:

@@ -10,11 +10,19 @@ where it saves most SLO misses per unit of budget (water-filling).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo, tpot_s, ttft_s
+from tandem_operator.autoscale.profile import (
+    Load,
+    PerformanceProfile,
+    Slo,
+    shared_tpot_s,
+    shared_ttft_s,
+    tpot_s,
+    ttft_s,
+)
 
 Role = Literal["prefill", "decode", "unified"]
 MAX_WORKERS = 4096  # bound of every search
@@ -84,6 +92,11 @@ class Sizes:
     tpot_s: Mapping[str, float]
     slo_met: bool
     notes: tuple[str, ...] = field(default=())
+    # Pools whose bounds keep them from meeting the SLO.
+    short: frozenset[tuple[str, Role]] = field(default=frozenset())
+    # What the SLO would have needed, where that was over a ceiling; else the same as above.
+    wanted_gpus: int = 0
+    wanted_usd_per_hour: float = 0.0
 
 
 def workers_for_slo(
@@ -115,16 +128,26 @@ def _latency(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: S
     """Worst latency of the role as a share of its target; a stable queue is the least asked."""
     found = 0.0
     if role != "decode":
-        value = ttft_s(load, profile, n, slo.ttft_percentile)
+        value = _ttft_s(role, load, profile, n, slo)
         found = max(
             found, value / slo.ttft_s if slo.ttft_s else (0.0 if value < math.inf else value)
         )
     if role != "prefill":
-        value = tpot_s(load, profile, n, slo.tpot_percentile)
+        value = _tpot_s(role, load, profile, n, slo)
         found = max(
             found, value / slo.tpot_s if slo.tpot_s else (0.0 if value < math.inf else value)
         )
     return found
+
+
+def _ttft_s(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: Slo) -> float:
+    found = shared_ttft_s if role == "unified" else ttft_s
+    return found(load, profile, n, slo.ttft_percentile)
+
+
+def _tpot_s(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: Slo) -> float:
+    found = shared_tpot_s if role == "unified" else tpot_s
+    return found(load, profile, n, slo.tpot_percentile)
 
 
 def _meets(role: Role, load: Load, profile: PerformanceProfile, n: int, slo: Slo) -> bool:
@@ -151,6 +174,8 @@ def size(
     quality_floor: float | None,
     ceilings: Ceilings,
     base_threshold: float = 0.0,
+    extra: Mapping[str, float] | None = None,
+    stuck: Collection[tuple[str, Role]] = (),
 ) -> Sizes:
     """Choose threshold and workers together.
 
@@ -165,6 +190,8 @@ def size(
             the search begins at base_threshold.
         ceilings: GPUs and dollars.
         base_threshold: where the threshold is while no floor moves it and no ceiling is short.
+        extra: requests per second of a tier beside its share: what waits and has to be drained.
+        stuck: pools that cannot grow now; a threshold at which they meet the SLO is looked for.
 
     Raises:
         ValueError: no curve, or a pool whose tier has no profile.
@@ -178,6 +205,7 @@ def size(
             "some steps of real work"
         )
     points = _towards_cheaper(curve, quality_floor, base_threshold)
+    demand = _Demand(load, extra or {})
     notes: list[str] = []
     if quality_floor is not None and points[0].quality_ratio < quality_floor:
         notes.append(
@@ -186,21 +214,31 @@ def size(
         )
     first: Sizes | None = None
     for point in points:
-        sizes = _sizes_at(pools, load, point, profiles, slo)
-        if _fits(sizes, ceilings):
+        sizes = _sizes_at(pools, demand, point, profiles, slo)
+        held_up = sizes.short.intersection(stuck)
+        if _fits(sizes, ceilings) and (not held_up or point is points[-1]):
             if first is not None:
+                why = f"the pools would need {_bill(first)}, over {_limits(ceilings)}"
+                if _fits(first, ceilings):
+                    names = ", ".join("/".join(key) for key in sorted(first.short & set(stuck)))
+                    why = f"{names} would need workers that cannot be placed"
                 notes.append(
-                    f"threshold moved to {point.threshold:.3g}: at {first.threshold:.3g} the "
-                    f"pools would need {_bill(first)}, over {_limits(ceilings)}"
+                    f"threshold moved to {point.threshold:.3g}: at {first.threshold:.3g} {why}"
                 )
             return replace(sizes, notes=tuple(notes))
         first = first or sizes
-    filled = _water_fill(pools, load, points[-1], profiles, slo, sizes, ceilings)
+    filled = _water_fill(pools, demand, points[-1], profiles, slo, sizes, ceilings)
     notes.append(
         f"even the cheapest mix needs {_bill(sizes)}, over {_limits(ceilings)}; workers go "
         "where they save most SLO misses"
     )
-    return replace(filled, notes=tuple(notes))
+    return replace(
+        filled,
+        notes=tuple(notes),
+        short=sizes.short,
+        wanted_gpus=sizes.gpus,
+        wanted_usd_per_hour=sizes.usd_per_hour,
+    )
 
 
 def _towards_cheaper(
@@ -240,27 +278,47 @@ def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | No
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """All requests of a router, and what a tier has to serve beside its share of them."""
+
+    load: Load
+    extra: Mapping[str, float]
+
+    def of(self, tier: str, point: Operating) -> Load:
+        """The tier's load at an operating point."""
+        part = self.load.scaled(point.shares.get(tier, 0.0))
+        more = self.extra.get(tier, 0.0)
+        return replace(part, requests_per_s=part.requests_per_s + more) if more > 0.0 else part
+
+
 def _sizes_at(
     pools: Sequence[PoolSpec],
-    load: Load,
+    demand: _Demand,
     point: Operating,
     profiles: Mapping[str, PerformanceProfile],
     slo: Slo,
 ) -> Sizes:
     workers: dict[tuple[str, Role], int] = {}
-    met = True
+    short = set()
     for pool in pools:
-        part = load.scaled(point.shares.get(pool.tier, 0.0))
-        count, good = workers_for_slo(pool, part, profiles[pool.tier], slo)
-        workers[pool.key] = count
-        met = met and good
-    return _described(pools, workers, load, point, profiles, slo, met)
+        part = demand.of(pool.tier, point)
+        workers[pool.key], good = workers_for_slo(pool, part, profiles[pool.tier], slo)
+        if not good:
+            short.add(pool.key)
+    found = _described(pools, workers, demand, point, profiles, slo, not short)
+    return replace(
+        found,
+        short=frozenset(short),
+        wanted_gpus=found.gpus,
+        wanted_usd_per_hour=found.usd_per_hour,
+    )
 
 
 def _described(
     pools: Sequence[PoolSpec],
     workers: Mapping[tuple[str, Role], int],
-    load: Load,
+    demand: _Demand,
     point: Operating,
     profiles: Mapping[str, PerformanceProfile],
     slo: Slo,
@@ -269,12 +327,12 @@ def _described(
     ttft: dict[str, float] = {}
     tpot: dict[str, float] = {}
     for pool in pools:
-        part = load.scaled(point.shares.get(pool.tier, 0.0))
+        part = demand.of(pool.tier, point)
         count, profile = workers[pool.key], profiles[pool.tier]
         if pool.role != "decode":
-            ttft[pool.tier] = ttft_s(part, profile, count, slo.ttft_percentile)
+            ttft[pool.tier] = _ttft_s(pool.role, part, profile, count, slo)
         if pool.role != "prefill":
-            tpot[pool.tier] = tpot_s(part, profile, count, slo.tpot_percentile)
+            tpot[pool.tier] = _tpot_s(pool.role, part, profile, count, slo)
     return Sizes(
         workers=dict(workers),
         threshold=point.threshold,
@@ -295,7 +353,7 @@ def _fits(sizes: Sizes, ceilings: Ceilings) -> bool:
 
 def _water_fill(
     pools: Sequence[PoolSpec],
-    load: Load,
+    demand: _Demand,
     point: Operating,
     profiles: Mapping[str, PerformanceProfile],
     slo: Slo,
@@ -307,15 +365,16 @@ def _water_fill(
     The minimum itself is given even when it is over the budget: it is what the user asked to
     keep running.
     """
-    shares = {pool.key: point.shares.get(pool.tier, 0.0) for pool in pools}
+    parts = {pool.key: demand.of(pool.tier, point) for pool in pools}
+    total = sum(demand.of(tier, point).requests_per_s for tier in {p.tier for p in pools})
     workers = {pool.key: pool.minimum for pool in pools}
 
     def misses(pool: PoolSpec, count: int) -> float:
         """Traffic-weighted misses: 1 a request while saturated, falling as latency nears target."""
-        share = shares[pool.key]
-        if share <= 0.0 or load.requests_per_s <= 0.0:
+        part = parts[pool.key]
+        if part.requests_per_s <= 0.0:
             return 0.0
-        part = load.scaled(share)
+        share = part.requests_per_s / total
         ratio = _latency(pool.role, part, profiles[pool.tier], count, slo) if count else math.inf
         if ratio <= 1.0:
             return 0.0
@@ -331,7 +390,7 @@ def _water_fill(
             if count >= min(pool.maximum, wanted.workers[pool.key]):
                 continue
             after = dict(workers) | {pool.key: count + 1}
-            if not _fits(_described(pools, after, load, point, profiles, slo, False), ceilings):
+            if not ceilings.allow(pools, after):
                 continue
             price = _price(pool, ceilings)
             value = (misses(pool, count) - misses(pool, count + 1)) / price
@@ -340,7 +399,7 @@ def _water_fill(
         if best is None or best[0] <= 0.0:
             break
         workers[best[1].key] += 1
-    return _described(pools, workers, load, point, profiles, slo, met=False)
+    return _described(pools, workers, demand, point, profiles, slo, met=False)
 
 
 def _price(pool: PoolSpec, ceilings: Ceilings) -> float:

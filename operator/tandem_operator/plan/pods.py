@@ -47,6 +47,14 @@ _ORDER = (
 )
 
 
+def unschedulable(pod: Object) -> str | None:
+    """Why the scheduler finds no node for a pod; None where it has one or is being looked at."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message", "")).rstrip(". ") or "no node fits"
+    return None
+
+
 def blocker(pod: Object) -> Blocker | None:
     """The cause that keeps one pod from being ready; None for a ready pod."""
     if is_ready(pod):

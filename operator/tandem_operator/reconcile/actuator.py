@@ -12,17 +12,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from tandem_operator.autoscale.loop import Plan
+from tandem_operator.autoscale.loop import Plan, Unplaced
 from tandem_operator.autoscale.observe import current_threshold
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.sizing import Role
 from tandem_operator.plan.objects import (
     MODEL_LABEL,
+    ROLE_LABEL,
     SCALED_ANNOTATION,
     Object,
     Settings,
+    owner_reference,
 )
-from tandem_operator.plan.pods import is_ready
+from tandem_operator.plan.pods import is_ready, unschedulable
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
@@ -32,6 +34,8 @@ logger = logging.getLogger("tandem.operator")
 
 ASK_TIMEOUT_S = 2.0
 PERIOD_S = 5.0  # between two steps of one Router's loop
+KEEP_RATES_S = 1800.0  # between two writes of the hourly rates
+RATES_SUFFIX = "-hourly-rates"
 WAKE_PERIOD_S = 1.0  # the same while all of its pools are empty: somebody may be waiting
 
 
@@ -76,6 +80,8 @@ class ScalingDriver:
         self._managed = ManagedScaling()
         self._stepped: dict[str, float] = {}
         self._asleep: set[str] = set()
+        self._recalled: set[str] = set()
+        self._kept_at: dict[str, float] = {}
 
     async def step(
         self, router: Router, models: Mapping[str, Model], pods: list[Object]
@@ -108,9 +114,13 @@ class ScalingDriver:
         token = await peer_token(self._api, namespace)
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
+        workers = await self._workers(namespace, tiers)
         states, loads = await asyncio.gather(
-            self._states(ready, token), self._loads(namespace, tiers, token)
+            self._states(ready, token), self._loads(workers, token)
         )
+        if key not in self._recalled:
+            self._recalled.add(key)
+            self._managed.recall(key, await self._remembered(router))
         if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
             self._asleep.discard(key)
         else:
@@ -124,9 +134,11 @@ class ScalingDriver:
             {pool: int(obj["spec"].get("replicas", 0)) for pool, obj in pools.items()},
             states,
             loads,
+            _unplaced(workers),
         )
         if plan is not None:
             await self._write(plan, pools, ready, states, token, self._reasons(key))
+        await self._remember(router, key, now)
         return self._managed.status_decisions(key)
 
     def forget(self, namespace: str, name: str) -> None:
@@ -135,6 +147,34 @@ class ScalingDriver:
         self._managed.forget(key)
         self._stepped.pop(key, None)
         self._asleep.discard(key)
+        self._recalled.discard(key)
+        self._kept_at.pop(key, None)
+
+    async def _remembered(self, router: Router) -> str:
+        """The hourly rates that an earlier operator learnt; empty where there are none."""
+        name = f"{router.metadata.name}{RATES_SUFFIX}"
+        found = await self._api.get("ConfigMap", router.metadata.namespace, name)
+        return str(((found or {}).get("data") or {}).get("hourly", ""))
+
+    async def _remember(self, router: Router, key: str, now: float) -> None:
+        """Keep what was learnt of the week, once in a while: one small ConfigMap per Router."""
+        if now - self._kept_at.setdefault(key, now) < KEEP_RATES_S:
+            return
+        self._kept_at[key] = now
+        text = self._managed.remembered(key)
+        if text is not None:
+            await self._api.apply(
+                {
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "metadata": {
+                        "name": f"{router.metadata.name}{RATES_SUFFIX}",
+                        "namespace": router.metadata.namespace,
+                        "ownerReferences": [owner_reference(router)],
+                    },
+                    "data": {"hourly": text},
+                }
+            )
 
     def _reasons(self, key: str) -> dict[str, str]:
         """Why each pool was last scaled, by tier and role."""
@@ -177,13 +217,18 @@ class ScalingDriver:
             if body is not None
         }
 
-    async def _loads(
-        self, namespace: str, tiers: Mapping[str, str], token: str
-    ) -> list[tuple[str, Any]]:
-        asked: list[tuple[str, Object]] = []
+    async def _workers(self, namespace: str, tiers: Mapping[str, str]) -> list[tuple[str, Object]]:
+        """Pods of each tier, ready or not."""
+        found: list[tuple[str, Object]] = []
         for model, tier in tiers.items():
             pods = await self._api.select("Pod", namespace, {MODEL_LABEL: model})
-            asked += [(tier, pod) for pod in pods if is_ready(pod)]
+            found += [(tier, pod) for pod in pods]
+        return found
+
+    async def _loads(
+        self, workers: list[tuple[str, Object]], token: str
+    ) -> list[tuple[str, Any]]:
+        asked = [(tier, pod) for tier, pod in workers if is_ready(pod)]
         port = self._settings.worker_port
         answers = await asyncio.gather(
             *(self._get(pod, port, "/v1/load", token) for _, pod in asked)
@@ -255,6 +300,19 @@ class ScalingDriver:
         if status != 200:
             said = f"{status} {str(body)[:200]}"
             logger.warning("router pod %s refused its threshold: %s", name, said)
+
+
+def _unplaced(workers: list[tuple[str, Object]]) -> dict[tuple[str, Role], Unplaced]:
+    """Pods by pool that the scheduler finds no node for."""
+    found: dict[tuple[str, Role], Unplaced] = {}
+    for tier, pod in workers:
+        role = (pod["metadata"].get("labels") or {}).get(ROLE_LABEL)
+        why = unschedulable(pod)
+        if why is None or role not in ("prefill", "decode", "unified"):
+            continue
+        key: tuple[str, Role] = (tier, role)
+        found[key] = Unplaced(1 + (found[key].count if key in found else 0), why)
+    return found
 
 
 def _tiers_by_model(router: Router) -> dict[str, str]:

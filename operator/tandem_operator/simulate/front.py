@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.routing.arrivals import wanted_tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,12 @@ class Front:
         )
         self.counts = {tier.name: [0, 0, 0] for tier in tiers}  # requests, prompt, output tokens
         self.num_inflight = 0
-        self.num_arrived = 0
         self.num_refused = 0
+        self.held: Counter[str] = Counter()
+        self._wanted = {tier.name: [0, 0] for tier in tiers}  # requests, prompt tokens
 
     def choose(self, arrival: Arrival) -> Decision:
         """The policy's decision, counted."""
-        self.num_arrived += 1
         score = PlainScore(arrival.predicted) if arrival.predicted else None
         options = [
             TierOption(
@@ -103,6 +105,10 @@ class Front:
             overrides=Overrides(tier=arrival.tier),
         )
         decision = decide(request, options, self.set_points, self._state)
+        wanted = wanted_tier(decision)
+        if wanted is not None:
+            self._wanted[wanted][0] += 1
+            self._wanted[wanted][1] += arrival.prompt_tokens
         if decision.tier is not None:
             self._state.record(decision.tier)
         self._curve.observe(decision)
@@ -128,6 +134,13 @@ class Front:
         """What GET /admin/state says, as far as the control loop reads it."""
         return {
             "num_inflight": self.num_inflight,
+            "arrivals": {
+                "num_refused": self.num_refused,
+                "tiers": {
+                    name: {"num_arrived": n, "prompt_tokens": tokens, "num_held": self.held[name]}
+                    for name, (n, tokens) in self._wanted.items()
+                },
+            },
             "tiers": [
                 {
                     "name": name,

@@ -146,6 +146,7 @@ class Simulation:
             self._give_up(rejected=True)  # the worker's 400: longer than its context
         elif not self.cluster.submit(running):
             self._held.append((running, until_s))
+            self.front.held[running.tier] += 1
             self._retry_later()
 
     def _retry_later(self) -> None:
@@ -156,11 +157,16 @@ class Simulation:
 
     def _try_held(self) -> None:
         self._retry_due = False
+        full: set[str] = set()  # who came first is asked first: one refusal answers for the rest
         for _ in range(len(self._held)):
             running, until_s = self._held.popleft()
-            if self.cluster.submit(running):
+            if running.tier not in full and self.cluster.submit(running):
+                self.front.held[running.tier] -= 1
                 continue
+            full.add(running.tier)
             if self.clock.now >= until_s:
+                self.front.held[running.tier] -= 1
+                self.front.num_refused += 1
                 self._give_up(rejected=False)
             else:
                 self._held.append((running, until_s))

@@ -250,6 +250,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "settings": settings.state(),
         "store": services.store.state(),
         "num_inflight": services.ledger.num_inflight,
+        "arrivals": services.arrivals.report(),
         "cost_usd": cost,
         "cost_all_large_usd": services.decisions.cost_all_large_usd,
         "tiers": tiers,

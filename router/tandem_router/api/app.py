@@ -38,6 +38,7 @@ from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
     ArtifactPredictor,
@@ -134,6 +135,7 @@ class RouterApp:
             external_keys=ProviderKeys(config),
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
+            arrivals=Arrivals((tier.name for tier in config.tiers), metrics),
         )
         # Until the endpoints are known every tier may be there.
         self.set_table({tier.name: {} for tier in config.tiers})

@@ -14,6 +14,7 @@ from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
@@ -40,6 +41,7 @@ class Services:
     external_keys: ProviderKeys
     workers_changed: asyncio.Event
     reuse: Reuse
+    arrivals: Arrivals
 
     @property
     def peer_token(self) -> str | None:

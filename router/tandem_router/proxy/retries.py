@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from prometheus_client import Gauge
-
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.balancing.worker import Worker
 from tandem_router.errors import ApiError, UpstreamError, overloaded
@@ -240,7 +238,7 @@ class Retries:
         if self._num_attempts >= failover.max_attempts:
             raise self._no_worker(f"{self._num_attempts} attempts failed")
         began = services.clock()
-        waiting: Gauge | None = None
+        held: str | None = None
         asleep = False
         try:
             while True:
@@ -258,14 +256,15 @@ class Retries:
                 if all_full and not assignment.committed and not self._queues():
                     changed = self._downgrades() and self._change_tier()
                     if not changed:
+                        services.arrivals.refused()
                         raise refusal_of(self._faults)
                 lost = external or picker.gone(name)
                 tier_wait_s = 0.0 if lost else failover.tier_wait_s
                 if not changed and not all_full and now >= self._waits_since + tier_wait_s:
                     changed = self._change_tier()
                 if changed:
-                    _end_wait(waiting)
-                    waiting = None
+                    services.arrivals.let_go(held)
+                    held = None
                     continue
                 if picker.gone(name):
                     raise gone_tier(name)
@@ -278,9 +277,9 @@ class Retries:
                     limit = self._deadline
                 if now >= limit:
                     raise self._refused(f"none came within {now - self._arrival.started_at:.3g} s")
-                if waiting is None:
-                    waiting = services.metrics.tiers[name].waiting
-                    waiting.inc()
+                if held is None:
+                    services.arrivals.held(name)
+                    held = name
                 services.workers_changed.clear()
                 try:
                     async with asyncio.timeout(min(LOOK_AGAIN_S, limit - now)):
@@ -289,7 +288,7 @@ class Retries:
                     pass
                 self._busy.clear()
         finally:
-            _end_wait(waiting)
+            services.arrivals.let_go(held)
 
     def _picked(self) -> Pick | None:
         """A worker that may be asked; one that failed others lately where there is no choice."""
@@ -365,6 +364,7 @@ class Retries:
         return refusal_of(self._faults) if self._faults else self._no_worker(why)
 
     def _no_worker(self, why: str) -> ApiError:
+        self._services.arrivals.refused()
         return overloaded(
             f"tier {self._assignment.tier.name!r} has no worker that can take the request: {why}; "
             "retry later",
@@ -372,9 +372,3 @@ class Retries:
             retry_after_s=5.0,
             status=503,
         )
-
-
-def _end_wait(waiting: Gauge | None) -> None:
-    """The request no longer waits for the tier it waited for."""
-    if waiting is not None:
-        waiting.dec()

@@ -40,7 +40,7 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
         if text is None and request.token_ids is not None:
             text = await text_of_ids(services, request.token_ids)
         scored = await services.routing.score(text)
-    given_up = False
+    given_up = arrived = False
     while True:
         set_points = services.steering.set_points
         if given_up:
@@ -54,11 +54,16 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
             services.reuse.expected_uses(arrival.cache_key),
         )
         tier = decision.tier
+        cached = None
         if tier is not None:
             cached = _find_cached(services, arrival, decision, set_points.lambda_per_usd)
             if cached is not None:
                 decision = replace(decision, tier=cached.tier)
                 return TierAssignment(services, arrival, scored, decision, cached, None)
+        if tier is not None and not arrived:
+            services.arrivals.arrived(decision, request.num_prompt_tokens)
+            arrived = True
+        if tier is not None:
             _shed_if_late(services, decision)
             if services.ledger.move(arrival.hold, tier, decision.reserve_cost_usd):
                 counted = services.steering.count(decision, request, set_points)
@@ -259,6 +264,7 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
     """
     rejects = services.config.budget.on_exhausted == "Reject"
     if rejects and decision.slo_miss_probability >= SHED_ABOVE:
+        services.arrivals.refused()
         raise overloaded(
             f"tier {decision.tier!r} is too loaded to meet the latency SLO; retry later",
             code="slo",
