@@ -225,9 +225,7 @@ class ScalingDriver:
             found += [(tier, pod) for pod in pods]
         return found
 
-    async def _loads(
-        self, workers: list[tuple[str, Object]], token: str
-    ) -> list[tuple[str, Any]]:
+    async def _loads(self, workers: list[tuple[str, Object]], token: str) -> list[tuple[str, Any]]:
         asked = [(tier, pod) for tier, pod in workers if is_ready(pod)]
         port = self._settings.worker_port
         answers = await asyncio.gather(
