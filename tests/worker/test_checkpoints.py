@@ -216,7 +216,15 @@ async def test_stretched_and_overlong_contexts_are_told(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 8}, "mixture of experts of a kind"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3},
+            "num_experts_per_tok=3 is above num_local_experts=2",
+        ),
+        (
+            {"model_type": "mixtral", "quantization_config": {"quant_method": "fp8"}},
+            "a quantized mixture of experts",
+        ),
         ({"model_type": "qwen2_vl"}, "model_type='qwen2_vl' is not supported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "no language model with a head"),
         (

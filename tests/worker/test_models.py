@@ -37,6 +37,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral-window": ("mistral", {"sliding_window": 50}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+        | {"norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
+    "qwen3-moe-plain-weights": (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        | {"norm_topk_prob": False, "decoder_sparse_step": 2},
+    ),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "qwen3-yarn": (

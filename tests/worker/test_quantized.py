@@ -336,7 +336,7 @@ def test_logits_are_those_of_what_the_codes_stand_for(
 
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
     for layer in runner.model.weights.layers:
-        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        for weight in (layer.qkv, layer.o, layer.mlp.gate_up, layer.mlp.down):
             if kept is None:
                 assert isinstance(weight, torch.Tensor)
             else:
@@ -375,7 +375,7 @@ def test_layers_that_a_checkpoint_leaves_dense_are_dense(plain: Path, tmp_path: 
 
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
     first, second = runner.model.weights.layers
-    assert isinstance(first.down, torch.Tensor)
+    assert isinstance(first.mlp.down, torch.Tensor)
     assert isinstance(first.qkv, torch.Tensor)
     assert isinstance(second.qkv, QuantizedWeight)
 

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "two ranks, qwen2": (2, "qwen2", {"tie_word_embeddings": True}),
     "two ranks, a window": (2, "mistral", {"sliding_window": 50}),
     "four ranks, two KV heads": (4, "qwen3", {}),
+    "two ranks, a mixture": (2, "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "four ranks, one KV head": (4, "llama", {"num_key_value_heads": 1}),
 }
 
@@ -104,8 +105,8 @@ def test_each_rank_holds_its_part_of_weights_and_blocks(tiny_llama: Path) -> Non
 
     assert part.block_bytes * 2 == whole.block_bytes
     layer, full = part.model.weights.layers[0], whole.model.weights.layers[0]
-    assert isinstance(full.down, torch.Tensor)
-    assert torch.equal(layer.down, full.down[:, 48:])
+    assert isinstance(full.mlp.down, torch.Tensor)
+    assert torch.equal(layer.mlp.down, full.mlp.down[:, 48:])
     assert layer.qkv.shape == (64, 64)
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from tandem_worker.errors import ModelError
 from tandem_worker.models.files import check_formats, locate, names_in, weight_files
+from tandem_worker.models.mixture import Experts
 from tandem_worker.models.quantized import Weight, read_linear, stack, weight_bytes
 from tandem_worker.models.sharding import WHOLE, Shard, columns, rows
 from tandem_worker.models.spec import ModelSpec
@@ -29,10 +30,20 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass
+class DenseMlp:
+    """The MLP of a dense layer; ``gate_up`` stacks the rows of gate and up."""
+
+    gate_up: Weight
+    gate_up_bias: torch.Tensor | None
+    down: Weight
+    down_bias: torch.Tensor | None
+
+
+@dataclass
 class LayerWeights:
     """One decoder layer; matrices are ``(out_features, in_features)``, dense or quantized.
 
-    ``qkv`` stacks the rows of q, k and v; ``gate_up`` those of gate and up.
+    ``qkv`` stacks the rows of q, k and v.
     """
 
     input_norm: torch.Tensor
@@ -43,10 +54,7 @@ class LayerWeights:
     o: Weight
     o_bias: torch.Tensor | None
     post_norm: torch.Tensor
-    gate_up: Weight
-    gate_up_bias: torch.Tensor | None
-    down: Weight
-    down_bias: torch.Tensor | None
+    mlp: DenseMlp | Experts
 
 
 @dataclass
@@ -64,7 +72,8 @@ class ModelWeights:
         if self.lm_head is not self.embed:
             matrices.append(self.lm_head)
         for layer in self.layers:
-            matrices += [layer.qkv, layer.o, layer.gate_up, layer.down]
+            mlp = layer.mlp
+            matrices += [layer.qkv, layer.o, mlp.gate_up, mlp.down]
         return sum(weight_bytes(matrix) for matrix in matrices)
 
 
@@ -177,14 +186,43 @@ def load_weights(
         whole = read(f"{name}.bias", h)
         return whole if shard.rank == 0 else None
 
+    def dense(mlp: str) -> DenseMlp:
+        gate_up = [(f"{mlp}.{p}_proj", inner, shard.part(inner)) for p in ("gate", "up")]
+        return DenseMlp(
+            gate_up=own_rows(gate_up),
+            gate_up_bias=bias(gate_up) if spec.mlp_bias else None,
+            down=own_columns(f"{mlp}.down_proj", inner),
+            down_bias=last_bias(f"{mlp}.down_proj") if spec.mlp_bias else None,
+        )
+
+    def experts(index: int) -> Experts:
+        at, (gate, up, down) = f"model.layers.{index}.mlp", ("gate_proj", "up_proj", "down_proj")
+        if spec.family == "mixtral":
+            at, (gate, up, down) = f"model.layers.{index}.block_sparse_moe", ("w1", "w3", "w2")
+        width, part = spec.expert_size, shard.part(spec.expert_size)
+
+        def one(expert: int, name: str, *shape: int) -> torch.Tensor:
+            return read(f"{at}.experts.{expert}.{name}.weight", *shape)
+
+        def both(expert: int) -> torch.Tensor:
+            return torch.cat([one(expert, name, width, h)[part] for name in (gate, up)])
+
+        numbers = range(spec.num_experts)
+        return Experts(
+            router=checkpoint.read(f"{at}.gate.weight", (spec.num_experts, h)).float().to(device),
+            gate_up=torch.stack([both(expert) for expert in numbers]),
+            down=torch.stack([one(expert, down, h, width)[:, part] for expert in numbers]),
+            per_token=spec.experts_per_token,
+            normalise=spec.normalise_experts,
+        )
+
     def layer(index: int) -> LayerWeights:
-        at, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+        at = f"model.layers.{index}.self_attn"
         qkv = [
             (f"{at}.q_proj", q_rows, shard.part(q_rows)),
             (f"{at}.k_proj", kv_rows, kv_part),
             (f"{at}.v_proj", kv_rows, kv_part),
         ]
-        gate_up = [(f"{mlp}.{p}_proj", inner, shard.part(inner)) for p in ("gate", "up")]
         return LayerWeights(
             input_norm=read(f"model.layers.{index}.input_layernorm.weight", h),
             qkv=own_rows(qkv),
@@ -194,10 +232,9 @@ def load_weights(
             o=own_columns(f"{at}.o_proj", q_rows),
             o_bias=last_bias(f"{at}.o_proj") if spec.o_bias else None,
             post_norm=read(f"model.layers.{index}.post_attention_layernorm.weight", h),
-            gate_up=own_rows(gate_up),
-            gate_up_bias=bias(gate_up) if spec.mlp_bias else None,
-            down=own_columns(f"{mlp}.down_proj", inner),
-            down_bias=last_bias(f"{mlp}.down_proj") if spec.mlp_bias else None,
+            mlp=experts(index)
+            if any(spec.mixture_layers[index : index + 1])
+            else dense(f"model.layers.{index}.mlp"),
         )
 
     embed = read("model.embed_tokens.weight", spec.vocab_size, h)

@@ -33,6 +33,7 @@ class Shard:
         for name, count in (
             ("num_attention_heads", spec.num_heads),
             ("intermediate_size", spec.intermediate_size),
+            ("moe_intermediate_size", spec.expert_size),
         ):
             if count % self.size:
                 raise ConfigError(
@@ -50,6 +51,7 @@ class Shard:
             num_heads=spec.num_heads // self.size,
             num_kv_heads=max(1, num_kv_heads // self.size),
             intermediate_size=spec.intermediate_size // self.size,
+            expert_size=spec.expert_size // self.size,
         )
 
     def part(self, count: int) -> slice:

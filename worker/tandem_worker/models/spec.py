@@ -15,9 +15,11 @@ from tandem_worker.errors import ModelError
 from tandem_worker.models.files import CONFIG, locate, read_json
 from tandem_worker.models.quantization import Quantization, read_quantization
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+_MIXTURES = ("mixtral", "qwen3_moe")
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
+MAX_EXPERTS = 1024
 MAX_WIDTH = 2**20
 """Hidden and intermediate sizes and head_dim; no model comes near."""
 MAX_VOCABULARY = 2**23
@@ -42,6 +44,11 @@ class ModelSpec:
         trained_position: Context before any scaling, tokens.
         sampling_defaults: What generation_config.json asks for where a request says nothing:
             temperature, top_p, top_k, min_p, repetition_penalty, max_tokens.
+        num_experts: Experts of each mixture; 0 in a dense model.
+        experts_per_token: Of them, those that a token goes to.
+        expert_size: Width of one expert's MLP.
+        normalise_experts: Whether the weights of a token's experts sum to one.
+        mixture_layers: Per layer: whether its MLP is a mixture; empty in a dense model.
         quantization: How the linear layers are stored, or None for plain weights.
     """
 
@@ -68,15 +75,23 @@ class ModelSpec:
     trained_position: int = 0
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     quantization: Quantization | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    normalise_experts: bool = True
+    mixture_layers: tuple[bool, ...] = ()
 
     @property
     def num_parameters(self) -> int:
         """Weights in the model, tied ones counted once."""
         h, d = self.hidden_size, self.head_dim
         attention = h * d * (2 * self.num_heads + 2 * self.num_kv_heads)
-        layer = attention + 3 * h * self.intermediate_size + 2 * h
+        layers = self.num_layers * (attention + 2 * h)
+        num_mixtures = sum(self.mixture_layers)
+        layers += (self.num_layers - num_mixtures) * 3 * h * self.intermediate_size
+        layers += num_mixtures * self.num_experts * h * (3 * self.expert_size + 1)
         embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_layers * layer + h
+        return embeddings + layers + h
 
     @classmethod
     def load(cls, directory: Path) -> ModelSpec:
@@ -112,10 +127,11 @@ class ModelSpec:
         """
         family = str(config.get("model_type", ""))
         experts = next((key for key in _EXPERT_KEYS if config.get(key)), None)
-        if experts is not None:
+        if experts is not None and family not in _MIXTURES:
             raise ModelError(
-                f"{source}: model_type={family!r} with {experts}={config[experts]!r} is a mixture "
-                f"of experts, which this worker does not run; use a dense model of {list(FAMILIES)}"
+                f"{source}: model_type={family!r} with {experts}={_show(config[experts])} is a "
+                f"mixture of experts of a kind that this worker does not run; it runs "
+                f"{list(_MIXTURES)} and dense models"
             )
         quantized = config.get("quantization_config") or config.get("compression_config")
         quantization = read_quantization(quantized, source) if quantized else None
@@ -163,6 +179,27 @@ class ModelSpec:
         rope, theta = rope_settings(config, source)
         trained = number("max_position_embeddings", MAX_CONTEXT, 2048)
         attention_bias = bool(config.get("attention_bias", False))
+        mixture: dict[str, Any] = {}
+        if family in _MIXTURES:
+            if quantization is not None:
+                raise ModelError(
+                    f"{source}: a quantized mixture of experts ({quantization.method}) is not "
+                    "served; use the model's original weights"
+                )
+            name = "num_experts" if config.get("num_experts") else "num_local_experts"
+            width = "moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"
+            mixture = {
+                "num_experts": number(name, MAX_EXPERTS),
+                "experts_per_token": number("num_experts_per_tok", MAX_EXPERTS),
+                "expert_size": number(width, MAX_WIDTH),
+                "normalise_experts": family == "mixtral" or bool(config.get("norm_topk_prob")),
+                "mixture_layers": _mixture_layers(config, family, num_layers, source),
+            }
+            if mixture["experts_per_token"] > mixture["num_experts"]:
+                raise ModelError(
+                    f"{source}: num_experts_per_tok={mixture['experts_per_token']} is above "
+                    f"{name}={mixture['num_experts']}"
+                )
         return cls(
             family=family,
             vocab_size=number("vocab_size", MAX_VOCABULARY),
@@ -179,12 +216,13 @@ class ModelSpec:
             rope_scaling=rope,
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2" or attention_bias,
-            o_bias=family in ("llama", "qwen3") and attention_bias,
+            o_bias=family in ("llama", "qwen3", "qwen3_moe") and attention_bias,
             mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
-            qk_norm=family == "qwen3",
+            qk_norm=family in ("qwen3", "qwen3_moe"),
             sliding_windows=_sliding_windows(config, family, num_layers, source),
             eos_token_ids=_token_ids(config, source),
             quantization=quantization,
+            **mixture,
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
 
@@ -314,6 +352,18 @@ def _token_ids(config: Mapping[str, Any], source: str) -> frozenset[int]:
     return frozenset(item for item in ids if item >= 0)
 
 
+def _mixture_layers(
+    config: Mapping[str, Any], family: str, num_layers: int, source: str
+) -> tuple[bool, ...]:
+    """Per layer whether it holds experts; Qwen3 may keep some layers dense."""
+    if family == "mixtral":
+        return (True,) * num_layers
+    dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
+    if not isinstance(dense, list) or not isinstance(step, int) or step < 1:
+        raise ModelError(f"{source}: mlp_only_layers and decoder_sparse_step must name layers")
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(num_layers))
+
+
 def _sliding_windows(
     config: Mapping[str, Any], family: str, num_layers: int, source: str
 ) -> tuple[int | None, ...]:
@@ -334,7 +384,7 @@ def _sliding_windows(
             if kind not in ("sliding_attention", "full_attention"):
                 raise ModelError(f"{source}: layer_types holds {_show(kind)}, which is not known")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         return (window,) * num_layers
     first = config.get("max_window_layers", num_layers)
     return tuple(window if layer >= first else None for layer in range(num_layers))

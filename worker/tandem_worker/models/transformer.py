@@ -1,4 +1,4 @@
-"""The forward pass that Llama, Mistral, Qwen2 and Qwen3 share, over a packed mixed batch.
+"""The forward pass that all families share, over a packed mixed batch.
 
 Shapes: ``num_tokens`` counts all tokens of the step, decodes first (one token each), then prefill
 chunks back to back; the KV cache of a layer is two tensors
@@ -20,7 +20,8 @@ from tandem_kernels.rms_norm import add_rms_norm
 from tandem_kernels.rope import rope_table
 from tandem_kernels.swiglu import swiglu
 from tandem_worker.errors import ModelError
-from tandem_worker.models.checkpoint import LayerWeights, ModelWeights
+from tandem_worker.models.checkpoint import DenseMlp, LayerWeights, ModelWeights
+from tandem_worker.models.mixture import Experts, mixture
 from tandem_worker.models.quantized import linear
 from tandem_worker.models.spec import ModelSpec
 
@@ -132,8 +133,7 @@ class Transformer:
                 on_layer(index)
             hidden = self._reduce(linear(attended, layer.o, layer.o_bias))
             normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
-            gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
-            hidden = self._reduce(linear(swiglu(gate_up), layer.down, layer.down_bias))
+            hidden = self._reduce(_mlp(normed, layer.mlp))
         normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
         return normed
 
@@ -194,6 +194,12 @@ class Transformer:
             )
             parts.append(out.reshape(num_tokens - batch.num_decodes, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mlp(x: torch.Tensor, mlp: DenseMlp | Experts) -> torch.Tensor:
+    if isinstance(mlp, Experts):
+        return mixture(x, mlp)
+    return linear(swiglu(linear(x, mlp.gate_up, mlp.gate_up_bias)), mlp.down, mlp.down_bias)
 
 
 def _as_it_is(whole: torch.Tensor) -> torch.Tensor:
