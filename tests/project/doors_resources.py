@@ -446,7 +446,9 @@ def _state(requests: float, threshold: float) -> Object:
         for name in ("small", "large")
     ]
     points = {"gain_threshold": threshold}
-    return {"tiers": tiers, "num_inflight": 0, "curve": CURVE, "set_points": points}
+    asked = {"num_arrived": requests / 2, "prompt_tokens": 500 * requests, "num_held": 0}
+    arrivals = {"num_refused": 0, "tiers": {"small": asked, "large": asked}}
+    return {"tiers": tiers, "arrivals": arrivals, "curve": CURVE, "set_points": points}
 
 
 def _loads(rate: float) -> list[tuple[str, Object]]:

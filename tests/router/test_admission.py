@@ -21,7 +21,7 @@ def memory() -> Store:
 
 def test_keys_are_matched_by_keyed_hash() -> None:
     tenants = [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k1"), key_hash(SECRET, "k2")))]
-    gate = Authenticator(tenants, SECRET, memory(), time.time)
+    gate = Authenticator(tenants, lambda: [SECRET], memory(), time.time)
 
     found = gate.caller("k2")
     assert found is not None
@@ -35,7 +35,10 @@ def test_keys_are_matched_by_keyed_hash() -> None:
 def test_key_hashes_without_a_secret_are_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="--key-secret-file"):
         Authenticator(
-            [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k"),))], None, memory(), time.time
+            [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k"),))],
+            lambda: [],
+            memory(),
+            time.time,
         )
 
 
