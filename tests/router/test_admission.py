@@ -36,7 +36,7 @@ def test_key_hashes_without_a_secret_are_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="--key-secret-file"):
         Authenticator(
             [TenantConfig(name="a", key_hashes=(key_hash(SECRET, "k"),))],
-            lambda: [],
+            list,
             memory(),
             time.time,
         )
