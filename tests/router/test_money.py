@@ -188,6 +188,22 @@ async def test_a_budget_that_workers_use_up_says_so_and_names_no_time(
     assert refused.headers["x-should-retry"] == "false"
 
 
+async def test_a_budget_too_small_for_a_usual_answer_says_when_a_short_one_can_be_had(
+    run_router: Any, provider: Provider
+) -> None:
+    """Five minutes of two cents an hour never pay 512 tokens; they pay 16 soon."""
+    async with run_router({}, **options(provider, budget={"usd_per_hour": 0.02})) as (client, _):
+        short = await client.chat()
+        refused = await client.chat()
+
+    assert short.status == 200
+    assert refused.status == 429
+    wait_s = int(refused.headers["retry-after"])
+    assert 1 < wait_s < 200
+    assert refused.error["message"].endswith(f"raise budget.usdPerHour; or retry in {wait_s} s")
+    assert "x-should-retry" not in refused.headers
+
+
 def test_the_clients_own_name_of_the_bound_is_kept() -> None:
     newer = with_max_tokens("chat", b'{"max_completion_tokens": 9}', 5, "max_tokens")
     unsaid = with_max_tokens("chat", b"{}", 5, "max_completion_tokens")

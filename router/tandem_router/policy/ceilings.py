@@ -51,7 +51,8 @@ class Grant:
     max_tokens: int | None
     tight: Ceiling | None = None
     pays_some: bool = True
-    wanted_usd: float = 0.0  # what a usual answer may cost: what there has to be
+    wanted_usd: float = 0.0  # what a usual answer may cost
+    least_usd: float = 0.0  # what the shortest one worth having may cost
 
 
 def ceilings_of(
@@ -97,6 +98,7 @@ def granted(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
         tight=tight,
         pays_some=affordable >= least,
         wanted_usd=wanted_usd,
+        least_usd=most_prompt_usd + least * price_out,
     )
 
 

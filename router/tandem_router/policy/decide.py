@@ -126,6 +126,7 @@ def decide(
         reason,
         message=message,
         wanted_usd=wanted,
+        least_usd=min((c.grant.least_usd for c in short), default=0.0),
         queue=reason is Reason.BUDGET and set_points.on_exhausted == "queue",
         retry_after_s=_refill_time(wanted, set_points) if reason is Reason.BUDGET else None,
     )
@@ -356,8 +357,8 @@ def _refusal(
         return ""  # the tenant may not use the tier: the caller knows both by name
     step = {
         Reason.MAX_COST: "raise it or shorten the prompt",
-        Reason.TENANT: "ask for a cheaper tier, retry later or have the ceiling raised",
-    }.get(reason, "retry later or raise budget.usdPerHour")
+        Reason.TENANT: "ask for a cheaper tier or have the ceiling raised",
+    }.get(reason, "raise budget.usdPerHour")
     usual = f"a usual answer of tier {name!r} may cost {preferred.grant.wanted_usd:.6g} USD"
     return f"{tight.words(tenant, name, refill_usd_per_s)}; {usual}; {step}"
 

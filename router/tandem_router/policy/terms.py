@@ -239,7 +239,9 @@ class Decision:
     message: str = ""
     advised: str | None = None  # the tier that would have been taken, where routing only advises
     max_tokens: int | None = None  # to be forwarded; None: as the client said
-    wanted_usd: float = 0.0  # refused for money: what there would have to be
+    # Refused for money: what there would have to be for a usual answer, and for a short one.
+    wanted_usd: float = 0.0
+    least_usd: float = 0.0
     queue: bool = False
     retry_after_s: float | None = None
 

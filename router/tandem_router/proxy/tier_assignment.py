@@ -7,6 +7,7 @@ same decision is made again without that tier, and count and record move along.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 from tandem_router.cache import CachedAnswer
@@ -285,18 +286,18 @@ def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiErr
     if decision.reason is Reason.MAX_COST:
         return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
     if decision.reason in (Reason.TENANT, Reason.BUDGET):
-        wait_s = services.ledger.wait_until(
-            arrival.hold, decision.reason is Reason.BUDGET, decision.wanted_usd
-        )
+        budget = decision.reason is Reason.BUDGET
+        wait_s = services.ledger.wait_until(arrival.hold, budget, decision.wanted_usd)
         if wait_s is None:
-            # No waiting helps: more is wanted than ever piles up.
+            # A usual answer is more than ever piles up; a short one may not be.
+            wait_s = services.ledger.wait_until(arrival.hold, budget, decision.least_usd)
+        if wait_s is None:
             return ApiError(
                 429, decision.message, type="insufficient_quota", code=code, retry=False
             )
+        said = decision.message or "the budget was taken by other requests"
         return overloaded(
-            decision.message or "the budget was taken by other requests; retry later",
-            code=code,
-            retry_after_s=wait_s,
+            f"{said}; or retry in {max(1, math.ceil(wait_s))} s", code=code, retry_after_s=wait_s
         )
     return overloaded(
         decision.message, code=code, retry_after_s=decision.retry_after_s or 1.0, status=429
