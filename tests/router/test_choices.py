@@ -43,7 +43,9 @@ async def test_naming_a_tier_or_its_model_forces_it(
     assert (reply.headers["x-tandem-tier"], reply.headers["x-tandem-reason"]) == ("small", "forced")
 
 
-async def test_the_last_user_message_is_what_is_scored(run_router: Any, make_worker: Any) -> None:
+async def test_the_last_user_message_is_scored_after_what_it_follows(
+    run_router: Any, make_worker: Any
+) -> None:
     scores = Scores(0.5, 0.5)
     messages = [
         {"role": "system", "content": "be brief"},
@@ -55,7 +57,10 @@ async def test_the_last_user_message_is_what_is_scored(run_router: Any, make_wor
     async with run_router(await both(make_worker), predictor=scores) as (client, _):
         await client.chat(messages=messages)
 
-    assert scores.prompts[-1] == "second"
+    scored = scores.prompts[-1]
+    assert scored.endswith("second")
+    assert "be brief" in scored
+    assert "first" in scored
 
 
 async def test_a_quality_floor_in_a_header_moves_the_request_to_the_large_tier(
