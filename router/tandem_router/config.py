@@ -56,6 +56,16 @@ class TierConfig(Section):
         description="pool: our workers, found through the endpoints; external: an "
         "OpenAI-compatible server at `url`.",
     )
+    engine: Literal["Tandem", "VLLM", "OpenAI"] = Field(
+        default="Tandem",
+        description="Pool only: what its workers are, so how they are asked and what they tell.",
+    )
+    engine_order: Literal["None", "Length", "Deadline"] = Field(
+        default="None",
+        description="What an engine that orders its queue by a number is given: None: nothing; "
+        "Length: expected tokens of the answer, few first; Deadline: the first token's, early "
+        "first. A client's x-tandem-priority goes before either.",
+    )
     url: str | None = Field(
         default=None,
         max_length=2048,
@@ -103,6 +113,11 @@ class TierConfig(Section):
             raise ValueError(
                 f"tier {self.name!r}: `url` belongs to kind external and only there; "
                 f"kind is {self.kind!r}"
+            )
+        if self.kind == "external" and (self.engine, self.engine_order) != ("Tandem", "None"):
+            raise ValueError(
+                f"tier {self.name!r}: `engine` and `engine_order` belong to kind pool; a provider "
+                "has neither"
             )
         if self.kind == "pool" and self.capabilities is not None:
             raise ValueError(

@@ -108,6 +108,13 @@ class Metrics:
         self.requests = Family(requests.labels)
         self.decisions = Family(decisions.labels)
         self.failovers = Family(failovers.labels)
+        resumptions = counter(
+            "resumptions",
+            "Streams that another worker went on with: exact, or continued with other tokens than "
+            "the first one would have made.",
+            ("tier", "kind"),
+        )
+        self.resumptions = Family(resumptions.labels)
         self.tier_changes = Family(tier_changes.labels)
         self.ejections = Family(ejections.labels)
         self.upstream_errors = Family(upstream_errors.labels)

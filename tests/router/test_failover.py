@@ -254,14 +254,15 @@ def test_journal_stays_within_its_bound_and_forgets_no_token() -> None:
         journal.forwarded(chunk([position], "x"))
         assert journal.num_kept_bytes <= 2000
 
-    assert journal.resume_token_ids(1) == [list(range(500))]
+    assert list(journal.sent(1)[0].token_ids) == list(range(500))
 
 
 def test_journal_drops_the_echoed_prompt_that_the_client_already_has() -> None:
     journal = StreamJournal()
     journal.forwarded(chunk([], "the prompt"))
 
-    assert journal.resume_token_ids(1) is None
+    assert not journal.sent(1)[0].token_ids
+    journal.resume("nothing")
     rest = journal.without_repeats(chunk([], "the ") + chunk([], "prompt") + chunk([7], " goes on"))
 
     assert rest == chunk([7], " goes on").replace(b": ", b":").replace(b", ", b",") or (
@@ -274,7 +275,7 @@ def test_journal_refuses_token_ids_that_are_none() -> None:
     journal.forwarded(b'data: {"choices": [{"index": 0, "text": "x", "token_ids": ["7"]}]}\n\n')
 
     with pytest.raises(UpstreamError, match="token_ids"):
-        journal.resume_token_ids(1)
+        journal.sent(1)
 
 
 async def test_a_stopped_worker_loses_its_streams_to_another(

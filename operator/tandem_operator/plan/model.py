@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from tandem_operator.plan.engines import EnginePod, engine_of
+from tandem_operator.plan.engines.protocol import SERVED_ANNOTATION, pod_labels
 from tandem_operator.plan.network import worker_policy
 from tandem_operator.plan.objects import (
     CONFIG_DIR,
@@ -35,7 +38,6 @@ from tandem_operator.plan.objects import (
     service_name,
 )
 from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, pins, weights_of
-from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
 from tandem_operator.resources.base import Object, seconds
 
@@ -49,9 +51,7 @@ def revision_of(model: Model, settings: Settings) -> str:
     """The hash that pairs the pods of all roles: it changes when any of them has to restart."""
     parts: list[Any] = []
     for role, spec in model.spec.roles().items():
-        parts.append(
-            worker_config(model, role, settings).model_dump(mode="json", exclude_unset=True)
-        )
+        parts.append(engine_of(model).config(model, role, settings, ""))
         parts.append(_pod_template(model, role, spec, "", settings))
     return digest(parts)
 
@@ -96,23 +96,12 @@ def plan_model(
         labels = {ROLE_LABEL: role}
         pool = observed.get(("WorkerPool", name))
         replicas = _plan_pool(plan, model, role, spec, pool)
-        config_name = f"{name}-{revision}"
-        config = worker_config(model, role, settings, revision)
-        plan.apply.append(
-            child(
-                model,
-                "v1",
-                "ConfigMap",
-                config_name,
-                {
-                    "immutable": True,
-                    "data": {
-                        "config.json": config.model_dump_json(exclude_unset=True, indent=1) + "\n"
-                    },
-                },
-                {**labels, REVISION_LABEL: revision},
-            )
-        )
+        config = engine_of(model).config(model, role, settings, revision)
+        if config is not None:
+            text = json.dumps(config, indent=1) + "\n"
+            body: Object = {"immutable": True, "data": {"config.json": text}}
+            marked = {**labels, REVISION_LABEL: revision}
+            plan.apply.append(child(model, "v1", "ConfigMap", f"{name}-{revision}", body, marked))
         plan.apply.append(_service(model, role, name, settings))
         plan.apply.append(_deployment(model, role, spec, name, revision, replicas, settings))
         plan.apply.append(_disruption_budget(model, role, name))
@@ -258,7 +247,8 @@ def _deployment(
 
 def _pod_labels(model: Model, role: str, revision: str) -> dict[str, str]:
     """By what pods are found: Services, the Deployment, disruption budgets, status."""
-    return {**owner_labels(model), ROLE_LABEL: role, REVISION_LABEL: revision}
+    own = {ROLE_LABEL: role, REVISION_LABEL: revision}
+    return {**owner_labels(model), **own, **pod_labels(model)}
 
 
 def _pod_template(
@@ -269,42 +259,40 @@ def _pod_template(
     ports = [{"name": "http", "containerPort": settings.worker_port, "protocol": "TCP"}]
     if role != "unified":
         ports.append({"name": "kv", "containerPort": settings.kv_port, "protocol": "TCP"})
+    engine = engine_of(model)
+    runs = engine.container(model, role, spec, source, revision, settings)
     startup_s = seconds(model.spec.rollout.startup_timeout)
     container: Object = {
         "name": "worker",
         "image": model.spec.image or settings.worker_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": [
-            "--config",
-            f"{CONFIG_DIR}/config.json",
-            "--weights",
-            source,
-            "--peer-token-file",
-            f"{PEER_DIR}/token",
-        ],
+        **({"command": runs["command"]} if "command" in runs else {}),
+        "args": runs["args"],
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": "TANDEM_REVISION", "value": revision},
-            {"name": "TRITON_CACHE_DIR", "value": f"{SCRATCH_DIR}/triton"},
+            *runs["env"],
         ],
         "ports": ports,
         "resources": _resources(spec),
         # A container that fails says why in its last lines, which the status then shows.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "startupProbe": probe("/health", "http", 2, max(1, math.ceil(startup_s / 2))),
-        "readinessProbe": probe("/ready", "http", 2, 2),
+        "startupProbe": probe(engine.health_path, "http", 2, max(1, math.ceil(startup_s / 2))),
+        "readinessProbe": probe(engine.ready_path, "http", 2, 2),
         # Generous: a saturated worker answers late, and a restart would only add load.
-        "livenessProbe": probe("/health", "http", 10, 6, timeout_s=5),
+        "livenessProbe": probe(engine.health_path, "http", 10, 6, timeout_s=5),
         "lifecycle": {"preStop": {"sleep": {"seconds": settings.pre_stop_s}}},
         "securityContext": security_context(),
         "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
-            {"name": "peer", "mountPath": PEER_DIR, "readOnly": True},
+            *({"name": n, "mountPath": path, "readOnly": True} for n, path in _mounts(engine)),
             {"name": "scratch", "mountPath": SCRATCH_DIR},
         ],
     }
     config_name = f"{pool_name(model.metadata.name, role)}-{revision}"
+    given: list[Object] = [
+        {"name": "config", "configMap": {"name": config_name}},
+        {"name": "peer", "secret": {"secretName": PEER_SECRET}},
+    ]
     pod: Object = {
         "serviceAccountName": f"{model.metadata.name}-worker",
         "automountServiceAccountToken": False,
@@ -312,8 +300,7 @@ def _pod_template(
         "terminationGracePeriodSeconds": math.ceil(grace) + settings.pre_stop_s + 5,
         "containers": [container],
         "volumes": [
-            {"name": "config", "configMap": {"name": config_name}},
-            {"name": "peer", "secret": {"secretName": PEER_SECRET}},
+            *(given if engine.reads_config else []),
             {"name": "scratch", "emptyDir": {}},
         ],
     }
@@ -338,9 +325,16 @@ def _pod_template(
         },
         "spec": pod,
     }
+    if not engine.reads_config:
+        # By what those who ask the pod know how, and for which model.
+        template["metadata"]["annotations"] = {SERVED_ANNOTATION: model.served_name}
     if spec.pod_patch:
         template = merge_patch(template, spec.pod_patch)
     return template
+
+
+def _mounts(engine: EnginePod) -> tuple[tuple[str, str], ...]:
+    return (("config", CONFIG_DIR), ("peer", PEER_DIR)) if engine.reads_config else ()
 
 
 def _resources(spec: RoleSpec) -> Object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tandem_operator.plan.budget_split import budget_split
+from tandem_operator.plan.engines import engine_of
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Settings, service_name
 from tandem_operator.plan.predictor import embedding_volume
@@ -85,7 +86,13 @@ def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
         ),
         "usd_per_1m_output_tokens": float(tier.usd_per_1m_output_tokens or round(output, 6)),
     }
-    return {"name": tier.name, "served_model": model.served_name, "kind": "pool", **prices, **share}
+    return {
+        "name": tier.name,
+        "served_model": model.served_name,
+        "kind": "pool",
+        **prices,
+        **share,
+    } | dict(engine_of(model).router_fields(model))
 
 
 def router_config(router: Router, models: Mapping[str, Model], settings: Settings) -> RouterConfig:

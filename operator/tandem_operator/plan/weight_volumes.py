@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tandem_operator.plan.engines import engine_of
 from tandem_operator.plan.objects import Settings, child, digest, security_context
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object
@@ -47,6 +48,12 @@ def _pin_name(model: Model) -> str:
     return f"{model.metadata.name}-weights"
 
 
+def fetching_image(model: Model, settings: Settings) -> str:
+    """The image that downloads: Tandem's own, whatever serves the model afterwards."""
+    ours = model.spec.image if engine_of(model).reads_config else None
+    return ours or settings.worker_image
+
+
 def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], list[Object]]:
     """The --weights argument, the volumes needed and the containers that fetch first.
 
@@ -72,7 +79,7 @@ def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], lis
     folder = f"{WEIGHTS_DIR}/{digest(weights.source)}"
     fetch: Object = {
         "name": "fetch-weights",
-        "image": model.spec.image or settings.worker_image,
+        "image": fetching_image(model, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "tandem_worker.models.download"],
         "args": [weights.source, folder],

@@ -26,6 +26,7 @@ from tandem_operator.plan.objects import (
 )
 from tandem_operator.plan.pods import is_ready, unschedulable
 from tandem_operator.reconcile.cluster_api import ClusterApi
+from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
@@ -78,6 +79,7 @@ class ScalingDriver:
         self._clock = clock
         self._ask = ask
         self._managed = ManagedScaling()
+        self._reports = EngineReports()
         self._stepped: dict[str, float] = {}
         self._asleep: set[str] = set()
         self._recalled: set[str] = set()
@@ -228,12 +230,15 @@ class ScalingDriver:
     async def _loads(self, workers: list[tuple[str, Object]], token: str) -> list[tuple[str, Any]]:
         asked = [(tier, pod) for tier, pod in workers if is_ready(pod)]
         port = self._settings.worker_port
-        answers = await asyncio.gather(
-            *(self._get(pod, port, "/v1/load", token) for _, pod in asked)
-        )
+        answers = await asyncio.gather(*(self._load(pod, port, token) for _, pod in asked))
         return [
             (tier, body) for (tier, _), body in zip(asked, answers, strict=True) if body is not None
         ]
+
+    async def _load(self, pod: Object, port: int, token: str) -> Any:
+        if is_foreign(pod):
+            return await self._reports.read(pod, port, ASK_TIMEOUT_S)
+        return await self._get(pod, port, "/v1/load", token)
 
     async def _get(self, pod: Object, port: int, path: str, token: str) -> Any:
         """The decoded reply; None where there is no good one."""

@@ -21,6 +21,7 @@ from tandem_operator.plan.router_facts import (
     TrafficFacts,
 )
 from tandem_operator.reconcile.cluster_api import ClusterApi
+from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0
@@ -92,6 +93,7 @@ class WorkerPods:
         self._settings = settings
         self._clock = clock
         self._results: dict[tuple[str, str], tuple[float, LinkTest]] = {}
+        self._reports = EngineReports()
         self._tests: dict[tuple[str, str], asyncio.Task[LinkTest]] = {}
 
     async def test_link(self, pods: list[Object]) -> LinkTest:
@@ -157,10 +159,7 @@ class WorkerPods:
         token = await peer_token(self._api, pods[0]["metadata"]["namespace"])
         port = self._settings.worker_port
         answers = await asyncio.gather(
-            *(
-                ask_json(p["status"]["podIP"], port, "/v1/load", token=token, timeout_s=2.0)
-                for p in pods
-            ),
+            *(self._load(pod, port, token) for pod in pods),
             return_exceptions=True,
         )
         return {
@@ -168,6 +167,11 @@ class WorkerPods:
             for pod, answer in zip(pods, answers, strict=True)
             if isinstance(answer, tuple) and answer[0] == 200 and isinstance(answer[1], dict)
         }
+
+    async def _load(self, pod: Object, port: int, token: str) -> tuple[int, Any]:
+        if is_foreign(pod):
+            return 200, await self._reports.read(pod, port, TIMEOUT_S)
+        return await ask_json(pod["status"]["podIP"], port, "/v1/load", token=token, timeout_s=2.0)
 
     async def _test(self, prefill: Object, decode: Object) -> LinkTest:
         namespace = prefill["metadata"]["namespace"]

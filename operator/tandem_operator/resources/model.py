@@ -21,6 +21,8 @@ from tandem_operator.resources.base import (
 
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Role = Literal["unified", "prefill", "decode"]
+FlagName = Annotated[str, StringConstraints(max_length=64)]
+FlagValue = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class WeightsCache(Resource):
@@ -66,6 +68,19 @@ class Weights(Resource):
 class Engine(Resource):
     """Settings of the inference engine, the same for all roles."""
 
+    type: Literal["Tandem", "VLLM", "OpenAI"] = Field(
+        default="Tandem",
+        description="Which engine serves the model. Tandem: this project's own; VLLM: vLLM in "
+        "spec.image; OpenAI: any server of spec.image that speaks OpenAI's API, without exact "
+        "resumption, load reports and prefill and decode roles.",
+    )
+    args: dict[FlagName, FlagValue] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Flags of the engine by name without dashes, such as {quantization: fp8}; "
+        '"true" gives the bare flag, "false" its --no- form. For VLLM and OpenAI; Tandem sets '
+        "model, names, addresses and what other fields of this resource say.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Number format of weights and KV cache; auto takes the checkpoint's own on "
@@ -156,7 +171,7 @@ class RoleSpec(Resource):
         ge=1,
         le=64,
         description="GPUs that share one copy of the weights, a count; gpus must be the same. "
-        "Above 1 is refused.",
+        "Above 1 for engine.type VLLM only.",
     )
     usd_per_hour: Decimal | None = Field(
         default=None,
@@ -255,7 +270,9 @@ class ModelSpec(Resource):
         default_factory=Drain, description="How a worker leaves: time for its running requests."
     )
     image: Image | None = Field(
-        default=None, description="Worker image; the operator's own version when absent."
+        default=None,
+        description="Worker image; the operator's own version when absent. Needed for engines "
+        "other than Tandem's.",
     )
 
     def roles(self) -> dict[Role, RoleSpec]:

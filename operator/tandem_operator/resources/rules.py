@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Obj = Mapping[str, Any]
+from tandem_operator.resources.engine_rules import ENGINE_RULES, EngineRule
 
-# GPUs over which the engine can spread one copy of the weights. Raise it with the engine; at 64,
-# the schema's own bound, the rule below says nothing any more.
-MAX_TENSOR_PARALLEL = 1
+Obj = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,6 @@ def _role_rules(role: str) -> list[Rule]:
         ),
         Rule(
             path,
-            f"self.tensorParallel <= {MAX_TENSOR_PARALLEL}",
-            f"tensorParallel above {MAX_TENSOR_PARALLEL} is not served, the engine would leave the "
-            f"other GPUs idle; set it to {MAX_TENSOR_PARALLEL} and raise replicas, or take a "
-            "smaller model",
-            lambda o, _: o["tensorParallel"] <= MAX_TENSOR_PARALLEL,
-            "tensorParallel",
-        ),
-        Rule(
-            path,
             "self.gpus == 0 || self.gpus == self.tensorParallel",
             "a worker computes on tensorParallel GPUs and would hold the others idle; set gpus to "
             "tensorParallel, or to 0 for the CPU, and raise replicas for more",
@@ -84,6 +73,10 @@ def _role_rules(role: str) -> list[Rule]:
             "tensorParallel",
         ),
     ]
+
+
+def _engine_rule(rule: EngineRule) -> Rule:
+    return Rule(("spec",), rule.cel, rule.message, lambda o, _: rule.check(o), rule.field)
 
 
 MODEL_RULES: list[Rule] = [
@@ -152,6 +145,7 @@ MODEL_RULES: list[Rule] = [
     *_role_rules("unified"),
     *_role_rules("prefill"),
     *_role_rules("decode"),
+    *map(_engine_rule, ENGINE_RULES),
 ]
 
 ROUTER_RULES: list[Rule] = [

@@ -201,7 +201,7 @@ class RouterApp:
         """Background work: endpoints and load reports."""
         config = self.config
         steering = self.services.steering
-        external = frozenset(tier.name for tier in config.tiers if tier.kind == "external")
+        pools = {tier.name: tier for tier in config.tiers if tier.kind == "pool"}
         tasks = [
             asyncio.ensure_future(
                 poll_loads(
@@ -209,7 +209,7 @@ class RouterApp:
                     self.services.client,
                     poll_s=config.picking.load_poll_s,
                     peer_token=lambda: self.services.peer_token,
-                    skip_tiers=external,
+                    pools=pools,
                     dead_after_s=config.failover.dead_after_s,
                     on_change=self.services.workers_changed.set,
                 )

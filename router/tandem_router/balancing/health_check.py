@@ -7,18 +7,20 @@ backed off from before a request has to find out.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.worker import Load, Worker
+from tandem_router.config import TierConfig
+from tandem_router.engines import Ask, Engine, LoadReader, engine_of
 from tandem_router.errors import UpstreamError
 from tandem_router.http.client import UpstreamClient
 
 logger = logging.getLogger("tandem.router")
 
 DOWN_POLL_S = 0.25
+ASK_TIMEOUT_S = 30.0  # of a question that makes the engine compute
 
 
 async def poll_loads(
@@ -27,20 +29,23 @@ async def poll_loads(
     *,
     poll_s: float,
     peer_token: Callable[[], str | None],
-    skip_tiers: frozenset[str],
+    pools: Mapping[str, TierConfig],
     dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
-    """Keep one polling task per worker until cancelled; skip_tiers are not ours to ask."""
+    """Keep one polling task per worker until cancelled; pools: tiers whose workers are asked."""
     tasks: dict[Worker, asyncio.Task[None]] = {}
     try:
         while True:
-            present = {worker for worker in picker.workers if worker.tier not in skip_tiers}
+            present = {worker for worker in picker.workers if worker.tier in pools}
             for worker in [known for known in tasks if known not in present]:
                 tasks.pop(worker).cancel()
             for worker in present - tasks.keys():
+                tier = pools[worker.tier]
+                ask = _asker(client, worker.url, engine_of(tier.engine), peer_token, poll_s)
+                reader = engine_of(tier.engine).reader(tier.served_model, worker.role)
                 tasks[worker] = asyncio.ensure_future(
-                    _poll(worker, picker, client, poll_s, peer_token, dead_after_s, on_change)
+                    _poll(worker, picker, client, reader, ask, poll_s, dead_after_s, on_change)
                 )
             await asyncio.sleep(min(poll_s, DOWN_POLL_S))
     finally:
@@ -48,29 +53,51 @@ async def poll_loads(
             task.cancel()
 
 
+def _asker(
+    client: UpstreamClient,
+    url: str,
+    engine: Engine,
+    peer_token: Callable[[], str | None],
+    poll_s: float,
+) -> Ask:
+    async def ask(path: str, body: bytes = b"") -> tuple[int, bytes]:
+        headers = engine.auth(peer_token())
+        if not body:
+            return await client.get(url + path, headers=headers, timeout_s=max(2.0, poll_s))
+        response = await client.request(
+            "POST",
+            url + path,
+            headers=[(b"content-type", b"application/json"), *headers],
+            body=body,
+            stall_timeout_s=ASK_TIMEOUT_S,
+        )
+        return response.status, await response.read_all()
+
+    return ask
+
+
 async def _poll(
     worker: Worker,
     picker: Picker,
     client: UpstreamClient,
+    reader: LoadReader,
+    ask: Ask,
     poll_s: float,
-    peer_token: Callable[[], str | None],
     dead_after_s: float,
     on_change: Callable[[], None],
 ) -> None:
     loop = asyncio.get_running_loop()
-    last_answer = loop.time()
+    last_answer, said = loop.time(), None
     while True:
         was_usable = worker.load is not None and worker.num_failures == 0
-        token = peer_token()
-        headers = [(b"x-tandem-peer-token", token.encode())] if token else []
         try:
-            status, body = await client.get(
-                worker.url + "/v1/load", headers=headers, timeout_s=max(2.0, poll_s)
-            )
-            if status != 200:
-                raise UpstreamError(f"GET /v1/load answered {status}")
-            picker.observed(worker, Load.parse(json.loads(body)))
+            report = await reader.read(ask)
+            picker.observed(worker, Load.parse(report))
             last_answer = loop.time()
+            problem = report.get("problem")
+            if problem and problem != said:
+                logger.warning("worker %s is not used: it %s", worker.url, problem)
+            said = problem
             if not was_usable:
                 on_change()
         except (UpstreamError, ValueError) as error:

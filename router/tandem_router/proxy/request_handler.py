@@ -161,7 +161,7 @@ class RequestHandler:
             self._request,
             self._services.config.failover.max_kept_bytes,
             self._send,
-            lambda: assignment.tier.kind == "external",
+            lambda: assignment.tier,
             told,
         )
         while True:
@@ -201,8 +201,11 @@ class RequestHandler:
                 try:
                     # Where it ends here, `_account` books what came of it.
                     retries.failed(fault)
-                    response = await retries.open(relay.resume_body())
+                    going_on = relay.resumption(assignment.decision.max_tokens)
+                    response = await retries.open(self._request.body, going_on)
                     relay.take_over()
+                    exact = "exact" if going_on.exact else "continued"
+                    self._services.metrics.resumptions[(assignment.tier.name, exact)].inc()
                 except (ApiError, RequestRefused, UpstreamError) as refusal:
                     await self._end_with(assignment, *_lost(refusal))
                     return

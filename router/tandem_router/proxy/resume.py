@@ -10,8 +10,9 @@ import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from tandem_router.engines.protocol import SentChoice
 from tandem_router.errors import UpstreamError
 from tandem_router.openai.sse import encode_event, event_data, split_events
 from tandem_router.openai.usage import generated_chars, text_tokens
@@ -50,6 +51,10 @@ class _ChoiceState:
     num_text_chars: int = 0
     num_generated_chars: int = 0  # of those events that carry no token ids
     text_without_ids: bool = False
+    num_settled: int = 0  # ids up to and with the last one that came with text
+    only_text: bool = True
+    # False once a worker began again: those of what was left out are not known.
+    ids_whole: bool = True
 
 
 class StreamJournal:
@@ -109,6 +114,11 @@ class StreamJournal:
             num_chars = generated_chars(delta) or len(text)
             state.text_without_ids = state.text_without_ids or num_chars > 0
             state.num_generated_chars += num_chars
+        if text:
+            state.num_settled = len(state.token_ids)
+        generated = generated_chars(delta) if isinstance(delta, dict) else len(text)
+        if generated > len(text) or choice.get("logprobs"):
+            state.only_text = False
         state.num_text_chars += len(text)
         if choice.get("finish_reason") is not None:
             state.finished = True
@@ -127,25 +137,35 @@ class StreamJournal:
         finished = sum(state.finished for state in self._choices.values())
         return finished >= max(1, num_choices)
 
-    def resume_token_ids(self, num_choices: int) -> list[list[int]] | None:
-        """Ids forwarded per choice, for another worker; None: start over, nothing was generated.
+    def sent(self, num_choices: int) -> list[SentChoice]:
+        """What the client has, choice by choice."""
+        self._condense()
+        states = [self._choices.get(index, _ChoiceState()) for index in range(num_choices)]
+        return [
+            SentChoice(
+                token_ids=state.token_ids if state.ids_whole else (),
+                num_text_chars=state.num_text_chars,
+                num_settled=state.num_settled,
+                only_text=state.only_text,
+                text_without_ids=state.text_without_ids,
+            )
+            for state in states
+        ]
 
-        Raises UpstreamError when text was forwarded without its token ids (an external tier):
-        such a stream cannot be carried on exactly.
-        """
+    def resume(self, repeats: Literal["nothing", "unsettled", "all"]) -> None:
+        """Another worker's reply comes next; repeats: what of the sent tokens it says again."""
         self._condense()
         self.resumed = True
         self._skip_chars.clear()
-        states = [self._choices.get(index, _ChoiceState()) for index in range(num_choices)]
-        if any(state.text_without_ids for state in states):
-            raise UpstreamError("the reply carries no token ids, so it cannot be carried on")
-        for index, state in enumerate(states):
-            if not state.token_ids and state.num_text_chars:
+        for index, state in self._choices.items():
+            if repeats == "unsettled":
+                del state.token_ids[state.num_settled :]
+            elif repeats == "all":
+                self._skip_chars[index] = state.num_text_chars
+                state.ids_whole = False
+            elif not state.token_ids and state.num_text_chars:
                 # An echoed prompt: the next worker starts this choice over and echoes again.
                 self._skip_chars[index] = state.num_text_chars
-        if not any(state.token_ids for state in states):
-            return None
-        return [list(state.token_ids) for state in states]
 
     def without_repeats(self, events: bytes) -> bytes:
         """After a resume: drop what the client already has (roles, finished choices, echo)."""
@@ -197,7 +217,7 @@ class StreamJournal:
         if (
             empty
             and not rest_of_delta
-            and not choice.get("token_ids")
+            and (skip or not choice.get("token_ids"))
             and choice.get("finish_reason") is None
         ):
             return None

@@ -15,6 +15,8 @@ import logging
 
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.balancing.worker import Worker
+from tandem_router.engines import engine_of
+from tandem_router.engines.protocol import Headers, Resumption
 from tandem_router.errors import ApiError, UpstreamError, overloaded
 from tandem_router.http.connection_pool import Response
 from tandem_router.proxy.context import Services
@@ -28,7 +30,7 @@ from tandem_router.proxy.faults import (
     refusal_of,
 )
 from tandem_router.proxy.tier_assignment import TierAssignment
-from tandem_router.proxy.upstream_request import target, upstream_body, upstream_headers
+from tandem_router.proxy.upstream_request import target, told, upstream_body, upstream_headers
 from tandem_router.routing.tier_router import gone_tier
 
 logger = logging.getLogger("tandem.router")
@@ -72,15 +74,17 @@ class Retries:
         self._busy: set[str] = set()  # workers to be asked again a little later
         self._full: Fault | None = None
 
-    async def open(self, body: bytes) -> Response:
+    async def open(self, body: bytes, resumption: Resumption | None = None) -> Response:
         """A 200 reply from some worker, its headers read.
+
+        resumption: what is sent instead of `body` where a stream is gone on with.
 
         Raises ApiError when none can be had in time, RequestRefused for the request's own fault.
         """
         while True:
             pick = await self._acquire()
             try:
-                return await self._ask(pick, body)
+                return await self._ask(pick, body, resumption)
             except Fault as fault:
                 self.failed(fault)
 
@@ -174,7 +178,7 @@ class Retries:
 
     # -- one attempt ------------------------------------------------------------------------
 
-    async def _ask(self, pick: Pick, body: bytes) -> Response:
+    async def _ask(self, pick: Pick, body: bytes, resumption: Resumption | None) -> Response:
         """Raises Fault, RequestRefused."""
         services, arrival, tier = self._services, self._arrival, self._assignment.tier
         record = self._assignment.record
@@ -183,16 +187,25 @@ class Retries:
         record.prefill_worker = pick.prefill.url if pick.prefill else None
         self._num_attempts += 1
         self.asked = True
-        max_tokens = self._assignment.decision.max_tokens
+        path, max_tokens = arrival.request.path, self._assignment.decision.max_tokens
+        if resumption is not None and resumption.path != path:
+            # Bounded already, by what is left of the answer.
+            path, max_tokens = resumption.path, None
+        body = body if resumption is None else resumption.body
+        known = told(services, self._assignment, pick)
+        headers = upstream_headers(services, tier, arrival, known)
+        body = upstream_body(tier, arrival.request, body, max_tokens, known)
+        if pick.prefill is not None:
+            body = await self._prefilled(pick, headers, path, body)
         stall_s = self._failover.stall_timeout_s
         if not arrival.request.stream:
             stall_s *= WHOLE_REPLY_PATIENCE
         try:
             response = self._response = await services.client.request(
                 "POST",
-                target(tier, pick.decode.url, arrival.request.path),
-                headers=upstream_headers(services, arrival, tier, pick),
-                body=upstream_body(tier, arrival.request, body, max_tokens),
+                target(tier, pick.decode.url, path),
+                headers=headers,
+                body=body,
                 stall_timeout_s=stall_s,
                 begin_within_s=self._patience_s(),
             )
@@ -211,6 +224,30 @@ class Retries:
         if arrival.request.stream and (b"json" in content_type or b"html" in content_type):
             raise Fault(FaultKind.BAD_ANSWER, "no stream where one was asked for", status=200)
         return response
+
+    async def _prefilled(self, pick: Pick, headers: Headers, path: str, body: bytes) -> bytes:
+        """The decode worker's body once the prefill worker is done, where the router asks it.
+
+        A prefill worker that fails costs one prefill: the decode worker then computes it itself.
+        """
+        engine, prefill = engine_of(self._assignment.tier.engine), pick.prefill
+        order = engine.prefill_order(self._arrival.request, body)
+        if order is None or prefill is None:
+            return body
+        picker = self._services.picker
+        try:
+            response = await self._services.client.request(
+                "POST", prefill.url + path, headers=headers, body=order[1]
+            )
+            reply = await response.read_all()
+            if response.status != 200:
+                raise ValueError(f"the prefill worker answered {response.status}")
+            return engine.handed_over(body, reply)
+        except (UpstreamError, ValueError) as error:
+            logger.warning("prefill worker %s: %s", prefill.url, error)
+            if isinstance(error, UpstreamError):
+                picker.failed(prefill, str(error))
+            return body
 
     def _patience_s(self) -> float | None:
         """How long an attempt may go without the beginning of an answer; None: until it stalls.

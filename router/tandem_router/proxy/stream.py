@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tandem_router.asgi import Send
+from tandem_router.config import TierConfig
+from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.openai.request import InferenceRequest
@@ -41,9 +43,9 @@ class StreamEnded(Exception):
 class Relay:
     """Forwards the events of one request, one worker's reply after the other.
 
-    max_kept_bytes: bound of the journal. external: whether the tier now asked is a provider's,
-    whose words are not passed on. told: what the usage chunk adds for the client; called with
-    `usage` set.
+    max_kept_bytes: bound of the journal. tier: the one now asked; a provider's words are not passed
+    on, and a worker's are read as its engine writes them. told: what the usage chunk adds for the
+    client; called with `usage` set.
     """
 
     def __init__(
@@ -51,13 +53,13 @@ class Relay:
         request: InferenceRequest,
         max_kept_bytes: int,
         send: Send,
-        external: Callable[[], bool],
+        tier: Callable[[], TierConfig],
         told: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._request = request
         self._max_kept_bytes = max_kept_bytes
         self._send = send
-        self._external = external
+        self._tier = tier
         self._told = told
         self.forget()
 
@@ -71,18 +73,20 @@ class Relay:
         self._ending: Fault | StreamEnded | None = None
         self._begun = False
         self._done = False
+        self._wire: Wire = engine_of(self._tier().engine).wire(self._request)
 
     async def begin(self, response: Response) -> None:
         """Read until the first token; `flush` then sends what was read.
 
         Raises Fault when the reply ends or fails before, RequestRefused for the request's own.
         """
+        self._wire = engine_of(self._tier().engine).wire(self._request)
         while not self._begun and not self._done:
             try:
                 events = await self._next(response)
             except StreamEnded as ended:
                 error = json.loads(event_data(ended.event)).get("error")
-                raise of_error(error, self._external()) from ended
+                raise of_error(error, self._tier().kind == "external") from ended
             if events:
                 self._held.append(events)
                 self._begun = FIRST_TOKEN.search(events) is not None
@@ -107,20 +111,23 @@ class Relay:
         self._splitter = EventSplitter()
         self._ending = None
 
-    def resume_body(self) -> bytes:
-        """The request plus what was generated so far. Raises UpstreamError if it is not known."""
-        token_ids = self.journal.resume_token_ids(self._request.num_choices)
-        if token_ids is None:
-            return self._request.body
-        fields = {**self._request.fields, "tandem": {"resume_token_ids": token_ids}}
-        return json.dumps(fields, ensure_ascii=False).encode()
+    def resumption(self, max_tokens: int | None) -> Resumption:
+        """How another worker goes on from here; max_tokens: what ceilings leave of the answer.
+
+        Raises UpstreamError where none can.
+        """
+        sent = self.journal.sent(self._request.num_choices)
+        resumption = self._wire.resume(sent, max_tokens)
+        self.journal.resume(resumption.repeats)
+        return resumption
 
     async def _forward(self, events: bytes) -> None:
         if self.journal.resumed and events:
             events = self.journal.without_repeats(events)
         if events:
             self.journal.forwarded(events)
-            await self._send({"type": "http.response.body", "body": events, "more_body": True})
+            body = self._wire.shown(events)
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _next(self, response: Response) -> bytes:
         """Complete events, b"" where there is none yet; sets `_done` at the end of the answer."""
@@ -129,7 +136,7 @@ class Relay:
             raise ending
         try:
             data = await response.read_some()
-            events = self._splitter.feed(data)
+            events = self._wire.read(self._splitter.feed(data))
         except UpstreamError as error:
             return self._ended(of_transport(error))
         if not data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from tandem_router.engines import engine_of
 from tandem_router.errors import UpstreamError
 from tandem_router.prices import list_price
 from tandem_router.proxy.context import Services
@@ -26,8 +27,7 @@ async def text_of_ids(services: Services, token_ids: Sequence[int]) -> str | Non
         if not usable:
             continue
         headers = [(b"content-type", b"application/json")]
-        if services.peer_token:
-            headers.append((b"x-tandem-peer-token", services.peer_token.encode()))
+        headers += engine_of(tier.engine).auth(services.peer_token)
         order = {"model": tier.served_model, "tokens": list(token_ids[:MAX_IDS])}
         try:
             response = await services.client.request(

@@ -10,9 +10,11 @@ import json
 
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.config import TierConfig
+from tandem_router.engines import Told, engine_of
 from tandem_router.openai.request import InferenceRequest, with_max_tokens
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
+from tandem_router.proxy.tier_assignment import TierAssignment
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -22,7 +24,32 @@ def target(tier: TierConfig, base: str, path: str) -> str:
     return base + (path.removeprefix("/v1") if tier.kind == "external" else path)
 
 
-def upstream_headers(services: Services, arrival: Arrival, tier: TierConfig, pick: Pick) -> Headers:
+def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
+    """What the router knows of the request that a worker of ours may use."""
+    arrival, tier = assignment.arrival, assignment.tier
+    slo_s = arrival.overrides.ttft_slo_s
+    slo_ms = slo_s * 1000.0 if slo_s is not None else services.config.slo.ttft_ms
+    deadline_ms = None
+    if slo_ms is not None:
+        left_ms = slo_ms - (services.clock() - arrival.started_at) * 1000.0
+        deadline_ms = max(1, round(left_ms))
+    score = assignment.scored.score
+    lengths = getattr(score, "mean_tokens", None)
+    return Told(
+        request_id=arrival.request_id,
+        created=arrival.created,
+        seed=arrival.seed,
+        served_model=tier.served_model,
+        prefill_url=pick.prefill.url if pick.prefill is not None else None,
+        deadline_ms=deadline_ms,
+        priority=arrival.priority,
+        expected_tokens=(lengths or {}).get(tier.name),
+        order=tier.engine_order,
+        peer_token=services.peer_token,
+    )
+
+
+def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, told: Told) -> Headers:
     headers = [
         (b"content-type", b"application/json"),
         (b"x-request-id", arrival.request_id.encode()),
@@ -32,33 +59,15 @@ def upstream_headers(services: Services, arrival: Arrival, tier: TierConfig, pic
         if key:
             headers.append((b"authorization", b"Bearer " + key.encode()))
         return headers
-    headers += [
-        (b"x-tandem-created", str(arrival.created).encode()),
-        (b"x-tandem-model", tier.served_model.encode()),
-        (b"x-tandem-seed", str(arrival.seed).encode()),
-    ]
-    if arrival.request.stream:
-        headers += [(b"x-tandem-token-ids", b"1"), (b"x-tandem-usage", b"1")]
-    if pick.prefill is not None:
-        headers.append((b"x-tandem-prefill", pick.prefill.url.encode()))
-    slo_s = arrival.overrides.ttft_slo_s
-    slo_ms = slo_s * 1000.0 if slo_s is not None else services.config.slo.ttft_ms
-    if slo_ms is not None:
-        left_ms = slo_ms - (services.clock() - arrival.started_at) * 1000.0
-        headers.append((b"x-tandem-deadline-ms", str(max(1, round(left_ms))).encode()))
-    if arrival.priority is not None:
-        headers.append((b"x-tandem-priority", str(arrival.priority).encode()))
-    if services.peer_token:
-        headers.append((b"x-tandem-peer-token", services.peer_token.encode()))
-    return headers
+    return headers + engine_of(tier.engine).headers(told, arrival.request.stream)
 
 
 def upstream_body(
-    tier: TierConfig, request: InferenceRequest, body: bytes, max_tokens: int | None
+    tier: TierConfig, request: InferenceRequest, body: bytes, max_tokens: int | None, told: Told
 ) -> bytes:
-    """`body` as it is for a worker; a provider gets its model's name and tells its usage.
+    """`body` as the tier's engine takes it; a provider gets its model's name and tells its usage.
 
-    max_tokens: what the ceilings of money leave of an answer; None: as the client said.
+    max_tokens: what the ceilings of money leave of an answer; None: as `body` says.
     """
     if tier.kind == "external":
         fields = {**request.fields, "model": tier.served_model}
@@ -66,6 +75,8 @@ def upstream_body(
             options = dict(fields.get("stream_options") or {})
             fields["stream_options"] = {**options, "include_usage": True}
         body = json.dumps(fields, ensure_ascii=False).encode()
+    else:
+        body = engine_of(tier.engine).body(request, body, told)
     if max_tokens is not None:
         body = with_max_tokens(request.kind, body, max_tokens, tier.max_tokens_field)
     return body

@@ -1,0 +1,203 @@
+"""What each engine type takes of a Model's fields: refused by name, before a pod is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Obj = Mapping[str, Any]
+
+# vLLM's flags that a Model sets, and by what; a second source for one flag would hide a mistake.
+VLLM_SET_BY: dict[str, str] = {
+    "model": "spec.weights",
+    "served-model-name": "spec.servedName",
+    "host": "the operator",
+    "port": "the operator",
+    "uds": "the operator",
+    "api-key": "the operator",
+    "ssl-keyfile": "the operator",
+    "ssl-certfile": "the operator",
+    "root-path": "the operator",
+    "config": "the operator",
+    "shutdown-timeout": "spec.drain.timeout",
+    "dtype": "spec.engine.dtype",
+    "max-model-len": "spec.engine.maxModelLen",
+    "max-num-seqs": "spec.engine.maxNumSeqs",
+    "max-num-batched-tokens": "spec.engine.maxBatchedTokens",
+    "kv-cache-memory-bytes": "spec.engine.kvCacheMemory",
+    "enable-prefix-caching": "spec.engine.prefixCache",
+    "no-enable-prefix-caching": "spec.engine.prefixCache",
+    "scheduling-policy": "spec.engine.scheduler",
+    "tensor-parallel-size": "tensorParallel of the role",
+    "kv-transfer-config": "prefill and decode",
+    "data-parallel-size": "replicas of the role",
+    "api-server-count": "the operator",
+    "headless": "the operator",
+    "nnodes": "the operator",
+}
+# Flags whose value would be code or a module to load from outside the image.
+VLLM_LOADS_CODE = ("middleware", "logits-processors", "worker-extension-cls", "tool-parser-plugin")
+
+
+@dataclass(frozen=True)
+class EngineRule:
+    """A rule on spec, as CEL and as Python; see `rules.Rule`."""
+
+    cel: str
+    message: str
+    check: Callable[[Obj], bool]
+    field: str
+
+
+def _type(spec: Obj) -> str:
+    return str(spec.get("engine", {}).get("type", "Tandem"))
+
+
+_TYPE = "(has(self.engine) && has(self.engine.type) ? self.engine.type : 'Tandem')"
+_ARGS = "has(self.engine) && has(self.engine.args)"
+
+
+def _args(spec: Obj) -> list[str]:
+    return list(spec.get("engine", {}).get("args", {}))
+
+
+def _list(names: list[str] | tuple[str, ...]) -> str:
+    return "[" + ",".join(f"'{name}'" for name in names) + "]"
+
+
+def _needs(kinds: tuple[str, ...], cel: str, text: str, good: Any, field: str) -> EngineRule:
+    """A rule that holds for other engines whatever they say."""
+    return EngineRule(
+        f"!({_TYPE} in {_list(kinds)}) || ({cel})",
+        text,
+        lambda o: _type(o) not in kinds or good(o),
+        field,
+    )
+
+
+def _refuses_args(names: list[str], why: str) -> EngineRule:
+    # Written with and without dashes in front, and with underscores, as vLLM itself reads them.
+    taken = frozenset(names)
+    return EngineRule(
+        f"{_TYPE} != 'VLLM' || !({_ARGS}) || "
+        f"self.engine.args.all(k, !(k.replace('_', '-') in {_list(sorted(names))}))",
+        why,
+        lambda o: _type(o) != "VLLM" or not {k.replace("_", "-") for k in _args(o)} & taken,
+        "engine.args",
+    )
+
+
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+_OTHERS = ("VLLM", "OpenAI")
+_BOTH_ROLES = ("unified", "prefill", "decode")
+
+ENGINE_RULES: list[EngineRule] = [
+    _needs(
+        _OTHERS,
+        "has(self.image)",
+        "an engine other than Tandem needs spec.image, such as vllm/vllm-openai:v0.32.0; name one",
+        lambda o: "image" in o,
+        "image",
+    ),
+    EngineRule(
+        f"{_TYPE} != 'Tandem' || !({_ARGS}) || size(self.engine.args) == 0",
+        "engine.args are flags of engine.type VLLM or OpenAI; Tandem's settings are fields of "
+        "engine: set type, or remove args",
+        lambda o: _type(o) != "Tandem" or not _args(o),
+        "engine.args",
+    ),
+    EngineRule(
+        f"!({_ARGS}) || self.engine.args.all(k, k.matches('^[a-z0-9][a-z0-9_.-]*$'))",
+        "engine.args are named without dashes in front and in lower case; write max-loras, not "
+        "--max-loras",
+        lambda o: all(
+            k[:1].isalnum() and k.isascii() and k == k.lower() and set(k[1:]) <= _NAME_LETTERS
+            for k in _args(o)
+        ),
+        "engine.args",
+    ),
+    _refuses_args(
+        list(VLLM_SET_BY),
+        "engine.args holds a flag that Tandem sets from another field or by itself ("
+        + ", ".join(sorted(VLLM_SET_BY))
+        + "); remove it and set the field: weights, servedName, drain, engine or the role",
+    ),
+    _refuses_args(
+        list(VLLM_LOADS_CODE),
+        "engine.args holds a flag that makes vLLM load code by name ("
+        + ", ".join(VLLM_LOADS_CODE)
+        + "); build it into spec.image instead",
+    ),
+    _needs(
+        ("VLLM",),
+        "!has(self.engine.scheduler) || self.engine.scheduler != 'mlfq'",
+        "engine.scheduler mlfq is Tandem's only; vLLM takes fcfs, or sjf and edf by priority",
+        lambda o: o["engine"].get("scheduler") != "mlfq",
+        "engine.scheduler",
+    ),
+    _needs(
+        _OTHERS,
+        "!has(self.engine.device) || self.engine.device == 'auto'",
+        "engine.device is decided by spec.image for this engine type; leave it at auto",
+        lambda o: o["engine"].get("device", "auto") == "auto",
+        "engine.device",
+    ),
+    _needs(
+        _OTHERS,
+        "!has(self.kvTransfer) || (!(has(self.kvTransfer.checksum) && self.kvTransfer.checksum) "
+        "&& (!has(self.kvTransfer.maxInflight) || self.kvTransfer.maxInflight == '64Mi') "
+        "&& !has(self.kvTransfer.localPrefillMaxTokens))",
+        "kvTransfer's fields steer Tandem's own KV link; this engine brings its own: remove them",
+        lambda o: (
+            not o.get("kvTransfer", {}).get("checksum")
+            and o.get("kvTransfer", {}).get("maxInflight", "64Mi") == "64Mi"
+            and "localPrefillMaxTokens" not in o.get("kvTransfer", {})
+        ),
+        "kvTransfer",
+    ),
+    _needs(
+        ("OpenAI",),
+        "has(self.unified)",
+        "engine.type OpenAI has no prefill and decode roles; use unified",
+        lambda o: "unified" in o,
+        "unified",
+    ),
+    _needs(
+        ("OpenAI",),
+        "!has(self.engine) || ("
+        "(!has(self.engine.dtype) || self.engine.dtype == 'auto') && "
+        "!has(self.engine.maxModelLen) && !has(self.engine.kvCacheMemory) && "
+        "(!has(self.engine.maxNumSeqs) || self.engine.maxNumSeqs == 64) && "
+        "(!has(self.engine.maxBatchedTokens) || self.engine.maxBatchedTokens == 2048) && "
+        "(!has(self.engine.prefixCache) || self.engine.prefixCache) && "
+        "(!has(self.engine.scheduler) || self.engine.scheduler == 'fcfs'))",
+        "engine.type OpenAI takes its settings as engine.args only; remove dtype, maxModelLen, "
+        "kvCacheMemory, maxNumSeqs, maxBatchedTokens, prefixCache and scheduler",
+        lambda o: (
+            o["engine"].get("dtype", "auto") == "auto"
+            and "maxModelLen" not in o["engine"]
+            and "kvCacheMemory" not in o["engine"]
+            and o["engine"].get("maxNumSeqs", 64) == 64
+            and o["engine"].get("maxBatchedTokens", 2048) == 2048
+            and o["engine"].get("prefixCache", True)
+            and o["engine"].get("scheduler", "fcfs") == "fcfs"
+        ),
+        "engine",
+    ),
+    EngineRule(
+        f"{_TYPE} == 'VLLM' || "
+        + " && ".join(
+            f"(!has(self.{role}) || !has(self.{role}.tensorParallel) || "
+            f"self.{role}.tensorParallel <= 1)"
+            for role in _BOTH_ROLES
+        ),
+        "tensorParallel above 1 is served by engine.type VLLM only, another engine would leave "
+        "the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
+        lambda o: (
+            _type(o) == "VLLM"
+            or all(o.get(role, {}).get("tensorParallel", 1) <= 1 for role in _BOTH_ROLES)
+        ),
+        "engine.type",
+    ),
+]

@@ -1,0 +1,209 @@
+"""vLLM: the body carries what our headers say, `/metrics` is the load report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tandem_router.engines.openai import ServedModels
+from tandem_router.engines.protocol import Ask, Headers, Told
+from tandem_router.engines.vllm_metrics import Sample, StepProfile, load_of
+from tandem_router.engines.vllm_stream import VLLMWire
+from tandem_router.openai.request import InferenceRequest
+
+# A further name of the model, by which a server says which revision of a Model it is.
+REVISION_NAME = "tandem.revision="
+# Requests that run without one counter moving for this long: the engine behind the server hangs.
+HUNG_AFTER_S = 120.0
+# vLLM gives the token ids of a stream since.
+TOKEN_IDS_SINCE = (0, 10, 2)
+_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwAD"
+    "hgGAWjR9awAAAABJRU5ErkJggg=="
+)
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+# One request's priority in front of the queue's own order.
+_PRIORITY_STEP = 10**15
+
+
+class VLLMReader:
+    """Reads one server: who it is once per start, its metrics each time.
+
+    probe: whether to find out what it can do, which takes two requests of one token each.
+    """
+
+    def __init__(
+        self,
+        served_model: str,
+        role: str,
+        clock: Callable[[], float] = time.monotonic,
+        probe: bool = True,
+    ) -> None:
+        self._models = ServedModels(served_model)
+        self._served_model = served_model
+        self._role = role
+        self._clock = clock
+        self._probe = probe
+        self._who: dict[str, Any] | None = None
+        self._profile = StepProfile()
+        self._progress: float | None = None
+        self._moved_at = clock()
+
+    async def read(self, ask: Ask) -> dict[str, Any]:
+        """Raises ValueError for a server that does not say who it is."""
+        try:
+            status, body = await ask("/metrics")
+            sample = Sample.parse(body.decode(errors="replace")) if status == 200 else Sample({})
+            restarted = (
+                self._progress is not None
+                and sample.progress is not None
+                and sample.progress < self._progress
+            )
+            if self._who is None or restarted:
+                self._who = await self._identify(ask)
+        except BaseException:
+            self._who = None  # whoever answers next may be another one
+            raise
+        self._profile.add(sample)
+        report = {"role": self._role, **load_of(sample, self._profile), **self._who}
+        problem = report.get("problem") or self._hangs(sample)
+        if not sample.values:
+            report["notes"] = [*report["notes"], "gives no metrics: its load is not known"]
+        return {**report, "ready": problem is None, **({"problem": problem} if problem else {})}
+
+    def _hangs(self, sample: Sample) -> str | None:
+        now, progress = self._clock(), sample.progress
+        if sample.running < 1 or progress is None or progress != self._progress:
+            self._moved_at = now
+        self._progress = progress
+        if now - self._moved_at <= HUNG_AFTER_S:
+            return None
+        return (
+            f"runs {sample.running:.0f} requests and has made no token for {HUNG_AFTER_S:.0f} s: "
+            "the engine hangs behind its server; delete the pod"
+        )
+
+    async def _identify(self, ask: Ask) -> dict[str, Any]:
+        problem = await self._models.read(ask)
+        who: dict[str, Any] = {"served_model": self._served_model, "notes": []}
+        if problem is not None:
+            who["problem"] = problem
+        revision, adapters = None, []
+        for entry in self._models.entries or []:
+            name = str(entry.get("id"))
+            if name.startswith(REVISION_NAME):
+                revision = name.removeprefix(REVISION_NAME)
+            elif name == self._served_model and isinstance(entry.get("max_model_len"), int):
+                who["max_model_len"] = entry["max_model_len"]
+            elif entry.get("parent"):
+                adapters.append(name)
+        who |= {"revision": revision, "adapters": adapters}
+        version = await _json(ask, "/version")
+        text = str(version.get("version") or "") if isinstance(version, dict) else ""
+        who["engine"] = f"vLLM {text}".strip()
+        if (numbers := _numbers(text)) and numbers < TOKEN_IDS_SINCE:
+            who["notes"].append(
+                f"vLLM {text} gives no token ids: a stream whose worker dies ends with an error; "
+                "0.10.2 or newer goes on"
+            )
+        if self._probe and problem is None:
+            who["capabilities"] = await self._able(ask)
+        return who
+
+    async def _able(self, ask: Ask) -> dict[str, Any]:
+        described = await _json(ask, "/openapi.json")
+        paths = described.get("paths") if isinstance(described, dict) else None
+        order = {"model": self._served_model, "max_tokens": 1, "temperature": 0}
+        words = [{"role": "user", "content": "a"}]
+        picture = [{"type": "image_url", "image_url": {"url": _PIXEL}}]
+        image = [{"role": "user", "content": picture}]
+        tools = await _accepts(ask, {**order, "messages": words, "tools": [_TOOL]})
+        return {
+            "tools": tools,
+            "images": await _accepts(ask, {**order, "messages": image}),
+            "structured_output": True,
+            "logprobs": True,
+            "embeddings": isinstance(paths, dict) and "/v1/embeddings" in paths,
+        }
+
+
+async def _json(ask: Ask, path: str) -> Any:
+    status, body = await ask(path)
+    try:
+        return json.loads(body) if status == 200 else None
+    except ValueError:
+        return None
+
+
+async def _accepts(ask: Ask, order: dict[str, Any]) -> bool:
+    status, _ = await ask("/v1/chat/completions", json.dumps(order).encode())
+    return status == 200
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")[:3]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+
+
+class VLLMEngine:
+    """vLLM 0.10.2 and newer; older ones work without exact resumption."""
+
+    def auth(self, peer_token: str | None) -> Headers:
+        return []  # it knows one key per process, and peer tokens change while processes run
+
+    def reader(self, served_model: str, role: str, probe: bool = True) -> VLLMReader:
+        return VLLMReader(served_model, role, probe=probe)
+
+    def headers(self, told: Told, stream: bool) -> Headers:
+        return self.auth(told.peer_token)
+
+    def body(self, request: InferenceRequest, body: bytes, told: Told) -> bytes:
+        fields = {**json.loads(body), "model": told.served_model}
+        fields.pop("priority", None)  # the router's to give
+        if request.stream:
+            options = dict(fields.get("stream_options") or {})
+            fields["stream_options"] = {**options, "include_usage": True}
+            fields["return_token_ids"] = True
+        if (priority := _priority(told)) is not None:
+            fields["priority"] = priority
+        return json.dumps(fields, ensure_ascii=False).encode()
+
+    def prefill_order(self, request: InferenceRequest, body: bytes) -> tuple[str, bytes] | None:
+        fields = json.loads(body)
+        for name in ("stream_options", "return_token_ids", "max_completion_tokens", "min_tokens"):
+            fields.pop(name, None)
+        fields |= {"stream": False, "max_tokens": 1, "n": 1}
+        fields["kv_transfer_params"] = {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            "remote_engine_id": None,
+            "remote_block_ids": None,
+            "remote_host": None,
+            "remote_port": None,
+        }
+        return request.path, json.dumps(fields, ensure_ascii=False).encode()
+
+    def handed_over(self, body: bytes, reply: bytes) -> bytes:
+        said = json.loads(reply)
+        params = said.get("kv_transfer_params") if isinstance(said, dict) else None
+        if not isinstance(params, dict):
+            raise ValueError("the prefill worker's reply has no kv_transfer_params")
+        fields = {**json.loads(body), "kv_transfer_params": params}
+        return json.dumps(fields, ensure_ascii=False).encode()
+
+    def wire(self, request: InferenceRequest) -> VLLMWire:
+        return VLLMWire(request)
+
+
+def _priority(told: Told) -> int | None:
+    """Lower goes first; None where the queue is first come, first served."""
+    if told.order == "Length":
+        own = round(told.expected_tokens or 0.0)
+    elif told.order == "Deadline":
+        # Without a deadline last, in the order of arrival.
+        own = told.created * 1000 + (told.deadline_ms if told.deadline_ms is not None else 10**9)
+    else:
+        return None
+    return (told.priority or 0) * _PRIORITY_STEP + own
