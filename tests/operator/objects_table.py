@@ -346,13 +346,13 @@ bad(
 bad(
     "tensor parallel",
     model("  unified: {gpus: 2, tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is not served, the engine would leave the other GPUs idle; set it to 1 and raise replicas, or take a smaller model",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is served by engine.type VLLM only, another engine would leave the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
 )
 bad(
     "tensor parallel without gpus",
     model("  unified: {tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is not served, the engine would leave the other GPUs idle; set it to 1 and raise replicas, or take a smaller model",
     "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to tensorParallel",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is served by engine.type VLLM only, another engine would leave the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
 )
 bad(
     "rollout that cannot move",

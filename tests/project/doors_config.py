@@ -396,6 +396,13 @@ ROUTER: dict[str, Tests | Probe] = {
     "tiers.name": shown_by(
         "router/test_choices.py::test_naming_a_tier_or_its_model_forces_it", word="model"
     ),
+    "tiers.engine": shown_by(
+        "router/test_engines.py::test_a_stream_of_a_dead_server_goes_on_from_its_ids"
+    ),
+    "tiers.engine_order": shown_by(
+        "router/test_engines.py::test_a_queue_by_priority_is_given_length_or_deadline",
+        word="order",
+    ),
     "tiers.max_tokens_field": shown_by(
         "router/test_money.py::test_a_provider_gets_the_bound_under_the_name_that_it_reads"
     ),

@@ -140,6 +140,10 @@ ROWS: dict[str, dict[str, Row]] = {
         "weights.cache.size": Row("1Gi", "2Gi"),
         "weights.cache.storageClassName": Row("a", "b"),
         "servedName": Row("a", "b"),
+        "engine.type": Row("VLLM", "OpenAI", {"image": "v"}),
+        "engine.args": Row(
+            {"max-loras": "2"}, {"max-loras": "4"}, {"engine.type": "VLLM", "image": "v"}
+        ),
         "engine.maxModelLen": Row(1024, 2048),
         "engine.maxNumSeqs": Row(8, 16),
         "engine.maxBatchedTokens": Row(1024, 2048),

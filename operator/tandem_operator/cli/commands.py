@@ -79,7 +79,8 @@ def register(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="run this command for an image, such as tandem/worker='python my_worker.py'",
+        help="run this command for an image, such as tandem/worker='python my_worker.py', or for "
+        "what pods call by name, such as vllm=/opt/vllm/bin/vllm",
     )
 
     get = _add(subparsers, "get", "list resources of the running cluster", _get)

@@ -92,13 +92,14 @@ async def _up(args: argparse.Namespace, manifests: list[Manifest], rundir: RunDi
 
 def _images(overrides: list[str]) -> ImageTable:
     table = ImageTable()
-    entrypoints = dict(table.entrypoints)
+    entrypoints, commands = dict(table.entrypoints), dict(table.commands)
     for override in overrides:
         name, _, command = override.partition("=")
         if not name or not command:
             raise ClusterError(f"--image {override!r} is not NAME=COMMAND")
-        entrypoints[name] = tuple(shlex.split(command))
-    return ImageTable(entrypoints, table.commands)
+        # What a pod runs by a name of its own, as `vllm serve`, is found by that name.
+        entrypoints[name] = commands[name] = tuple(shlex.split(command))
+    return ImageTable(entrypoints, commands)
 
 
 def _say(text: str) -> None:

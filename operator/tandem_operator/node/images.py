@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,13 @@ class ImageTable:
         Raises UnknownImageError when the container has no command and its image is not listed.
         """
         if command:
-            head = self.commands.get(command[0], [command[0]])
+            head = self.commands.get(command[0])
+            if head is None and "/" not in command[0] and shutil.which(command[0]) is None:
+                raise UnknownImageError(
+                    f"{command[0]!r}, which image {image!r} would run, is not on this machine; "
+                    f"install it, or say where it is: --image {command[0]}=/path/to/{command[0]}"
+                )
+            head = head or [command[0]]
             return [*head, *command[1:], *args]
         name = image.split("@")[0]
         if ":" in name.rsplit("/", 1)[-1]:

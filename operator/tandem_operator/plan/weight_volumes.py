@@ -54,6 +54,19 @@ def fetching_image(model: Model, settings: Settings) -> str:
     return ours or settings.worker_image
 
 
+def _fetch(model: Model, settings: Settings, command: list[str], args: list[str]) -> Object:
+    return {
+        "name": "fetch-weights",
+        "image": fetching_image(model, settings),
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "args": args,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": security_context(),
+        "volumeMounts": [{"name": "weights", "mountPath": WEIGHTS_DIR}],
+    }
+
+
 def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], list[Object]]:
     """The --weights argument, the volumes needed and the containers that fetch first.
 
@@ -62,7 +75,12 @@ def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], lis
     weights = model.spec.weights
     scheme, _, rest = weights.source.partition("://")
     if scheme == "image":
-        return rest, [], []
+        if engine_of(model).reads_config:
+            return rest, [], []
+        # Another engine's image does not hold what ours does: it is copied out of ours.
+        copied = f"{WEIGHTS_DIR}/{digest(weights.source)}"
+        copy = _fetch(model, settings, ["cp", "-rL", rest, copied], [])
+        return copied, [{"name": "weights", "emptyDir": {}}], [copy]
     if scheme == "file":
         volume: Object = {"name": "weights", "hostPath": {"path": rest, "type": "Directory"}}
         return WEIGHTS_DIR, [volume], []
@@ -77,16 +95,8 @@ def weights_of(model: Model, settings: Settings) -> tuple[str, list[Object], lis
         claim = f"{model.metadata.name}-weights"
         volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
     folder = f"{WEIGHTS_DIR}/{digest(weights.source)}"
-    fetch: Object = {
-        "name": "fetch-weights",
-        "image": fetching_image(model, settings),
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "tandem_worker.models.download"],
-        "args": [weights.source, folder],
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": security_context(),
-        "volumeMounts": [{"name": "weights", "mountPath": WEIGHTS_DIR}],
-    }
+    download = ["python", "-m", "tandem_worker.models.download"]
+    fetch = _fetch(model, settings, download, [weights.source, folder])
     if weights.secret_ref:
         fetch["envFrom"] = [{"secretRef": {"name": weights.secret_ref.name}}]
     if scheme != "hf":

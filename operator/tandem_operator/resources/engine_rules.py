@@ -90,7 +90,18 @@ def _refuses_args(names: list[str], why: str) -> EngineRule:
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 _OTHERS = ("VLLM", "OpenAI")
-_BOTH_ROLES = ("unified", "prefill", "decode")
+
+
+def _one_gpu(role: str) -> EngineRule:
+    return EngineRule(
+        f"{_TYPE} == 'VLLM' || !has(self.{role}) || !has(self.{role}.tensorParallel) || "
+        f"self.{role}.tensorParallel <= 1",
+        "tensorParallel above 1 is served by engine.type VLLM only, another engine would leave "
+        "the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
+        lambda o: _type(o) == "VLLM" or o.get(role, {}).get("tensorParallel", 1) <= 1,
+        f"{role}.tensorParallel",
+    )
+
 
 ENGINE_RULES: list[EngineRule] = [
     _needs(
@@ -185,19 +196,5 @@ ENGINE_RULES: list[EngineRule] = [
         ),
         "engine",
     ),
-    EngineRule(
-        f"{_TYPE} == 'VLLM' || "
-        + " && ".join(
-            f"(!has(self.{role}) || !has(self.{role}.tensorParallel) || "
-            f"self.{role}.tensorParallel <= 1)"
-            for role in _BOTH_ROLES
-        ),
-        "tensorParallel above 1 is served by engine.type VLLM only, another engine would leave "
-        "the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
-        lambda o: (
-            _type(o) == "VLLM"
-            or all(o.get(role, {}).get("tensorParallel", 1) <= 1 for role in _BOTH_ROLES)
-        ),
-        "engine.type",
-    ),
+    *(_one_gpu(role) for role in ("unified", "prefill", "decode")),
 ]

@@ -49,9 +49,9 @@ class Weights(Resource):
         ),
     ] = Field(
         description="URI of a Hugging Face model directory: hf://org/name@rev, s3://bucket/prefix, "
-        "pvc://claim/dir, image:///dir (inside the worker image), file:///dir (on the node, which "
-        "restricted pod security refuses; in local mode also file://./dir, relative to the YAML "
-        "file)."
+        "pvc://claim/dir, image:///dir (inside Tandem's worker image), file:///dir (on the node, "
+        "which restricted pod security refuses; in local mode also file://./dir, relative to the "
+        "YAML file)."
     )
     secret_ref: ObjectRef | None = Field(
         default=None,
