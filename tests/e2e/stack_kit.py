@@ -70,8 +70,8 @@ class Stack:
 
 
 def process_of(pod: dict[str, Any]) -> int:
-    """The process of a pod's container, found by the POD_NAME in its environment."""
-    wanted = f"POD_NAME={pod['metadata']['name']}".encode()
+    """The process of a pod's container, found by the POD_IP in its environment."""
+    wanted = f"POD_IP={pod['status']['podIP']}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
