@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every test: the long build of the control plane starts first and runs beside the quick tests.
+# Every test: the long build of the control plane and the set-up of a real vLLM start first and run
+# beside the quick tests.
 # usage: test.sh VENV WORKERS [PYTEST ARGUMENT...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,4 +13,5 @@ if [ -f tests/controlplane/binaries.py ]; then
   build=$!
   trap 'kill $build 2>/dev/null || true' EXIT
 fi
+nice -n 5 "$venv/bin/python" scripts/vllm_setup.py >/dev/null &
 "$venv/bin/python" -m pytest -n "$workers" --dist worksteal "$@"

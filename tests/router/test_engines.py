@@ -193,6 +193,25 @@ async def test_a_split_pool_hands_the_prefill_servers_parameters_to_the_decode_s
     assert "kv_transfer_params" not in decode.orders[1].json
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_the_link_test_of_two_servers_counts_what_arrived(
+    make_vllm: Callable[..., Any], arrives: bool
+) -> None:
+    handed = {"do_remote_prefill": True, "remote_block_ids": [1]}
+    prefill = await make_vllm(kv_params=handed)
+    decode = await make_vllm(takes_blocks=arrives)
+
+    result = await engine_of("VLLM").test_handover("large-model", asker(prefill), asker(decode))
+    without = await engine_of("VLLM").test_handover("large-model", asker(decode), asker(prefill))
+
+    assert result is not None
+    assert result[0] is arrives
+    assert without == (
+        False,
+        "the prefill worker's reply has no kv_transfer_params; is NixlConnector in its image?",
+    )
+
+
 async def test_tools_go_only_where_the_server_takes_them(
     run_router: Callable[..., Any], make_vllm: Callable[..., Any]
 ) -> None:

@@ -19,6 +19,7 @@ from tandem_router.errors import UpstreamError
 
 MAX_REPLY_BYTES = 4 * 2**20
 MAX_READERS = 4096
+HANDOVER_TIMEOUT_S = 30.0
 
 
 def is_foreign(pod: Object) -> bool:
@@ -49,6 +50,16 @@ class EngineReports:
                 return await reader.read(asker(pod["status"]["podIP"], port))
         except (OSError, TimeoutError, ValueError, UpstreamError):
             return None
+
+
+async def handover(prefill: Object, decode: Object, port: int) -> tuple[bool, str] | None:
+    """The KV link test of two foreign pods. Raises OSError, TimeoutError or ValueError."""
+    metadata = prefill["metadata"]
+    served = (metadata.get("annotations") or {}).get(SERVED_ANNOTATION, "")
+    async with asyncio.timeout(HANDOVER_TIMEOUT_S):
+        return await engine_of(metadata["labels"][ENGINE_LABEL]).test_handover(
+            served, asker(prefill["status"]["podIP"], port), asker(decode["status"]["podIP"], port)
+        )
 
 
 def asker(host: str, port: int) -> Ask:

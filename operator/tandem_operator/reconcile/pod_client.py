@@ -21,7 +21,7 @@ from tandem_operator.plan.router_facts import (
     TrafficFacts,
 )
 from tandem_operator.reconcile.cluster_api import ClusterApi
-from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
+from tandem_operator.reconcile.engine_reports import EngineReports, handover, is_foreign
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0
@@ -174,6 +174,8 @@ class WorkerPods:
         return await ask_json(pod["status"]["podIP"], port, "/v1/load", token=token, timeout_s=2.0)
 
     async def _test(self, prefill: Object, decode: Object) -> LinkTest:
+        if is_foreign(prefill):
+            return await self._handover(prefill, decode)
         namespace = prefill["metadata"]["namespace"]
         token = await peer_token(self._api, namespace)
         address = f"{decode['status']['podIP']}:{self._settings.kv_port}"
@@ -191,6 +193,16 @@ class WorkerPods:
             size = int(reply.get("num_bytes") or 0)
             return LinkTest(True, f"{pair}: a block of {size} bytes arrived unchanged")
         return LinkTest(False, f"{pair}: {reply.get('error')}")
+
+    async def _handover(self, prefill: Object, decode: Object) -> LinkTest:
+        pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
+        try:
+            result = await handover(prefill, decode, self._settings.worker_port)
+        except (OSError, TimeoutError, ValueError) as error:
+            return LinkTest(False, f"{pair}: {error}")
+        if result is None:
+            return LinkTest(None, f"{pair}: this engine cannot be asked")
+        return LinkTest(result[0], f"{pair}: {result[1]}")
 
 
 def _first(pods: list[Object], role: str) -> Object | None:

@@ -77,5 +77,10 @@ class OpenAIEngine:
     def handed_over(self, body: bytes, reply: bytes) -> bytes:
         return body
 
+    async def test_handover(
+        self, served_model: str, prefill: Ask, decode: Ask
+    ) -> tuple[bool, str] | None:
+        return None
+
     def wire(self, request: InferenceRequest) -> PlainWire:
         return PlainWire(request)

@@ -117,6 +117,12 @@ class Engine(Protocol):
         """The decode worker's body after the prefill worker's reply. Raises ValueError."""
         ...
 
+    async def test_handover(
+        self, served_model: str, prefill: Ask, decode: Ask
+    ) -> tuple[bool, str] | None:
+        """Whether KV blocks get from one server to the other; None: it has no such question."""
+        ...
+
     def wire(self, request: InferenceRequest) -> Wire: ...
 
 

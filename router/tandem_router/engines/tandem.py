@@ -70,5 +70,10 @@ class TandemEngine:
     def handed_over(self, body: bytes, reply: bytes) -> bytes:
         return body
 
+    async def test_handover(
+        self, served_model: str, prefill: Ask, decode: Ask
+    ) -> tuple[bool, str] | None:
+        return None  # its link test pushes a block (`/internal/kv-link`)
+
     def wire(self, request: InferenceRequest) -> PlainWire:
         return _Wire(request)

@@ -24,6 +24,16 @@ _PIXEL = (
     "hgGAWjR9awAAAABJRU5ErkJggg=="
 )
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+_REMOTE_DECODE: dict[str, Any] = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+# Longer than a block, whatever its size.
+_TEST_PROMPT = " ".join(["handover"] * 160)
 # One request's priority in front of the queue's own order.
 _PRIORITY_STEP = 10**15
 
@@ -175,14 +185,7 @@ class VLLMEngine:
         for name in ("stream_options", "return_token_ids", "max_completion_tokens", "min_tokens"):
             fields.pop(name, None)
         fields |= {"stream": False, "max_tokens": 1, "n": 1}
-        fields["kv_transfer_params"] = {
-            "do_remote_decode": True,
-            "do_remote_prefill": False,
-            "remote_engine_id": None,
-            "remote_block_ids": None,
-            "remote_host": None,
-            "remote_port": None,
-        }
+        fields["kv_transfer_params"] = dict(_REMOTE_DECODE)
         return request.path, json.dumps(fields, ensure_ascii=False).encode()
 
     def handed_over(self, body: bytes, reply: bytes) -> bytes:
@@ -192,6 +195,28 @@ class VLLMEngine:
             raise ValueError("the prefill worker's reply has no kv_transfer_params")
         fields = {**json.loads(body), "kv_transfer_params": params}
         return json.dumps(fields, ensure_ascii=False).encode()
+
+    async def test_handover(
+        self, served_model: str, prefill: Ask, decode: Ask
+    ) -> tuple[bool, str] | None:
+        order = {"model": served_model, "prompt": _TEST_PROMPT, "max_tokens": 1, "temperature": 0}
+        asked = {**order, "kv_transfer_params": dict(_REMOTE_DECODE)}
+        status, reply = await prefill("/v1/completions", json.dumps(asked).encode())
+        if status != 200:
+            return False, f"the prefill server answered {status}"
+        try:
+            body = self.handed_over(json.dumps(order).encode(), reply)
+        except ValueError as error:
+            return False, f"{error}; is NixlConnector in its image?"
+        before = Sample.parse((await decode("/metrics"))[1].decode(errors="replace"))
+        status, _ = await decode("/v1/completions", body)
+        if status != 200:
+            return False, f"the decode server answered {status}"
+        after = Sample.parse((await decode("/metrics"))[1].decode(errors="replace"))
+        num = after.external_hits - before.external_hits
+        if num <= 0:
+            return False, "the decode server computed the prompt itself: no block arrived"
+        return True, f"the KV of {num:.0f} prompt tokens went over, as vLLM's counters say"
 
     def wire(self, request: InferenceRequest) -> VLLMWire:
         return VLLMWire(request)

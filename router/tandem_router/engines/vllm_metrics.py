@@ -29,9 +29,10 @@ _SUMS = tuple(
     for name in (_ITL, _TPOT_V0, _PREFILL, _COMPUTED, _PROMPT, _TTFT)
     for end in ("_sum", "_count")
 )
+_EXTERNAL = "vllm:external_prefix_cache_hits_total"
 _HITS, _QUERIES = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
-_WANTED = frozenset(
-    (_RUNNING, _WAITING, _KV_USE, _KV_USE_V0, _CONFIG, _HITS, _QUERIES, *PROGRESS, *_SUMS)
+_WANTED = frozenset((_RUNNING, _WAITING, _KV_USE, _KV_USE_V0, _CONFIG)) | frozenset(
+    (_HITS, _QUERIES, _EXTERNAL, *PROGRESS, *_SUMS)
 )
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -74,6 +75,11 @@ class Sample:
     @property
     def running(self) -> float:
         return self.get(_RUNNING)
+
+    @property
+    def external_hits(self) -> float:
+        """Prompt tokens whose KV came from another server."""
+        return self.get(_EXTERNAL)
 
     @property
     def progress(self) -> float | None:

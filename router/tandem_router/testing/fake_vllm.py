@@ -22,6 +22,7 @@ vllm:num_requests_waiting{{engine="0",model_name="{model}"}} {waiting}
 vllm:kv_cache_usage_perc{{engine="0",model_name="{model}"}} {kv_use}
 vllm:prefix_cache_queries_total{{engine="0",model_name="{model}"}} 100.0
 vllm:prefix_cache_hits_total{{engine="0",model_name="{model}"}} 25.0
+vllm:external_prefix_cache_hits_total{{engine="0",model_name="{model}"}} {external}
 vllm:generation_tokens_total{{engine="0",model_name="{model}"}} {tokens}
 vllm:request_prompt_tokens_count{{engine="0",model_name="{model}"}} 10.0
 vllm:request_prompt_tokens_sum{{engine="0",model_name="{model}"}} 400.0
@@ -65,6 +66,8 @@ class FakeVLLM(FakeServer):
     cut_after: list[int | None] = field(default_factory=list)
     refuse: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     kv_params: dict[str, Any] | None = None
+    takes_blocks: bool = False
+    external_hits: float = 0.0
 
     @property
     def orders(self) -> list[Seen]:
@@ -129,10 +132,13 @@ class FakeVLLM(FakeServer):
         if seen.path == "/metrics":
             if self.metrics is None:
                 return await plain_reply(writer, 404, {}, b'{"detail":"Not Found"}')
-            values = (self.running, self.waiting, self.kv_use, self.tokens_made)
-            names = ("running", "waiting", "kv_use", "tokens")
             text = self.metrics.format(
-                model=self.served_model, **dict(zip(names, values, strict=True))
+                model=self.served_model,
+                running=self.running,
+                waiting=self.waiting,
+                kv_use=self.kv_use,
+                tokens=self.tokens_made,
+                external=self.external_hits,
             )
             return await plain_reply(writer, 200, {}, text.encode())
         if seen.path == "/v1/models":
@@ -153,6 +159,10 @@ class FakeVLLM(FakeServer):
             return await _error(writer, 400, "BadRequestError", why)
         if "image_url" in json.dumps(seen.json.get("messages")):
             return await _error(writer, 400, "BadRequestError", "not a multimodal model")
+        if self.takes_blocks and (seen.json.get("kv_transfer_params") or {}).get(
+            "do_remote_prefill"
+        ):
+            self.external_hits += len(prompt_ids(seen.json))
         if not seen.json.get("stream"):
             return await _json(writer, self.whole(seen))
         await begin_stream(writer)

@@ -1,0 +1,183 @@
+"""What a Model of another engine is planned as, and what is refused of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tandem_operator.manifests import ManifestError, load_text
+from tandem_operator.node.images import ImageTable, UnknownImageError
+from tandem_operator.plan import Settings, plan_model, revision_of
+from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
+from tandem_operator.resources import Model
+from tandem_operator.resources.engine_rules import VLLM_SET_BY
+
+HEAD = """\
+apiVersion: tandem.dev/v1alpha1
+kind: Model
+metadata: {name: m}
+spec:
+  weights: {source: "hf://org/name"}
+"""
+
+
+def parsed(body: str) -> Model:
+    [manifest] = load_text(HEAD + body, "f.yaml")
+    return Model.model_validate({k: manifest.obj[k] for k in ("metadata", "spec")})
+
+
+def pods(model: Model) -> dict[str, Any]:
+    plan = plan_model(model, [], [], Settings(), "token")
+    assert plan.problems == []
+    return {
+        o["metadata"]["labels"]["tandem.dev/role"]: o["spec"]["template"]
+        for o in plan.apply
+        if o["kind"] == "Deployment"
+    }
+
+
+def flags(template: Any) -> dict[str, str]:
+    args = template["spec"]["containers"][0]["args"][1:]
+    found = {}
+    for at, word in enumerate(args):
+        if word.startswith("--"):
+            after = args[at + 1] if at + 1 < len(args) else "--"
+            found[word] = "" if after.startswith("--") else after
+    return found
+
+
+def test_each_field_of_a_model_becomes_vllms_flag() -> None:
+    model = parsed(
+        """\
+  image: vllm/vllm-openai:v0.32.0
+  engine:
+    type: VLLM
+    dtype: bfloat16
+    maxModelLen: 4096
+    maxNumSeqs: 8
+    maxBatchedTokens: 1024
+    kvCacheMemory: 1Gi
+    prefixCache: false
+    scheduler: sjf
+    args: {quantization: fp8, enforce-eager: "true", async-scheduling: "false"}
+  drain: {timeout: 45s}
+  unified: {gpus: 2, tensorParallel: 2}
+"""
+    )
+
+    template = pods(model)["unified"]
+    container = template["spec"]["containers"][0]
+    given = flags(template)
+
+    assert container["command"] == ["vllm", "serve"]
+    assert container["args"][1:4] == [
+        "--served-model-name",
+        "m",
+        f"tandem.revision={revision_of(model, Settings())}",
+    ]
+    assert (
+        given.items()
+        >= {
+            "--host": "$(POD_IP)",
+            "--port": "8100",
+            "--dtype": "bfloat16",
+            "--max-model-len": "4096",
+            "--max-num-seqs": "8",
+            "--max-num-batched-tokens": "1024",
+            "--kv-cache-memory-bytes": str(2**30),
+            "--no-enable-prefix-caching": "",
+            "--scheduling-policy": "priority",
+            "--shutdown-timeout": "45",
+            "--tensor-parallel-size": "2",
+            "--quantization": "fp8",
+            "--enforce-eager": "",
+            "--no-async-scheduling": "",
+        }.items()
+    )
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert template["metadata"]["labels"][ENGINE_LABEL] == "VLLM"
+    assert template["metadata"]["annotations"][SERVED_ANNOTATION] == "m"
+    # Downloads are Tandem's own work, in its own image.
+    assert template["spec"]["initContainers"][0]["image"] == Settings().worker_image
+
+
+def test_split_roles_get_nixl_with_buffers_where_the_model_is() -> None:
+    body = "  image: v\n  engine: {type: VLLM}\n  prefill: {gpus: 1}\n  decode: {}\n"
+
+    found = pods(parsed(body))
+
+    on_gpu = json.loads(flags(found["prefill"])["--kv-transfer-config"])
+    on_cpu = json.loads(flags(found["decode"])["--kv-transfer-config"])
+    assert on_gpu == {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+    assert on_cpu == {**on_gpu, "kv_buffer_device": "cpu"}
+    names = {e["name"] for e in found["decode"]["spec"]["containers"][0]["env"]}
+    assert {"VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_CPU_OMP_THREADS_BIND"} <= names
+
+
+def test_weights_of_our_image_are_copied_for_another_engine() -> None:
+    body = "  image: v\n  engine: {type: VLLM}\n  unified: {}\n"
+    spec = {**parsed(body).spec.to_wire(), "weights": {"source": "image:///opt/x"}}
+    model = Model.model_validate({"metadata": {"name": "m"}, "spec": spec})
+
+    [copy] = pods(model)["unified"]["spec"]["initContainers"]
+
+    assert copy["command"][:3] == ["cp", "-rL", "/opt/x"]
+    assert copy["image"] == Settings().worker_image
+
+
+def test_any_server_finds_what_it_needs_in_variables() -> None:
+    body = (
+        "  image: sglang\n"
+        "  engine: {type: OpenAI, args: {port: $(TANDEM_PORT), model-path: $(TANDEM_WEIGHTS)}}\n"
+        "  unified: {}\n"
+    )
+
+    template = pods(parsed(body))["unified"]
+
+    container = template["spec"]["containers"][0]
+    assert container["args"] == ["--model-path", "$(TANDEM_WEIGHTS)", "--port", "$(TANDEM_PORT)"]
+    assert {e["name"] for e in container["env"]} >= {"TANDEM_WEIGHTS", "TANDEM_SERVED_MODEL"}
+    assert container["startupProbe"]["httpGet"]["path"] == "/v1/models"
+
+
+VLLM = "  image: v\n  engine: {type: VLLM, %s}\n  unified: {}\n"
+REFUSED = {
+    "no image": ("  engine: {type: VLLM}\n  unified: {}\n", "needs spec.image"),
+    "args of ours": ("  engine: {args: {a: b}}\n  unified: {}\n", "engine.args are flags"),
+    "dashes": (VLLM % "args: {--max-loras: b}", "without dashes in front"),
+    "code": (VLLM % "args: {middleware: evil.Module}", "load code by name"),
+    "underscores": (VLLM % "args: {max_model_len: '3'}", "that Tandem sets"),
+    "mlfq": (VLLM % "scheduler: mlfq", "mlfq is Tandem's only"),
+    "device": (VLLM % "device: cuda", "decided by spec.image"),
+    "link": (VLLM % "" + "  kvTransfer: {checksum: true}\n", "brings its own"),
+    "split": (
+        "  image: v\n  engine: {type: OpenAI}\n  prefill: {}\n  decode: {}\n",
+        "no prefill and decode roles",
+    ),
+    "settings": (
+        "  image: v\n  engine: {type: OpenAI, maxNumSeqs: 3}\n  unified: {}\n",
+        "as engine.args only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_an_engine_does_not_take_is_refused_with_the_next_step(name: str) -> None:
+    body, sentence = REFUSED[name]
+
+    with pytest.raises(ManifestError, match=sentence):
+        load_text(HEAD + body, "f.yaml")
+
+
+@pytest.mark.parametrize("flag", sorted(VLLM_SET_BY))
+def test_flags_that_tandem_sets_are_refused_by_name(flag: str) -> None:
+    with pytest.raises(ManifestError, match=flag):
+        load_text(HEAD + VLLM % f'args: {{{flag}: "1"}}', "f.yaml")
+
+
+def test_a_command_that_is_not_on_this_machine_says_how_to_name_it() -> None:
+    with pytest.raises(UnknownImageError, match="--image no-such-engine=/path/to/no-such-engine"):
+        ImageTable().command("v", ["no-such-engine", "serve"], [])

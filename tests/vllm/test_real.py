@@ -1,0 +1,202 @@
+"""Two real vLLM servers under a Router in `tandem up`, started once for all that is asked here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from stack_kit import ROOT, Stack, process_of, start, stop
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+LONG = {
+    "model": "large",
+    "messages": [{"role": "user", "content": "12 + 34 ="}],
+    "temperature": 0,
+    "max_tokens": 200,
+    "stream": True,
+    "ignore_eos": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Skips where the CPU cannot run vLLM; a set-up that fails is a failure."""
+    script = ROOT / "scripts" / "vllm_setup.py"
+    made = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    if made.returncode == 3:
+        pytest.skip(made.stderr.strip())
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path_factory.mktemp("vllm")
+    image = f"vllm={made.stdout.strip()}"
+    running = start(folder, "vllm", "--image", image, example=HERE / "vllm.yaml")
+    try:
+        yield running
+    finally:
+        stop(running)
+
+
+def test_two_real_servers_serve_a_tier(stack: Stack) -> None:
+    """One test, so that it runs in one process however the suite is spread."""
+    check_that_the_openai_client_speaks_to_vllm_through_the_router(stack)
+    check_that_schemas_and_tools_pass_through(stack)
+    check_that_both_tiers_answer_and_a_floor_changes_while_running(stack)
+    check_that_a_server_killed_in_mid_stream_loses_no_token(stack)
+    check_that_scaling_down_drains_and_breaks_no_stream(stack)
+
+
+class Reader:
+    """Reads one stream and may do something after so many chunks."""
+
+    def __init__(self, url: str, body: dict[str, Any]) -> None:
+        self.text, self.usage, self.heads, self.errors = "", None, set(), []
+        self._url, self._body = url, body
+
+    def run(self, after: int = -1, do: Any = None) -> Reader:
+        with httpx.stream("POST", self._url, json=self._body, timeout=120) as reply:
+            num = 0
+            for line in reply.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    self.errors.append(chunk)
+                    continue
+                assert "token_ids" not in line
+                self.heads.add((chunk["id"], chunk["created"], chunk["object"]))
+                self.usage = chunk.get("usage") or self.usage
+                self.text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])
+                num += 1
+                if num == after:
+                    do()
+        return self
+
+
+def busy_pod(stack: Stack) -> dict[str, Any]:
+    """The vLLM pod that has the one request in flight."""
+    state = httpx.get(f"{stack.url}/admin/state").json()
+    [url] = [w["url"] for w in state["workers"] if w["num_inflight"] and w["tier"] == "large"]
+    pods = stack.get("pods")["items"]
+    return next(p for p in pods if f"//{(p.get('status') or {}).get('podIP')}:" in url)
+
+
+def large_pods(stack: Stack) -> list[dict[str, Any]]:
+    pods = stack.get("pods")["items"]
+    return [p for p in pods if p["metadata"]["labels"].get("tandem.dev/model") == "large"]
+
+
+def wait_for_ready(stack: Stack, number: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        state = httpx.get(f"{stack.url}/admin/state").json()
+        usable = [w for w in state["workers"] if w["tier"] == "large" and w["usable"]]
+        if len(usable) == number and len(large_pods(stack)) == number:
+            return
+        time.sleep(0.5)
+    raise AssertionError(stack.tandem("get", "all"))
+
+
+def check_that_the_openai_client_speaks_to_vllm_through_the_router(stack: Stack) -> None:
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none")
+    words: Any = [{"role": "user", "content": "3 + 4 ="}]
+
+    whole = client.chat.completions.create(model="large", messages=words, temperature=0)
+    streamed = client.chat.completions.create(
+        model="large", messages=words, temperature=0, stream=True
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in streamed if c.choices)
+    listed = client.completions.create(
+        model="large", prompt=[20, 222, 12], max_tokens=2, logprobs=1, temperature=0
+    )
+
+    assert whole.model == "large"
+    assert text == whole.choices[0].message.content
+    assert listed.choices[0].logprobs is not None
+
+
+def check_that_schemas_and_tools_pass_through(stack: Stack) -> None:
+    words = [{"role": "user", "content": "3 + 4 ="}]
+    schema = {"type": "string", "enum": ["yes", "no"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tool = {"name": "add", "parameters": {"type": "object", "properties": {}, "required": []}}
+    order = {"model": "large", "messages": words, "temperature": 0, "max_tokens": 60}
+
+    structured = httpx.post(
+        f"{stack.url}/v1/chat/completions", json={**order, "response_format": shape}, timeout=60
+    ).json()
+    called = httpx.post(
+        f"{stack.url}/v1/chat/completions",
+        json={**order, "tools": [{"type": "function", "function": tool}]},
+        timeout=60,
+    )
+
+    assert json.loads(structured["choices"][0]["message"]["content"]) in ("yes", "no")
+    assert called.status_code == 200, called.text
+
+
+def check_that_both_tiers_answer_and_a_floor_changes_while_running(stack: Stack) -> None:
+    def tier_of(question: str) -> str:
+        body = {"model": "chat", "messages": [{"role": "user", "content": question}]}
+        reply = httpx.post(
+            f"{stack.url}/v1/chat/completions", json={**body, "max_tokens": 4}, timeout=60
+        )
+        return reply.headers["x-tandem-tier"]
+
+    easy, hard = "2 + 3 =", "85 * 67 ="
+    before = {tier_of(easy), tier_of(hard)}
+    pods = {p["metadata"]["uid"] for p in stack.get("pods")["items"]}
+    text = (HERE / "vllm.yaml").read_text().replace('qualityFloor: "0.9975"', 'qualityFloor: "0"')
+    changed = stack.log.parent / "changed.yaml"
+    changed.write_text(text)
+    stack.tandem("apply", str(changed))
+    deadline = time.monotonic() + 60
+    while tier_of(hard) != "small" and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+    assert "small" in before | {tier_of(easy)}
+    assert tier_of(hard) == "small"
+    assert {p["metadata"]["uid"] for p in stack.get("pods")["items"]} == pods
+
+
+def check_that_a_server_killed_in_mid_stream_loses_no_token(stack: Stack) -> None:
+    url = f"{stack.url}/v1/chat/completions"
+    alone = Reader(url, LONG).run()
+
+    def kill() -> None:
+        os.kill(process_of(busy_pod(stack)), signal.SIGKILL)
+
+    cut = Reader(url, LONG).run(60, kill)
+
+    assert cut.errors == []
+    assert cut.text == alone.text
+    assert len(cut.heads) == 1
+    assert cut.usage == alone.usage
+    counted = httpx.get(f"{stack.url}/metrics").text
+    assert 'tandem_resumptions_total{kind="exact",tier="large"} 1.0' in counted
+
+
+def check_that_scaling_down_drains_and_breaks_no_stream(stack: Stack) -> None:
+    wait_for_ready(stack, 2)
+    url = f"{stack.url}/v1/chat/completions"
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(Reader(url, LONG).run) for _ in range(4)]
+        time.sleep(0.5)
+        stack.tandem("scale", "workerpool", "large-unified", "--replicas", "1")
+        ended = [stream.result() for stream in streams]
+    wait_for_ready(stack, 1)
+
+    assert [reader.errors for reader in ended] == [[]] * 4
+    assert {reader.usage["completion_tokens"] for reader in ended if reader.usage} == {200}
