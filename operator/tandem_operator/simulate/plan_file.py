@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tandem_operator.autoscale.loop import Plan
+from tandem_operator.autoscale.profile import Slo
 from tandem_operator.autoscale.router_loops import ManagedScaling
+from tandem_operator.autoscale.settings import loop_settings
 from tandem_operator.plan.objects import Settings
 from tandem_operator.plan.router_config import router_config
 from tandem_operator.plan.worker_config import worker_config
@@ -185,3 +187,29 @@ class _Managed:
 
 def _managed(resources: Resources) -> _Managed:
     return _Managed(resources)
+
+
+def loop_slo(resources: Resources) -> Slo:
+    """The Router's SLO as the control loop reads it."""
+    policy = resources.policy.spec if resources.policy is not None else None
+    return loop_settings(resources.router, resources.models, policy).slo
+
+
+def fixed_plan(
+    resources: Resources,
+    profiles: Mapping[str, Profile],
+    workers: Mapping[tuple[str, Role], int],
+    threshold: float,
+) -> SimulationPlan:
+    """The same resources with other pools and another threshold, and nothing that scales.
+
+    A pool that the Model does not have (the other layout) takes the settings of one that it has.
+    """
+    plan = simulation_plan(resources, profiles, scaling=False)
+    pools: dict[tuple[str, Role], PoolPlan] = {}
+    for (tier, role), count in workers.items():
+        usual = next(pool for key, pool in plan.pools.items() if key[0] == tier)
+        pools[tier, role] = replace(
+            plan.pools.get((tier, role), usual), role=role, replicas=count, tier=tier
+        )
+    return replace(plan, pools=pools, threshold=threshold, quality_floor=None)

@@ -1,0 +1,118 @@
+"""The planner finds the cheapest plan that passes, and says what breaks the next cheaper one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tandem_operator.autoscale.profile import Slo
+from tandem_operator.planner.candidates import (
+    Candidate,
+    TierSpec,
+    busiest,
+    candidate,
+    propose,
+    shares_of,
+)
+from tandem_operator.planner.report import sentences
+from tandem_operator.planner.search import Found, Score, Wanted, search
+from tandem_operator.simulate.arrivals import Arrival
+from tandem_operator.simulate.profiles import Profile
+
+PROFILE = Profile((0.02, 1e-4, 0.0), (0.02, 1e-7, 1e-4), kv_tokens=400_000)
+SMALL = TierSpec("small", PROFILE, 1, 2.0, 64)
+LARGE = TierSpec("large", PROFILE, 2, 8.0, 64)
+TIERS = (SMALL, LARGE)
+
+
+def traffic(count: int = 600, rate: float = 10.0) -> list[Arrival]:
+    """Half of the prompts are good with either tier; the prediction knows which."""
+    rng, now, found = random.Random(1), 0.0, []
+    for _ in range(count):
+        now += rng.expovariate(rate)
+        easy = rng.random() < 0.5
+        quality = {"small": 1.0 if easy else 0.2, "large": 1.0}
+        predicted = {"small": 0.95 if easy else 0.25, "large": 1.0}
+        found.append(Arrival(now, 500, {"": 80}, quality=quality, predicted=predicted))
+    return found
+
+
+def capacity(plan: Candidate, num_requests: int) -> Score:
+    """A stand-in for the simulator: small needs 3 workers, large 2 in whatever layout."""
+    small = sum(count for (tier, _), count in plan.workers if tier == "small")
+    large = sum(count for (tier, _), count in plan.workers if tier == "large")
+    met = min(1.0, small / 3.0) * min(1.0, large / 2.0)
+    return Score(met, 1.0, 0.1, 0.01)
+
+
+def run(wanted: Wanted) -> Found:
+    arrivals = traffic()
+    points = shares_of(arrivals, ["small", "large"], "large")
+    plans = propose(TIERS, points, arrivals, Slo(1.0, 0.1), wanted.quality_floor)
+    return search(list(plans), TIERS, wanted, capacity, 400, lambda text: None)
+
+
+def test_the_cheapest_plan_that_holds_is_found_and_the_next_cheaper_fails() -> None:
+    found = run(Wanted(0.95, quality_floor=0.99))
+
+    assert found.best is not None
+    workers = dict(found.best.candidate.workers)
+    assert sum(n for (tier, _), n in workers.items() if tier == "small") == 3
+    assert sum(n for (tier, _), n in workers.items() if tier == "large") == 2
+    assert found.next_cheaper is not None
+    assert found.next_cheaper.candidate.usd_per_hour < found.best.candidate.usd_per_hour
+    assert found.next_cheaper.score.slo_met < 0.95
+
+
+def test_a_budget_that_is_too_small_is_told_with_what_holding_costs() -> None:
+    wanted = Wanted(0.95, quality_floor=0.99, usd_per_hour=10.0)
+
+    found = run(wanted)
+
+    assert found.best is None
+    (line,) = sentences(found, wanted, scored=True)
+    assert "this budget cannot hold this SLO: $10.00/h" in line
+    assert "$22.00/h" in line
+
+
+def test_the_front_has_no_plan_that_another_beats() -> None:
+    front = run(Wanted(0.95)).front
+
+    prices = [one.candidate.usd_per_hour for one in front]
+    met = [one.score.slo_met for one in front]
+    assert prices == sorted(prices)
+    assert met == sorted(set(met))
+
+
+def test_a_threshold_is_judged_by_the_outcomes_it_leads_to() -> None:
+    points = shares_of(traffic(), ["small", "large"], "large")
+
+    assert points[0].shares["large"] == pytest.approx(1.0)
+    assert points[0].quality_ratio == pytest.approx(1.0)
+    half = min(points, key=lambda p: abs(p.shares["small"] - 0.5))
+    assert half.quality_ratio == pytest.approx(1.0, abs=0.05)
+    assert points[-1].quality_ratio == pytest.approx(0.6, abs=0.05)
+
+
+def test_without_predictions_all_go_to_the_fallback_tier_and_the_report_says_so() -> None:
+    blind = [Arrival(a.at_s, a.prompt_tokens, a.output_tokens) for a in traffic()]
+
+    (point,) = shares_of(blind, ["small", "large"], "large")
+
+    assert point.shares == {"small": 0.0, "large": 1.0}
+    assert point.quality_ratio is None
+
+
+def test_a_plan_is_sized_for_its_busiest_minute() -> None:
+    calm = [Arrival(float(i), 100, {"": 10}) for i in range(600)]
+    burst = [Arrival(300.0 + i / 20.0, 100, {"": 10}) for i in range(1200)]
+
+    assert busiest(sorted([*calm, *burst], key=lambda a: a.at_s)) == pytest.approx(21.0, abs=0.5)
+
+
+def test_equal_plans_are_one() -> None:
+    left = candidate({("small", "unified"): 2, ("large", "unified"): 0}, 0.1, TIERS)
+    right = candidate({("small", "unified"): 2}, 0.1, TIERS)
+
+    assert left == right
