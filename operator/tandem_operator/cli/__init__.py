@@ -18,6 +18,7 @@ _PLUGINS = {
     ("keys",): "tandem_operator.cli.keys",
     ("simulate",): "tandem_operator.cli.simulate",
     ("profile",): "tandem_operator.cli.profile",
+    ("init",): "tandem_operator.cli.init",
     ("plan",): "tandem_operator.cli.plan",
 }
 
