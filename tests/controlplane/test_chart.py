@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,8 @@ def exported() -> set[str]:
         num_writes = num_reads = 0
 
     def zeros(kind: Any) -> Any:
-        return kind(**dict.fromkeys(kind.__dataclass_fields__, 0))
+        counts = {f.name: 0 for f in fields(kind) if f.default_factory is MISSING}
+        return kind(**counts)
 
     worker = WorkerMetrics("m")
     worker.watch(lambda: zeros(EngineLoad), lambda: zeros(EngineCounters))

@@ -51,7 +51,8 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def routed(cluster: Any) -> Iterator[Any]:
     """The chart with its rights, and a Router of two pods over external tiers."""
-    values = ("--set", f"operator.replicas=1,operator.watchNamespace={NAMESPACE}")
+    own = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
+    values = ("--set", own)
     values = (*values, "--set", "images.pullPolicy=Never")
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)

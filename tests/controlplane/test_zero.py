@@ -123,8 +123,8 @@ def test_an_idle_pool_sleeps_and_a_request_wakes_it(sleepy: Any) -> None:
 
 
 def test_scaled_to_zero_by_hand_a_request_waits_until_it_is_scaled_back(sleepy: Any) -> None:
-    fixed = '{"spec": {"scaling": {"mode": "Fixed", "policyRef": null}}}'
-    sleepy.kubectl("patch", "router", "chat", *IN, "--type=merge", "-p", fixed)
+    by_hand = '{"spec": {"scaling": {"mode": "External", "policyRef": null}}}'
+    sleepy.kubectl("patch", "router", "chat", *IN, "--type=merge", "-p", by_hand)
     sleepy.kubectl("scale", *IN, POOL, "--replicas=0")
     reaches(sleepy, 0)
 
