@@ -158,7 +158,9 @@ def check_that_both_tiers_answer_and_a_floor_changes_while_running(stack: Stack)
     easy, hard = "2 + 3 =", "85 * 67 ="
     before = {tier_of(easy), tier_of(hard)}
     pods = {p["metadata"]["uid"] for p in stack.get("pods")["items"]}
-    text = (HERE / "vllm.yaml").read_text().replace('qualityFloor: "0.9975"', 'qualityFloor: "0"')
+    router = (HERE / "vllm.yaml").read_text().split("---\n")[-1]
+    text = router.replace('qualityFloor: "0.9975"', 'qualityFloor: "0"')
+    text = text.replace("image:///opt/tandem/", f"file://{ROOT}/")
     changed = stack.log.parent / "changed.yaml"
     changed.write_text(text)
     stack.tandem("apply", str(changed))
