@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.autoscale.observe import pool_signals
 from tandem_operator.manifests import ManifestError, load_text
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.plan import Settings, plan_model, revision_of
 from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
+from tandem_operator.plan.model_status import LinkTest, Remark, model_status
+from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.resources import Model
 from tandem_operator.resources.engine_rules import VLLM_SET_BY
+from tandem_router.testing.fake_vllm import FakeVLLM
 
 HEAD = """\
 apiVersion: tandem.dev/v1alpha1
@@ -181,3 +185,61 @@ def test_flags_that_tandem_sets_are_refused_by_name(flag: str) -> None:
 def test_a_command_that_is_not_on_this_machine_says_how_to_name_it() -> None:
     with pytest.raises(UnknownImageError, match="--image no-such-engine=/path/to/no-such-engine"):
         ImageTable().command("v", ["no-such-engine", "serve"], [])
+
+
+def _ready_message(remark: Remark) -> tuple[str, str, str]:
+    model = parsed("  image: v\n  engine: {type: VLLM}\n  unified: {}\n")
+    pod = {
+        "metadata": {"name": "m-0", "labels": {"tandem.dev/role": "unified"}},
+        "spec": {"containers": []},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    plan = plan_model(model, [], [], Settings(), "token")
+    status = model_status(
+        model, {}, plan, "r", {}, [pod], LinkTest(None), "now", remarks={"m-0": remark}
+    )
+    ready = status["conditions"][-1]
+    return ready["status"], ready["reason"], ready["message"]
+
+
+def test_a_server_of_another_model_is_the_first_blocking_cause() -> None:
+    said = _ready_message(Remark("serves other and not 'm'; set servedName"))
+
+    assert said == ("False", "EngineUnfit", "pod m-0 serves other and not 'm'; set servedName")
+
+
+def test_what_an_older_server_does_without_is_said_in_status() -> None:
+    status, reason, message = _ready_message(Remark(notes=("vLLM 0.9.2 gives no token ids",)))
+
+    assert (status, reason) == ("True", "Serving")
+    assert message.endswith("; vLLM 0.9.2 gives no token ids")
+
+
+async def test_load_of_a_vllm_pod_has_the_shape_that_the_control_loop_reads() -> None:
+    server = await FakeVLLM(served_model="m", running=3.0, kv_use=0.5).start()
+    pod = {
+        "metadata": {
+            "name": "m-0",
+            "uid": "u",
+            "namespace": "default",
+            "labels": {ENGINE_LABEL: "VLLM", "tandem.dev/role": "unified"},
+            "annotations": {SERVED_ANNOTATION: "m"},
+        },
+        "status": {"podIP": "127.0.0.1"},
+    }
+    reports = EngineReports()
+    try:
+        load = await reports.read(pod, server.port, 5.0)
+    finally:
+        await server.stop()
+    gone = await reports.read(pod, server.port, 5.0)
+
+    assert is_foreign(pod)
+    assert pool_signals([load]) == {
+        "RunningRequests": 3.0,
+        "PendingPrefillTokens": 0.0,
+        "KVUtilization": 0.5,
+    }
+    # What it can do is the router's to find out: asking makes the engine compute.
+    assert all(seen.body == b"" for seen in server.seen)
+    assert gone is None

@@ -103,6 +103,7 @@ class Operator:
             link_tester=workers.test_link,
             busy=workers.busy,
             weights=workers.weights,
+            remarks=workers.remarks,
             traffic=SampledTraffic(
                 routers.traffic,
                 settings.status_period_s,

@@ -118,6 +118,7 @@ class LocalCluster:
             link_tester=workers.test_link,
             busy=workers.busy,
             weights=workers.weights,
+            remarks=workers.remarks,
             traffic=routers.traffic,
             push=routers.push,
             endpoint=lambda router: self.url(router.metadata.name),

@@ -28,6 +28,14 @@ class LinkTest:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Remark:
+    """What a worker of another engine cannot be used for (problem), or does without (notes)."""
+
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def asleep(models: Iterable[Object]) -> bool:
     """Whether there are Models and none of them wants a worker."""
     roles = [role for m in models for role in (m.get("status") or {}).get("roles") or []]
@@ -45,11 +53,13 @@ def model_status(
     now: str,
     refused: Blocker | None = None,
     weights: Mapping[str, Mapping[str, str]] | None = None,
+    remarks: Mapping[str, Remark] | None = None,
 ) -> Object:
     """The status of a Model.
 
     pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them;
-    weights: the identity of the files that each ready pod holds, by name.
+    weights: the identity of the files that each ready pod holds, by name; remarks: of ready pods
+    of other engines.
     """
     conditions = Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
     problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
@@ -118,12 +128,17 @@ def model_status(
     short = next((e for e in roles if e["wanted"] > 0 and e["ready"] == 0), None)
     if blocking is None and short is not None:
         blocking = cause or Blocker("Starting", f"waiting for the first {short['role']} worker")
+    unfit = [f"pod {pod} {r.problem}" for pod, r in sorted((remarks or {}).items()) if r.problem]
+    if blocking is None and unfit and len(unfit) == ready_total:
+        blocking = Blocker("EngineUnfit", unfit[0])
     if blocking is None and link.ok is False:
         blocking = Blocker("KVLinkFailed", link.message)
     if blocking is None:
         text = f"{ready_total} of {wanted_total} workers are ready"
         if cause is not None and cause.reason != "Starting":
             text = f"{text}; {cause.message}"
+        notes = dict.fromkeys(note for r in (remarks or {}).values() for note in r.notes)
+        text = "; ".join([text, *unfit, *notes])
         conditions.add("Ready", True, "Serving", text)
     else:
         conditions.add("Ready", False, blocking.reason, blocking.message)

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.model_status import LinkTest, Remark
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import (
@@ -137,6 +137,14 @@ class WorkerPods:
             name: int(load.get("num_running") or 0) + int(load.get("num_waiting") or 0)
             for name, load in (await self._loads(pods)).items()
         }
+
+    async def remarks(self, pods: list[Object]) -> dict[str, Remark]:
+        """What is wrong with, or lost by, each pod of another engine, by name."""
+        found = {}
+        for name, load in (await self._loads([p for p in pods if is_foreign(p)])).items():
+            notes = tuple(str(note) for note in load.get("notes") or [])
+            found[name] = Remark(str(load.get("problem") or ""), notes)
+        return found
 
     async def weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
         """Identity of the files that each pod holds, by name; pods that do not say are left out."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
-from tandem_operator.plan.model_status import LinkTest, asleep, model_status, pool_status
+from tandem_operator.plan.model_status import LinkTest, Remark, asleep, model_status, pool_status
 from tandem_operator.plan.objects import (
     MANAGED,
     MODEL_LABEL,
@@ -46,6 +46,7 @@ Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Push = Callable[[list[Object], str, Object], Awaitable[tuple[list[str], bool]]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
 HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
+Remarks = Callable[[list[Object]], Awaitable[Mapping[str, Remark]]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
@@ -67,6 +68,10 @@ async def _unscaled(
 
 
 async def _unknown_load(_: list[Object]) -> dict[str, int]:
+    return {}
+
+
+async def _unremarked(_: list[Object]) -> dict[str, Remark]:
     return {}
 
 
@@ -94,6 +99,7 @@ class Reconciler:
     traffic: what a Router's pods measured. push: puts changed settings in force in a Router's
     pods and says what changed. busy: requests that each worker pod holds, by name.
     weights: identity of the files that each worker pod holds, by name.
+    remarks: what is wrong with, or lost by, workers of other engines, by name.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
     and name of a Router that is gone. rotate: takes a step of a change of a namespace's token.
@@ -107,6 +113,7 @@ class Reconciler:
     push: Push = _unpushed
     busy: Busy = _unknown_load
     weights: HeldWeights = _unknown_weights
+    remarks: Remarks = _unremarked
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
@@ -171,6 +178,7 @@ class Reconciler:
             self.now(),
             refused=refused_pods(children),
             weights=await self.weights([p for p in pods if is_ready(p)]),
+            remarks=await self.remarks([p for p in pods if is_ready(p)]),
         )
         await self._write_status(obj, status, result)
 
