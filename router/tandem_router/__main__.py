@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tandem_router.api.secret_file import SecretFile
-from tandem_router.config import load_config
+from tandem_router.config import LimitsConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
+from tandem_router.http.server import Listener, ServerLimits
+
+# For the store, the configuration, workers' load reports and the reserve for probes.
+FILES_KEPT_BACK = 96
 
 logger = logging.getLogger("tandem.router")
 
@@ -53,7 +57,10 @@ def _run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from tandem_router.api.app import RouterApp
+    from tandem_router.api.origin import LOOPBACK_NAMES
 
+    host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
+    is_local = host in ("127.0.0.1", "::1", "localhost")
     app = RouterApp(
         config,
         artifact_path=args.predictor,
@@ -64,8 +71,8 @@ def _run(args: argparse.Namespace) -> int:
         store_file=args.store_file,
         store_url=_secret_text(args.store_url_file),
         config_path=args.config,
+        allowed_hosts=LOOPBACK_NAMES if is_local else None,
     )
-    host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
     port = args.port or config.http_port
     # Long-lived objects leave the collector's sight: full collections otherwise stop every
     # stream for tens of milliseconds once a predictor is loaded.
@@ -77,12 +84,11 @@ def _run(args: argparse.Namespace) -> int:
             host=host,
             port=port,
             loop="auto",
-            http="httptools",
+            http=_listener(config.limits).protocol(),
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=int(max(1, config.drain_timeout_s)),
         )
     )
@@ -93,6 +99,29 @@ def _run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
+
+
+def _listener(limits: LimitsConfig) -> Listener:
+    """Caps that the process can keep: every request needs a file for either side."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+        soft = max(soft, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = limits.max_connections
+    if soft != resource.RLIM_INFINITY:
+        most = max(1, min(most, (soft - FILES_KEPT_BACK) // 2))
+    return Listener(
+        ServerLimits(
+            max_header_bytes=limits.max_header_bytes,
+            header_timeout_s=limits.header_timeout_s,
+            write_timeout_s=limits.write_timeout_s,
+            max_connections=most,
+            max_waiting_per_address=limits.max_waiting_connections_per_address,
+        )
+    )
 
 
 def _secret_text(path: Path | None) -> str | None:

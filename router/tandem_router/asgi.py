@@ -6,3 +6,5 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# Bodies are what their content type says, whatever they look like.
+NOSNIFF = (b"x-content-type-options", b"nosniff")

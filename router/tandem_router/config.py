@@ -239,6 +239,12 @@ class TenantConfig(Section):
         default=None, description="Prompt plus generated tokens per minute."
     )
     usd_per_hour: Positive | None = Field(default=None, description="Spend ceiling, $/h.")
+    highest_priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Lowest number (lower goes first) that `x-tandem-priority` may give.",
+    )
     max_cost_usd: Positive | None = Field(
         default=None, description="Most that one request may cost, US dollars."
     )
@@ -289,7 +295,54 @@ class LimitsConfig(Section):
     max_stop_chars: int = Field(default=1024, ge=1, description="Length of one stop string.")
     max_messages: int = Field(default=2048, ge=1, description="Messages of one chat request.")
     max_inflight: int = Field(default=1024, ge=1, description="Requests in flight, all tenants.")
+    max_sequences: int = Field(
+        default=64, ge=1, description="Prompts times choices (`n`, `best_of`) of one request."
+    )
+    max_logit_bias: int = Field(default=300, ge=0, description="Entries of `logit_bias`.")
+    max_logprobs: int = Field(
+        default=20, ge=0, description="`top_logprobs`, `logprobs` of one request."
+    )
     body_timeout_s: Positive = Field(default=30.0, description="Time a client has to send a body.")
+    header_timeout_s: Positive = Field(
+        default=10.0, description="Time a client has to send a request's header."
+    )
+    write_timeout_s: Positive = Field(
+        default=30.0, description="A client that reads nothing of its reply this long is left."
+    )
+    max_held_body_bytes: int = Field(
+        default=256 * 2**20, ge=1024, description="Request bodies held at once, bytes."
+    )
+    max_held_body_bytes_per_sender: int = Field(
+        default=64 * 2**20,
+        ge=1024,
+        description="The same of one tenant, or of one address where no key is needed.",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        description="Client connections at once; less where the process may not open as many "
+        "files. Probes have a reserve beyond it.",
+    )
+    max_waiting_connections_per_address: int = Field(
+        default=256, ge=1, description="Connections of one address that have asked nothing yet."
+    )
+
+
+class AccessConfig(Section):
+    """Which names and which web pages a router answers to."""
+
+    allowed_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=64,
+        description="Host names without port that requests may be sent to; absent: every one, but "
+        "only this machine's where the router listens on a loopback address.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Origins (`https://app.example`) whose pages may send to /v1 where nobody "
+        "needs a key; `*`: all.",
+    )
 
 
 class OutlierConfig(Section):
@@ -458,6 +511,7 @@ class RouterConfig(Section):
     )
     store: StoreConfig = StoreConfig()
     limits: LimitsConfig = LimitsConfig()
+    access: AccessConfig = AccessConfig()
     failover: FailoverConfig = FailoverConfig()
     picking: PickingConfig = PickingConfig()
     endpoints: Annotated[FileEndpoints | EndpointSliceEndpoints, Field(discriminator="type")] = (

@@ -61,7 +61,8 @@ class ApiError(RouterError):
             "param": self.param,
             "code": self.code,
         }
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        # A half of a surrogate pair, quoted from a request, has no bytes of its own.
+        return json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         headers = []

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tandem_router.api import admin, dashboard
-from tandem_router.api.admin_access import AdminAccess, Secrets
+from tandem_router.api.admin_access import OPEN_PATHS, AdminAccess, Secrets
 from tandem_router.api.api_keys import Authenticator
-from tandem_router.api.inference import DataPath, Receive, Scope
+from tandem_router.api.inference import DataPath, respond_error
 from tandem_router.api.live_settings import LiveSettings
+from tandem_router.api.origin import check_host, check_writes
+from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
 from tandem_router.asgi import Send
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.file_discovery import EndpointTable, watch_file
@@ -35,6 +38,7 @@ from tandem_router.http.client import UpstreamClient
 from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
+from tandem_router.openai.request import parse_headers, parse_json
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.provider_keys import ProviderKeys
@@ -53,6 +57,8 @@ from tandem_router.store.writer import Store
 
 logger = logging.getLogger("tandem.router")
 
+Message = MutableMapping[str, Any]
+
 
 class RouterApp:
     """ASGI application of one router.
@@ -61,7 +67,8 @@ class RouterApp:
     predictor's file, needed where the configuration says Learned. endpoints_path: the static file,
     needed unless the configuration says endpointslice. peer_token: shared secret of router and
     workers. metrics_token: opens /metrics. store_file, store_url: where the configured store is.
-    config_path: watched for changed settings. clock: monotonic seconds. rng: used for picking.
+    config_path: watched for changed settings. allowed_hosts: where `access.allowed_hosts` is
+    absent. clock: monotonic seconds. rng: used for picking.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class RouterApp:
         store_file: Path | None = None,
         store_url: str | None = None,
         config_path: Path | None = None,
+        allowed_hosts: Sequence[str] | None = None,
         client: UpstreamClient | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -151,6 +159,8 @@ class RouterApp:
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
+        named = config.access.allowed_hosts
+        self._allowed_hosts = named if named is not None else allowed_hosts
         self.control = _control_app(self)
 
     @property
@@ -170,16 +180,49 @@ class RouterApp:
             self.services.decisions.add_totals(row.tier, row)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and DataPath.handles(scope["path"]):
+        if scope["type"] != "http":
+            await self.control(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        if self._allowed_hosts is not None and scope["path"] not in OPEN_PATHS:
+            try:
+                check_host(scope["headers"], self._allowed_hosts)
+            except ApiError as error:
+                await respond_error(send, error, secrets.token_hex(16))
+                return
+        if DataPath.handles(scope["path"]):
             await self._data_path(scope, receive, send)
-        elif (
-            scope["type"] == "http"
-            and self.keys.required
-            and not self._access.allows(scope["path"], scope["headers"])
-        ):
+        elif self.keys.required and not self._access.allows(scope["path"], scope["headers"]):
             await self._access.refuse(scope["path"], send)
         else:
-            await self.control(scope, receive, send)
+            await self._controlled(scope, receive, send)
+
+    async def _controlled(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The framework gets what is bounded, is JSON, and does not come from a foreign page."""
+        try:
+            parse_headers(scope["headers"], self.config.limits)
+            check_writes(scope["method"], scope["headers"])
+            body = b""
+            if scope["method"] != "GET":
+                body = await read_body(scope, receive, self.config.limits)
+                if body:
+                    parse_json(body, self.config.limits.max_json_depth)
+        except ApiError as error:
+            await respond_error(send, error, secrets.token_hex(16))
+            return
+        except ClientGone:
+            return
+        told = False
+
+        async def replay() -> Message:
+            nonlocal told
+            if told:
+                return await receive()
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.control(scope, replay if body else receive, send)
 
     def set_table(self, table: EndpointTable) -> None:
         """Take a new table of workers; external tiers are always part of it."""
@@ -246,6 +289,17 @@ class RouterApp:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.services.routing.scorer.close()
             self.services.client.close()
+
+
+def _without_body(send: Send) -> Send:
+    """HEAD: the headers of GET."""
+
+    async def headers_only(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return headers_only
 
 
 def _say_why(task: asyncio.Future[None]) -> None:

@@ -10,13 +10,15 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from tandem_router.api.api_keys import Authenticator, Caller
-from tandem_router.asgi import Send
-from tandem_router.config import LimitsConfig
+from tandem_router.api.origin import foreign, is_foreign
+from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
+from tandem_router.asgi import NOSNIFF, Send
+from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.errors import ApiError, UpstreamError
+from tandem_router.limits.bodies import HeldBodies
+from tandem_router.limits.ledger import Used
 from tandem_router.openai.request import (
     Kind,
     RequestHeaders,
@@ -32,9 +34,6 @@ from tandem_router.proxy.faults import RequestRefused
 from tandem_router.proxy.request_handler import RequestHandler
 
 logger = logging.getLogger("tandem.router")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 INFERENCE: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 TOKENIZING = frozenset({"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"})
@@ -57,10 +56,6 @@ NOT_SERVED = (
 )
 
 
-class ClientGone(Exception):
-    """The client closed its connection before the reply was complete."""
-
-
 class DataPath:
     """ASGI application for the paths that `handles` accepts."""
 
@@ -68,6 +63,8 @@ class DataPath:
         self._services = services
         self._authenticator = authenticator
         self._created = int(services.wall_clock())
+        limits = services.config.limits
+        self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
 
     @staticmethod
     def handles(path: str) -> bool:
@@ -97,24 +94,33 @@ class DataPath:
             body = self._models(path.removeprefix("/v1/models").removeprefix("/"))
             await respond(send, 200, body, request_id)
             return
-        if path in TOKENIZING:
-            _require_method(scope, "POST")
-            body = await read_body(scope, receive, limits)
-            await self._tokenize(path.removeprefix("/v1"), body, send, request_id)
-            return
-        if path == "/v1/responses":
-            _require_method(scope, "POST")
-            fields = parse_json(await read_body(scope, receive, limits), limits.max_json_depth)
-            body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
-            send = ResponsesSend(send, fields, request_id)
-            await self._infer("chat", body, headers, caller, receive, send, request_id, started_at)
-            return
         kind = INFERENCE.get(path)
-        if kind is None:
+        if kind is None and path not in TOKENIZING and path != "/v1/responses":
             raise _unknown_path(path)
         _require_method(scope, "POST")
-        body = await read_body(scope, receive, limits)
-        await self._infer(kind, body, headers, caller, receive, send, request_id, started_at)
+        if caller is None and is_foreign(
+            scope["headers"], self._services.config.access.cors_origins
+        ):
+            raise foreign(scope["headers"])
+        # Whoever is above a limit is told so before a byte of the body is read for it.
+        tenant = caller.tenant.name if caller is not None else "anonymous"
+        self._services.ledger.check(tenant, 0.0, caller.key if caller is not None else None)
+        held = self.bodies.hold(tenant if caller is not None else _address(scope))
+        try:
+            body = await read_body(scope, receive, limits, held)
+            if path in TOKENIZING:
+                await self._tokenize(path.removeprefix("/v1"), body, caller, send, request_id)
+                return
+            if kind is None:
+                fields = parse_json(body, limits.max_json_depth)
+                body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
+                send = ResponsesSend(send, fields, request_id)
+                kind = "chat"
+            await self._infer(
+                kind, body, headers, caller, scope, receive, send, request_id, started_at
+            )
+        finally:
+            held.release()
 
     async def _infer(
         self,
@@ -122,6 +128,7 @@ class DataPath:
         body: bytes,
         headers: RequestHeaders,
         caller: Caller | None,
+        scope: Scope,
         receive: Receive,
         send: Send,
         request_id: str,
@@ -143,15 +150,24 @@ class DataPath:
         assert task is not None
         gone = False
 
-        async def watch() -> None:
+        def leave() -> None:
             nonlocal gone
-            while (await receive())["type"] != "http.disconnect":
-                pass
             if not handler.complete:
                 gone = True
                 task.cancel()
 
-        watcher = asyncio.ensure_future(watch())
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            leave()
+
+        # Our own server calls; any other has to be asked.
+        exchange = scope.get("extensions", {}).get("tandem.exchange")
+        watcher: asyncio.Future[None] | None = None
+        if exchange is not None:
+            exchange.on_gone = leave
+        else:
+            watcher = asyncio.ensure_future(watch())
         try:
             await handler.run()
         except asyncio.CancelledError:
@@ -173,7 +189,10 @@ class DataPath:
                 raise error from None
             await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
         finally:
-            watcher.cancel()
+            if watcher is not None:
+                watcher.cancel()
+            else:
+                exchange.on_gone = None
 
     def _models(self, name: str) -> bytes:
         config = self._services.config
@@ -192,7 +211,20 @@ class DataPath:
             404, f"the model {name[:100]!r} does not exist", param="model", code="model_not_found"
         )
 
-    async def _tokenize(self, path: str, body: bytes, send: Send, request_id: str) -> None:
+    async def _tokenize(
+        self, path: str, body: bytes, caller: Caller | None, send: Send, request_id: str
+    ) -> None:
+        """Admitted like any request, by as many tokens as its body may stand for."""
+        ledger = self._services.ledger
+        tokens = len(body) / BYTES_PER_TOKEN
+        tenant = caller.tenant.name if caller is not None else "anonymous"
+        hold = ledger.hold(tenant, tokens, caller.key if caller is not None else None)
+        try:
+            await self._ask_tokenizer(path, body, send, request_id)
+        finally:
+            ledger.settle(hold, Used(tokens))
+
+    async def _ask_tokenizer(self, path: str, body: bytes, send: Send, request_id: str) -> None:
         """Proxied to a worker of the named tier; the router's own name means the dearest pool.
 
         Never to a provider: it has no such path, and what goes to workers is not for it to see.
@@ -239,6 +271,11 @@ class DataPath:
         )
 
 
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 def _require_method(scope: Scope, method: str) -> None:
     if scope["method"] != method:
         raise ApiError(
@@ -258,37 +295,6 @@ def _unknown_path(path: str) -> ApiError:
     return ApiError(404, f"there is no {path[:200]}", code="unknown_url")
 
 
-async def read_body(scope: Scope, receive: Receive, limits: LimitsConfig) -> bytes:
-    """The whole body. Raises ApiError (408, 413) or ClientGone."""
-    too_large = ApiError(
-        413,
-        f"the request body is larger than {limits.max_body_bytes} bytes",
-        code="body_too_large",
-    )
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limits.max_body_bytes:
-            raise too_large
-    parts = []
-    size = 0
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limits.max_body_bytes:
-                    raise too_large
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise ApiError(
-            408, f"the request body did not arrive within {limits.body_timeout_s:g} s"
-        ) from None
-
-
 async def respond(
     send: Send,
     status: int,
@@ -304,6 +310,7 @@ async def respond(
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
+                NOSNIFF,
                 (b"x-request-id", request_id.encode()),
                 *(headers or ()),
             ],

@@ -16,7 +16,8 @@ from tandem_router.config import RouterConfig, TenantConfig
 from tandem_router.control.bucket import Bucket, budget_bucket
 from tandem_router.errors import ApiError, overloaded
 
-ANONYMOUS = TenantConfig(name="anonymous")
+# Where nobody needs a key there is nobody to be put before.
+ANONYMOUS = TenantConfig(name="anonymous", highest_priority=-100)
 MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
@@ -175,8 +176,16 @@ class Ledger:
         """The account of a configured tenant, or of `anonymous`."""
         return self._accounts[tenant]
 
-    def hold(self, tenant: str, num_tokens: float, key: str | None = None) -> Hold:
-        """Pass every gate or raise ApiError (429 with Retry-After); nothing is half taken."""
+    def highest_priority(self, tenant: str) -> int:
+        """The lowest number that the tenant's requests may carry; lower goes first."""
+        known = self._tenants.get(tenant)
+        return known.highest_priority if known is not None else 0
+
+    def check(self, tenant: str, num_tokens: float, key: str | None = None) -> tuple[Account, ...]:
+        """The accounts of a request that passes every gate; takes nothing.
+
+        Raises ApiError (429 with Retry-After). Asked before a body is read, too.
+        """
         if self.num_inflight >= self._max_inflight:
             raise overloaded(
                 f"the router has {self.num_inflight} requests in flight, its limit; retry later",
@@ -199,6 +208,12 @@ class Ledger:
                 )
             if (refused := _too_fast(account, now, num_tokens)) is not None:
                 raise refused
+        return accounts
+
+    def hold(self, tenant: str, num_tokens: float, key: str | None = None) -> Hold:
+        """Pass every gate or raise ApiError (429 with Retry-After); nothing is half taken."""
+        accounts = self.check(tenant, num_tokens, key)
+        now = self._clock()
         for account in accounts:
             if account.requests is not None:
                 account.requests.settle(now, 0.0, 1.0)

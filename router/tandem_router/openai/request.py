@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
 from tandem_router.openai.needs import needed_features
@@ -23,6 +25,12 @@ from tandem_router.predictor.records import conversation
 Kind = Literal["chat", "completions"]
 # Answer length assumed where neither the client nor a predictor says one, in tokens.
 DEFAULT_OUTPUT_TOKENS = 256
+# Objects and lists in one body: a conversation of 2,048 messages with parts has some 10,000.
+MAX_CONTAINERS = 65_536
+# What routers and workers tell each other, and what would change how others' text is read.
+RESERVED = frozenset(
+    {"tandem", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +66,19 @@ class InferenceRequest:
 def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
     """The body as an object. Raises ApiError: not JSON, not an object, nested too deep."""
 
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not allowed in JSON")
-
     try:
-        # Decoded here: json.loads on bytes would also accept UTF-16 and UTF-32.
-        data = json.loads(body.decode(), parse_constant=no_constant)
+        data = msgspec.json.decode(body)
     except RecursionError:
         raise _too_deep(max_depth) from None
-    except UnicodeDecodeError as error:
-        raise bad_request(f"the request body is not UTF-8: {error.reason}") from error
-    except ValueError as error:
-        raise bad_request(f"the request body is not valid JSON: {error}") from error
+    except msgspec.MsgspecError as error:
+        why = str(error)
+        if "UTF-8" in why:
+            raise bad_request("the request body is not UTF-8") from error
+        raise bad_request(f"the request body is not valid JSON: {why}") from error
     if not isinstance(data, dict):
         raise bad_request("the request body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > max_depth and _depth(data) > max_depth:
-        raise _too_deep(max_depth)
+    if body.count(b"{") + body.count(b"[") > max_depth:
+        _check_shape(data, max_depth)
     return data
 
 
@@ -81,26 +86,33 @@ def _too_deep(max_depth: int) -> ApiError:
     return bad_request(f"the request body is nested deeper than {max_depth} levels")
 
 
-def _depth(data: Any) -> int:
-    depth = 0
-    level = [data]
+def _check_shape(data: dict[str, Any], max_depth: int) -> None:
+    """Raises ApiError: too deep, or too many values inside each other; stops as soon as it is."""
+    depth, num_containers = 0, 0
+    level: list[Any] = [data]
     while level:
         depth += 1
+        num_containers += len(level)
+        if depth > max_depth:
+            raise _too_deep(max_depth)
+        if num_containers > MAX_CONTAINERS:
+            raise bad_request(f"the request body has more than {MAX_CONTAINERS} objects and lists")
         below: list[Any] = []
         for value in level:
-            if isinstance(value, dict):
-                below.extend(v for v in value.values() if isinstance(v, dict | list))
-            elif isinstance(value, list):
-                below.extend(v for v in value if isinstance(v, dict | list))
+            inside = value.values() if isinstance(value, dict) else value
+            below.extend(each for each in inside if isinstance(each, dict | list))
         level = below
-    return depth
 
 
 def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceRequest:
     """Parse and bound a chat or completion request. Raises ApiError (400)."""
     fields = parse_json(body, limits.max_json_depth)
-    if "tandem" in fields:
-        raise bad_request("`tandem` is reserved for the router", "tandem")
+    for reserved in RESERVED & fields.keys():
+        raise bad_request(f"`{reserved}` is reserved for the router", reserved)
+    if fields.get("chat_template") is not None:
+        raise bad_request(
+            "`chat_template` is not taken from requests: the model's own is used", "chat_template"
+        )
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise bad_request("`model` must be a non-empty string", "model")
@@ -124,6 +136,7 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         newer = _bounded_int(fields, "max_completion_tokens", 0, limits.max_tokens)
         max_tokens = newer if newer is not None else max_tokens
     _check_stop(fields.get("stop"), limits)
+    _check_costs(fields, limits)
 
     ids: Sequence[Sequence[int]] = ()
     if kind == "chat":
@@ -131,6 +144,12 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         num_prompts = 1
     else:
         prompt, num_prompts, ids = _completion_prompt(fields.get("prompt"), limits)
+    if num_choices * num_prompts > limits.max_sequences:
+        raise bad_request(
+            f"{num_prompts} prompts with {num_choices} choices each are "
+            f"{num_prompts * num_choices} sequences; at most {limits.max_sequences} in one request",
+            "prompt" if num_prompts > 1 else "n",
+        )
     num_ids = sum(map(len, ids))
     num_expected, num_most = (num_ids, num_ids) if ids else prompt_tokens(len(body), fields)
     longest = max(map(len, ids)) if ids else 0
@@ -155,12 +174,12 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
 
 def with_max_tokens(kind: Kind, body: bytes, max_tokens: int, name: str) -> bytes:
     """The body with another bound on the answer, under the client's name for it or `name`."""
-    fields = json.loads(body)
+    fields = msgspec.json.decode(body)
     names = ["max_tokens"] if kind == "completions" else ["max_tokens", "max_completion_tokens"]
     said = [each for each in names if fields.get(each) is not None]
     for each in said or [name if kind == "chat" else "max_tokens"]:
         fields[each] = max_tokens
-    return json.dumps(fields, ensure_ascii=False).encode()
+    return msgspec.json.encode(fields)
 
 
 def _bounded_int(fields: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
@@ -191,6 +210,20 @@ def _check_stop(stop: Any, limits: LimitsConfig) -> None:
         raise bad_request(
             f"a `stop` string is longer than {limits.max_stop_chars} characters", "stop"
         )
+
+
+def _check_costs(fields: Mapping[str, Any], limits: LimitsConfig) -> None:
+    """Bound what costs a worker time in every step of every sequence of its batch."""
+    biases = fields.get("logit_bias")
+    if isinstance(biases, dict | list) and len(biases) > limits.max_logit_bias:
+        raise bad_request(
+            f"`logit_bias` has {len(biases)} entries; at most {limits.max_logit_bias}",
+            "logit_bias",
+        )
+    for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
+        value = fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > limits.max_logprobs:
+            raise bad_request(f"`{name}`={value} is more than {limits.max_logprobs}", name)
 
 
 def _chat_prompt(messages: Any, limits: LimitsConfig) -> str:

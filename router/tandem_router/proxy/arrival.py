@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from tandem_router.config import FailoverConfig
+from tandem_router.errors import bad_request
 from tandem_router.limits.ledger import Hold
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
 from tandem_router.policy import Overrides
@@ -24,6 +25,7 @@ class Arrival:
     overrides: Overrides  # with the tier that the client named, if it named one
     priority: int | None
     no_cache: bool
+    tenant: str | None  # None where nobody needs a key
     hold: Hold
     request_id: str
     seed: int
@@ -50,6 +52,13 @@ def admit(
 ) -> Arrival:
     """Pass all gates. Raises ApiError: 404 for an unknown model, 429 above a limit."""
     forced = services.routing.forced_tier(request.model)
+    highest = services.ledger.highest_priority(tenant)
+    if headers.priority is not None and headers.priority < highest:
+        raise bad_request(
+            f"header x-tandem-priority: {headers.priority} goes before others; tenant {tenant!r} "
+            f"may send {highest} or more (its `highest_priority`)",
+            "x-tandem-priority",
+        )
     expected = DEFAULT_OUTPUT_TOKENS
     if request.max_tokens is not None:
         expected = min(request.max_tokens, LONGEST_ANSWER_TOKENS)
@@ -61,6 +70,7 @@ def admit(
         overrides=replace(headers.overrides, tier=forced),
         priority=headers.priority,
         no_cache=headers.no_cache,
+        tenant=tenant if key is not None else None,
         hold=hold,
         request_id=request_id,
         seed=secrets.randbits(63),

@@ -12,7 +12,7 @@ import asyncio
 import json
 from typing import Any
 
-from tandem_router.asgi import Send
+from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, assemble, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
@@ -102,8 +102,8 @@ class RequestHandler:
         self._saw_first_token()
         self._body = body
         retries.release()
-        content_type = response.headers.get(b"content-type", b"application/json")
-        await self._send_whole(assignment, body, content_type)
+        # Said by us: what a provider calls its reply may make a browser run it.
+        await self._send_whole(assignment, body, b"application/json")
         if usage_of(body) is not None:
             self._keep_answer(assignment, body)
 
@@ -143,6 +143,7 @@ class RequestHandler:
         headers = [
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
+            NOSNIFF,
             *extra,
             *assignment.reply_headers(assignment.cost_usd(self._used(assignment))),
         ]
@@ -182,6 +183,7 @@ class RequestHandler:
                 "status": 200,
                 "headers": [
                     (b"content-type", b"text/event-stream; charset=utf-8"),
+                    NOSNIFF,
                     (b"cache-control", b"no-cache"),
                     (b"x-accel-buffering", b"no"),
                     *assignment.reply_headers(assignment.decision.expected_cost_usd),

@@ -30,7 +30,14 @@ from tandem_router.proxy.faults import (
     refusal_of,
 )
 from tandem_router.proxy.tier_assignment import TierAssignment
-from tandem_router.proxy.upstream_request import target, told, upstream_body, upstream_headers
+from tandem_router.proxy.upstream_request import (
+    SALTED,
+    salted,
+    target,
+    told,
+    upstream_body,
+    upstream_headers,
+)
 from tandem_router.routing.tier_router import gone_tier
 
 logger = logging.getLogger("tandem.router")
@@ -195,6 +202,8 @@ class Retries:
         known = told(services, self._assignment, pick)
         headers = upstream_headers(services, tier, arrival, known)
         body = upstream_body(tier, arrival.request, body, max_tokens, known)
+        if arrival.tenant is not None and tier.kind == "pool" and tier.engine in SALTED:
+            body = salted(arrival.request.fields, body, arrival.tenant)
         if pick.prefill is not None:
             body = await self._prefilled(pick, headers, path, body)
         stall_s = self._failover.stall_timeout_s

@@ -6,7 +6,11 @@ in the body only what the client sent, with the provider's name of the model.
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.config import TierConfig
@@ -17,6 +21,21 @@ from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
 
 Headers = list[tuple[bytes, bytes]]
+# Fields that only our workers understand, or that say how they share and order their work.
+INTERNAL = frozenset(
+    {
+        "cache_salt",
+        "chat_template",
+        "chat_template_kwargs",
+        "kv_transfer_params",
+        "priority",
+        "return_token_ids",
+        "tandem",
+    }
+)
+
+# Engines that keep prefixes apart by `cache_salt`; others may refuse the field.
+SALTED = frozenset({"Tandem", "VLLM"})
 
 
 def target(tier: TierConfig, base: str, path: str) -> str:
@@ -70,13 +89,29 @@ def upstream_body(
     max_tokens: what the ceilings of money leave of an answer; None: as `body` says.
     """
     if tier.kind == "external":
-        fields = {**request.fields, "model": tier.served_model}
+        fields = {name: value for name, value in request.fields.items() if name not in INTERNAL}
+        fields["model"] = tier.served_model
         if request.stream:
             options = dict(fields.get("stream_options") or {})
             fields["stream_options"] = {**options, "include_usage": True}
-        body = json.dumps(fields, ensure_ascii=False).encode()
+        body = msgspec.json.encode(fields)
     else:
         body = engine_of(tier.engine).body(request, body, told)
     if max_tokens is not None:
         body = with_max_tokens(request.kind, body, max_tokens, tier.max_tokens_field)
     return body
+
+
+def salted(fields: Mapping[str, Any], body: bytes, tenant: str) -> bytes:
+    """The body with a `cache_salt` of this tenant alone: prefixes are shared within it.
+
+    What another tenant has asked must not show in `cached_tokens` or in how fast an answer begins.
+    A salt that the client sends divides its own tenant further.
+    """
+    own = fields.get("cache_salt")
+    text = f"{tenant}\0{own if isinstance(own, str) else ''}"
+    salt = hashlib.sha256(text.encode()).hexdigest()[:32].encode()
+    if "cache_salt" in fields:
+        return msgspec.json.encode({**msgspec.json.decode(body), "cache_salt": salt.decode()})
+    start = body.index(b"{") + 1
+    return b'%b"cache_salt":"%b",%b' % (body[:start], salt, body[start:])

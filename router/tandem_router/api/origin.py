@@ -1,0 +1,65 @@
+"""Which hosts and web pages may speak to a router: its own, and those that are configured.
+
+A browser sends requests to any address for any page. `Host` tells a name that was made to point
+here (DNS rebinding); `Origin` and `Sec-Fetch-Site` tell a page of somebody else's. Programs send
+neither of the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from urllib.parse import urlsplit
+
+from tandem_router.errors import ApiError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+def header(headers: Headers, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for each, value in headers if each == name), None)
+
+
+def check_host(headers: Headers, allowed: Collection[str] | None) -> None:
+    """Raises ApiError (421) for a Host that is not allowed; None allows every one."""
+    if allowed is None:
+        return
+    host = (header(headers, b"host") or "").lower()
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if name not in allowed:
+        raise ApiError(
+            421,
+            f"host {host[:100]!r} is not served here; add it to access.allowed_hosts",
+            code="host_not_allowed",
+        )
+
+
+def is_foreign(headers: Headers, cors_origins: Collection[str]) -> bool:
+    """Whether a page of another site, that nobody allowed, sends this."""
+    origin = header(headers, b"origin")
+    if origin is None:
+        return header(headers, b"sec-fetch-site") == "cross-site"
+    if origin in cors_origins or "*" in cors_origins:
+        return False
+    return urlsplit(origin).netloc.lower() != (header(headers, b"host") or "").lower()
+
+
+def check_writes(method: str, headers: Headers) -> None:
+    """Raises ApiError: a change comes as JSON (415) and not from another site's page (403)."""
+    if method in ("GET", "HEAD"):
+        return
+    if is_foreign(headers, ()):
+        raise foreign(headers)
+    kind = (header(headers, b"content-type") or "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):
+        raise ApiError(415, f"content-type {kind[:60]!r} is not read here; send application/json")
+
+
+def foreign(headers: Headers) -> ApiError:
+    origin = header(headers, b"origin") or "of another site"
+    return ApiError(
+        403,
+        f"origin {origin[:100]} may not send this; add it to access.cors_origins",
+        type="permission_error",
+        code="origin_not_allowed",
+    )

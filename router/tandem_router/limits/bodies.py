@@ -1,0 +1,73 @@
+"""How many bytes of request bodies are held at once, in all and for one sender.
+
+A sender is a tenant, or the address of a client that needs no key. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tandem_router.errors import ApiError, overloaded
+
+# What one body costs beside its bytes, so that many empty ones are counted, too.
+PER_BODY_BYTES = 4096
+
+
+class HeldBodies:
+    def __init__(self, max_bytes: int, max_bytes_per_sender: int) -> None:
+        self.max_bytes = max_bytes
+        self.max_bytes_per_sender = max_bytes_per_sender
+        self.num_bytes = 0
+        self.by_sender: Counter[str] = Counter()
+
+    def hold(self, sender: str) -> HeldBody:
+        """Raises ApiError (503 or 429) where there is no room for one more."""
+        held = HeldBody(self, sender)
+        held.grow(PER_BODY_BYTES)
+        return held
+
+    def refusal(self, sender: str, num_bytes: int) -> ApiError | None:
+        """Why `num_bytes` more cannot be held, if so."""
+        if self.by_sender[sender] + num_bytes > self.max_bytes_per_sender:
+            return overloaded(
+                f"your requests have {self.by_sender[sender]} bytes of bodies under way; at most "
+                f"{self.max_bytes_per_sender} at once; retry later",
+                code="body_bytes_limit",
+                retry_after_s=1.0,
+            )
+        if self.num_bytes + num_bytes > self.max_bytes:
+            return overloaded(
+                f"the router holds {self.num_bytes} bytes of request bodies, its limit; "
+                "retry later",
+                code="router_full",
+                retry_after_s=1.0,
+                status=503,
+            )
+        return None
+
+
+class HeldBody:
+    """One body's part; to be released once."""
+
+    def __init__(self, bodies: HeldBodies, sender: str) -> None:
+        self._bodies = bodies
+        self._sender = sender
+        self._num_bytes = 0
+
+    def grow(self, num_bytes: int) -> None:
+        """Raises ApiError where there is no room."""
+        bodies = self._bodies
+        refusal = bodies.refusal(self._sender, num_bytes)
+        if refusal is not None:
+            raise refusal
+        self._num_bytes += num_bytes
+        bodies.num_bytes += num_bytes
+        bodies.by_sender[self._sender] += num_bytes
+
+    def release(self) -> None:
+        bodies = self._bodies
+        bodies.num_bytes -= self._num_bytes
+        bodies.by_sender[self._sender] -= self._num_bytes
+        self._num_bytes = 0
+        if bodies.by_sender[self._sender] <= 0:
+            del bodies.by_sender[self._sender]

@@ -1,0 +1,190 @@
+"""What one client may hold of a router: its connections, headers, bodies, sequences and place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from tandem_router.errors import ApiError
+from tandem_router.http.server import Listener, ServerLimits
+from tandem_router.limits.bodies import PER_BODY_BYTES, HeldBodies
+from tandem_router.proxy.upstream_request import salted
+from tandem_router.testing.two_tiers import both
+
+CHAT = {"model": "large", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+
+@contextlib.asynccontextmanager
+async def served(app: Any, limits: ServerLimits | None = None) -> AsyncIterator[int]:
+    """The port of an ASGI application behind our protocol."""
+    listener = Listener(limits or ServerLimits())
+    config = uvicorn.Config(
+        app, port=0, http=listener.protocol(), lifespan="off", log_config=None, ws="none"
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.ensure_future(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+async def said(port: int, data: bytes) -> bytes:
+    """All that the server answers to `data`, until it closes or one reply is whole."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    reply = b""
+    async with asyncio.timeout(10):
+        while part := await reader.read(65_536):
+            reply += part
+            head, found, rest = reply.partition(b"\r\n\r\n")
+            length = [line for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
+            if found and length and len(rest) >= int(length[0][15:]):
+                break
+    writer.close()
+    return reply
+
+
+def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
+    lines = [b"POST /v1/chat/completions HTTP/" + version, b"host: x", *headers]
+    return b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", body])
+
+
+async def test_bytes_that_are_no_request_get_an_openai_error(
+    run_router: Any, make_worker: Any
+) -> None:
+    async with run_router({}) as (_, app), served(app) as port:
+        for data, status in (
+            (b"\x16\x03\x01 nonsense\r\n\r\n", b"400"),
+            (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+            (b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"x" * 40_000, b"431"),
+            (b"GET /" + b"x" * 40_000, b"431"),
+            (b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"x" * 40_000 + b"\r\n\r\n", b"431"),
+            (post(b"{}", b"transfer-encoding: chunked"), b"400"),
+        ):
+            reply = await said(port, data)
+
+            assert reply.split()[1] == status, (data[:60], reply[:200])
+            assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+async def test_a_slow_header_is_refused_while_it_is_read(run_router: Any) -> None:
+    limits = ServerLimits(header_timeout_s=0.05)
+    async with run_router({}) as (_, app), served(app, limits) as port:
+        reply = await said(port, b"GET /health HTTP/1.1\r\nhost: x\r\na")
+
+    assert reply.startswith(b"HTTP/1.1 408")
+
+
+async def test_health_lives_when_every_connection_is_taken(run_router: Any) -> None:
+    async with run_router({}) as (_, app), served(app, ServerLimits(max_connections=2)) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        health = await said(port, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        models = await said(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _, writer in held:
+            writer.close()
+
+    assert health.startswith(b"HTTP/1.1 200")
+    assert models.startswith(b"HTTP/1.1 503")
+    assert b"too_many_connections" in models
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABk"),
+        (b"content-type: application/json",),
+    ],
+)
+async def test_a_wish_for_http2_is_answered_as_http1_with_its_body(
+    run_router: Any, make_worker: Any, headers: tuple[bytes, ...]
+) -> None:
+    body = json.dumps(CHAT).encode()
+    async with run_router(await both(make_worker)) as (_, app), served(app) as port:
+        reply = await said(port, post(body, *headers))
+        old = await said(port, post(body, *headers[:0], version=b"1.0"))
+
+    for each in (reply, old):
+        assert each.startswith(b"HTTP/1.1 200")
+        assert b"x-content-type-options: nosniff" in each
+        assert json.loads(each.partition(b"\r\n\r\n")[2])["choices"]
+
+
+async def test_a_packed_body_is_read_within_the_same_bound(
+    run_router: Any, make_worker: Any
+) -> None:
+    async with run_router(await both(make_worker)) as (client, _):
+        path, packed = "/v1/chat/completions", {"content-encoding": "gzip"}
+        good = await client.request("POST", path, gzip.compress(json.dumps(CHAT).encode()), packed)
+        bomb = await client.request("POST", path, gzip.compress(b" " * 2**23), packed)
+        plain = await client.request("POST", path, b"{}", packed)
+        other = await client.request("POST", path, b"{}", {"content-encoding": "br"})
+
+    assert [each.status for each in (good, bomb, plain, other)] == [200, 413, 400, 415]
+
+
+async def test_pages_of_other_sites_change_nothing(run_router: Any) -> None:
+    async with run_router({}) as (client, _):
+        foreign = {"origin": "https://evil.example", "host": "localhost:8000"}
+        put = await client.request("PUT", "/admin/set-points", {"gain_threshold": 0.5}, foreign)
+        form = await client.request(
+            "PUT", "/admin/set-points", {"gain_threshold": 0.5}, {"content-type": "text/plain"}
+        )
+        chat = await client.chat(headers=foreign)
+        half = await client.request("PUT", "/admin/settings", b'{"\\ud800": 1e999}')
+
+    assert [each.status for each in (put, form, chat, half)] == [403, 415, 403, 400]
+
+
+async def test_one_request_may_not_be_many(run_router: Any) -> None:
+    async with run_router({}) as (client, app):
+        for body, named in (
+            ({"prompt": ["x"] * 128, "n": 16}, "sequences"),
+            ({"prompt": "x", "logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+            ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ):
+            reply = await client.request("POST", "/v1/completions", {"model": "chat", **body})
+            assert reply.status == 400
+            assert named in reply.error["message"]
+        assert app.services.ledger.num_inflight == 0
+
+
+@pytest.mark.parametrize("own", [{}, {"cache_salt": "mine"}])
+def test_prefixes_are_shared_within_a_tenant_only(own: dict[str, str]) -> None:
+    fields = {**CHAT, **own}
+    body = json.dumps(fields).encode()
+    a, again, b = (json.loads(salted(fields, body, tenant)) for tenant in ("a", "a", "b"))
+
+    assert a == again
+    assert a["cache_salt"] != b["cache_salt"]
+    assert "mine" not in a["cache_salt"]
+    assert {**a, "cache_salt": 0} == {**fields, "cache_salt": 0}
+
+
+def test_bodies_are_counted_by_sender_and_in_all() -> None:
+    bodies = HeldBodies(4 * PER_BODY_BYTES, 2 * PER_BODY_BYTES)
+    first = bodies.hold("a")
+    first.grow(PER_BODY_BYTES)
+    with pytest.raises(ApiError) as own:
+        bodies.hold("a")
+    second = [bodies.hold("b"), bodies.hold("c")]
+    with pytest.raises(ApiError) as everybodys:
+        bodies.hold("d")
+    for each in (first, *second):
+        each.release()
+
+    assert (own.value.status, everybodys.value.status) == (429, 503)
+    assert bodies.num_bytes == 0
+    assert not +bodies.by_sender
