@@ -304,3 +304,22 @@ async def test_a_change_of_ready_is_an_event() -> None:
 
     reasons = [e["reason"] for e in cluster.store.find("Event")]
     assert reasons == ["Starting", "Serving"]
+
+
+async def test_a_tier_whose_model_was_deleted_leaves_the_router_serving() -> None:
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+    assert cluster.condition("Router", "r", "Ready")["reason"] == "Serving"
+
+    cluster.store.remove("Model", "default", "l")
+    await cluster.settle()
+
+    ready = cluster.condition("Router", "r", "Ready")
+    assert (ready["status"], ready["reason"]) == ("True", "Degraded")
+    assert "tier large is not ready, its share goes to the others; no Model l" in ready["message"]
+    assert cluster.condition("Router", "r", "ModelsResolved")["reason"] == "ModelMissing"
+    cluster.store.remove("Model", "default", "s")
+    await cluster.settle()
+    assert cluster.condition("Router", "r", "Ready")["reason"] == "ModelMissing"

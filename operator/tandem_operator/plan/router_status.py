@@ -43,7 +43,6 @@ def router_status(
         conditions.add("Accepted", True, "Valid", "the specification can be run")
     if unresolved := problems.get("ModelsResolved"):
         conditions.add("ModelsResolved", False, unresolved.reason, unresolved.message)
-        blocking = blocking or Blocker(unresolved.reason, unresolved.message)
     else:
         conditions.add("ModelsResolved", True, "Found", "every tier's Model exists")
     ready_pods = [p for p in pods if is_ready(p)]
@@ -62,6 +61,9 @@ def router_status(
             _slo(conditions, router, traffic)
     _durable(conditions, traffic)
     wanted = router.spec.replicas
+    # A Model that goes takes its tier with it; what serves the others goes on.
+    if unresolved and not (ready_pods and any_ready):
+        blocking = blocking or Blocker(unresolved.reason, unresolved.message)
     if blocking is None and wanted == 0:
         blocking = Blocker("ScaledToZero", "no router pod is wanted")
     if blocking is None and not ready_pods:
@@ -73,6 +75,8 @@ def router_status(
         text = f"{len(ready_pods)} of {wanted} router pods are ready"
         if waiting:
             text += f"; tier {', '.join(waiting)} is not ready, its share goes to the others"
+        if unresolved:
+            text += f"; {unresolved.message}"
         reason = "Degraded" if waiting else "Serving"
         conditions.add("Ready", True, reason, text)
     else:
