@@ -59,17 +59,26 @@ def yaml_text() -> str:
 
 
 def processes(engine: str) -> list[int]:
-    """The engine's container process and its children, by the pod's name in their environment."""
-    found = []
+    """The engine's container process, found by the pod's name, and all below it.
+
+    vLLM writes its title over its children's environment, so those are found by their parents.
+    """
+    found: set[int] = set()
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit():
-                variables = (entry / "environ").read_bytes().split(b"\0")
-                if any(v.startswith(f"POD_NAME={engine}-unified".encode()) for v in variables):
-                    found.append(int(entry.name))
+            if not entry.name.isdigit():
+                continue
+            pid = int(entry.name)
+            parents[pid] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if any(v.startswith(f"POD_NAME={engine}-unified".encode()) for v in variables):
+                found.add(pid)
         except OSError:
             continue
-    return found
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def cpu_s(pids: list[int]) -> float:
