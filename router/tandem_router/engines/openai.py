@@ -55,6 +55,8 @@ class _Reader:
 class OpenAIEngine:
     """The least that a server can offer."""
 
+    salted = False
+
     def auth(self, peer_token: str | None) -> Headers:
         return []
 

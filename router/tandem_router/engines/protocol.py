@@ -93,7 +93,12 @@ class Wire(Protocol):
 
 
 class Engine(Protocol):
-    """One engine's ways; without state, which lives in readers and wires."""
+    """One engine's ways; without state, which lives in readers and wires.
+
+    salted: whether it keeps prefixes apart by a body's `cache_salt`; others may refuse the field.
+    """
+
+    salted: bool
 
     def auth(self, peer_token: str | None) -> Headers:
         """What proves to a worker that a router of its namespace asks."""

@@ -39,6 +39,8 @@ class _Wire(PlainWire):
 class TandemEngine:
     """Speaks `docs/contract.md`."""
 
+    salted = True
+
     def auth(self, peer_token: str | None) -> Headers:
         return [(b"x-tandem-peer-token", peer_token.encode())] if peer_token else []
 

@@ -160,6 +160,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 class VLLMEngine:
     """vLLM 0.10.2 and newer; older ones work without exact resumption."""
 
+    salted = True
+
     def auth(self, peer_token: str | None) -> Headers:
         return []  # it knows one key per process, and peer tokens change while processes run
 

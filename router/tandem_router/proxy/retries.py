@@ -31,7 +31,6 @@ from tandem_router.proxy.faults import (
 )
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.proxy.upstream_request import (
-    SALTED,
     salted,
     target,
     told,
@@ -202,7 +201,7 @@ class Retries:
         known = told(services, self._assignment, pick)
         headers = upstream_headers(services, tier, arrival, known)
         body = upstream_body(tier, arrival.request, body, max_tokens, known)
-        if arrival.tenant is not None and tier.kind == "pool" and tier.engine in SALTED:
+        if arrival.tenant is not None and tier.kind == "pool" and engine_of(tier.engine).salted:
             body = salted(arrival.request.fields, body, arrival.tenant)
         if pick.prefill is not None:
             body = await self._prefilled(pick, headers, path, body)

@@ -34,9 +34,6 @@ INTERNAL = frozenset(
     }
 )
 
-# Engines that keep prefixes apart by `cache_salt`; others may refuse the field.
-SALTED = frozenset({"Tandem", "VLLM"})
-
 
 def target(tier: TierConfig, base: str, path: str) -> str:
     """A provider's base URL ends in /v1 already."""
