@@ -389,6 +389,11 @@ EXTERNAL = {"tiers.kind": "external", "tiers.url": "http://127.0.0.1:1/v1"}
 TENANT = {"name": "a", "key_hashes": ["hmac-sha256:" + 64 * "0"]}
 
 
+def hostile(test: str, word: str = "") -> Tests:
+    """A row of the tests of what one client may hold."""
+    return shown_by(f"router/test_hostile_clients.py::{test}", word=word)
+
+
 ROUTER: dict[str, Tests | Probe] = {
     "name": shown_by(
         "router/test_surface.py::test_models_lists_the_router_its_tiers_and_their_models"
@@ -520,6 +525,24 @@ ROUTER: dict[str, Tests | Probe] = {
     "limits.max_messages": Probe(accepted, 4, 8),
     "limits.max_inflight": Probe(held, 1, 2),
     "limits.body_timeout_s": Probe(never_sent, 0.01, 0.02),
+    "limits.max_sequences": hostile("test_one_request_may_not_be_many", word="sequences"),
+    "limits.max_logit_bias": hostile("test_one_request_may_not_be_many", word="logit_bias"),
+    "limits.max_logprobs": hostile("test_one_request_may_not_be_many", word="logprobs"),
+    "limits.header_timeout_s": hostile("test_a_slow_header_is_refused_while_it_is_read"),
+    "limits.write_timeout_s": hostile("test_a_client_that_never_reads_is_dropped"),
+    "limits.max_held_body_bytes": hostile(
+        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    ),
+    "limits.max_held_body_bytes_per_sender": hostile(
+        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    ),
+    "limits.max_connections": hostile("test_health_lives_when_every_connection_is_taken"),
+    "limits.max_waiting_connections_per_address": hostile(
+        "test_connections_that_say_nothing_are_bounded_by_address"
+    ),
+    "access.allowed_hosts": hostile("test_a_router_answers_to_its_allowed_hosts_only"),
+    "access.cors_origins": hostile("test_a_page_that_cors_origins_name_may_ask"),
+    "tenants.highest_priority": hostile("test_a_tenant_may_not_jump_the_queue"),
     "failover.wait_s": shown_by(
         "router/test_failover.py::"
         "test_a_stream_survives_every_worker_dying_once_and_waits_for_the_restart"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from tandem_router.api.api_keys import key_hash
 from tandem_router.errors import ApiError
 from tandem_router.http.server import Listener, ServerLimits
 from tandem_router.limits.bodies import PER_BODY_BYTES, HeldBodies
@@ -188,3 +189,75 @@ def test_bodies_are_counted_by_sender_and_in_all() -> None:
     assert (own.value.status, everybodys.value.status) == (429, 503)
     assert bodies.num_bytes == 0
     assert not +bodies.by_sender
+
+
+async def test_a_router_answers_to_its_allowed_hosts_only(run_router: Any) -> None:
+    async with run_router({}, access={"allowed_hosts": ["chat.example"]}) as (client, _):
+        own = await client.request("GET", "/v1/models", headers={"host": "chat.example:8000"})
+        rebound = await client.request("GET", "/v1/models", headers={"host": "evil.example"})
+
+    assert (own.status, rebound.status) == (200, 421)
+
+
+async def test_a_page_that_cors_origins_name_may_ask(run_router: Any, make_worker: Any) -> None:
+    origin = "https://app.example"
+    table = await both(make_worker)
+    async with run_router(table, access={"cors_origins": [origin]}) as (client, _):
+        chat = await client.chat(headers={"origin": origin, "host": "localhost:8000"})
+
+    assert chat.status == 200
+
+
+async def test_connections_that_say_nothing_are_bounded_by_address(run_router: Any) -> None:
+    """The configuration's max_waiting_connections_per_address."""
+    limits = ServerLimits(max_waiting_per_address=2)
+    async with run_router({}) as (_, app), served(app, limits) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        third = await said(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _, writer in held:
+            writer.close()
+
+    assert not third.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_never_reads_is_dropped() -> None:
+    """The configuration's write_timeout_s."""
+    num_parts = 64
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for left in reversed(range(num_parts)):
+            part = {"type": "http.response.body", "body": b"x" * 2**20, "more_body": left > 0}
+            await send(part)
+
+    async with served(large, ServerLimits(write_timeout_s=0.1)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.sleep(1.0)
+        num_bytes = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := await reader.read(2**20):
+                num_bytes += len(part)
+        writer.close()
+
+    assert num_bytes < num_parts * 2**20
+
+
+async def test_a_tenant_may_not_jump_the_queue(run_router: Any, make_worker: Any) -> None:
+    """`highest_priority` bounds what `x-tandem-priority` may say."""
+    secret = b"0123456789abcdef"
+    table = await both(make_worker)
+    tenants = [
+        {"name": "usual", "key_hashes": [key_hash(secret, "k1")]},
+        {"name": "urgent", "key_hashes": [key_hash(secret, "k2")], "highest_priority": -10},
+    ]
+    async with run_router(table, tenants=tenants, key_secret=secret) as (client, _):
+        answers = [
+            await client.chat(
+                headers={"authorization": f"Bearer {key}", "x-tandem-priority": priority}
+            )
+            for key, priority in (("k1", "-5"), ("k1", "5"), ("k2", "-10"), ("k2", "-11"))
+        ]
+
+    assert [answer.status for answer in answers] == [400, 200, 200, 400]
