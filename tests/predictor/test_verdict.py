@@ -145,6 +145,20 @@ def test_a_perfect_ranking_is_routed_and_saves_what_it_can() -> None:
     assert met.quality >= 0.5 + gain.mean() - TOLERANCE
 
 
+@pytest.mark.parametrize("num_rows", [120, 200, 300])
+def test_few_rows_that_the_prompt_separates_are_routed(num_rows: int) -> None:
+    """One miss in half of 120 rows is more than half a point: the threshold leaves room for it."""
+    gain = np.repeat([1.0, 0.0], num_rows // 2)
+    spread = np.random.default_rng(0).normal(0.0, 0.02, num_rows)
+    apart = PairRows(1.0 - gain, np.ones(num_rows), rows(gain).spend, np.arange(num_rows))
+
+    found = evidence(("small", "large"), apart, False, 0.8 * gain + spread, 60, 0)
+
+    assert judge(found).routable, judge(found).sentence
+    assert found.saved is not None
+    assert found.saved.value == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_fewer_rows_are_needed_the_wider_the_gap() -> None:
     assert rows_needed(pair((0.2, 0.18, 0.22))) is None
     near, wide = rows_needed(pair((0.01, -0.02, 0.04))), rows_needed(pair((0.02, -0.01, 0.05)))

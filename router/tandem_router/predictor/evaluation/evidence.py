@@ -129,7 +129,11 @@ def _outcome(
 def _thresholds(
     score: FloatArray, rows: PairRows, here: npt.NDArray[np.int64], asked: FloatArray
 ) -> list[float]:
-    """Per asked drop, the highest threshold whose quality is no more than that below all-dear."""
+    """Per asked drop, the highest threshold whose quality is no more than that below all-dear.
+
+    It lies halfway to the next score: at the last score sent up, the first prompt of the other half
+    that scores a hair less would be missed.
+    """
     cheap, dear = rows.cheap[here], rows.dear[here]
     order = np.argsort(-score[here], kind="stable")
     ranked = score[here][order]
@@ -137,7 +141,9 @@ def _thresholds(
     found = []
     for drop in asked:
         reached = np.flatnonzero(quality >= dear.mean() - drop - 1e-12)
-        found.append(float(ranked[reached[0]]) if len(reached) else float("-inf"))
+        below = ranked[ranked < ranked[reached[0]]] if len(reached) else ranked[:0]
+        halfway = (ranked[reached[0]] + below[0]) / 2.0 if len(below) else float("-inf")
+        found.append(float(halfway))
     return found
 
 
