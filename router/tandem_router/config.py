@@ -158,7 +158,7 @@ class ObjectiveConfig(Section):
     quality_floor: Fraction | None = Field(
         default=None,
         description="Smallest acceptable mean quality, as a fraction of the dearest tier's; "
-        "without `threshold`, a learned predictor's threshold is chosen to hold it.",
+        "a learned predictor's threshold is chosen to hold it, and `threshold` clipped to that.",
     )
 
 
@@ -496,7 +496,7 @@ class RouterConfig(Section):
         le=1.0,
         allow_inf_nan=False,
         description="Gain above which the dearest tier answers; absent: what holds "
-        "`objective.quality_floor`, else 0.1 (Length: 0.5).",
+        "`objective.quality_floor`, else 0.1 (Length: 0.5). A floor that is held clips it.",
     )
     replicas: int = Field(
         default=1,

@@ -52,6 +52,8 @@ class World:
         self.requests = 0.0
         self.arrived = {"small": 0.0, "large": 0.0}
         self.threshold = 0.25
+        self.limit: float | None = None  # of the routers' quality floor
+        self.asked: float | None = None
         self.puts: list[Object] = []
         self.silent = False
         self.refuses = False
@@ -113,6 +115,11 @@ class World:
                 "tiers": tiers,
                 "curve": self.curve,
                 "set_points": points,
+                "threshold": {
+                    "asked": self.asked,
+                    "limit": self.limit,
+                    "in_force": self.threshold,
+                },
                 "arrivals": {"num_refused": 0, "tiers": arrivals},
             }
         if path == "/admin/set-points":
@@ -120,7 +127,9 @@ class World:
             self.puts.append(body)
             if self.refuses:
                 return 401, {"error": {"message": "set-points need x-tandem-peer-token"}}
-            self.threshold = body["gain_threshold"]
+            self.asked = self.threshold = body["gain_threshold"]
+            if self.limit is not None:
+                self.threshold = min(self.threshold, self.limit)
             return 200, {}
         assert path == "/v1/load"
         profile = {"prefill": [0.02, 1e-4, 0.0], "decode": [0.02, 5e-8, 5e-5]}
@@ -168,6 +177,30 @@ async def test_load_moves_replicas_and_threshold_and_says_why():
     assert world.puts == [{"gain_threshold": 0.1}]
     assert {"threshold", "large/unified", "small/unified"} <= {d["pool"] for d in decisions}
     assert all(d["reason"] for d in decisions)
+
+
+async def test_the_loop_asks_for_no_more_than_the_routers_floor_lets_through():
+    free, held = World(budget={"gpus": 4}), World(budget={"gpus": 4})
+    held.threshold = held.limit = 0.05
+
+    await free.run(200.0, 60)
+    decisions = await held.run(200.0, 60)
+
+    assert free.threshold > 0.05
+    assert held.threshold == 0.05
+    assert held.puts == []
+    assert "threshold" not in {decision["pool"] for decision in decisions}
+
+
+async def test_a_limit_that_falls_under_what_was_asked_is_not_fought():
+    world = World()
+    await world.run(40.0, 40)
+    assert world.puts == [{"gain_threshold": 0.1}]
+
+    world.threshold = world.limit = 0.04
+    await world.run(40.0, 40)
+
+    assert len(world.puts) == 1
 
 
 async def test_a_pool_says_why_the_loop_scaled_it():

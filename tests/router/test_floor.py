@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from tandem_router.control.predicted_floor import PredictedFloor, threshold_for_floor
 from tandem_router.policy import PlainScore
+from tandem_router.routing.predictor_source import ArtifactPredictor
+from tandem_router.testing.two_tiers import both
 
 PAIRS = st.lists(
     st.tuples(st.floats(-1, 1, allow_nan=False), st.floats(0, 1, allow_nan=False)),
@@ -100,3 +103,92 @@ async def test_expected_quality_is_shown_beside_the_floor(
     # Half to each tier, whatever was asked: the small one is right about 0.6 on average.
     assert after["content_blind_quality_ratio"] == pytest.approx((0.6 + 0.92) / (2 * 0.92))
     assert "tandem_expected_quality_ratio 0.98" in metrics
+
+
+class Learned(ArtifactPredictor):
+    """A learned predictor: even gains up to 1 in training, and a gain of 0.3 for every prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("none"), ("small", "large"))
+        self.highest = 100
+
+    def training_gains(self, dearest: str, cheapest: str) -> list[tuple[float, float]]:
+        return [(gain / 100.0, 0.9) for gain in range(self.highest)]
+
+    def score(self, prompt: str) -> PlainScore:
+        return PlainScore({"small": 0.6, "large": 0.9})
+
+
+FLOOR = {"objective": {"quality_floor": 0.95}}
+PEER = {"x-tandem-peer-token": "t", "content-type": "application/json"}
+
+
+async def test_a_threshold_over_the_floors_limit_is_clipped_and_the_clip_is_named(
+    run_router: Any, make_worker: Any
+) -> None:
+    table = await both(make_worker)
+    async with run_router(table, predictor=Learned(), peer_token="t", **FLOOR) as (client, _):
+
+        async def asked(threshold: float) -> tuple[Any, Any]:
+            reply = await client.request(
+                "PUT", "/admin/set-points", {"gain_threshold": threshold}, PEER
+            )
+            return reply.json, (await client.get("/admin/state")).json
+
+        before = (await client.get("/admin/state")).json
+        limit = before["set_points"]["gain_threshold"]
+        high, state = await asked(0.9)
+        answer = await client.chat()
+        low, _ = await asked(0.01)
+
+    assert 0.2 < limit < 0.3
+    assert before["threshold"] == {"asked": None, "limit": limit, "in_force": limit}
+    assert high["gain_threshold"] == limit
+    assert high["threshold"] == state["threshold"]
+    assert state["threshold"] == {"asked": 0.9, "limit": limit, "in_force": limit}
+    assert answer.headers["x-tandem-tier"] == "large"
+    assert low["threshold"] == {"asked": 0.01, "limit": limit, "in_force": 0.01}
+
+
+async def test_a_changed_threshold_does_not_switch_the_floor_off_and_its_limit_goes_on_moving(
+    run_router: Any,
+) -> None:
+    predictor = Learned()
+    async with run_router({}, predictor=predictor, background=False, **FLOOR) as (_, app):
+        steering = app.services.steering
+        limit = steering.threshold_limit["limit"]
+        app.settings.apply({**FLOOR, "threshold": 0.8})
+        pushed = steering.threshold_limit
+        app.settings.apply({"objective": {"quality_floor": 0.99}, "threshold": 0.8})
+        stricter = steering.threshold_limit
+        predictor.highest = 10
+        steering.predictor_changed(predictor)
+        retrained = steering.threshold_limit
+        app.settings.apply({"objective": {}, "threshold": 0.8})
+        without = steering.threshold_limit
+        app.settings.apply({**FLOOR, "threshold": None})
+        again = steering.threshold_limit
+
+    assert pushed == {"asked": 0.8, "limit": limit, "in_force": limit}
+    assert stricter["in_force"] == stricter["limit"] < limit
+    assert retrained["in_force"] == retrained["limit"] != stricter["limit"]
+    assert without == {"asked": 0.8, "limit": None, "in_force": 0.8}
+    assert again["asked"] is None
+    assert again["in_force"] == again["limit"]
+
+
+async def test_a_largest_share_still_comes_before_the_floor(run_router: Any) -> None:
+    tiers = [
+        {"name": "small", "served_model": "qwen-1b"},
+        {"name": "large", "served_model": "qwen-32b", "max_share": 0.1},
+    ]
+    async with run_router({}, predictor=Learned(), background=False, tiers=tiers, **FLOOR) as (
+        _,
+        app,
+    ):
+        steering = app.services.steering
+        for _ in range(200):
+            steering.control.share.observe(0.3, True)
+        held = steering.threshold_limit
+
+    assert held["in_force"] > held["limit"]

@@ -24,6 +24,7 @@ from tandem_operator.autoscale.sizing import (
     Sizes,
     at_threshold,
     size,
+    up_to,
 )
 
 FORECAST = "Forecast"
@@ -91,7 +92,8 @@ class Observation:
     workers: Mapping[tuple[str, Role], int]
     curve: Sequence[Operating]
     profiles: Mapping[str, PerformanceProfile]
-    threshold: float
+    threshold: float  # in force
+    threshold_limit: float | None = None  # the routers' quality floor lets no higher one through
     floor: int = 0  # workers of every pool that a schedule asks for now
     floor_name: str = ""  # of that schedule
     signals: Mapping[tuple[str, Role], Mapping[str, float]] = field(default_factory=dict)
@@ -213,7 +215,7 @@ class Autoscaler:
                 stuck,
             )
 
-        sizes = sized(seen.curve, settings.quality_floor)
+        sizes = sized(up_to(seen.curve, seen.threshold_limit), settings.quality_floor)
         here = at_threshold(seen.curve, seen.threshold)
         if here is not None:
             same = sized((here,), 0.0)

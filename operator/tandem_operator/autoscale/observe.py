@@ -163,6 +163,22 @@ def current_threshold(states: Iterable[Any]) -> float | None:
     return None
 
 
+def asked_threshold(state: Any) -> float | None:
+    """The gain threshold that a router was asked for last; its quality floor may hold a lower."""
+    return _threshold_part(state, "asked")
+
+
+def threshold_limit(states: Iterable[Any]) -> float | None:
+    """The highest gain threshold that the routers' quality floor lets through; None without one."""
+    found = (_threshold_part(state, "limit") for state in states)
+    return next((limit for limit in found if limit is not None), None)
+
+
+def _threshold_part(state: Any, part: str) -> float | None:
+    parts = state.get("threshold") if isinstance(state, dict) else None
+    return _number(parts.get(part)) if isinstance(parts, dict) else None
+
+
 def performance_profile(
     loads: Iterable[Any], max_num_seqs: int = DEFAULT_MAX_NUM_SEQS
 ) -> PerformanceProfile | None:

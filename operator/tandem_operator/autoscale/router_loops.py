@@ -26,6 +26,7 @@ from tandem_operator.autoscale.observe import (
     performance_profile,
     pool_signals,
     routing_curve,
+    threshold_limit,
 )
 from tandem_operator.autoscale.profile import PerformanceProfile
 from tandem_operator.autoscale.seasons import HourlyRates
@@ -129,6 +130,7 @@ class ManagedScaling:
                 curve=routing_curve(bodies) or _as_it_goes(loop, traffic, threshold or 0.0),
                 profiles=loop.profiles,
                 threshold=threshold if threshold is not None else 0.0,
+                threshold_limit=threshold_limit(bodies),
                 floor=floor.workers,
                 floor_name=floor.name,
                 signals={pool: pool_signals(found) for pool, found in grouped.items()},

@@ -278,6 +278,16 @@ def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | No
     return None
 
 
+def up_to(curve: Sequence[Operating], limit: float | None) -> Sequence[Operating]:
+    """The points that a router which lets no threshold over `limit` through can be at."""
+    if limit is None or all(point.threshold <= limit for point in curve):
+        return curve
+    last = at_threshold(curve, limit)
+    if last is None:  # under every known point
+        last = replace(min(curve, key=lambda point: point.threshold), threshold=limit)
+    return (*(point for point in curve if point.threshold < limit), last)
+
+
 @dataclass(frozen=True, slots=True)
 class _Demand:
     """All requests of a router, and what a tier has to serve beside its share of them."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from tandem_operator.autoscale.loop import Plan, Unplaced
-from tandem_operator.autoscale.observe import current_threshold
+from tandem_operator.autoscale.observe import asked_threshold, current_threshold
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.sizing import Role
 from tandem_operator.plan.objects import (
@@ -282,6 +282,7 @@ class ScalingDriver:
             for pod in ready
             if (state := states.get(identity(pod))) is not None
             and current_threshold([state]) not in (None, wanted)
+            and asked_threshold(state) != wanted  # else its quality floor holds a lower one
         ]
         await asyncio.gather(*(self._put_threshold(pod, wanted, token) for pod in behind))
 

@@ -72,6 +72,7 @@ class Front:
             slo=LatencySlo(ttft_slo_s, tpot_slo_s),
             unbilled=frozenset(t.name for t in tiers if t.external_ttft_s is None),
         )
+        self._asked: float | None = None
         self._state = PolicyState()
         self._curve = RoutingCurve()
         self._floor = (
@@ -115,7 +116,8 @@ class Front:
         if self._floor is not None and arrival.predicted and decision.gain is not None:
             dearest = decision.verdicts[-1].quality
             if dearest is not None and self._floor.observe(decision.gain, dearest):
-                self.set_points = replace(self.set_points, gain_threshold=self._floor.threshold)
+                limited = self._floor.clip(self._asked)
+                self.set_points = replace(self.set_points, gain_threshold=limited)
         return decision
 
     def finished(self, tier: str, prompt_tokens: int, output_tokens: int) -> None:
@@ -126,8 +128,10 @@ class Front:
         row[2] += output_tokens
 
     def move_threshold(self, threshold: float) -> None:
-        """The control loop owns the threshold from here on."""
-        self._floor = None
+        """What the control loop asks for, within what the quality floor lets through."""
+        self._asked = threshold
+        if self._floor is not None:
+            threshold = self._floor.clip(threshold)
         self.set_points = replace(self.set_points, gain_threshold=threshold)
 
     def state(self) -> dict[str, Any]:
@@ -159,4 +163,9 @@ class Front:
                 for point in self._curve.points()
             ],
             "set_points": {"gain_threshold": self.set_points.gain_threshold},
+            "threshold": {
+                "asked": self._asked,
+                "limit": self._floor.threshold if self._floor is not None else None,
+                "in_force": self.set_points.gain_threshold,
+            },
         }

@@ -110,8 +110,10 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
 
     @router.put("/set-points", dependencies=[Depends(needs_peer_token)])
     async def set_points(body: SetPoints) -> dict[str, Any]:
-        services.steering.move_set_points(**body.model_dump(exclude_none=True))
-        return asdict(services.steering.set_points)
+        """Those in force from now on; `threshold` says where a floor clips what was asked for."""
+        services.steering.move_set_points(body.gain_threshold, body.lambda_per_usd)
+        steering = services.steering
+        return {**asdict(steering.set_points), "threshold": steering.threshold_limit}
 
     @router.put("/settings", dependencies=[Depends(needs_peer_token)])
     async def put_settings(body: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +243,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "dearest_tier": services.prices.dearest,
         "slo": config.slo.model_dump(),
         "set_points": asdict(services.steering.set_points),
+        "threshold": services.steering.threshold_limit,
         "control": asdict(services.steering.control.state(now)),
         "curve": [asdict(point) for point in services.steering.control.curve.points()],
         "expected_quality_ratio": services.steering.expected_quality_ratio,

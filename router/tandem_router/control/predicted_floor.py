@@ -58,6 +58,10 @@ class PredictedFloor:
         if self._recent:
             self.threshold = threshold_for_floor(self._recent, floor)
 
+    def clip(self, asked: float | None) -> float:
+        """The threshold where somebody asks for another: no more than what holds the floor."""
+        return self.threshold if asked is None else min(asked, self.threshold)
+
     def set_floor(self, floor: float) -> None:
         """Another floor for the same traffic."""
         self._floor = floor

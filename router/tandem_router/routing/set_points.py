@@ -47,7 +47,8 @@ class Counted:
 class Steering:
     """One router's set-points and memory of recent requests.
 
-    The set-points are moved by online controllers or by /admin/set-points.
+    The set-points are moved by online controllers or by /admin/set-points. Where a learned
+    predictor holds a quality floor, a gain threshold that is asked for is clipped to the floor's.
     """
 
     def __init__(
@@ -67,10 +68,9 @@ class Steering:
         self._predictor = predictor
         self._unbilled = unbilled
         self.state = PolicyState()
-        threshold = config.threshold
-        if threshold is None:
-            threshold = DEFAULT_THRESHOLDS[config.predictor.type]
-        base = PolicySetPoints(gain_threshold=threshold, **_fixed_set_points(config))
+        self._asked = config.threshold  # None: nobody asks for one
+        self._floor = self._new_floor(predictor)
+        base = PolicySetPoints(gain_threshold=self._clipped(), **_fixed_set_points(config))
         cap = config.tier(prices.dearest).max_share
         self.control = OnlineControl(
             base,
@@ -79,11 +79,9 @@ class Steering:
             share_ceiling=True,
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
-        self._floor: PredictedFloor | None = None
         # Prompt length ranks prompts; the qualities it states were measured nowhere.
         self._states_quality = not isinstance(predictor, LengthPredictor)
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
-        self._set_floor(predictor, threshold)
         self._show_set_points()
 
     def reconfigure(self, config: RouterConfig, budget: Bucket | None) -> None:
@@ -105,58 +103,78 @@ class Steering:
             self.control.share = ShareTracker(cap)
         else:
             self.control.share.target = cap
-        if config.threshold is not None and config.threshold != before.threshold:
-            self.move_set_points(gain_threshold=config.threshold)
-        elif (config.threshold, config.objective.quality_floor) != (
-            before.threshold,
-            before.objective.quality_floor,
-        ):
-            threshold = self.control.base.gain_threshold
-            if self._floor is not None and config.objective.quality_floor is not None:
-                self._floor.set_floor(config.objective.quality_floor)
-                threshold = self._floor.threshold
+        floor = config.objective.quality_floor
+        if (config.threshold, floor) != (before.threshold, before.objective.quality_floor):
+            self._asked = config.threshold
+            if self._floor is not None and floor is not None:
+                self._floor.set_floor(floor)
             else:
-                self._floor = None
-                threshold = DEFAULT_THRESHOLDS[config.predictor.type]
-                self._set_floor(self._predictor, threshold)
-                threshold = self._floor.threshold if self._floor is not None else threshold
-            self.control.base = replace(self.control.base, gain_threshold=threshold)
+                self._floor = self._new_floor(self._predictor)
+            self._move_threshold()
         self._show_set_points()
 
     @property
     def set_points(self) -> PolicySetPoints:
         return self.control.set_points(self._clock())
 
-    def _set_floor(self, predictor: Predictor | None, threshold: float) -> None:
-        """A quality floor without a threshold is held by the predictor's expectation.
+    @property
+    def threshold_limit(self) -> dict[str, float | None]:
+        """The gain threshold asked for, the most that the quality floor allows, and that in force.
+
+        In force may be more than the limit: a budget and a largest share come before quality.
+        """
+        return {
+            "asked": self._asked,
+            "limit": self._floor.threshold if self._floor is not None else None,
+            "in_force": self.set_points.gain_threshold,
+        }
+
+    def _new_floor(
+        self, predictor: Predictor | None, before: PredictedFloor | None = None
+    ) -> PredictedFloor | None:
+        """What holds the quality floor: the predictor's expectation.
+
+        before: whose limit stands until enough is known.
 
         Only a learned predictor's qualities are measured ones; a fixed or length predictor keeps
         its threshold.
         """
         floor = self._config.objective.quality_floor
-        if floor is None or self._config.threshold is not None or len(self._config.tiers) < 2:
-            return
+        if floor is None or len(self._config.tiers) < 2:
+            return None
         if not isinstance(predictor, ArtifactPredictor):
-            return
+            return None
         training = predictor.training_gains(self._prices.dearest, self._prices.cheapest)
-        self._floor = PredictedFloor(floor, threshold, training)
-        self.control.base = replace(self.control.base, gain_threshold=self._floor.threshold)
+        limit = before.threshold if before is not None else DEFAULT_THRESHOLDS["Learned"]
+        return PredictedFloor(floor, limit, training)
+
+    def _clipped(self) -> float:
+        """The threshold asked for, within the floor's limit; that limit where nobody asks."""
+        if self._floor is not None:
+            return self._floor.clip(self._asked)
+        if self._asked is not None:
+            return self._asked
+        return DEFAULT_THRESHOLDS[self._config.predictor.type]
+
+    def _move_threshold(self) -> None:
+        self.control.base = replace(self.control.base, gain_threshold=self._clipped())
 
     def predictor_changed(self, predictor: Predictor) -> None:
         """A new artifact is in use: its gains are on another scale."""
         self._predictor = predictor
-        if self._floor is not None:
-            self._set_floor(predictor, self._floor.threshold)
-            self._show_set_points()
+        self._floor = self._new_floor(predictor, before=self._floor)
+        self._move_threshold()
+        self._show_set_points()
 
-    def move_set_points(self, **changes: float) -> None:
-        """Replace some base set-points; names are fields of PolicySetPoints.
-
-        Whoever sets the gain threshold holds the quality floor from then on.
-        """
-        if "gain_threshold" in changes:
-            self._floor = None
-        self.control.base = replace(self.control.base, **changes)  # type: ignore[arg-type]
+    def move_set_points(
+        self, gain_threshold: float | None = None, lambda_per_usd: float | None = None
+    ) -> None:
+        """Ask for other base set-points; a threshold over the quality floor's is clipped to it."""
+        if lambda_per_usd is not None:
+            self.control.base = replace(self.control.base, lambda_per_usd=lambda_per_usd)
+        if gain_threshold is not None:
+            self._asked = gain_threshold
+            self._move_threshold()
         self._show_set_points()
 
     def _show_set_points(self) -> None:
@@ -191,7 +209,7 @@ class Steering:
         if floor is None or gain is None or dearest is None:
             return
         if floor.observe(gain, dearest):
-            self.control.base = replace(self.control.base, gain_threshold=floor.threshold)
+            self._move_threshold()
 
     def move(self, counted: Counted, decision: Decision) -> None:
         """Another tier takes the request over: it counts there, and no longer where it was."""
