@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.local.store import Store
 from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import pool_status
-from tandem_operator.plan.objects import MODEL_LABEL, SCALED_ANNOTATION
-from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S, ScalingDriver
+from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROLE_LABEL, SCALED_ANNOTATION
+from tandem_operator.reconcile.actuator import KEEP_RATES_S, PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.resources import Model, Router
 
 Object = dict[str, Any]
@@ -41,6 +42,23 @@ def pool(name: str, model: str, role: str) -> Object:
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"modelRef": {"name": model}, "role": role, "replicas": 1},
     }
+
+
+class ManagedCopies:
+    """A store as the operator's copies show it: ConfigMaps only with the labels it lists by."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        found = await self._store.get(kind, namespace, name)
+        if kind != "ConfigMap" or found is None:
+            return found
+        labels = found["metadata"].get("labels") or {}
+        return found if MANAGED.items() <= labels.items() else None
 
 
 class World:
@@ -88,7 +106,12 @@ class World:
         for name in ("s", "l"):
             self.store.write(pool(f"{name}-unified", name, "unified"), manager="test")
             self.store.write(pod(f"{name}-0", f"10.0.0.{name}", {MODEL_LABEL: name}), manager="t")
-        self.driver = ScalingDriver(self.store, SETTINGS, lambda: self.now, self.ask)
+        self.start_operator()
+
+    def start_operator(self) -> None:
+        """One that remembers nothing but what the store holds."""
+        api = ManagedCopies(self.store)
+        self.driver = ScalingDriver(api, SETTINGS, lambda: self.now, self.ask)
 
     async def ask(self, host, port, path, body=None, token="", timeout_s=2.0, method=None):
         if self.silent:
@@ -381,3 +404,71 @@ async def test_traffic_to_one_tier_lets_the_other_sleep():
     await world.run(1.0, 16)
 
     assert [world.replicas(name) for name in POOLS] == [1, 0]
+
+
+def owned_world() -> World:
+    world = World()
+    world.router = world.router.model_copy(
+        update={"metadata": world.router.metadata.model_copy(update={"uid": "router-uid"})}
+    )
+    world.start_operator()
+    return world
+
+
+async def learn_hours(world: World, hours: int) -> None:
+    world.requests = 0.0
+    for _ in range(hours * 4):
+        world.now += 900.0 - PERIOD_S
+        await world.run(20.0, 1)
+
+
+async def test_an_operator_that_restarts_still_knows_the_week() -> None:
+    world = owned_world()
+    await learn_hours(world, 3)
+    kept = world.store.read("ConfigMap", "default", "chat-hourly-rates")
+    assert kept is not None
+    learnt = HourlyRates.parse(kept["data"]["hourly"])
+
+    world.start_operator()
+    await world.run(20.0, 1)
+    world.now += KEEP_RATES_S
+    await world.run(20.0, 1)
+
+    again = world.store.read("ConfigMap", "default", "chat-hourly-rates")
+    assert again is not None
+    assert learnt.of(world.now - 2 * 3600.0) is not None
+    after = HourlyRates.parse(again["data"]["hourly"])
+    assert after.of(world.now - 2 * 3600.0) == learnt.of(world.now - 2 * 3600.0)
+
+
+async def test_a_config_map_of_somebody_else_is_neither_read_nor_written(caplog) -> None:
+    world = owned_world()
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "chat-hourly-rates", "namespace": "default"},
+        "data": {"mine": "1"},
+    }
+    before = world.store.write(theirs, manager="user")
+
+    await learn_hours(world, 2)
+
+    assert world.store.read("ConfigMap", "default", "chat-hourly-rates") == before
+    assert "chat-hourly-rates" in caplog.text
+    assert "rename" in caplog.text
+
+
+async def test_pods_that_no_node_takes_are_given_up_and_the_pool_says_why() -> None:
+    world = World()
+    why = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    reasons: set[str] = set()
+    for _ in range(24):  # two minutes
+        for number in range(1, world.replicas("l-unified")):
+            waiting = pod(f"l-{number}", "", {MODEL_LABEL: "l", ROLE_LABEL: "unified"})
+            unplaced = {"type": "PodScheduled", "status": "False", "message": why}
+            waiting["status"] = {"conditions": [unplaced]}
+            world.store.write(waiting, manager="t")
+        reasons |= {d["reason"] for d in await world.run(200.0, 1)}
+
+    assert world.replicas("l-unified") == 1
+    assert any("withdrawn" in reason and why.rstrip(".") in reason for reason in reasons)

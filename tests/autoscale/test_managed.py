@@ -403,6 +403,30 @@ def test_changed_settings_take_effect_without_forgetting_the_traffic():
     assert plan.slo_met is not None
 
 
+def test_changed_settings_forget_no_shares_where_no_prompt_is_scored():
+    managed = ManagedScaling()
+    for second, total, budget in (
+        (0, 0.0, 50),
+        (10, 600.0, 50),
+        (20, 1200.0, 50),
+        (30, 1200.0, 40),
+    ):
+        seen = {**state(total), "curve": []}
+        plan = managed.step(
+            1_800_000_000.0 + second,
+            "default/chat",
+            router(budget={"gpus": budget}),
+            MODELS,
+            None,
+            WORKERS,
+            {"pod-1": seen},
+            LOADS,
+        )
+
+    assert plan is not None
+    assert "no routing curve" not in "".join(d.reason for d in plan.decisions)
+
+
 def test_a_router_without_pools_of_ours_has_no_loop():
     external = {"name": "api", "external": {"url": "https://x.test/v1", "model": "m"}}
     managed = ManagedScaling()

@@ -119,9 +119,7 @@ def test_a_budget_that_is_cut_moves_the_threshold_at_once() -> None:
     world.step(20)
     before = world.threshold
 
-    world.loop = Autoscaler(
-        replace(world.loop.settings, ceilings=Ceilings(usd_per_hour=10.0)), world.loop
-    )
+    world.loop.reconfigure(replace(world.loop.settings, ceilings=Ceilings(usd_per_hour=10.0)))
     reasons = world.step()
 
     assert world.threshold > before

@@ -15,10 +15,12 @@ from objects_table import GOOD, model
 from stored_cluster import BOTH, SPLIT, Cluster
 from tandem_operator.local.store import Store
 from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.objects import child
 from tandem_operator.reconcile.children import UNSEEN_RETRY_S
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S
+from tandem_operator.resources import Router
 
 Object = dict[str, Any]
 
@@ -294,3 +296,22 @@ async def test_before_a_pool_shrinks_its_pods_say_how_busy_they_are() -> None:
     ]
     assert calm is None
     assert costs == ["3", "2", "1"]
+
+
+async def test_what_a_control_loop_learnt_stays_while_there_is_one() -> None:
+    managed = BOTH + "  scaling: {mode: Managed}\n"
+    cluster = Cluster(managed)
+    await cluster.settle()
+    router = Router.model_validate(
+        {name: cluster.get("Router", "r")[name] for name in ("metadata", "spec")}
+    )
+    await cluster.store.apply(
+        child(router, "v1", "ConfigMap", "r-hourly-rates", {"data": {"hourly": "[]"}})
+    )
+
+    await cluster.settle()
+    assert "r-hourly-rates" in cluster.names("ConfigMap")
+
+    cluster.apply(BOTH)
+    await cluster.settle()
+    assert "r-hourly-rates" not in cluster.names("ConfigMap")

@@ -26,12 +26,15 @@ class Demand:
     Args:
         horizon_s: Time a worker takes to start.
         idle_after_s: A tier that nobody asked for so long may sleep; None: never.
+        hourly: What was learnt of the week before.
     """
 
-    def __init__(self, horizon_s: float, idle_after_s: float | None) -> None:
+    def __init__(
+        self, horizon_s: float, idle_after_s: float | None, hourly: HourlyRates | None = None
+    ) -> None:
         self.idle_after_s = idle_after_s
         self.horizon_s = horizon_s
-        self.hourly = HourlyRates()
+        self.hourly = hourly or HourlyRates()
         self._forecast = RateForecast(horizon_s)
         self._num_silent = 0
         self._busy_at: dict[str, float] = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from tandem_operator.autoscale.demand import Demand, drain_rates
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
+from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.autoscale.sizing import (
     Ceilings,
     Operating,
@@ -146,24 +147,17 @@ class _Stuck:
 
 
 class Autoscaler:
-    """The loop's memory between steps; `step` is its only verb.
+    """The loop's memory between steps, under settings that may change.
 
     Args:
         settings: What is asked for.
-        before: The loop of the same Router under other settings: what it learnt goes on.
+        hourly: What was learnt of the week before.
     """
 
-    def __init__(self, settings: LoopSettings, before: Autoscaler | None = None) -> None:
+    def __init__(self, settings: LoopSettings, hourly: HourlyRates | None = None) -> None:
         self.settings = settings
-        self.recent: deque[ScalingDecision] = deque(
-            before.recent if before is not None else (), maxlen=KEPT_DECISIONS
-        )
-        self.demand: Demand = (
-            before.demand
-            if before is not None
-            else Demand(settings.startup_s, settings.idle_after_s)
-        )
-        self.demand.idle_after_s = settings.idle_after_s
+        self.recent: deque[ScalingDecision] = deque(maxlen=KEPT_DECISIONS)
+        self.demand = Demand(settings.startup_s, settings.idle_after_s, hourly)
         self._wanted: dict[tuple[str, Role], deque[tuple[float, int]]] = {
             pool.key: deque() for pool in settings.pools
         }
@@ -171,13 +165,13 @@ class Autoscaler:
         self._since: dict[tuple[str, Role], float] = {}
         self._stepped: dict[tuple[str, Role], float] = {}
         self._stuck: dict[tuple[str, Role], _Stuck] = {}
-        if before is not None:
-            self._since.update(before._since)
-            self._stepped.update(before._stepped)
-            self._stuck.update(before._stuck)
-            self._wanted.update(
-                {key: rows for key, rows in before._wanted.items() if key in self._wanted}
-            )
+
+    def reconfigure(self, settings: LoopSettings) -> None:
+        """Take other settings; what was learnt of traffic and pools goes on."""
+        self.settings = settings
+        self.demand.idle_after_s = settings.idle_after_s
+        self._wanted = {pool.key: self._wanted.get(pool.key, deque()) for pool in settings.pools}
+        self._thresholds.clear()
 
     def step(self, now: float, seen: Observation) -> Plan:
         """Decide once; call every few seconds with what was observed."""

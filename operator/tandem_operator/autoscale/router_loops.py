@@ -5,8 +5,9 @@
     # plan.workers -> WorkerPool.spec.replicas; plan.threshold -> PUT /admin/set-points of each
     # router pod when it differs; status_decisions(...) -> Router.status.decisions
 
-Reconcile itself stays level-triggered: losing this memory (a restart) costs the forecast's history
-and the scale-down window, never correctness.
+Reconcile itself stays level-triggered: losing this memory (a restart) costs the forecast's last
+minutes and the scale-down window, never correctness. What was learnt of the week is handed out and
+back (`remembered`, `kept`), because that takes weeks to learn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.autoscale.loop import Autoscaler, LoopSettings, Observation, Plan, Unplaced
+from tandem_operator.autoscale.loop import Autoscaler, Observation, Plan, Unplaced
 from tandem_operator.autoscale.observe import (
     Traffic,
     TrafficMeter,
@@ -40,9 +41,8 @@ SHARE_SMOOTHING = 0.2
 
 @dataclass
 class _Loop:
-    settings: LoopSettings
     autoscaler: Autoscaler
-    meter: TrafficMeter
+    meter: TrafficMeter = field(default_factory=TrafficMeter)
     # The last known ones: a pool that sleeps reports nothing.
     profiles: dict[str, PerformanceProfile] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
@@ -53,15 +53,14 @@ class ManagedScaling:
 
     def __init__(self) -> None:
         self._loops: dict[str, _Loop] = {}
-        self._recalled: dict[str, str] = {}
+
+    def knows(self, key: str) -> bool:
+        """Whether a Router's loop has begun."""
+        return key in self._loops
 
     def forget(self, key: str) -> None:
         """Drop a Router's loop."""
         self._loops.pop(key, None)
-
-    def recall(self, key: str, text: str) -> None:
-        """Give a Router's loop what `remembered` told an earlier operator."""
-        self._recalled[key] = text
 
     def remembered(self, key: str) -> str | None:
         """What a Router's loop has learnt of the week, to be kept; None before it has begun."""
@@ -79,6 +78,7 @@ class ManagedScaling:
         states: Mapping[str, Any],
         loads: Iterable[tuple[str, Any]],
         unplaced: Mapping[tuple[str, Role], Unplaced] | None = None,
+        kept: str = "",
     ) -> Plan | None:
         """One decision; None for a Router without pools of ours.
 
@@ -90,19 +90,17 @@ class ManagedScaling:
             states: `/admin/state` bodies of the ready router pods, by pod and start.
             loads: (tier, `/v1/load` body) of each ready worker pod.
             unplaced: workers that no node takes, by pool.
+            kept: what `remembered` told an earlier operator; read when the loop begins.
         """
         settings = loop_settings(router, models, policy)
         if not settings.pools:
             self.forget(key)
             return None
         loop = self._loops.get(key)
-        if loop is None or loop.settings != settings:
-            meter = loop.meter if loop else TrafficMeter()
-            known = loop.profiles if loop else {}
-            learnt = Autoscaler(settings, loop.autoscaler if loop else None)
-            if loop is None and (text := self._recalled.pop(key, "")):
-                learnt.demand.hourly = HourlyRates.parse(text)
-            loop = self._loops[key] = _Loop(settings, learnt, meter, known)
+        if loop is None:
+            loop = self._loops[key] = _Loop(Autoscaler(settings, HourlyRates.parse(kept)))
+        elif loop.autoscaler.settings != settings:
+            loop.autoscaler.reconfigure(settings)
         grouped = by_pool(loads)
         tiers = {pool.tier for pool in settings.pools}
         for tier in tiers:

@@ -57,6 +57,11 @@ def endpoints_name(name: str) -> str:
     return f"{name}-endpoints"
 
 
+def rates_name(name: str) -> str:
+    """Name of the ConfigMap that keeps what the control loop has learnt of the week."""
+    return f"{name}-hourly-rates"
+
+
 def missing_models(router: Router, models: Mapping[str, Model]) -> list[str]:
     """Names of Models that the tiers want and that do not exist."""
     wanted = [t.model_ref.name for t in router.spec.tiers if t.model_ref is not None]
@@ -187,6 +192,8 @@ def plan_router(
     plan.apply += _access(router, name, settings)
     if settings.endpoints == "file":
         plan.keep.add(("ConfigMap", endpoints_name(router.metadata.name)))
+    if router.spec.scaling.mode == "Managed":
+        plan.keep.add(("ConfigMap", rates_name(router.metadata.name)))
     if settings.network.enabled:
         plan.apply.append(router_policy(router, name, settings))
     plan.apply.append(_service(router, name))

@@ -22,9 +22,11 @@ from tandem_operator.plan.objects import (
     SCALED_ANNOTATION,
     Object,
     Settings,
-    owner_reference,
+    child,
 )
 from tandem_operator.plan.pods import is_ready, unschedulable
+from tandem_operator.plan.router import rates_name
+from tandem_operator.reconcile.children import controlled, onto
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
@@ -36,7 +38,6 @@ logger = logging.getLogger("tandem.operator")
 ASK_TIMEOUT_S = 2.0
 PERIOD_S = 5.0  # between two steps of one Router's loop
 KEEP_RATES_S = 1800.0  # between two writes of the hourly rates
-RATES_SUFFIX = "-hourly-rates"
 WAKE_PERIOD_S = 1.0  # the same while all of its pools are empty: somebody may be waiting
 
 
@@ -82,7 +83,6 @@ class ScalingDriver:
         self._reports = EngineReports()
         self._stepped: dict[str, float] = {}
         self._asleep: set[str] = set()
-        self._recalled: set[str] = set()
         self._kept_at: dict[str, float] = {}
 
     async def step(
@@ -120,9 +120,6 @@ class ScalingDriver:
         states, loads = await asyncio.gather(
             self._states(ready, token), self._loads(workers, token)
         )
-        if key not in self._recalled:
-            self._recalled.add(key)
-            self._managed.recall(key, await self._remembered(router))
         if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
             self._asleep.discard(key)
         else:
@@ -137,6 +134,7 @@ class ScalingDriver:
             states,
             loads,
             _unplaced(workers),
+            "" if self._managed.knows(key) else await self._remembered(router),
         )
         if plan is not None:
             await self._write(plan, pools, ready, states, token, self._reasons(key))
@@ -149,14 +147,15 @@ class ScalingDriver:
         self._managed.forget(key)
         self._stepped.pop(key, None)
         self._asleep.discard(key)
-        self._recalled.discard(key)
         self._kept_at.pop(key, None)
 
     async def _remembered(self, router: Router) -> str:
         """The hourly rates that an earlier operator learnt; empty where there are none."""
-        name = f"{router.metadata.name}{RATES_SUFFIX}"
+        name = rates_name(router.metadata.name)
         found = await self._api.get("ConfigMap", router.metadata.namespace, name)
-        return str(((found or {}).get("data") or {}).get("hourly", ""))
+        if found is None or not controlled(found, router.metadata.uid):
+            return ""
+        return str((found.get("data") or {}).get("hourly", ""))
 
     async def _remember(self, router: Router, key: str, now: float) -> None:
         """Keep what was learnt of the week, once in a while: one small ConfigMap per Router."""
@@ -164,19 +163,21 @@ class ScalingDriver:
             return
         self._kept_at[key] = now
         text = self._managed.remembered(key)
-        if text is not None:
-            await self._api.apply(
-                {
-                    "apiVersion": "v1",
-                    "kind": "ConfigMap",
-                    "metadata": {
-                        "name": f"{router.metadata.name}{RATES_SUFFIX}",
-                        "namespace": router.metadata.namespace,
-                        "ownerReferences": [owner_reference(router)],
-                    },
-                    "data": {"hourly": text},
-                }
+        if text is None:
+            return
+        name = rates_name(router.metadata.name)
+        found = await self._api.named("ConfigMap", router.metadata.namespace, name)
+        if found is not None and not controlled(found, router.metadata.uid):
+            logger.warning(
+                "ConfigMap %s of %s is not this Router's and is left as it is: what its control "
+                "loop learns of the week is lost at a restart of the operator; rename the "
+                "ConfigMap, or delete it if it is not needed",
+                name,
+                key,
             )
+            return
+        kept = child(router, "v1", "ConfigMap", name, {"data": {"hourly": text}})
+        await self._api.apply(onto(found, kept))
 
     def _reasons(self, key: str) -> dict[str, str]:
         """Why each pool was last scaled, by tier and role."""

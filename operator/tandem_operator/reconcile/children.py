@@ -100,7 +100,7 @@ async def apply_plan(
         stamped = stamp(obj)
         if needs_apply(live.get(key), stamped):
             try:
-                await api.apply(_of(live.get(key), stamped))
+                await api.apply(onto(live.get(key), stamped))
             except ApiError as error:
                 _note_refusal(plan, obj, error, result)
             else:
@@ -157,8 +157,8 @@ def controlled(obj: Object, uid: str) -> bool:
     return any(o.get("controller") and o.get("uid") == uid for o in owners)
 
 
-def _of(live: Object | None, stamped: Object) -> Object:
+def onto(live: Object | None, obj: Object) -> Object:
     """What to apply so that it lands on this very object, and not on another one of its name."""
     if live is None:
-        return stamped
-    return {**stamped, "metadata": {**stamped["metadata"], "uid": live["metadata"]["uid"]}}
+        return obj
+    return {**obj, "metadata": {**obj["metadata"], "uid": live["metadata"]["uid"]}}
