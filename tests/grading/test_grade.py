@@ -318,6 +318,40 @@ def test_no_more_than_max_usd_is_spent_and_the_rest_is_asked_when_it_is_raised(
     assert len(provider.requests) == 100
 
 
+def test_money_is_held_by_bytes_for_letters_that_take_several_tokens(
+    tandem: Command, provider: Provider, two_tiers: list[str], write: Write, tmp_path: Path
+) -> None:
+    provider.respond = lambda body: Reply("4", tokens=(1200, 1))
+    rows = [{"prompt": f"{'数' * 1000} {i}", "reference": 4} for i in range(8)]
+
+    found = tandem(
+        *("grade", write(rows), "-o", tmp_path / "g.jsonl", *two_tiers, "--json"),
+        *("--max-tokens", 1, "--max-usd", 0.034, "--concurrency", 1),
+    ).found
+
+    assert found["stopped"] == "max_usd"
+    assert found["spent_usd"] <= 0.034
+
+
+def test_money_is_held_for_asking_a_judge_that_garbles_once_more(
+    tandem: Command, provider: Provider, write: Write, tmp_path: Path
+) -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        return Reply("Hmm." if body["model"] == "j" else body["model"], tokens=(0, 100))
+
+    provider.respond = respond
+
+    found = tandem(
+        *("grade", write([{"prompt": "Why?"}]), "-o", tmp_path / "g.jsonl", "--json"),
+        *("--tier", f"small={provider.api}#s", "--tier", f"large={provider.api}#l"),
+        *("--price", "small=0/1", "--price", "large=0/1"),
+        *("--judge", f"{provider.api}#j", "--judge-price", "0/10"),
+        *("--max-tokens", 100, "--max-usd", 0.003),
+    ).found
+
+    assert found["spent_usd"] <= 0.003
+
+
 PROGRAM = "import sys; from tandem_operator.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -529,6 +563,25 @@ def test_a_router_file_names_external_tiers_and_those_behind_the_router(
     assert sent["big"]["authorization"] == "bearer secret-1"
     assert "authorization" not in sent["small"]
     assert "secret-1" not in ran.out + ran.err + (tmp_path / "g.jsonl.journal").read_text()
+
+
+def test_a_price_that_is_none_and_a_key_that_no_header_holds_are_refused(
+    tandem: Command, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "router.yaml"
+    path.write_text(
+        "kind: Router\nspec:\n  tiers:\n"
+        "  - {name: small, usdPer1MInputTokens: '1', usdPer1MOutputTokens: cheap}\n"
+    )
+    monkeypatch.setenv("ODD_KEY", "schlüssel")
+    words = (write(sums(2)), "-o", tmp_path / "g.jsonl")
+
+    assert "tier small: usdPer1MOutputTokens is 'cheap', not dollars per million" in refusal(
+        tandem, *words, "--router", path
+    )
+    assert "the key in ODD_KEY holds characters that no header can" in refusal(
+        tandem, *words, "--tier", TIER, "--key", "small=ODD_KEY"
+    )
 
 
 def refusal(tandem: Command, *words: object) -> str:

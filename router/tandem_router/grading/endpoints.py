@@ -139,20 +139,23 @@ def with_key(
     """The endpoint with its key, from the named variable or the customary one.
 
     A key is sent only where it was named for: OPENAI_API_KEY to api.openai.com, TANDEM_API_KEY to
-    a Router.
+    a Router. Raises GradingError where a named one is not set, or a key cannot be sent.
     """
-    if variable is not None:
-        value = environment.get(variable)
-        if not value:
+    name = variable
+    if name is None and urlsplit(endpoint.url).hostname == "api.openai.com":
+        name = "OPENAI_API_KEY"
+    elif name is None and endpoint.router:
+        name = "TANDEM_API_KEY"
+    key = environment.get(name) if name else None
+    if not name or not key:
+        if variable is not None:
             raise GradingError(
                 f"the variable {variable}, named for {endpoint.name}'s key, is not set; export it"
             )
-        return replace(endpoint, key=value, key_variable=variable)
-    customary = "TANDEM_API_KEY" if endpoint.router else ""
-    if urlsplit(endpoint.url).hostname == "api.openai.com":
-        customary = "OPENAI_API_KEY"
-    value = environment.get(customary) if customary else None
-    return replace(endpoint, key=value, key_variable=customary) if value else endpoint
+        return endpoint
+    if not (key.isascii() and key.isprintable()):
+        raise GradingError(f"the key in {name} holds characters that no header can; set it again")
+    return replace(endpoint, key=key, key_variable=name)
 
 
 def check(tiers: Sequence[Endpoint]) -> None:
@@ -172,7 +175,10 @@ def of_state(url: str, state: Mapping[str, Any]) -> list[Endpoint]:
     found = []
     for tier in state.get("tiers") or []:
         if isinstance(tier, dict) and isinstance(tier.get("name"), str):
-            prices = [_price(tier.get(f"usd_per_1m_{kind}_tokens")) for kind in ("input", "output")]
+            names = ("usd_per_1m_input_tokens", "usd_per_1m_output_tokens")
+            prices = [
+                _price(tier.get(each), f"{url}, tier {tier['name']}: {each}") for each in names
+            ]
             free = not any(prices)
             found.append(
                 Endpoint(
@@ -218,8 +224,10 @@ def _of_spec(tier: Any, path: Path, url: str) -> Endpoint:
         raise GradingError(f"--router {path}: a tier has no name")
     external = tier.get("external")
     source = external if isinstance(external, dict) else tier
-    prices = [source.get(f"usdPer1M{kind}Tokens") for kind in ("Input", "Output")]
-    given, made = (_price(price) for price in prices) if any(prices) else (None, None)
+    names = ("usdPer1MInputTokens", "usdPer1MOutputTokens")
+    given, made = (None, None)
+    if any(source.get(each) for each in names):
+        given, made = (_price(source.get(each), f"{path}, tier {name}: {each}") for each in names)
     if not isinstance(external, dict):
         return Endpoint(
             name, url, name, usd_per_1m_input=given, usd_per_1m_output=made, router=True
@@ -232,8 +240,15 @@ def _of_spec(tier: Any, path: Path, url: str) -> Endpoint:
     )
 
 
-def _price(value: Any) -> float:
+def _price(value: Any, where: str) -> float:
+    """A price of a Router, absent being free. Raises GradingError for what is none."""
     try:
-        return max(0.0, float(value)) if value is not None else 0.0
+        price = float(value) if value is not None else 0.0
     except (TypeError, ValueError):
-        return 0.0
+        price = -1.0
+    if not 0.0 <= price < 1e6:
+        raise GradingError(
+            f"--router {where} is {value!r}, not dollars per million tokens, such as 0.15; "
+            "correct it there"
+        )
+    return price

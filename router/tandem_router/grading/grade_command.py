@@ -63,9 +63,7 @@ def grade(arguments: argparse.Namespace) -> int:
             say(f"going on with the {len(journal):,} answers and verdicts of {path}")
         spend = Spend(arguments.max_usd)
         progress = Progress(len(questions.items), lambda: spend.total_usd)
-        settings = Settings(
-            arguments.samples, arguments.max_tokens, arguments.concurrency, arguments.judge_check
-        )
+        settings = Settings(arguments.samples, arguments.max_tokens, arguments.concurrency)
         outcome = _ask(
             arguments, questions.items, tiers, judge, judged, settings, journal, spend, progress
         )
@@ -126,19 +124,7 @@ def choose_tiers(arguments: argparse.Namespace) -> list[Endpoint]:
         raise GradingError("a tier cannot be called judge; that is the judge's name")
     tiers = endpoints.with_prices(tiers, endpoints.named(arguments.price, "--price", names))
     keys = endpoints.named(arguments.key, "--key", names)
-    tiers = [endpoints.with_key(tier, keys.get(tier.name)) for tier in tiers]
-    for tier in tiers:
-        warn_of_open_key(tier)
-    return tiers
-
-
-def warn_of_open_key(tier: Endpoint) -> None:
-    if tier.key and not tier.key.isprintable():
-        raise GradingError(
-            f"the key in {tier.key_variable} holds characters that no header can; set it again"
-        )
-    if tier.key and not tier.key.isascii():
-        raise GradingError(f"the key in {tier.key_variable} is not ASCII; set it again")
+    return [endpoints.with_key(tier, keys.get(tier.name)) for tier in tiers]
 
 
 def _of_router(arguments: argparse.Namespace) -> list[Endpoint]:
@@ -189,9 +175,7 @@ def _judge(arguments: argparse.Namespace) -> Endpoint | None:
     if arguments.judge_price is not None:
         given, made = endpoints.parse_price(arguments.judge_price, "--judge-price")
         judge = replace(judge, usd_per_1m_input=given, usd_per_1m_output=made)
-    judge = endpoints.with_key(judge, arguments.judge_key)
-    warn_of_open_key(judge)
-    return judge
+    return endpoints.with_key(judge, arguments.judge_key)
 
 
 def _command(arguments: argparse.Namespace) -> Command | None:

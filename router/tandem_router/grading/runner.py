@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from tandem_router.grading.asking import Answer, Asker
 from tandem_router.grading.endpoints import Endpoint
@@ -29,17 +31,17 @@ TOKENS_PER_BYTE = 0.5
 #: Length of an answer that money is held for where the tier's own limit ends it.
 ASSUMED_TOKENS = 1024
 ORDERS = (0, 1)
+#: A judge that garbles is asked once more.
+JUDGE_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run asks: samples per tier, and for how many questions with a reference the judge
-    is asked too."""
+    """What a run asks of every tier, and how many questions at a time."""
 
     samples: int = 1
     max_tokens: int | None = None
     concurrency: int = 8
-    judge_check: int = 100
 
 
 @dataclass(slots=True)
@@ -152,7 +154,10 @@ class Run:
             self._journal.put((question.key, tier.name, sample, 0), answer.record())
 
     async def _ask(
-        self, endpoint: Endpoint, messages: Sequence[object], headers: dict[str, str] | None = None
+        self,
+        endpoint: Endpoint,
+        messages: Sequence[Mapping[str, Any]],
+        headers: dict[str, str] | None = None,
     ) -> Answer | None:
         """The answer, booked; None where it failed, counted."""
         name = endpoint.name
@@ -160,14 +165,12 @@ class Run:
             return None
         # Until it is known what an answer costs, one is asked at a time: money cannot be held.
         unpriced = endpoint.list_price() is None and not self._spend.dearest[name]
-        lock = self._first.setdefault(name, asyncio.Lock()) if unpriced else None
+        alone: AbstractAsyncContextManager[object] = nullcontext()
+        if unpriced and self._spend.limited:
+            alone = self._first.setdefault(name, asyncio.Lock())
         try:
-            if lock is not None and self._spend.limited:
-                async with lock:
-                    answer, _ = await self._asker.ask(endpoint, messages, headers=headers)  # type: ignore[arg-type]
-                    self._spend.book(name, answer.cost_usd)
-            else:
-                answer, _ = await self._asker.ask(endpoint, messages, headers=headers)  # type: ignore[arg-type]
+            async with alone:
+                answer, _ = await self._asker.ask(endpoint, messages, headers=headers)
                 self._spend.book(name, answer.cost_usd)
         except AskFailed as error:
             self._failed(name, error)
@@ -205,7 +208,7 @@ class Run:
         shown = (first, second) if order == 0 else (second, first)
         cost = 0.0
         verdict = None
-        for _ in range(2):  # a judge that garbles is asked once more
+        for _ in range(JUDGE_TRIES):
             reply = await self._ask(judge, judging.messages(question.text(), *shown))
             if reply is None:
                 return
@@ -219,7 +222,7 @@ class Run:
 
     def _bound(self, question: Question) -> float:
         """Dollars that the missing answers and verdicts of a question may cost at most."""
-        size = sum(len(str(message.get("content"))) for message in question.messages)
+        size = sum(len(str(message.get("content")).encode()) for message in question.messages)
         bound = sum(self._at_most(tier, size) for tier, _ in self._missing(question))
         if self._judge is not None and question.key in self._judged:
             open_verdicts = sum(
@@ -232,12 +235,12 @@ class Run:
                 for order in ORDERS
             )
             shown = size + 8 * (self._settings.max_tokens or ASSUMED_TOKENS) + 2000
-            bound += open_verdicts * self._at_most(self._judge, shown)
+            bound += JUDGE_TRIES * open_verdicts * self._at_most(self._judge, shown)
         return bound
 
-    def _at_most(self, endpoint: Endpoint, prompt_chars: int) -> float:
+    def _at_most(self, endpoint: Endpoint, prompt_bytes: int) -> float:
         limit = self._settings.max_tokens
-        listed = endpoint.cost_usd(TOKENS_PER_BYTE * prompt_chars + 50, limit or ASSUMED_TOKENS)
+        listed = endpoint.cost_usd(TOKENS_PER_BYTE * prompt_bytes + 50, limit or ASSUMED_TOKENS)
         seen = 2.0 * self._spend.dearest[endpoint.name]
         if listed is None:
             return seen

@@ -15,7 +15,7 @@ from tandem_router.grading.asking import Asker
 from tandem_router.grading.delivered import Asked, assess, lines
 from tandem_router.grading.endpoints import Endpoint
 from tandem_router.grading.errors import AskFailed, GradingError
-from tandem_router.grading.grade_command import report, router_state, say, warn_of_open_key
+from tandem_router.grading.grade_command import report, router_state, say
 from tandem_router.grading.graders import reference as references
 from tandem_router.grading.progress import Progress
 from tandem_router.grading.prompts import Question
@@ -37,7 +37,6 @@ def verify(arguments: argparse.Namespace) -> int:
     if not isinstance(name, str) or not tiers:
         raise GradingError(f"--url {url}: its /admin/state names no Router with tiers")
     router = endpoints.with_key(Endpoint(endpoints.ROUTER, url, name, router=True), arguments.key)
-    warn_of_open_key(router)
     path = Path(arguments.file)
     known = {row.line: row for row in dataset.read_dataset([path]).rows}
     questions = prompts.read(arguments.file, limit=arguments.limit).items
