@@ -1,6 +1,6 @@
 """What an answer has to look like: ``response_format`` and the guided fields as one grammar.
 
-The grammar is text in llguidance's form; tools have theirs in ``tools``.
+The grammar is text in llguidance's form.
 """
 
 from __future__ import annotations

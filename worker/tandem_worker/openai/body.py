@@ -6,6 +6,7 @@ A field that would change the answer and that this worker does not have is refus
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,9 +217,9 @@ class Body(SamplingFields):
         return self
 
     @property
+    @abstractmethod
     def most_tokens(self) -> int | None:
         """The answer's longest length, or None where the client did not say."""
-        raise NotImplementedError
 
     @cached_property
     def grammar(self) -> str:

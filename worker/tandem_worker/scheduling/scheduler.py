@@ -136,6 +136,8 @@ PrefillChoice = Callable[[Sequence, int], bool]
 ServiceTime = Callable[[Sequence], float]
 """sequence -> seconds that its tokens, predicted ones included, still take."""
 
+_MOVING_ORDERS = ("mlfq", "edf")
+"""Ranks change while waiting: by starvation, and with what the measured steps take."""
 _NUM_LEVELS = 8
 _NOMINAL_TOKEN_S = 1e-3
 
@@ -285,9 +287,9 @@ class Scheduler:
                 budget -= num_tokens
         if step.preempted:
             # A later sequence's growth may have preempted one that was already given a chunk.
-            kept = [c for c in chunks if c.sequence.state is State.RUNNING]
-            step.num_decodes = sum(1 for c in kept[: step.num_decodes] if c.num_tokens == 1)
-            step.chunks = kept
+            decodes = chunks[: step.num_decodes]
+            step.num_decodes = sum(c.sequence.state is State.RUNNING for c in decodes)
+            step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
 
         if not step.preempted:
             budget = self.limits.max_batched_tokens - step.num_tokens
@@ -399,12 +401,12 @@ class Scheduler:
         """Move waiting sequences in while blocks, slots and budget last."""
         if not self.waiting:
             return
-        if self.order == "mlfq":  # the only order whose ranks change while waiting
-            self.waiting.sort(key=lambda s: self._rank(s, now_s))
         in_use = len(self.running) - len(paused) + len(self.awaiting_kv)
         slots = self.limits.max_num_seqs - in_use
         if slots <= 0:
             return
+        if self.order in _MOVING_ORDERS:
+            self.waiting.sort(key=lambda s: self._rank(s, now_s))
         taken: list[Sequence] = []
         for sequence in list(self.waiting):
             if slots <= 0:
