@@ -161,7 +161,7 @@ def test_a_queue_by_priority_is_given_length_or_deadline(
 
     def priority(**told: Any) -> Any:
         known = Told("r", 100, 1, "m", **told)
-        return json.loads(engine_of("VLLM").body(request, request.body, known)).get("priority")
+        return engine_of("VLLM").fields(request, request.fields, known).get("priority")
 
     assert priority() is None
     assert priority(order="Length", expected_tokens=40.2) == 40

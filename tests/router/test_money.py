@@ -205,13 +205,13 @@ async def test_a_budget_too_small_for_a_usual_answer_says_when_a_short_one_can_b
 
 
 def test_the_clients_own_name_of_the_bound_is_kept() -> None:
-    newer = with_max_tokens("chat", b'{"max_completion_tokens": 9}', 5, "max_tokens")
-    unsaid = with_max_tokens("chat", b"{}", 5, "max_completion_tokens")
-    plain = with_max_tokens("completions", b"{}", 5, "max_completion_tokens")
+    newer = with_max_tokens("chat", {"max_completion_tokens": 9}, 5, "max_tokens")
+    unsaid = with_max_tokens("chat", {}, 5, "max_completion_tokens")
+    plain = with_max_tokens("completions", {}, 5, "max_completion_tokens")
 
-    assert json.loads(newer) == {"max_completion_tokens": 5}
-    assert json.loads(unsaid) == {"max_completion_tokens": 5}
-    assert json.loads(plain) == {"max_tokens": 5}
+    assert newer == {"max_completion_tokens": 5}
+    assert unsaid == {"max_completion_tokens": 5}
+    assert plain == {"max_tokens": 5}
 
 
 usd = st.floats(0.0, 0.2)

@@ -2,6 +2,7 @@
 
 Who rotates it first adds the new line, then puts it first, then removes the old one, and waits in
 between until every pod has seen the file. So nobody ever sends what another one refuses.
+Workers have the same module, because neither package may import the other.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ there itself. A stream that broke is not gone on with, and nothing is measured f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tandem_router.engines.protocol import Ask, Headers, PlainWire, Told
@@ -52,6 +53,15 @@ class _Reader:
         return report if problem is None else {**report, "problem": problem}
 
 
+def as_provider(request: InferenceRequest, fields: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The fields with the server's own name of the model; a stream then tells its usage."""
+    taken = {**fields, "model": model}
+    if request.stream:
+        options = fields.get("stream_options") or {}
+        taken["stream_options"] = {**options, "include_usage": True}
+    return taken
+
+
 class OpenAIEngine:
     """The least that a server can offer."""
 
@@ -66,12 +76,10 @@ class OpenAIEngine:
     def headers(self, told: Told, stream: bool) -> Headers:
         return []
 
-    def body(self, request: InferenceRequest, body: bytes, told: Told) -> bytes:
-        fields = {**json.loads(body), "model": told.served_model}
-        if request.stream:
-            fields["stream_options"] = {**(fields.get("stream_options") or {})}
-            fields["stream_options"]["include_usage"] = True
-        return json.dumps(fields, ensure_ascii=False).encode()
+    def fields(
+        self, request: InferenceRequest, fields: Mapping[str, Any], told: Told
+    ) -> Mapping[str, Any]:
+        return as_provider(request, fields, told.served_model)
 
     def prefill_order(self, request: InferenceRequest, body: bytes) -> tuple[str, bytes] | None:
         return None

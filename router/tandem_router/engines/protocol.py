@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -110,8 +110,10 @@ class Engine(Protocol):
 
     def headers(self, told: Told, stream: bool) -> Headers: ...
 
-    def body(self, request: InferenceRequest, body: bytes, told: Told) -> bytes:
-        """The client's body as the engine takes it."""
+    def fields(
+        self, request: InferenceRequest, fields: Mapping[str, Any], told: Told
+    ) -> Mapping[str, Any]:
+        """The client's fields as the engine takes them; the same object where it takes all."""
         ...
 
     def prefill_order(self, request: InferenceRequest, body: bytes) -> tuple[str, bytes] | None:

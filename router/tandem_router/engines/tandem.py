@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tandem_router.engines.protocol import (
@@ -63,8 +63,10 @@ class TandemEngine:
             headers.append((b"x-tandem-priority", str(told.priority).encode()))
         return headers + self.auth(told.peer_token)
 
-    def body(self, request: InferenceRequest, body: bytes, told: Told) -> bytes:
-        return body
+    def fields(
+        self, request: InferenceRequest, fields: Mapping[str, Any], told: Told
+    ) -> Mapping[str, Any]:
+        return fields
 
     def prefill_order(self, request: InferenceRequest, body: bytes) -> tuple[str, bytes] | None:
         return None  # decode workers ask prefill workers by themselves

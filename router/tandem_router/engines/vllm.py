@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tandem_router.engines.openai import ServedModels
+from tandem_router.engines.openai import ServedModels, as_provider
 from tandem_router.engines.protocol import Ask, Headers, Told
 from tandem_router.engines.vllm_metrics import Sample, StepProfile, load_of
 from tandem_router.engines.vllm_stream import VLLMWire
@@ -171,16 +171,16 @@ class VLLMEngine:
     def headers(self, told: Told, stream: bool) -> Headers:
         return self.auth(told.peer_token)
 
-    def body(self, request: InferenceRequest, body: bytes, told: Told) -> bytes:
-        fields = {**json.loads(body), "model": told.served_model}
-        fields.pop("priority", None)  # the router's to give
+    def fields(
+        self, request: InferenceRequest, fields: Mapping[str, Any], told: Told
+    ) -> Mapping[str, Any]:
+        taken = as_provider(request, fields, told.served_model)
+        taken.pop("priority", None)  # the router's to give
         if request.stream:
-            options = dict(fields.get("stream_options") or {})
-            fields["stream_options"] = {**options, "include_usage": True}
-            fields["return_token_ids"] = True
+            taken["return_token_ids"] = True
         if (priority := _priority(told)) is not None:
-            fields["priority"] = priority
-        return json.dumps(fields, ensure_ascii=False).encode()
+            taken["priority"] = priority
+        return taken
 
     def prefill_order(self, request: InferenceRequest, body: bytes) -> tuple[str, bytes] | None:
         fields = json.loads(body)

@@ -472,7 +472,7 @@ class Connection(asyncio.Protocol):
         self.resume_reading()
         try:
             self.transport.write_eof()
-        except (OSError, RuntimeError, NotImplementedError):
+        except (OSError, RuntimeError):  # they have reset it; it is closed already; it is TLS
             self.transport.close()
         self.deadline = self.loop.time() + LINGER_S
 

@@ -56,6 +56,13 @@ class InferenceRequest:
     # The first prompt, where it was given as token ids.
     token_ids: Sequence[int] | None = None
 
+    def fields_of(self, body: bytes) -> Mapping[str, Any]:
+        """What a body holds: this request's own is not read a second time."""
+        if body is self.body:
+            return self.fields
+        fields: dict[str, Any] = msgspec.json.decode(body)
+        return fields
+
     @property
     def prefix_bytes(self) -> bytes:
         """The part of the body that orders requests by shared prefix."""
@@ -172,14 +179,14 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
     )
 
 
-def with_max_tokens(kind: Kind, body: bytes, max_tokens: int, name: str) -> bytes:
-    """The body with another bound on the answer, under the client's name for it or `name`."""
-    fields = msgspec.json.decode(body)
+def with_max_tokens(
+    kind: Kind, fields: Mapping[str, Any], max_tokens: int, name: str
+) -> dict[str, Any]:
+    """The fields with another bound on the answer, under the client's name for it or `name`."""
     names = ["max_tokens"] if kind == "completions" else ["max_tokens", "max_completion_tokens"]
     said = [each for each in names if fields.get(each) is not None]
-    for each in said or [name if kind == "chat" else "max_tokens"]:
-        fields[each] = max_tokens
-    return msgspec.json.encode(fields)
+    bounds = said or [name if kind == "chat" else "max_tokens"]
+    return {**fields, **dict.fromkeys(bounds, max_tokens)}
 
 
 def _bounded_int(fields: Mapping[str, Any], name: str, low: int, high: int) -> int | None:

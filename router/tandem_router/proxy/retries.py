@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from functools import cached_property
 
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.balancing.worker import Worker
@@ -63,7 +65,6 @@ class Retries:
         self._failover = services.config.failover
         self._assignment = assignment
         self._arrival = assignment.arrival
-        self._chain = services.picker.chain(assignment.arrival.request.prefix_bytes)
         self._pick: Pick | None = None
         self._response: Response | None = None
         self._num_attempts = 0
@@ -79,6 +80,11 @@ class Retries:
         self._left_out: set[str] = set()  # workers that failed this request
         self._busy: set[str] = set()  # workers to be asked again a little later
         self._full: Fault | None = None
+
+    @cached_property
+    def _chain(self) -> Sequence[int]:
+        """What the request shares with earlier ones, for workers of ours: providers say nothing."""
+        return self._services.picker.chain(self._arrival.request.prefix_bytes)
 
     async def open(self, body: bytes, resumption: Resumption | None = None) -> Response:
         """A 200 reply from some worker, its headers read.
@@ -340,9 +346,10 @@ class Retries:
         picker, name = self._services.picker, self._assignment.tier.name
         num_tokens = float(self._arrival.request.num_prompt_tokens)
         exclude = self._busy | self._left_out
-        pick = picker.pick(name, self._chain, num_tokens, exclude)
+        chain = self._chain if self._assignment.tier.kind == "pool" else ()
+        pick = picker.pick(name, chain, num_tokens, exclude)
         if pick is None and not self._assignment.others():
-            pick = picker.pick(name, self._chain, num_tokens, exclude, ejected_too=True)
+            pick = picker.pick(name, chain, num_tokens, exclude, ejected_too=True)
         return pick
 
     def _has_other_worker(self, worker: Worker) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 from tandem_router.balancing.endpoint_picker import Pick
 from tandem_router.config import TierConfig
 from tandem_router.engines import Told, engine_of
+from tandem_router.engines.openai import as_provider
 from tandem_router.openai.request import InferenceRequest, with_max_tokens
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
@@ -83,20 +84,18 @@ def upstream_body(
 ) -> bytes:
     """`body` as the tier's engine takes it; a provider gets its model's name and tells its usage.
 
-    max_tokens: what the ceilings of money leave of an answer; None: as `body` says.
+    max_tokens: what the ceilings of money leave of an answer; None: as `body` says. What needs no
+    change is passed on byte by byte.
     """
+    fields = request.fields_of(body)
     if tier.kind == "external":
-        fields = {name: value for name, value in request.fields.items() if name not in INTERNAL}
-        fields["model"] = tier.served_model
-        if request.stream:
-            options = dict(fields.get("stream_options") or {})
-            fields["stream_options"] = {**options, "include_usage": True}
-        body = msgspec.json.encode(fields)
+        own = {name: value for name, value in request.fields.items() if name not in INTERNAL}
+        taken: Mapping[str, Any] = as_provider(request, own, tier.served_model)
     else:
-        body = engine_of(tier.engine).body(request, body, told)
+        taken = engine_of(tier.engine).fields(request, fields, told)
     if max_tokens is not None:
-        body = with_max_tokens(request.kind, body, max_tokens, tier.max_tokens_field)
-    return body
+        taken = with_max_tokens(request.kind, taken, max_tokens, tier.max_tokens_field)
+    return body if taken is fields else msgspec.json.encode(taken)
 
 
 def salted(fields: Mapping[str, Any], body: bytes, tenant: str) -> bytes:
