@@ -1,8 +1,8 @@
 """Walks what can be written into a resource or a configuration, and finds who reads each field.
 
 A field is a door: something has to be behind it. `unread` looks for a reader outside the module
-that defines the field; that a field has an effect is shown by the tables in `doors_resources` and
-`doors_config`.
+that defines the field; that a field has an effect is shown by the tables in `doors_resources`,
+`doors_router` and `doors_worker`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, Field
 
-import doors_config as config
+import doors_probes
 import doors_resources as resources
+import doors_router
+import doors_rows
+import doors_worker
 from doors_kit import ROOT, Door, Readers, doors, missing_tests, readers, unread
 from tandem_operator.resources import SPECS, RouterSpec
 from tandem_router.config import RouterConfig
@@ -74,29 +77,29 @@ def _without(typed, name):  # type: ignore[no-untyped-def]
 
 ROUTER = readers("router/tandem_router", "router/tandem_router/config.py")
 WORKER = readers("worker/tandem_worker", "worker/tandem_worker/config.py")
-CONFIGS = [(RouterConfig, config.ROUTER, ROUTER), (WorkerConfig, config.WORKER, WORKER)]
-PROBES = config.probes(config.ROUTER)
+CONFIGS = [(RouterConfig, doors_router.ROUTER, ROUTER), (WorkerConfig, doors_worker.WORKER, WORKER)]
+PROBES = doors_rows.probes(doors_router.ROUTER)
 NAMES = ["router", "worker"]
 
 
 @pytest.mark.parametrize(("root", "table", "by"), CONFIGS, ids=NAMES)
 def test_every_field_of_a_configuration_has_a_reader_and_a_row(
-    root: type[BaseModel], table: dict[str, config.Tests | config.Probe], by: Readers
+    root: type[BaseModel], table: dict[str, doors_rows.Tests | doors_rows.Probe], by: Readers
 ) -> None:
     found = list(doors(root))
-    refused = config.REFUSED.get(root.__name__, frozenset())
+    refused = doors_worker.REFUSED.get(root.__name__, frozenset())
 
-    assert config.unknown(table, {door.path for door in found}) == []
+    assert doors_rows.unknown(table, {door.path for door in found}) == []
     assert unread((door for door in found if door.path not in refused), by) == []
 
 
 @pytest.mark.parametrize(("_", "table", "__"), CONFIGS, ids=NAMES)
 def test_rows_name_tests_that_are_about_their_field(
-    _: object, table: dict[str, config.Tests | config.Probe], __: object
+    _: object, table: dict[str, doors_rows.Tests | doors_rows.Probe], __: object
 ) -> None:
     wrong = {
         path: found
-        for path, row in config.nodes(table)
+        for path, row in doors_rows.nodes(table)
         if (found := missing_tests(row.nodes, row.word or path.rpartition(".")[2]))
     }
 
@@ -105,9 +108,9 @@ def test_rows_name_tests_that_are_about_their_field(
 
 @pytest.mark.parametrize(("path", "row"), PROBES, ids=[path for path, _ in PROBES])
 def test_two_values_of_a_configured_field_do_something_different(
-    path: str, row: config.Probe
+    path: str, row: doors_rows.Probe
 ) -> None:
-    assert not config.same(path, row), f"nothing shows which value {path} has"
+    assert not doors_rows.same(path, row), f"nothing shows which value {path} has"
 
 
 class _PlantedConfig(RouterConfig):
@@ -118,8 +121,8 @@ def test_a_configured_field_that_is_wired_to_nothing_is_found() -> None:
     found = {door.path: door for door in doors(_PlantedConfig)}
 
     assert unread([found["wired_to_nothing"]], ROUTER) == ["wired_to_nothing"]
-    assert config.unknown(config.ROUTER, set(found)) == ["wired_to_nothing has no row"]
-    assert config.same("http_port", config.Probe(config.accepted, 8001, 8002))
+    assert doors_rows.unknown(doors_router.ROUTER, set(found)) == ["wired_to_nothing has no row"]
+    assert doors_rows.same("http_port", doors_rows.Probe(doors_probes.accepted, 8001, 8002))
 
 
 DOCS = ROOT / "docs"
@@ -154,8 +157,8 @@ def test_every_request_header_of_the_docs_is_read_and_tested() -> None:
     router = sources("router/tandem_router")
     headers = listed("router.md", "request header")
 
-    assert config.unknown(config.HEADERS, set(headers)) == []
-    for name, row in config.HEADERS.items():
+    assert doors_rows.unknown(doors_router.HEADERS, set(headers)) == []
+    for name, row in doors_router.HEADERS.items():
         assert name in router, name
         assert missing_tests(row.nodes, row.word or name) == [], name
 

@@ -1,0 +1,329 @@
+"""Probes of the router: what two values of a field do to it, seen without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tandem_router import __main__ as router_command
+from tandem_router.api.admin import router_state
+from tandem_router.api.app import RouterApp
+from tandem_router.config import LimitsConfig, RouterConfig
+from tandem_router.errors import ApiError
+from tandem_router.openai.request import parse_headers, parse_inference
+from tandem_router.policy import (
+    Overrides,
+    PlainScore,
+    RouteRequest,
+    TenantCeilings,
+    TierOption,
+    decide,
+)
+from tandem_router.policy.terms import ScoreStatus
+from tandem_router.proxy.arrival import admit
+from tandem_router.routing.predictor_source import ArtifactPredictor, Predictor
+from tandem_router.routing.scorer import UNSCORED
+
+_BODIES = [
+    {"prompt": "x", "n": 3},
+    {"prompt": "x", "max_tokens": 300},
+    {"prompt": "x", "stop": ["a", "b", "c"]},
+    {"prompt": "x", "stop": "a long stop string"},
+    {"prompt": "x", "metadata": [[[[[[1]]]]]]},
+    {"messages": 5 * [{"role": "user", "content": "x"}]},
+]
+
+
+def accepted(config: RouterConfig) -> list[str]:
+    """What the router says to requests of several sizes."""
+    return [*_bodies(config.limits), _headers(config.limits)]
+
+
+def _bodies(limits: LimitsConfig) -> list[str]:
+    said = []
+    for body in _BODIES:
+        kind: Any = "chat" if "messages" in body else "completions"
+        try:
+            parse_inference(kind, json.dumps({"model": "chat", **body}).encode(), limits)
+            said.append("taken")
+        except ApiError as error:
+            said.append(str(error))
+    return said
+
+
+def _headers(limits: LimitsConfig) -> str:
+    try:
+        parse_headers([(b"x", 2000 * b"y")], limits)
+    except ApiError as error:
+        return str(error)
+    return "taken"
+
+
+def never_sent(config: RouterConfig) -> Any:
+    """What a client is told that promises a body and sends none."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(3600)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [(b"content-length", b"10")],
+        "query_string": b"",
+    }
+    asyncio.run(app(config)(scope, receive, send))
+    return [message.get("body") for message in sent]
+
+
+def app(config: RouterConfig, predictor: Predictor | None = None) -> RouterApp:
+    """A router whose clock stands still and that has no workers."""
+    return RouterApp(
+        config,
+        predictor=predictor,
+        endpoints_path=Path(tempfile.gettempdir()) / "no-endpoints.json",
+        key_secret=32 * b"k",
+        clock=lambda: 0.0,
+    )
+
+
+def held(config: RouterConfig) -> list[str]:
+    """What the first tenant's next requests of 100 tokens are told while none has ended."""
+    ledger = app(config).services.ledger
+    tenant = config.tenants[0].name if config.tenants else "anonymous"
+    said = []
+    for _ in range(4):
+        try:
+            ledger.hold(tenant, 100.0)
+            said.append("taken")
+        except ApiError as error:
+            said.append(str(error))
+    return said
+
+
+def reported(config: RouterConfig) -> Any:
+    """What /admin/state says of 100 requests of 10 to 1,000 ms."""
+    router = app(config)
+    services = router.services
+    for i in range(1, 101):
+        services.routing.latency["small"].saw(i / 100.0, i / 100.0, 0.0)
+    return router_state(services, router.settings)["tiers"]
+
+
+def scored(config: RouterConfig) -> Any:
+    """What the predictor makes of a long and of a short prompt."""
+
+    async def ask() -> list[Any]:
+        scorer = app(config).services.routing.scorer
+        found = [await scorer.score(text) for text in (3_000 * "x", "short")]
+        scorer.close()
+        return [dict(one.score.quality) for one in found if one.score is not None]
+
+    return asyncio.run(ask())
+
+
+def paid(config: RouterConfig) -> Any:
+    """What a small budget leaves of an answer whose client named no bound."""
+    services = app(config).services
+    found = []
+    for remaining in (0.0005, 0.01):
+        request = RouteRequest(
+            prompt_tokens=10,
+            score=None,
+            score_status=ScoreStatus.ABSENT,
+            overrides=Overrides(max_cost_usd=remaining),
+            tenant=TenantCeilings(),
+        )
+        options = [
+            TierOption(name=t.name, usd_per_1m_output_tokens=t.usd_per_1m_output_tokens)
+            for t in config.tiers
+        ]
+        decision = decide(request, options, services.steering.set_points, services.steering.state)
+        found.append(str(decision))
+    return found
+
+
+def prefixes(config: RouterConfig) -> Any:
+    """Blocks of a prompt, and how many of them a worker's index keeps."""
+    router = app(config)
+    router.set_table({"small": {"unified": ("http://127.0.0.1:1",)}})
+    (worker,) = router.picker.workers
+    chain = router.picker.chain(2048 * b"x")
+    worker.prefixes.add(chain)
+    return [chain[:1], len(chain), worker.prefixes.num_covered(chain)]
+
+
+class Artifact(ArtifactPredictor):
+    """A learned predictor whose training gains are these."""
+
+    def training_gains(self, dearest: str, cheapest: str) -> list[tuple[float, float]]:
+        return [(gain / 100.0, 0.9) for gain in range(100)]
+
+
+def floor_threshold(config: RouterConfig) -> float:
+    """The threshold that holds the floor over the training data."""
+    steering = app(config, Artifact(Path("none"), ("small", "large"))).services.steering
+    return steering.set_points.gain_threshold
+
+
+class Slow:
+    """Takes 30 ms."""
+
+    def score(self, prompt: str) -> PlainScore:
+        time.sleep(0.03)
+        return PlainScore({"small": 0.5, "large": 0.9})
+
+
+def slowly_scored(config: RouterConfig) -> Any:
+    """Whether a prediction of 30 ms is in time."""
+
+    async def ask() -> Any:
+        scorer = app(config, Slow()).services.routing.scorer
+        found = await scorer.score("x")
+        scorer.close()
+        return found.status
+
+    return asyncio.run(ask())
+
+
+def background(config: RouterConfig) -> Any:
+    """The periods of what runs beside the requests, as its functions are told them."""
+    from tandem_router.api import app as module
+
+    told: list[Any] = []
+
+    async def fake(*arguments: Any, **options: Any) -> None:
+        told.append([a for a in arguments if isinstance(a, float)])
+        told.append({k: v for k, v in options.items() if k.endswith("_s")})
+
+    async def run() -> None:
+        async with app(config).running():
+            await asyncio.sleep(0)
+
+    kept = module.poll_loads, module.watch_file
+    module.poll_loads = module.watch_file = fake  # type: ignore[assignment]
+    try:
+        asyncio.run(run())
+    finally:
+        module.poll_loads, module.watch_file = kept
+    return told
+
+
+def served(config: RouterConfig) -> Any:
+    """What the HTTP server of `python -m tandem_router` is told."""
+    import gc
+    import signal
+
+    import uvicorn
+
+    told: list[Any] = []
+
+    class Server:
+        started = True
+
+        def __init__(self, options: uvicorn.Config) -> None:
+            told.extend([options.port, options.timeout_graceful_shutdown])
+
+        def run(self) -> None:
+            return
+
+    kept = uvicorn.Server, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(config.model_dump_json(exclude_unset=True))
+        uvicorn.Server = Server  # type: ignore[assignment, misc]
+        try:
+            router_command.main(["--config", str(file), "--endpoints", str(file)])
+        finally:
+            uvicorn.Server = kept[0]  # type: ignore[misc]
+            signal.signal(signal.SIGTERM, kept[1])
+            signal.signal(signal.SIGINT, kept[2])
+            gc.unfreeze()
+    return told
+
+
+def kept_decisions(config: RouterConfig) -> int:
+    """Decisions that are left of many."""
+    log = app(config).services.decisions
+    for _ in range(20):
+        log.add(None)  # type: ignore[arg-type]
+    return len(log._kept)
+
+
+def cached(config: RouterConfig) -> Any:
+    """Whether there is a cache."""
+    return app(config).services.reuse.cache is not None
+
+
+def points(config: RouterConfig) -> Any:
+    """The set-points that the policy decides with at the start."""
+    return asdict(app(config).services.steering.set_points)
+
+
+def able(config: RouterConfig) -> list[str]:
+    """What requests that need more than text are told of the first tier."""
+    services = app(config).services
+    said = []
+    for more in (
+        {"tools": [{"type": "function"}]},
+        {"response_format": {"type": "json_object"}},
+        {"logprobs": 1},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"prompt": [1, 2, 3]},
+    ):
+        kind: Any = "chat" if "messages" in more else "completions"
+        body = json.dumps({"model": "small", "prompt": "x", "max_tokens": 1, **more}).encode()
+        request = parse_inference(kind, body, config.limits)
+        hold = services.ledger.hold("anonymous", 1.0)
+        decision = services.routing.choose(
+            request, Overrides(tier="small"), hold, UNSCORED, services.steering.set_points
+        )
+        said.append(f"{decision.tier}: {decision.message}")
+    return said
+
+
+def answer_time(config: RouterConfig) -> float:
+    """How long a whole reply of a hundred tokens may take beyond the deadline."""
+    body = b'{"model": "small", "prompt": "x", "max_tokens": 100}'
+    request = parse_inference("completions", body, config.limits)
+    headers = parse_headers([], config.limits)
+    return admit(app(config).services, request, headers, "anonymous", None, "id", 0.0).answer_s
+
+
+def retries(config: RouterConfig) -> int:
+    """How many retries may be under way beside a hundred requests, and beside none."""
+    router = app(config)
+    return sum(
+        sum(router.picker.retries(tier).take(num_inflight) for _ in range(200))
+        for tier, num_inflight in (("small", 100), ("large", 0))
+    )
+
+
+def ejected(config: RouterConfig) -> Any:
+    """Which failures of two of a tier's four workers eject them, and for how long."""
+    router = app(config)
+    router.set_table({"small": {"unified": tuple(f"http://127.0.0.1:{n}" for n in range(1, 5))}})
+    one, other, *_ = router.picker.workers
+    told = [
+        [router.picker.outcome(worker, good=False) for _ in range(9)] for worker in (one, other)
+    ]
+    out: list[float] = []
+    for _ in range(4):
+        one.outcomes.failed(1000.0 * (len(out) + 1), config.failover.outliers, [])
+        out.append(one.outcomes.ejected_until - 1000.0 * (len(out) + 1))
+    return told, out
+
+
+def cache_order(config: RouterConfig) -> Any:
+    """What leaves the cache first."""
+    cache = app(config).services.reuse.cache
+    return None if cache is None else cache.eviction

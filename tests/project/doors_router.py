@@ -1,0 +1,279 @@
+"""For every field of the router's configuration, and its headers: what shows its effect."""
+
+from __future__ import annotations
+
+from doors_probes import (
+    able,
+    accepted,
+    answer_time,
+    background,
+    cache_order,
+    cached,
+    ejected,
+    floor_threshold,
+    held,
+    kept_decisions,
+    never_sent,
+    paid,
+    points,
+    prefixes,
+    reported,
+    retries,
+    scored,
+    served,
+    slowly_scored,
+)
+from doors_rows import Probe, Tests, shown_by
+
+EXTERNAL = {"tiers.kind": "external", "tiers.url": "http://127.0.0.1:1/v1"}
+TENANT = {"name": "a", "key_hashes": ["hmac-sha256:" + 64 * "0"]}
+
+
+def hostile(test: str, word: str = "") -> Tests:
+    """A row of the tests of what one client may hold."""
+    return shown_by(f"router/test_hostile_clients.py::{test}", word=word)
+
+
+ROUTER: dict[str, Tests | Probe] = {
+    "name": shown_by(
+        "router/test_surface.py::test_models_lists_the_router_its_tiers_and_their_models"
+    ),
+    "tiers.name": shown_by(
+        "router/test_choices.py::test_naming_a_tier_or_its_model_forces_it", word="model"
+    ),
+    "tiers.engine": shown_by(
+        "router/test_engines.py::test_a_stream_of_a_dead_server_goes_on_from_its_ids"
+    ),
+    "tiers.engine_order": shown_by(
+        "router/test_engines.py::test_a_queue_by_priority_is_given_length_or_deadline",
+        word="order",
+    ),
+    "tiers.max_tokens_field": shown_by(
+        "router/test_money.py::test_a_provider_gets_the_bound_under_the_name_that_it_reads"
+    ),
+    "tiers.served_model": shown_by(
+        "router/test_choices.py::test_naming_a_tier_or_its_model_forces_it", word="-model"
+    ),
+    "tiers.kind": shown_by(
+        "router/test_proxying.py::test_an_external_tier_gets_its_model_its_key_and_nothing_of_ours"
+    ),
+    "tiers.url": shown_by(
+        "router/test_proxying.py::test_an_external_tier_gets_its_model_its_key_and_nothing_of_ours"
+    ),
+    "tiers.api_key_file": shown_by(
+        "router/test_proxying.py::test_an_external_tier_gets_its_model_its_key_and_nothing_of_ours"
+    ),
+    "tiers.capabilities.tools": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.structured_output": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.images": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.logprobs": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.context_length": Probe(able, 2, 100, EXTERNAL),
+    "tiers.usd_per_1m_input_tokens": shown_by(
+        "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
+    ),
+    "tiers.usd_per_1m_output_tokens": shown_by(
+        "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
+    ),
+    "tiers.usd_per_1m_cached_input_tokens": shown_by(
+        "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
+    ),
+    "tiers.usd_per_1m_reasoning_tokens": shown_by(
+        "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
+    ),
+    "tiers.max_share": shown_by(
+        "policy/test_decide.py::test_max_share_holds_in_every_window_of_recent_requests"
+    ),
+    "fallback_tier": shown_by(
+        "router/test_choices.py::test_a_late_predictor_means_the_fallback_tier", word="fallback"
+    ),
+    "predictor.type": shown_by(
+        "router/test_config.py::test_the_command_ends_with_a_sentence_when_it_cannot_start"
+    ),
+    "predictor.deadline_ms": Probe(slowly_scored, 1.0, 10_000.0),
+    "predictor.max_prompt_chars": Probe(scored, 256, 1000),
+    "predictor.embedding": shown_by(
+        "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
+    ),
+    "predictor.length_midpoint_chars": Probe(scored, 100.0, 400.0),
+    "objective.quality_floor": Probe(floor_threshold, 0.8, 0.99),
+    "slo.ttft_ms": Probe(reported, 100.0, 500.0),
+    "slo.tpot_ms": Probe(reported, 100.0, 500.0),
+    "slo.ttft_percentile": Probe(reported, 90.0, 99.0),
+    "slo.tpot_percentile": Probe(reported, 90.0, 99.0),
+    "budget.usd_per_hour": shown_by(
+        "router/test_money.py::test_a_small_budget_shortens_the_answer_and_is_never_exceeded"
+    ),
+    "budget.on_exhausted": shown_by(
+        "router/test_choices.py::test_a_missed_slo_moves_requests_or_sheds_them_as_the_router_says",
+        "router/test_failover.py::test_a_full_tier_is_queued_for_where_the_budget_says_so",
+    ),
+    "budget.max_paid_tokens": Probe(paid, 100, 200),
+    "budget.min_paid_tokens": Probe(paid, 1, 10_000),
+    "cache.enabled": Probe(cached, False, True),
+    "cache.max_bytes": shown_by(
+        "policy/test_cache.py::test_an_answer_without_a_price_or_above_the_capacity_is_refused",
+        word="capacity",
+    ),
+    "cache.ttl_s": shown_by(
+        "policy/test_cache.py::test_expired_answers_are_not_served_and_free_their_bytes"
+    ),
+    "cache.eviction": Probe(cache_order, "LEC", "GDSF", {"cache.enabled": True}),
+    "tenants.name": shown_by(
+        "router/test_admission.py::test_a_tenant_is_held_to_its_rates_and_tiers"
+    ),
+    "tenants.key_hashes": shown_by("router/test_admission.py::test_keys_are_matched_by_keyed_hash"),
+    "tenants.allowed_tiers": shown_by(
+        "router/test_admission.py::test_a_tenant_is_held_to_its_rates_and_tiers"
+    ),
+    "tenants.max_concurrency": Probe(held, 1, 2, {"tenants": [TENANT]}),
+    "tenants.requests_per_minute": Probe(held, 1.0, 2.0, {"tenants": [TENANT]}),
+    "tenants.tokens_per_minute": Probe(held, 100.0, 200.0, {"tenants": [TENANT]}),
+    "tenants.usd_per_hour": shown_by(
+        "router/test_admission.py::test_concurrency_and_money_of_a_tenant_are_bounded"
+    ),
+    "tenants.max_cost_usd": shown_by(
+        "router/test_money.py::test_a_ceiling_of_a_request_and_of_a_tenant_shortens_too"
+    ),
+    "threshold": Probe(points, 0.2, 0.3),
+    "replicas": shown_by(
+        "router/test_leases.py::test_without_a_shared_store_each_router_has_its_equal_part"
+    ),
+    "generation": shown_by(
+        "router/test_live.py::test_the_mounted_file_is_taken_up_and_a_broken_one_is_said"
+    ),
+    "routing": shown_by(
+        "router/test_live.py::test_advice_is_recorded_and_everything_goes_to_the_fallback_tier"
+    ),
+    "store.type": shown_by(
+        "router/test_live.py::test_a_router_with_a_store_goes_on_counting_after_a_restart"
+    ),
+    "store.flush_s": shown_by(
+        "router/test_store.py::test_a_killed_process_loses_at_most_its_last_batch", word="batch"
+    ),
+    "store.max_decisions": shown_by(
+        "router/test_store.py::test_decisions_are_kept_up_to_a_number_newest_first"
+    ),
+    "limits.max_body_bytes": shown_by(
+        "router/test_surface.py::test_a_body_above_the_limit_is_refused_before_it_is_read"
+    ),
+    "limits.max_header_bytes": Probe(accepted, 1024, 4096),
+    "limits.max_json_depth": Probe(accepted, 4, 20),
+    "limits.max_n": Probe(accepted, 2, 4),
+    "limits.max_tokens": Probe(accepted, 200, 400),
+    "limits.max_stop": Probe(accepted, 2, 4),
+    "limits.max_stop_chars": Probe(accepted, 2, 40),
+    "limits.max_messages": Probe(accepted, 4, 8),
+    "limits.max_inflight": Probe(held, 1, 2),
+    "limits.body_timeout_s": Probe(never_sent, 0.01, 0.02),
+    "limits.max_sequences": hostile("test_one_request_may_not_be_many", word="sequences"),
+    "limits.max_logit_bias": hostile("test_one_request_may_not_be_many", word="logit_bias"),
+    "limits.max_logprobs": hostile("test_one_request_may_not_be_many", word="logprobs"),
+    "limits.header_timeout_s": hostile("test_a_slow_header_is_refused_while_it_is_read"),
+    "limits.write_timeout_s": hostile("test_a_client_that_never_reads_is_dropped"),
+    "limits.max_held_body_bytes": hostile(
+        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    ),
+    "limits.max_held_body_bytes_per_sender": hostile(
+        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    ),
+    "limits.max_connections": hostile("test_health_lives_when_every_connection_is_taken"),
+    "limits.max_waiting_connections_per_address": hostile(
+        "test_connections_that_say_nothing_are_bounded_by_address"
+    ),
+    "access.allowed_hosts": hostile("test_a_router_answers_to_its_allowed_hosts_only"),
+    "access.cors_origins": hostile("test_a_page_that_cors_origins_name_may_ask"),
+    "tenants.highest_priority": hostile("test_a_tenant_may_not_jump_the_queue"),
+    "failover.wait_s": shown_by(
+        "router/test_failover.py::"
+        "test_a_stream_survives_every_worker_dying_once_and_waits_for_the_restart"
+    ),
+    "failover.wake_s": shown_by(
+        "router/test_waiting.py::test_a_tier_that_never_wakes_is_refused_with_a_time_to_come_back"
+    ),
+    "failover.tier_wait_s": shown_by(
+        "router/test_waiting.py::"
+        "test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_named"
+    ),
+    "failover.tier_patience_s": shown_by(
+        "router/test_tier_faults.py::"
+        "test_a_provider_that_hangs_is_left_within_the_default_patience",
+        word="patience",
+    ),
+    "failover.answer_s_per_token": Probe(answer_time, 0.01, 0.1),
+    "failover.retry_share": Probe(retries, 0.2, 0.5),
+    "failover.min_retries": Probe(retries, 20, 30),
+    "failover.outliers.consecutive_failures": Probe(ejected, 2, 4),
+    "failover.outliers.base_ejection_s": Probe(ejected, 10.0, 20.0),
+    "failover.outliers.max_ejection_s": Probe(ejected, 40.0, 50.0),
+    "failover.outliers.max_ejected_share": Probe(ejected, 0.4, 1.0),
+    "failover.max_attempts": shown_by(
+        "router/test_failover.py::test_a_worker_that_is_not_ready_yet_is_waited_for"
+    ),
+    "failover.connect_timeout_s": shown_by(
+        "router/test_upstream.py::test_an_unreachable_server_is_told_apart"
+    ),
+    "failover.stall_timeout_s": shown_by(
+        "router/test_upstream.py::test_silence_is_a_stall_but_a_slow_stream_is_not"
+    ),
+    "failover.dead_after_s": Probe(background, 15.0, 20.0),
+    "failover.max_kept_bytes": shown_by(
+        "router/test_failover.py::test_journal_stays_within_its_bound_and_forgets_no_token"
+    ),
+    "picking.prefix_block_bytes": Probe(prefixes, 128, 256),
+    "picking.max_prefix_blocks": Probe(prefixes, 1, 4),
+    "picking.max_prefix_entries": Probe(prefixes, 1, 100),
+    "picking.load_poll_s": Probe(background, 1.0, 2.0),
+    "endpoints.type": shown_by(
+        "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
+    ),
+    "endpoints.poll_s": Probe(background, 1.0, 2.0),
+    "endpoints.namespace": shown_by(
+        "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
+    ),
+    "endpoints.services.tier": shown_by(
+        "router/test_upstream.py::"
+        "test_slices_become_the_table_without_unready_and_terminating_addresses"
+    ),
+    "endpoints.services.role": shown_by(
+        "router/test_upstream.py::"
+        "test_slices_become_the_table_without_unready_and_terminating_addresses"
+    ),
+    "endpoints.services.service": shown_by(
+        "router/test_upstream.py::"
+        "test_slices_become_the_table_without_unready_and_terminating_addresses"
+    ),
+    "endpoints.services.port": shown_by(
+        "router/test_upstream.py::"
+        "test_slices_become_the_table_without_unready_and_terminating_addresses"
+    ),
+    "endpoints.api_url": shown_by(
+        "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
+    ),
+    "endpoints.credentials_dir": shown_by(
+        "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
+    ),
+    "http_port": Probe(served, 8001, 8002),
+    "drain_timeout_s": Probe(served, 10.0, 20.0),
+    "decisions_kept": Probe(kept_decisions, 5, 10),
+}
+
+# Headers that the docs list for requests, by the package that reads them.
+HEADERS: dict[str, Tests] = {
+    "x-tandem-quality": shown_by(
+        "router/test_choices.py::"
+        "test_a_quality_floor_in_a_header_moves_the_request_to_the_large_tier"
+    ),
+    "x-tandem-max-cost-usd": shown_by(
+        "router/test_choices.py::test_a_cost_ceiling_in_a_header_moves_the_request_to_the_small_tier"
+    ),
+    "x-tandem-ttft-slo-ms": shown_by(
+        "policy/test_decide.py::test_a_queue_on_the_large_tier_moves_the_request_to_the_small_one",
+        word="ttft_slo_s",
+    ),
+    "x-tandem-priority": shown_by(
+        "router/test_proxying.py::test_prefill_is_named_to_decode_workers_and_never_to_unified_ones"
+    ),
+    "cache-control": shown_by(
+        "router/test_reuse.py::test_what_may_come_out_differently_is_asked_again"
+    ),
+}

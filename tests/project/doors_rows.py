@@ -1,0 +1,78 @@
+"""What shows that a field of a configuration has its effect: tests by their ids, or a probe.
+
+A probe is a function of the whole configuration and two values of the field for which it must give
+something different.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tandem_router.config import RouterConfig, parse_config
+from tandem_router.testing.two_tiers import CONFIG
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What two values of a field do, side by side."""
+
+    see: Callable[[RouterConfig], Any]
+    a: Any
+    b: Any
+    given: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The tests that show a field's effect; word: how they call it, its own name when absent."""
+
+    nodes: tuple[str, ...]
+    word: str = ""
+
+
+def shown_by(*nodes: str, word: str = "") -> Tests:
+    """Tests below tests/."""
+    return Tests(tuple(f"tests/{node}" for node in nodes), word)
+
+
+def configured(path: str, value: Any, given: Mapping[str, Any] | None = None) -> RouterConfig:
+    """The standard two tiers with a field set."""
+    data: Object = json.loads(json.dumps(CONFIG))
+    for name, change in {**(given or {}), path: value}.items():
+        at: Any = data
+        *parents, last = name.split(".")
+        for part in parents:
+            at = at.setdefault(part, {})
+            at = at[0] if isinstance(at, list) else at
+        at[last] = change
+    return parse_config(json.dumps(data))
+
+
+def same(path: str, row: Probe) -> bool:
+    """Whether nothing shows which of its two values the field has."""
+    return bool(
+        row.see(configured(path, row.a, row.given)) == row.see(configured(path, row.b, row.given))
+    )
+
+
+def nodes(table: Mapping[str, Tests | Probe]) -> list[tuple[str, Tests]]:
+    """The rows that name tests."""
+    return [(path, row) for path, row in table.items() if isinstance(row, Tests)]
+
+
+def probes(table: Mapping[str, Tests | Probe]) -> list[tuple[str, Probe]]:
+    """The rows that try two values."""
+    return [(path, row) for path, row in table.items() if isinstance(row, Probe)]
+
+
+def unknown(table: Mapping[str, Any], known: set[str]) -> list[str]:
+    """Rows of fields that do not exist, and fields without a row."""
+    gone = (f"{path} does not exist" for path in sorted(set(table) - known))
+    missing = (f"{path} has no row" for path in sorted(known - set(table)))
+    return list(itertools.chain(gone, missing))
