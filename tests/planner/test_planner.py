@@ -17,7 +17,9 @@ from tandem_operator.planner.candidates import (
 )
 from tandem_operator.planner.report import sentences
 from tandem_operator.planner.search import Found, Score, Wanted, search
+from tandem_operator.resources import Router
 from tandem_operator.simulate.arrivals import Arrival
+from tandem_operator.simulate.plan_file import Resources, wanted_floor
 from tandem_operator.simulate.profiles import Profile
 
 PROFILE = Profile((0.02, 1e-4, 0.0), (0.02, 1e-7, 1e-4), kv_tokens=400_000)
@@ -109,6 +111,27 @@ def test_a_plan_is_sized_for_its_busiest_minute() -> None:
     burst = [Arrival(300.0 + i / 20.0, 100, {"": 10}) for i in range(1200)]
 
     assert busiest(sorted([*calm, *burst], key=lambda a: a.at_s)) == pytest.approx(21.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "floor"),
+    [
+        ({"predictor": {"artifact": "configmap://p"}}, 0.95),
+        ({"predictor": {"artifact": "configmap://p"}, "threshold": "0.3"}, None),
+        ({"predictor": {"artifact": "configmap://p"}, "objective": {"qualityFloor": "0.9"}}, 0.9),
+        ({"objective": {"qualityFloor": "0.9"}}, 0.9),
+        ({}, None),
+    ],
+)
+def test_a_plan_has_to_hold_the_floor_that_the_router_will_hold(
+    spec: dict[str, object], floor: float | None
+) -> None:
+    tiers = [{"name": n, "modelRef": {"name": n}} for n in ("small", "large")]
+    router = Router.model_validate(
+        {"metadata": {"name": "r", "namespace": "n"}, "spec": {"tiers": tiers, **spec}}
+    )
+
+    assert wanted_floor(Resources(router, {}, None)) == floor
 
 
 def test_equal_plans_are_one() -> None:

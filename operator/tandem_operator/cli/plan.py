@@ -116,7 +116,7 @@ def _question(resources: Any, profiles: Any, changes: dict[str, float]) -> tuple
     """Tiers to be sized, what has to hold, and the SLO for the formulas."""
     from tandem_operator.planner.candidates import TierSpec
     from tandem_operator.planner.search import Wanted
-    from tandem_operator.simulate.plan_file import loop_slo
+    from tandem_operator.simulate.plan_file import loop_slo, wanted_floor
 
     router = resources.router
     known = {tier.name for tier in router.spec.tiers}
@@ -140,11 +140,10 @@ def _question(resources: Any, profiles: Any, changes: dict[str, float]) -> tuple
             )
         )
     slo = loop_slo(resources)
-    floor = router.spec.objective.quality_floor
     budget = router.spec.budget
     wanted = Wanted(
         min(slo.ttft_percentile, slo.tpot_percentile) / 100.0,
-        changes.get("floor", float(floor) if floor is not None else None),
+        changes.get("floor", wanted_floor(resources)),
         changes.get("budget", float(budget.usd_per_hour) if budget.usd_per_hour else None),
         int(changes["gpus"]) if "gpus" in changes else budget.gpus,
     )

@@ -195,6 +195,16 @@ def loop_slo(resources: Resources) -> Slo:
     return loop_settings(resources.router, resources.models, policy).slo
 
 
+def wanted_floor(resources: Resources) -> float | None:
+    """The quality floor that a plan has to hold: the Router's, with its default.
+
+    One that its predictor cannot hold yet is asked of the outcomes all the same.
+    """
+    spec = resources.router.spec
+    given = spec.objective.quality_floor
+    return spec.held_floor if given is None else float(given)
+
+
 def fixed_plan(
     resources: Resources,
     profiles: Mapping[str, Profile],
