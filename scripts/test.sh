@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every test: the long build of the control plane and the set-up of a real vLLM start first and run
-# beside the quick tests.
+# Every test. What takes minutes the first time (the control plane's build, a real vLLM) starts beside
+# the quick tests; the tests that need it wait for it under its lock, and say why it failed.
 # usage: test.sh VENV WORKERS [PYTEST ARGUMENT...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,10 +8,12 @@ venv=$1 workers=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
-if [ -f tests/controlplane/binaries.py ]; then
-  nice -n 5 "$venv/bin/python" tests/controlplane/binaries.py &
-  build=$!
-  trap 'kill $build 2>/dev/null || true' EXIT
+groups=()
+trap 'for group in "${groups[@]}"; do kill -- "-$group" 2>/dev/null || true; done' EXIT
+if [ $# -eq 0 ]; then # chosen tests set up what they need by themselves
+  set -m # a process group each, so that what they started ends with them
+  nice -n 5 "$venv/bin/python" tests/controlplane/binaries.py & groups+=($!)
+  nice -n 5 "$venv/bin/python" scripts/vllm_setup.py >/dev/null & groups+=($!)
+  set +m
 fi
-nice -n 5 "$venv/bin/python" scripts/vllm_setup.py >/dev/null &
 "$venv/bin/python" -m pytest -n "$workers" --dist worksteal "$@"

@@ -1,6 +1,6 @@
 """Writes an int8 or int4 version of a model directory, in compressed-tensors' layout.
 
-    python examples/models/quantize.py examples/models/large /tmp/large-w4 --bits 4
+    python examples/models/quantize.py examples/models/large large-w4 --bits 4
 
 Weights are rounded to the nearest code (no calibration): int8 by output channel (W8A16), int4 in
 groups of 32 inputs (W4A16). Embeddings, norms and biases stay as they are. Any engine that reads

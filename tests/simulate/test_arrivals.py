@@ -18,7 +18,11 @@ from tandem_operator.simulate.arrivals import (
 )
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is absent")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(),
+    reason=f"{DATA} is not on this machine: public traces are read where the data stands beside the "
+    "checkout, here only lines in their forms",
+)
 
 
 def written(folder: Path, name: str, text: str) -> Path:
