@@ -20,8 +20,8 @@ from tandem_operator.simulate.arrivals import (
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(),
-    reason=f"{DATA} is not on this machine: public traces are read where the data stands beside the "
-    "checkout, here only lines in their forms",
+    reason=f"{DATA} is not on this machine: public traces are read where the data stands beside "
+    "the checkout, here only lines in their forms",
 )
 
 
