@@ -77,6 +77,26 @@ ESCAPES = {
         "allow.volumes={projected}",
     ),
     "code in a variable": (container(env=[{"name": "LD_PRELOAD", "value": "/x"}]), "{LD_PRELOAD}"),
+    "code in a character set": (
+        container(env=[{"name": "GCONV_PATH", "value": "/data"}]),
+        "{GCONV_PATH}",
+    ),
+    "code in a cipher": (
+        container(env=[{"name": "OPENSSL_CONF", "value": "/data/x"}]),
+        "{OPENSSL_CONF}",
+    ),
+    "a port of the node": (
+        container(ports=[{"containerPort": 8100, "hostPort": 443}]),
+        "allow.podFields={hostPort}",
+    ),
+    "an address of the node": (
+        container(ports=[{"containerPort": 8100, "hostIP": "127.0.0.1"}]),
+        "allow.podFields={hostIP}",
+    ),
+    "a node that asks others": (
+        container(readinessProbe={"httpGet": {"host": "10.0.0.1", "port": 80}}),
+        "{readinessProbe}",
+    ),
     "variables by the dozen": (container(envFrom=[{"configMapRef": {"name": "x"}}]), "{envFrom}"),
     "code in a volume": (container(volumeMounts=[MOUNT]), "allow.podFields={volumeMounts}"),
     "a mount that climbs": (

@@ -53,8 +53,10 @@ _VOLUMES = frozenset(
     {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret"}
 )
 # Variables by which a loader, an interpreter or a compiler runs other code than the image's.
-_CODE_PREFIXES = ("LD_", "PYTHON", "TRITON_", "CUDA_HOME", "NVCC")
-_CODE_VARIABLES = frozenset({"BASH_ENV", "CC", "CXX", "ENV", "HOME", "PATH", "VIRTUAL_ENV"})
+_CODE_PREFIXES = ("LD_", "PYTHON", "TRITON_", "CUDA_HOME", "NVCC", "OPENSSL_")
+_CODE_VARIABLES = frozenset(
+    {"BASH_ENV", "CC", "CXX", "ENV", "GCONV_PATH", "HOME", "PATH", "VIRTUAL_ENV"}
+)
 # Where volumes may appear: nowhere that code is loaded from.
 _MOUNTS = ("/data", "/dev/shm", "/mnt", "/tmp", "/var/cache", "/var/lib/tandem")
 _PROBES = frozenset({"livenessProbe", "readinessProbe", "startupProbe"})
@@ -269,7 +271,7 @@ def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> 
             continue
         if key == "image":
             found += _image_at(f"{where}.image", value, settings, allow)
-        elif key in _PROBES and not (isinstance(value, Mapping) and "exec" in value):
+        elif key in _PROBES and not _reaches_out(value):
             continue
         elif key not in _CONTAINER_FIELDS:
             found.append(_field(key, f"{where}.{key}"))
@@ -279,6 +281,13 @@ def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> 
                     name.startswith(_CODE_PREFIXES) or name in _CODE_VARIABLES
                 ) and name not in allow.pod_fields:
                     found.append(_field(name, f"{where}.env {name}"))
+        elif key == "ports":
+            found += [
+                _field(name, f"{where}.{key}[{index}].{name}")
+                for index, port in enumerate(value if isinstance(value, list) else [])
+                for name in ("hostIP", "hostPort")
+                if isinstance(port, Mapping) and name in port and name not in allow.pod_fields
+            ]
         elif key == "envFrom" and value:
             # Whoever fills the source names the variables: LD_PRELOAD may be among them.
             found.append(_field(key, f"{where}.{key}"))
@@ -289,6 +298,15 @@ def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> 
                 if not any(path == root or path.startswith(f"{root}/") for root in _MOUNTS)
             ]
     return found
+
+
+def _reaches_out(probe: Any) -> bool:
+    """Whether a probe runs a command, or makes the kubelet ask somebody else than the pod."""
+    if not isinstance(probe, Mapping):
+        return False
+    return "exec" in probe or any(
+        isinstance(way, Mapping) and "host" in way for way in probe.values()
+    )
 
 
 def _names(entries: Any, key: str) -> list[str]:
