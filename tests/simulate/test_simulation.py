@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.simulate.arrivals import Arrival, generate
-from tandem_operator.simulate.cluster import PoolPlan
+from tandem_operator.simulate.cluster import PoolPlan, remote_is_cheaper
 from tandem_operator.simulate.engine import EngineSettings
 from tandem_operator.simulate.front import TierPlan
 from tandem_operator.simulate.outcome import Targets
 from tandem_operator.simulate.profiles import Profile
 from tandem_operator.simulate.simulation import Simulation, SimulationPlan
 from tandem_router.balancing.endpoint_picker import Picker
+from tandem_worker.disaggregation.decode_side import RemoteCosts
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.scheduler import Scheduler
 
@@ -169,3 +170,24 @@ def test_scaling_down_breaks_no_request() -> None:
 
     assert result["served"] == result["requests"]
     assert len(simulation.cluster.pods) == 1 + 55 % 3
+
+
+@given(
+    tokens=st.integers(1, 20_000),
+    running=st.integers(0, 64),
+    latency_s=st.sampled_from([0.0, 0.002, 0.05, 1.0]),
+)
+def test_a_prompt_goes_where_a_live_decode_worker_would_send_it(
+    tokens: int, running: int, latency_s: float
+) -> None:
+    profile = replace(PROFILE, link_latency_s=latency_s)
+    compute_s = profile.step_s(tokens, float(tokens) ** 2, 0, 0)
+    live = RemoteCosts()
+    for _ in range(2):
+        live.observe(compute_s + latency_s, compute_s, tokens)
+    clear = abs(compute_s * running - latency_s) > 1e-9  # else rounding decides
+
+    if clear:
+        assert remote_is_cheaper(profile, tokens, running) == live.remote_is_cheaper(
+            tokens, compute_s, running
+        )

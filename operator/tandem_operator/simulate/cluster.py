@@ -142,14 +142,14 @@ class SimulatedCluster:
             pool.profile,
             pool.settings,
             self.gaps,
-            choose_remote=self._remote_choice(pool),
+            choose_remote=self._remote_choice(pool, url),
         )
         now = self._clock.now
         self.pods[url] = Pod(url, pool, worker, now, now + startup_s)
         if startup_s > 0.0:
             self._clock.after(startup_s, self._list)
 
-    def _remote_choice(self, pool: PoolPlan) -> PrefillChoice | None:
+    def _remote_choice(self, pool: PoolPlan, url: str) -> PrefillChoice | None:
         if pool.role != "decode":
             return None
         most = pool.local_prefill_max_tokens
@@ -158,18 +158,10 @@ class SimulatedCluster:
         profile = pool.profile
 
         def cheaper(sequence: ScheduledSequence, uncached: int) -> bool:
-            # The live comparison once it has measured: a local prefill delays every decode here.
-            compute_s = profile.step_s(uncached, float(uncached) ** 2, 0, 0)
-            overhead_s = profile.link_latency_s
-            running = sum(1 for pod in self._ready(pool.key) for _ in pod.worker.scheduler.running)
-            share = running / max(1, len(self._ready(pool.key)))
-            return compute_s * (1.0 + share) > compute_s + overhead_s
+            running = len(self.pods[url].worker.scheduler.running)
+            return remote_is_cheaper(profile, uncached, running)
 
         return cheaper
-
-    def _ready(self, key: tuple[str, Role]) -> list[Pod]:
-        now = self._clock.now
-        return [p for p in self.pods.values() if p.pool.key == key and p.ready_s <= now]
 
     def _list(self) -> None:
         """Tell the picker which pods are ready; as EndpointSlices do."""
@@ -327,6 +319,15 @@ class SimulatedCluster:
         self.picker.finished(running.pick)
         running.on_done(self._clock.now)
         self._clock.after(0.0, self._retire, running.decode)
+
+
+def remote_is_cheaper(profile: Profile, uncached: int, num_running: int) -> bool:
+    """What a live decode worker decides once it has measured both ways (`RemoteCosts`).
+
+    A local prefill delays every sequence that decodes there, a remote one costs its round trip.
+    """
+    compute_s = profile.step_s(uncached, float(uncached) ** 2, 0, 0)
+    return compute_s * (1 + num_running) > compute_s + profile.link_latency_s
 
 
 def _chain(arrival: Arrival, per_block: float, most: int) -> list[int]:
