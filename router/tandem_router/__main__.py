@@ -57,10 +57,9 @@ def _run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from tandem_router.api.app import RouterApp
-    from tandem_router.api.origin import LOOPBACK_NAMES
+    from tandem_router.api.origin import loopback_names
 
     host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
-    is_local = host in ("127.0.0.1", "::1", "localhost")
     app = RouterApp(
         config,
         artifact_path=args.predictor,
@@ -71,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         store_file=args.store_file,
         store_url=_secret_text(args.store_url_file),
         config_path=args.config,
-        allowed_hosts=LOOPBACK_NAMES if is_local else None,
+        allowed_hosts=loopback_names(host),
     )
     port = args.port or config.http_port
     # Long-lived objects leave the collector's sight: full collections otherwise stop every

@@ -7,16 +7,20 @@ import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
 from tandem_router.api.api_keys import key_hash
+from tandem_router.api.app import RouterApp
+from tandem_router.api.origin import loopback_names
 from tandem_router.errors import ApiError
 from tandem_router.http.server import Listener, ServerLimits
 from tandem_router.limits.bodies import PER_BODY_BYTES, HeldBodies
 from tandem_router.proxy.upstream_request import salted
+from tandem_router.testing.asgi_client import Client
 from tandem_router.testing.two_tiers import both
 
 CHAT = {"model": "large", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -197,6 +201,48 @@ async def test_a_router_answers_to_its_allowed_hosts_only(run_router: Any) -> No
         rebound = await client.request("GET", "/v1/models", headers={"host": "evil.example"})
 
     assert (own.status, rebound.status) == (200, 421)
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "host", "status"),
+    [
+        ("127.0.0.1", "localhost:8000", 200),
+        ("127.0.0.1", "evil.example", 421),
+        ("127.0.0.2", "127.0.0.2:8000", 200),
+        ("127.0.0.2", "evil.example", 421),
+        ("::1", "[::1]:8000", 200),
+        ("::1", "evil.example:8000", 421),
+        ("localhost", "evil.example", 421),
+        ("10.0.0.7", "chat.example", 200),
+    ],
+)
+async def test_a_router_on_a_loopback_address_answers_to_names_of_this_machine_only(
+    make_config: Any, tmp_path: Path, listens_on: str, host: str, status: int
+) -> None:
+    app = RouterApp(
+        make_config(), endpoints_path=tmp_path / "e", allowed_hosts=loopback_names(listens_on)
+    )
+
+    reply = await Client(app).request("GET", "/v1/models", headers={"host": host})
+
+    app.services.client.close()
+    assert reply.status == status
+
+
+async def test_who_is_above_a_limit_is_told_before_the_body_is_sent(run_router: Any) -> None:
+    secret = b"0123456789abcdef"
+    tenants = [
+        {"name": "acme", "key_hashes": [key_hash(secret, "k")], "requests_per_minute": 1},
+    ]
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+    head += b"authorization: Bearer k\r\ncontent-length: 100000\r\n\r\n"
+    async with run_router({}, tenants=tenants, key_secret=secret) as (_, app):
+        app.services.ledger.hold("acme", 0.0)
+        async with served(app) as port:
+            reply = await said(port, head)
+
+    assert reply.startswith(b"HTTP/1.1 429")
+    assert b"100 Continue" not in reply
 
 
 async def test_a_page_that_cors_origins_name_may_ask(run_router: Any, make_worker: Any) -> None:

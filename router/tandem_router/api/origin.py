@@ -8,12 +8,26 @@ neither of the latter.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from tandem_router.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 Headers = Iterable[tuple[bytes, bytes]]
+
+
+def loopback_names(listens_on: str) -> tuple[str, ...] | None:
+    """What a router that only this machine reaches is called; None for any other address."""
+    if listens_on == "localhost":
+        return LOOPBACK_NAMES
+    try:
+        address = ip_address(listens_on)
+    except ValueError:
+        return None
+    if not address.is_loopback:
+        return None
+    return (*LOOPBACK_NAMES, f"[{address}]" if address.version == 6 else str(address))
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -10,10 +10,7 @@ read its reply loses the connection. An upgrade nobody speaks (`h2c`) is ignored
 from __future__ import annotations
 
 import asyncio
-import http
-import logging
 from collections import Counter, deque
-from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
@@ -21,24 +18,15 @@ from urllib.parse import unquote
 import httptools
 
 from tandem_router.errors import ApiError, overloaded
-
-logger = logging.getLogger("tandem.router")
+from tandem_router.http.exchange import STATUS_LINES, Exchange
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
-# Read ahead of the application, per request.
-BODY_AHEAD_BYTES = 64 * 1024
 MAX_PIPELINED = 16
 # Bytes of chunk headers, extensions and trailers beside the body that they frame.
 FRAMING_SLACK_BYTES, FRAMING_PER_BODY_BYTE = 64 * 1024, 8
 SWEEP_S = 0.5
 LINGER_S = 2.0
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
-    for status in http.HTTPStatus
-}
 _HOP_BY_HOP = frozenset({b"upgrade", b"http2-settings", b"connection"})
-
-Message = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._reserved = False
         self._closing = False
         self._drained: asyncio.Future[None] | None = None
-        self._writing_paused = False
+        self.writing_paused = False
         self._reading_paused = False
         self._exchange: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
@@ -144,6 +132,12 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
         self._raw_bytes = 0
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What uvicorn adds to every reply."""
+        headers: list[tuple[bytes, bytes]] = self._state.default_headers
+        return headers
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -222,21 +216,21 @@ class Connection(asyncio.Protocol):
     def too_late(self) -> None:
         """The deadline has passed: of a header, a pause between requests, a reply nobody reads."""
         self.deadline = None
-        if self._closing or self._writing_paused or self._exchange is not None or self.idle:
+        if self._closing or self.writing_paused or self._exchange is not None or self.idle:
             self.abort()
         elif self._raw_bytes == 0:
             self._close()
         else:
             limit_s = self.limits.header_timeout_s
-            self._refuse(ApiError(408, f"the request's header did not arrive within {limit_s:g} s"))
+            self.refuse(ApiError(408, f"the request's header did not arrive within {limit_s:g} s"))
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.writing_paused = True
         self.deadline = self.loop.time() + self.limits.write_timeout_s
 
     def resume_writing(self) -> None:
-        if self._writing_paused:
-            self._writing_paused = False
+        if self.writing_paused:
+            self.writing_paused = False
             self.deadline = None
             if self._exchange is None and not self._closing:
                 self.deadline = self.loop.time() + self.limits.keep_alive_s
@@ -244,7 +238,7 @@ class Connection(asyncio.Protocol):
             self._drained.set_result(None)
 
     async def drain(self) -> None:
-        while self._writing_paused and not self._closing:
+        while self.writing_paused and not self._closing:
             if self._drained is None or self._drained.done():
                 self._drained = self.loop.create_future()
             await self._drained
@@ -287,7 +281,7 @@ class Connection(asyncio.Protocol):
             ):
                 self._refusal = ApiError(400, "the request body is mostly framing, not content")
         if self._refusal is not None:
-            self._refuse(self._refusal)
+            self.refuse(self._refusal)
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -366,7 +360,7 @@ class Connection(asyncio.Protocol):
         self._in_header = False
         self._framing_bytes = self._body_bytes = 0
         self._no_longer_waiting()
-        if not self._writing_paused:
+        if not self.writing_paused:
             self.deadline = None
         scope = {
             "type": "http",
@@ -436,7 +430,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self.deadline = self.loop.time() + self.limits.keep_alive_s
-        if self._writing_paused:
+        if self.writing_paused:
             self.deadline = self.loop.time() + self.limits.write_timeout_s
         elif self._raw_bytes:
             self.deadline = self.loop.time() + self.limits.header_timeout_s
@@ -445,7 +439,7 @@ class Connection(asyncio.Protocol):
         if not self._pipeline:
             self.resume_reading()
 
-    def _refuse(self, error: ApiError) -> None:
+    def refuse(self, error: ApiError) -> None:
         """The last words on this connection, unless a reply is under way."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -453,7 +447,7 @@ class Connection(asyncio.Protocol):
         if exchange is None or not exchange.started:
             body = error.body()
             lines = [
-                _STATUS_LINES[error.status],
+                STATUS_LINES[error.status],
                 b"content-type: application/json\r\nx-content-type-options: nosniff\r\n"
                 b"connection: close\r\ncontent-length: %d\r\n" % len(body),
                 *(b"%b: %b\r\n" % header for header in error.headers()),
@@ -475,175 +469,6 @@ class Connection(asyncio.Protocol):
         except (OSError, RuntimeError):  # they have reset it; it is closed already; it is TLS
             self.transport.close()
         self.deadline = self.loop.time() + LINGER_S
-
-
-class Exchange:
-    """One request and its reply: ASGI's `receive` and `send`."""
-
-    __slots__ = (
-        "_body",
-        "_body_bytes",
-        "_chunked",
-        "_connection",
-        "_gone",
-        "_head",
-        "_told_all",
-        "_waiter",
-        "complete",
-        "keep_alive",
-        "more_body",
-        "on_gone",
-        "scope",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, scope: Message, keep_alive: bool) -> None:
-        self._connection = connection
-        self.scope = scope
-        self.keep_alive = keep_alive
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self.more_body = True
-        self._told_all = False
-        self._gone = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._head: bytes | None = None
-        self._chunked = False
-        self.started = False
-        self.complete = False
-        # Called once when the client leaves before its reply is complete.
-        self.on_gone: Callable[[], None] | None = None
-
-    def whole_body(self) -> bytes | None:
-        """The body if all of it is here, which `receive` then tells no more."""
-        if self.more_body or self._told_all:
-            return None
-        self._told_all = True
-        self._body_bytes = 0
-        self._connection.resume_reading()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        return body
-
-    def feed(self, data: bytes) -> None:
-        if self.complete:
-            return
-        self._body.append(data)
-        self._body_bytes += len(data)
-        if self._body_bytes > BODY_AHEAD_BYTES:
-            self._connection.pause_reading()
-        self._wake()
-
-    def feed_end(self) -> None:
-        self.more_body = False
-        self._wake()
-
-    def gone(self) -> None:
-        if not self._gone:
-            self._gone = True
-            self._wake()
-            if self.on_gone is not None and not self.complete:
-                self.on_gone()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> Message:
-        connection = self._connection
-        if self.more_body and not self._body and not self.started and self._expects_continue():
-            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while True:
-            if self._gone or self.complete:
-                return {"type": "http.disconnect"}
-            if self._body or (not self.more_body and not self._told_all):
-                body = b"".join(self._body)
-                self._body.clear()
-                self._body_bytes = 0
-                connection.resume_reading()
-                self._told_all = not self.more_body
-                return {"type": "http.request", "body": body, "more_body": self.more_body}
-            self._waiter = connection.loop.create_future()
-            await self._waiter
-
-    def _expects_continue(self) -> bool:
-        return any(
-            name == b"expect" and value.lower() == b"100-continue"
-            for name, value in self.scope["headers"]
-        )
-
-    async def send(self, message: Message) -> None:
-        connection = self._connection
-        if connection._writing_paused:
-            await connection.drain()
-        if self._gone or self.complete:
-            return
-        if message["type"] == "http.response.start":
-            self._begin(message)
-            return
-        body = message.get("body", b"")
-        more = message.get("more_body", False)
-        if self.scope["method"] == "HEAD":
-            body = b""
-        elif self._chunked:
-            if body:
-                body = b"%x\r\n%b\r\n" % (len(body), body)
-            if not more:
-                body += b"0\r\n\r\n"
-        if self._head is not None:
-            body, self._head = self._head + body, None
-            self.started = True
-        if body:
-            connection.write(body)
-        if not more:
-            self.complete = True
-            self._wake()
-            connection.finished(self)
-
-    def _begin(self, message: Message) -> None:
-        status = message["status"]
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in self._connection._state.default_headers:
-            parts.append(b"%b: %b\r\n" % (name, value))
-        sized = status in (204, 304)
-        for name, value in message["headers"]:
-            if name == b"content-length":
-                sized = True
-            elif name == b"connection" and value.lower() == b"close":
-                self.keep_alive = False
-                continue
-            parts.append(b"%b: %b\r\n" % (name, value))
-        old = self.scope["http_version"] == "1.0"
-        if not sized and self.scope["method"] != "HEAD":
-            if old:
-                self.keep_alive = False  # the end of the connection is the end of the body
-            else:
-                self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
-        if not self.keep_alive or self.more_body:
-            parts.append(b"connection: close\r\n")
-        elif old:
-            parts.append(b"connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        self._head = b"".join(parts)
-
-    async def run(self, app: Callable[..., Any]) -> None:
-        failed = False
-        try:
-            await app(self.scope, self.receive, self.send)
-        except Exception:
-            logger.exception("a request failed inside the router")
-            failed = True
-        if self.complete or self._gone:
-            return
-        if self.started:
-            self._connection.abort()  # half a reply must not look like a whole one
-        else:
-            if not failed:
-                logger.error("the application sent no reply to %s", self.scope["path"][:200])
-            self._connection._refuse(
-                ApiError(500, "the router failed on this request", type="server_error")
-            )
 
 
 def _address(name: Any) -> tuple[str, int] | None:

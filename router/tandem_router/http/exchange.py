@@ -1,0 +1,194 @@
+"""One request and its reply as ASGI's `receive` and `send`, over a connection of `http.server`."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from tandem_router.errors import ApiError
+
+if TYPE_CHECKING:
+    from tandem_router.http.server import Connection
+
+logger = logging.getLogger("tandem.router")
+
+# Read ahead of the application, per request.
+BODY_AHEAD_BYTES = 64 * 1024
+STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+}
+
+Message = MutableMapping[str, Any]
+
+
+class Exchange:
+    """One request and its reply: ASGI's `receive` and `send`."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_chunked",
+        "_connection",
+        "_gone",
+        "_head",
+        "_told_all",
+        "_waiter",
+        "complete",
+        "keep_alive",
+        "more_body",
+        "on_gone",
+        "scope",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, scope: Message, keep_alive: bool) -> None:
+        self._connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self.more_body = True
+        self._told_all = False
+        self._gone = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: bytes | None = None
+        self._chunked = False
+        self.started = False
+        self.complete = False
+        # Called once when the client leaves before its reply is complete.
+        self.on_gone: Callable[[], None] | None = None
+
+    def whole_body(self) -> bytes | None:
+        """The body if all of it is here, which `receive` then tells no more."""
+        if self.more_body or self._told_all:
+            return None
+        self._told_all = True
+        self._body_bytes = 0
+        self._connection.resume_reading()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        return body
+
+    def feed(self, data: bytes) -> None:
+        if self.complete:
+            return
+        self._body.append(data)
+        self._body_bytes += len(data)
+        if self._body_bytes > BODY_AHEAD_BYTES:
+            self._connection.pause_reading()
+        self._wake()
+
+    def feed_end(self) -> None:
+        self.more_body = False
+        self._wake()
+
+    def gone(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._wake()
+            if self.on_gone is not None and not self.complete:
+                self.on_gone()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> Message:
+        connection = self._connection
+        if self.more_body and not self._body and not self.started and self._expects_continue():
+            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while True:
+            if self._gone or self.complete:
+                return {"type": "http.disconnect"}
+            if self._body or (not self.more_body and not self._told_all):
+                body = b"".join(self._body)
+                self._body.clear()
+                self._body_bytes = 0
+                connection.resume_reading()
+                self._told_all = not self.more_body
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self._waiter = connection.loop.create_future()
+            await self._waiter
+
+    def _expects_continue(self) -> bool:
+        return any(
+            name == b"expect" and value.lower() == b"100-continue"
+            for name, value in self.scope["headers"]
+        )
+
+    async def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection.writing_paused:
+            await connection.drain()
+        if self._gone or self.complete:
+            return
+        if message["type"] == "http.response.start":
+            self._begin(message)
+            return
+        body = message.get("body", b"")
+        more = message.get("more_body", False)
+        if self.scope["method"] == "HEAD":
+            body = b""
+        elif self._chunked:
+            if body:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            if not more:
+                body += b"0\r\n\r\n"
+        if self._head is not None:
+            body, self._head = self._head + body, None
+            self.started = True
+        if body:
+            connection.write(body)
+        if not more:
+            self.complete = True
+            self._wake()
+            connection.finished(self)
+
+    def _begin(self, message: Message) -> None:
+        status = message["status"]
+        parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        for name, value in self._connection.default_headers:
+            parts.append(b"%b: %b\r\n" % (name, value))
+        sized = status in (204, 304)
+        for name, value in message["headers"]:
+            if name == b"content-length":
+                sized = True
+            elif name == b"connection" and value.lower() == b"close":
+                self.keep_alive = False
+                continue
+            parts.append(b"%b: %b\r\n" % (name, value))
+        old = self.scope["http_version"] == "1.0"
+        if not sized and self.scope["method"] != "HEAD":
+            if old:
+                self.keep_alive = False  # the end of the connection is the end of the body
+            else:
+                self._chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive or self.more_body:
+            parts.append(b"connection: close\r\n")
+        elif old:
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        self._head = b"".join(parts)
+
+    async def run(self, app: Callable[..., Any]) -> None:
+        failed = False
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception:
+            logger.exception("a request failed inside the router")
+            failed = True
+        if self.complete or self._gone:
+            return
+        if self.started:
+            self._connection.abort()  # half a reply must not look like a whole one
+        else:
+            if not failed:
+                logger.error("the application sent no reply to %s", self.scope["path"][:200])
+            self._connection.refuse(
+                ApiError(500, "the router failed on this request", type="server_error")
+            )
