@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tandem_router.api.secret_file import SecretFile
-from tandem_router.config import LimitsConfig, load_config
+from tandem_router.config import LimitsConfig, RouterConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
 from tandem_router.http.server import Listener, ServerLimits
 
@@ -77,13 +77,19 @@ def _run(args: argparse.Namespace) -> int:
     # stream for tens of milliseconds once a predictor is loaded.
     gc.collect()
     gc.freeze()
+    listener = Listener(_server_limits(config.limits))
+
+    def bound(changed: RouterConfig) -> None:
+        listener.limits = _server_limits(changed.limits)
+
+    app.settings.on_change.append(bound)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
             loop="auto",
-            http=_listener(config.limits).protocol(),
+            http=listener.protocol(),
             ws="none",
             log_config=None,
             access_log=False,
@@ -100,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if server.started else 1
 
 
-def _listener(limits: LimitsConfig) -> Listener:
+def _server_limits(limits: LimitsConfig) -> ServerLimits:
     """Caps that the process can keep: every request needs a file for either side."""
     import resource
 
@@ -112,14 +118,12 @@ def _listener(limits: LimitsConfig) -> Listener:
     most = limits.max_connections
     if soft != resource.RLIM_INFINITY:
         most = max(1, min(most, (soft - FILES_KEPT_BACK) // 2))
-    return Listener(
-        ServerLimits(
-            max_header_bytes=limits.max_header_bytes,
-            header_timeout_s=limits.header_timeout_s,
-            write_timeout_s=limits.write_timeout_s,
-            max_connections=most,
-            max_waiting_per_address=limits.max_waiting_connections_per_address,
-        )
+    return ServerLimits(
+        max_header_bytes=limits.max_header_bytes,
+        header_timeout_s=limits.header_timeout_s,
+        write_timeout_s=limits.write_timeout_s,
+        max_connections=most,
+        max_waiting_per_address=limits.max_waiting_connections_per_address,
     )
 
 

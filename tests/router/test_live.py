@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_router.api.app import RouterApp
-from tandem_router.config import RouterConfig
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.config import FailoverConfig, OutlierConfig, PickingConfig, RouterConfig
 from tandem_router.errors import ConfigError
 from tandem_router.live_config import (
     LIVE_FIELDS,
@@ -126,6 +128,42 @@ async def test_a_budget_comes_changes_and_goes_with_what_was_spent(
         app.settings.apply({"budget": {}})
         assert ledger.budget is None
         assert steering.control.pacer is None
+
+
+async def test_limits_and_failover_are_in_force_once_they_are_said_to_be(run_router: Any) -> None:
+    """Bounds of bodies, retries, ejections and connections, too: not from the next start on."""
+    async with run_router({}, background=False, **OPTIONS) as (client, app):
+        budget = app.services.picker.retries("small")
+        chat = {"model": "small", "messages": [{"role": "user", "content": "x" * 8000}]}
+        app.settings.apply(
+            {
+                "limits": {"max_held_body_bytes_per_sender": 8192},
+                "failover": {
+                    "retry_share": 0.0,
+                    "min_retries": 0,
+                    "connect_timeout_s": 0.125,
+                    "stall_timeout_s": 7.0,
+                    "wait_s": 0.05,
+                },
+            }
+        )
+        large = await client.request("POST", "/v1/chat/completions", chat)
+
+    assert large.error["code"] == "body_bytes_limit"
+    assert not budget.take(1000)
+    assert app.services.client.connect_timeout_s == 0.125
+    assert app.services.client.stall_timeout_s == 7.0
+
+
+def test_an_ejection_follows_the_bounds_in_force() -> None:
+    picker = Picker(PickingConfig(), random.Random(1), lambda: 0.0)
+    picker.set_table({"small": {"unified": ["http://a", "http://b"]}})
+    first = next(iter(picker.workers))
+    assert not picker.outcome(first, good=False)
+
+    picker.reconfigure(FailoverConfig(outliers=OutlierConfig(consecutive_failures=1)))
+
+    assert picker.outcome(first, good=False)
 
 
 async def test_a_threshold_that_was_learnt_survives_other_changes(

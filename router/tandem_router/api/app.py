@@ -159,6 +159,7 @@ class RouterApp:
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
+        self.settings.on_change.append(self._data_path.reconfigure)
         named = config.access.allowed_hosts
         self._allowed_hosts = named if named is not None else allowed_hosts
         self.control = _control_app(self)
@@ -253,7 +254,7 @@ class RouterApp:
                     poll_s=config.picking.load_poll_s,
                     peer_token=lambda: self.services.peer_token,
                     pools=pools,
-                    dead_after_s=config.failover.dead_after_s,
+                    dead_after_s=lambda: self.config.failover.dead_after_s,
                     on_change=self.services.workers_changed.set,
                 )
             )

@@ -16,6 +16,7 @@ from tandem_router.api.origin import foreign, is_foreign
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
 from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
+from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.limits.bodies import HeldBodies
 from tandem_router.limits.ledger import Used
@@ -65,6 +66,11 @@ class DataPath:
         self._created = int(services.wall_clock())
         limits = services.config.limits
         self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
+
+    def reconfigure(self, config: RouterConfig) -> None:
+        """Other bounds of bodies from now on; those that are held stay counted."""
+        self.bodies.max_bytes = config.limits.max_held_body_bytes
+        self.bodies.max_bytes_per_sender = config.limits.max_held_body_bytes_per_sender
 
     @staticmethod
     def handles(path: str) -> bool:

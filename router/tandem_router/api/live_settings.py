@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tandem_router.api.api_keys import Authenticator
-from tandem_router.config import load_config
+from tandem_router.config import RouterConfig, load_config
 from tandem_router.errors import ConfigError
 from tandem_router.live_config import changes, live_digest, live_part, static_part, with_live
 from tandem_router.proxy.context import Services
@@ -28,6 +28,8 @@ class LiveSettings:
     def __init__(self, services: Services, authenticator: Authenticator) -> None:
         self._services = services
         self._authenticator = authenticator
+        # Called with the configuration that is in force from now on.
+        self.on_change: list[Callable[[RouterConfig], None]] = []
         self.error: str | None = None
         self.changes: deque[dict[str, Any]] = deque(maxlen=50)
 
@@ -58,6 +60,11 @@ class LiveSettings:
         services.ledger.reconfigure(after)
         services.routing.reconfigure(after)
         services.steering.reconfigure(after, services.ledger.budget)
+        services.picker.reconfigure(after.failover)
+        services.client.connect_timeout_s = after.failover.connect_timeout_s
+        services.client.stall_timeout_s = after.failover.stall_timeout_s
+        for tell in self.on_change:
+            tell(after)
         for change in changed:
             logger.info("changed: %s", change)
             self.changes.append({"time": services.wall_clock(), "change": change})

@@ -59,6 +59,12 @@ class Picker:
         self._tiers: frozenset[str] | None = None  # as the last table names them
         self._capabilities: dict[str, Capabilities] = {}
 
+    def reconfigure(self, failover: FailoverConfig) -> None:
+        """Other bounds of retries and ejections from now on; what is under way stays counted."""
+        self._failover = failover
+        for budget in self._retries.values():
+            budget.share, budget.least = failover.retry_share, failover.min_retries
+
     @property
     def workers(self) -> Iterable[Worker]:
         return self._workers.values()

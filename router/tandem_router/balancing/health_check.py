@@ -30,7 +30,7 @@ async def poll_loads(
     poll_s: float,
     peer_token: Callable[[], str | None],
     pools: Mapping[str, TierConfig],
-    dead_after_s: float,
+    dead_after_s: Callable[[], float],
     on_change: Callable[[], None],
 ) -> None:
     """Keep one polling task per worker until cancelled; pools: tiers whose workers are asked."""
@@ -83,7 +83,7 @@ async def _poll(
     reader: LoadReader,
     ask: Ask,
     poll_s: float,
-    dead_after_s: float,
+    dead_after_s: Callable[[], float],
     on_change: Callable[[], None],
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -104,8 +104,9 @@ async def _poll(
             picker.failed(worker, str(error))
             if was_usable:
                 logger.warning("worker %s: %s", worker.url, error)
-            if loop.time() - last_answer > dead_after_s:
+            silent_s = dead_after_s()
+            if loop.time() - last_answer > silent_s:
                 # Stopped or cut off: its sockets stay open, so its streams would wait for long.
-                client.abandon(worker.url, f"no load report for {dead_after_s:g} s")
+                client.abandon(worker.url, f"no load report for {silent_s:g} s")
                 last_answer = loop.time()
         await asyncio.sleep(poll_s if worker.num_failures == 0 else min(poll_s, DOWN_POLL_S))

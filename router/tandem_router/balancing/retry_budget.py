@@ -11,13 +11,13 @@ class RetryBudget:
     """Of one tier: `take` before each retry, `give_back` when its attempt has ended."""
 
     def __init__(self, share: float, least: int) -> None:
-        self._share = share
-        self._least = least
+        self.share = share
+        self.least = least
         self.num_retries = 0
 
     def take(self, num_inflight: int) -> bool:
         """Whether one more retry may start beside so many requests of the tier in flight."""
-        if self.num_retries >= max(self._least, int(self._share * num_inflight)):
+        if self.num_retries >= max(self.least, int(self.share * num_inflight)):
             return False
         self.num_retries += 1
         return True

@@ -48,8 +48,8 @@ class UpstreamClient:
         stall_timeout_s: float = 120.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._connect_timeout_s = connect_timeout_s
-        self._stall_timeout_s = stall_timeout_s
+        self.connect_timeout_s = connect_timeout_s
+        self.stall_timeout_s = stall_timeout_s
         self._tls = tls
         self._pools: dict[Origin, OriginPool] = {}
 
@@ -94,12 +94,12 @@ class UpstreamClient:
         lines.append(b"\r\n")
         head = b"".join(lines)
 
-        stall_s = stall_timeout_s or self._stall_timeout_s
+        stall_s = stall_timeout_s or self.stall_timeout_s
         connection = pool.take_idle()
         reused = connection is not None
         while True:
             if connection is None:
-                limit_s = self._connect_timeout_s
+                limit_s = self.connect_timeout_s
                 connection = await pool.connect(min(limit_s, begin_within_s or limit_s))
             response = Response(connection, pool.loop)
             connection.send(head, body, response)
