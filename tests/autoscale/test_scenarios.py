@@ -17,8 +17,8 @@ from tandem_operator.autoscale.loop import (
     LoopSettings,
     Observation,
     Speed,
-    Unplaced,
 )
+from tandem_operator.autoscale.placement import Unplaced
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
 from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.autoscale.sizing import Ceilings, Operating, PoolSpec

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tandem_operator.autoscale.demand import Demand, drain_rates
+from tandem_operator.autoscale.placement import Placement, Unplaced
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
 from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.autoscale.sizing import (
@@ -44,9 +45,6 @@ WORTH_SAVING = 0.05
 FAR_OVER = 1.1
 # Waiting requests per worker beyond which the load is no noise.
 QUEUE_PER_WORKER = 4.0
-# Workers that find no node for so long are given up, and not asked for again for a while.
-WITHDRAW_AFTER_S = 60.0
-NOT_AGAIN_S = 600.0
 DEFAULT_SIGNALS: Mapping[str, float] = {FORECAST: 1.0}
 
 
@@ -107,14 +105,6 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Unplaced:
-    """Workers of a pool that the scheduler cannot place."""
-
-    count: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class ScalingDecision:
     """One change, or a refusal to change, with its reason in a sentence."""
 
@@ -136,16 +126,6 @@ class Plan:
     within_budget: bool
 
 
-@dataclass(slots=True)
-class _Stuck:
-    """A pool with workers that find no node."""
-
-    since_s: float
-    until_s: float = -math.inf  # not asked for again before
-    most: int = 0
-    why: str = ""
-
-
 class Autoscaler:
     """The loop's memory between steps, under settings that may change.
 
@@ -164,7 +144,7 @@ class Autoscaler:
         self._thresholds: deque[tuple[float, float]] = deque()
         self._since: dict[tuple[str, Role], float] = {}
         self._stepped: dict[tuple[str, Role], float] = {}
-        self._stuck: dict[tuple[str, Role], _Stuck] = {}
+        self._placement = Placement()
 
     def reconfigure(self, settings: LoopSettings) -> None:
         """Take other settings; what was learnt of traffic and pools goes on."""
@@ -178,7 +158,7 @@ class Autoscaler:
         settings = self.settings
         current = {pool.key: seen.workers.get(pool.key, 0) for pool in settings.pools}
         self._note_traffic(now, seen, current)
-        self._note_unplaced(now, seen, current)
+        self._placement.observe(now, settings.pools, seen.unplaced, current)
         problem = self._problem(seen)
         if problem is not None:
             return self._hold(now, seen, current, problem)
@@ -188,11 +168,11 @@ class Autoscaler:
             return self._put_to_sleep(now, seen, current)
         rate = self.demand.rate(now, load.requests_per_s)
         future = Load(rate, load.prompt_tokens, load.prompt_tokens_squared, load.output_tokens)
-        pools = [self._bounded(now, pool) for pool in settings.pools]
+        pools = [self._placement.bounded(now, pool) for pool in settings.pools]
         measured = tuple(pool for pool in pools if pool.tier in seen.profiles)
         unmeasured = [pool for pool in pools if pool.tier not in seen.profiles]
         ceilings = settings.ceilings.beside(unmeasured, current)
-        stuck = {key for key, found in self._stuck.items() if now < found.until_s}
+        stuck = self._placement.stuck(now)
         backlog = drain_rates(seen.backlog)
 
         def sized(curve: Sequence[Operating], floor: float | None) -> Sizes:
@@ -282,30 +262,6 @@ class Autoscaler:
             asked = {tier for tier, count in seen.arrived.items() if count > 0.0} | waits
         awake = {tier for (tier, _), count in current.items() if count}
         self.demand.observe(now, seen.load, asked, awake, self._tiers())
-
-    def _note_unplaced(
-        self, now: float, seen: Observation, current: Mapping[tuple[str, Role], int]
-    ) -> None:
-        """Give up workers that no node takes: the money and the threshold are wanted elsewhere."""
-        for pool in self.settings.pools:
-            unplaced = seen.unplaced.get(pool.key)
-            known = self._stuck.get(pool.key)
-            if unplaced is None or unplaced.count < 1:
-                if known is not None and now >= known.until_s:
-                    del self._stuck[pool.key]
-                continue
-            known = self._stuck.setdefault(pool.key, _Stuck(now))
-            if now >= known.until_s and now - known.since_s >= WITHDRAW_AFTER_S:
-                known.until_s = now + NOT_AGAIN_S
-                known.most = max(pool.minimum, current[pool.key] - unplaced.count)
-                known.why = unplaced.why
-
-    def _bounded(self, now: float, pool: PoolSpec) -> PoolSpec:
-        """The pool with what can be placed as its maximum."""
-        stuck = self._stuck.get(pool.key)
-        if stuck is None or now >= stuck.until_s:
-            return pool
-        return replace(pool, maximum=max(1, min(pool.maximum, stuck.most)))
 
     def _problem(self, seen: Observation) -> str | None:
         if seen.load is None or not seen.load.usable:
@@ -451,9 +407,8 @@ class Autoscaler:
         if current < pool.minimum:
             return pool.minimum, "below the pool's minimum"
         if current > pool.maximum:
-            stuck = self._stuck.get(pool.key)
-            if stuck is not None and now < stuck.until_s:
-                return pool.maximum, f"withdrawn, no node takes the workers ({stuck.why})"
+            if (why := self._placement.why(now, pool.key)) is not None:
+                return pool.maximum, f"withdrawn, no node takes the workers ({why})"
             return pool.maximum, "above the pool's maximum"
         stepped_at = self._stepped.get(pool.key, -math.inf)
         least = min(count for at, count in history if at >= now - up.window_s)

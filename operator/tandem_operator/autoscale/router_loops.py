@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tandem_operator.autoscale.loop import Autoscaler, Observation, Plan, Unplaced
+from tandem_operator.autoscale.loop import Autoscaler, Observation, Plan
 from tandem_operator.autoscale.observe import (
     Traffic,
     TrafficMeter,
@@ -29,6 +29,7 @@ from tandem_operator.autoscale.observe import (
     routing_curve,
     threshold_limit,
 )
+from tandem_operator.autoscale.placement import Unplaced
 from tandem_operator.autoscale.profile import PerformanceProfile
 from tandem_operator.autoscale.seasons import HourlyRates
 from tandem_operator.autoscale.settings import loop_settings, scheduled_floor

@@ -12,8 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from tandem_operator.autoscale.loop import Plan, Unplaced
+from tandem_operator.autoscale.loop import Plan
 from tandem_operator.autoscale.observe import asked_threshold, current_threshold
+from tandem_operator.autoscale.placement import Unplaced
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.sizing import Role
 from tandem_operator.plan.objects import (
