@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tandem_operator.autoscale.observe import pool_signals
+from tandem_operator.local.store import Store
 from tandem_operator.manifests import ManifestError, load_text
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.plan import Settings, plan_model, revision_of
 from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
 from tandem_operator.plan.model_status import LinkTest, Remark, model_status
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
+from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.resources import Model
+from tandem_operator.resources.base import Object
 from tandem_operator.resources.engine_rules import VLLM_SET_BY
 from tandem_router.testing.fake_vllm import FakeVLLM
 
@@ -215,9 +219,8 @@ def test_what_an_older_server_does_without_is_said_in_status() -> None:
     assert message.endswith("; vLLM 0.9.2 gives no token ids")
 
 
-async def test_load_of_a_vllm_pod_has_the_shape_that_the_control_loop_reads() -> None:
-    server = await FakeVLLM(served_model="m", running=3.0, kv_use=0.5).start()
-    pod = {
+def _vllm_pod() -> Object:
+    return {
         "metadata": {
             "name": "m-0",
             "uid": "u",
@@ -227,6 +230,26 @@ async def test_load_of_a_vllm_pod_has_the_shape_that_the_control_loop_reads() ->
         },
         "status": {"podIP": "127.0.0.1"},
     }
+
+
+async def test_a_pass_asks_another_engine_once_for_all_that_it_wants_to_know() -> None:
+    server = await FakeVLLM(served_model="m").start()
+    pods = WorkerPods(Store(), replace(Settings(), worker_port=server.port), lambda: 0.0)
+    try:
+        remarks = await pods.remarks([_vllm_pod()])
+        asked = len(server.seen)
+        weights = await pods.weights([_vllm_pod()])
+    finally:
+        await server.stop()
+
+    assert list(remarks) == ["m-0"]
+    assert weights == {}
+    assert len(server.seen) == asked > 0
+
+
+async def test_load_of_a_vllm_pod_has_the_shape_that_the_control_loop_reads() -> None:
+    server = await FakeVLLM(served_model="m", running=3.0, kv_use=0.5).start()
+    pod = _vllm_pod()
     reports = EngineReports()
     try:
         load = await reports.read(pod, server.port, 5.0)

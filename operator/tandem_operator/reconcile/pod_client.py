@@ -147,9 +147,12 @@ class WorkerPods:
         return found
 
     async def weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
-        """Identity of the files that each pod holds, by name; pods that do not say are left out."""
+        """Identity of the files that each pod holds, by name; pods that do not say are left out.
+
+        Other engines know of none and are not asked.
+        """
         found = {}
-        for name, load in (await self._loads(pods)).items():
+        for name, load in (await self._loads([p for p in pods if not is_foreign(p)])).items():
             given = load.get("weights")
             if isinstance(given, dict) and len(digest := str(given.get("digest") or "")) == 64:
                 parts = {"digest": digest} | {
