@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tandem_router.api.secret_file import SecretFile
 from tandem_router.config import LimitsConfig, RouterConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
 from tandem_router.http.server import Listener, ServerLimits
+from tandem_router.secret_file import SecretFile
 
 # For the store, the configuration, workers' load reports and the reserve for probes.
 FILES_KEPT_BACK = 96

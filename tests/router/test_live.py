@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import random
 from pathlib import Path
@@ -26,6 +27,7 @@ from tandem_router.live_config import (
     static_part,
     with_live,
 )
+from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.testing.two_tiers import CONFIG, Scores, both
 
 JSON = {"content-type": "application/json"}
@@ -365,26 +367,34 @@ async def test_pages_and_metrics_need_a_token_once_tenants_exist(
     assert healthy.status == 200
 
 
-async def test_a_rotated_provider_key_is_taken_up(make_config: Any, tmp_path: Path) -> None:
+def test_a_rotated_provider_key_is_taken_up(make_config: Any, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("old\n")
+    seconds = itertools.count(step=2.0)
     tier = {
         **CONFIG["tiers"][1],
         "kind": "external",
         "url": "http://provider/v1",
         "api_key_file": str(path),
     }
-    app = RouterApp(make_config(tiers=[CONFIG["tiers"][0], tier]), endpoints_path=tmp_path / "e")
-    keys = app.services.external_keys
+    keys = ProviderKeys(make_config(tiers=[CONFIG["tiers"][0], tier]), lambda: next(seconds))
 
-    assert keys.get("large") == "old"
+    assert keys.get("large") == b"old"
     path.unlink()
-    keys.refresh()
-    assert keys.get("large") == "old"
-    path.write_text("new\n")
-    keys.refresh()
-    assert keys.get("large") == "new"
-    app.services.client.close()
+    assert keys.get("large") == b"old"
+    path.write_text("new\nold\n")
+    assert keys.get("large") == b"new"
+
+
+def test_a_provider_key_that_is_empty_is_refused_at_the_start(
+    make_config: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("\n")
+    tier = {**CONFIG["tiers"][1], "kind": "external", "url": "http://provider/v1"}
+    tiers = [CONFIG["tiers"][0], {**tier, "api_key_file": str(tmp_path / "key")}]
+
+    with pytest.raises(ConfigError, match=r"tier 'large': api_key_file .* must hold 1 to 4 lines"):
+        ProviderKeys(make_config(tiers=tiers), lambda: 0.0)
 
 
 async def test_a_router_with_a_store_goes_on_counting_after_a_restart(

@@ -140,7 +140,7 @@ class RouterApp:
             clock=clock,
             wall_clock=wall_clock,
             peer_tokens=_secrets(peer_token),
-            external_keys=ProviderKeys(config),
+            external_keys=ProviderKeys(config, clock),
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
             arrivals=Arrivals((tier.name for tier in config.tiers), metrics),
@@ -276,7 +276,6 @@ class RouterApp:
         await store.step()  # what was known before counts from the first request on
         tasks += [
             asyncio.ensure_future(store.run()),
-            asyncio.ensure_future(self.services.external_keys.watch()),
         ]
         if self._config_path is not None:
             tasks.append(asyncio.ensure_future(self.settings.watch(self._config_path)))

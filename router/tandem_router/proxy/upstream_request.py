@@ -73,8 +73,8 @@ def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, tol
     ]
     if tier.kind == "external":
         key = services.external_keys.get(tier.name)
-        if key:
-            headers.append((b"authorization", b"Bearer " + key.encode()))
+        if key is not None:
+            headers.append((b"authorization", b"Bearer " + key))
         return headers
     return headers + engine_of(tier.engine).headers(told, arrival.request.stream)
 
