@@ -23,6 +23,7 @@ def python(code: str, **limits: float) -> Command:
     [
         ("print(0.25)", 0.25),
         ("print('thinking'); print(1)", 1.0),
+        ("print('thinking\\n' * 1000); print(1)", 1.0),
         ("", 1.0),
         ("raise SystemExit(1)", 0.0),
         ("import sys; print(float(sys.stdin.read() == 'äh'))", 1.0),
@@ -45,6 +46,8 @@ def test_a_number_or_the_exit_status_is_the_grade(
         ("print(2)", "printed 2, which is outside 0..1"),
         ("print('good')", r"gave no grade \(exit status 0: good\)"),
         ("raise ValueError('no such case')", r"exit status 1: ValueError: no such case"),
+        ("print('x\\n' * 5000); raise ValueError('y' * 99)", r"exit status 1: ValueError: yyy"),
+        ("print('1' * 5000)", "gave no grade"),
         ("raise SystemExit(3)", r"exit status 3"),
         ("import os; os.kill(os.getpid(), 9)", r"signal 9"),
         ("b = bytearray(4 * 1024**3)", "MemoryError"),

@@ -646,7 +646,7 @@ def test_what_cannot_work_is_refused_before_anybody_is_asked(
         ),
         (
             [{"prompt": "p", "reference": "(", "grader": "regex"}],
-            "1 references cannot be used; correct them or name another --grader, the first are\n"
+            "1 references cannot be used; correct them or name another grader, the first are\n"
             "  prompts.jsonl:1: '(' is no regular expression",
         ),
         ([{"prompt": "p", "grader": "magic"}], "names the grader 'magic'; known are exact, norm"),

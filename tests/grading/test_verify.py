@@ -108,6 +108,19 @@ def test_without_references_the_grade_of_the_tier_that_answered_counts(
     assert found["floor_held"] is True
 
 
+def test_a_reference_that_is_none_is_refused_and_not_graded_as_something_else(
+    tandem: Command, provider: Provider, write: Write
+) -> None:
+    router(provider)
+
+    ran = tandem("verify", write(graded(20, reference="no number")), "--url", provider.url)
+
+    assert ran.status == 1
+    assert "20 references cannot be used" in ran.err
+    assert "'no number' holds no number" in ran.err
+    assert provider.requests == []
+
+
 def test_questions_that_fail_are_counted(
     tandem: Command, provider: Provider, write: Write, no_waiting: list[float]
 ) -> None:

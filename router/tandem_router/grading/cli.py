@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tandem_router.grading.errors import GradingError
+from tandem_router.grading.graders.reference import KINDS
 from tandem_router.predictor.errors import PredictorError
 
-GRADERS = ("auto", "exact", "normalised", "numeric", "json", "regex")
+GRADERS = ("auto", *KINDS)
 
 
 def register(subparsers: Any) -> None:

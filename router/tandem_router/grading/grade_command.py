@@ -20,7 +20,6 @@ from tandem_router.grading import endpoints, prompts, rows, so_far, summary
 from tandem_router.grading.asking import Asker
 from tandem_router.grading.endpoints import Endpoint
 from tandem_router.grading.errors import GradingError
-from tandem_router.grading.graders import reference as references
 from tandem_router.grading.graders.command import Command, NoGrade
 from tandem_router.grading.journal import Journal
 from tandem_router.grading.progress import Progress
@@ -47,9 +46,7 @@ def grade(arguments: argparse.Namespace) -> int:
         raise questions.no_reference()
     kind = None if arguments.grader == "auto" else arguments.grader
     if command is None:
-        rows.check_references(
-            questions.items, lambda q: q.grader or kind or references.kind_of(q.reference)
-        )
+        rows.check_references(questions.items, kind)
     output = Path(arguments.output)
     path = output.with_name(output.name + ".journal")
     _check_output(output, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -212,16 +212,4 @@ def _unique(question: Question, seen: dict[str, str]) -> Question:
         count += 1
         key = f"{question.key} {count}"
     seen[key] = question.place
-    if key == question.key:
-        return question
-    return Question(
-        key,
-        question.messages,
-        question.prompt,
-        question.place,
-        question.id,
-        question.reference,
-        question.grader,
-        question.group,
-        question.task,
-    )
+    return replace(question, key=key)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,9 +229,7 @@ def _mean(entries: Mapping[int, Mapping[str, Any]], name: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def check_references(
-    questions: Sequence[Question], kind_of: Callable[[Question], references.Kind]
-) -> None:
+def check_references(questions: Sequence[Question], kind: references.Kind | None) -> None:
     """Raises GradingError for references that no answer could be compared with, before money is
     spent."""
     wrong = []
@@ -239,13 +237,13 @@ def check_references(
         if question.reference is None:
             continue
         try:
-            references.grade("", question.reference, kind_of(question))
+            references.grade("", question.reference, question.grader or kind)
         except references.BadReference as error:
             wrong.append(f"  {question.place}: {error}")
     if wrong:
         shown = "\n".join(wrong[:5])
         raise GradingError(
-            f"{len(wrong)} references cannot be used; correct them or name another --grader, the "
+            f"{len(wrong)} references cannot be used; correct them or name another grader, the "
             f"first are\n{shown}"
         )
 

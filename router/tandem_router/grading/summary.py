@@ -119,6 +119,16 @@ _UNGRADED = {
 }
 
 
+_ABOUT_ANSWERS = {
+    "missing": "are missing",
+    "cut_off": "were cut off at max_tokens and graded as they are; --max-tokens (with another -o) "
+    "sets it, if your users get longer ones",
+    "empty": "are empty",
+    "without_usage": "came without token counts",
+    "without_cost": "came without a cost; give --price {name}=IN/OUT and run the same again",
+}
+
+
 def _how(by: dict[str, int]) -> str:
     if not by:
         return ""
@@ -152,22 +162,11 @@ def _troubles(name: str, tier: Summary) -> list[str]:
         out.append(f"{name} was left alone: {tier['given_up']}")
     elif tier["failures"]:
         out.append(f"{name}: {tier['failures']:,} failures, the last: {tier['last_failure']}")
-    if tier["missing"]:
-        out.append(f"{name}: {tier['missing']:,} answers are missing")
-    if tier["cut_off"]:
-        out.append(
-            f"{name}: {tier['cut_off']:,} answers were cut off at max_tokens and graded as they "
-            "are; --max-tokens (with another -o) sets it, if your users get longer ones"
-        )
-    if tier["empty"]:
-        out.append(f"{name}: {tier['empty']:,} answers are empty")
-    if tier["without_usage"]:
-        out.append(f"{name}: {tier['without_usage']:,} answers came without token counts")
-    if tier["without_cost"]:
-        out.append(
-            f"{name}: {tier['without_cost']:,} answers came without a cost; give --price "
-            f"{name}=IN/OUT and run the same again"
-        )
+    out += [
+        f"{name}: {tier[count]:,} answers {said.format(name=name)}"
+        for count, said in _ABOUT_ANSWERS.items()
+        if tier[count]
+    ]
     return out
 
 

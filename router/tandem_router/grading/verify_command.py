@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tandem_router.grading import endpoints, prompts
+from tandem_router.grading import endpoints, prompts, rows
 from tandem_router.grading.asking import Asker
 from tandem_router.grading.delivered import Asked, assess, lines
 from tandem_router.grading.endpoints import Endpoint
@@ -50,6 +50,7 @@ def verify(arguments: argparse.Namespace) -> int:
         )
     if strangers:
         say(f"note: the Router has no tier {', '.join(strangers)}; those grades are not used")
+    rows.check_references([q for q, _ in pairs], None)
     progress = Progress(len(pairs), lambda: sum(a.cost_usd or 0.0 for a in asked))
     asked: list[Asked] = []
     failures = _Failures()
@@ -113,12 +114,5 @@ async def _ask(
 def _grade(question: Question, row: dataset.Row, tier: str, answer: str) -> float | None:
     """By the reference where the row has one; else the grade of the tier that answered."""
     if question.reference is not None:
-        try:
-            return references.grade(
-                answer,
-                question.reference,
-                question.grader or references.kind_of(question.reference),
-            )
-        except references.BadReference:
-            pass
+        return references.grade(answer, question.reference, question.grader)
     return row.quality.get(tier)

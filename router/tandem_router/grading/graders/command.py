@@ -27,6 +27,8 @@ from tandem_router.grading.errors import GradingError
 #: Linux refuses a longer variable.
 MAX_VARIABLE_BYTES = 120_000
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+#: How much of its end is looked at.
+MAX_SHOWN_BYTES = 4096
 _KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 # Limits are set by a small interpreter that then becomes the command: no code of ours runs
 # between fork and exec of a process with threads.
@@ -107,7 +109,7 @@ class Command:
                 raise NoGrade(f"it ran longer than {self.timeout_s:g} s") from error
             finally:
                 _end(process)
-            return process.returncode, _start_of(out), _start_of(err)
+            return process.returncode, _last_of(out), _last_of(err)
 
 
 def _is_file(text: str) -> bool:
@@ -125,9 +127,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         pass
 
 
-def _start_of(stream: Any) -> str:
-    stream.seek(0)
-    return str(stream.read(4096).decode("utf-8", "replace")).strip()
+def _last_of(stream: Any) -> str:
+    """The whole lines at the end of what was written: the grade comes last, and so do errors."""
+    before = max(0, stream.seek(0, os.SEEK_END) - MAX_SHOWN_BYTES)
+    stream.seek(before)
+    text = str(stream.read().decode("utf-8", "replace"))
+    whole = (text.partition("\n")[2] if before else text).strip()
+    return whole or ("..." + text.strip() if before else "")
 
 
 def _grade(status: int, output: str, complaint: str) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,19 @@ class Dataset:
 
     def quality(self) -> FloatArray:
         """Labels ``(num_rows, num_tiers)``, NaN where a tier was not graded."""
-        return np.array(
-            [[row.quality.get(tier, math.nan) for tier in self.tiers] for row in self.rows]
-        ).reshape(len(self.rows), len(self.tiers))
+        return self._by_tier([row.quality for row in self.rows])
 
     def output_tokens(self) -> FloatArray:
         """Answer lengths ``(num_rows, num_tiers)``, NaN where not given."""
-        return np.array(
-            [[row.output_tokens.get(tier, math.nan) for tier in self.tiers] for row in self.rows]
-        ).reshape(len(self.rows), len(self.tiers))
+        return self._by_tier([row.output_tokens for row in self.rows])
 
     def cost_usd(self) -> FloatArray:
         """US dollars of every answer ``(num_rows, num_tiers)``, NaN where not given."""
+        return self._by_tier([row.cost_usd for row in self.rows])
+
+    def _by_tier(self, values: Sequence[Mapping[str, float]]) -> FloatArray:
         return np.array(
-            [[row.cost_usd.get(tier, math.nan) for tier in self.tiers] for row in self.rows]
+            [[given.get(tier, math.nan) for tier in self.tiers] for given in values]
         ).reshape(len(self.rows), len(self.tiers))
 
     def groups(self) -> np.ndarray:
