@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from tandem_router.cache.response_cache import assemble
+from tandem_router.openai.responses_api import ResponsesSend
+from tandem_router.openai.sse import DONE, encode_event
+
 
 async def ask(client: Any, **fields: Any) -> Any:
     body = {"model": "large", "input": "hello", "seed": 4, **fields}
@@ -102,3 +106,27 @@ async def test_what_cannot_be_served_is_refused_by_name(
 
     assert reply.status == 400
     assert said in reply.error["message"]
+
+
+async def test_an_emoji_that_a_server_sends_in_two_halves_arrives_whole_in_every_form() -> None:
+    """In streams of /v1/responses and in what the cache keeps; JSON may escape half a pair."""
+    halves = [
+        {"choices": [{"index": 0, "delta": {"content": "\ud83d"}}], "model": "m", "created": 1},
+        {"choices": [{"index": 0, "delta": {"content": "\ude00"}, "finish_reason": "stop"}]},
+    ]
+    stream = b"".join(map(encode_event, halves))
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    kept = assemble(stream, "chat", {"prompt_tokens": 1})
+    dressed = ResponsesSend(send, {}, "r")
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+    await dressed({"type": "http.response.start", "status": 200, "headers": headers})
+    await dressed({"type": "http.response.body", "body": stream + DONE})
+
+    assert kept is not None
+    assert json.loads(kept)["choices"][0]["message"]["content"] == "\U0001f600"
+    last = json.loads(sent[-1]["body"].rpartition(b"data: ")[2])
+    assert last["response"]["output"][0]["content"][0]["text"] == "\U0001f600"

@@ -23,7 +23,7 @@ from tandem_router.cache import (
 )
 from tandem_router.config import RouterConfig
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.sse import DONE, encode_event, event_data, split_events
+from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 from tandem_router.policy import Decision
 
 _MORE_THAN_TEXT = ("logprobs", "top_logprobs", "tools", "functions", "audio", "modalities")
@@ -124,7 +124,7 @@ def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes
         "choices": [choice],
         "usage": usage,
     }
-    return json.dumps(whole, ensure_ascii=False).encode()
+    return encode_json(whole)
 
 
 def with_new_id(body: bytes, kind: str, request_id: str, created: int) -> dict[str, Any]:

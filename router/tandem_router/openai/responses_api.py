@@ -12,7 +12,7 @@ from typing import Any
 
 from tandem_router.asgi import Send
 from tandem_router.errors import bad_request
-from tandem_router.openai.sse import DONE, event_data, split_events
+from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools", "include")
@@ -116,7 +116,7 @@ class ResponsesSend:
         self._usage = chat.get("usage")
         self._model = chat.get("model")
         self._created = chat.get("created", 0)
-        return json.dumps(self._response(), ensure_ascii=False).encode()
+        return encode_json(self._response())
 
     def _converted(self, event: bytes) -> bytes:
         if event == DONE:
@@ -167,7 +167,7 @@ class ResponsesSend:
     def _event(self, name: str, **fields: Any) -> bytes:
         payload = {"type": name, "sequence_number": self._sequence, **fields}
         self._sequence += 1
-        return f"event: {name}\ndata: {json.dumps(payload, ensure_ascii=False)}\n\n".encode()
+        return f"event: {name}\n".encode() + encode_event(payload)
 
     def _at(self) -> dict[str, Any]:
         return {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}

@@ -70,6 +70,13 @@ def event_data(event: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def encode_json(payload: Any) -> bytes:
+    """JSON in UTF-8; escaped where a server sent half a surrogate pair, which has no bytes."""
+    try:
+        return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(payload, separators=(",", ":")).encode()
+
+
 def encode_event(payload: dict[str, Any]) -> bytes:
-    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + encode_json(payload) + b"\n\n"

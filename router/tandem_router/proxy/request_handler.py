@@ -9,7 +9,6 @@ tier from the token ids already forwarded, so that the client sees one whole str
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from tandem_router.asgi import NOSNIFF, Send
@@ -19,7 +18,7 @@ from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.limits.ledger import NOTHING
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
-from tandem_router.openai.sse import DONE
+from tandem_router.openai.sse import DONE, encode_json
 from tandem_router.openai.usage import (
     NOTHING_USED,
     Usage,
@@ -129,7 +128,7 @@ class RequestHandler:
             body = as_stream(reply, request.kind, request.include_usage)
             content_type = b"text/event-stream; charset=utf-8"
         else:
-            body = json.dumps(reply, ensure_ascii=False).encode()
+            body = encode_json(reply)
             content_type = b"application/json"
         await self._send_whole(assignment, body, content_type, (b"x-tandem-cache", b"hit"))
 
