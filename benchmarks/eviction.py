@@ -42,7 +42,7 @@ def tandem(trace: list[list[int]], capacity: int) -> tuple[int, float]:
         fresh = blocks.allocate(len(hashes) - len(found))
         assert fresh is not None
         for depth, block in enumerate(fresh, start=len(found)):
-            blocks.publish(block, hashes[depth], hashes[depth - 1] if depth else ROOT, depth)
+            blocks.publish(block, hashes[depth], hashes[depth - 1] if depth else ROOT)
         blocks.release(found + fresh)
     return hits, cost
 

@@ -19,7 +19,7 @@ from tandem_worker.engine.constraints import (
     TokenConstraint,
     open_tokenizer,
 )
-from tandem_worker.engine.sampling import SamplingParams, Thinking
+from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.openai.answer_format import choice_grammar, json_grammar, regex_grammar
 from tandem_worker.tokenization.tokenizer import Tokenizer
 
@@ -82,7 +82,7 @@ def tokenizer(tiny_llama: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def factory(tokenizer: Tokenizer) -> ConstraintFactory:
     eos = frozenset([EOS])
-    return ConstraintFactory(open_tokenizer(tokenizer.to_json(), VOCAB, eos), VOCAB, eos)
+    return ConstraintFactory(open_tokenizer(tokenizer.to_json(), VOCAB, eos), VOCAB)
 
 
 def allowed(mask: bytes | None) -> list[int]:
@@ -169,38 +169,6 @@ def test_a_schema_that_cannot_be_held_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(GrammarError, match=said):
         factory.create(SamplingParams(grammar=json_grammar(schema, "s")))
-
-
-def test_thinking_is_free_until_its_budget_and_the_format_follows_it(
-    factory: ConstraintFactory,
-) -> None:
-    thinking = Thinking(start_id=300, end_id=301, is_open=False, budget=3)
-    grammar = choice_grammar(["yes"], "c")
-    constraint = factory.create(SamplingParams(grammar=grammar, thinking=thinking))
-    assert constraint is not None
-
-    first = allowed(constraint.mask([5], 1))
-    inside = allowed(constraint.mask([5, 300], 1))
-    still = allowed(constraint.mask([5, 300, 7, 8], 1))
-    forced = allowed(constraint.mask([5, 300, 7, 8, 9], 1))
-    after = allowed(constraint.mask([5, 300, 7, 8, 9, 301], 1))
-
-    assert 300 in first
-    assert EOS not in first
-    assert len(inside) == len(still) == VOCAB - 1
-    assert EOS not in inside
-    assert forced == [301]
-    assert set(after) == set(first) - {300}
-
-
-def test_an_answer_may_go_without_thinking(factory: ConstraintFactory) -> None:
-    thinking = Thinking(start_id=300, end_id=301, budget=3)
-    constraint = factory.create(SamplingParams(thinking=thinking))
-    assert constraint is not None
-
-    assert constraint.mask([5], 1) is None
-    assert constraint.mask([5, 7], 1) is None
-    assert constraint.mask([5, 7, 300, 8, 8, 8, 8], 1) is None
 
 
 def test_tokens_that_the_grammar_does_not_know_end_in_an_error(factory: ConstraintFactory) -> None:

@@ -20,7 +20,7 @@ def hits(stream: list[int], capacity: int) -> int:
         fresh = blocks.allocate(1 - len(found))
         assert fresh is not None
         for block in fresh:
-            blocks.publish(block, block_hash, ROOT, 0)
+            blocks.publish(block, block_hash, ROOT)
         blocks.release(found + fresh)
     blocks.check()
     return count
@@ -58,7 +58,7 @@ def test_memory_of_what_left_is_bounded() -> None:
     blocks = BlockManager(10, block_size=1)
     for item in range(1_000):
         (block,) = blocks.allocate(1) or ()
-        blocks.publish(block, item.to_bytes(8, "big"), ROOT, 0)
+        blocks.publish(block, item.to_bytes(8, "big"), ROOT)
         blocks.release([block])
 
     assert blocks.num_remembered <= 5 * 10

@@ -38,7 +38,7 @@ class BlockMachine(RuleBasedStateMachine):
         assert len(set(taken)) == len(taken)
         for index in range(len(hits), len(hashes)):
             parent = hashes[index - 1] if index else ROOT
-            self.blocks.publish(taken[index], hashes[index], parent, index)
+            self.blocks.publish(taken[index], hashes[index], parent)
         self.holders.append(taken)
         return taken
 
@@ -76,7 +76,7 @@ def fill(blocks: BlockManager, tokens: list[int]) -> list[int]:
     assert fresh is not None
     taken = hits + fresh
     for index in range(len(hits), len(hashes)):
-        blocks.publish(taken[index], hashes[index], hashes[index - 1] if index else ROOT, index)
+        blocks.publish(taken[index], hashes[index], hashes[index - 1] if index else ROOT)
     blocks.release(taken)
     return taken
 
@@ -148,7 +148,7 @@ def test_a_prefix_hit_for_ever_costs_no_more_memory_each_time() -> None:
     taken = blocks.allocate(2)
     assert taken is not None
     for index, block_hash in enumerate(hashes):
-        blocks.publish(taken[index], block_hash, hashes[index - 1] if index else ROOT, index)
+        blocks.publish(taken[index], block_hash, hashes[index - 1] if index else ROOT)
     blocks.release(taken)
 
     sizes = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import os
 import shutil
@@ -96,6 +97,32 @@ def test_several_ranks_give_the_tokens_of_one(
     assert found == expected
     assert num_hits > 0
     assert all(process.returncode == 0 for process in runner._ranks)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_ranks_of_a_quantized_checkpoint_give_the_tokens_of_one(
+    bits: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """In groups of 32, of which the cut goes through some and leaves others whole."""
+    path = Path(__file__).parents[2] / "examples" / "models" / "quantize.py"
+    spec = importlib.util.spec_from_file_location("quantize", path)
+    assert spec is not None
+    assert spec.loader is not None
+    quantize = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quantize)
+    model = tmp_path / "quantized"
+    quantize.write(tiny_llama, model, bits)
+    prompts = [list(range(2, 100)), [5, 6, 7]]
+    expected, _ = generate(ModelRunner(settings(1), model), prompts)
+
+    runner = TensorParallelRunner(settings(2), model)
+    try:
+        found, _ = generate(runner, prompts)
+    finally:
+        runner.close()
+
+    assert found == expected
+    assert isinstance(runner.model.weights.layers[0].qkv, QuantizedWeight)
 
 
 def test_each_rank_holds_its_part_of_weights_and_blocks(tiny_llama: Path) -> None:

@@ -56,7 +56,7 @@ class PrefillService:
         started = time.perf_counter()
         try:
             constraint = None
-            if order.job.sampling.is_constrained:
+            if order.job.sampling.grammar:
                 constraint = await asyncio.to_thread(self._create_constraint, order.job.sampling)
             return await self._run(order, constraint, started)
         except GrammarError as error:

@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator
 
 from tandem_worker.config import BLOCK_SIZE
 from tandem_worker.engine.constraints import MAX_GRAMMAR_CHARS
-from tandem_worker.engine.sampling import SamplingParams, Thinking
+from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import RequestError
 from tandem_worker.openai.fields import (
     INT32,
@@ -27,7 +27,7 @@ from tandem_worker.openai.fields import (
 
 PROTOCOL_VERSION = 1
 CONSTRAINED_VERSION = 2
-"""Of an order with a grammar or bounds of thinking: who cannot honour them must refuse it."""
+"""Of an order with a grammar: who cannot honour it must refuse the order."""
 _MAX_SALT_BYTES = 64
 
 
@@ -64,7 +64,7 @@ class PrefillOrder:
         """JSON-ready; the body of POST /internal/prefill."""
         job = self.job
         return {
-            "version": CONSTRAINED_VERSION if job.sampling.is_constrained else PROTOCOL_VERSION,
+            "version": CONSTRAINED_VERSION if job.sampling.grammar else PROTOCOL_VERSION,
             "request_id": job.request_id,
             "epoch": self.epoch,
             "token_ids": list(job.token_ids),
@@ -103,12 +103,7 @@ class PrefillOrder:
                 request_id=wire.request_id,
                 token_ids=tuple(wire.token_ids),
                 num_prompt_tokens=wire.sampling.num_prompt_tokens or len(wire.token_ids),
-                sampling=replace(
-                    sampling,
-                    seed=seed,
-                    grammar=wire.sampling.grammar,
-                    thinking=wire.sampling.thinking.value() if wire.sampling.thinking else None,
-                ),
+                sampling=replace(sampling, seed=seed, grammar=wire.sampling.grammar),
                 deadline_ms=wire.deadline_ms,
                 cache_salt=wire.cache_salt,
             ),
@@ -157,17 +152,6 @@ def _salt(value: Any) -> bytes:
     return salt
 
 
-class _Thinking(Declared):
-    start_id: int = Field(ge=0, le=INT32)
-    end_id: int = Field(ge=0, le=INT32)
-    is_open: bool = False
-    budget: int | None = Field(default=None, ge=0, le=INT32)
-
-    def value(self) -> Thinking:
-        """The engine's."""
-        return Thinking(self.start_id, self.end_id, self.is_open, self.budget)
-
-
 class _Sampling(SamplingFields):
     """Unknown keys are a newer peer's and are ignored."""
 
@@ -176,7 +160,6 @@ class _Sampling(SamplingFields):
     logit_bias: Annotated[list[tuple[int, float]], PlainValidator(_pairs)] = []
     num_prompt_tokens: int | None = Field(default=None, ge=1, le=INT32)
     grammar: str = Field(default="", max_length=2 * MAX_GRAMMAR_CHARS)
-    thinking: _Thinking | None = None
 
 
 class _Target(Declared):
@@ -203,11 +186,6 @@ class _Wire(Declared):
             raise wrong("token_ids", f"{count} tokens", f"exceeds {max_model_len}")
         named = {
             "token_ids": max(self.token_ids),
-            "thinking": max(
-                (self.sampling.thinking.start_id, self.sampling.thinking.end_id)
-                if self.sampling.thinking
-                else (0,)
-            ),
             "logit_bias": max((token for token, _ in self.sampling.logit_bias), default=0),
         }
         for name, highest in named.items():

@@ -1,4 +1,4 @@
-"""Which tokens may come next: a grammar's mask and the bounds of a model's thinking.
+"""Which tokens may come next: a grammar's mask.
 
 Everything is a function of the tokens generated so far. So a constrained answer goes on after a
 preemption, a resumption on another worker or a remote prefill exactly where it was: the state is
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from tandem_worker.engine.sampling import SamplingParams, Thinking
+from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import WorkerError
 
 MAX_GRAMMAR_CHARS = 256 * 1024
@@ -67,100 +67,36 @@ def _sentence(problem: str) -> str:
     return line[:300] or "it cannot be parsed"
 
 
-class ThinkingPhase:
-    """Whether a model is thinking, from the tokens seen: ``<think>`` opens, ``</think>`` closes."""
-
-    def __init__(self, thinking: Thinking | None) -> None:
-        self._thinking = thinking
-        self.is_open = thinking is not None and thinking.is_open
-        self.may_open = thinking is not None and not thinking.is_open
-        self.num_tokens = 0
-        """Tokens of thinking so far, the closing one not counted."""
-
-    def follow(self, token_id: int) -> bool:
-        """Add a token; says whether it belongs to the thinking (its two marks included)."""
-        if self._thinking is None:
-            return False
-        if self.is_open:
-            self.is_open = token_id != self._thinking.end_id
-            self.num_tokens += self.is_open
-            return True
-        opens = self.may_open and token_id == self._thinking.start_id
-        self.may_open = False
-        self.is_open = opens
-        return opens
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the budget of thinking is used up, so that the end has to come now."""
-        budget = self._thinking.budget if self._thinking is not None else None
-        return self.is_open and budget is not None and self.num_tokens >= budget
-
-
 class TokenConstraint:
     """What one sequence may generate next.
 
     Args:
         vocab_size: Bits of a mask.
-        thinking: Bounds of the thinking, or None.
-        matcher: A grammar's matcher, owned by this object, for what follows the thinking.
-        eos_token_ids: May not end a constrained answer inside the thinking.
+        matcher: The grammar's, owned by this object.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        thinking: Thinking | None,
-        matcher: LLMatcher | None,
-        eos_token_ids: frozenset[int],
-    ) -> None:
+    def __init__(self, vocab_size: int, matcher: LLMatcher) -> None:
         self._num_bytes = 4 * -(-vocab_size // 32)
-        self._thinking = thinking
         self._matcher = matcher
-        self._eos = eos_token_ids
-        self._phase = ThinkingPhase(thinking)
         self._num_seen = 0
 
-    def mask(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes | None:
-        """One bit per token that may come after these; None where every token may.
+    def mask(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes:
+        """One bit per token that may come after these.
 
         Raises:
             GrammarError: no token may come, or the grammar's limits are exceeded.
         """
-        self._follow(token_ids[num_prompt_tokens + self._num_seen :])
-        thinking, matcher = self._thinking, self._matcher
-        if self._phase.is_open:
-            assert thinking is not None
-            if self._phase.is_spent:
-                return self._only(thinking.end_id)
-            return None if matcher is None else self._all_but_ends()
-        if matcher is None:
-            return None
+        matcher = self._matcher
+        fresh = list(token_ids[num_prompt_tokens + self._num_seen :])
+        self._num_seen += len(fresh)
+        if fresh and not matcher.consume_tokens(fresh):
+            raise GrammarError(_sentence(matcher.get_error()))
         mask = matcher.compute_bitmask()
         if problem := matcher.get_error():
             raise GrammarError(_sentence(problem))
-        if self._phase.may_open:
-            assert thinking is not None
-            mask = _with_bit(mask, thinking.start_id)
         if not any(mask):
             raise GrammarError("no token of this model can follow")
         return bytes(mask[: self._num_bytes]).ljust(self._num_bytes, b"\0")
-
-    def _follow(self, token_ids: Sequence[int]) -> None:
-        self._num_seen += len(token_ids)
-        answer = [token for token in token_ids if not self._phase.follow(token)]
-        if answer and self._matcher is not None and not self._matcher.consume_tokens(answer):
-            raise GrammarError(_sentence(self._matcher.get_error()))
-
-    def _only(self, token_id: int) -> bytes:
-        return _with_bit(bytes(self._num_bytes), token_id)
-
-    def _all_but_ends(self) -> bytes:
-        mask = bytearray(b"\xff" * self._num_bytes)
-        for token in self._eos:
-            mask[token // 8] &= ~(1 << token % 8) & 0xFF
-        return bytes(mask)
 
 
 class ConstraintFactory:
@@ -169,15 +105,11 @@ class ConstraintFactory:
     Args:
         tokenizer: Of the model, from :func:`open_tokenizer`.
         vocab_size: The model's, which may exceed the tokenizer's.
-        eos_token_ids: Tokens that end an answer.
     """
 
-    def __init__(
-        self, tokenizer: LLTokenizer, vocab_size: int, eos_token_ids: frozenset[int]
-    ) -> None:
+    def __init__(self, tokenizer: LLTokenizer, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._eos = eos_token_ids
         self._lock = threading.Lock()
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -187,14 +119,9 @@ class ConstraintFactory:
         Raises:
             GrammarError: the grammar cannot be used.
         """
-        if not sampling.grammar and sampling.thinking is None:
+        if not sampling.grammar:
             return None
-        return TokenConstraint(
-            self._vocab_size,
-            thinking=sampling.thinking,
-            matcher=self._matcher(sampling.grammar) if sampling.grammar else None,
-            eos_token_ids=self._eos,
-        )
+        return TokenConstraint(self._vocab_size, self._matcher(sampling.grammar))
 
     def knows(self, grammar: str) -> bool:
         """Whether this grammar was built before."""
@@ -223,9 +150,3 @@ def open_tokenizer(
 ) -> LLTokenizer:
     """llguidance's view of a fast tokenizer."""
     return LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=sorted(eos_token_ids) or None)
-
-
-def _with_bit(mask: bytes, token_id: int) -> bytes:
-    changed = bytearray(mask)
-    changed[token_id // 8] |= 1 << token_id % 8
-    return bytes(changed)

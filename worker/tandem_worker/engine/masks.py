@@ -32,7 +32,7 @@ class MaskBuilder:
     def begin(self, work: Sequence[Work]) -> PendingMasks:
         """Start computing the masks of the sequences that draw in this step."""
         drawing = [item.request for item in work if item.chunk.samples]
-        pending: dict[int, Future[bytes | None]] = {}
+        pending: dict[int, Future[bytes]] = {}
         for row, request in enumerate(drawing):
             if request.constraint is None:
                 continue
@@ -48,7 +48,7 @@ class MaskBuilder:
 class PendingMasks:
     """The masks of one step."""
 
-    def __init__(self, pending: dict[int, Future[bytes | None]], device: torch.device) -> None:
+    def __init__(self, pending: dict[int, Future[bytes]], device: torch.device) -> None:
         self._pending = pending
         self._device = device
 
@@ -71,14 +71,11 @@ class PendingMasks:
         masks: dict[int, bytes] = {}
         for row, future in self._pending.items():
             try:
-                mask = future.result()
+                masks[row] = future.result()
             except GrammarError as error:
                 failures[row] = Failed(
                     f"the answer's format cannot be continued: {error}", "grammar_dead_end"
                 )
-                continue
-            if mask is not None:
-                masks[row] = mask
         if not masks:
             return None, failures
         num_rows, vocab = logits.shape

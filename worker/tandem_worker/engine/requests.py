@@ -45,7 +45,7 @@ class Failed:
 class Constraint(Protocol):
     """Decides which tokens may come; :class:`~tandem_worker.engine.constraints.TokenConstraint`."""
 
-    def mask(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes | None: ...
+    def mask(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

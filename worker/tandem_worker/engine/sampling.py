@@ -9,23 +9,6 @@ _MASK64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
-    """Where a model's thinking begins and ends, in tokens, and how long it may be.
-
-    Attributes:
-        start_id: The token that opens it, as the answer's first.
-        end_id: The token that closes it.
-        is_open: The prompt has opened it already.
-        budget: Tokens of thinking after which the end is forced, or None.
-    """
-
-    start_id: int
-    end_id: int
-    is_open: bool = False
-    budget: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Per-sequence sampling settings; the defaults are OpenAI's.
 
@@ -35,7 +18,6 @@ class SamplingParams:
         max_tokens: Generated tokens at most, resumed ones included.
         min_tokens: No end-of-answer token before this many.
         grammar: What the answer has to match, as llguidance writes it; empty for anything.
-        thinking: Of a model that thinks, or None.
     """
 
     temperature: float = 1.0
@@ -53,12 +35,6 @@ class SamplingParams:
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str = ""
-    thinking: Thinking | None = None
-
-    @property
-    def is_constrained(self) -> bool:
-        """Whether something decides which tokens may come."""
-        return bool(self.grammar) or self.thinking is not None
 
     @property
     def is_plain_greedy(self) -> bool:
@@ -69,7 +45,7 @@ class SamplingParams:
             and self.min_tokens == 0
             and not self.has_penalties
             and not self.logit_bias
-            and not self.is_constrained
+            and not self.grammar
         )
 
     @property
@@ -97,9 +73,8 @@ class SamplingParams:
     def to_wire(self) -> dict[str, Any]:
         """JSON-ready; the ``sampling`` object of POST /internal/prefill."""
         fields = asdict(self)
-        for name in ("grammar", "thinking"):  # absent unless asked for, as older peers expect
-            if not fields[name]:
-                del fields[name]
+        if not self.grammar:  # absent unless asked for, as older peers expect
+            del fields["grammar"]
         return fields
 
 

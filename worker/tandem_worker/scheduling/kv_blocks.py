@@ -51,7 +51,6 @@ class _Known:
 
     block_id: int
     parent: bytes
-    depth: int
     num_children: int = 0
     priority: float = 0.0
     stamp: int = 0
@@ -164,14 +163,13 @@ class BlockManager:
                 self._order.released(block_hash)
                 self._offer(block_hash, self._known[block_hash])
 
-    def publish(self, block_id: int, block_hash: bytes, parent: bytes, depth: int) -> None:
+    def publish(self, block_id: int, block_hash: bytes, parent: bytes) -> None:
         """Declare a used block full and known.
 
         Args:
             block_id: A block the caller refers to.
             block_hash: From :func:`hash_block`.
             parent: Hash of the block before it, or ROOT.
-            depth: Number of blocks before it.
 
         When another block already holds the same prefix, that one stays the known one.
         """
@@ -181,7 +179,7 @@ class BlockManager:
             raise InvariantError(f"block {block_id} cannot be published: unused or already known")
         self._hash_of[block_id] = block_hash
         self._order.computed(block_hash)
-        known = _Known(block_id=block_id, parent=parent, depth=depth)
+        known = _Known(block_id=block_id, parent=parent)
         # Children may have outlived an evicted parent; they can be hit again from now on.
         known.num_children = len(self._parentless.pop(block_hash, ()))
         self._known[block_hash] = known

@@ -505,7 +505,7 @@ class Scheduler:
         self._extend_hashes(sequence, num_full * self.blocks.block_size)
         for index in range(sequence.num_published, num_full):
             parent = sequence.hashes[index - 1] if index else ROOT
-            self.blocks.publish(sequence.block_ids[index], sequence.hashes[index], parent, index)
+            self.blocks.publish(sequence.block_ids[index], sequence.hashes[index], parent)
         sequence.num_published = num_full
 
     def _extend_hashes(self, sequence: Sequence, num_tokens: int) -> None:

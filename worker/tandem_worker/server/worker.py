@@ -326,9 +326,7 @@ class Worker:
     def _prepare_formats(self, vocab_size: int) -> None:
         text = self.tokenizer.to_json()
         num_ids = max(vocab_size, self.tokenizer.vocab_size)
-        self.constraints = ConstraintFactory(
-            open_tokenizer(text, num_ids, self._eos), vocab_size, self._eos
-        )
+        self.constraints = ConstraintFactory(open_tokenizer(text, num_ids, self._eos), vocab_size)
         self._grammar_check = GrammarCheck(text, num_ids, self._eos)
 
     async def _link_kv(self, runner: Any) -> None:
