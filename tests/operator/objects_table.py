@@ -61,6 +61,10 @@ GOOD: dict[str, str] = {
         "  engine: {dtype: bfloat16, maxModelLen: 4096, kvCacheMemory: 1Gi, scheduler: mlfq}\n"
         "  unified: {}\n"
     ),
+    "vllm with flags of its own": model(
+        "  image: v\n  engine: {type: VLLM, args: {max-loras: '4', quantization: fp8}}\n"
+        "  unified: {}\n"
+    ),
     "drain and rollout": model(
         "  unified: {}\n  drain: {timeout: 1m30s}\n  rollout: {maxSurge: 0, maxUnavailable: 1}\n"
     ),
@@ -353,6 +357,13 @@ bad(
     model("  unified: {tensorParallel: 2}\n"),
     "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to tensorParallel",
     "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is served by engine.type VLLM only, another engine would leave the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
+)
+bad(
+    "a flag of vLLM that loads code, abbreviated",
+    model(
+        "  image: v\n  engine: {type: VLLM, args: {scheduler_cl: mine.Scheduler}}\n  unified: {}\n"
+    ),
+    "7: Model/m: spec.engine.args: engine.args holds a flag that makes vLLM load code by name (middleware, logits-processors, worker-extension-cls, tool-parser-plugin, reasoning-parser-plugin, scheduler-cls, worker-cls); build it into spec.image instead",
 )
 bad(
     "rollout that cannot move",

@@ -19,7 +19,7 @@ from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object
-from tandem_operator.resources.engine_rules import VLLM_SET_BY
+from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE, VLLM_SET_BY
 from tandem_router.testing.fake_vllm import FakeVLLM
 
 HEAD = """\
@@ -178,6 +178,30 @@ def test_what_an_engine_does_not_take_is_refused_with_the_next_step(name: str) -
 
     with pytest.raises(ManifestError, match=sentence):
         load_text(HEAD + body, "f.yaml")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *VLLM_LOADS_CODE,
+        "tool-parser-plug",
+        "scheduler_cl",
+        "kv-transfer-config.kv_connector_module_path",
+        "kv_transfer_conf.kv_role",
+        "served-model",
+    ],
+)
+def test_no_spelling_that_vllm_reads_gets_a_refused_flag_through(flag: str) -> None:
+    text = HEAD + f"  image: v\n  engine: {{type: VLLM, args: {{{flag}: x}}}}\n  unified: {{}}\n"
+
+    with pytest.raises(ManifestError, match="holds a flag that"):
+        load_text(text, "f.yaml")
+
+
+def test_flags_that_only_begin_like_a_refused_one_are_taken() -> None:
+    args = "{quantization: fp8, max-loras: '4', tool-call-parser: hermes, max-model-len-x: '1'}"
+
+    load_text(HEAD + f"  image: v\n  engine: {{type: VLLM, args: {args}}}\n  unified: {{}}\n", "f")
 
 
 @pytest.mark.parametrize("flag", sorted(VLLM_SET_BY))

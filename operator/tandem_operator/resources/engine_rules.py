@@ -37,7 +37,15 @@ VLLM_SET_BY: dict[str, str] = {
     "nnodes": "the operator",
 }
 # Flags whose value would be code or a module to load from outside the image.
-VLLM_LOADS_CODE = ("middleware", "logits-processors", "worker-extension-cls", "tool-parser-plugin")
+VLLM_LOADS_CODE = (
+    "middleware",
+    "logits-processors",
+    "worker-extension-cls",
+    "tool-parser-plugin",
+    "reasoning-parser-plugin",
+    "scheduler-cls",
+    "worker-cls",
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,19 @@ def _needs(kinds: tuple[str, ...], cel: str, text: str, good: Any, field: str) -
 
 
 def _refuses_args(names: list[str], why: str) -> EngineRule:
-    # Written with and without dashes in front, and with underscores, as vLLM itself reads them.
-    taken = frozenset(names)
+    # As vLLM itself reads them: with underscores, abbreviated, or a part of one behind a dot.
     return EngineRule(
-        f"{_TYPE} != 'VLLM' || !({_ARGS}) || "
-        f"self.engine.args.all(k, !(k.replace('_', '-') in {_list(sorted(names))}))",
+        f"{_TYPE} != 'VLLM' || !({_ARGS}) || self.engine.args.all(k, "
+        f"!{_list(sorted(names))}.exists(n, n.startsWith(k.replace('_', '-').split('.')[0])))",
         why,
-        lambda o: _type(o) != "VLLM" or not {k.replace("_", "-") for k in _args(o)} & taken,
+        lambda o: (
+            _type(o) != "VLLM"
+            or not any(
+                name.startswith(key.replace("_", "-").split(".")[0])
+                for key in _args(o)
+                for name in names
+            )
+        ),
         "engine.args",
     )
 
