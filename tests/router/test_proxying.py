@@ -212,3 +212,25 @@ async def test_an_external_tier_gets_its_model_its_key_and_nothing_of_ours(
     assert seen.json["model"] == "big-1"
     assert seen.headers["authorization"] == "bearer sk-external"
     assert not [name for name in seen.headers if name.startswith("x-tandem")]
+
+
+async def test_a_whole_reply_is_read_once(
+    run_router: Any, make_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is an answer, what it used and what it cost come of one look at its JSON."""
+    loads, read = json.loads, []
+
+    def counted(text: Any, *args: Any, **options: Any) -> Any:
+        found = loads(text, *args, **options)
+        if isinstance(found, dict) and "choices" in found:
+            read.append(found)
+        return found
+
+    async with run_router({"large": {"decode": [await make_worker()]}}) as (client, app):
+        monkeypatch.setattr(json, "loads", counted)
+        reply = await client.chat(model="large")
+        monkeypatch.undo()
+        record = app.services.decisions.last(1)[0]
+
+    assert len(read) == 1
+    assert record["output_tokens"] == reply.json["usage"]["completion_tokens"]

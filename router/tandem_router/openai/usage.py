@@ -70,11 +70,16 @@ def text_tokens(num_chars: int) -> int:
 
 
 def answer_chars(body: bytes) -> int:
-    """Characters that a whole reply's choices generated: text, reasoning and tool calls."""
+    """`reply_chars` of a reply that is not read yet; 0 for one that cannot be."""
     try:
-        choices = json.loads(body).get("choices")
+        return reply_chars(json.loads(body))
     except (ValueError, AttributeError, RecursionError):
         return 0
+
+
+def reply_chars(reply: Mapping[str, Any]) -> int:
+    """Characters that a whole reply's choices generated: text, reasoning and tool calls."""
+    choices = reply.get("choices")
     total = 0
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):

@@ -22,10 +22,9 @@ from tandem_router.openai.sse import DONE, encode_json
 from tandem_router.openai.usage import (
     NOTHING_USED,
     Usage,
-    answer_chars,
     read_usage,
+    reply_chars,
     text_tokens,
-    usage_of,
 )
 from tandem_router.proxy.accounting import Outcome, account
 from tandem_router.proxy.arrival import Arrival
@@ -47,7 +46,7 @@ class RequestHandler:
         self._assignment: TierAssignment | None = None
         self._retries: Retries | None = None
         self._relay: Relay | None = None
-        self._body: bytes | None = None  # a whole reply
+        self._whole_usage: Usage | None = None  # of a whole reply
         self._first_token_at: float | None = None
         self._completed_at: float | None = None
         self.headers_sent = False
@@ -91,7 +90,7 @@ class RequestHandler:
         while True:
             response = await retries.open(self._request.body)
             try:
-                body = await self._answer(assignment, response)
+                body, reply = await self._answer(assignment, response)
             except Fault as fault:
                 retries.failed(fault)
                 self._failed_over(assignment, "whole")
@@ -99,26 +98,32 @@ class RequestHandler:
             break
         retries.answered()
         self._saw_first_token()
-        self._body = body
+        usage = reply.get("usage")
+        seen = text_tokens(reply_chars(reply))
+        self._whole_usage = read_usage(usage, self._request.num_prompt_tokens, seen)
         retries.release()
         # Said by us: what a provider calls its reply may make a browser run it.
         await self._send_whole(assignment, body, b"application/json")
-        if usage_of(body) is not None:
+        if isinstance(usage, dict):
             self._keep_answer(assignment, body)
 
-    async def _answer(self, assignment: TierAssignment, response: Response) -> bytes:
-        """The body of a reply that is an answer. Raises Fault, RequestRefused."""
+    async def _answer(
+        self, assignment: TierAssignment, response: Response
+    ) -> tuple[bytes, dict[str, Any]]:
+        """The body of a reply that is an answer, and what it says; read once.
+
+        Raises Fault, RequestRefused.
+        """
         try:
             body = await response.read_all()
             body = unpacked(body, response.headers.get(b"content-encoding"))
-            answer_of(body, self._request.kind)
+            return body, answer_of(body, self._request.kind)
         except UpstreamError as error:
             raise of_transport(error) from error
         except NotAnAnswer as error:
             if isinstance(error.error, dict) and error.error.get("type") == "invalid_request_error":
                 raise of_error(error.error, assignment.tier.kind == "external") from error
             raise Fault(FaultKind.BAD_ANSWER, str(error), status=200) from error
-        return body
 
     async def _serve_cached(self, assignment: TierAssignment, answer: CachedAnswer) -> None:
         """A hit costs nothing and is said in `x-tandem-cache`."""
@@ -270,9 +275,8 @@ class RequestHandler:
             usage = read_usage(relay.usage, prompt, 0)
             if usage.estimated:
                 usage = read_usage(relay.usage, prompt, relay.journal.num_tokens())
-        elif self._body is not None:
-            seen = text_tokens(answer_chars(self._body))
-            usage = read_usage(usage_of(self._body), prompt, seen)
+        elif self._whole_usage is not None:
+            usage = self._whole_usage
         else:
             return assignment.unseen()
         if not usage.output_tokens and not self.headers_sent:
