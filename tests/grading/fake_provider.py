@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tandem_router.testing.fake_server import FakeServer, Seen, plain_reply
@@ -111,3 +113,18 @@ def right(body: dict[str, Any]) -> Reply:
     """Every sum right."""
     words = question(body).split()
     return Reply(f"The answer is {int(words[2]) * 2}.")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The graded rows of a file."""
+    content = path.read_bytes()
+    if path.name.endswith(".gz"):
+        content = gzip.decompress(content)
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def small_errs(body: dict[str, Any]) -> Reply:
+    """The small tier is right on even sums only, and shorter; the large one on all."""
+    number = int(question(body).split()[2])
+    wrong = body["model"] == "s" and number % 2
+    return Reply(str(2 * number + bool(wrong)), tokens=(10, 5 if body["model"] == "s" else 9))
