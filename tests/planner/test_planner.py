@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import yaml
 
 from tandem_operator.autoscale.profile import Slo
 from tandem_operator.planner.candidates import (
@@ -15,11 +16,11 @@ from tandem_operator.planner.candidates import (
     propose,
     shares_of,
 )
-from tandem_operator.planner.report import sentences
+from tandem_operator.planner.report import manifests, sentences
 from tandem_operator.planner.search import Found, Score, Wanted, search
-from tandem_operator.resources import Router
+from tandem_operator.resources import Model, Router
 from tandem_operator.simulate.arrivals import Arrival
-from tandem_operator.simulate.plan_file import Resources, wanted_floor
+from tandem_operator.simulate.plan_file import PlanError, Resources, wanted_floor, with_floor
 from tandem_operator.simulate.profiles import Profile
 
 PROFILE = Profile((0.02, 1e-4, 0.0), (0.02, 1e-7, 1e-4), kv_tokens=400_000)
@@ -132,6 +133,38 @@ def test_a_plan_has_to_hold_the_floor_that_the_router_will_hold(
     )
 
     assert wanted_floor(Resources(router, {}, None)) == floor
+
+
+def test_a_floor_that_is_tried_out_is_in_the_yaml_that_is_run() -> None:
+    tiers = [{"name": n, "modelRef": {"name": n}} for n in ("small", "large")]
+    metadata = {"name": "r", "namespace": "n"}
+    router = Router.model_validate({"metadata": metadata, "spec": {"tiers": tiers}})
+    role = {"weights": {"source": "hf://a/b"}, "unified": {}}
+    models = {
+        name: Model.model_validate({"metadata": {**metadata, "name": name}, "spec": role})
+        for name in ("small", "large")
+    }
+    plan = candidate({("small", "unified"): 2}, 0.1, TIERS)
+
+    tried = with_floor(Resources(router, models, None), 0.5)
+    written = list(yaml.safe_load_all(manifests(plan, tried.router, models, False)))
+
+    assert wanted_floor(tried) == 0.5
+    assert written[-1]["spec"]["objective"] == {"qualityFloor": "0.5"}
+    Router.model_validate({"metadata": metadata, "spec": written[-1]["spec"]})
+
+
+@pytest.mark.parametrize(("spec", "floor"), [({"threshold": "0.3"}, 0.9), ({}, 1.5)])
+def test_a_floor_that_the_router_cannot_have_is_refused(
+    spec: dict[str, object], floor: float
+) -> None:
+    tiers = [{"name": n, "modelRef": {"name": n}} for n in ("small", "large")]
+    router = Router.model_validate(
+        {"metadata": {"name": "r", "namespace": "n"}, "spec": {"tiers": tiers, **spec}}
+    )
+
+    with pytest.raises(PlanError, match="floor"):
+        with_floor(Resources(router, {}, None), floor)
 
 
 def test_equal_plans_are_one() -> None:

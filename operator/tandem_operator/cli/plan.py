@@ -76,9 +76,12 @@ def _plan(
     from tandem_operator.planner import report
     from tandem_operator.planner.candidates import propose, shares_of
     from tandem_operator.planner.search import search
+    from tandem_operator.simulate.plan_file import with_floor
 
     if not arrivals:
         raise CommandError("the trace is empty")
+    if (floor := changes.get("floor")) is not None:
+        resources = with_floor(resources, floor)
     if (factor := changes.get("rate")) is not None:
         if factor <= 0.0:
             raise CommandError("--what-if rate=0: a rate is a factor above 0")
@@ -143,7 +146,7 @@ def _question(resources: Any, profiles: Any, changes: dict[str, float]) -> tuple
     budget = router.spec.budget
     wanted = Wanted(
         min(slo.ttft_percentile, slo.tpot_percentile) / 100.0,
-        changes.get("floor", wanted_floor(resources)),
+        wanted_floor(resources),
         changes.get("budget", float(budget.usd_per_hour) if budget.usd_per_hour else None),
         int(changes["gpus"]) if "gpus" in changes else budget.gpus,
     )

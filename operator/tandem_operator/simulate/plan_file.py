@@ -205,6 +205,21 @@ def wanted_floor(resources: Resources) -> float | None:
     return spec.held_floor if given is None else float(given)
 
 
+def with_floor(resources: Resources, floor: float) -> Resources:
+    """The same under another quality floor. Raises PlanError where the Router cannot have it."""
+    router = resources.router
+    if router.spec.threshold is not None:
+        raise PlanError(
+            "the Router's threshold decides where the larger tier begins, and a floor beside it "
+            "would not be held; remove spec.threshold to ask for another floor"
+        )
+    if not 0.0 <= floor <= 1.0:
+        raise PlanError(f"the floor {floor:g} is no share of the dearest tier's quality; 0 to 1")
+    objective = router.spec.objective.model_copy(update={"quality_floor": f"{round(floor, 4):g}"})
+    spec = router.spec.model_copy(update={"objective": objective})
+    return replace(resources, router=router.model_copy(update={"spec": spec}))
+
+
 def fixed_plan(
     resources: Resources,
     profiles: Mapping[str, Profile],
