@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -299,6 +299,7 @@ json_values = st.recursive(
 
 @hypothesis_settings(max_examples=150, deadline=None)
 @given(st.lists(json_values, max_size=4))
+@example([{"set_points": {"gain_threshold": 10**400}}])
 def test_odd_reports_read_as_not_measured(bodies):
     meter = TrafficMeter()
     for now, body in enumerate(bodies):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -180,6 +180,7 @@ def test_an_hour_that_brought_more_on_other_days_is_prepared_for() -> None:
 
 @hypothesis_settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30) | st.lists(st.floats() | st.none(), max_size=200).map(str))
+@example(f"[{', '.join(['1' + '0' * 400] * 168)}]")  # a number that no float holds
 def test_what_was_kept_of_the_week_may_be_anything(text: str) -> None:
     learnt = HourlyRates.parse(text)
 

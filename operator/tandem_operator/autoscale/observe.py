@@ -256,4 +256,8 @@ def _mean(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's whole numbers have any length
+        return None
+    return number if math.isfinite(number) else None

@@ -71,7 +71,7 @@ class HourlyRates:
         """What `as_json` wrote; anything else reads as nothing known."""
         found = cls()
         try:
-            rates = json.loads(text)
+            rates = json.loads(text, parse_int=float)
         except ValueError:
             return found
         if isinstance(rates, list) and len(rates) == HOURS:
