@@ -27,7 +27,7 @@ from .skinny_gemm import MAX_ROWS, skinny_gemm
 from .snapkv import pool_votes, snapkv_votes
 from .squeezed import centroid_weights, cluster_keys, key_list_attention, select_keys
 from .swiglu import swiglu
-from .warm_up import EngineShapes, warm_up
+from .warm_up import EngineShapes, QuantizedLinear, warm_up
 
 __all__ = [
     "BLOCK_SIZE",
@@ -35,6 +35,7 @@ __all__ = [
     "ROPE_TYPES",
     "EngineShapes",
     "KernelArgumentError",
+    "QuantizedLinear",
     "QuantizedWeight",
     "SampleOutput",
     "add_rms_norm",

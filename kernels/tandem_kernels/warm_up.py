@@ -29,14 +29,25 @@ from .swiglu import swiglu
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedLinear:
+    """A layer's format: the codes' dtype (uint8: packed int4); group_size None: a scale per row."""
+
+    out_features: int
+    in_features: int
+    dtype: torch.dtype
+    group_size: int | None
+    has_bias: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EngineShapes:
     """What decides which variants an engine compiles; one rank's share under tensor parallelism.
 
     kv_dtype None means dtype. sliding_windows lists those of the layers, None for full attention.
     query_rows lists the rows per sequence of the decode kernel: 1, and 1 + draft length for
     verification. logits_dtype is that of the logits given to sample. skinny_linears lists
-    (out_features, in_features) of bf16 or fp16 layers served by skinny_gemm. page_scoring includes
-    Quest's two kernels.
+    (out_features, in_features) of bf16 or fp16 layers served by skinny_gemm, quantized_linears the
+    quantized layers. page_scoring includes Quest's two kernels.
     """
 
     num_heads: int
@@ -54,6 +65,7 @@ class EngineShapes:
     query_rows: tuple[int, ...] = (1,)
     logits_dtype: torch.dtype = torch.float32
     skinny_linears: tuple[tuple[int, int], ...] = ()
+    quantized_linears: tuple[QuantizedLinear, ...] = ()
     page_scoring: bool = False
     device: str = "cuda"
 
@@ -84,11 +96,32 @@ def _variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]
         for rows in (16, 32, 64):
             x = _zeros(config, rows, k)
             yield f"skinny_gemm {n}x{k} rows={rows}", partial(skinny_gemm, x, weight)
+    for layer in config.quantized_linears:
+        yield from _quantized_variants(config, layer)
     cache = _zeros(config, *_cache_shape(config), dtype=config.kv_dtype or config.dtype)
     ids = torch.zeros(1, dtype=torch.int64, device=config.device)
     yield "kv_block_gather", partial(kv_blocks.kv_block_gather, cache, ids)
     yield "kv_block_scatter", partial(kv_blocks.kv_block_scatter, cache[:1].clone(), cache, ids)
     yield "kv_block_copy", partial(kv_blocks.kv_block_copy, cache, ids, ids + 1)
+
+
+def _quantized_variants(
+    config: EngineShapes, layer: QuantizedLinear
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    n, k = layer.out_features, layer.in_features
+    packed = layer.dtype == torch.uint8
+    groups = () if layer.group_size is None else (k // layer.group_size,)
+    scales = _zeros(config, n, *groups, dtype=torch.float32)
+    options: dict[str, Any] = {
+        "bias": _zeros(config, n) if layer.has_bias else None,
+        "scales": scales,
+        "zeros": scales if packed else None,
+        "group_size": layer.group_size,
+    }
+    weight = _zeros(config, n, k // 2 if packed else k, dtype=layer.dtype)
+    for rows in (16, 32, 64):
+        launch = partial(skinny_gemm, _zeros(config, rows, k), weight, **options)
+        yield f"skinny_gemm {layer} rows={rows}", launch
 
 
 def _zeros(config: EngineShapes, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -9,11 +9,13 @@ import torch
 pytest.importorskip("triton", reason="variants are Triton's")
 
 from tandem_kernels import dispatch, warm_up
+from tandem_kernels.checks import KernelArgumentError
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine import runner as runner_module
 from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.errors import ConfigError
 from tandem_worker.scheduling.scheduler import Chunk
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 
@@ -98,6 +100,28 @@ def test_a_running_engine_launches_only_what_warm_up_compiled(
     assert variants - compiled == set()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_model_launches_only_what_warm_up_compiled(
+    bits, tiny_llama, tmp_path, variants
+):
+    path = Path(__file__).parents[2] / "examples" / "models" / "quantize.py"
+    spec = importlib.util.spec_from_file_location("quantize", path)
+    quantize = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quantize)
+    quantize.write(tiny_llama, tmp_path / "quantized", bits)
+    config = WorkerConfig(served_model="tiny", device="cpu", dtype="bfloat16", num_kv_blocks=16)
+    runner = ModelRunner(config, tmp_path / "quantized")
+
+    warm_up(runner.kernel_shapes())
+    compiled = set(variants)
+    variants.clear()
+    for decodes, chunks in STEPS:
+        step(runner, decodes, chunks, SamplingParams(temperature=0.0))
+
+    assert any("skinny_gemm" in name for name, *_ in variants)
+    assert variants - compiled == set()
+
+
 def test_warm_up_compiles_on_a_gpu_and_not_on_a_cpu(tiny_llama, monkeypatch):
     config = WorkerConfig(served_model="tiny", num_kv_blocks=16, device="cpu")
     runner = ModelRunner(config, tiny_llama)
@@ -112,3 +136,17 @@ def test_warm_up_compiles_on_a_gpu_and_not_on_a_cpu(tiny_llama, monkeypatch):
     runner.warm_up()
 
     assert [(shapes.device, shapes.head_dim) for shapes in compiled] == [("cuda", 16)]
+
+
+def test_a_format_that_the_gpu_lacks_is_a_sentence_at_the_start(tiny_llama, monkeypatch):
+    config = WorkerConfig(served_model="tiny", num_kv_blocks=16, device="cpu")
+    runner = ModelRunner(config, tiny_llama)
+
+    def refuse(shapes):
+        raise KernelArgumentError("float8_e4m3fn needs compute capability 8.9")
+
+    monkeypatch.setattr(runner_module, "warm_up", refuse)
+    runner.device = torch.device("cuda")
+
+    with pytest.raises(ConfigError, match=r"cannot run this model on cuda: float8.*another format"):
+        runner.warm_up()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tandem_kernels.checks import KernelArgumentError
 from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
@@ -141,9 +142,18 @@ class ModelRunner:
         """Prepare for the first request: compile every kernel variant, then run a tiny prompt.
 
         Compilation is for GPUs; a CPU runs the kernels' references.
+
+        Raises:
+            ConfigError: the kernels have no form of this model for the device.
         """
         if self.device.type == "cuda":
-            warm_up(self.kernel_shapes())
+            try:
+                warm_up(self.kernel_shapes())
+            except KernelArgumentError as error:  # fp8 codes on a GPU without them
+                raise ConfigError(
+                    f"the kernels cannot run this model on {self.device}: {error}; take a "
+                    "checkpoint in another format, or set device to cpu"
+                ) from error
         sequence = ScheduledSequence("warm-up", [0, 0, 0], 3, block_ids=[0])
         request = EngineRequest(sequence, SamplingParams(), _ignore)
         self.execute([Work(Chunk(sequence, 0, 2), request)], 0)
@@ -162,6 +172,7 @@ class ModelRunner:
             dtype=self.dtype,
             qk_norm=spec.qk_norm,
             sliding_windows=spec.sliding_windows,
+            quantized_linears=self.model.weights.quantized_linears(),
             device=str(self.device),
         )
 

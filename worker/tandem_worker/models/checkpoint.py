@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tandem_kernels.quantize import QuantizedWeight
+from tandem_kernels.warm_up import QuantizedLinear
 from tandem_worker.errors import ModelError
 from tandem_worker.models.files import check_formats, locate, names_in, weight_files
 from tandem_worker.models.mixture import Experts
@@ -75,6 +77,27 @@ class ModelWeights:
             mlp = layer.mlp
             matrices += [layer.qkv, layer.o, mlp.gate_up, mlp.down]
         return sum(weight_bytes(matrix) for matrix in matrices)
+
+    def quantized_linears(self) -> tuple[QuantizedLinear, ...]:
+        """Formats of the quantized layers, each once."""
+        pairs: list[tuple[Weight, torch.Tensor | None]] = [(self.lm_head, None)]
+        for layer in self.layers:
+            pairs += [(layer.qkv, layer.qkv_bias), (layer.o, layer.o_bias)]
+            if isinstance(layer.mlp, DenseMlp):
+                mlp = layer.mlp
+                pairs += [(mlp.gate_up, mlp.gate_up_bias), (mlp.down, mlp.down_bias)]
+        found = (
+            QuantizedLinear(
+                out_features=weight.data.shape[0],
+                in_features=weight.data.shape[1] * (2 if weight.data.dtype == torch.uint8 else 1),
+                dtype=weight.data.dtype,
+                group_size=weight.group_size,
+                has_bias=bias is not None,
+            )
+            for weight, bias in pairs
+            if isinstance(weight, QuantizedWeight)
+        )
+        return tuple(dict.fromkeys(found))
 
 
 class _Checkpoint:
