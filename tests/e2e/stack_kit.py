@@ -70,8 +70,12 @@ class Stack:
 
 
 def process_of(pod: dict[str, Any]) -> int:
-    """The process of a pod's container, found by the POD_IP in its environment."""
+    """The process of a pod's container, found by the POD_IP in its environment.
+
+    Engines start helpers with the same environment: the container's own process is the oldest.
+    """
     wanted = f"POD_IP={pod['status']['podIP']}".encode()
+    own = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -79,8 +83,9 @@ def process_of(pod: dict[str, Any]) -> int:
             except OSError:
                 continue
             if wanted in variables:
-                return int(entry.name)
-    raise AssertionError(f"pod {pod['metadata']['name']} has no process")
+                own.append(int(entry.name))
+    assert own, f"pod {pod['metadata']['name']} has no process"
+    return min(own)
 
 
 def processes_below(folder: Path) -> list[str]:

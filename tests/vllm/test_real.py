@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from stack_kit import ROOT, Stack, start, stop
+from stack_kit import ROOT, Stack, process_of, start, stop
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -87,19 +87,7 @@ class Reader:
 
 def servers(stack: Stack) -> dict[str, int]:
     """The process of each vLLM server, by its address."""
-    found = {}
-    for pod in large_pods(stack):
-        wanted = f"POD_NAME={pod['metadata']['name']}".encode()
-        own = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    own.append(int(entry.name))
-            except OSError:
-                continue
-        # The container's own process; the engine and other helpers are its children.
-        found[f"http://{pod['status']['podIP']}:8100"] = min(own)
-    return found
+    return {f"http://{pod['status']['podIP']}:8100": process_of(pod) for pod in large_pods(stack)}
 
 
 def large_pods(stack: Stack) -> list[dict[str, Any]]:
