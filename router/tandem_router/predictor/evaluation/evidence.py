@@ -6,7 +6,7 @@ on the other, since the best point of a noisy curve saves more on paper than on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,20 +56,15 @@ def evidence(
     middle = float(np.median(around))
     honest = min(met_on_other_rows(score, rows, TOLERANCE, seed).saved, saved)
     low, high = np.quantile(around, [0.025, 0.975])
-    return Evidence(
-        *names,
-        len(gain),
-        found.cheap_quality,
-        found.dear_quality,
-        gap,
-        usd,
-        _estimate(0.5 if apgr is None else apgr, [a for a in areas if a is not None]),
-        Estimate(
+    return replace(
+        found,
+        apgr=_estimate(0.5 if apgr is None else apgr, [a for a in areas if a is not None]),
+        saved=Estimate(
             honest,
             max(honest + float(low) - middle, 0.0),
             min(max(honest + float(high) - middle, honest), 1.0),
         ),
-        saved_by_mixing(gap.value, rows.spend),
+        mixed=saved_by_mixing(gap.value, rows.spend),
     )
 
 
