@@ -18,8 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if args.log_level != "debug":
+        # kopf tells of each event at info.
+        logging.getLogger("kopf").setLevel(logging.WARNING)
+    # Not asyncio.run(), which would wait for tasks that kopf left behind and that never end.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     try:
-        return asyncio.run(serve(args))
+        return loop.run_until_complete(serve(args))
     except ApiError as error:
         sys.stderr.write(f"tandem-operator: {error}\n")
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
+from tandem_operator.kube import watches
+from tandem_operator.kube.cache import Copies
 from tandem_operator.kube.client import Gone, KubeApi
 from tandem_operator.reconcile.cluster_api import ApiError
 
@@ -124,3 +127,39 @@ async def test_a_broken_stream_says_how_it_broke(
     async with served(answer) as api:
         with pytest.raises(error, match=text):
             await events(api)
+
+
+async def test_a_watch_that_never_ends_does_not_keep_the_others_from_listing_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """kopf's tasks are waited for, but not for ever: custom resources would go unseen."""
+    spawned: list[asyncio.Task[None]] = []
+    third = asyncio.Event()
+
+    async def stubborn() -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await third.wait()
+                return
+
+    async def spawn_tasks(**_: Any) -> list[asyncio.Task[None]]:
+        spawned.append(asyncio.create_task(stubborn()))
+        if len(spawned) == 3:
+            third.set()
+        return spawned[-1:]
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"resources": [{"name": "models"}]})
+
+    monkeypatch.setattr(watches.kopf, "spawn_tasks", spawn_tasks)
+    monkeypatch.setattr(watches, "STOP_S", 0.01)
+    async with served(answer) as api:
+        copies = {"Model": Copies("Model", lambda _: None)}
+        subject = watches.CustomResourceWatches(api, None, copies, relist_s=0.01)
+        running = asyncio.create_task(subject.run())
+        async with asyncio.timeout(10.0):
+            await third.wait()
+        running.cancel()
+        await asyncio.gather(running, *spawned, return_exceptions=True)
+
+    assert len(spawned) >= 3

@@ -1,11 +1,15 @@
-"""Copies on a scripted apiserver: what they ask for, and what they hold through every fault."""
+"""Copies on a scripted apiserver, fed by kopf (custom resources) and by label streams (children).
+
+What either asks for, and what its copies hold through every fault.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +17,16 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from tandem_operator.kube.cache import CUSTOM_KINDS, KindCache
+from tandem_operator.kube.cache import CUSTOM_KINDS, Copies, KindCache
 from tandem_operator.kube.client import KubeApi
+from tandem_operator.kube.watches import CustomResourceWatches, ListedCopies
 from tandem_operator.reconcile.cluster_api import KIND_INFO
 
 Object = dict[str, Any]
 GROUP = "/apis/tandem.dev/v1alpha1"
+CRD_GROUP = "apiextensions.k8s.io"
+DISCOVERY = {"/api", "/api/v1", "/apis", f"/apis/{CRD_GROUP}/v1", GROUP}
+LABEL = "app.kubernetes.io/managed-by=tandem"
 PLURALS = {KIND_INFO[kind].plural: kind for kind in CUSTOM_KINDS}
 
 
@@ -35,6 +43,7 @@ class Apiserver:
         self.plurals = set(PLURALS)
         self.objects: dict[str, dict[str, Object]] = {p: {} for p in PLURALS}
         self.requests: list[tuple[str, str]] = []
+        self.selectors: set[str] = set()
         self.watched_from: list[str] = []
         self.refuse: list[int] = []
         self._watches: dict[str, list[asyncio.Queue[bytes | None]]] = {p: [] for p in PLURALS}
@@ -70,9 +79,10 @@ class Apiserver:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
+        if request.path in DISCOVERY:
+            return web.json_response(self._discover(request.path))
         plural = request.path.rsplit("/", 1)[-1]
-        if plural not in self.plurals:
-            return web.json_response({"message": "the resource is not served"}, status=404)
+        self.selectors.add(request.query.get("labelSelector", ""))
         if "watch" not in request.query:
             if self.refuse:
                 return web.json_response({"message": "no"}, status=self.refuse.pop())
@@ -91,27 +101,48 @@ class Apiserver:
             self._watches[plural].remove(queue)
         return response
 
+    def _discover(self, path: str) -> Object:
+        if path == "/api":
+            return {"versions": ["v1"]}
+        if path == "/apis":
+            return {
+                "groups": [
+                    {"name": name, "versions": [served], "preferredVersion": served}
+                    for name, version in (("tandem.dev", "v1alpha1"), (CRD_GROUP, "v1"))
+                    for served in [{"version": version, "groupVersion": f"{name}/{version}"}]
+                ]
+            }
+        kinds = {
+            "/api/v1": {"namespaces": "Namespace", "events": "Event"},
+            f"/apis/{CRD_GROUP}/v1": {"customresourcedefinitions": "CustomResourceDefinition"},
+            GROUP: {p: k for p, k in PLURALS.items() if p in self.plurals},
+        }
+        return {
+            "resources": [
+                {
+                    "name": plural,
+                    "kind": kind,
+                    "singularName": kind.lower(),
+                    "namespaced": path == GROUP,
+                    "verbs": ["get", "list", "watch", "patch"],
+                }
+                for plural, kind in kinds[path].items()
+            ]
+        }
+
     def is_watched(self) -> bool:
         return all(self._watches.values())
 
 
-class Watched:
-    """Running copies of the custom resources, and the names of what they told, in order."""
+class Fed:
+    """Copies that a source keeps current, and the names of what they told, in order."""
 
-    def __init__(self, api: KubeApi, namespace: str | None, relist_s: float) -> None:
+    def __init__(self) -> None:
         self.told: list[str] = []
-        self.copies = {
-            kind: KindCache(
-                api,
-                kind,
-                namespace,
-                "",
-                lambda o: self.told.append(o["metadata"]["name"]),
-                relist_s,
-                sleep=lambda _: asyncio.sleep(0.01),
-            )
-            for kind in CUSTOM_KINDS
-        }
+        self.copies: dict[str, Copies] = {}
+
+    def noticed(self, obj: Object) -> None:
+        self.told.append(obj["metadata"]["name"])
 
     def models(self) -> dict[str, Object]:
         return {o["metadata"]["name"]: o["spec"] for o in self.copies["Model"].select(None, {})}
@@ -122,10 +153,43 @@ class Watched:
                 await asyncio.sleep(0.01)
 
 
+Run = Callable[[], Coroutine[Any, Any, None]]
+Source = Callable[[KubeApi, str | None, float, Fed], list[Run]]
+
+
+def by_kopf(
+    api: KubeApi,
+    namespace: str | None,
+    relist_s: float,
+    fed: Fed,
+    restore: Callable[[], None] = lambda: None,
+) -> list[Run]:
+    """As custom resources are watched."""
+    fed.copies = {kind: Copies(kind, fed.noticed) for kind in CUSTOM_KINDS}
+    return [CustomResourceWatches(api, namespace, fed.copies, restore, relist_s).run]
+
+
+def by_label(api: KubeApi, namespace: str | None, relist_s: float, fed: Fed) -> list[Run]:
+    """As children are watched."""
+
+    async def soon(_: float) -> None:
+        await asyncio.sleep(0.01)
+
+    caches = {
+        kind: KindCache(api, kind, namespace, LABEL, fed.noticed, relist_s, sleep=soon)
+        for kind in CUSTOM_KINDS
+    }
+    fed.copies = {**caches}
+    return [cache.run for cache in caches.values()]
+
+
+both = pytest.mark.parametrize("source", [by_kopf, by_label])
+
+
 @asynccontextmanager
-async def watched(
-    server: Apiserver, namespace: str | None = None, relist_s: float = 600.0
-) -> AsyncIterator[Watched]:
+async def running(
+    server: Apiserver, source: Source, namespace: str | None = None, relist_s: float = 600.0
+) -> AsyncIterator[Fed]:
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -134,8 +198,8 @@ async def watched(
     await site.start()
     port = runner.addresses[0][1]
     api = KubeApi(client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")))
-    subject = Watched(api, namespace, relist_s)
-    tasks = [asyncio.create_task(own.run()) for own in subject.copies.values()]
+    subject = Fed()
+    tasks = [asyncio.create_task(run()) for run in source(api, namespace, relist_s, subject)]
     try:
         await subject.until(lambda: all(c.synced.is_set() for c in subject.copies.values()))
         await subject.until(server.is_watched)
@@ -148,10 +212,11 @@ async def watched(
         await runner.cleanup()
 
 
-async def test_copies_follow_the_custom_resources() -> None:
+@both
+async def test_copies_follow_what_changes(source: Source) -> None:
     server = Apiserver()
     server.put("models", "a", size=1)
-    async with watched(server) as subject:
+    async with running(server, source) as subject:
         server.put("models", "b", size=2)
         server.put("models", "a", size=3)
         await subject.until(lambda: subject.models() == {"a": {"size": 3}, "b": {"size": 2}})
@@ -161,25 +226,31 @@ async def test_copies_follow_the_custom_resources() -> None:
     assert sorted(subject.told) == ["a", "a", "b", "b"]
 
 
+@both
 @pytest.mark.parametrize("namespace", [None, "default"])
-async def test_watching_needs_no_right_but_list_and_watch(namespace: str | None) -> None:
-    """No definitions, namespaces or Events; nothing is ever written."""
+async def test_watching_needs_no_right_but_list_and_watch(
+    source: Source, namespace: str | None
+) -> None:
+    """kopf asks what is served, and no more; no definitions, namespaces, peerings or Events."""
     server = Apiserver()
-    async with watched(server, namespace) as subject:
+    async with running(server, source, namespace) as subject:
         server.put("models", "a", size=1)
         await subject.until(lambda: subject.models() == {"a": {"size": 1}})
 
     where = f"{GROUP}/namespaces/{namespace}" if namespace else GROUP
     wanted = {f"{where}/{plural}" for plural in PLURALS}
-    assert {path for _, path in server.requests} == wanted
+    discovered = DISCOVERY if source is by_kopf else set()
+    assert {path for _, path in server.requests} == wanted | discovered
     assert {method for method, _ in server.requests} == {"GET"}
+    assert server.selectors == {"" if source is by_kopf else LABEL}
 
 
-async def test_what_was_deleted_while_a_watch_was_down_goes_after_a_410() -> None:
+@both
+async def test_what_was_deleted_while_a_watch_was_down_goes_after_a_410(source: Source) -> None:
     server = Apiserver()
     server.put("models", "a")
     server.put("models", "b")
-    async with watched(server) as subject:
+    async with running(server, source) as subject:
         server.drop("models", "a", silent=True)
         server.drop("models", "b", silent=True)
         server.put("models", "c", silent=True)
@@ -189,9 +260,10 @@ async def test_what_was_deleted_while_a_watch_was_down_goes_after_a_410() -> Non
     assert sorted(subject.told) == ["a", "a", "b", "b", "c"]
 
 
-async def test_a_cut_watch_goes_on_from_the_last_version() -> None:
+@both
+async def test_a_cut_watch_goes_on_from_the_last_version(source: Source) -> None:
     server = Apiserver()
-    async with watched(server) as subject:
+    async with running(server, source) as subject:
         server.put("models", "a")
         await subject.until(lambda: set(subject.models()) == {"a"})
         server.cut("models")
@@ -201,30 +273,32 @@ async def test_a_cut_watch_goes_on_from_the_last_version() -> None:
     assert server.watched_from[-1] == "2"
 
 
-async def test_a_refused_list_is_tried_until_it_is_answered() -> None:
+@both
+async def test_a_refused_list_is_tried_until_it_is_answered(source: Source) -> None:
     server = Apiserver()
     server.refuse = [500, 429, 403]
     server.put("models", "a")
-    async with watched(server) as subject:
+    async with running(server, source) as subject:
         assert set(subject.models()) == {"a"}
 
 
-async def test_an_event_that_was_lost_is_made_up_for_by_the_next_list() -> None:
+@both
+async def test_an_event_that_was_lost_is_made_up_for_by_the_next_list(source: Source) -> None:
     server = Apiserver()
-    async with watched(server, relist_s=0.3) as subject:
+    async with running(server, source, relist_s=0.3) as subject:
         server.put("models", "a", silent=True)
         await subject.until(lambda: set(subject.models()) == {"a"})
         server.drop("models", "a", silent=True)
         await subject.until(lambda: subject.models() == {})
 
 
-async def test_a_broken_stream_is_told_and_taken_up_where_it_was(
+async def test_a_broken_stream_of_a_kind_is_told_and_taken_up_where_it_was(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Apiserver()
     server.put("models", "a")
     with caplog.at_level(logging.WARNING, "tandem.operator"):
-        async with watched(server) as subject:
+        async with running(server, by_label) as subject:
             server.garble("models")
             await subject.until(lambda: len(server.watched_from) > len(PLURALS))
             await subject.until(server.is_watched)
@@ -235,17 +309,108 @@ async def test_a_broken_stream_is_told_and_taken_up_where_it_was(
     assert server.watched_from[-1] == "2"
 
 
+async def test_a_broken_stream_of_kopf_is_told_and_everything_is_listed_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Apiserver()
+    server.put("models", "a")
+    with caplog.at_level(logging.WARNING, "tandem.operator"):
+        async with running(server, by_kopf) as subject:
+            server.drop("models", "a", silent=True)
+            server.put("models", "b", silent=True)
+            server.garble("models")
+            await subject.until(lambda: set(subject.models()) == {"b"})
+
+    assert "kopf ended: JSONDecodeError" in caplog.text
+
+
+async def test_tasks_of_others_go_on_when_kopf_ends() -> None:
+    """kopf's own way to end cancels every task that is younger than itself."""
+    server = Apiserver()
+    async with running(server, by_kopf) as subject:
+        other = asyncio.create_task(asyncio.Event().wait())
+        server.garble("models")
+        server.put("models", "b", silent=True)
+        await subject.until(lambda: set(subject.models()) == {"b"})
+
+        assert not other.done()
+        other.cancel()
+
+
 async def test_definitions_that_come_later_are_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     class Empty(Apiserver):
         async def answer(self, request: web.Request) -> web.StreamResponse:
-            self.plurals = set(PLURALS) if len(self.requests) > 8 else {"models"}
+            asked = self.requests.count(("GET", GROUP))
+            self.plurals = set(PLURALS) if asked else {"models"}
             return await super().answer(request)
 
     with caplog.at_level(logging.WARNING, "tandem.operator"):
-        async with watched(Empty()) as subject:
+        async with running(Empty(), by_kopf) as subject:
             assert subject.models() == {}
 
-    assert (
-        "Router: GET /apis/tandem.dev/v1alpha1/routers: the resource is not served" in caplog.text
-    )
-    assert "install the chart" in caplog.text
+    assert "definitions of Router, AutoscalingPolicy, WorkerPool are missing" in caplog.text
+
+
+async def test_the_signal_handlers_of_the_process_are_put_back() -> None:
+    calls: list[str] = []
+    source = functools.partial(by_kopf, restore=lambda: calls.append("restored"))
+    async with running(Apiserver(), source):
+        assert calls == ["restored"]
+
+
+# The order of lists and events ----------------------------------------------------------------
+
+
+def page(version: int, *items: Object, more: str = "") -> Object:
+    return {"items": list(items), "metadata": {"resourceVersion": str(version), "continue": more}}
+
+
+def listed() -> tuple[ListedCopies, Copies]:
+    copies = Copies("Model", lambda _: None)
+    return ListedCopies(copies), copies
+
+
+def names(copies: Copies) -> list[str]:
+    return [o["metadata"]["name"] for o in copies.select(None, {})]
+
+
+def test_an_event_of_before_the_list_does_not_bring_an_object_back() -> None:
+    subject, copies = listed()
+    subject.page(page(9, resource("a", 3)), first=True)
+
+    subject.event("MODIFIED", resource("gone", 8))
+    subject.event("ADDED", resource("new", 10))
+
+    assert names(copies) == ["a", "new"]
+
+
+def test_the_late_end_of_an_object_does_not_remove_the_next_one_of_its_name() -> None:
+    subject, copies = listed()
+    subject.page(page(5, resource("a", 4)), first=True)
+
+    subject.event("ADDED", resource("a", 10))
+    subject.event("DELETED", resource("a", 9))
+    assert names(copies) == ["a"]
+    subject.event("DELETED", resource("a", 11))
+
+    assert names(copies) == []
+
+
+def test_a_list_counts_once_its_last_page_is_there() -> None:
+    subject, copies = listed()
+    subject.page(page(5, resource("old", 1)), first=True)
+
+    subject.page(page(9, resource("a", 3), more="x"), first=True)
+    assert names(copies) == ["old"]
+    subject.page(page(9, resource("b", 4)), first=False)
+
+    assert names(copies) == ["a", "b"]
+
+
+def test_a_list_that_breaks_off_starts_over() -> None:
+    subject, copies = listed()
+
+    subject.page(page(9, resource("a", 3), more="x"), first=True)
+    subject.page(page(12, resource("b", 4)), first=True)
+
+    assert names(copies) == ["b"]

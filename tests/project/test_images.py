@@ -170,4 +170,4 @@ def test_operator_and_router_images_hold_no_torch() -> None:
     assert installed_by("router") & heavy == set()
     assert installed_by("operator") & {"scikit-learn", "scipy", "numpy"} == set()
     assert "torch" in installed_by("worker")
-    assert installed_by("worker") & {"transformers", "kubernetes"} == set()
+    assert installed_by("worker") & {"transformers", "kopf", "kubernetes"} == set()

@@ -64,7 +64,7 @@ def test_tests_hold_no_init_file() -> None:
     [
         (
             ("tandem_operator.cli", "tandem_operator.plan"),
-            ("torch", "triton", "sklearn", "kubernetes"),
+            ("torch", "triton", "sklearn", "kopf", "kubernetes"),
         ),
         (("tandem_router.api.app", "tandem_router.predictor"), ("torch", "triton", "sklearn")),
         (("tandem_router.config",), ("numpy", "fastapi", "torch")),

@@ -5,7 +5,8 @@ one watch per kind. A stale copy does no harm: writes are idempotent or checked 
 change that is on its way wakes the reconcile again. After a broken watch or a 410 the list
 replaces all copies, so that an object deleted meanwhile is gone here too.
 
-Custom resources are listed and watched whole, their children by label: one stream per kind.
+kopf watches the custom resources (`watches.py`); their children are watched here, by label: one
+stream per kind.
 """
 
 from __future__ import annotations
@@ -167,8 +168,6 @@ class KindCache(Copies):
                 failed, problem = True, str(error)
                 if error.status != 0:
                     version = ""
-                if error.status == 404:
-                    problem = f"{problem}; its definition is missing, install the chart"
             useful = news or clock() - began >= SHORT_WATCH_S
             if useful:
                 delay = RETRY_FIRST_S
@@ -212,11 +211,12 @@ class CachedApi:
         self._secrets: dict[tuple[str, str], float] = {}
         self._labels: dict[tuple[str, str], tuple[float, Mapping[str, str] | None]] = {}
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
-        selectors = {**dict.fromkeys(CUSTOM_KINDS, ""), **dict.fromkeys(MANAGED_KINDS, managed)}
-        self._caches = {
-            kind: KindCache(api, kind, namespace, selector, changed, relist_s)
-            for kind, selector in selectors.items()
+        self._watched = {
+            kind: KindCache(api, kind, namespace, managed, changed, relist_s)
+            for kind in MANAGED_KINDS
         }
+        self.custom = {kind: Copies(kind, changed) for kind in CUSTOM_KINDS}
+        self._caches: dict[str, Copies] = {**self.custom, **self._watched}
 
     @property
     def synced(self) -> bool:
@@ -229,9 +229,9 @@ class CachedApi:
             await cache.synced.wait()
 
     async def run(self) -> None:
-        """Keep the copies current until cancelled."""
+        """Keep the copies of children current until cancelled; `custom` are fed from outside."""
         async with asyncio.TaskGroup() as group:
-            for cache in self._caches.values():
+            for cache in self._watched.values():
                 group.create_task(cache.run())
 
     def copies(self, kind: str, namespace: str | None) -> list[Object]:

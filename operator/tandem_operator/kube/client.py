@@ -61,6 +61,7 @@ class KubeApi:
     def __init__(self, api_client: client.ApiClient, user_agent: str = FIELD_MANAGER) -> None:
         self._client = api_client
         self._client.set_default_header("User-Agent", user_agent)
+        self._user_agent = user_agent
         self.num_writes = 0
         self.num_reads = 0
         self._writing: set[asyncio.Future[Object]] = set()
@@ -70,6 +71,40 @@ class KubeApi:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def served(self) -> frozenset[str]:
+        """Plurals of the custom resources that the apiserver knows."""
+        self.num_reads += 1
+        try:
+            found = await self._call("GET", KIND_INFO["Model"].path)
+        except ApiError as error:
+            if error.status == 404:
+                return frozenset()
+            raise
+        return frozenset(r["name"] for r in found["resources"] if "/" not in r["name"])
+
+    @property
+    def server(self) -> str:
+        """URL of the apiserver."""
+        return str(self._client.configuration.host)
+
+    def session(self, middleware: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
+        """A session of its own for another client, which asks the middleware at each request."""
+        configuration = self._client.configuration
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._client.rest_client.ssl_context)
+        return aiohttp.ClientSession(
+            connector=connector,
+            proxy=configuration.proxy,
+            headers={"User-Agent": self._user_agent},
+            middlewares=(middleware,),
+        )
+
+    async def authorization(self) -> dict[str, str]:
+        """The header that authenticates a request now; a pod's token changes every hour."""
+        token = await self._client.configuration.get_api_key_with_prefix(
+            "BearerToken", alias="authorization"
+        )
+        return {"Authorization": token} if token else {}
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """See ClusterApi."""

@@ -20,6 +20,7 @@ from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.probes import ProbeServer, Reading, probes
 from tandem_operator.kube.traffic import SampledTraffic
+from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import Settings
 from tandem_operator.reconcile.actuator import ScalingDriver
 from tandem_operator.reconcile.controller import Controller
@@ -91,8 +92,12 @@ class Operator:
         settings: Settings,
         namespace: str | None = None,
         resync_s: float = RELIST_S,
+        restore_signals: Callable[[], None] = lambda: None,
     ) -> None:
         self.cache = CachedApi(api, namespace, lambda obj: self.controller.noticed(obj), resync_s)
+        self._watches = CustomResourceWatches(
+            api, namespace, self.cache.custom, restore_signals, resync_s
+        )
         workers = WorkerPods(self.cache, settings, time.monotonic)
         scaling = ScalingDriver(self.cache, settings)
         routers = RouterPods(self.cache, settings)
@@ -120,6 +125,7 @@ class Operator:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.cache.run())
+            group.create_task(self._watches.run(), name="kopf")
             await self.cache.wait_synced()
             group.create_task(self.controller.run())
 
@@ -210,8 +216,12 @@ async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, or until the lead is lost; the exit status."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(sig, stop.set)
+
+    def stop_on_signals() -> None:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, stop.set)
+
+    stop_on_signals()
     api_client = await connect(args.kubeconfig)
     api = KubeApi(api_client)
     vitals = Vitals(api)
@@ -240,7 +250,7 @@ async def serve(args: argparse.Namespace) -> int:
         )
         api.may_write = elector.may_write
     vitals.elector = elector
-    operator = Operator(api, settings, args.namespace, args.resync_seconds)
+    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals)
     leading = asyncio.create_task(lead(api, vitals, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:
