@@ -35,6 +35,8 @@ from tandem_operator.resources import Model
 
 Object = dict[str, Any]
 FAULTS_PER_LIFE = 12  # of one operator process
+# kopf asks for more before it watches, which leaves fewer faults to writes and events.
+KINDS_PER_LIFE = 4
 SERVER = "https://10.77.0.1:6443"
 CLUSTERS_OWN = {("ServiceAccount", "default"), ("ConfigMap", "kube-root-ca.crt")}
 NOWHERE = '{nodeSelector: {nowhere: "true"}'
@@ -267,10 +269,11 @@ async def converge(pki: Path, seed: int) -> Object:
             for text in (PAIR, CHANGED, CHANGED):
                 await user.apply(text)
                 enough = faults.counts.total() + FAULTS_PER_LIFE
+                kinds = KINDS_PER_LIFE * (num_kills + 1)
 
-                async def bad_enough(enough: int = enough) -> bool:
+                async def bad_enough(enough: int = enough, kinds: int = kinds) -> bool:
                     await user.damage(rng)
-                    return faults.counts.total() >= enough
+                    return faults.counts.total() >= enough and len(faults.counts) >= kinds
 
                 await until(bad_enough, 20.0)
                 operator.kill()
