@@ -299,7 +299,7 @@ async def converge(pki: Path, seed: int) -> Object:
             async def gone() -> bool:
                 return not await remaining(user)
 
-            await until(gone, 20.0)
+            await until(gone, 60.0)  # the garbage collector's pace, not ours
             return {
                 "faults": dict(faults.counts),
                 "num_writes": len(writes),
