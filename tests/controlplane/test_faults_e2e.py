@@ -23,7 +23,7 @@ NAMESPACE = "tandem-system"
 ROUTER = "tandem.dev/router=chat"
 LARGE = "tandem.dev/model=large"
 POOLS = ("large-decode", "large-prefill")
-BROKEN = re.compile(r'tandem_\w*upstream_errors\w*\{.*="broken".*\} ')
+BROKEN = re.compile(r'tandem_\w*upstream_errors\w*\{.*="(broken|unreachable|timed-out)".*\} ')
 
 pytestmark = pytest.mark.controlplane
 
