@@ -120,16 +120,67 @@ async def test_decisions_are_kept_up_to_a_number_newest_first(make_backend: Any)
     assert [each["request_id"] for each in await backend.decisions(1, before=7.0)] == ["r6"]
 
 
-async def test_labels_carry_their_probability_and_source(make_backend: Any) -> None:
+LABEL = Label(
+    "r1",
+    "shadow",
+    100.0,
+    "a",
+    "big",
+    0.05,
+    {"small": 0.0, "big": 0.8},
+    predicted={"small": 0.4, "big": 0.9},
+    cost_usd=0.002,
+    features={"hand": [1.0, 2.0]},
+    prompt=[{"role": "user", "content": "Wozu\u2028?"}],
+)
+
+
+async def test_a_label_comes_back_as_it_was_and_a_second_word_of_its_source_replaces_it(
+    make_backend: Any,
+) -> None:
     backend = make_backend()
-    label = Label("r1", "big", 0.05, "shadow", 0.8, 100.0)
-    other = replace(label, source="feedback", probability=1.0, value=0.0, time=200.0)
+    feedback = Label("r1", "feedback", 200.0, "a", "big", 1.0, {"big": 0.0}, gold=True)
 
-    await backend.write(Batch("x", 1, labels=[label, other]))
-    await backend.write(Batch("x", 2, labels=[replace(label, value=0.9)]))
+    await backend.write(Batch("x", 1, labels=[LABEL, feedback]))
+    await backend.write(Batch("x", 2, labels=[replace(LABEL, quality={"small": 0.9})]))
 
-    assert await backend.labels() == [replace(label, value=0.9), other]
-    assert await backend.labels(since=150.0) == [other]
+    assert await backend.labels() == [replace(LABEL, quality={"small": 0.9}), feedback]
+    assert await backend.labels(since=150.0) == [feedback]
+    assert await backend.labels(limit=1) == [replace(LABEL, quality={"small": 0.9})]
+
+
+async def test_old_labels_go_and_old_prompts_before_them(make_backend: Any) -> None:
+    backend = make_backend()
+    labels = [replace(LABEL, request_id=f"r{at}", at=at) for at in (100.0, 200.0, 300.0)]
+    await backend.write(Batch("x", 1, labels=labels))
+
+    changed = await backend.forget_labels(150.0, 250.0)
+
+    bare = replace(labels[1], features=None, prompt=None)
+    assert changed == 2
+    assert await backend.labels() == [bare, labels[2]]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_labels_are_read_the_same_with_and_without_a_place_to_keep_them(
+    durable: bool, tmp_path: Path
+) -> None:
+    backend = SqliteStore(tmp_path / "router.db", max_decisions=9) if durable else None
+    store = Store(backend, wall_clock=Clock())
+    old, new = LABEL, replace(LABEL, request_id="r2", at=200.0)
+
+    store.add_label(old)
+    store.add_label(new)
+    waiting = await store.labels()
+    await store.step()
+    written = await store.labels()
+    num_changed = await store.forget_labels(150.0, 250.0)
+
+    assert waiting == written == [old, new]
+    assert num_changed == 2
+    assert await store.labels() == [replace(new, features=None, prompt=None)]
+    if backend is not None:
+        await backend.close()
 
 
 async def test_a_revocation_wins_over_whoever_had_not_seen_it(make_backend: Any) -> None:

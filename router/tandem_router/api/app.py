@@ -42,6 +42,7 @@ from tandem_router.openai.request import parse_headers, parse_json
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.quality.labels import Labels
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
@@ -135,6 +136,7 @@ class RouterApp:
             steering=steering,
             ledger=ledger,
             store=store,
+            labels=Labels(store),
             metrics=metrics,
             decisions=DecisionLog(config.decisions_kept),
             clock=clock,

@@ -14,6 +14,7 @@ from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.quality.labels import Labels
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
@@ -33,6 +34,7 @@ class Services:
     steering: Steering
     ledger: Ledger
     store: Store
+    labels: Labels
     metrics: Metrics
     decisions: DecisionLog
     clock: Callable[[], float]

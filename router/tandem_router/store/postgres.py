@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from tandem_router.store import tables
-from tandem_router.store.records import Batch, Key, Label, Spend, StoreError
+from tandem_router.store.records import MOST_LABELS_READ, Batch, Key, Label, Spend, StoreError
 
 CALL_TIMEOUT_S = 5.0
 
@@ -52,7 +52,7 @@ class PostgresStore:
             )
             await db.executemany(
                 _sql(tables.ADD_LABEL, len(tables.LABEL_COLUMNS)),
-                [_values(row, tables.LABEL_COLUMNS) for row in batch.labels],
+                [tables.label_values(label) for label in batch.labels],
             )
             if batch.decisions:
                 await db.execute(
@@ -74,9 +74,16 @@ class PostgresStore:
         rows = await self._rows("SELECT body FROM decisions WHERE request_id = $1", request_id)
         return json.loads(rows[0][0]) if rows else None
 
-    async def labels(self, since: float = 0.0) -> Sequence[Label]:
-        sql = tables.select("labels", tables.LABEL_COLUMNS) + " WHERE time >= $1 ORDER BY time"
-        return [Label(*row) for row in await self._rows(sql, since)]
+    async def labels(self, since: float = 0.0, limit: int = MOST_LABELS_READ) -> Sequence[Label]:
+        sql = tables.select("quality_labels", tables.LABEL_COLUMNS)
+        rows = await self._rows(f"{sql} WHERE at >= $1 ORDER BY at LIMIT $2", since, limit)
+        return [tables.label_of(row) for row in rows]
+
+    async def forget_labels(self, before: float, captured_before: float) -> int:
+        async with self._connection() as db, db.transaction():
+            gone = await db.execute(_sql(tables.FORGET_LABELS, 1), before)
+            emptied = await db.execute(_sql(tables.FORGET_CAPTURED, 1), captured_before)
+        return sum(int(said.split()[-1]) for said in (gone, emptied))
 
     async def keys(self) -> Sequence[Key]:
         sql = tables.select("keys", tables.KEY_COLUMNS) + " ORDER BY created"

@@ -1,13 +1,14 @@
 """What a store keeps, as plain values, and what any store has to be able to do.
 
-Nothing here holds a word of a prompt or an answer, and no API key: only its keyed hash.
+Nothing here holds an API key: only its keyed hash; and no word of a prompt or an answer, except
+that a label keeps the prompt where its Router's `learning.capture` says Prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +35,35 @@ class Spend:
         )
 
 
+LabelSource = Literal["feedback", "shadow", "judge", "cascade", "gold"]
+LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
-    """How good one tier's answer to one request was, and how likely it was to be looked at.
+    """What was found out about the quality of one request's answers; one per request and source.
 
-    probability: with which the request was chosen to be labelled, for weighting by its inverse.
-    source: who says so (`shadow`, `judge`, `feedback`, `escalation`). value: 0 to 1.
+    source: `feedback`: a user's verdict; `shadow`: another tier answered too, and the answers were
+    compared; `judge`: an external judge graded them; `cascade`: the verifier read the small tier's
+    answer or both were compared after an escalation; `gold`: the right answer is known.
+    probability: with which the request was chosen to be looked at, for weighting by its inverse.
+    quality: 0 to 1, of each tier whose answer is known to be good or bad. predicted: what the
+    predictor expected of each tier at the time. cost_usd: what finding it out cost beyond the
+    answer. features, prompt: only where the Router captures them; JSON.
     """
 
     request_id: str
-    tier: str
+    source: LabelSource
+    at: float  # Unix
+    tenant: str
+    tier: str  # that answered the client
     probability: float
-    source: str
-    value: float
-    time: float  # Unix
+    quality: Mapping[str, float]
+    gold: bool = False  # known, where others are judged
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    cost_usd: float = 0.0
+    features: Mapping[str, Any] | None = None
+    prompt: Any = None  # a text, or a chat's messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +99,9 @@ class Batch:
         return bool(self.spend or self.decisions or self.labels)
 
 
+MOST_LABELS_READ = 100_000
+
+
 class StoreError(Exception):
     """The store is full, locked or away; the message says which, for status."""
 
@@ -110,7 +129,16 @@ class Backend(Protocol):
 
     async def decision(self, request_id: str) -> dict[str, Any] | None: ...
 
-    async def labels(self, since: float = 0.0) -> Sequence[Label]: ...
+    async def labels(self, since: float = 0.0, limit: int = MOST_LABELS_READ) -> Sequence[Label]:
+        """Oldest first, at most `limit`; `since` is a Unix time, itself included."""
+        ...
+
+    async def forget_labels(self, before: float, captured_before: float) -> int:
+        """Delete labels older than `before`, and what is captured in those older than the other.
+
+        Returns how many rows changed.
+        """
+        ...
 
     async def keys(self) -> Sequence[Key]: ...
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tandem_router.store import tables
-from tandem_router.store.records import Batch, Key, Label, Spend, StoreError
+from tandem_router.store.records import MOST_LABELS_READ, Batch, Key, Label, Spend, StoreError
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class SqliteStore:
             )
             db.executemany(
                 _sql(tables.ADD_LABEL, len(tables.LABEL_COLUMNS)),
-                [_values(row, tables.LABEL_COLUMNS) for row in batch.labels],
+                [tables.label_values(label) for label in batch.labels],
             )
             if batch.decisions:
                 db.execute(
@@ -81,9 +81,18 @@ class SqliteStore:
         rows = await self._rows(sql, (request_id,))
         return json.loads(rows[0][0]) if rows else None
 
-    async def labels(self, since: float = 0.0) -> Sequence[Label]:
-        sql = tables.select("labels", tables.LABEL_COLUMNS) + " WHERE time >= ? ORDER BY time"
-        return [Label(*row) for row in await self._rows(sql, (since,))]
+    async def labels(self, since: float = 0.0, limit: int = MOST_LABELS_READ) -> Sequence[Label]:
+        sql = tables.select("quality_labels", tables.LABEL_COLUMNS)
+        rows = await self._rows(f"{sql} WHERE at >= ? ORDER BY at LIMIT ?", (since, limit))
+        return [tables.label_of(row) for row in rows]
+
+    async def forget_labels(self, before: float, captured_before: float) -> int:
+        def forget(db: sqlite3.Connection) -> int:
+            gone = db.execute(_sql(tables.FORGET_LABELS, 1), (before,))
+            emptied = db.execute(_sql(tables.FORGET_CAPTURED, 1), (captured_before,))
+            return gone.rowcount + emptied.rowcount
+
+        return await self._run(forget)
 
     async def keys(self) -> Sequence[Key]:
         sql = tables.select("keys", tables.KEY_COLUMNS) + " ORDER BY created"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from tandem_router.store.records import Label
+
 VERSION = 1
 
 TABLES = (
@@ -15,10 +20,14 @@ TABLES = (
     """CREATE TABLE IF NOT EXISTS decisions (
         request_id TEXT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
     """CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time)""",
-    """CREATE TABLE IF NOT EXISTS labels (
-        request_id TEXT NOT NULL, tier TEXT NOT NULL, source TEXT NOT NULL,
-        probability DOUBLE PRECISION NOT NULL, value DOUBLE PRECISION NOT NULL,
-        time DOUBLE PRECISION NOT NULL, PRIMARY KEY (request_id, tier, source))""",
+    # Not `labels`: a table of that name, never written, is left from earlier routers.
+    """CREATE TABLE IF NOT EXISTS quality_labels (
+        request_id TEXT NOT NULL, source TEXT NOT NULL, at DOUBLE PRECISION NOT NULL,
+        tenant TEXT NOT NULL, tier TEXT NOT NULL, probability DOUBLE PRECISION NOT NULL,
+        quality TEXT NOT NULL, gold BIGINT NOT NULL, predicted TEXT NOT NULL,
+        cost_usd DOUBLE PRECISION NOT NULL, features TEXT, prompt TEXT,
+        PRIMARY KEY (request_id, source))""",
+    """CREATE INDEX IF NOT EXISTS quality_labels_by_time ON quality_labels (at)""",
     """CREATE TABLE IF NOT EXISTS keys (
         id TEXT PRIMARY KEY, tenant TEXT NOT NULL, hash TEXT NOT NULL,
         created DOUBLE PRECISION NOT NULL, expires DOUBLE PRECISION, revoked DOUBLE PRECISION,
@@ -38,7 +47,20 @@ SPEND_COLUMNS = (
     "cost_usd",
     "cost_all_large_usd",
 )
-LABEL_COLUMNS = ("request_id", "tier", "probability", "source", "value", "time")
+LABEL_COLUMNS = (
+    "request_id",
+    "source",
+    "at",
+    "tenant",
+    "tier",
+    "probability",
+    "quality",
+    "gold",
+    "predicted",
+    "cost_usd",
+    "features",
+    "prompt",
+)
 KEY_COLUMNS = (
     "id",
     "tenant",
@@ -61,10 +83,16 @@ ADD_DECISION = (
     "INSERT INTO decisions (request_id, time, body) VALUES ({values}) "
     "ON CONFLICT (request_id) DO UPDATE SET time = excluded.time, body = excluded.body"
 )
+# Who judges again, judges anew: the last word of a source stands.
 ADD_LABEL = (
-    f"INSERT INTO labels ({', '.join(LABEL_COLUMNS)}) VALUES ({{values}}) "
-    "ON CONFLICT (request_id, tier, source) DO UPDATE SET "
-    "probability = excluded.probability, value = excluded.value, time = excluded.time"
+    f"INSERT INTO quality_labels ({', '.join(LABEL_COLUMNS)}) VALUES ({{values}}) "
+    "ON CONFLICT (request_id, source) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in LABEL_COLUMNS[2:])
+)
+FORGET_LABELS = "DELETE FROM quality_labels WHERE at < {values}"
+FORGET_CAPTURED = (
+    "UPDATE quality_labels SET features = NULL, prompt = NULL "
+    "WHERE at < {values} AND (features IS NOT NULL OR prompt IS NOT NULL)"
 )
 # A revocation stays: whatever is written later, by whoever had not seen it.
 PUT_KEY = (
@@ -87,6 +115,38 @@ KEEP_META = "INSERT INTO meta (name, value) VALUES ({values}) ON CONFLICT (name)
 
 def select(table: str, columns: tuple[str, ...]) -> str:
     return f"SELECT {', '.join(columns)} FROM {table}"
+
+
+def label_values(label: Label) -> tuple[Any, ...]:
+    """A label as a row, in the order of LABEL_COLUMNS."""
+    return (
+        label.request_id,
+        label.source,
+        label.at,
+        label.tenant,
+        label.tier,
+        label.probability,
+        json.dumps(dict(label.quality)),
+        int(label.gold),
+        json.dumps(dict(label.predicted)),
+        label.cost_usd,
+        None if label.features is None else json.dumps(dict(label.features)),
+        None if label.prompt is None else json.dumps(label.prompt),
+    )
+
+
+def label_of(row: Any) -> Label:
+    """The label of a row."""
+    *plain, quality, gold, predicted, cost_usd, features, prompt = row
+    return Label(
+        *plain,
+        json.loads(quality),
+        bool(gold),
+        json.loads(predicted),
+        cost_usd,
+        None if features is None else json.loads(features),
+        None if prompt is None else json.loads(prompt),
+    )
 
 
 def leased(level: float, want: float, owed: float) -> float:

@@ -14,10 +14,18 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tandem_router.store.records import Backend, Batch, Key, Label, Spend, StoreError
+from tandem_router.store.records import (
+    MOST_LABELS_READ,
+    Backend,
+    Batch,
+    Key,
+    Label,
+    Spend,
+    StoreError,
+)
 
 logger = logging.getLogger("tandem.router")
 
@@ -96,7 +104,9 @@ class Store:
             self._decisions.append(decision)
 
     def add_label(self, label: Label) -> None:
-        self.health.num_dropped += len(self._labels) == MOST_WAITING
+        """Without a backend the last labels are kept here, and gone with the process."""
+        if self._backend is not None:
+            self.health.num_dropped += len(self._labels) == MOST_WAITING
         self._labels.append(label)
 
     # -- what people ask ---------------------------------------------------------------------
@@ -121,6 +131,30 @@ class Store:
             key = (row.day, row.tenant, row.tier)
             rows[key] = row.plus(rows[key]) if key in rows else row
         return sorted(rows.values(), key=lambda row: (row.day, row.tenant, row.tier))
+
+    async def labels(self, since: float = 0.0, limit: int = MOST_LABELS_READ) -> list[Label]:
+        """Oldest first: what is kept, and what waits to be. Raises StoreError."""
+        kept = await self._backend.labels(since, limit) if self._backend is not None else ()
+        waiting = self._unwritten.labels if self._unwritten is not None else []
+        rows = {
+            (label.request_id, label.source): label
+            for label in (*kept, *waiting, *self._labels)
+            if label.at >= since
+        }
+        return sorted(rows.values(), key=lambda label: label.at)[:limit]
+
+    async def forget_labels(self, before: float, captured_before: float) -> int:
+        """Delete old labels, and old prompts and features before them. Raises StoreError."""
+        if self._backend is not None:
+            return await self._backend.forget_labels(before, captured_before)
+        kept = [label for label in self._labels if label.at >= before]
+        num_changed = len(self._labels) - len(kept)
+        self._labels.clear()
+        for label in kept:
+            if label.at < captured_before and (label.features, label.prompt) != (None, None):
+                label, num_changed = replace(label, features=None, prompt=None), num_changed + 1
+            self._labels.append(label)
+        return num_changed
 
     # -- the task ----------------------------------------------------------------------------
 

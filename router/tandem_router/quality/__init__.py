@@ -1,0 +1,1 @@
+"""Quality as it is measured on live traffic: labels, what they cost, and what they say."""
