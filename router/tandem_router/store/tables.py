@@ -137,16 +137,11 @@ def label_values(label: Label) -> tuple[Any, ...]:
 
 def label_of(row: Any) -> Label:
     """The label of a row."""
-    *plain, quality, gold, predicted, cost_usd, features, prompt = row
-    return Label(
-        *plain,
-        json.loads(quality),
-        bool(gold),
-        json.loads(predicted),
-        cost_usd,
-        None if features is None else json.loads(features),
-        None if prompt is None else json.loads(prompt),
-    )
+    values = dict(zip(LABEL_COLUMNS, row, strict=True))
+    for name in ("quality", "predicted", "features", "prompt"):
+        if values[name] is not None:
+            values[name] = json.loads(values[name])
+    return Label(**{**values, "gold": bool(values["gold"])})
 
 
 def leased(level: float, want: float, owed: float) -> float:
