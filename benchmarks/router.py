@@ -1,374 +1,309 @@
-"""What the router costs per proxied request, beside bare proxies on aiohttp and httpx.
+"""What a request costs in the router, beside nginx and the Rust routers, in one run.
 
-    python benchmarks/router.py [--requests 2000] [--concurrency 8] [--json FILE]
+    python benchmarks/router.py [--rounds 3] [--only tandem,vllm-router] [--json] [--results DIR]
+    python benchmarks/router.py --memory 200000
 
-One canned upstream, one load generator, and one proxy at a time, each in its own process. CPU is
-the proxy process's own user plus system time per request, so a busy machine slows the run but
-hardly changes the number. Latency is what a client sees: first byte and last byte. The bare
-proxies parse nothing, check nothing and choose nothing; they are the floor of their library.
+On loopback: one fast fake upstream, one load generator, and one router at a time, alone on one core
+(the upstream and the load have another where there is one). Per round, each router answers whole
+replies and streams in slices that take turns; the figures are medians over the rounds.
+
+* CPU per request: user and system time of the router's processes over whole replies;
+* added p50: median time of whole replies, one at a time, less that of the upstream alone;
+* CPU per streamed chunk: that time over streams, by the number of their chunks;
+* added TTFT: median time to a stream's first byte, eight streams under way, less the upstream's.
+
+CPU time hardly changes on a busy machine; latencies do, so compare them within one run only.
+`--memory N` sends N requests through Tandem alone and prints how its memory grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
-import multiprocessing
 import os
+import platform
+import signal
+import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
 
-NUM_CHUNKS = 64
+from proxying.load import BadReply, drive
+from proxying.peers import ROOT, Peer, peers
+from proxying.upstream import NUM_CHUNKS
+
+UPSTREAM = Path(__file__).parent / "proxying" / "upstream.py"
 HOST = "127.0.0.1"
-PATH = "/v1/chat/completions"
-
-
-def chunk(text: str, token_ids: list[int], finish: str | None = None) -> bytes:
-    payload = {
-        "id": "chatcmpl-0123456789abcdef0123456789abcdef",
-        "object": "chat.completion.chunk",
-        "created": 1700000000,
-        "model": "bench",
-        "choices": [
-            {
-                "index": 0,
-                "delta": {"content": text},
-                "logprobs": None,
-                "finish_reason": finish,
-                "token_ids": token_ids,
-            }
-        ],
-    }
-    return b"data: " + json.dumps(payload).encode() + b"\n\n"
-
-
-def canned_stream() -> list[bytes]:
-    usage = {"prompt_tokens": 20, "completion_tokens": NUM_CHUNKS, "total_tokens": 20 + NUM_CHUNKS}
-    last = {"id": "x", "object": "chat.completion.chunk", "choices": [], "usage": usage}
-    events = [chunk(" word", [100 + i]) for i in range(NUM_CHUNKS)]
-    return [
-        *events,
-        chunk("", [], "stop") + b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n",
-    ]
-
-
-WHOLE = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 64}}],
-        "usage": {"prompt_tokens": 20, "completion_tokens": 64, "total_tokens": 84},
-    }
-).encode()
-LOAD = json.dumps({"ready": True, "draining": False, "num_running": 1}).encode()
-BODY = {
-    "model": "bench",
-    "messages": [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": "Which of these numbers is the largest: 17, 4, 99, 23? " * 4},
-    ],
-    "max_tokens": 128,
-    "temperature": 0.7,
-}
-
-
-class CannedUpstream(asyncio.Protocol):
-    """Answers without parsing more than it must, so that it is never the bottleneck."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-        self.buffer = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, found, rest = self.buffer.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = 0
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                length = int(line[15:])
-        if len(rest) < length:
-            return
-        self.buffer = rest[length:]
-        if b"/v1/load" in head:
-            self.whole(LOAD)
-        elif b'"stream"' in rest:
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-                b"transfer-encoding: chunked\r\n\r\n"
-            )
-            self.stream(canned_stream())
-        else:
-            self.whole(WHOLE)
-
-    def whole(self, body: bytes) -> None:
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-            % len(body)
-            + body
-        )
-
-    def stream(self, events: list[bytes]) -> None:
-        """One event per loop turn: tokens do not come in one piece in life either."""
-        if self.transport.is_closing():
-            return
-        event = events[0]
-        self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
-        if len(events) == 1:
-            self.transport.write(b"0\r\n\r\n")
-        else:
-            asyncio.get_running_loop().call_later(0.001, self.stream, events[1:])
-
-
-def run_upstream(port: int) -> None:
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(CannedUpstream, HOST, port)
-        await server.serve_forever()
-
-    import uvloop
-
-    uvloop.run(main())
-
-
-def serve(app: Any, port: int) -> None:
-    import uvicorn
-
-    uvicorn.run(
-        app,
-        host=HOST,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        http="httptools",
-        ws="none",
-    )
-
-
-def run_tandem(port: int, upstream: str) -> None:
-    from tandem_router.api.app import RouterApp
-    from tandem_router.config import RouterConfig
-
-    config = RouterConfig.model_validate(
-        {
-            "name": "bench",
-            "tiers": [{"name": "only", "served_model": "model"}],
-            "fallback_tier": "only",
-        }
-    )
-    app = RouterApp(config, endpoints_path=Path(os.devnull))
-    app.set_table({"only": {"unified": (upstream,)}})
-    serve(app, port)
-
-
-def run_aiohttp(port: int, upstream: str) -> None:
-    import aiohttp
-    import uvloop
-    from aiohttp import web
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        session: aiohttp.ClientSession = request.app["session"]
-        body = await request.read()
-        async with session.post(upstream + request.path, data=body) as reply:
-            response = web.StreamResponse(status=reply.status)
-            response.content_type = reply.content_type
-            if reply.content_length is not None:
-                response.content_length = reply.content_length
-            await response.prepare(request)
-            async for part in reply.content.iter_any():
-                await response.write(part)
-            await response.write_eof()
-            return response
-
-    async def start(app: web.Application) -> None:
-        app["session"] = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-
-    uvloop.install()
-    app = web.Application(client_max_size=2**24)
-    app.on_startup.append(start)
-    app.router.add_post("/{path:.*}", handle)
-    web.run_app(app, host=HOST, port=port, print=None, access_log=None)
-
-
-def run_httpx(port: int, upstream: str) -> None:
-    import httpx
-
-    client: httpx.AsyncClient | None = None
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal client
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            return
-        if client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            client = httpx.AsyncClient(limits=limits)
-        body = (await receive())["body"]
-        async with client.stream("POST", upstream + scope["path"], content=body) as reply:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": reply.status_code,
-                    "headers": [(b"content-type", reply.headers["content-type"].encode())],
-                }
-            )
-            async for part in reply.aiter_raw():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    serve(app, port)
-
-
-PROXIES: dict[str, Callable[[int, str], None]] = {
-    "tandem router": run_tandem,
-    "bare aiohttp proxy": run_aiohttp,
-    "bare httpx proxy": run_httpx,
-}
-
-
-def cpu_s(pid: int) -> float:
-    """User plus system time of a process and its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+OF_A_STREAM = NUM_CHUNKS + 1
+AT_ONCE = 8
+SLICES = 5
+ALONE = "upstream alone"
 
 
 @dataclass(frozen=True)
-class Result:
-    proxy: str
-    kind: str
-    cpu_ms_per_request: float | None
-    ttft_ms_p50: float
-    ttft_ms_p99: float
-    e2e_ms_p50: float
-    requests_per_s: float
-
-
-async def measure(
-    url: str, name: str, pid: int | None, stream: bool, num: int, concurrency: int
-) -> Result:
-    from tandem_router.http.client import UpstreamClient
-
-    client = UpstreamClient()
-    body = json.dumps({**BODY, "stream": True} if stream else BODY).encode()
-    headers = [(b"content-type", b"application/json")]
-    firsts: list[float] = []
-    totals: list[float] = []
-    remaining = 0
-
-    async def worker() -> None:
-        nonlocal remaining
-        while remaining > 0:
-            remaining -= 1
-            start = time.perf_counter()
-            reply = await client.request("POST", url + PATH, headers=headers, body=body)
-            first = await reply.read_some()
-            firsts.append(time.perf_counter() - start)
-            rest = await reply.read_all()
-            totals.append(time.perf_counter() - start)
-            if reply.status != 200 or (stream and not (first + rest).endswith(b"[DONE]\n\n")):
-                raise SystemExit(f"{name}: bad reply {reply.status}: {(first + rest)[-200:]!r}")
-
-    async def burst(number: int) -> None:
-        nonlocal remaining
-        remaining = number
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
-
-    await burst(max(concurrency, num // 10))
-    firsts.clear()
-    totals.clear()
-    before = cpu_s(pid) if pid is not None else 0.0
-    start = time.perf_counter()
-    await burst(num)
-    wall = time.perf_counter() - start
-    used = cpu_s(pid) - before if pid is not None else None
-    client.close()
-    return Result(
-        proxy=name,
-        kind=f"stream of {NUM_CHUNKS} chunks" if stream else "whole reply",
-        cpu_ms_per_request=used / num * 1000.0 if used is not None else None,
-        ttft_ms_p50=statistics.median(firsts) * 1000.0,
-        ttft_ms_p99=statistics.quantiles(firsts, n=100)[98] * 1000.0,
-        e2e_ms_p50=statistics.median(totals) * 1000.0,
-        requests_per_s=num / wall,
-    )
-
-
-async def wait_for(url: str) -> None:
-    from tandem_router.errors import UpstreamError
-    from tandem_router.http.client import UpstreamClient
-
-    client = UpstreamClient()
-    for _ in range(300):
-        try:
-            await client.get(url + "/", timeout_s=1.0)
-            client.close()
-            return
-        except UpstreamError:
-            await asyncio.sleep(0.1)
-    raise SystemExit(f"{url} did not start within 30 s")
+class Sizes:
+    requests: int
+    singles: int
+    streams: int
 
 
 def free_port() -> int:
-    import socket
+    """The first of two neighbours that are free: routers give metrics on the second."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind((HOST, 0))
+            port = int(one.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):
+                two.bind((HOST, port + 1))
+                return port
 
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
+
+def processes_of(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """User plus system time, in nanoseconds' resolution where the kernel tells it."""
+    total = 0.0
+    for process in processes_of(pid):
+        try:
+            tasks = list(Path(f"/proc/{process}/task").iterdir())
+            total += sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+        except (OSError, ValueError, IndexError):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+@contextlib.contextmanager
+def running(command: list[str], core: int | None) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, on that core; ended afterwards with all that it started."""
+
+    def pinned() -> None:
+        os.setsid()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, preexec_fn=pinned, cwd=ROOT)
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(5)
+            if sys.exc_info()[0] is not None:
+                said.seek(0)
+                sys.stderr.write(said.read()[-4000:].decode(errors="replace"))
+
+
+async def answering(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a request comes back whole."""
+    last: Exception | None = None
+    for _ in range(600):
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+        try:
+            await drive(port, False, 1, 1)
+            return
+        except (OSError, BadReply, TimeoutError) as error:
+            last = error
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"{process.args!r} does not answer within 60 s: {last}")
+
+
+@dataclass
+class Measured:
+    """What a router's slices of one round add up to; pid None: the upstream alone."""
+
+    pid: int | None
+    port: int
+    whole_s: float = 0.0  # CPU
+    stream_s: float = 0.0
+    num_whole: int = 0
+    num_chunks: int = 0
+    last_s: list[float] = field(default_factory=list)
+    first_s: list[float] = field(default_factory=list)
+
+    def _cpu_s(self) -> float:
+        return cpu_s(self.pid) if self.pid is not None else 0.0
+
+    async def slice(self, sizes: Sizes) -> None:
+        before = self._cpu_s()
+        await drive(self.port, False, sizes.requests, AT_ONCE)
+        self.whole_s += self._cpu_s() - before
+        self.num_whole += sizes.requests
+        self.last_s += (await drive(self.port, False, sizes.singles, 1)).last_s
+        before = self._cpu_s()
+        self.first_s += (await drive(self.port, True, sizes.streams, AT_ONCE)).first_s
+        self.stream_s += self._cpu_s() - before
+        self.num_chunks += sizes.streams * OF_A_STREAM
+
+    def figures(self, alone: Measured) -> dict[str, float]:
+        """Microseconds."""
+        return {
+            "cpu_per_request": self.whole_s / self.num_whole * 1e6,
+            "added_p50": (statistics.median(self.last_s) - statistics.median(alone.last_s)) * 1e6,
+            "cpu_per_chunk": self.stream_s / self.num_chunks * 1e6,
+            "added_ttft": (statistics.median(self.first_s) - statistics.median(alone.first_s))
+            * 1e6,
+        }
+
+
+def compare(chosen: list[Peer], rounds: int, sizes: Sizes) -> dict[str, dict[str, float]]:
+    """Per router the medians over the rounds, latencies less those of the upstream alone.
+
+    A round is made of slices in which every router has its turn, so that what else runs on the
+    machine meets them all alike.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    router_core, other_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+    if other_core is not None:
+        os.sched_setaffinity(0, {other_core})
+    upstream = free_port()
+    seen: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in chosen}
+    part = Sizes(*(max(1, each // SLICES) for each in astuple(sizes)))
+    with (
+        running([sys.executable, str(UPSTREAM), str(upstream)], other_core) as origin,
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        asyncio.run(answering(upstream, origin))
+        ready: list[tuple[str, int | None, int]] = [(ALONE, None, upstream)]
+        for peer in chosen:
+            port, files = free_port(), Path(folder) / peer.name
+            files.mkdir()
+            command = peer.command(port, upstream, files)
+            process = stack.enter_context(running(command, router_core))
+            asyncio.run(answering(port, process))
+            asyncio.run(Measured(None, port).slice(part))  # warm
+            ready.append((peer.name, process.pid, port))
+        for number in range(rounds):
+            measured = {name: Measured(pid, port) for name, pid, port in ready}
+            for _ in range(SLICES):
+                for each in measured.values():
+                    asyncio.run(each.slice(part))
+            for name, rows in seen.items():
+                figures = measured[name].figures(measured[ALONE])
+                rows.append(figures)
+                told = "  ".join(f"{key} {value:7.1f}" for key, value in figures.items())
+                print(f"round {number + 1}  {name:14} {told}", file=sys.stderr, flush=True)
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in seen.items()
+    }
+
+
+def ratios(figures: dict[str, dict[str, float]]) -> dict[str, float] | None:
+    ours, theirs = figures.get("tandem"), figures.get("vllm-router")
+    if ours is None or theirs is None:
+        return None
+    return {name: ours[name] / theirs[name] for name in ours}
+
+
+def memory(num: int) -> list[tuple[int, float]]:
+    """(requests answered, MiB resident) of Tandem, ten times; one in ten is a stream."""
+    upstream, port = free_port(), free_port()
+    tandem = next(peer for peer in peers() if peer.name == "tandem")
+    rows: list[tuple[int, float]] = []
+    with (
+        running([sys.executable, str(UPSTREAM), str(upstream), "4", "0.1"], None) as origin,
+        tempfile.TemporaryDirectory() as folder,
+        running(tandem.command(port, upstream, Path(folder)), None) as router,
+    ):
+        asyncio.run(answering(upstream, origin))
+        asyncio.run(answering(port, router))
+        for step in range(1, 11):
+            for left in range(10):  # in parts: a part has two minutes
+                part = max(1, num // 100)
+                asyncio.run(drive(port, left == 0, part, 16))
+            rows.append((step * 10 * max(1, num // 100), rss_mib(router.pid)))
+            print(f"{rows[-1][0]:8d} requests  {rows[-1][1]:7.1f} MiB", file=sys.stderr, flush=True)
+    return rows
+
+
+def machine() -> str:
+    model = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return f"{model}, {len(os.sched_getaffinity(0))} usable cores"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=2000, help="whole replies per proxy")
-    parser.add_argument("--streams", type=int, default=400, help="streams per proxy")
-    parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=2000, help="whole replies a round")
+    parser.add_argument("--singles", type=int, default=600, help="whole replies one at a time")
+    parser.add_argument("--streams", type=int, default=120, help="streams a round")
+    parser.add_argument("--only", help="routers to run, of nginx,vllm-router,sglang-router,tandem")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--results", type=Path, help="folder to write router-<date>.json into")
+    parser.add_argument("--memory", type=int, help="requests through Tandem alone, for its memory")
     args = parser.parse_args()
 
-    spawn = multiprocessing.get_context("spawn")
-    upstream_port = free_port()
-    upstream = f"http://{HOST}:{upstream_port}"
-    processes = [spawn.Process(target=run_upstream, args=(upstream_port,), daemon=True)]
-    processes[0].start()
-    results: list[Result] = []
-    try:
-        for name in ("no proxy", *PROXIES):
-            url, pid = upstream, None
-            if name in PROXIES:
-                port = free_port()
-                url = f"http://{HOST}:{port}"
-                process = spawn.Process(target=PROXIES[name], args=(port, upstream), daemon=True)
-                process.start()
-                processes.append(process)
-                pid = process.pid
-            asyncio.run(wait_for(url))
-            for stream, number in ((False, args.requests), (True, args.streams)):
-                result = asyncio.run(measure(url, name, pid, stream, number, args.concurrency))
-                results.append(result)
-                cpu = result.cpu_ms_per_request
-                print(
-                    f"{name:20} {result.kind:20} "
-                    f"cpu {'      -' if cpu is None else f'{cpu:7.3f}'} ms/request   "
-                    f"first byte p50 {result.ttft_ms_p50:7.2f} p99 {result.ttft_ms_p99:7.2f} ms   "
-                    f"{result.requests_per_s:8.1f} requests/s",
-                    flush=True,
-                )
-            if pid is not None:
-                processes[-1].terminate()
-                processes[-1].join(5)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-                process.join(5)
+    about = {
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "load_1min": os.getloadavg()[0],
+    }
+    if args.memory:
+        rows = memory(args.memory)
+        if args.json:
+            print(json.dumps({**about, "rss_mib": dict(rows)}, indent=1))
+        return 0
+    chosen = peers()
+    if args.only:
+        names = args.only.split(",")
+        chosen = [peer for peer in chosen if peer.name in names]
+    sizes = Sizes(args.requests, args.singles, args.streams)
+    figures = compare(chosen, args.rounds, sizes)
+    result = {
+        **about,
+        "versions": {peer.name: peer.version for peer in chosen},
+        "rounds": args.rounds,
+        "sizes": asdict(sizes),
+        "microseconds": figures,
+        "tandem_over_vllm_router": ratios(figures),
+    }
     if args.json:
-        args.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        print(json.dumps(result, indent=1))
+    else:
+        columns = ("cpu_per_request", "added_p50", "cpu_per_chunk", "added_ttft")
+        print(f"{'microseconds':14}" + "".join(f"{name:>17}" for name in columns))
+        for name, row in figures.items():
+            print(f"{name:14}" + "".join(f"{row[column]:17.1f}" for column in columns))
+        if (shown := ratios(figures)) is not None:
+            print(f"{'over vllm':14}" + "".join(f"{shown[column]:17.2f}" for column in columns))
+    if args.results:
+        path = args.results / f"router-{about['date']}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
