@@ -12,6 +12,8 @@ import logging
 import secrets
 
 from tandem_router.api.api_keys import Authenticator, Caller
+from tandem_router.api.feedback import PATH as FEEDBACK
+from tandem_router.api.feedback import Feedback
 from tandem_router.api.origin import foreign, is_foreign
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
 from tandem_router.asgi import NOSNIFF, Send
@@ -64,6 +66,7 @@ class DataPath:
         self._services = services
         self._authenticator = authenticator
         self._created = int(services.wall_clock())
+        self._feedback = Feedback(services)
         limits = services.config.limits
         self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
 
@@ -101,7 +104,7 @@ class DataPath:
             await respond(send, 200, body, request_id)
             return
         kind = INFERENCE.get(path)
-        if kind is None and path not in TOKENIZING and path != "/v1/responses":
+        if kind is None and path not in TOKENIZING and path not in ("/v1/responses", FEEDBACK):
             raise _unknown_path(path)
         _require_method(scope, "POST")
         if caller is None and is_foreign(
@@ -116,6 +119,10 @@ class DataPath:
             body = await read_body(scope, receive, limits, held)
             if path in TOKENIZING:
                 await self._tokenize(path.removeprefix("/v1"), body, caller, send, request_id)
+                return
+            if path == FEEDBACK:
+                key = caller.key if caller is not None else None
+                await respond(send, 200, await self._feedback.take(body, tenant, key), request_id)
                 return
             if kind is None:
                 fields = parse_json(body, limits.max_json_depth)

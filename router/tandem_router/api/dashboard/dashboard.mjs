@@ -199,6 +199,29 @@ async function* events(reply) {
   }
 }
 
+function thumbs(panel, requestId, headers) {
+  const line = document.createElement("p");
+  line.className = "thumbs";
+  const said = document.createElement("span");
+  for (const [verdict, sign] of [["good", "\u{1F44D}"], ["bad", "\u{1F44E}"]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = sign;
+    button.setAttribute("aria-label", `this answer is ${verdict}`);
+    button.addEventListener("click", async () => {
+      const reply = await fetch("/v1/feedback", {
+        method: "POST",
+        headers,
+        body: JSON.stringify({ request_id: requestId, verdict }),
+      });
+      said.textContent = reply.ok ? ` counted as ${verdict}` : ` ${(await reply.json()).error.message}`;
+    });
+    line.append(button);
+  }
+  line.append(said);
+  panel.append(line);
+}
+
 async function ask(model) {
   const panel = document.createElement("article");
   panel.className = "answer";
@@ -247,6 +270,7 @@ async function ask(model) {
           + `${(chunk.tandem.cost_usd * 1e6).toFixed(1)} µUSD`;
       }
     }
+    thumbs(panel, reply.headers.get("x-request-id"), headers);
   } catch (error) {
     note.textContent = error.message;
     note.className = "bad";
