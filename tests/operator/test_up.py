@@ -175,8 +175,10 @@ async def test_scaling_out_of_bounds_is_refused(cluster: LocalCluster, tmp_path:
 
     with pytest.raises(ClusterError, match="allows 0 to 2 workers, not 5"):
         cluster.scale("WorkerPool", "small-unified", 5)
-    with pytest.raises(ClusterError, match="scale its WorkerPools"):
+    with pytest.raises(ClusterError, match="workerpool 'small-unified' allows 0 to 2"):
         cluster.scale("Model", "small", 5)
+    with pytest.raises(ClusterError, match="a Service cannot be scaled; scale a workerpool"):
+        cluster.scale("Service", cluster.store.find("Service")[0]["metadata"]["name"], 1)
 
 
 async def test_the_endpoint_waits_for_a_router_and_then_says_so() -> None:
@@ -323,6 +325,15 @@ def test_the_commands_talk_to_the_running_cluster_and_ctrl_c_leaves_nothing(up: 
     assert "Serving" in up.tandem("events").stdout
     scaled = up.tandem("scale", "workerpool/small-unified", "--replicas", "2")
     assert scaled.stdout == "workerpool/small-unified scaled\n"
+    by_model = up.tandem("scale", "model/small", "--replicas", "1")
+    assert by_model.stdout == "workerpool/small-unified scaled\n"
+    which = up.tandem("scale", "model/large", "--replicas", "3")
+    assert "  tandem scale workerpool large-decode --replicas 3" in which.stderr
+    pools = up.tandem("scale", "workerpool", "small", "--replicas", "2")
+    assert "workerpool 'small' not found; there are: " in pools.stderr
+    assert "Model 'small' has small-unified" in pools.stderr
+    both = json.loads(up.tandem("get", "models,routers", "--json").stdout)["items"]
+    assert {o["kind"] for o in both} == {"Model", "Router"}
     unknown = up.tandem("get", "modles")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "tandem get: unknown kind 'modles'; did you mean models?\n"

@@ -20,6 +20,8 @@ _PLUGINS = {
     ("profile",): "tandem_operator.cli.profile",
     ("init",): "tandem_operator.cli.init",
     ("plan",): "tandem_operator.cli.plan",
+    ("explain",): "tandem_operator.cli.explain",
+    ("completion",): "tandem_operator.cli.completion",
 }
 
 
@@ -32,6 +34,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Serve a small and a large language model behind one endpoint.",
         epilog="`tandem COMMAND --help` explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"tandem {version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.register(subparsers)
     core = set(subparsers.choices)
@@ -40,6 +43,30 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
             continue
         if _exists(module):
             importlib.import_module(module).register(subparsers)
+    return parser
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("tandem")
+    except metadata.PackageNotFoundError:
+        return "(not installed: run from a source tree)"
+
+
+def _names_only() -> argparse.ArgumentParser:
+    """A parser that knows the commands by name only, for completing the first word."""
+    from tandem_operator.cli import commands
+
+    parser = argparse.ArgumentParser(prog="tandem")
+    parser.add_argument("--version", action="store_true")
+    subparsers = parser.add_subparsers()
+    commands.register(subparsers)
+    for names, module in _PLUGINS.items():
+        for name in names if _exists(module) else ():
+            subparsers.add_parser(name)
     return parser
 
 
@@ -58,6 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0 done, 1 failed with a sentence, 2 wrong usage."""
     from tandem_operator.cli.errors import CommandError
 
+    if "_ARGCOMPLETE" in os.environ and argv is None:
+        from tandem_operator.cli import completion
+
+        typed = completion.typed_command(os.environ.get("COMP_LINE", ""))
+        completion.complete(build_parser(typed) if typed else _names_only())
     args = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in args if not a.startswith("-")), None)
     parser = build_parser(command)

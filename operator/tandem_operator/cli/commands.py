@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tandem_operator.cli import completion
 from tandem_operator.cli.errors import CommandError
 from tandem_operator.resources.base import Object
 
@@ -62,6 +63,14 @@ def kind_of(word: str) -> list[str]:
     return [kind]
 
 
+def kinds_of(words: str) -> list[str]:
+    """The kinds of a list such as "models,routers", each once.
+
+    Raises CommandError for an unknown word.
+    """
+    return list(dict.fromkeys(kind for word in words.split(",") if word for kind in kind_of(word)))
+
+
 def register(subparsers: Any) -> None:
     """Add the commands to the parser."""
     up = _add(subparsers, "up", "run custom resources on this machine until Ctrl-C", _up)
@@ -84,19 +93,20 @@ def register(subparsers: Any) -> None:
     )
 
     get = _add(subparsers, "get", "list resources of the running cluster", _get)
-    get.add_argument("kind", nargs="?", default="", help="models, routers, workerpools, pods, all")
-    get.add_argument("name", nargs="?", help="one object")
+    _kind(get, nargs="?", default="", help="models, routers, workerpools, pods, all; or a,b")
+    _name(get, help="one object")
     get.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table")
+    get.add_argument("--json", dest="output", action="store_const", const="json", help="-o json")
     get.add_argument("-w", "--watch", action="store_true", help="go on with every change")
 
     describe = _add(
         subparsers, "describe", "show one resource with conditions and events", _describe
     )
-    describe.add_argument("kind")
-    describe.add_argument("name")
+    _kind(describe, help="a kind, or KIND/NAME")
+    _name(describe)
 
     logs = _add(subparsers, "logs", "show what a pod wrote", _logs)
-    logs.add_argument("name", help="a pod, pool, Model or Router")
+    _completed(logs.add_argument("name", help="a pod, pool, Model or Router"), completion.log_names)
     logs.add_argument("-c", "--container", help="a container of the pod")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
@@ -107,20 +117,33 @@ def register(subparsers: Any) -> None:
     apply.add_argument("--dry-run", action="store_true", help="only check the YAML")
 
     delete = _add(subparsers, "delete", "delete resources from the running cluster", _delete)
-    delete.add_argument("kind", nargs="?")
-    delete.add_argument("name", nargs="?")
+    _kind(delete, nargs="?", help="a kind, or KIND/NAME")
+    _name(delete)
     delete.add_argument("-f", "--filename", action="append", default=[], metavar="FILE|DIR")
 
     scale = _add(subparsers, "scale", "set the number of workers of a pool", _scale)
-    scale.add_argument("kind", help="workerpool or router, or KIND/NAME")
-    scale.add_argument("name", nargs="?")
+    _kind(scale, help="workerpool, model (of one pool) or router, or KIND/NAME")
+    _name(scale)
     scale.add_argument("--replicas", type=int, required=True, metavar="N")
 
     events = _add(subparsers, "events", "show what happened in the running cluster", _events)
     events.add_argument("-w", "--watch", action="store_true", help="go on with every event")
+    events.add_argument("--json", action="store_true", help="print them as JSON")
 
     for parser in (get, describe, logs, apply, delete, scale, events):
         parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
+
+
+def _completed(action: argparse.Action, completer: Any) -> None:
+    action.completer = completer  # type: ignore[attr-defined]
+
+
+def _kind(parser: argparse.ArgumentParser, **options: Any) -> None:
+    _completed(parser.add_argument("kind", **options), completion.kinds)
+
+
+def _name(parser: argparse.ArgumentParser, **options: Any) -> None:
+    _completed(parser.add_argument("name", nargs="?", **options), completion.names)
 
 
 def port_number(text: str) -> int:
@@ -192,14 +215,15 @@ def _get(args: argparse.Namespace) -> int:
     from tandem_operator.cli import table
 
     word, name = _split(args.kind, args.name)
-    kinds = kind_of(word) if word else MAIN_KINDS
+    kinds = kinds_of(word) or MAIN_KINDS
     if args.watch:
         return _watch(args, kinds, name)
     objects = _ask(args, {"op": "list", "kinds": kinds})["objects"]
     if name is not None:
+        there = ", ".join(o["metadata"]["name"] for o in objects) or "none"
         objects = [o for o in objects if o["metadata"]["name"] == name]
         if not objects:
-            raise CommandError(f"{'/'.join(kinds).lower()} {name!r} not found")
+            raise CommandError(f"{'/'.join(kinds).lower()} {name!r} not found; there are: {there}")
     if args.output != "table":
         value: Any = objects[0] if name is not None and len(objects) == 1 else _as_list(objects)
         sys.stdout.write(_dump(value, args.output))
@@ -260,13 +284,17 @@ def _watch(args: argparse.Namespace, kinds: list[str], name: str | None) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from tandem_operator.cli import table
 
-    kinds = kind_of(args.kind)
+    word, name = _split(args.kind, args.name)
+    if name is None:
+        raise CommandError("say what to describe: KIND NAME, such as router chat")
+    kinds = kind_of(word)
     answer = _ask(args, {"op": "list", "kinds": [*kinds, "Event", "Pod"]})["objects"]
-    found = [o for o in answer if o["kind"] in kinds and o["metadata"]["name"] == args.name]
+    found = [o for o in answer if o["kind"] in kinds and o["metadata"]["name"] == name]
     if not found:
-        raise CommandError(f"{args.kind} {args.name!r} not found")
+        there = ", ".join(o["metadata"]["name"] for o in answer if o["kind"] in kinds) or "none"
+        raise CommandError(f"{word} {name!r} not found; there are: {there}")
     obj = found[0]
-    out = [f"Name:     {args.name}", f"Kind:     {obj['kind']}"]
+    out = [f"Name:     {name}", f"Kind:     {obj['kind']}"]
     out.append(f"Created:  {obj['metadata']['creationTimestamp']}")
     out.append("Spec:\n" + _indent(_dump(obj.get("spec") or {}, "yaml")))
     status = dict(obj.get("status") or {})
@@ -362,7 +390,7 @@ def _delete(args: argparse.Namespace) -> int:
 def _scale(args: argparse.Namespace) -> int:
     word, name = _split(args.kind, args.name)
     if name is None:
-        raise CommandError("say what to scale: workerpool NAME")
+        raise CommandError("say what to scale: workerpool NAME, model NAME or router NAME")
     if args.replicas < 0:
         raise CommandError(f"--replicas {args.replicas} must be at least 0")
     kind = kind_of(word)[0]
@@ -371,5 +399,5 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _events(args: argparse.Namespace) -> int:
-    args.kind, args.name, args.output = "events", None, "table"
+    args.kind, args.name, args.output = "events", None, "json" if args.json else "table"
     return _get(args)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ def register(subparsers: Any) -> None:
     keys = subparsers.add_parser("keys", help=text, description=__doc__.split("\n\n")[0])
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="all keys, never their text")
+    listing.add_argument("--json", action="store_true", help="print them as JSON")
     create = actions.add_parser("create", help="mint a key; it is shown once")
     create.add_argument("tenant")
     limit = actions.add_parser("limit", help="change the limits of a key; 0 takes one away")
@@ -72,6 +74,9 @@ def _list(args: argparse.Namespace) -> int:
     from tandem_operator.cli import table
 
     answer = _call(args, "GET", "/admin/keys")
+    if args.json:
+        sys.stdout.write(json.dumps(answer["keys"], indent=2) + "\n")
+        return 0
     rows = [["ID", "TENANT", "STATE", "CREATED", "LIMITS"]]
     for key in answer["keys"]:
         created = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key["created"]))

@@ -207,14 +207,20 @@ class LocalCluster:
             await forwarder.close()
         return True
 
-    def scale(self, kind: str, name: str, replicas: int, namespace: str = "default") -> None:
-        """Set the number of workers of a WorkerPool, or of router pods.
+    def scale(self, kind: str, name: str, replicas: int, namespace: str = "default") -> str:
+        """Set the number of workers of a WorkerPool, of a Model's only one, or of router pods.
 
-        Raises ClusterError when it cannot be scaled.
+        Returns what was scaled, as KIND/NAME. Raises ClusterError when it cannot be scaled.
         """
+        if kind == "Model" and self.store.read(kind, namespace, name) is not None:
+            kind, name = "WorkerPool", self._only_pool(name, replicas)
         obj = self.store.read(kind, namespace, name)
         if obj is None:
-            raise ClusterError(f"{kind.lower()} {name!r} not found; see `tandem get`")
+            known = ", ".join(o["metadata"]["name"] for o in self.store.find(kind)) or "none"
+            hint = ""
+            if kind == "WorkerPool" and (pools := self._pools_of(name)):
+                hint = f"; Model {name!r} has {' and '.join(pools)}"
+            raise ClusterError(f"{kind.lower()} {name!r} not found; there are: {known}{hint}")
         if kind == "WorkerPool":
             low, high = obj["spec"].get("minReplicas", 0), obj["spec"].get("maxReplicas", 1000)
             if not low <= replicas <= high:
@@ -223,11 +229,30 @@ class LocalCluster:
                     "minReplicas or maxReplicas of its Model"
                 )
         elif kind != "Router":
-            raise ClusterError(f"a {kind} cannot be scaled; scale its WorkerPools")
+            raise ClusterError(
+                f"a {kind} cannot be scaled; scale a workerpool, a model of one pool or a router"
+            )
         try:
             self.store.change(kind, namespace, name, {"spec": {"replicas": replicas}})
         except ApiError as error:
             raise ClusterError(str(error)) from error
+        return f"{kind.lower()}/{name}"
+
+    def _pools_of(self, model: str) -> list[str]:
+        """The names of a Model's WorkerPools."""
+        pools = self.store.find("WorkerPool")
+        return [p["metadata"]["name"] for p in pools if p["spec"]["modelRef"]["name"] == model]
+
+    def _only_pool(self, model: str, replicas: int) -> str:
+        pools = self._pools_of(model)
+        if not pools:
+            raise ClusterError(f"model {model!r} has no workerpool yet; see `tandem get`")
+        if len(pools) > 1:
+            lines = [f"tandem scale workerpool {pool} --replicas {replicas}" for pool in pools]
+            raise ClusterError(
+                f"model {model!r} has {len(pools)} pools; say which:\n  " + "\n  ".join(lines)
+            )
+        return pools[0]
 
     def url(self, router: str) -> str:
         """The address of a Router on this machine; empty while it has none."""

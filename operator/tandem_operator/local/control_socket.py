@@ -77,8 +77,8 @@ class ControlServer:
                     raise ClusterError(f"{kind.lower()} {name!r} not found; see `tandem get`")
                 return {"results": [f"{kind.lower()}/{name} deleted"]}
             case "scale":
-                cluster.scale(request["kind"], request["name"], int(request["replicas"]))
-                return {"results": [f"{request['kind'].lower()}/{request['name']} scaled"]}
+                what = cluster.scale(request["kind"], request["name"], int(request["replicas"]))
+                return {"results": [f"{what} scaled"]}
             case "log":
                 return {"path": self._log_path(request["name"], request.get("container"))}
             case "info":
