@@ -544,15 +544,16 @@ class RouterConfig(Section):
                 f"fallback_tier={self.fallback_tier!r} is not a tier; use one of {', '.join(names)}"
             )
         models = [tier.served_model for tier in self.tiers]
-        for kind, taken in (("tier", names), ("served_model", models)):
+        for kind, taken in (("a tier", names), ("the model name of a tier", models)):
             if self.name in taken:
                 raise ValueError(
-                    f"name={self.name!r} is also a {kind}; `model: {self.name}` would be ambiguous"
+                    f"name={self.name!r} is also {kind}; `model: {self.name}` would be ambiguous"
                 )
         if len(set(models)) != len(models):
+            twice = sorted({m for m in models if models.count(m) > 1})
             raise ValueError(
-                f"two tiers serve the same model: {', '.join(sorted(models))}; "
-                "give each its own served_model"
+                f"two tiers serve the model name {', '.join(twice)}; give each its own: servedName "
+                "of a Model, external.model of an external tier, served_model in a file"
             )
         tenants = [tenant.name for tenant in self.tenants]
         if len(set(tenants)) != len(tenants):

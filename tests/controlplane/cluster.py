@@ -420,7 +420,7 @@ def main() -> int:
     if arguments.exec:
         command += ["--exec", arguments.exec]
     process = subprocess.Popen(command)
-    # Ctrl-C reaches the whole foreground group; SIGTERM is passed on by unshare --kill-child.
+    # Ctrl-C reaches the whole foreground group; SIGTERM is passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     status = process.wait()

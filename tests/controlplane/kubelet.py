@@ -27,7 +27,8 @@ import httpx
 import kubelet_server
 from kubelet_server import KubeletServer
 from tandem_operator.node.images import ImageTable
-from tandem_operator.node.node import GPU, Node, NodeSettings
+from tandem_operator.node.node import Node, NodeSettings
+from tandem_operator.resources.base import GPU_RESOURCE
 
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +194,7 @@ class Kubelet:
     async def _report_node(self) -> None:
         resources = {"cpu": self.cpus, "memory": "64Gi", "pods": "250", "ephemeral-storage": "64Gi"}
         if self.gpus:
-            resources[GPU] = str(self.gpus)
+            resources[GPU_RESOURCE] = str(self.gpus)
         condition = {
             "type": "Ready",
             "status": "True",

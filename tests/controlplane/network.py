@@ -32,7 +32,8 @@ _IFF_UP = 0x1
 def unshare_command() -> list[str]:
     """Prefix that starts a command in a new network namespace, as root or as a normal user."""
     mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *mapped, "--net", "--mount", "--kill-child=SIGTERM", "--fork"]
+    # Without a fork: unshare would keep SIGTERM from the command that it started.
+    return ["unshare", *mapped, "--net", "--mount"]
 
 
 def enter_command(pid: int) -> list[str]:

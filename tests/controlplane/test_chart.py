@@ -164,6 +164,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "operator.nodeSelector": {"disk": "ssd"},
         "operator.tolerations": [{"operator": "Exists"}],
         "operator.affinity": {"nodeAffinity": {}},
+        "operator.topologySpreadConstraints": [{"maxSkew": 2}],
         "operator.priorityClassName": "high",
         "operator.podAnnotations": {"a": "b"},
         "serviceAccount.create": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,19 @@ def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
     assert log.endswith("default ['ca.crt', 'namespace', 'token']\n")
     assert not Path("/var/run/secrets/kubernetes.io").exists()
     assert cluster.run("kubectl", "get", "pod", "hello").returncode == 1
+
+
+def test_a_cluster_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(CLUSTER), "--run-dir", str(tmp_path / "run"), "--nodes", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "cluster: ready\n"
+    inside = json.loads((tmp_path / "run" / "ready.json").read_text())["pid"]
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=30) == 0
+    assert not Path(f"/proc/{inside}").exists()

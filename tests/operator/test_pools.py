@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from stored_cluster import Cluster
+from tandem_operator.plan import Settings, plan_model
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
+from tandem_operator.plan.scheduling import GPU_ANNOTATION, gpus_of_pod
+from tandem_operator.resources import Model
 
 Object = dict[str, Any]
 
@@ -124,8 +127,19 @@ async def test_a_container_that_fails_says_why_in_the_status() -> None:
     [
         ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", "InsufficientGPU", "add GPUs"),
         ('persistentvolumeclaim "c" not found.', "VolumeMissing", "create the claim"),
-        ("pod has unbound immediate PersistentVolumeClaims.", "VolumeMissing", "create the claim"),
-        ("0/2 nodes are available: 2 node(s) had untolerated taint.", "Unschedulable", "no node"),
+        ("pod has unbound immediate PersistentVolumeClaims.", "VolumeMissing", "describe pvc"),
+        (
+            'storageclass.storage.k8s.io "fast" not found',
+            "VolumeMissing",
+            "make StorageClass fast, or name another one",
+        ),
+        ("0/2 nodes are available: 2 node(s) had untolerated taint.", "Unschedulable", "tolerate"),
+        ("0/1 nodes are available: 1 Insufficient cpu.", "Unschedulable", "lower what resources"),
+        (
+            "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+            "Unschedulable",
+            "correct nodeSelector",
+        ),
     ],
 )
 def test_what_the_scheduler_says_becomes_a_cause_with_the_next_step(
@@ -197,3 +211,143 @@ async def test_a_person_is_told_when_a_link_that_worked_breaks_and_when_it_works
         ("Model", "Normal", "BlockTransferred"),
         ("Model", "Normal", "Serving"),
     ]
+
+
+def test_what_the_scheduler_tried_besides_is_left_out() -> None:
+    said = (
+        "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. no new claims to deallocate, "
+        "preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
+    )
+    status = {"conditions": [{"type": "PodScheduled", "status": "False", "message": said}]}
+    found = first_blocker([{"metadata": {"name": "p"}, "spec": {}, "status": status}])
+
+    assert found is not None
+    assert found.message == (
+        "pod p waits for GPUs: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu; add GPUs "
+        "or lower replicas"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fast", "claim m-weights waits for StorageClass fast, which must exist and offer RWX"),
+        (None, "claim m-weights names no StorageClass and the cluster has no default one"),
+    ],
+)
+def test_a_claim_without_a_volume_is_named_with_its_storage_class(
+    kind: str | None, said: str
+) -> None:
+    unbound = "pod has unbound immediate PersistentVolumeClaims"
+    volume = {"name": "weights", "persistentVolumeClaim": {"claimName": "m-weights"}}
+    pod = {
+        "metadata": {"name": "p"},
+        "spec": {"volumes": [volume]},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": unbound}]},
+    }
+    spec = {"accessModes": ["RWX"], **({"storageClassName": kind} if kind else {})}
+    claim = {"spec": spec, "status": {"phase": "Pending"}}
+
+    found = first_blocker([pod], {"m-weights": claim})
+
+    assert found is not None
+    assert found.reason == "VolumeMissing"
+    assert said in found.message
+
+
+def test_gpus_are_asked_for_and_counted_under_the_name_that_nodes_offer_them() -> None:
+    model = Model.model_validate(
+        {
+            "metadata": {"name": "m", "namespace": "default", "uid": "u"},
+            "spec": {
+                "weights": {"source": "hf://org/name"},
+                "prefill": {"gpus": 1, "gpuResource": "amd.com/gpu"},
+                "decode": {"gpus": 1, "replicas": 2},
+            },
+        }
+    )
+    plan = plan_model(model, [], [], Settings(), "t")
+    made = {o["metadata"]["name"]: o["spec"] for o in plan.apply if o["kind"] == "Deployment"}
+    limits = {
+        name: spec["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for name, spec in made.items()
+    }
+    pods = [spec["template"] for spec in made.values() for _ in range(spec["replicas"])]
+
+    assert limits == {"m-prefill": {"amd.com/gpu": "1"}, "m-decode": {"nvidia.com/gpu": "1"}}
+    assert sum(gpus_of_pod(pod) for pod in pods) == 3
+
+
+def test_missing_gpus_of_another_name_are_a_first_cause() -> None:
+    why = "0/3 nodes are available: 3 Insufficient amd.com/gpu."
+    pod = {
+        "metadata": {"name": "p", "annotations": {GPU_ANNOTATION: "amd.com/gpu"}},
+        "spec": {"containers": [{"name": "worker", "resources": {"limits": {"amd.com/gpu": "1"}}}]},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": why}]},
+    }
+
+    found = first_blocker([pod])
+
+    assert found is not None
+    assert found.reason == "InsufficientGPU"
+
+
+def cached(reclaim: str | None) -> Model:
+    cache = {"size": "1Gi", **({"reclaim": reclaim} if reclaim else {})}
+    return Model.model_validate(
+        {
+            "metadata": {"name": "m", "namespace": "default", "uid": "u"},
+            "spec": {"weights": {"source": "hf://org/name", "cache": cache}, "unified": {}},
+        }
+    )
+
+
+@pytest.mark.parametrize(("reclaim", "owned"), [(None, False), ("Retain", False), ("Delete", True)])
+def test_cached_weights_outlive_their_model_unless_it_says_otherwise(
+    reclaim: str | None, owned: bool
+) -> None:
+    plan = plan_model(cached(reclaim), [], [], Settings(), "t")
+    claim = next(o for o in plan.apply if o["kind"] == "PersistentVolumeClaim")
+
+    assert ("ownerReferences" in claim["metadata"]) is owned
+    assert claim["metadata"]["labels"]["tandem.dev/model"] == "m"
+
+
+async def test_a_model_of_the_same_name_takes_its_kept_weights_up_again() -> None:
+    cluster = await placed('"hf://org/name"')
+    before = cluster.get("PersistentVolumeClaim", "m-weights")["metadata"]["uid"]
+
+    cluster.store.remove("Model", "default", "m")
+    assert cluster.names("PersistentVolumeClaim") == ["m-weights"]
+    assert cluster.names("Deployment") == []
+    cluster.apply(PLACED.replace("SOURCE", "hf://org/name"))
+    await cluster.settle()
+
+    assert cluster.get("PersistentVolumeClaim", "m-weights")["metadata"]["uid"] == before
+    assert cluster.condition("Model", "m", "Accepted")["status"] == "True"
+
+
+async def test_a_claim_of_somebody_else_is_not_taken_up() -> None:
+    cluster = Pools(PLACED.replace("SOURCE", "hf://org/name"))
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": {}}
+    cluster.store.write(
+        {**claim, "metadata": {"name": "m-weights", "namespace": "default"}}, manager="user"
+    )
+    await cluster.settle()
+
+    assert cluster.condition("Model", "m", "Accepted")["reason"] == "NameTaken"
+
+
+async def test_a_pod_that_waits_for_a_secret_says_so_and_what_to_do() -> None:
+    """A kubelet leaves it at ContainerCreating."""
+    cluster = await placed('"hf://org/name"')
+    waiting = {"name": "fetch-weights", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    cluster.start_pods(phase="Pending", initContainerStatuses=[waiting])
+    for pod in cluster.store.find("Pod"):
+        body = {**pod, "spec": {**pod["spec"], "nodeName": "n"}}
+        cluster.store.write(body, manager="kubelet")
+    await cluster.settle()
+
+    ready = cluster.condition("Model", "m", "Ready")
+    assert ready["reason"] == "VolumeMissing"
+    assert "waits for Secret hub-token, which does not exist; create it" in ready["message"]

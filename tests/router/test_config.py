@@ -57,7 +57,7 @@ def test_a_minimal_configuration_is_enough_and_survives_a_round_trip() -> None:
                     {"name": "large", "served_model": "s"},
                 ]
             },
-            "same model",
+            "two tiers serve the model name s; give each its own: servedName of a Model",
         ),
     ],
 )

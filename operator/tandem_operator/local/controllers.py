@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tandem_operator.local.store import Store
-from tandem_operator.node.node import GPU, Node, gpus_of
+from tandem_operator.node.node import Node
 from tandem_operator.plan.objects import (
     MANAGED,
     MODEL_LABEL,
@@ -20,6 +20,7 @@ from tandem_operator.plan.objects import (
 )
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router import endpoints_name
+from tandem_operator.plan.scheduling import gpu_resource_of, gpus_of_pod
 from tandem_operator.resources.base import Object
 
 HASH_LABEL = "pod-template-hash"
@@ -167,9 +168,9 @@ class Kubelet:
 
     def _schedule(self, node: Node, pod: Object) -> None:
         metadata = pod["metadata"]
-        wanted, free = gpus_of(pod), node.free_gpus
+        wanted, free, name = gpus_of_pod(pod), node.free_gpus, gpu_resource_of(pod)
         if wanted > free:
-            message = f"Insufficient {GPU}: {wanted} wanted, {free} of {node.num_gpus} free"
+            message = f"Insufficient {name}: {wanted} wanted, {free} of {node.num_gpus} free"
             status = {
                 "phase": "Pending",
                 "conditions": [

@@ -14,20 +14,10 @@ from tandem_operator.node.process import Process
 from tandem_operator.node.reaper import Guardian
 from tandem_operator.node.settings import NodeSettings
 from tandem_operator.node.volumes import Lookup
+from tandem_operator.plan.scheduling import gpus_of_pod
 from tandem_operator.resources.base import Object
 
-GPU = "nvidia.com/gpu"
-
-__all__ = ["GPU", "Node", "NodeSettings", "NotRunningError", "gpus_of", "loopback_addresses"]
-
-
-def gpus_of(pod: Object) -> int:
-    """GPUs that a pod's containers ask for together."""
-    total = 0
-    for container in pod["spec"].get("containers", []):
-        limits = (container.get("resources") or {}).get("limits") or {}
-        total += int(limits.get(GPU, 0))
-    return total
+__all__ = ["Node", "NodeSettings", "NotRunningError", "loopback_addresses"]
 
 
 def loopback_addresses(second_byte: int) -> Iterator[str]:
@@ -89,7 +79,7 @@ class Node:
         if uid in self._pods:
             return
         taken = {i for held in self._held_gpus() for i in held}
-        gpus = [i for i in range(self.num_gpus) if i not in taken][: gpus_of(pod)]
+        gpus = [i for i in range(self.num_gpus) if i not in taken][: gpus_of_pod(pod)]
         extra = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
         runner = PodRunner(
             pod,

@@ -37,9 +37,10 @@ from tandem_operator.plan.objects import (
     security_context,
     service_name,
 )
+from tandem_operator.plan.scheduling import GPU_ANNOTATION
 from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, pins, weights_of
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
-from tandem_operator.resources.base import Object, seconds
+from tandem_operator.resources.base import GPU_RESOURCE, Object, seconds
 
 
 def pool_name(model: str, role: str) -> str:
@@ -325,9 +326,14 @@ def _pod_template(
         },
         "spec": pod,
     }
+    annotations: dict[str, str] = {}
     if not engine.reads_config:
         # By what those who ask the pod know how, and for which model.
-        template["metadata"]["annotations"] = {SERVED_ANNOTATION: model.served_name}
+        annotations[SERVED_ANNOTATION] = model.served_name
+    if spec.gpus and spec.gpu_resource != GPU_RESOURCE:
+        annotations[GPU_ANNOTATION] = spec.gpu_resource
+    if annotations:
+        template["metadata"]["annotations"] = annotations
     if spec.pod_patch:
         template = merge_patch(template, spec.pod_patch)
     return template
@@ -345,5 +351,5 @@ def _resources(spec: RoleSpec) -> Object:
     if spec.resources.memory:
         requests["memory"] = limits["memory"] = spec.resources.memory
     if spec.gpus:
-        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(spec.gpus)
+        requests[spec.gpu_resource] = limits[spec.gpu_resource] = str(spec.gpus)
     return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}

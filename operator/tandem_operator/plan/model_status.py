@@ -15,7 +15,8 @@ from tandem_operator.plan.objects import (
     SEEDED_ANNOTATION,
     Plan,
 )
-from tandem_operator.plan.pods import Blocker, first_blocker, gpus_of_pod, is_ready
+from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
+from tandem_operator.plan.scheduling import Claims, gpus_of_pod
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object, money
 
@@ -54,12 +55,13 @@ def model_status(
     refused: Blocker | None = None,
     weights: Mapping[str, Mapping[str, str]] | None = None,
     remarks: Mapping[str, Remark] | None = None,
+    claims: Claims = NO_CLAIMS,
 ) -> Object:
     """The status of a Model.
 
     pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them;
     weights: the identity of the files that each ready pod holds, by name; remarks: of ready pods
-    of other engines.
+    of other engines; claims: its own PersistentVolumeClaims by name.
     """
     conditions = Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
     problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
@@ -82,9 +84,9 @@ def model_status(
         running += len(live)
         wanted_total += wanted
         ready_total += len(ready)
-    weights_bad = first_blocker(pods)
+    weights_bad = first_blocker(pods, claims)
     current = [p for p in pods if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
-    cause = refused or first_blocker(current) or weights_bad
+    cause = refused or first_blocker(current, claims) or weights_bad
     if cause and cause.reason in ("WeightsDownload", "VolumeMissing"):
         conditions.add("WeightsReady", False, cause.reason, cause.message)
     elif different := _different(weights or {}):
@@ -108,7 +110,7 @@ def model_status(
             conditions.add(names[role], True, "WorkersReady", text)
         else:
             own = [p for p in pods if p["metadata"]["labels"].get(ROLE_LABEL) == role]
-            why = first_blocker(own) or refused or Blocker("Starting", text)
+            why = first_blocker(own, claims) or refused or Blocker("Starting", text)
             conditions.add(names[role], False, why.reason, why.message)
     if "unified" in model.spec.roles():
         conditions.add("KVLinkReady", True, "NotNeeded", "unified workers transfer nothing")

@@ -173,6 +173,18 @@ def pod_security_context() -> Object:
     }
 
 
+def spread(labels: Mapping[str, str]) -> Object:
+    """Pods with these labels on different nodes where there are several, else on one."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(labels)},
+        # Those of a rollout's old pods count for nothing.
+        "matchLabelKeys": [REVISION_LABEL],
+    }
+
+
 def service_name(name: str) -> str:
     """The name of the Service of a child: older apiservers take none that begins with a digit.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tandem_operator.plan.scheduling import Claims, no_node
 from tandem_operator.resources.base import Object
 
 
@@ -24,14 +25,7 @@ def is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
-def gpus_of_pod(pod: Object) -> int:
-    """GPUs that the pod's containers hold, a count."""
-    total = 0
-    for container in pod["spec"].get("containers", []):
-        limits = (container.get("resources") or {}).get("limits") or {}
-        total += int(limits.get("nvidia.com/gpu", 0))
-    return total
-
+NO_CLAIMS: Claims = {}
 
 # Most basic first: the first one that holds for any pod is the one to show.
 _ORDER = (
@@ -47,32 +41,14 @@ _ORDER = (
 )
 
 
-def unschedulable(pod: Object) -> str | None:
-    """Why the scheduler finds no node for a pod; None where it has one or is being looked at."""
-    for condition in (pod.get("status") or {}).get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return str(condition.get("message", "")).rstrip(". ") or "no node fits"
-    return None
-
-
-def blocker(pod: Object) -> Blocker | None:
+def blocker(pod: Object, claims: Claims = NO_CLAIMS) -> Blocker | None:
     """The cause that keeps one pod from being ready; None for a ready pod."""
     if is_ready(pod):
         return None
     name = pod["metadata"]["name"]
     status = pod.get("status") or {}
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            message = condition.get("message", "").rstrip(". ")
-            if "nvidia.com/gpu" in message:
-                return Blocker(
-                    "InsufficientGPU",
-                    f"pod {name} waits for GPUs: {message}; add GPUs or lower replicas",
-                )
-            if "persistentvolumeclaim" in message.lower():
-                text = f"pod {name} has no node: {message}; create the claim or correct its name"
-                return Blocker("VolumeMissing", text)
-            return Blocker("Unschedulable", f"pod {name} has no node: {message}")
+    if (placed := no_node(pod, claims)) is not None:
+        return Blocker(*placed)
     for entry in status.get("initContainerStatuses") or []:
         state = entry.get("state") or {}
         if (state.get("terminated") or {}).get("exitCode") == 0:
@@ -83,6 +59,8 @@ def blocker(pod: Object) -> Blocker | None:
             if found.reason == "EngineCrash":
                 return Blocker(_init_reason(entry["name"]), found.message)
             return found
+        if "waiting" in state and not entry.get("restartCount"):
+            break  # its volumes are being mounted
         return Blocker(_init_reason(entry["name"]), f"pod {name}: {entry['name']} is running")
     for entry in status.get("containerStatuses") or []:
         if found := _waiting(name, entry):
@@ -103,7 +81,7 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName"):
         return Blocker("ImagePull", f"pod {pod}: {message or reason}")
     if reason in ("FailedMount", "CreateContainerConfigError"):
-        return Blocker("VolumeMissing", f"pod {pod}: {message}")
+        return Blocker("VolumeMissing", f"pod {pod}: {message}{_missing_step(message)}")
     ended = state.get("terminated") or last.get("terminated") or {}
     if ended.get("exitCode", 0) != 0 or reason in ("CrashLoopBackOff", "CreateContainerError"):
         detail = ended.get("message") or message or f"exit code {ended.get('exitCode')}"
@@ -113,13 +91,24 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
     return None
 
 
-def first_blocker(pods: Iterable[Object]) -> Blocker | None:
-    """The most basic cause over all pods that are meant to stay."""
+def _missing_step(message: str) -> str:
+    """What to do about a ConfigMap, Secret or key that a pod names and nobody has made."""
+    lowered = message.lower()
+    if "configmap" not in lowered and "secret" not in lowered:
+        return ""
+    return "; create it in this namespace, or correct the name"
+
+
+def first_blocker(pods: Iterable[Object], claims: Claims = NO_CLAIMS) -> Blocker | None:
+    """The most basic cause over all pods that are meant to stay.
+
+    claims: the resource's own PersistentVolumeClaims by name.
+    """
     found = [
         b
         for pod in pods
         if not pod["metadata"].get("deletionTimestamp")
-        for b in [blocker(pod)]
+        for b in [blocker(pod, claims)]
         if b is not None
     ]
     return min(found, key=lambda b: _ORDER.index(b.reason), default=None)

@@ -29,6 +29,7 @@ from tandem_operator.plan.objects import (
     relative_path,
     security_context,
     service_name,
+    spread,
 )
 from tandem_operator.plan.predictor import add_predictor
 from tandem_operator.plan.router_config import (
@@ -346,7 +347,9 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "resources": resources,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": probe("/health", "http", 2, 60),
-        "readinessProbe": probe("/ready", "http", 2, 2),
+        # Not ready is what it says of itself; ten seconds without a word are a busy machine's, and
+        # a Service without routers answers nobody.
+        "readinessProbe": probe("/ready", "http", 2, 5, timeout_s=5),
         "livenessProbe": probe("/health", "http", 10, 6, timeout_s=5),
         "lifecycle": {"preStop": {"sleep": {"seconds": settings.pre_stop_s}}},
         "securityContext": security_context(),
@@ -359,6 +362,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "terminationGracePeriodSeconds": math.ceil(DRAIN_TIMEOUT_S + settings.pre_stop_s + 5),
         "containers": [container],
         "volumes": volumes,
+        "topologySpreadConstraints": [spread({ROUTER_LABEL: router.metadata.name})],
     }
     if init:
         pod["initContainers"] = init

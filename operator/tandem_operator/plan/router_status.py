@@ -7,11 +7,12 @@ from typing import Any
 
 from tandem_operator.plan.conditions import Conditions
 from tandem_operator.plan.objects import Plan, service_name
-from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
+from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
 from tandem_operator.plan.predictor_status import add_predictor_conditions
 from tandem_operator.plan.router import missing_models, router_name
 from tandem_operator.plan.router_config import token_prices, usd_per_hour
 from tandem_operator.plan.router_facts import TierFacts, TrafficFacts
+from tandem_operator.plan.scheduling import Claims
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object, money
 
@@ -27,11 +28,12 @@ def router_status(
     traffic: TrafficFacts | None,
     now: str,
     refused_pods: Blocker | None = None,
+    claims: Claims = NO_CLAIMS,
 ) -> Object:
     """The status of a Router.
 
     model_objects: the raw Models with their status, by name. traffic: what its pods measured.
-    refused_pods: why it gets no more of them.
+    refused_pods: why it gets no more of them. claims: its own PersistentVolumeClaims by name.
     """
     conditions = Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
@@ -46,7 +48,7 @@ def router_status(
     else:
         conditions.add("ModelsResolved", True, "Found", "every tier's Model exists")
     ready_pods = [p for p in pods if is_ready(p)]
-    cause = refused_pods or first_blocker(pods)
+    cause = refused_pods or first_blocker(pods, claims)
     add_predictor_conditions(conditions, router, plan, pods, traffic, refused_pods)
     tiers, any_ready = _tiers(router, models, model_objects, traffic)
     for kind, unset in (

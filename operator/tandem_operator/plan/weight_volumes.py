@@ -28,7 +28,11 @@ def claims(model: Model) -> list[Object]:
     if cache.storage_class_name:
         spec["storageClassName"] = cache.storage_class_name
     name = f"{model.metadata.name}-weights"
-    return [child(model, "v1", "PersistentVolumeClaim", name, {"spec": spec})]
+    claim = child(model, "v1", "PersistentVolumeClaim", name, {"spec": spec})
+    if cache.reclaim == "Retain":
+        # Nobody's, so that it outlives its Model; by its labels the next one of the name finds it.
+        del claim["metadata"]["ownerReferences"]
+    return [claim]
 
 
 def pins(model: Model, served: Mapping[str, Any]) -> list[Object]:

@@ -25,8 +25,9 @@ from tandem_operator.plan.objects import (
     Settings,
     child,
 )
-from tandem_operator.plan.pods import is_ready, unschedulable
+from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router import rates_name
+from tandem_operator.plan.scheduling import unschedulable
 from tandem_operator.reconcile.children import controlled, onto
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tandem_operator.plan import Plan
+from tandem_operator.plan.objects import owner_labels
 from tandem_operator.plan.permissions import taken
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
@@ -30,7 +31,7 @@ PRUNED_KINDS = (
     "RoleBinding",
 )
 
-# Claims hold downloaded data: compared and made, never removed before their Model.
+# Claims hold downloaded data: compared and made, never removed by the operator.
 OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
 
 
@@ -40,8 +41,24 @@ async def own_children(api: ClusterApi, owner: Object, labels: Mapping[str, str]
     found: list[Object] = []
     for kind in OBSERVED_KINDS:
         listed = await api.select(kind, namespace, labels)
-        found += [{**o, "kind": kind} for o in listed if controlled(o, uid)]
+        for obj in ({**o, "kind": kind} for o in listed):
+            if controlled(obj, uid) or kept(obj, labels):
+                found.append(obj)
     return found
+
+
+def kept(obj: Object, labels: Mapping[str, str]) -> bool:
+    """Whether an object is a claim with the resource's labels that no owner's end takes away."""
+    metadata = obj["metadata"]
+    own = metadata.get("labels") or {}
+    free = not any(o.get("controller") for o in metadata.get("ownerReferences") or [])
+    return obj["kind"] == "PersistentVolumeClaim" and free and labels.items() <= own.items()
+
+
+def claims_of(children: Iterable[Object]) -> dict[str, Object]:
+    """The PersistentVolumeClaims among children, by name."""
+    found = (o for o in children if o["kind"] == "PersistentVolumeClaim")
+    return {o["metadata"]["name"]: o for o in found}
 
 
 async def apply_plan(
@@ -62,7 +79,7 @@ async def apply_plan(
     unseen: set[str] = set()
     # The shared Secret is not listed, so it is made first and again when pods may wait for it:
     # a kubelet says no more of a missing volume than that the container is being created.
-    cause = first_blocker(pods)
+    cause = first_blocker(pods, claims_of(seen.values()))
     begun = any(kind == "Deployment" for kind, _ in seen)
     whole = begun and not (cause and cause.reason in ("VolumeMissing", "Starting"))
     if begun and not whole:
@@ -133,7 +150,7 @@ async def _standing(
         found = await api.named(kind, obj["metadata"]["namespace"], name)
         if found is None:
             continue
-        if not controlled(found, owner.metadata.uid):
+        if not controlled(found, owner.metadata.uid) and not kept(found, owner_labels(owner)):
             plan.problems.insert(0, taken(owner, found))
             plan.apply.clear()
             result.look_again(SECRET_RETRY_S)

@@ -24,15 +24,16 @@ from tandem_operator.plan.objects import (
     Problem,
 )
 from tandem_operator.plan.permissions import refusals, secrets_of
-from tandem_operator.plan.pods import is_ready
+from tandem_operator.plan.pods import Blocker, is_ready
 from tandem_operator.plan.replica_failure import refused_pods
 from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.plan.router_status import router_status, service_endpoint
 from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
-from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, own_children
+from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, claims_of, own_children
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.events import News, event, news_in
+from tandem_operator.reconcile.missing_sources import missing_source
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources import Model, Router
 
@@ -176,9 +177,10 @@ class Reconciler:
             pods,
             link,
             self.now(),
-            refused=refused_pods(children),
+            refused=await self._without_pods(children, pods, result),
             weights=await self.weights([p for p in pods if is_ready(p)]),
             remarks=await self.remarks([p for p in pods if is_ready(p)]),
+            claims=claims_of(children),
         )
         await self._write_status(obj, status, result)
 
@@ -257,11 +259,25 @@ class Reconciler:
             endpoint,
             traffic,
             self.now(),
-            refused_pods=refused_pods(children),
+            refused_pods=await self._without_pods(children, pods, result),
+            claims=claims_of(children),
         )
         if decisions:
             status["decisions"] = decisions
         await self._write_status(obj, status, result)
+
+    async def _without_pods(
+        self, children: list[Object], pods: list[Object], result: Result
+    ) -> Blocker | None:
+        """What the status of no pod tells: none may be made, or one waits for what is not there."""
+        if (refused := refused_pods(children)) is not None:
+            return refused
+        allow = self.settings.allow
+        ask = allow is None or not allow.unlabelled_secrets
+        missing = await missing_source(self.api, pods, children, ask_secrets=ask)
+        if missing is not None:
+            result.look_again(SECRET_RETRY_S)
+        return missing
 
     async def _push(self, obj: Object, plan: Plan, pods: list[Object], result: Result) -> None:
         """Changed settings to the pods that run; each change is an Event on the Router."""

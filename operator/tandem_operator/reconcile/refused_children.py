@@ -34,6 +34,12 @@ def refused_child(child: Object, error: ApiError) -> Problem | None:
 def _next_step(child: Object, error: ApiError) -> str:
     if error.status == 403:
         return "change the policy or quota that forbids it, or grant the operator the right"
+    if child["kind"] == "PersistentVolumeClaim" and "immutable" in str(error):
+        name = child["metadata"]["name"]
+        return (
+            f"a claim keeps the class and modes it was made with; kubectl delete pvc {name} "
+            "lets it be made anew"
+        )
     if child["kind"] == "Deployment":
         return "correct podPatch, which is merged into the pod last, or the field behind it"
     return "correct the field that it is made from"

@@ -16,6 +16,9 @@ GROUP = "tandem.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
+# The resource that stands for a GPU where nothing else is said.
+GPU_RESOURCE = "nvidia.com/gpu"
+
 # A Kubernetes object as JSON gives it.
 Object = dict[str, Any]
 
@@ -23,6 +26,9 @@ DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)){1,4}$"
 DECIMAL_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 FRACTION_PATTERN = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"
 QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+EXTENDED_RESOURCE_PATTERN = (
+    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+)
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 NAME_TEXT = (
     "metadata.name may have lower-case letters, digits and inner dashes only, since Services are "
@@ -41,6 +47,9 @@ Fraction = Annotated[str, StringConstraints(pattern=FRACTION_PATTERN, max_length
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=63)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
+ExtendedResource = Annotated[
+    str, StringConstraints(pattern=EXTENDED_RESOURCE_PATTERN, max_length=253)
+]
 LabelValue = Annotated[str, StringConstraints(max_length=253)]
 
 # What to say about text that does not match: the first entry whose cue stands in the pattern.
@@ -53,6 +62,11 @@ _PATTERN_TEXTS = (
     ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
     ("https?", "is not a URL; use http:// or https://"),
     ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.api.api_keys"),
+    (
+        "/[A-Za-z0-9](",
+        "is not the name of a resource of nodes; write one such as nvidia.com/gpu, amd.com/gpu or "
+        "nvidia.com/mig-1g.10gb",
+    ),
     ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
 )
 

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from tandem_operator.resources.base import (
+    GPU_RESOURCE,
     Condition,
     Decimal,
     Duration,
+    ExtendedResource,
     LabelValue,
     Metadata,
     Name,
@@ -36,6 +38,11 @@ class WeightsCache(Resource):
         default="ReadWriteMany",
         description="How pods share the claim: ReadWriteMany on any node; ReadWriteOnce, which "
         "every storage class offers, only on one node, so for one worker or workers kept together.",
+    )
+    reclaim: Literal["Retain", "Delete"] = Field(
+        default="Retain",
+        description="What becomes of the claim with its Model: Retain keeps it, and a Model of the "
+        "same name takes it up again; Delete deletes it and the weights.",
     )
 
 
@@ -163,8 +170,12 @@ class RoleSpec(Resource):
         default=0,
         ge=0,
         le=64,
-        description="GPUs (nvidia.com/gpu) of one worker, a count: 0 for the CPU, else "
-        "tensorParallel.",
+        description="GPUs of one worker, a count: 0 for the CPU, else tensorParallel.",
+    )
+    gpu_resource: ExtendedResource = Field(
+        default=GPU_RESOURCE,
+        description="Name under which nodes offer these GPUs, such as amd.com/gpu, or "
+        "nvidia.com/mig-3g.40gb for a part of one; budgets count each as a GPU.",
     )
     tensor_parallel: int = Field(
         default=1,

@@ -308,6 +308,14 @@ class Scaling(Resource):
     )
 
 
+class RouterResources(Resources):
+    """What one router pod asks for; a share of the CPU, so that no neighbour starves it."""
+
+    cpu: Quantity | None = Field(
+        default="500m", description="CPU cores requested, such as 500m or 2."
+    )
+
+
 class RouterSpec(Resource):
     """What a Router should be."""
 
@@ -363,8 +371,8 @@ class RouterSpec(Resource):
         default_factory=Scaling, description="Who sets the replica counts of the pools."
     )
     replicas: int = Field(default=1, ge=0, le=100, description="Router pods, a count.")
-    resources: Resources = Field(
-        default_factory=Resources, description="CPU and memory of one router pod."
+    resources: RouterResources = Field(
+        default_factory=RouterResources, description="CPU and memory of one router pod."
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the endpoint's Service."
