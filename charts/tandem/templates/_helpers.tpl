@@ -22,6 +22,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- define "tandem.podDefaults" -}}
+{{- $pods := merge (dict "pullSecrets" .Values.images.pullSecrets) .Values.podDefaults -}}
+{{- $_ := set $pods "workerAnnotations" .Values.serviceAccount.workerAnnotations -}}
+{{- $_ := set $pods "routerAnnotations" .Values.serviceAccount.routerAnnotations -}}
+{{- toJson $pods -}}
+{{- end -}}
+
 {{- /* Values that are fine one by one and cannot work together; each fails with what to do. */}}
 {{- define "tandem.check" -}}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}

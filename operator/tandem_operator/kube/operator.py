@@ -30,6 +30,7 @@ from tandem_operator.reconcile.rotation import TokenRotation
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.network_rules import NetworkRules
+from tandem_operator.resources.pod_defaults import PodDefaults
 
 logger = logging.getLogger("tandem.operator")
 
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cluster-domain", default=Settings.cluster_domain, help="DNS domain of the cluster")
     rules: dict[str, Any] = {"metavar": "JSON", "default": "{}"}
     add("--allow", **rules, type=_json(AllowList), help="what Models and Routers may ask for")
+    add("--pod-defaults", **rules, type=_json(PodDefaults), help="what all pods get besides")
     add("--network-policies", **rules, type=_json(NetworkRules), help="who may talk to whom")
     add("--own-namespace", default="", help="namespace of the operator itself")
     add("--lease-namespace", help="namespace of the election's Lease; without it no election")
@@ -234,6 +236,7 @@ async def serve(args: argparse.Namespace) -> int:
         network=args.network_policies,
         cluster_domain=args.cluster_domain,
         allow=args.allow,
+        pods=args.pod_defaults,
         own_namespace=args.own_namespace,
     )
     elector = None

@@ -28,8 +28,8 @@ from tandem_operator.plan.objects import (
     child,
     digest,
     foreign_labels,
-    merge_patch,
     owner_labels,
+    patched,
     peer_secret,
     pod_security_context,
     probe,
@@ -90,7 +90,7 @@ def plan_model(
             return plan
     observed = {(o["kind"], o["metadata"]["name"]): o for o in children}
     plan.create.append(peer_secret(model.metadata.namespace, peer_token))
-    plan.apply.append(_service_account(model))
+    plan.apply.append(_service_account(model, settings))
     plan.apply += claims(model) + pins(model, weights or {})
     for role, spec in model.spec.roles().items():
         name = pool_name(model.metadata.name, role)
@@ -161,13 +161,14 @@ def _plan_pool(plan: Plan, model: Model, role: str, spec: RoleSpec, pool: Object
     return bounded({**pool["spec"], **body})
 
 
-def _service_account(model: Model) -> Object:
+def _service_account(model: Model, settings: Settings) -> Object:
     return child(
         model,
         "v1",
         "ServiceAccount",
         f"{model.metadata.name}-worker",
         {"automountServiceAccountToken": False},
+        annotations=settings.pods.worker_annotations,
     )
 
 
@@ -334,9 +335,7 @@ def _pod_template(
         annotations[GPU_ANNOTATION] = spec.gpu_resource
     if annotations:
         template["metadata"]["annotations"] = annotations
-    if spec.pod_patch:
-        template = merge_patch(template, spec.pod_patch)
-    return template
+    return patched(template, "worker", settings, spec.pod_patch)
 
 
 def _mounts(engine: EnginePod) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from tandem_operator.resources import API_VERSION, Model, Router
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.base import Object as Object
 from tandem_operator.resources.network_rules import NetworkRules
+from tandem_operator.resources.pod_defaults import PodDefaults
 
 MODEL_LABEL = "tandem.dev/model"
 ROUTER_LABEL = "tandem.dev/router"
@@ -57,6 +58,8 @@ class Settings:
     data_digests: Mapping[str, str] = field(default_factory=dict)
     # What Models and Routers may ask for; None allows everything, on one's own machine.
     allow: AllowList | None = None
+    # What all pods get beside what their resource asks for.
+    pods: PodDefaults = field(default_factory=PodDefaults)
     # The namespace that the operator runs in; empty outside a cluster.
     own_namespace: str = ""
 
@@ -250,6 +253,16 @@ def merge_patch(target: Any, patch: Any) -> Any:
                 result_list.append(copy.deepcopy(item))
         return result_list
     return copy.deepcopy(patch)
+
+
+def patched(
+    template: Object, kind: str, settings: Settings, own: Mapping[str, Any] | None
+) -> Object:
+    """A pod template with the installation's patches of its kind and, last, its resource's own."""
+    for patch in (*settings.pods.under(kind), own):
+        if patch:
+            template = merge_patch(template, patch)
+    return template
 
 
 def _named(value: Any) -> bool:

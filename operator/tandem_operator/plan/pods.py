@@ -79,7 +79,8 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
     waiting = state.get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName"):
-        return Blocker("ImagePull", f"pod {pod}: {message or reason}")
+        step = "correct spec.image, or give images.pullSecrets in the chart"
+        return Blocker("ImagePull", f"pod {pod}: {message or reason}; {step}")
     if reason in ("FailedMount", "CreateContainerConfigError"):
         return Blocker("VolumeMissing", f"pod {pod}: {message}{_missing_step(message)}")
     ended = state.get("terminated") or last.get("terminated") or {}

@@ -21,8 +21,8 @@ from tandem_operator.plan.objects import (
     child,
     digest,
     foreign_labels,
-    merge_patch,
     owner_labels,
+    patched,
     peer_secret,
     pod_security_context,
     probe,
@@ -264,7 +264,9 @@ def _service(router: Router, name: str) -> Object:
 def _access(router: Router, name: str, settings: Settings) -> list[Object]:
     """The ServiceAccount and, where routers watch EndpointSlices, the right to do so."""
     slices = settings.endpoints == "endpointslice"
-    account = child(router, "v1", "ServiceAccount", name, {"automountServiceAccountToken": slices})
+    body = {"automountServiceAccountToken": slices}
+    marks = settings.pods.router_annotations
+    account = child(router, "v1", "ServiceAccount", name, body, annotations=marks)
     if not slices:
         return [account]
     group = "rbac.authorization.k8s.io"
@@ -376,6 +378,4 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         },
         "spec": pod,
     }
-    if router.spec.pod_patch:
-        template = merge_patch(template, router.spec.pod_patch)
-    return template
+    return patched(template, "router", settings, router.spec.pod_patch)

@@ -2,10 +2,10 @@
 
 hf://org/name[@revision] comes from the Hugging Face hub (HF_TOKEN, HF_ENDPOINT), s3://bucket/prefix
 from an S3 service (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
-AWS_ENDPOINT_URL). What a reference names is resolved once: a folder that holds a finished download
-of the same source is kept as it is, whatever the source has become since, so every pod on a shared
-claim, and every restart, runs the same weights. `--pin FILE` does the same for pods without a
-shared claim: a JSON file {"source", "commit"} that another pod of the Model resolved before.
+AWS_ENDPOINT_URL, or the pod's own identity). What a reference names is resolved once: a folder that
+holds a finished download of the same source is kept as it is, whatever the source has become since,
+so every pod on a shared claim, and every restart, runs the same weights. `--pin FILE` does the same
+for pods without a shared claim: a JSON file {"source", "commit"} that another pod resolved before.
 """
 
 from __future__ import annotations

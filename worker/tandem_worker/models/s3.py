@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 
 import httpx
 
+from tandem_worker.models.aws_credentials import Credentials
 from tandem_worker.models.fetching import BrokenTransferError, RemoteFile, WeightsError
 
 TIMEOUT_S = 60.0
@@ -28,7 +29,8 @@ _HINTS = {
     307: "the bucket is in another region; set AWS_REGION",
     400: "check AWS_REGION and the bucket's name",
     401: "give keys in weights.secretRef",
-    403: "give keys with access in weights.secretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+    403: "give keys with access in weights.secretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), "
+    "or let the role of the pod's ServiceAccount read the bucket",
     404: "check the bucket and the prefix",
 }
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -39,8 +41,7 @@ class S3:
 
     Args:
         reference: ``bucket/prefix``.
-        env: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
-            AWS_ENDPOINT_URL.
+        env: AWS_REGION, AWS_ENDPOINT_URL, and what `Credentials` reads.
     """
 
     commit = ""
@@ -48,12 +49,12 @@ class S3:
     def __init__(self, reference: str, env: Mapping[str, str]) -> None:
         bucket, _, prefix = reference.partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._env = env
         self._region = env.get("AWS_REGION") or "us-east-1"
         service = env.get("AWS_ENDPOINT_URL") or f"https://s3.{self._region}.amazonaws.com"
         self._bucket = f"{service.rstrip('/')}/{bucket}"
         self._what = f"s3://{reference}"
         self._http = httpx.Client(follow_redirects=False, timeout=TIMEOUT_S)
+        self._credentials = Credentials(env, self._http)
 
     def resolve(self, commit: str = "") -> None:
         """Nothing to do: S3 has no commits."""
@@ -180,29 +181,27 @@ class S3:
         )
         canonical_query = "&".join(f"{k}={v}" for k, v in pairs)
         full = f"{url}?{canonical_query}" if canonical_query else url
-        key = self._env.get("AWS_ACCESS_KEY_ID")
-        secret = self._env.get("AWS_SECRET_ACCESS_KEY")
         headers = {"accept-encoding": "identity"}
-        if not key or not secret:
+        if (keys := self._credentials.current()) is None:
             return full, headers
         parts = urllib.parse.urlsplit(url)
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         empty = hashlib.sha256(b"").hexdigest()
         signed = {"host": parts.netloc, "x-amz-content-sha256": empty, "x-amz-date": stamp}
-        if session := self._env.get("AWS_SESSION_TOKEN"):
-            signed["x-amz-security-token"] = session
+        if keys.session:
+            signed["x-amz-security-token"] = keys.session
         names = ";".join(sorted(signed))
         lines = [f"{name}:{signed[name]}" for name in sorted(signed)]
         canonical = "\n".join([method, parts.path, canonical_query, *lines, "", names, empty])
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
-        signing = f"AWS4{secret}".encode()
+        signing = f"AWS4{keys.secret}".encode()
         for part in scope.split("/"):
             signing = hmac.digest(signing, part.encode(), "sha256")
         signature = hmac.digest(signing, text.encode(), "sha256").hex()
         signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders={names}, "
+            f"AWS4-HMAC-SHA256 Credential={keys.key}/{scope}, SignedHeaders={names}, "
             f"Signature={signature}"
         )
         return full, headers | signed
