@@ -2,15 +2,27 @@
 
 Each App owns a registry, so that several routers can live in one process (tests, local mode).
 Names follow the OpenTelemetry and vLLM habit: seconds, totals, and the labels tier and reason.
+
+Everything is counted on the event loop, so a child is a plain number: the client library's take a
+lock for each step and cost a tenth of a request. They become its families when somebody asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 TPOT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
@@ -21,32 +33,119 @@ SCORE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 
 Child = TypeVar("Child")
 
 
-class Family(dict[tuple[str, ...], Child]):
-    """Children by label values, bound on first use."""
+class Counter:
+    """A sum that only grows."""
 
-    def __init__(self, bind: Callable[..., Child]) -> None:
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+
+class Gauge:
+    """A number that goes up and down."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+    def dec(self, amount: float = 1.0) -> None:
+        self.value -= amount
+
+    def set(self, value: float) -> None:
+        self.value = float(value)
+
+
+class Histogram:
+    """How many observations were at most each bound, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Family(dict[tuple[str, ...], Child], Generic[Child]):
+    """Children of one name by label values, made on first use."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], make: Callable[[], Child]
+    ) -> None:
         super().__init__()
-        self._bind = bind
+        self.name, self.text, self.names = name, text, labels
+        self._make = make
+        if not labels:
+            self[()] = make()  # shown before anything was counted
 
     def __missing__(self, labels: tuple[str, ...]) -> Child:
-        child = self[labels] = self._bind(*labels)
+        assert len(labels) == len(self.names)
+        child = self[labels] = self._make()
         return child
+
+
+class _Scraped(Collector):
+    """The families as the client library writes them."""
+
+    def __init__(self) -> None:
+        self.counters: list[Family[Counter]] = []
+        self.gauges: list[Family[Gauge]] = []
+        self.histograms: list[Family[Histogram]] = []
+
+    def collect(self) -> Iterator[Metric]:
+        for counters in self.counters:
+            summed = CounterMetricFamily(counters.name, counters.text, labels=counters.names)
+            for labels, counter in counters.items():
+                summed.add_metric(labels, counter.value)
+            yield summed
+        for gauges in self.gauges:
+            levels = GaugeMetricFamily(gauges.name, gauges.text, labels=gauges.names)
+            for labels, gauge in gauges.items():
+                levels.add_metric(labels, gauge.value)
+            yield levels
+        for histograms in self.histograms:
+            spread = HistogramMetricFamily(
+                histograms.name, histograms.text, labels=histograms.names
+            )
+            for labels, histogram in histograms.items():
+                spread.add_metric(labels, _cumulated(histogram), histogram.sum)
+            yield spread
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    total, found = 0, []
+    for bound, count in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
+        total += count
+        found.append(("+Inf" if math.isinf(bound) else str(float(bound)), float(total)))
+    return found
 
 
 class TierMetrics:
     """Everything that is counted per tier."""
 
     def __init__(self, metrics: Metrics, tier: str) -> None:
-        self.ttft = metrics.ttft.labels(tier)
-        self.tpot = metrics.tpot.labels(tier)
-        self.e2e = metrics.e2e.labels(tier)
-        self.prompt_tokens = metrics.prompt_tokens.labels(tier)
-        self.output_tokens = metrics.output_tokens.labels(tier)
-        self.prompt_length = metrics.prompt_length.labels(tier)
-        self.output_length = metrics.output_length.labels(tier)
-        self.cost = metrics.cost.labels(tier)
-        self.inflight = metrics.inflight.labels(tier)
-        self.waiting = metrics.waiting.labels(tier)
+        self.ttft = metrics.ttft[(tier,)]
+        self.tpot = metrics.tpot[(tier,)]
+        self.e2e = metrics.e2e[(tier,)]
+        self.prompt_tokens = metrics.prompt_tokens[(tier,)]
+        self.output_tokens = metrics.output_tokens[(tier,)]
+        self.prompt_length = metrics.prompt_length[(tier,)]
+        self.output_length = metrics.output_length[(tier,)]
+        self.cost = metrics.cost[(tier,)]
+        self.inflight = metrics.inflight[(tier,)]
+        self.waiting = metrics.waiting[(tier,)]
 
 
 class Metrics:
@@ -54,74 +153,80 @@ class Metrics:
 
     def __init__(self, tiers: Sequence[str]) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
+        scraped = _Scraped()
 
-        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"tandem_{name}", text, labels, registry=registry)
+        def counters(name: str, text: str, labels: Sequence[str]) -> Family[Counter]:
+            family = Family(f"tandem_{name}", text, labels, Counter)
+            scraped.counters.append(family)
+            return family
 
-        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-            return Gauge(f"tandem_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str) -> Counter:
+            return counters(name, text, ())[()]
 
-        def histogram(
+        def gauges(name: str, text: str, labels: Sequence[str]) -> Family[Gauge]:
+            family = Family(f"tandem_{name}", text, labels, Gauge)
+            scraped.gauges.append(family)
+            return family
+
+        def gauge(name: str, text: str) -> Gauge:
+            return gauges(name, text, ())[()]
+
+        def histograms(
             name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
-        ) -> Histogram:
-            return Histogram(f"tandem_{name}", text, labels, buckets=buckets, registry=registry)
+        ) -> Family[Histogram]:
+            family = Family(f"tandem_{name}", text, labels, lambda: Histogram(buckets))
+            scraped.histograms.append(family)
+            return family
 
         tier = ("tier",)
-        self.ttft = histogram("ttft_seconds", "Time to first token.", TTFT_BUCKETS, tier)
-        self.tpot = histogram("tpot_seconds", "Time per output token.", TPOT_BUCKETS, tier)
-        self.e2e = histogram("e2e_seconds", "Whole request.", E2E_BUCKETS, tier)
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens.", tier)
-        self.output_tokens = counter("output_tokens", "Generated tokens.", tier)
-        self.prompt_length = histogram(
+        self.ttft = histograms("ttft_seconds", "Time to first token.", TTFT_BUCKETS, tier)
+        self.tpot = histograms("tpot_seconds", "Time per output token.", TPOT_BUCKETS, tier)
+        self.e2e = histograms("e2e_seconds", "Whole request.", E2E_BUCKETS, tier)
+        self.prompt_tokens = counters("prompt_tokens", "Prompt tokens.", tier)
+        self.output_tokens = counters("output_tokens", "Generated tokens.", tier)
+        self.prompt_length = histograms(
             "prompt_length_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS, tier
         )
-        self.output_length = histogram(
+        self.output_length = histograms(
             "output_length_tokens", "Generated tokens of a request.", TOKEN_BUCKETS, tier
         )
-        self.cost = counter("cost_usd", "Realised cost, US dollars.", tier)
+        self.cost = counters("cost_usd", "Realised cost, US dollars.", tier)
         self.cost_all_large = counter(
             "cost_all_large_usd", "What the same requests would have cost on the dearest tier."
         )
-        self.inflight = gauge("inflight_requests", "Requests at workers.", tier)
-        self.waiting = gauge("waiting_requests", "Requests held for a worker.", tier)
-        self.predictor_seconds = histogram(
+        self.inflight = gauges("inflight_requests", "Requests at workers.", tier)
+        self.waiting = gauges("waiting_requests", "Requests held for a worker.", tier)
+        self.predictor_seconds = histograms(
             "predictor_seconds", "Time to score one prompt.", SCORE_BUCKETS
-        )
+        )[()]
         self.threshold = gauge("gain_threshold", "Gain above which the dearest tier answers.")
         self.lambda_per_usd = gauge("lambda_per_usd", "Quality points that one dollar is worth.")
         self.expected_quality_ratio = gauge(
             "expected_quality_ratio", "Predicted quality of recent choices over all-dearest."
         )
-        requests = counter("requests", "Requests by outcome.", ("tier", "status"))
-        decisions = counter("decisions", "Tier choices by reason.", ("tier", "reason"))
-        failovers = counter("failovers", "Requests carried on elsewhere.", ("tier", "kind"))
-        tier_changes = counter(
+        self.requests = counters("requests", "Requests by outcome.", ("tier", "status"))
+        self.decisions = counters("decisions", "Tier choices by reason.", ("tier", "reason"))
+        self.failovers = counters("failovers", "Requests carried on elsewhere.", ("tier", "kind"))
+        self.tier_changes = counters(
             "tier_changes", "Requests that another tier took over.", ("from_tier", "tier")
         )
-        ejections = counter("ejections", "Workers left out for failing requests.", ("tier",))
-        upstream_errors = counter("upstream_errors", "Failed calls to workers.", ("tier", "kind"))
-        rejected = counter("rejected_requests", "Requests refused before a worker.", ("code",))
-        predictor = counter("predictor_outcomes", "Scores by outcome.", ("outcome",))
-        workers = gauge("workers", "Workers known.", ("tier", "role", "state"))
-        tenants = counter("tenant_cost_usd", "Realised cost per tenant.", ("tenant",))
-        self.requests = Family(requests.labels)
-        self.decisions = Family(decisions.labels)
-        self.failovers = Family(failovers.labels)
-        resumptions = counter(
+        self.ejections = counters("ejections", "Workers left out for failing requests.", ("tier",))
+        self.upstream_errors = counters(
+            "upstream_errors", "Failed calls to workers.", ("tier", "kind")
+        )
+        self.rejected = counters(
+            "rejected_requests", "Requests refused before a worker.", ("code",)
+        )
+        self.predictor_outcomes = counters("predictor_outcomes", "Scores by outcome.", ("outcome",))
+        self.workers = gauges("workers", "Workers known.", ("tier", "role", "state"))
+        self.tenant_cost = counters("tenant_cost_usd", "Realised cost per tenant.", ("tenant",))
+        self.resumptions = counters(
             "resumptions",
             "Streams that another worker went on with: exact, or continued with other tokens than "
             "the first one would have made.",
             ("tier", "kind"),
         )
-        self.resumptions = Family(resumptions.labels)
-        self.tier_changes = Family(tier_changes.labels)
-        self.ejections = Family(ejections.labels)
-        self.upstream_errors = Family(upstream_errors.labels)
-        self.rejected = Family(rejected.labels)
-        self.predictor_outcomes = Family(predictor.labels)
-        self.workers = Family(workers.labels)
-        self.tenant_cost = Family(tenants.labels)
+        self.registry.register(scraped)
         self.tiers = {name: TierMetrics(self, name) for name in tiers}
 
     def render(self) -> bytes:
