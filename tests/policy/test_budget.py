@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tandem_router.control import BudgetPacer, OnlineControl, ShareTracker, budget_bucket
 from tandem_router.policy import (

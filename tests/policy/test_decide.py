@@ -36,7 +36,7 @@ def ask(small: float = 0.6, large: float = 0.8, **kwargs: object) -> RouteReques
 
 
 def replace_tier(tier: TierOption, **changes: object) -> TierOption:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     return replace(tier, **changes)  # type: ignore[arg-type]
 

@@ -6,9 +6,10 @@ import asyncio
 import json
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
 
 from tandem_router import __main__ as router_command
 from tandem_router.api.admin import router_state
@@ -266,7 +267,7 @@ def cached(config: RouterConfig) -> Any:
 
 def points(config: RouterConfig) -> Any:
     """The set-points that the policy decides with at the start."""
-    return asdict(app(config).services.steering.set_points)
+    return to_builtins(app(config).services.steering.set_points)
 
 
 def able(config: RouterConfig) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query
+from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_router.api.api_keys import Authenticator
@@ -113,7 +114,7 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
         """Those in force from now on; `threshold` says where a floor clips what was asked for."""
         services.steering.move_set_points(body.gain_threshold, body.lambda_per_usd)
         steering = services.steering
-        return {**asdict(steering.set_points), "threshold": steering.threshold_limit}
+        return {**to_builtins(steering.set_points), "threshold": steering.threshold_limit}
 
     @router.put("/settings", dependencies=[Depends(needs_peer_token)])
     async def put_settings(body: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "fallback_tier": config.fallback_tier,
         "dearest_tier": services.prices.dearest,
         "slo": config.slo.model_dump(),
-        "set_points": asdict(services.steering.set_points),
+        "set_points": to_builtins(services.steering.set_points),
         "threshold": services.steering.threshold_limit,
         "control": asdict(services.steering.control.state(now)),
         "curve": [asdict(point) for point in services.steering.control.curve.points()],

@@ -56,6 +56,9 @@ class Picker:
         self._rng = rng
         self._clock = clock
         self._workers: dict[tuple[str, str], Worker] = {}
+        # The same, by tier: those that a request is sent to, and those that only prefill.
+        self._decoders: dict[str, list[Worker]] = {}
+        self._prefillers: dict[str, list[Worker]] = {}
         self._tiers: frozenset[str] | None = None  # as the last table names them
         self._capabilities: dict[str, Capabilities] = {}
 
@@ -83,11 +86,7 @@ class Picker:
 
     def num_inflight(self, tier: str) -> int:
         """Requests of this router at the tier's workers."""
-        return sum(
-            worker.num_inflight
-            for worker in self._workers.values()
-            if worker.tier == tier and worker.role != "prefill"
-        )
+        return sum(worker.num_inflight for worker in self._decoders.get(tier, ()))
 
     def set_table(self, table: EndpointTable) -> None:
         """Replace the table; workers that stay keep their state.
@@ -106,6 +105,10 @@ class Picker:
                         index = PrefixIndex(self._config.max_prefix_entries)
                         workers[tier, url] = Worker(url, tier, role, index)
         self._workers = workers
+        self._decoders, self._prefillers = {}, {}
+        for (tier, _), worker in workers.items():
+            part = self._prefillers if worker.role == "prefill" else self._decoders
+            part.setdefault(tier, []).append(worker)
 
     def chain(self, data: bytes) -> list[int]:
         return block_hashes(data, self._config.prefix_block_bytes, self._config.max_prefix_blocks)
@@ -113,15 +116,11 @@ class Picker:
     def usable(self, tier: str) -> list[Worker]:
         """Workers that could take a request of the tier now."""
         now = self._clock()
-        return [
-            worker
-            for worker in self._workers.values()
-            if worker.tier == tier and worker.role != "prefill" and worker.usable(now)
-        ]
+        return [worker for worker in self._decoders.get(tier, ()) if worker.usable(now)]
 
     def num_listed(self, tier: str) -> int:
         """Workers that the endpoints name, usable or not; 0 for a tier that is scaled to zero."""
-        return sum(worker.tier == tier for worker in self._workers.values())
+        return len(self._decoders.get(tier, ())) + len(self._prefillers.get(tier, ()))
 
     def gone(self, tier: str) -> bool:
         """Whether the endpoints no longer name the tier, as after its Model was deleted.
@@ -132,6 +131,10 @@ class Picker:
 
     def num_usable(self, tier: str) -> int:
         return len(self.usable(tier))
+
+    def any_usable(self, tier: str) -> bool:
+        now = self._clock()
+        return any(worker.usable(now) for worker in self._decoders.get(tier, ()))
 
     def queue_wait_s(self, tier: str) -> float:
         """Seconds of prefill before a new request at the least busy worker; 0 where unknown."""
@@ -146,11 +149,14 @@ class Picker:
         """What every worker of the tier can that has reported; the last known where none has."""
         reports = [
             worker.load.capabilities
-            for worker in self._workers.values()
-            if worker.tier == tier and worker.role != "prefill" and worker.load is not None
+            for worker in self._decoders.get(tier, ())
+            if worker.load is not None
         ]
         if reports:
-            self._capabilities[tier] = reduce(_both, reports)
+            first = reports[0]
+            if any(report is not first and report != first for report in reports):
+                first = reduce(_both, reports)
+            self._capabilities[tier] = first
         return self._capabilities.get(tier, TEXT_WORKER)
 
     def pick(

@@ -8,7 +8,9 @@ bucket has the last word. So money beats share beats quality, as `budget.onExhau
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from tandem_router.control.certified_floor import QualityFloor
 from tandem_router.control.changes import TrafficShift

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from tandem_router.policy.cost import expected_output_tokens, usable_price
 from tandem_router.policy.terms import PolicySetPoints, Reason, RouteRequest, TierOption
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
+class Ceiling(Struct, frozen=True):
     """One bound of what a request may cost, and whose it is."""
 
     reason: Reason
@@ -37,8 +37,7 @@ class Ceiling:
         return f"the budget has {amount} left"
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """What the ceilings pay of one tier's answer.
 
     cost_usd is expected, reserve_usd the most that it can get. max_tokens: to be forwarded per

@@ -57,6 +57,8 @@ def slo_miss_probability(request: RouteRequest, tier: TierOption, slo: LatencySl
     ttft_target = request.overrides.ttft_slo_s
     if ttft_target is None:
         ttft_target = slo.ttft_s
+        if ttft_target is None and slo.tpot_s is None:
+            return 0.0
     ttft = None if tier.ttft_s is None else max(0.0, tier.queue_wait_s) + tier.ttft_s
     met = 1.0 - _late(ttft, ttft_target, slo.log_spread)
     met *= 1.0 - _late(tier.tpot_s, slo.tpot_s, slo.log_spread)

@@ -3,6 +3,9 @@
 Everything here is a plain value. Services build these from their own state (picker, predictor,
 ledger) and hand them to `decide`; the simulator and the tests build them by hand.
 
+Values are msgspec structs: a frozen dataclass takes twenty times as long to make (4.4 against
+0.2 us with nine fields), and a dozen are made for each request.
+
 Units: costs in USD, prices in USD per million tokens, times in seconds, qualities in 0..1.
 """
 
@@ -11,9 +14,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 #: Gains lie within -1..1: a threshold of this much means "never", its negative "always".
 BEYOND_ANY_GAIN = 1.001
@@ -69,8 +74,7 @@ class Score(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PlainScore:
+class PlainScore(Struct, frozen=True):
     """A `Score` as a value, for callers without a predictor object."""
 
     quality: Mapping[str, float]
@@ -91,8 +95,7 @@ class Capabilities:
     context_length: int | None = None  # prompt plus answer, tokens; None: not known
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(Struct, frozen=True):
     """What a request asks of the tier that answers it."""
 
     features: frozenset[str] = frozenset()  # names of the flags of `Capabilities`
@@ -101,9 +104,11 @@ class Needs:
 
     def unmet(self, tier: Capabilities) -> tuple[str, ...]:
         """What the tier certainly lacks, in words."""
+        most = tier.context_length
+        if not self.features and (most is None or self.certain_tokens <= most):
+            return ()
         lacking = [name for name in sorted(self.features) if not getattr(tier, name)]
         missing = [name.replace("_", " ") for name in lacking]
-        most = tier.context_length
         if most is not None and self.certain_tokens > most:
             missing.append(f"room for {self.certain_tokens} tokens (its context has {most})")
         return tuple(missing)
@@ -113,8 +118,7 @@ class Needs:
         return tier.context_length is None or self.context_tokens <= tier.context_length
 
 
-@dataclass(frozen=True, slots=True)
-class TierOption:
+class TierOption(Struct, frozen=True):
     """One tier as it stands at the moment of the decision."""
 
     name: str
@@ -131,11 +135,11 @@ class TierOption:
     @property
     def list_price(self) -> float:
         """Orders tiers from cheap to dear: input price plus output price."""
-        return self.usd_per_1m_input_tokens + self.usd_per_1m_output_tokens
+        price = self.usd_per_1m_input_tokens + self.usd_per_1m_output_tokens
+        return price if price > 0.0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(Struct, frozen=True):
     """What one request asks for itself (`x-tandem-*` headers, `model: <tier>`)."""
 
     tier: str | None = None  # force this tier
@@ -144,8 +148,7 @@ class Overrides:
     ttft_slo_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TenantCeilings:
+class TenantCeilings(Struct, frozen=True):
     """What the tenant's contract allows for this request; None means no ceiling."""
 
     name: str = ""
@@ -154,8 +157,11 @@ class TenantCeilings:
     remaining_usd: float | None = None  # left in the tenant's own budget, reservations deducted
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRequest:
+NO_OVERRIDES = Overrides()
+NO_CEILINGS = TenantCeilings()
+
+
+class RouteRequest(Struct, frozen=True):
     """One request as the policy sees it: no text, only numbers."""
 
     prompt_tokens: int  # expected
@@ -163,15 +169,14 @@ class RouteRequest:
     score_status: ScoreStatus = ScoreStatus.OK  # with `score=None`, OK reads as ABSENT
     max_tokens: int | None = None  # the client's bound on the answer
     num_choices: int = 1  # OpenAI `n`
-    overrides: Overrides = field(default_factory=Overrides)
-    tenant: TenantCeilings = field(default_factory=TenantCeilings)
+    overrides: Overrides = NO_OVERRIDES
+    tenant: TenantCeilings = NO_CEILINGS
     most_prompt_tokens: int = 0  # what a ceiling has to reckon with, where above the expected
     needs: Needs = Needs()
     num_expected_uses: float = 1.0  # times the answer will be served, this one included (cache)
 
 
-@dataclass(frozen=True, slots=True)
-class LatencySlo:
+class LatencySlo(Struct, frozen=True):
     """Targets and what missing one is worth, in quality points (mu of the design)."""
 
     ttft_s: float | None = None
@@ -181,8 +186,7 @@ class LatencySlo:
     log_spread: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySetPoints:
+class PolicySetPoints(Struct, frozen=True):
     """The levers that online controllers (or a person) move.
 
     A dearer tier is taken iff gain > gain_threshold + lambda_per_usd x extra expected cost.
@@ -191,7 +195,7 @@ class PolicySetPoints:
     lambda_per_usd: float = 0.0  # quality points that one dollar is worth
     gain_threshold: float = 0.0  # quality points asked of the dearest tier over the cheapest
     fallback_tier: str | None = None  # None: the dearest
-    slo: LatencySlo = field(default_factory=LatencySlo)
+    slo: LatencySlo = LatencySlo()
     budget_remaining_usd: float | None = None  # token bucket level; None: no budget
     budget_refill_usd_per_s: float = 0.0  # to say how long a refused request should wait
     # Tiers that are paid otherwise than by the answer: neither the budget nor its price of money
@@ -204,8 +208,7 @@ class PolicySetPoints:
     min_paid_tokens: int = 16
 
 
-@dataclass(frozen=True, slots=True)
-class TierVerdict:
+class TierVerdict(Struct, frozen=True):
     """How one tier fared, for dashboards and logs."""
 
     tier: str
@@ -219,8 +222,7 @@ class TierVerdict:
     excluded: Reason | None  # the constraint that ruled it out
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """Where the request goes and why.
 
     `tier is None` means refuse (or, when `queue` is true, hold and ask again after

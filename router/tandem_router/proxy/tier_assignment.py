@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from tandem_router.cache import CachedAnswer
 from tandem_router.errors import ApiError, overloaded

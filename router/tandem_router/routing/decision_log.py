@@ -62,7 +62,7 @@ class DecisionRecord:
 
 
 _RECORDED = tuple(each.name for each in dataclass_fields(DecisionRecord) if each.name != "verdicts")
-_JUDGED = tuple(each.name for each in dataclass_fields(TierVerdict))
+_JUDGED = TierVerdict.__struct_fields__
 
 
 def explained(record: DecisionRecord) -> dict[str, Any]:

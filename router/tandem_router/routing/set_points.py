@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from tandem_router.config import RouterConfig
 from tandem_router.control import Bucket, BudgetPacer, OnlineControl, ShareTracker, TrafficShift

@@ -8,10 +8,12 @@ predictor, the picker and the tenant. What comes of its answer is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from tandem_router.balancing.endpoint_picker import Picker
-from tandem_router.config import RouterConfig, TierConfig
+from tandem_router.config import RouterConfig, TenantConfig, TierConfig
 from tandem_router.errors import ApiError
 from tandem_router.limits.ledger import Hold, Ledger
 from tandem_router.metrics import Metrics
@@ -31,6 +33,9 @@ from tandem_router.routing.latency_window import LatencyWindow
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
+
+# What a tier's option is made of, beside the router's settings.
+_State = tuple[TierConfig, bool, float | None, float | None, float, Capabilities]
 
 LATENCY_SMOOTHING = 0.2
 # A smoothed latency says nothing about a load that ended longer ago than this.
@@ -101,6 +106,8 @@ class Routing:
             for tier in config.tiers
             if tier.kind == "external"
         }
+        self._options: dict[str, tuple[_State, TierOption]] = {}
+        self._ceilings: dict[str, tuple[TenantConfig, TenantCeilings]] = {}
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 
@@ -150,14 +157,21 @@ class Routing:
             set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
         forced = overrides.tier
         score = scored.score
-        allowed = hold.tenant.allowed_tiers
         options = [self._option(tier, failed) for tier in self._config.tiers]
-        if any(option.ttft_s is None for option in options if option.available):
-            # Latencies are compared: one known beside one unknown would count as the slower.
-            options = [replace(option, ttft_s=None, tpot_s=None) for option in options]
-        if forced is not None or not any(option.available for option in options):
+        is_any_available = False
+        for option in options:
+            if option.available:
+                is_any_available = True
+                if option.ttft_s is None:
+                    # Latencies are compared: one known beside one unknown would seem slower.
+                    options = [_of_unknown_latency(each) for each in options]
+                    break
+        if forced is not None or not is_any_available:
             # Held until a worker is there rather than refused: the exchange waits.
-            options = [replace(option, available=True) for option in options]
+            options = [
+                option if option.available else replace(option, available=True)
+                for option in options
+            ]
         route = RouteRequest(
             prompt_tokens=request.num_prompt_tokens,
             most_prompt_tokens=request.most_prompt_tokens,
@@ -168,12 +182,7 @@ class Routing:
             needs=request.needs,
             num_expected_uses=expected_uses,
             overrides=overrides,
-            tenant=TenantCeilings(
-                name=hold.tenant.name,
-                allowed_tiers=frozenset(allowed) if allowed is not None else None,
-                max_cost_usd=hold.tenant.max_cost_usd,
-                remaining_usd=means.tenant_usd,
-            ),
+            tenant=self._ceilings_of(hold.tenant, means.tenant_usd),
         )
         decision = decide(route, options, set_points, self._steering.state)
         if self._config.routing == "Advise" and forced is None and not failed:
@@ -185,31 +194,66 @@ class Routing:
             decision = replace(taken, advised=advised)
             if taken.tier is not None:
                 decision = replace(decision, reason=Reason.ADVISE)
-        if score is not None and decision.difficulty is not None:
+        if route.score is not score and score is not None and decision.difficulty is not None:
             cheapest = score.quality.get(decision.verdicts[0].tier)
             if cheapest is not None:
                 decision = replace(decision, difficulty=1.0 - cheapest)
         return decision
+
+    def _ceilings_of(self, tenant: TenantConfig, remaining_usd: float | None) -> TenantCeilings:
+        """Made once per tenant's configuration; what is left of its money is of now."""
+        known = self._ceilings.get(tenant.name)
+        if known is None or known[0] is not tenant:
+            allowed = tenant.allowed_tiers
+            ceilings = TenantCeilings(
+                name=tenant.name,
+                allowed_tiers=frozenset(allowed) if allowed is not None else None,
+                max_cost_usd=tenant.max_cost_usd,
+            )
+            known = self._ceilings[tenant.name] = (tenant, ceilings)
+        if remaining_usd is None:
+            return known[1]
+        return replace(known[1], remaining_usd=remaining_usd)
 
     def queue_wait_s(self, tier: str) -> float:
         """How long a request would now wait before its prefill; 0 where nothing is known."""
         return self._picker.queue_wait_s(tier)
 
     def _option(self, tier: TierConfig, unavailable: frozenset[str]) -> TierOption:
-        latency = self.latency[tier.name]
+        name = tier.name
+        latency = self.latency[name]
         # A tier that was slow a while ago is worth another try: without traffic the smoothed
         # value would never recover.
         fresh = self._clock() - latency.updated < LATENCY_BELIEVED_S
-        available = tier.name not in unavailable and self._picker.num_usable(tier.name) > 0
-        return TierOption(
-            name=tier.name,
-            available=available,
+        state = (
+            tier,
+            name not in unavailable and self._picker.any_usable(name),
+            latency.ttft_s if fresh else None,
+            latency.tpot_s if fresh else None,
+            self.queue_wait_s(name),
+            self._declared.get(name) or self._picker.capabilities(name),
+        )
+        known = self._options.get(name)
+        # The configuration is compared by identity: it is large, and replaced as a whole.
+        if known is not None and known[0][0] is tier and known[0][1:] == state[1:]:
+            return known[1]
+        option = TierOption(
+            name=name,
+            available=state[1],
             usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
             usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
-            ttft_s=latency.ttft_s if fresh else None,
-            tpot_s=latency.tpot_s if fresh else None,
+            ttft_s=state[2],
+            tpot_s=state[3],
             max_share=tier.max_share,
-            queue_wait_s=self.queue_wait_s(tier.name),
-            capabilities=self._declared.get(tier.name) or self._picker.capabilities(tier.name),
+            queue_wait_s=state[4],
+            capabilities=state[5],
             default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
         )
+        self._options[name] = (state, option)
+        return option
+
+
+def _of_unknown_latency(option: TierOption) -> TierOption:
+    if option.ttft_s is None and option.tpot_s is None:
+        return option
+    return replace(option, ttft_s=None, tpot_s=None)
