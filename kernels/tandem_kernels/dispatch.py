@@ -56,7 +56,7 @@ def runs_on_triton(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _device_facts(index: int) -> tuple[str, int]:
+def _facts_of(index: int) -> tuple[str, int]:
     properties: Any = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         name = str(properties.gcnArchName).split(":")[0]
@@ -65,16 +65,16 @@ def _device_facts(index: int) -> tuple[str, int]:
     return name, int(properties.multi_processor_count)
 
 
-def _facts(tensor: torch.Tensor) -> tuple[str, int]:
+def device_facts(tensor: torch.Tensor) -> tuple[str, int]:
     """(key of the tuning tables, processors); the interpreter passes for a very small GPU."""
-    return _device_facts(tensor.device.index or 0) if tensor.is_cuda else ("interpreter", 4)
+    return _facts_of(tensor.device.index or 0) if tensor.is_cuda else ("interpreter", 4)
 
 
 def architecture(tensor: torch.Tensor) -> str:
     """Key of the tuning tables: "sm_90", "gfx942", or "interpreter" for a CPU tensor."""
-    return _facts(tensor)[0]
+    return device_facts(tensor)[0]
 
 
 def num_processors(tensor: torch.Tensor) -> int:
     """Streaming multiprocessors (compute units) of the tensor's device; 4 in the interpreter."""
-    return _facts(tensor)[1]
+    return device_facts(tensor)[1]

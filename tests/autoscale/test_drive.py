@@ -15,8 +15,8 @@ from tandem_operator.plan.model_status import pool_status
 from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROLE_LABEL, SCALED_ANNOTATION
 from tandem_operator.reconcile.actuator import KEEP_RATES_S, PERIOD_S, WAKE_PERIOD_S, ScalingDriver
 from tandem_operator.resources import Model, Router
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 SETTINGS = Settings()
 CURVE = [
     {"threshold": -0.1, "shares": {"small": 0.0, "large": 1.0}, "quality_ratio": 1.0},

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from apiproxy import ApiProxy, Faults, Write
 from tandem_operator.kube.client import KubeApi, connect, path
@@ -32,8 +31,8 @@ from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
 from tandem_operator.resources import Model
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 FAULTS_PER_LIFE = 12  # of one operator process
 # kopf asks for more before it watches, which leaves fewer faults to writes and events.
 KINDS_PER_LIFE = 4
@@ -139,12 +138,12 @@ class User:
             obj = {**manifest.obj, "metadata": metadata}
             target = path(obj["kind"], self.namespace, metadata["name"])
             query = {"fieldManager": "user", "force": "true"}
-            await self.api._write("PATCH", target, query, obj, "application/apply-patch+yaml")
+            await self.api.write("PATCH", target, query, obj, "application/apply-patch+yaml")
 
     async def patch(self, kind: str, name: str, body: Object) -> None:
         target = path(kind, self.namespace, name)
         with contextlib.suppress(ApiError):  # not there yet, or gone again
-            await self.api._write("PATCH", target, {}, body, "application/merge-patch+json")
+            await self.api.write("PATCH", target, {}, body, "application/merge-patch+json")
 
     async def damage(self, rng: random.Random) -> None:
         """One of the things that people and controllers do to a child of the Router or a Model."""
@@ -242,7 +241,7 @@ async def setting(
     api = KubeApi(await connect(str(pki / "admin.kubeconfig")))
     namespace = f"faults-{seed}-{os.getpid()}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-    await api._write("POST", "/api/v1/namespaces", {}, body)
+    await api.write("POST", "/api/v1/namespaces", {}, body)
     faults, writes = Faults(seed), list[Write]()
     proxies = [ApiProxy(name, SERVER, tls(pki), faults, writes) for name in names]
     for proxy in proxies:
@@ -253,7 +252,7 @@ async def setting(
         finally:
             for proxy in proxies:
                 await proxy.close()
-            await api._write("DELETE", f"/api/v1/namespaces/{namespace}", {}, None)
+            await api.write("DELETE", f"/api/v1/namespaces/{namespace}", {}, None)
             await api.close()
 
 

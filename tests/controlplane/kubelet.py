@@ -28,9 +28,8 @@ import kubelet_server
 from kubelet_server import KubeletServer
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings
-from tandem_operator.resources.base import GPU_RESOURCE
+from tandem_operator.resources.base import GPU_RESOURCE, Object
 
-Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_PERIOD_S = 2.0
 STATUS_PERIOD_S = 5.0

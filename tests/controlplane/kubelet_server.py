@@ -12,7 +12,6 @@ import contextlib
 import json
 import ssl
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 
@@ -21,8 +20,8 @@ from tandem_operator.node.container import LogSpan
 from tandem_operator.node.node import Node, NotRunningError
 from tandem_operator.node.process import Process
 from tandem_operator.node.volumes import MountError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 Find = Callable[[str, str], Object | None]
 """(namespace, name) -> the pod that runs here, or None."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tandem"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.resources.base import Object
+
 pytestmark = pytest.mark.controlplane
 
-Object = dict[str, Any]
 CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
 OWN, TEAM = "fortress", "tenants"
 MALLORY = ("--as=mallory", "--as-group=system:authenticated")

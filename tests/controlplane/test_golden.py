@@ -31,8 +31,7 @@ from tandem_operator.plan.router_facts import (
 )
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).resolve().parent / "golden"

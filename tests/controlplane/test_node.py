@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
+
 NAMESPACE = "node"
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 

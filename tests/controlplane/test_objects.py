@@ -40,7 +40,7 @@ async def main():
     for obj in json.load(sys.stdin):
         query = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            await api._write("POST", path(obj["kind"], "default"), query, obj)
+            await api.write("POST", path(obj["kind"], "default"), query, obj)
             answers.append([201, ""])
         except ApiError as error:
             answers.append([error.status, str(error).split(": ", 1)[1]])

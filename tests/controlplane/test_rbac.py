@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 HERE = Path(__file__).resolve().parent
 CHART = str(HERE.parents[1] / "charts" / "tandem")

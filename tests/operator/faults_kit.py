@@ -14,8 +14,7 @@ from typing import Any
 
 from tandem_operator.local.store import Store
 from tandem_operator.reconcile.cluster_api import ApiError
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 # Refusals that did nothing, and 0: the connection broke. 422 is what a webhook may answer.
 REFUSALS = (0, 409, 422, 429, 500, 503)

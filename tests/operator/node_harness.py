@@ -14,8 +14,8 @@ from typing import Any
 
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 STUB = Path(__file__).with_name("stub_server.py")
 PORT = 8100  # of every stub, each at its pod's own address
 
@@ -45,6 +45,7 @@ class Harness:
         self.objects: dict[tuple[str, str], Object] = {}
         self.status: dict[str, Object] = {}
         self.history: list[Object] = []
+        self.lookup_error: Exception | None = None
         self._changed = asyncio.Event()
         self.folder = folder
         self.node = Node(
@@ -63,6 +64,8 @@ class Harness:
         )
 
     async def _lookup(self, kind: str, _: str, name: str) -> Object | None:
+        if self.lookup_error is not None:
+            raise self.lookup_error
         return self.objects.get((kind, name))
 
     def _report(self, pod: Object, status: Object) -> None:

@@ -12,8 +12,7 @@ from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key, Result
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 NOW = "2026-01-01T00:00:00Z"
 HIDDEN = (("image:///", "file:///in-an-image/"), ("file://./", "file:///beside-the-yaml/"))

@@ -10,8 +10,8 @@ from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import concerned
 from tandem_operator.reconcile.requeue import Key, Result
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 MODEL, ROUTER = Key("Model", "ns", "m"), Key("Router", "ns", "r")
 
 

@@ -17,8 +17,8 @@ from tandem_operator.kube import watches
 from tandem_operator.kube.cache import Copies
 from tandem_operator.kube.client import Gone, KubeApi
 from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 CONFIG_MAP: Object = {
     "apiVersion": "v1",

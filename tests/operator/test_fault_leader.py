@@ -7,7 +7,6 @@ import contextlib
 import copy
 import random
 import time
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.reconcile.cluster_api import ApiError
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 TIMES = LeaseTimes(15.0, 10.0, 2.0)
 
 

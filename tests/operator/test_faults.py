@@ -20,8 +20,7 @@ from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 PAIR = pair(
     "  unified: {replicas: 2}\n", "  prefill: {replicas: 1}\n  decode: {replicas: 2}\n"

@@ -18,8 +18,7 @@ from tandem_operator.kube.leader import Elector, LeaseTimes
 from tandem_operator.kube.operator import build_parser
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.resources.allow_list import AllowList
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 class Clock:

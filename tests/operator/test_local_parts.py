@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +20,7 @@ from tandem_operator.node.volumes import Mounts, PodVolumes, write_files
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.work_queue import WorkQueue
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 def config_map(name: str = "c", **data: str) -> Object:

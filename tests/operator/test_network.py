@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from stored_cluster import BOTH, Cluster
 from tandem_operator.plan import Settings
+from tandem_operator.resources.base import Object
 from tandem_operator.resources.network_rules import NetworkRules
 
-Object = dict[str, Any]
 MONITORING = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 

@@ -10,13 +10,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from node_harness import Harness, alive, gone, pod, running
-
-Object = dict[str, Any]
 
 
 @pytest.fixture
@@ -231,10 +228,7 @@ async def test_a_manifest_that_cannot_be_run_is_told(harness: Harness) -> None:
 
 
 async def test_a_failing_lookup_is_waited_for(harness: Harness) -> None:
-    async def broken(*_: str) -> Object | None:
-        raise RuntimeError("the apiserver is away")
-
-    harness.node._lookup = broken
+    harness.lookup_error = RuntimeError("the apiserver is away")
     one = pod("a")
     one["spec"]["volumes"] = [{"name": "c", "configMap": {"name": "c"}}]
     harness.node.run(one)

@@ -8,15 +8,12 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from node_harness import OFTEN, READY, Harness, gone, pod, running
 from tandem_operator.node.node import NotRunningError
 from tandem_operator.node.probes import http_status
-
-Object = dict[str, Any]
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tandem_operator.plan import Settings
 from tandem_operator.plan.permissions import refusals, secrets_of
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import AllowList
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 CLOSED = Settings(allow=AllowList(), own_namespace="tandem-system")
 
 

@@ -17,8 +17,7 @@ from tandem_operator.plan.router_facts import TierFacts
 from tandem_operator.reconcile import pod_client as pods
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.pod_client import WorkerPods, ask_json, router_traffic
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 @asynccontextmanager

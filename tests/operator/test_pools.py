@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from stored_cluster import Cluster
@@ -12,8 +10,7 @@ from tandem_operator.plan.model_status import LinkTest
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.plan.scheduling import GPU_ANNOTATION, gpus_of_pod
 from tandem_operator.resources import Model
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 PLACED = """\
 apiVersion: tandem.dev/v1alpha1

@@ -15,8 +15,8 @@ from tandem_operator.plan.objects import ROUTER_LABEL
 from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.work_queue import MAX_DELAY_S, REST_S, WorkQueue
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 A, B = Key("Model", "ns", "a"), Key("Model", "ns", "b")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +20,7 @@ from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
 from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S
 from tandem_operator.resources import Router
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 # Idempotence --------------------------------------------------------------------------------
 

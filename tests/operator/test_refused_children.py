@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from stored_cluster import BOTH, SPLIT, Cluster
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.refused_children import REFUSED_RETRY_S
 from tandem_operator.reconcile.requeue import Key
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 # What an apiserver of 1.36 says, word for word.
 TYPED = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from stored_cluster import BOTH, Cluster
@@ -13,8 +11,7 @@ from tandem_operator.plan.router_facts import (
     TierFacts,
     TrafficFacts,
 )
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 LEARNED = BOTH + '  predictor: {artifact: "configmap://p"}\n'
 

@@ -17,8 +17,8 @@ from tandem_operator.plan.router_facts import StoreFacts, TrafficFacts
 from tandem_operator.reconcile import router_pods
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources import Router
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 TIER = {
     "name": "big",
     "external": {"url": "https://p.example/v1", "model": "m", "usdPer1MOutputTokens": "15"},

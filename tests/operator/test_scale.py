@@ -12,8 +12,8 @@ from tandem_operator.reconcile import reconciler as reconcile
 from tandem_operator.reconcile.children import OBSERVED_KINDS
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 API_VERSION = "tandem.dev/v1alpha1"
 NUM_MODELS, NUM_ROUTERS = 20, 4
 

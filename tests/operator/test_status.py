@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -17,8 +16,7 @@ from tandem_operator.plan.router_facts import (
     TrafficFacts,
 )
 from tandem_operator.resources import RouterStatus
-
-Object = dict[str, Any]
+from tandem_operator.resources.base import Object
 
 
 async def test_a_router_says_what_its_tiers_cost_and_what_its_predictor_is_worth() -> None:
@@ -283,11 +281,21 @@ async def test_two_managed_routers_on_one_model_are_told() -> None:
     assert "r2" in found["message"]
 
 
-async def test_a_field_that_slipped_past_the_schema_is_reported_on_the_object() -> None:
+async def test_a_field_that_slipped_past_the_schema_is_reported_on_the_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cluster = Cluster()
     await cluster.settle()
-    stored = cluster.store._objects["Model", "default", "m"]  # as an apiserver without pruning
-    stored["spec"]["zebra"] = 1
+    read = cluster.store.read
+
+    def unpruned(kind: str, namespace: str, name: str) -> Object | None:
+        """As an apiserver that prunes nothing."""
+        obj = read(kind, namespace, name)
+        if obj is not None and kind == "Model":
+            obj["spec"]["zebra"] = 1
+        return obj
+
+    monkeypatch.setattr(cluster.store, "read", unpruned)
     before = cluster.get("Deployment", "m-decode")
 
     await cluster.reconcile()

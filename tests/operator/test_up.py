@@ -23,9 +23,9 @@ from tandem_operator.local.port_forward import Forwarder, PortInUseError
 from tandem_operator.local.state_dir import RunDir
 from tandem_operator.manifests import load_text
 from tandem_operator.node.images import ImageTable
+from tandem_operator.resources.base import Object
 from tandem_router.predictor.training_job import prepare
 
-Object = dict[str, Any]
 STUB = Path(__file__).with_name("stub_server.py")
 IMAGES = ImageTable(
     {

@@ -21,8 +21,8 @@ from tandem_operator.kube.cache import CUSTOM_KINDS, Copies, KindCache
 from tandem_operator.kube.client import KubeApi
 from tandem_operator.kube.watches import CustomResourceWatches, ListedCopies
 from tandem_operator.reconcile.cluster_api import KIND_INFO
+from tandem_operator.resources.base import Object
 
-Object = dict[str, Any]
 GROUP = "/apis/tandem.dev/v1alpha1"
 CRD_GROUP = "apiextensions.k8s.io"
 DISCOVERY = {"/api", "/api/v1", "/apis", f"/apis/{CRD_GROUP}/v1", GROUP}

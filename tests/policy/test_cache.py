@@ -242,7 +242,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_above_capacity(self):
-        sizes = [slot.answer.size_bytes for slot in self.cache._slots.values()]
+        sizes = [answer.size_bytes for answer in self.cache]
         assert self.cache.used_bytes == sum(sizes) <= self.cache.capacity_bytes
 
 

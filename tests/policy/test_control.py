@@ -284,7 +284,7 @@ def test_hostile_labels_never_certify_by_breaking_the_arithmetic(labels):
     for numbers in labels:
         controller.observe(ShadowLabel(*numbers))
     assert not math.isnan(controller.threshold)
-    assert np.isfinite(controller._capital).all()
+    assert np.isfinite(controller.log_capital).all()
 
 
 def test_shadow_labels_weighted_by_their_probability_are_unbiased():

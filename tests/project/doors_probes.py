@@ -257,7 +257,7 @@ def kept_decisions(config: RouterConfig) -> int:
     log = app(config).services.decisions
     for _ in range(20):
         log.add(None)  # type: ignore[arg-type]
-    return len(log._kept)
+    return len(list(log.records()))
 
 
 def cached(config: RouterConfig) -> Any:

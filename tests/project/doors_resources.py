@@ -26,9 +26,9 @@ from tandem_operator.plan.router_facts import LatencyFacts, PredictorFacts, Tier
 from tandem_operator.plan.router_status import router_status, service_endpoint
 from tandem_operator.reconcile.decode import parse
 from tandem_operator.resources import AutoscalingPolicy, Model, Router
+from tandem_operator.resources.base import Object
 from tandem_operator.resources.rules import violations
 
-Object = dict[str, Any]
 ABSENT = object()
 
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tandem_operator.resources.base import Object
 from tandem_router.config import RouterConfig, parse_config
 from tandem_router.testing.two_tiers import CONFIG
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -379,7 +379,7 @@ async def test_two_routers_over_one_database_share_limits_keys_and_totals(
     ):
         minted = await first.request("POST", "/admin/keys", {"tenant": "team"}, admin)
         headers = {"authorization": f"Bearer {minted.json['key']}"}
-        two.services.store._keys_at = 0.0
+        two.services.store.keys_s = 0.0
         statuses = []
         for _ in range(12):
             for app in (one, two):
@@ -391,7 +391,7 @@ async def test_two_routers_over_one_database_share_limits_keys_and_totals(
             await app.services.store.step()
         spend = (await second.get("/admin/spend", headers=admin)).json["spend"]
         await second.request("DELETE", f"/admin/keys/{minted.json['id']}", None, admin)
-        one.services.store._keys_at = 0.0
+        one.services.store.keys_s = 0.0
         await one.services.store.step()
         revoked = [(await c.chat(model="large", headers=headers)).status for c in (first, second)]
 

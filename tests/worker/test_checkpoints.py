@@ -71,7 +71,7 @@ async def test_a_worker_ends_at_the_tokenizers_end_token_too(
 
     worker = await start_worker(weights=model)
 
-    assert worker._eos == {7, 9, 1}
+    assert worker.engine.core.eos_token_ids == {7, 9, 1}
 
 
 def test_the_models_own_sampling_settings_fill_what_a_request_leaves_out() -> None:

@@ -156,7 +156,7 @@ def test_a_prefix_hit_for_ever_costs_no_more_memory_each_time() -> None:
         hits = blocks.lookup(hashes)
         blocks.acquire(hits)
         blocks.release(hits)
-        sizes.append(len(blocks._leaves))
+        sizes.append(blocks.num_leaf_entries)
 
     assert max(sizes) <= 2 * blocks.num_blocks
     blocks.check()

@@ -89,7 +89,7 @@ def run_chunks(runner: ModelRunner, tokens: list[int], sizes: list[int]) -> torc
     for size in sizes:
         chunk = Chunk(sequence, start, size)
         with torch.inference_mode():
-            batch = runner._pack([Work(chunk, request)], 1 if size == 1 else 0)
+            batch = runner.pack([Work(chunk, request)], 1 if size == 1 else 0)
             hidden.append(runner.model.forward(batch, runner.kv_caches))
         start += size
     return runner.model.logits(torch.cat(hidden)).log_softmax(-1)

@@ -314,7 +314,7 @@ def logits(directory: Path, tokens: list[int], sizes: list[int]) -> tuple[ModelR
     rows, start = [], 0
     for size in sizes:
         with torch.inference_mode():
-            batch = runner._pack([Work(Chunk(sequence, start, size), request)], int(size == 1))
+            batch = runner.pack([Work(Chunk(sequence, start, size), request)], int(size == 1))
             rows.append(runner.model.logits(runner.model.forward(batch, runner.kv_caches)))
         start += size
     return runner, torch.cat(rows).log_softmax(-1)

@@ -96,7 +96,7 @@ def test_several_ranks_give_the_tokens_of_one(
 
     assert found == expected
     assert num_hits > 0
-    assert all(process.returncode == 0 for process in runner._ranks)
+    assert all(process.returncode == 0 for process in runner.ranks)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -203,8 +203,8 @@ def test_a_rank_that_cannot_load_is_the_workers_failure_to_start(
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_llama, model)
-    start = ranks._start
-    monkeypatch.setattr(ranks, "_start", lambda c, d, m, r: start(c, d / "absent", m, r))
+    start = ranks.start_rank
+    monkeypatch.setattr(ranks, "start_rank", lambda c, d, m, r: start(c, d / "absent", m, r))
 
     with pytest.raises(WorkerError, match="rank 1 of 2 ended while it loaded"):
         TensorParallelRunner(settings(2), model)
@@ -215,9 +215,9 @@ async def test_a_rank_that_dies_or_hangs_is_the_workers_death(
     start_worker: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(ranks, "SUM_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(ranks, "_END_S", 0.5)
+    monkeypatch.setattr(ranks, "END_S", 0.5)
     worker = await start_worker(tensor_parallel=2, dtype="float32")
-    runner = worker._runner
+    runner = worker.engine.core.runner
     assert isinstance(runner, TensorParallelRunner)
 
     async with httpx.AsyncClient(base_url=worker.url, timeout=60) as client:
@@ -226,7 +226,7 @@ async def test_a_rank_that_dies_or_hangs_is_the_workers_death(
         async with asyncio.timeout(30):
             while not worker.engine.core.counters.num_generated_tokens:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        os.kill(runner._ranks[0].pid, number)
+        os.kill(runner.ranks[0].pid, number)
 
         answer = await running
 

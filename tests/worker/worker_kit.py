@@ -100,7 +100,11 @@ class Served:
         worker = Worker(config, weights, host="127.0.0.1", port=port, peer_token=token)
         served = cls(worker, HttpServer(WorkerApp(worker), listener))
         await served.server.start()
-        await worker.start()
+        try:
+            await worker.start()
+        except BaseException:
+            await served.server.stop(force=True)
+            raise
         return served
 
     async def stop(self) -> None:

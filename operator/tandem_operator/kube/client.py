@@ -221,13 +221,13 @@ class KubeApi:
         # A new object is nobody's: one that somebody made meanwhile is not taken over.
         new = not subresource and "uid" not in metadata
         query = {"fieldManager": FIELD_MANAGER, "force": "false" if new else "true"}
-        return await self._write("PATCH", target, query, obj, "application/apply-patch+yaml")
+        return await self.write("PATCH", target, query, obj, "application/apply-patch+yaml")
 
     async def create(self, obj: Object) -> Object | None:
         """See ClusterApi."""
         target = path(obj["kind"], obj["metadata"]["namespace"])
         try:
-            return await self._write("POST", target, {"fieldManager": SEED_MANAGER}, obj)
+            return await self.write("POST", target, {"fieldManager": SEED_MANAGER}, obj)
         except ApiError as error:
             if error.status == 409:
                 return None
@@ -237,11 +237,11 @@ class KubeApi:
         """Write the whole object; ApiError 409 when someone else wrote since it was read."""
         metadata = obj["metadata"]
         target = path(obj["kind"], metadata["namespace"], metadata["name"])
-        return await self._write("PUT", target, {}, obj)
+        return await self.write("PUT", target, {}, obj)
 
     async def patch_spec(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
         """See ClusterApi."""
-        return await self._write(
+        return await self.write(
             "PATCH",
             path(kind, namespace, name),
             {"fieldManager": SEED_MANAGER},
@@ -253,14 +253,14 @@ class KubeApi:
         """See ClusterApi."""
         query = {"fieldManager": SEED_MANAGER}
         target = path("Secret", namespace, name)
-        await self._write("PATCH", target, query, body, "application/merge-patch+json")
+        await self.write("PATCH", target, query, body, "application/merge-patch+json")
 
     async def annotate(
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:
         """See ClusterApi."""
         try:
-            await self._write(
+            await self.write(
                 "PATCH",
                 path(kind, namespace, name),
                 {"fieldManager": SEED_MANAGER},
@@ -274,14 +274,14 @@ class KubeApi:
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """See ClusterApi."""
         try:
-            await self._write(
+            await self.write(
                 "DELETE", path(kind, namespace, name), {"propagationPolicy": "Background"}, None
             )
         except ApiError as error:
             if error.status != 404:
                 raise
 
-    async def _write(
+    async def write(
         self,
         method: str,
         target: str,
@@ -289,6 +289,7 @@ class KubeApi:
         body: Object | None,
         content_type: str = "application/json",
     ) -> Object:
+        """Any one write, counted, and seen to its end when its caller is cancelled."""
         self.num_writes += 1
         # Who is cancelled here leaves a request that may still take effect: it is seen to its end.
         call = asyncio.ensure_future(self._call(method, target, query, body, content_type))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -119,6 +120,10 @@ class ResponseCache:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __iter__(self) -> Iterator[CachedAnswer]:
+        """The answers that are kept."""
+        return (slot.answer for slot in self._slots.values())
 
     def get(self, key: bytes, now: float, demand: Demand | None = None) -> CachedAnswer | None:
         """The answer for a key, if there is one that the request accepts. Counts the request."""

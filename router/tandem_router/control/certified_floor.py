@@ -84,7 +84,7 @@ class QualityFloor:
         """Drop every label and fall back to the large tier, as after a change point."""
         self._level = -1
         size = len(self.thresholds)
-        self._capital = np.zeros(size)  # log
+        self.log_capital = np.zeros(size)  # of the bet against each threshold
         self._certified = np.zeros(size, dtype=bool)
         self._sum = np.zeros(size)
         self._sum_squares = np.full(size, 0.25)
@@ -114,7 +114,7 @@ class QualityFloor:
 
         mean = self._sum / self._count
         bet = np.clip(mean / (self._sum_squares / self._count), 0.0, _MAX_BET)
-        self._capital += np.log1p(bet * saving)
+        self.log_capital += np.log1p(bet * saving)
         if self._drift is not None and (self._detect(saving) or self._drifted(label)):
             self.num_alarms += 1
             self.forget()
@@ -123,7 +123,7 @@ class QualityFloor:
         self._sum_squares += saving * saving
         self._count += 1.0
 
-        self._certified |= self._capital >= -math.log(self.risk)
+        self._certified |= self.log_capital >= -math.log(self.risk)
         while self._level + 1 < len(self.thresholds) and self._certified[self._level + 1]:
             self._level += 1
             self._against = 0.0

@@ -67,7 +67,7 @@ class Store:
         self._backend = backend
         self._wall_clock = wall_clock
         self._flush_s = flush_s
-        self._keys_s = keys_s
+        self.keys_s = keys_s
         self._writer = secrets.token_hex(8)
         self._sequence = 0
         self._spend: dict[tuple[str, str, str], Spend] = {}
@@ -191,7 +191,7 @@ class Store:
                 await backend.write(batch)
                 self._unwritten = None
                 self.health.num_batches += 1
-            if now - self._keys_at >= self._keys_s:
+            if now - self._keys_at >= self.keys_s:
                 await self._read_keys(backend)
             if self.on_flush is not None:
                 await self.on_flush(backend)

@@ -39,7 +39,7 @@ def record_launches(target):
 
     facts = (target, TARGETS[target][3])
     dispatch.interpreting = lambda: True
-    dispatch._facts = lambda tensor: facts
+    dispatch.device_facts = lambda tensor: facts
     launches = []
 
     def record(self, *args, grid, warmup, **kwargs):

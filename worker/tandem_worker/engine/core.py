@@ -73,7 +73,7 @@ class EngineCore:
         """Steps that failed since one succeeded."""
         self.progress_s = clock()
         """When a step began or a layer of it was last done."""
-        self._eos = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._clock = clock
         self._requests: dict[str, EngineRequest] = {}
 
@@ -277,7 +277,7 @@ class EngineCore:
         reason: FinishReason | None = "stop"
         if request.push is None:
             reason = request.sampling.finish_reason(
-                token.token_id, request.num_generated, self._eos
+                token.token_id, request.num_generated, self.eos_token_ids
             )
         if reason is not None:
             self._finish(request, reason)

@@ -109,7 +109,7 @@ class ModelRunner:
     ) -> list[Sampled | Failed | None]:
         """Compute the chunks; see :class:`Runner`."""
         masks = self._masks.begin(work)
-        batch = self._pack(work, num_decodes)
+        batch = self.pack(work, num_decodes)
         self._announce(batch)
         hidden = self.model.forward(batch, self.kv_caches, on_layer)
         ends = np.cumsum([item.chunk.num_tokens for item in work])
@@ -176,7 +176,8 @@ class ModelRunner:
             device=str(self.device),
         )
 
-    def _pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
+    def pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
+        """The tensors of one step: decodes first, then chunks of prompts."""
         tokens: list[int] = []
         positions: list[np.ndarray] = []
         slots: list[np.ndarray] = []

@@ -35,7 +35,7 @@ from tandem_worker.models.transformer import Batch, Decodes, Prefills
 
 SUM_TIMEOUT_S = 60.0
 """How long a rank waits for another inside a step."""
-_END_S = 5.0
+END_S = 5.0
 _PARTS = ("token_ids", "positions", "slot_mapping")
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class TensorParallelRunner(ModelRunner):
 
     def __init__(self, config: WorkerConfig, weights_dir: Path) -> None:
         size = config.tensor_parallel
-        self._ranks: list[subprocess.Popen[bytes]] = []
+        self.ranks: list[subprocess.Popen[bytes]] = []
         self._closing = False
         self._scratch = tempfile.TemporaryDirectory(prefix="tandem-ranks-")
         try:
@@ -66,15 +66,15 @@ class TensorParallelRunner(ModelRunner):
                 update={"num_kv_blocks": self.num_blocks, "kv_cache_bytes": None}
             )
             for rank in range(1, size):
-                self._ranks.append(_start(settings, weights_dir, meeting, rank))
-            for rank, process in enumerate(self._ranks, 1):
+                self.ranks.append(start_rank(settings, weights_dir, meeting, rank))
+            for rank, process in enumerate(self.ranks, 1):
                 if not _stdout(process).readline():
                     raise WorkerError(f"rank {rank} of {size} ended while it loaded; see its log")
             self._group = _meet(meeting, 0, size)
         except BaseException:
             self.close()
             raise
-        for rank, process in enumerate(self._ranks, 1):
+        for rank, process in enumerate(self.ranks, 1):
             name = f"rank-{rank}-watch"
             threading.Thread(
                 target=self._watch, args=(rank, process), name=name, daemon=True
@@ -93,19 +93,19 @@ class TensorParallelRunner(ModelRunner):
             return super().execute(work, num_decodes, on_layer)
         except Exception as error:
             # The ranks are no longer in step: a sum of the next one would join unequal steps.
-            self.failure = self.failure or f"a step over {len(self._ranks) + 1} ranks failed"
+            self.failure = self.failure or f"a step over {len(self.ranks) + 1} ranks failed"
             raise WorkerError(f"{self.failure}: {error}") from error
 
     def close(self) -> None:
         """End the other ranks."""
         self._closing = True
-        for process in self._ranks:
+        for process in self.ranks:
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
-        for process in self._ranks:
+        for process in self.ranks:
             try:
-                process.wait(_END_S)
+                process.wait(END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -114,7 +114,7 @@ class TensorParallelRunner(ModelRunner):
 
     def _announce(self, batch: Batch) -> None:
         data = encode_batch(batch)
-        for process in self._ranks:
+        for process in self.ranks:
             assert process.stdin is not None
             process.stdin.write(data)
             process.stdin.flush()
@@ -193,7 +193,7 @@ def _meet(meeting: Path, rank: int, size: int) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
-def _start(
+def start_rank(
     config: WorkerConfig, weights_dir: Path, meeting: Path, rank: int
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(

@@ -234,6 +234,11 @@ class BlockManager:
         if len(self._leaves) > 2 * self.num_blocks:
             self._drop_stale_leaves()
 
+    @property
+    def num_leaf_entries(self) -> int:
+        """Length of the queue of blocks to evict, entries that are no longer true included."""
+        return len(self._leaves)
+
     def _drop_stale_leaves(self) -> None:
         """Where hits are many and evictions rare, stale candidates would pile up for ever."""
         self._leaves = [
