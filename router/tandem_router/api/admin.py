@@ -101,7 +101,7 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
     ) -> dict[str, Any]:
         """By day (UTC), tenant and tier, from the store; `since` is a day."""
         rows = await _asked(services.store.spend(since))
-        return {"durable": services.store.health.durable, "spend": [asdict(row) for row in rows]}
+        return {"durable": services.store.health.durable, "spend": to_builtins(rows)}
 
     def needs_peer_token(x_tandem_peer_token: Annotated[str | None, Header()] = None) -> None:
         presented = (x_tandem_peer_token or "").encode()

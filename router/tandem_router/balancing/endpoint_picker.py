@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
+
+from msgspec import Struct
 
 from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN, PrefixIndex, block_hashes
@@ -26,14 +27,13 @@ FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 
 
-@dataclass(eq=False)
-class Pick:
+class Pick(Struct, eq=False):
     """The workers of one request; give it back with `first_token` and `finished`."""
 
     decode: Worker
     prefill: Worker | None
     num_uncached_tokens: float
-    chain: Sequence[int] = field(repr=False, default=())
+    chain: Sequence[int] = ()
     prefill_done: bool = False
 
 

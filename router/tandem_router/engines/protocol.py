@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from msgspec import Struct
+
 from tandem_router.errors import UpstreamError
 from tandem_router.openai.request import InferenceRequest
 
@@ -33,8 +35,7 @@ class LoadReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """What the router adds to a request for a worker."""
 
     request_id: str

@@ -9,8 +9,10 @@ sequence of these, so nothing is booked twice and nothing is lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from tandem_router.config import RouterConfig, TenantConfig
 from tandem_router.control.bucket import Bucket, budget_bucket
@@ -46,8 +48,7 @@ class Account:
     num_inflight: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(Struct, frozen=True):
     """What one attempt, or a whole request, really used."""
 
     tokens: float = 0.0
@@ -67,8 +68,7 @@ class Limit:
     capacity: float
 
 
-@dataclass(eq=False, slots=True)
-class Hold:
+class Hold(Struct, eq=False):
     """What one admitted request has set aside; `Ledger.settle` ends it, once."""
 
     tenant: TenantConfig
@@ -78,11 +78,10 @@ class Hold:
     usd: float = 0.0  # in each account
     budget_usd: float = 0.0
     used: Used = NOTHING  # booked already, by attempts that were given up
-    settled: bool = field(default=False, repr=False)
+    settled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
+class Means(Struct, frozen=True):
     """Dollars that one request may still set aside, its own hold included; None: no ceiling."""
 
     tenant_usd: float | None

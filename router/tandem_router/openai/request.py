@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
@@ -33,8 +33,7 @@ RESERVED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(Struct, frozen=True):
     """One validated request."""
 
     kind: Kind
@@ -277,8 +276,7 @@ def _check_num_prompts(number: int, limits: LimitsConfig) -> None:
         raise bad_request(f"`prompt` has {number} prompts; at most {limits.max_n * 8}", "prompt")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHeaders:
+class RequestHeaders(Struct, frozen=True):
     """The only client headers that have an effect."""
 
     overrides: Overrides

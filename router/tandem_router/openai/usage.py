@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 # Text of an answer per token, where nobody counted: English is about four.
 CHARS_PER_TOKEN = 4.0
 MOST_TOKENS = 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Tokens of one answer; cached ones are part of the prompt, reasoning ones of the output."""
 
     prompt_tokens: int = 0

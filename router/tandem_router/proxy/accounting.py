@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.usage import Usage, answer_chars, read_usage, text_tokens, usage_of
@@ -13,8 +14,7 @@ from tandem_router.routing.decision_log import DecisionRecord, explained
 from tandem_router.store.records import Spend
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a request ended; times are of the router's clock."""
 
     status: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.config import FailoverConfig
@@ -19,8 +19,7 @@ UNBOUNDED_ANSWER_TOKENS = 1024
 LONGEST_ANSWER_TOKENS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """What every station of a request reads; nothing in it changes."""
 
     request: InferenceRequest

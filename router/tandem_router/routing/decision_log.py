@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from dataclasses import fields as dataclass_fields
 from typing import Any
+
+from msgspec import Struct
 
 from tandem_router.policy import TierVerdict
 from tandem_router.store.records import Spend as SpentBefore
@@ -24,8 +25,7 @@ class Attempt:
     cost_usd: float
 
 
-@dataclass(slots=True)
-class DecisionRecord:
+class DecisionRecord(Struct, eq=False):
     """One request; filled in as it proceeds."""
 
     sequence: int
@@ -61,7 +61,7 @@ class DecisionRecord:
     prefill_worker: str | None = None
 
 
-_RECORDED = tuple(each.name for each in dataclass_fields(DecisionRecord) if each.name != "verdicts")
+_RECORDED = tuple(name for name in DecisionRecord.__struct_fields__ if name != "verdicts")
 _JUDGED = TierVerdict.__struct_fields__
 
 

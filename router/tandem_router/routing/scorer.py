@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from tandem_router.config import PredictorConfig
 from tandem_router.metrics import Metrics
@@ -27,8 +28,7 @@ INLINE_BELOW_S = 0.005
 SLOW_IN_A_ROW = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(Struct, frozen=True):
     """What the predictor said about one prompt, and whether it said it in time."""
 
     score: Score | None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.config import RouterConfig
@@ -27,16 +27,14 @@ DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 EXPECTED_QUALITY_WINDOW = 500
 
 
-@dataclass(slots=True)
-class _Expected:
+class _Expected(Struct, eq=False):
     """Predicted qualities of one request, cheapest tier first, and which of them was taken."""
 
     chosen: int
     qualities: tuple[float | None, ...]
 
 
-@dataclass(slots=True)
-class Counted:
+class Counted(Struct, eq=False):
     """One request as the policy's memory and the controllers know it; it counts once."""
 
     tier: str

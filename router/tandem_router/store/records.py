@@ -7,12 +7,13 @@ that a label keeps the prompt where its Router's `learning.capture` says Prompts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Spend:
+
+class Spend(Struct, frozen=True):
     """What one tenant used of one tier on one day (UTC, YYYY-MM-DD)."""
 
     day: str
@@ -25,13 +26,15 @@ class Spend:
     cost_all_large_usd: float = 0.0
 
     def plus(self, other: Spend) -> Spend:
-        return replace(
-            self,
-            num_requests=self.num_requests + other.num_requests,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cost_usd=self.cost_usd + other.cost_usd,
-            cost_all_large_usd=self.cost_all_large_usd + other.cost_all_large_usd,
+        return Spend(
+            self.day,
+            self.tenant,
+            self.tier,
+            self.num_requests + other.num_requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost_usd + other.cost_usd,
+            self.cost_all_large_usd + other.cost_all_large_usd,
         )
 
 
