@@ -219,6 +219,21 @@ class CacheConfig(Section):
     )
 
 
+class CascadeConfig(Section):
+    """Reading the cheaper tier's answer before it is sent, where prompts alone do not decide."""
+
+    streams: bool = Field(
+        default=False,
+        description="Also for requests with `stream: true`, whose first token then waits for the "
+        "cheaper tier's whole answer.",
+    )
+    deadline_ms: Positive = Field(
+        default=250.0,
+        description="A verdict on an answer that is later than this does not count: the answer is "
+        "sent.",
+    )
+
+
 class TenantConfig(Section):
     """One API tenant. Where any tenant is configured, a request without a key is refused."""
 
@@ -488,6 +503,11 @@ class RouterConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     slo: SloConfig = SloConfig()
     budget: BudgetConfig = BudgetConfig()
+    cascade: CascadeConfig | None = Field(
+        default=None,
+        description="Where the prompt leaves it open, the cheaper tier answers, a verifier reads "
+        "the answer, and only then it is sent or the dearer tier asked; absent: never.",
+    )
     cache: CacheConfig = CacheConfig()
     tenants: tuple[TenantConfig, ...] = Field(default=(), max_length=1024)
     threshold: float | None = Field(

@@ -22,6 +22,7 @@ LIVE_FIELDS = (
     "objective",
     "slo",
     "budget",
+    "cascade",
     "tenants",
     "threshold",
     "routing",

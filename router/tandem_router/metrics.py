@@ -217,6 +217,17 @@ class Metrics:
         self.rejected = counters(
             "rejected_requests", "Requests refused before a worker.", ("code",)
         )
+        self.cascade_zones = counters(
+            "cascade_zones",
+            "Requests that the cascade could read: small and large answer directly, verify is read "
+            "first.",
+            ("zone",),
+        )
+        self.cascade_outcomes = counters(
+            "cascade_outcomes",
+            "Answers that were to be read: verified, escalated, or why neither.",
+            ("outcome",),
+        )
         self.predictor_outcomes = counters("predictor_outcomes", "Scores by outcome.", ("outcome",))
         self.workers = gauges("workers", "Workers known.", ("tier", "role", "state"))
         self.tenant_cost = counters("tenant_cost_usd", "Realised cost per tenant.", ("tenant",))

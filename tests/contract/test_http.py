@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from tandem_router.api.app import RouterApp
 from tandem_router.balancing.worker import TEXT_WORKER, Load
 from tandem_router.config import parse_config
 from tandem_router.policy import Capabilities
+from tandem_router.predictor.cascade import TokenStatistics
 from tandem_router.testing.asgi_client import Client
 from tandem_router.testing.fake_worker import FakeWorker
 from tandem_router.testing.two_tiers import CONFIG
@@ -247,6 +248,19 @@ async def test_a_worker_goes_on_where_another_one_stopped(worker: Worker) -> Non
     text = "".join(choice["delta"].get("content") or "" for choice in events)
     tail = "".join(choice["delta"].get("content") or "" for choice in more)
     assert text.endswith(tail)
+
+
+async def test_the_router_reads_what_a_worker_tells_of_its_tokens(worker: Worker) -> None:
+    headers = {**FORWARDED["headers"], "x-tandem-token-statistics": "1"}
+    del headers["x-tandem-prefill"]
+
+    reply = await post(worker, FORWARDED["path"], {**FORWARDED["body"], "stream": False}, headers)
+
+    told = reply.json()["tandem"]["token_statistics"]
+    statistics = TokenStatistics.parse(told)
+    assert statistics is not None
+    assert asdict(statistics) == pytest.approx(told)
+    assert statistics.num_tokens == reply.json()["usage"]["completion_tokens"]
 
 
 async def test_a_request_without_the_peer_token_is_refused(worker: Worker) -> None:

@@ -431,6 +431,11 @@ bad(
     "8: Router/r: spec.predictor.embedding: is 'pvc://c/e', but embedding goes with the artifact trained with it; add artifact or remove embedding",
 )
 bad(
+    "a cascade that nothing reads for",
+    router("  cascade: {}\n"),
+    "8: Router/r: spec.cascade: a cascade reads answers with the verifier of a Learned predictor; add predictor.training or predictor.artifact, or remove cascade",
+)
+bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
     "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training; add one or use type: Length",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from stored_cluster import BOTH, Cluster
 from tandem_operator.plan.router_facts import (
+    CascadeFacts,
     LatencyFacts,
     PredictorFacts,
     TierFacts,
@@ -122,6 +125,37 @@ async def test_a_floor_that_nothing_measures_is_told_and_no_ratio_is_invented(ki
             cluster.get("Router", "r")["status"]["predictor"]
         )
         assert "quality_floor" not in config_of(cluster)
+
+
+READING = LEARNED + "  cascade: {streams: true, deadline: 100ms}\n"
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason", "said"),
+    [
+        (None, "Unknown", "NotKnown", "no router pod has told"),
+        (CascadeFacts(problem="it holds no verifier"), "False", "NoVerifier", "no verifier"),
+        (CascadeFacts(), "True", "Reading", "are read before they are sent"),
+        (
+            CascadeFacts({"small": 50, "verify": 50}, {"escalated": 10, "verified": 40}),
+            "True",
+            "Reading",
+            "50% of requests so far, 20% of these answers were replaced",
+        ),
+    ],
+)
+async def test_whether_answers_are_read_is_a_condition_where_it_was_asked_for(
+    facts: CascadeFacts | None, status: str, reason: str, said: str
+) -> None:
+    cluster = await running(READING, TrafficFacts(cascade=facts))
+    plain = await running(LEARNED, TrafficFacts(cascade=facts))
+
+    found = cluster.condition("Router", "r", "CascadeReady")
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert said in found["message"]
+    assert "CascadeReady" not in types(plain)
+    told = json.loads(config_of(cluster))
+    assert told["cascade"] == {"streams": True, "deadline_ms": 100.0}
 
 
 @pytest.mark.parametrize(("percentile", "status"), [(99, "False"), (90, "True")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tandem_router.predictor.cascade import (
     FEATURE_NAMES,
     AnswerVerifier,
     CascadeTerms,
+    TokenStatistics,
     Verdict,
     VerifierPower,
     Zone,
@@ -26,8 +28,9 @@ from tandem_router.predictor.cascade import (
 from tandem_router.predictor.training.answer_verifier import fit_verifier
 
 
-def feature(name: str, prompt: str, answer: str, logprobs=None) -> float:
-    return answer_features(prompt, answer, logprobs)[FEATURE_NAMES.index(name)]
+def feature(name: str, prompt: str, answer: str, logprobs=()) -> float:
+    tokens = TokenStatistics.of(logprobs)
+    return answer_features(prompt, answer, tokens)[FEATURE_NAMES.index(name)]
 
 
 @pytest.mark.parametrize(
@@ -58,15 +61,43 @@ def test_token_certainty_is_read_where_given_and_absent_otherwise():
 
 
 @settings(max_examples=80, deadline=None)
+@given(logprobs=st.lists(st.floats(max_value=0.0), min_size=1, max_size=30))
+def test_what_a_worker_tells_of_its_tokens_is_what_is_computed_here(logprobs):
+    told = TokenStatistics.of(logprobs)
+
+    if told is None:
+        assert not any(map(math.isfinite, logprobs))
+    else:
+        assert TokenStatistics.parse(asdict(told)) == told
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        "certain",
+        {"num_tokens": 3},
+        {**asdict(TokenStatistics(3, -0.1, -1.0, 0.0, -0.1)), "mean_logprob": "low"},
+        {**asdict(TokenStatistics(3, -0.1, -1.0, 0.0, -0.1)), "lowest_logprob": math.nan},
+        {**asdict(TokenStatistics(3, -0.1, -1.0, 0.0, -0.1)), "final_logprob": 3.0},
+        {**asdict(TokenStatistics(3, -0.1, -1.0, 0.0, -0.1)), "doubtful_share": 7},
+        {**asdict(TokenStatistics(3, -0.1, -1.0, 0.0, -0.1)), "num_tokens": 0},
+    ],
+)
+def test_statistics_that_cannot_be_are_none(told):
+    assert TokenStatistics.parse(told) is None
+
+
+@settings(max_examples=80, deadline=None)
 @given(
     prompt=st.text(max_size=300),
     answer=st.one_of(
         st.text(max_size=400), st.text(alphabet="0123456789+-*/=<>.,#$% \n", max_size=400)
     ),
-    logprobs=st.one_of(st.none(), st.lists(st.floats(), max_size=5)),
+    logprobs=st.lists(st.floats(max_value=0.0), max_size=5),
 )
 def test_features_are_finite_for_any_text(prompt, answer, logprobs):
-    x = answer_features(prompt, answer, logprobs)
+    x = answer_features(prompt, answer, TokenStatistics.of(logprobs))
     assert x.shape == (len(FEATURE_NAMES),)
     assert np.isfinite(x).all()
 
@@ -118,6 +149,29 @@ def test_the_verifier_tells_right_sums_from_wrong_ones(verifier):
     right = quality[:, 0] == 1.0
     assert scores[right].min() > scores[~right].max()
     assert abs(scores.mean() - quality[:, 0].mean()) < 0.1
+
+
+def test_certainty_that_no_training_row_had_changes_no_verdict(verifier):
+    prompts, answers, _ = sums(random.Random(2), 5)
+    sure = [TokenStatistics.of([-0.01] * 9)] * 5
+
+    np.testing.assert_array_equal(
+        verifier.predict(prompts, answers, sure), verifier.predict(prompts, answers)
+    )
+
+
+def test_a_verifier_learns_from_certainty_what_the_text_does_not_say():
+    rng = random.Random(4)
+    prompts = [f"Name city {i}." for i in range(160)]
+    right = [rng.random() < 0.5 for _ in prompts]
+    tokens = [TokenStatistics.of([-0.05 if good else -1.2 - rng.random()] * 4) for good in right]
+    quality = np.array([(float(good), 0.9) for good in right])
+    learned = fit_verifier(prompts, ["Rome."] * 160, quality, tokens)
+
+    sure = learned.judge("Name city 200.", "Rome.", TokenStatistics.of([-0.05] * 4))
+    unsure = learned.judge("Name city 200.", "Rome.", TokenStatistics.of([-1.5] * 4))
+
+    assert sure.quality_small > 0.8 > 0.3 > unsure.quality_small
 
 
 def test_a_verifier_survives_the_way_through_arrays(verifier):

@@ -180,6 +180,8 @@ ROWS: dict[str, dict[str, Row]] = {
         "predictor.embedding": Row("pvc://claim/e", "pvc://claim/f", LEARNED),
         "predictor.training.data": Row("pvc://claim/a", "pvc://claim/b"),
         "predictor.deadline": Row("20ms", "30ms"),
+        "cascade.deadline": Row("100ms", "200ms", LEARNED),
+        "cascade.streams": Row(None, None, LEARNED),
         "threshold": Row("0.1", "0.2"),
         "objective.qualityFloor": Row("0.9", "0.95", LEARNED),
         "slo.ttft.percentile": Row(90, 99),

@@ -109,6 +109,12 @@ ROUTER: dict[str, Tests | Probe] = {
     ),
     "budget.max_paid_tokens": Probe(paid, 100, 200),
     "budget.min_paid_tokens": Probe(paid, 1, 10_000),
+    "cascade.streams": shown_by(
+        "router/test_cascade.py::"
+        "test_streams_go_straight_to_their_tier_unless_the_router_says_otherwise",
+        word="cascade",
+    ),
+    "cascade.deadline_ms": shown_by("router/test_cascade.py::test_a_late_verdict_does_not_count"),
     "cache.enabled": Probe(cached, False, True),
     "cache.max_bytes": shown_by(
         "policy/test_cache.py::test_an_answer_without_a_price_or_above_the_capacity_is_refused",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable
@@ -279,6 +280,26 @@ async def test_chat_logprobs_name_the_chosen_token_first_when_greedy(start_worke
     for entry in reply["choices"][0]["logprobs"]["content"]:
         assert len(entry["top_logprobs"]) == 4
         assert entry["top_logprobs"][0]["logprob"] == entry["logprob"]
+
+
+async def test_how_sure_the_model_was_is_told_where_the_router_asks_and_nowhere_else(
+    start_worker: Any,
+) -> None:
+    worker = await start_worker()
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "temperature": 0}
+
+    plain = (await post(worker, "/v1/chat/completions", body)).json()
+    shown = (await post(worker, "/v1/chat/completions", {**body, "logprobs": True})).json()
+    told = (await post(worker, "/v1/chat/completions", body, x_tandem_token_statistics="1")).json()
+
+    drawn = [entry["logprob"] for entry in shown["choices"][0]["logprobs"]["content"]]
+    statistics = told["tandem"]["token_statistics"]
+    assert statistics["num_tokens"] == len(drawn)
+    assert statistics["mean_logprob"] == pytest.approx(sum(drawn) / len(drawn), abs=1e-4)
+    assert statistics["lowest_logprob"] == pytest.approx(min(drawn), abs=1e-4)
+    assert statistics["doubtful_share"] == sum(p < math.log(0.5) for p in drawn) / len(drawn)
+    assert told["choices"][0] == plain["choices"][0]
+    assert "tandem" not in plain
 
 
 @pytest.mark.parametrize(

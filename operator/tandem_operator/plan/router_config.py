@@ -124,6 +124,11 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
     if spec.held_floor is not None:
         data["objective"] = {"quality_floor": spec.held_floor}
+    if spec.cascade is not None:
+        data["cascade"] = {
+            "streams": spec.cascade.streams,
+            "deadline_ms": seconds(spec.cascade.deadline) * 1000,
+        }
     if spec.cache.enabled:
         data["cache"] = {
             "enabled": True,

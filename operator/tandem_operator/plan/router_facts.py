@@ -44,6 +44,15 @@ class StoreFacts:
 
 
 @dataclass(frozen=True)
+class CascadeFacts:
+    """What routers did with answers that they could read; problem says why they read none."""
+
+    zones: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class TrafficFacts:
     """What the pods of a Router measured, and what its predictor expects of recent answers.
 
@@ -59,3 +68,4 @@ class TrafficFacts:
     predictors: Mapping[str, PredictorFacts] = field(default_factory=dict)
     # The store of a pod that has trouble with it, else of any; None: none was told of.
     store: StoreFacts | None = None
+    cascade: CascadeFacts | None = None  # of all pods; None where none reads answers

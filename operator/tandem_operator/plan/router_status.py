@@ -62,6 +62,8 @@ def router_status(
         else:
             _slo(conditions, router, traffic)
     _durable(conditions, traffic)
+    if router.spec.cascade is not None:
+        _cascade(conditions, traffic)
     wanted = router.spec.replicas
     # A Model that goes takes its tier with it; what serves the others goes on.
     if unresolved and not (ready_pods and any_ready):
@@ -200,6 +202,24 @@ def _durable(conditions: Conditions, traffic: TrafficFacts | None) -> None:
     else:
         text = f"spend, decisions and keys are kept in {store.kind}"
         conditions.add("Durable", True, "Kept", text)
+
+
+def _cascade(conditions: Conditions, traffic: TrafficFacts | None) -> None:
+    """Whether answers can be read before they are sent, and how often that changed something."""
+    facts = traffic.cascade if traffic is not None else None
+    if facts is None:
+        text = "no router pod has told of its cascade yet"
+        conditions.add("CascadeReady", None, "NotKnown", text)
+    elif facts.problem:
+        conditions.add("CascadeReady", False, "NoVerifier", facts.problem)
+    else:
+        zones, outcomes = sum(facts.zones.values()), sum(facts.outcomes.values())
+        text = "answers in the middle zone are read before they are sent"
+        if zones and outcomes:
+            read, replaced = facts.zones.get("verify", 0), facts.outcomes.get("escalated", 0)
+            text += f"; {read / zones:.0%} of requests so far, {replaced / outcomes:.0%} of these "
+            text += "answers were replaced"
+        conditions.add("CascadeReady", True, "Reading", text)
 
 
 def _budget(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from tandem_operator.plan.model_status import LinkTest, Remark
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import (
+    CascadeFacts,
     LatencyFacts,
     PredictorFacts,
     StoreFacts,
@@ -264,6 +266,25 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
             if (facts := _artifact(state.get("predictor_artifact"))) is not None
         },
         store=_store(states),
+        cascade=_cascade(states),
+    )
+
+
+def _cascade(states: list[Object]) -> CascadeFacts | None:
+    """Counts of all pods, and the trouble of the first that has any."""
+    reports = [state["cascade"] for state in states if isinstance(state.get("cascade"), dict)]
+    if not reports:
+        return None
+    counts: dict[str, Counter[str]] = {"zones": Counter(), "outcomes": Counter()}
+    for report in reports:
+        for name, counter in counts.items():
+            found = report.get(name)
+            for key, number in (found if isinstance(found, dict) else {}).items():
+                if isinstance(number, int):
+                    counter[str(key)[:32]] += number
+    problems = [str(report["problem"]) for report in reports if report.get("problem")]
+    return CascadeFacts(
+        dict(counts["zones"]), dict(counts["outcomes"]), problems[0][:500] if problems else ""
     )
 
 

@@ -237,6 +237,21 @@ class Cache(Resource):
     )
 
 
+class Cascade(Resource):
+    """Reading the cheaper tier's answer before it is sent, where the prompt leaves it open."""
+
+    streams: bool = Field(
+        default=False,
+        description="Also for requests with stream: true; their first token then waits for the "
+        "cheaper tier's whole answer.",
+    )
+    deadline: Duration = Field(
+        default="250ms",
+        description="A verdict on an answer later than this does not count, and the answer is "
+        "sent.",
+    )
+
+
 class SqliteStore(Resource):
     """One file on a claim, for one router pod."""
 
@@ -344,6 +359,12 @@ class RouterSpec(Resource):
     )
     budget: Budget = Field(
         default_factory=Budget, description="What may be spent: GPUs and US dollars per hour."
+    )
+    cascade: Cascade | None = Field(
+        default=None,
+        description="Where the prompt leaves it open, the cheaper tier answers, a verifier reads "
+        "the answer, and only then it is sent or the dearer tier asked. Needs a Learned predictor "
+        "whose data held answers. Never when absent.",
     )
     cache: Cache = Field(default_factory=Cache, description="Cache of exact responses.")
     tenants: list[Tenant] = Field(
@@ -469,7 +490,7 @@ class RouterStatus(Resource):
         default_factory=list,
         max_length=16,
         description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget, Durable and "
-        "Ready; where it holds, also FloorNotHeld.",
+        "Ready; with a cascade CascadeReady; where it holds, also FloorNotHeld.",
     )
     endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
     ready: ShortText | None = Field(

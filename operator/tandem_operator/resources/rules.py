@@ -79,6 +79,11 @@ def _engine_rule(rule: EngineRule) -> Rule:
     return Rule(("spec",), rule.cel, rule.message, lambda o, _: rule.check(o), rule.field)
 
 
+def _is_learned(predictor: Obj) -> bool:
+    named = predictor.get("type")
+    return named == "Learned" if named else bool({"artifact", "training"} & predictor.keys())
+
+
 MODEL_RULES: list[Rule] = [
     Rule(
         ("spec",),
@@ -231,6 +236,24 @@ ROUTER_RULES: list[Rule] = [
         "remove it or let another predictor choose",
         lambda o, _: "threshold" not in o or o["predictor"].get("type") != "Fixed",
         "threshold",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.cascade) || (has(self.predictor) && (has(self.predictor.type) ? "
+        "self.predictor.type == 'Learned' : "
+        "has(self.predictor.artifact) || has(self.predictor.training)))",
+        "a cascade reads answers with the verifier of a Learned predictor; add predictor.training "
+        "or predictor.artifact, or remove cascade",
+        lambda o, _: "cascade" not in o or _is_learned(o["predictor"]),
+        "cascade",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.cascade) || size(self.tiers) > 1",
+        "a cascade needs a dearer tier to ask where an answer will not do; add a tier or remove "
+        "cascade",
+        lambda o, _: "cascade" not in o or len(o["tiers"]) > 1,
+        "cascade",
     ),
     Rule(
         ("spec", "predictor"),

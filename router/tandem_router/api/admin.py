@@ -246,6 +246,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "set_points": to_builtins(services.steering.set_points),
         "threshold": services.steering.threshold_limit,
         "control": asdict(services.steering.control.state(now)),
+        "cascade": services.routing.answers.report(),
         "curve": [asdict(point) for point in services.steering.control.curve.points()],
         "expected_quality_ratio": services.steering.expected_quality_ratio,
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,

@@ -290,6 +290,7 @@ class RouterApp:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.services.routing.scorer.close()
+            self.services.routing.answers.close()
             self.services.client.close()
 
 

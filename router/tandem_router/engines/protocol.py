@@ -48,6 +48,8 @@ class Told(Struct, frozen=True):
     expected_tokens: float | None = None
     order: str = "None"  # by what the engine orders its queue: None, Length or Deadline
     peer_token: str | None = None
+    # Whether the answer will be read: how sure the model was of its tokens is worth telling.
+    token_statistics: bool = False
 
 
 @dataclass(frozen=True, slots=True)

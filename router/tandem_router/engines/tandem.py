@@ -55,6 +55,8 @@ class TandemEngine:
         ]
         if stream:
             headers += [(b"x-tandem-token-ids", b"1"), (b"x-tandem-usage", b"1")]
+        if told.token_statistics:
+            headers.append((b"x-tandem-token-statistics", b"1"))
         if told.prefill_url is not None:
             headers.append((b"x-tandem-prefill", told.prefill_url.encode()))
         if told.deadline_ms is not None:

@@ -37,6 +37,9 @@ class Reason(StrEnum):
     MAX_COST = "max-cost"  # the wanted tier costs more than the request allows
     TENANT = "tenant"  # the tenant may not use, or cannot pay, the wanted tier
     BUDGET = "budget"  # the budget cannot pay the wanted tier now
+    VERIFIED = "verified"  # the cheaper tier's answer was read, and is good enough
+    ESCALATED = "escalated"  # it was read, and a dearer tier was asked for another
+    UNVERIFIED = "unverified"  # it was to be read or replaced, and could not: it is sent as it is
     ADVISE = "advise"  # routing only advises: everything goes to the fallback tier
     UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint, or failed the request
     CAPABILITY = "capability"  # the wanted tier cannot do what the request asks

@@ -6,8 +6,16 @@ import time
 
 from msgspec import Struct
 
-from tandem_router.limits.ledger import Used
-from tandem_router.openai.usage import Usage, answer_chars, read_usage, text_tokens, usage_of
+from tandem_router.limits.ledger import NOTHING, Used
+from tandem_router.openai.usage import (
+    NOTHING_USED,
+    Usage,
+    answer_chars,
+    read_usage,
+    text_tokens,
+    usage_of,
+)
+from tandem_router.policy import Reason
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
@@ -22,6 +30,7 @@ class Outcome(Struct, frozen=True):
     usage: Usage  # of the attempt that ended it
     first_token_at: float | None
     ended_at: float
+    booked: bool = False  # `usage` is in the ledger and the tier's counters already
 
 
 def account(services: Services, assignment: TierAssignment, outcome: Outcome) -> None:
@@ -29,7 +38,7 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     record, arrival, tier = assignment.record, assignment.arrival, assignment.tier.name
     status, usage = outcome.status, outcome.usage
     prompt_tokens, output_tokens = usage.prompt_tokens, usage.output_tokens
-    last_cost = assignment.cost_usd(usage)
+    last_cost = 0.0 if outcome.booked else assignment.cost_usd(usage)
     served = (prompt_tokens, output_tokens)
     if assignment.cached is not None:
         # Nothing was computed or billed, but this much was answered.
@@ -37,6 +46,8 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
         answered = read_usage(usage_of(body), 0, text_tokens(answer_chars(body)))
         served = (answered.prompt_tokens, answered.output_tokens)
     used = Used(float(prompt_tokens + output_tokens), last_cost)
+    if outcome.booked:
+        used, usage = NOTHING, NOTHING_USED
     # What attempts elsewhere used is part of what the request cost.
     cost = services.ledger.settle(arrival.hold, used).usd
     if assignment.counted is not None:
@@ -46,7 +57,7 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     record.e2e_s = outcome.ended_at - arrival.started_at
     record.prompt_tokens, record.output_tokens = served
     record.cost_usd = cost
-    record.usage_estimated = usage.estimated
+    record.usage_estimated = outcome.usage.estimated
     dearest = services.prices.dearest
     record.cost_all_large_usd = services.prices.cost_usd(
         dearest, served[0], _expected_output(assignment, dearest, served[1])
@@ -56,11 +67,14 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     metrics.decisions[(tier, record.reason)].inc()
     broke_off = status == 200 and record.error is not None
     metrics.requests[(tier, "broke_off" if broke_off else str(status))].inc()
-    bound.prompt_tokens.inc(prompt_tokens)
-    bound.output_tokens.inc(output_tokens)
+    bound.prompt_tokens.inc(usage.prompt_tokens)
+    bound.output_tokens.inc(usage.output_tokens)
     bound.cost.inc(last_cost)
     metrics.cost_all_large.inc(record.cost_all_large_usd)
     metrics.tenant_cost[(record.tenant,)].inc(cost)
+    alone = record.read is None or record.reason == Reason.VERIFIED
+    if status == 200 and alone and assignment.cached is None and not record.attempts:
+        services.routing.latency[tier].last_whole.saw(record.e2e_s, outcome.ended_at)
     if status == 200:
         bound.e2e.observe(record.e2e_s)
         bound.prompt_length.observe(prompt_tokens)
@@ -71,7 +85,10 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
         if output_tokens > 1:
             record.tpot_s = (outcome.ended_at - outcome.first_token_at) / (output_tokens - 1)
             bound.tpot.observe(record.tpot_s)
-        if not record.attempts:
+        if record.read is not None:
+            # Two answers' time, or a whole one's: what clients waited, not how quick the tier is.
+            services.routing.latency[tier].last_ttft.saw(record.ttft_s, outcome.ended_at)
+        elif not record.attempts:
             # Of a request that failed elsewhere first, the wait says nothing of this tier.
             services.routing.latency[tier].saw(
                 record.ttft_s, record.tpot_s, outcome.ended_at, assignment.queue_wait_s

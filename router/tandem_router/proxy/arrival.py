@@ -65,7 +65,6 @@ def admit(
         expected = min(request.max_tokens, LONGEST_ANSWER_TOKENS)
     num_tokens = float(request.num_prompt_tokens + expected * request.num_choices)
     hold = services.ledger.hold(tenant, num_tokens, key)
-    answer_s = _answer_s(request, services.config.failover)
     return Arrival(
         request=request,
         overrides=replace(headers.overrides, tier=forced),
@@ -78,12 +77,12 @@ def admit(
         created=int(services.wall_clock()),
         started_at=started_at,
         deadline=started_at + services.config.failover.wait_s,
-        answer_s=answer_s,
+        answer_s=answer_s(request, services.config.failover),
         cache_key=services.reuse.key(request, tenant),
     )
 
 
-def _answer_s(request: InferenceRequest, failover: FailoverConfig) -> float:
+def answer_s(request: InferenceRequest, failover: FailoverConfig) -> float:
     """A stream shows life with its first token, a whole reply only with its last."""
     if request.stream:
         return 0.0

@@ -26,10 +26,17 @@ from tandem_router.openai.usage import (
     reply_chars,
     text_tokens,
 )
+from tandem_router.policy import Reason
 from tandem_router.proxy.accounting import Outcome, account
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import Fault, FaultKind, RequestRefused, of_error, of_transport
+from tandem_router.proxy.first_answer import (
+    FirstAnswer,
+    asked_whole,
+    first_answer,
+    wants_another,
+)
 from tandem_router.proxy.retries import Retries
 from tandem_router.proxy.stream import Relay, StreamEnded
 from tandem_router.proxy.tier_assignment import TierAssignment, assign
@@ -61,12 +68,11 @@ class RequestHandler:
             assignment = self._assignment = await assign(self._services, self._arrival)
             if assignment.cached is not None:
                 await self._serve_cached(assignment, assignment.cached)
+            elif assignment.middle is not None:
+                await self._read_first(assignment)
             else:
                 retries = self._retries = Retries(self._services, assignment)
-                if self._request.stream:
-                    await self._stream(assignment, retries)
-                else:
-                    await self._whole(assignment, retries)
+                await self._directly(assignment, retries)
         except ApiError as refusal:
             status, error = refusal.status, refusal.message
             raise
@@ -84,11 +90,81 @@ class RequestHandler:
                 self._retries.release(close=True)
             self._account(status, error)
 
+    async def _directly(self, assignment: TierAssignment, retries: Retries) -> None:
+        if self._request.stream:
+            await self._stream(assignment, retries)
+        else:
+            await self._whole(assignment, retries)
+
+    # -- answers that are read before they are sent ------------------------------------------
+
+    async def _read_first(self, assignment: TierAssignment) -> None:
+        """Get the cheaper tier's answer, have it read, and send it or ask the dearer tier."""
+        services, arrival = self._services, self._arrival
+        assignment.arrival = asked_whole(services, arrival)
+        retries = self._retries = Retries(services, assignment)
+        _, reply = await self._whole_answer(assignment, retries)
+        retries.release()
+        assignment.arrival = arrival
+        assert self._whole_usage is not None
+        is_ours = assignment.tier.kind == "pool"
+        answer = first_answer(reply, self._request.kind, self._whole_usage, is_ours)
+        # Another tier may have had to answer: there is nothing to weigh it against.
+        if assignment.middle is not None and await wants_another(services, assignment, answer):
+            if await self._escalated(assignment, answer):
+                return
+            services.routing.answers.count("not_escalated")
+            assignment.was_read(Reason.UNVERIFIED)
+        if assignment.record.read is not None:
+            assignment.record.read = {**assignment.record.read, "outcome": assignment.reason}
+        await self._send_first(assignment, answer)
+
+    async def _escalated(self, assignment: TierAssignment, answer: FirstAnswer) -> bool:
+        """Answer by the dearer tier; False where it may not be asked or fails before its start."""
+        late = self._services.clock() >= self._arrival.deadline
+        if late or not assignment.escalate(answer.usage):
+            return False
+        assert assignment.record.read is not None
+        assignment.record.read = {**assignment.record.read, "outcome": "escalated"}
+        first, self._whole_usage = self._retries, None
+        retries = self._retries = Retries(self._services, assignment)
+        try:
+            await self._directly(assignment, retries)
+        except (ApiError, RequestRefused):
+            if self.headers_sent:
+                raise
+            retries.release(close=True)
+            assignment.go_back()
+            self._retries, self._relay = first, None
+            return False
+        self._services.routing.answers.count("escalated")
+        return True
+
+    async def _send_first(self, assignment: TierAssignment, answer: FirstAnswer) -> None:
+        self._whole_usage = answer.usage
+        self._saw_first_token()
+        body, content_type = answer.body(self._arrival)
+        await self._send_whole(assignment, body, content_type)
+        if isinstance(answer.reply.get("usage"), dict):
+            self._keep_answer(assignment, encode_json(answer.reply))
+
     # -- whole replies ----------------------------------------------------------------------
 
     async def _whole(self, assignment: TierAssignment, retries: Retries) -> None:
+        body, reply = await self._whole_answer(assignment, retries)
+        self._saw_first_token()
+        retries.release()
+        # Said by us: what a provider calls its reply may make a browser run it.
+        await self._send_whole(assignment, body, b"application/json")
+        if isinstance(reply.get("usage"), dict):
+            self._keep_answer(assignment, body)
+
+    async def _whole_answer(
+        self, assignment: TierAssignment, retries: Retries
+    ) -> tuple[bytes, dict[str, Any]]:
+        """The reply of whichever worker gives one, and what it used in `_whole_usage`."""
         while True:
-            response = await retries.open(self._request.body)
+            response = await retries.open(assignment.arrival.request.body)
             try:
                 body, reply = await self._answer(assignment, response)
             except Fault as fault:
@@ -97,15 +173,10 @@ class RequestHandler:
                 continue
             break
         retries.answered()
-        self._saw_first_token()
-        usage = reply.get("usage")
         seen = text_tokens(reply_chars(reply))
-        self._whole_usage = read_usage(usage, self._request.num_prompt_tokens, seen)
-        retries.release()
-        # Said by us: what a provider calls its reply may make a browser run it.
-        await self._send_whole(assignment, body, b"application/json")
-        if isinstance(usage, dict):
-            self._keep_answer(assignment, body)
+        prompt = self._request.num_prompt_tokens
+        self._whole_usage = read_usage(reply.get("usage"), prompt, seen)
+        return body, reply
 
     async def _answer(
         self, assignment: TierAssignment, response: Response
@@ -149,7 +220,7 @@ class RequestHandler:
             (b"content-length", str(len(body)).encode()),
             NOSNIFF,
             *extra,
-            *assignment.reply_headers(assignment.cost_usd(self._used(assignment))),
+            *assignment.reply_headers(self._cost_usd(assignment)),
         ]
         self.headers_sent = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -159,7 +230,7 @@ class RequestHandler:
 
     async def _stream(self, assignment: TierAssignment, retries: Retries) -> None:
         def told() -> dict[str, Any]:
-            cost_usd = assignment.cost_usd(self._used(assignment))
+            cost_usd = self._cost_usd(assignment)
             return {"tier": assignment.tier.name, "reason": assignment.reason, "cost_usd": cost_usd}
 
         relay = self._relay = Relay(
@@ -283,13 +354,28 @@ class RequestHandler:
             return assignment.unseen()
         return usage
 
+    def _cost_usd(self, assignment: TierAssignment) -> float:
+        """What the client is told: of a first answer that was not sent, too."""
+        sent_usd = assignment.cost_usd(self._used(assignment))
+        if assignment.decision.reason is Reason.ESCALATED:
+            return sent_usd + assignment.first_cost_usd
+        return sent_usd
+
     def _account(self, status: int, error: str | None) -> None:
         services, assignment = self._services, self._assignment
         if assignment is None:
             services.ledger.settle(self._arrival.hold, NOTHING)
             return
         ended_at = self._completed_at if self._completed_at is not None else services.clock()
-        outcome = Outcome(status, error, self._used(assignment), self._first_token_at, ended_at)
+        outcome = Outcome(
+            status,
+            error,
+            self._used(assignment),
+            self._first_token_at,
+            ended_at,
+            # Escalating has booked it, also where it is sent after all.
+            booked=assignment.has_answer and assignment.decision.reason is not Reason.ESCALATED,
+        )
         account(services, assignment, outcome)
 
 

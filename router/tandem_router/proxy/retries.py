@@ -274,7 +274,7 @@ class Retries:
         answer_s = self._arrival.answer_s
         left = max(0.001, self._deadline + answer_s - self._services.clock())
         external = self._assignment.tier.kind == "external"
-        if not self._assignment.others():
+        if not self._assignment.others() and not self._assignment.has_answer:
             return left if external else None
         half = self._failover.wait_s / 2.0
         share = min(half, self._failover.tier_patience_s) if external else half
@@ -312,6 +312,8 @@ class Retries:
                 lost = external or picker.gone(name)
                 tier_wait_s = 0.0 if lost else failover.tier_wait_s
                 if not changed and not all_full and now >= self._waits_since + tier_wait_s:
+                    if assignment.has_answer and not assignment.committed:
+                        raise self._refused("none is ready, and another answer is there")
                     changed = self._change_tier()
                 if changed:
                     services.arrivals.let_go(held)

@@ -16,11 +16,12 @@ from tandem_router.errors import ApiError, overloaded
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS
 from tandem_router.openai.usage import NOTHING_USED, Usage
-from tandem_router.policy import Decision, Reason
+from tandem_router.policy import Decision, PolicySetPoints, Reason
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import Fault
 from tandem_router.proxy.token_prompts import text_of_ids
+from tandem_router.routing.answer_reading import Middle
 from tandem_router.routing.decision_log import Attempt, DecisionRecord
 from tandem_router.routing.scorer import UNSCORED, Scored
 from tandem_router.routing.set_points import Counted
@@ -67,9 +68,17 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
             arrived = True
         if tier is not None:
             _shed_if_late(services, decision)
-            if services.ledger.move(arrival.hold, tier, decision.reserve_cost_usd):
-                counted = services.steering.count(decision, request, set_points)
-                return TierAssignment(services, arrival, scored, decision, None, counted)
+            middle = None
+            if not given_up:
+                middle = services.routing.middle(request, arrival.overrides, decision)
+            chosen = decision
+            if middle is not None:
+                chosen = _as_read(services, arrival, scored, set_points, middle, decision)
+                middle = middle if chosen is not decision else None
+            assert chosen.tier is not None
+            if services.ledger.move(arrival.hold, chosen.tier, chosen.reserve_cost_usd):
+                counted = services.steering.count(chosen, request, set_points, middle is not None)
+                return TierAssignment(services, arrival, scored, chosen, None, counted, middle)
             # Concurrent requests took the money in between: ask again, soon.
             await asyncio.sleep(0.01)
             if services.clock() < arrival.deadline:
@@ -82,10 +91,39 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
         await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
 
 
+def _as_read(
+    services: Services,
+    arrival: Arrival,
+    scored: Scored,
+    set_points: PolicySetPoints,
+    middle: Middle,
+    decision: Decision,
+) -> Decision:
+    """The decision for the tier whose answer will be read, with what was decided for the prompt."""
+    forced = services.routing.choose(
+        arrival.request,
+        replace(arrival.overrides, tier=middle.first),
+        arrival.hold,
+        scored,
+        set_points,
+        services.reuse.expected_uses(arrival.cache_key),
+    )
+    if forced.tier is None:
+        return decision
+    return replace(
+        forced,
+        reason=Reason.VERIFIED,
+        gain=decision.gain,
+        threshold=decision.threshold,
+        difficulty=decision.difficulty,
+    )
+
+
 class TierAssignment:
     """The tier that a request has now, why, and what earlier tries have used.
 
-    cached: the answer to serve instead of asking a worker; it is not counted.
+    cached: the answer to serve instead of asking a worker; it is not counted. middle: set where
+    the first answer is to be read before anything is sent.
     """
 
     def __init__(
@@ -96,6 +134,7 @@ class TierAssignment:
         decision: Decision,
         cached: CachedAnswer | None,
         counted: Counted | None,
+        middle: Middle | None = None,
     ) -> None:
         assert decision.tier is not None
         self._services = services
@@ -108,6 +147,11 @@ class TierAssignment:
         self.decision = decision
         self.cached = cached
         self.counted = counted
+        self.middle = middle
+        # Of a first answer that was read: it may still be sent, and it is booked already.
+        self.has_answer = False
+        self.first_cost_usd = 0.0
+        self._first: Decision | None = None
         self.tier = services.config.tier(decision.tier)
         self._look_at_queue()
         request = arrival.request
@@ -137,14 +181,19 @@ class TierAssignment:
         """As the client and the decision log are told."""
         return "cached" if self.cached is not None else str(self.decision.reason)
 
+    @property
+    def reads_answer(self) -> bool:
+        """Whether the answer asked for now is to be read before it is sent."""
+        return self.middle is not None and not self.has_answer
+
     def _look_at_queue(self) -> None:
         """What stood before the request when its tier was chosen: latencies are kept net of it."""
         self.queue_wait_s = self._services.routing.queue_wait_s(self.tier.name)
 
     def others(self) -> bool:
         """Whether the router may choose and some other tier could take the request now."""
-        if self.arrival.forced or self.counted is None or self.committed:
-            return False
+        if self.arrival.forced or self.counted is None or self.committed or self.has_answer:
+            return False  # an answer that was read takes the place of another tier's
         picker, gone = self._services.picker, {*self._failed_tiers, self.tier.name}
         return any(
             tier.name not in gone and picker.num_usable(tier.name)
@@ -175,9 +224,16 @@ class TierAssignment:
             return False
         self._failed_tiers = failed
         services.steering.move(counted, decision)
-        services.metrics.tier_changes[(self.tier.name, decision.tier)].inc()
-        self.decision = replace(decision, reason=Reason.UNAVAILABLE)
-        self.tier = services.config.tier(decision.tier)
+        self.middle = None  # whoever takes over answers directly
+        self._take(decision, Reason.UNAVAILABLE)
+        return True
+
+    def _take(self, decision: Decision, reason: Reason) -> None:
+        assert decision.tier is not None
+        if decision.tier != self.tier.name:
+            self._services.metrics.tier_changes[(self.tier.name, decision.tier)].inc()
+        self.decision = replace(decision, reason=reason)
+        self.tier = self._services.config.tier(decision.tier)
         self._look_at_queue()
         self.record.tier = decision.tier
         self.record.reason = self.reason
@@ -185,7 +241,57 @@ class TierAssignment:
         self.record.max_tokens = decision.max_tokens
         self.record.verdicts = decision.verdicts
         self.record.expected_cost_usd = decision.expected_cost_usd
+
+    def escalate(self, usage: Usage) -> bool:
+        """Ask the dearer tier, the first answer's `usage` booked; False where it may not be asked.
+
+        Whether or not, the first answer is booked from here on.
+        """
+        services, arrival, counted, middle = self._services, self.arrival, self.counted, self.middle
+        assert counted is not None
+        assert middle is not None
+        if not services.picker.num_usable(middle.second):
+            return False
+        decision = services.routing.choose(
+            arrival.request,
+            replace(arrival.overrides, tier=middle.second),
+            arrival.hold,
+            self.scored,
+            counted.set_points,
+            services.reuse.expected_uses(arrival.cache_key),
+        )
+        found = next((v for v in decision.verdicts if v.tier == middle.second), None)
+        if decision.tier is None or found is None or found.excluded is not None:
+            return False
+        cost_usd = self.cost_usd(usage)
+        used = Used(float(usage.prompt_tokens + usage.output_tokens), cost_usd)
+        self.has_answer, self.first_cost_usd = True, cost_usd
+        bound = services.metrics.tiers[self.tier.name]
+        bound.prompt_tokens.inc(usage.prompt_tokens)
+        bound.output_tokens.inc(usage.output_tokens)
+        bound.cost.inc(cost_usd)
+        if not services.ledger.move(arrival.hold, middle.second, decision.reserve_cost_usd, used):
+            return False
+        self._first = self.decision
+        services.steering.move(counted, decision)
+        self._take(replace(decision, gain=self.decision.gain), Reason.ESCALATED)
         return True
+
+    def go_back(self) -> None:
+        """The dearer tier gave no answer: the first one is sent, and nothing more is held."""
+        counted = self.counted
+        first = self._first
+        assert counted is not None
+        assert first is not None
+        assert first.tier is not None
+        self._services.ledger.move(self.arrival.hold, first.tier, 0.0)
+        self._services.steering.move(counted, first)
+        self._take(first, Reason.UNVERIFIED)
+
+    def was_read(self, reason: Reason) -> None:
+        """What is told of an answer that is sent after reading."""
+        self.decision = replace(self.decision, reason=reason)
+        self.record.reason = self.reason
 
     def cost_usd(self, usage: Usage) -> float:
         """Price of an answer of this tier."""

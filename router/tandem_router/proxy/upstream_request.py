@@ -63,6 +63,7 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
         expected_tokens=(lengths or {}).get(tier.name),
         order=tier.engine_order,
         peer_token=services.peer_token,
+        token_statistics=assignment.reads_answer,
     )
 
 

@@ -19,6 +19,7 @@ from tandem_router.policy import PlainScore, Score
 from tandem_router.predictor import Predictor as LearnedPredictor
 from tandem_router.predictor import PredictorError
 from tandem_router.predictor import load as load_artifact
+from tandem_router.predictor.cascade.stored import Cascade
 from tandem_router.predictor.reading.embedding import EmbeddingError, StaticEmbedding
 
 logger = logging.getLogger("tandem.router")
@@ -93,6 +94,11 @@ class ArtifactPredictor:
     @property
     def loaded(self) -> bool:
         return self._loaded is not None
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """The verifier of the artifact in use, with the tiers it stands between."""
+        return None if self._loaded is None else self._loaded.cascade
 
     def report(self) -> dict[str, object]:
         """What whoever mounted the file wants to know: is it in use, and is it this router's."""

@@ -8,7 +8,7 @@ quality that people are shown.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -42,6 +42,7 @@ class Counted(Struct, eq=False):
     set_points: PolicySetPoints  # those it was decided with
     place: int  # among the recent requests
     expected: _Expected | None  # None where a quality is unknown
+    tiers: tuple[str, ...]  # cheapest first, as in `expected`
 
 
 class Steering:
@@ -183,25 +184,31 @@ class Steering:
         self._metrics.lambda_per_usd.set(points.lambda_per_usd)
 
     def count(
-        self, decision: Decision, request: InferenceRequest, set_points: PolicySetPoints
+        self,
+        decision: Decision,
+        request: InferenceRequest,
+        set_points: PolicySetPoints,
+        will_be_read: bool = False,
     ) -> Counted:
         """Count a request where it was decided to go, once its money is held.
 
         Counted before it is served, so that requests in flight already weigh in the next
-        decisions.
+        decisions. will_be_read: the quality floor learns its gain from the verdict (`read`).
         """
         assert decision.tier is not None
         self.control.decided(self._clock(), decision, request.num_prompt_tokens)
         expected = _expected(decision) if self._states_quality else None
         if expected is not None:
             self._expected.append(expected)
-            self._hold_floor(decision.gain, expected.qualities[-1])
+            if not will_be_read:
+                self._hold_floor(decision.gain, expected.qualities[-1])
         return Counted(
             decision.tier,
             decision.expected_cost_usd,
             set_points,
             self.state.record(decision.tier),
             expected,
+            tuple(verdict.tier for verdict in decision.verdicts),
         )
 
     def _hold_floor(self, gain: float | None, dearest: float | None) -> None:
@@ -210,6 +217,23 @@ class Steering:
             return
         if floor.observe(gain, dearest):
             self._move_threshold()
+
+    def read(self, counted: Counted, qualities: Mapping[str, float] | None) -> None:
+        """A verifier has read the first answer; its qualities take the prompt's place.
+
+        What the threshold was compared with is then the gain after reading. None: it said nothing.
+        """
+        expected = counted.expected
+        if expected is None:
+            return
+        if qualities is not None:
+            expected.qualities = tuple(
+                qualities.get(tier, quality)
+                for tier, quality in zip(counted.tiers, expected.qualities, strict=True)
+            )
+        cheapest, dearest = expected.qualities[0], expected.qualities[-1]
+        if cheapest is not None and dearest is not None:
+            self._hold_floor(dearest - cheapest, dearest)
 
     def move(self, counted: Counted, decision: Decision) -> None:
         """Another tier takes the request over: it counts there, and no longer where it was."""

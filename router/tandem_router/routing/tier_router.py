@@ -29,6 +29,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.routing.answer_reading import AnswerReader, Middle
 from tandem_router.routing.latency_window import LatencyWindow
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
@@ -51,6 +52,7 @@ class TierLatency:
     updated: float = 0.0
     last_ttft: LatencyWindow = field(default_factory=LatencyWindow)
     last_tpot: LatencyWindow = field(default_factory=LatencyWindow)
+    last_whole: LatencyWindow = field(default_factory=LatencyWindow)  # from arrival to last byte
 
     def saw(
         self, ttft_s: float | None, tpot_s: float | None, now: float, queue_wait_s: float = 0.0
@@ -98,6 +100,7 @@ class Routing:
         self._ledger = ledger
         self._clock = clock
         self.scorer = Scorer(predictor, config.predictor, metrics)
+        self.answers = AnswerReader(config, predictor, metrics)
         self.latency = {tier.name: TierLatency() for tier in config.tiers}
         self._declared = {
             tier.name: Capabilities(**tier.capabilities.model_dump())
@@ -114,6 +117,7 @@ class Routing:
     def reconfigure(self, config: RouterConfig) -> None:
         """Take other prices, shares, fallback tier and mode; the tiers themselves stay."""
         self._config = config
+        self.answers.reconfigure(config)
 
     def forced_tier(self, model: str) -> str | None:
         """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
@@ -214,6 +218,20 @@ class Routing:
         if remaining_usd is None:
             return known[1]
         return replace(known[1], remaining_usd=remaining_usd)
+
+    def middle(
+        self, request: InferenceRequest, overrides: Overrides, decision: Decision
+    ) -> Middle | None:
+        """Where the cheaper tier is to answer first and be read, and on what terms."""
+        cascade = self.answers.cascade if self.answers.settings is not None else None
+        if cascade is None or overrides.tier is not None:
+            return None
+        slo_ms = self._config.slo.ttft_ms
+        slo_s = overrides.ttft_slo_s
+        if slo_s is None and slo_ms is not None:
+            slo_s = slo_ms / 1000.0
+        seen = self.latency[cascade.first].last_whole.report(95.0, None, self._clock())
+        return self.answers.middle(request, decision, slo_s, seen.value_s)
 
     def queue_wait_s(self, tier: str) -> float:
         """How long a request would now wait before its prefill; 0 where nothing is known."""

@@ -40,6 +40,7 @@ class FakeWorker(FakeServer):
     token_ids_in_chunks: bool = True
     pause_s: float = 0.0
     write_size: int | None = None
+    token_statistics: dict[str, float] | None = None  # told of whole replies where asked for
     detokenized: str | None = None  # the text of every prompt of token ids
 
     # -- the model ---------------------------------------------------------------------------
@@ -119,9 +120,11 @@ class FakeWorker(FakeServer):
                 said = {"text": text}
             choices.append({"index": index, "finish_reason": "stop", **said})
         usage = {"prompt_tokens": 5, "completion_tokens": total, "total_tokens": 5 + total}
-        return json.dumps(
-            {"model": seen.headers.get("x-tandem-model"), "choices": choices, "usage": usage}
-        ).encode()
+        model = seen.headers.get("x-tandem-model")
+        reply: dict[str, Any] = {"model": model, "choices": choices, "usage": usage}
+        if seen.headers.get("x-tandem-token-statistics") == "1":
+            reply["tandem"] = {"token_statistics": self.token_statistics}
+        return json.dumps(reply).encode()
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if self.frozen.is_set():

@@ -24,3 +24,4 @@ class RequestContext:
     priority: int = 0
     send_token_ids: bool = False
     send_usage: bool = False
+    send_token_statistics: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,16 @@ class ReplyWriter:
             if self._context.send_token_ids:
                 choice["token_ids"] = [token for delta in deltas for token in delta.token_ids]
             choices.append(choice)
-        return _dumps({**self._head, "choices": choices, "usage": usage}).encode()
+        whole = {**self._head, "choices": choices, "usage": usage}
+        if self._context.send_token_statistics:
+            drawn = [
+                scores.logprob
+                for parts in self._parts.values()
+                for part in parts
+                for scores in part.logprobs
+            ]
+            whole["tandem"] = {"token_statistics": token_statistics(drawn)}
+        return _dumps(whole).encode()
 
     # -- log-probabilities -----------------------------------------------------------------------
 
@@ -198,6 +208,28 @@ class ReplyWriter:
 
 _LEAST_LOGPROB = -9999.0
 """Stands for the logarithm of zero, which JSON cannot say; OpenAI's number."""
+
+_NUM_LAST = 8
+_DOUBTFUL = math.log(0.5)
+
+
+def token_statistics(logprobs: Sequence[float]) -> dict[str, float] | None:
+    """How sure the model was of an answer's tokens, as `docs/contract.md` names the numbers.
+
+    logprobs: natural logarithms of the probabilities that the tokens were drawn with.
+    """
+    if not logprobs:
+        return None
+    bounded = [max(value, _LEAST_LOGPROB) for value in logprobs]
+    last = bounded[-_NUM_LAST:]
+    return {
+        "num_tokens": len(bounded),
+        "mean_logprob": sum(bounded) / len(bounded),
+        "lowest_logprob": min(bounded),
+        "doubtful_share": sum(value < _DOUBTFUL for value in bounded) / len(bounded),
+        "final_logprob": sum(last) / len(last),
+    }
+
 
 DONE = b"data: [DONE]\n\n"
 

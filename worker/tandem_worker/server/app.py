@@ -354,6 +354,7 @@ class WorkerApp:
             priority=_header_int(headers, "x-tandem-priority", signed=True) or 0,
             send_token_ids=headers.get("x-tandem-token-ids") == "1",
             send_usage=headers.get("x-tandem-usage") == "1",
+            send_token_statistics=headers.get("x-tandem-token-statistics") == "1",
         )
 
     async def _prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:

@@ -191,6 +191,8 @@ class Generation:
                     seed=choice_seed(self.context.seed, index),
                     max_tokens=max_tokens,
                 )
+                if self.context.send_token_statistics and sampling.num_logprobs is None:
+                    sampling = replace(sampling, num_logprobs=0)  # computed, shown to no client
                 choices.append(
                     _Choice(
                         index=index,

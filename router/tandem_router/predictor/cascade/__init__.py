@@ -10,10 +10,11 @@ Serving:
 
     zone = choose_zone(p_small, p_large, power, terms)
     # Zone.VERIFY: get the whole small answer without streaming it, then
-    if escalate(verifier.judge(prompt, answer, token_logprobs), terms): ...ask the large tier
+    if escalate(verifier.judge(prompt, answer, token_statistics), terms): ...ask the large tier
 """
 
 from tandem_router.predictor.cascade.answer_features import FEATURE_NAMES, answer_features
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.cascade.verifier import VIEWS, AnswerVerifier, Verdict
 from tandem_router.predictor.cascade.zones import (
     CascadeTerms,
@@ -29,6 +30,7 @@ __all__ = [
     "VIEWS",
     "AnswerVerifier",
     "CascadeTerms",
+    "TokenStatistics",
     "Verdict",
     "VerifierPower",
     "Zone",

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 
 MAX_CHARS = 8192
 MAX_EQUATIONS = 64
@@ -79,15 +80,14 @@ FEATURE_NAMES: tuple[str, ...] = (
 
 
 def answer_features(
-    prompt: str, answer: str, token_logprobs: Sequence[float] | None = None
+    prompt: str, answer: str, tokens: TokenStatistics | None = None
 ) -> NDArray[np.float64]:
     """Features of one answer, finite whatever the text, (len(FEATURE_NAMES),).
 
     Args:
         prompt: what was asked.
         answer: what the small tier said.
-        token_logprobs: natural log probabilities of the answer's tokens, where the worker
-            reported them.
+        tokens: how sure the tier was of its tokens, where it told.
     """
     prompt, answer = prompt[-MAX_CHARS:], answer[:MAX_CHARS]
     asked = [_number(text) for text in _NUMBER.findall(prompt)]
@@ -141,18 +141,21 @@ def answer_features(
         len(equations) - 0.5 * (len(asked) + relations),
         len(answer) / packed / 3.0,
         (len(lines) - len(set(lines))) / max(1, len(lines)),
-        *_certainty(token_logprobs),
+        *_certainty(tokens),
     ]
     return np.clip(np.array(values, dtype=np.float64), -50.0, 50.0)
 
 
-def _certainty(token_logprobs: Sequence[float] | None) -> tuple[float, float, float, float, float]:
-    usable = [value for value in token_logprobs or () if math.isfinite(value)]
-    if not usable:
+def _certainty(tokens: TokenStatistics | None) -> tuple[float, float, float, float, float]:
+    if tokens is None:
         return 0.0, 0.0, 0.0, 0.0, 0.0
-    doubtful = sum(value < math.log(0.5) for value in usable) / len(usable)
-    last = usable[-8:]
-    return 1.0, sum(usable) / len(usable), min(usable), doubtful, sum(last) / len(last)
+    return (
+        1.0,
+        tokens.mean_logprob,
+        tokens.lowest_logprob,
+        tokens.doubtful_share,
+        tokens.final_logprob,
+    )
 
 
 def _number(text: str) -> float:

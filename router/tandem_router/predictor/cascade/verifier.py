@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.cascade.answer_features import FEATURE_NAMES, answer_features
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.linear_algebra import TextLinear, scoped
 from tandem_router.predictor.reading import ngrams
 
@@ -31,6 +32,7 @@ VIEWS: Mapping[str, float] = {
     "references": 0.5,
 }
 NUM_NEIGHBOURS = 40
+NO_SPREAD = 1e-6
 _WORDS = {"kind": "word", "min_n": 1, "max_n": 2, "link": "identity"}
 
 
@@ -109,20 +111,18 @@ class AnswerVerifier:
         self,
         prompts: Sequence[str],
         answers: Sequence[str],
-        logprobs: Sequence[Sequence[float] | None] | None = None,
+        tokens: Sequence[TokenStatistics | None] | None = None,
     ) -> Floats:
         """Calibrated quality of small and large after each answer, (num_rows, 2)."""
-        x = features_of(prompts, answers, logprobs)
+        x = features_of(prompts, answers, tokens)
         z = self.views.logits(x, prompts, answers, self.weights)
         slope, bias = self.calibration[:, 0], self.calibration[:, 1]
         calibrated: Floats = z * slope + bias
         return sigmoid(calibrated)
 
-    def judge(
-        self, prompt: str, answer: str, token_logprobs: Sequence[float] | None = None
-    ) -> Verdict:
+    def judge(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
         """One answer."""
-        small, large = self.predict([prompt], [answer], [token_logprobs])[0]
+        small, large = self.predict([prompt], [answer], [tokens])[0]
         return Verdict(float(small), float(large))
 
     def to_arrays(self) -> Arrays:
@@ -173,18 +173,22 @@ class AnswerVerifier:
 def features_of(
     prompts: Sequence[str],
     answers: Sequence[str],
-    logprobs: Sequence[Sequence[float] | None] | None = None,
+    tokens: Sequence[TokenStatistics | None] | None = None,
 ) -> Floats:
     """Features of every (prompt, answer), (num_rows, len(FEATURE_NAMES))."""
-    certainty = logprobs if logprobs is not None else [None] * len(prompts)
+    certainty = tokens if tokens is not None else [None] * len(prompts)
     return np.stack(
         [answer_features(*row) for row in zip(prompts, answers, certainty, strict=True)]
     )
 
 
 def scaled_features(x: Floats, mean: Floats, scale: Floats) -> Floats:
-    """Standardised, and clipped so that one absurd answer cannot silence the other views."""
-    return np.asarray(np.clip((x - mean) / scale, -4.0, 4.0))
+    """Standardised, and clipped so that one absurd answer cannot silence the other views.
+
+    A feature that never varied in training says nothing: token certainty, where no row had any.
+    """
+    varied = scale > NO_SPREAD
+    return np.asarray(np.where(varied, np.clip((x - mean) / scale, -4.0, 4.0), 0.0))
 
 
 def sigmoid(z: Floats) -> Floats:

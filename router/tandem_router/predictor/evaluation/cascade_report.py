@@ -22,6 +22,7 @@ def verdicts(cascade: Cascade, dataset: Dataset) -> FloatArray:
         out[rows] = cascade.verifier.predict(
             [dataset.rows[i].prompt for i in rows],
             [dataset.rows[i].responses[cascade.first] for i in rows],
+            [dataset.rows[i].token_statistics.get(cascade.first) for i in rows],
         )
     return out
 

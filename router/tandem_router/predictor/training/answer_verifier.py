@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.artifact import Arrays
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.cascade.verifier import (
+    NO_SPREAD,
     VIEWS,
     AnswerVerifier,
     VerifierViews,
@@ -42,7 +44,7 @@ def fit_verifier(
     prompts: Sequence[str],
     answers: Sequence[str],
     quality: FloatArray,
-    logprobs: Sequence[Sequence[float] | None] | None = None,
+    tokens: Sequence[TokenStatistics | None] | None = None,
     *,
     seed: int = 0,
     weights: Mapping[str, float] = VIEWS,
@@ -52,7 +54,7 @@ def fit_verifier(
     Args:
         prompts, answers: the small tier's answers and what they answer.
         quality: measured quality of small and large, 0..1, (num_rows, 2).
-        logprobs: per row the answer's token log probabilities, where known.
+        tokens: per row how sure the small tier was of its tokens, where known.
         seed: of the calibration folds and the choice of references.
         weights: of the views; a weight of zero leaves a view out.
 
@@ -72,7 +74,7 @@ def fit_verifier(
         )
     if not ((quality >= 0.0) & (quality <= 1.0)).all():
         raise ValueError("a quality is NaN or outside 0..1; rescale the labels")
-    x = features_of(prompts, answers, logprobs)
+    x = features_of(prompts, answers, tokens)
     asked, said = Corpus.of_words(prompts), Corpus.of_words(answers)
     folds = np.random.default_rng(seed).permutation(len(x)) % 5
     held_out = np.zeros_like(quality)
@@ -94,7 +96,7 @@ def fit_verifier(
 def _fit_views(
     x: FloatArray, asked: Corpus, said: Corpus, quality: FloatArray, seed: int
 ) -> VerifierViews:
-    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), NO_SPREAD)
     scaled = scaled_features(x, mean, scale)
     keep = np.random.default_rng(seed).permutation(len(x))[:MAX_REFERENCES]
     answer_words, prompt_words = (
@@ -136,6 +138,7 @@ class _Answered:
     rows: npt.NDArray[np.int64]
     prompts: list[str]
     answers: list[str]
+    tokens: list[TokenStatistics | None]
     quality: FloatArray  # (num_answered, 2)
 
 
@@ -159,6 +162,7 @@ def _answered(dataset: Dataset) -> _Answered | None:
         rows,
         [dataset.rows[i].prompt for i in rows],
         [dataset.rows[i].responses[name] for i in rows],
+        [dataset.rows[i].token_statistics.get(name) for i in rows],
         labels[rows][:, [first, second]],
     )
 
@@ -177,10 +181,13 @@ def _held_out(known: _Answered, folds: npt.NDArray[np.int64], seed: int) -> Floa
             [known.prompts[i] for i in inside],
             [known.answers[i] for i in inside],
             known.quality[inside],
+            [known.tokens[i] for i in inside],
             seed=seed,
         )
         out[outside] = part.predict(
-            [known.prompts[i] for i in outside], [known.answers[i] for i in outside]
+            [known.prompts[i] for i in outside],
+            [known.answers[i] for i in outside],
+            [known.tokens[i] for i in outside],
         )
     return out
 
@@ -214,7 +221,7 @@ def train(
     progress(f"learning to read the answers of {known.tiers[0]}")
     quality = known.quality
     held_out = _held_out(known, parts, seed)
-    verifier = fit_verifier(known.prompts, known.answers, quality, seed=seed)
+    verifier = fit_verifier(known.prompts, known.answers, quality, known.tokens, seed=seed)
     power = VerifierPower.measure(held_out[:, 0], quality[:, 0])
     apgr = metrics.apgr(held_out[:, 1] - held_out[:, 0], quality[:, 0], quality[:, 1])
     described = {

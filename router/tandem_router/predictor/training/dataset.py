@@ -1,10 +1,10 @@
 """Reading outcome data: which model answered which prompt how well.
 
 One row is ``{"prompt" | "messages", "quality": {tier: 0..1 or [samples]}, "output_tokens"?,
-"cost_usd"?, "responses"?, "group"?, "task"?}``; JSON lines, a JSON list or a table, gzipped or not
-(:mod:`..records.files`), also in the shapes of other tools (:mod:`..records.shapes`). A row that
-cannot be used is named by line and reason and left out; more than 1 % of such rows stops, because
-then the file is probably not what its name says.
+"cost_usd"?, "responses"?, "token_statistics"?, "group"?, "task"?}``; JSON lines, a JSON list or a
+table, gzipped or not (:mod:`..records.files`), also in the shapes of other tools
+(:mod:`..records.shapes`). A row that cannot be used is named by line and reason and left out; more
+than 1 % of such rows stops, because then the file is probably not what its name says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.records import conversation, files, shapes
@@ -46,6 +47,7 @@ class Row:
     line: str = ""
     messages: tuple[conversation.Message, ...] = ()
     cost_usd: dict[str, float] = field(default_factory=dict)
+    token_statistics: dict[str, TokenStatistics] = field(default_factory=dict)  # of `responses`
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,23 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
         where,
         messages,
         costs,
+        _token_statistics(value),
     )
+
+
+def _token_statistics(value: dict[str, Any]) -> dict[str, TokenStatistics]:
+    found = {}
+    for tier, given in _mapping(value, "token_statistics").items():
+        if given is None:
+            continue
+        statistics = TokenStatistics.parse(given)
+        if statistics is None:
+            raise DataError(
+                f"token_statistics.{tier}={_short(given)} is not what a worker says of an answer's "
+                "tokens; leave it out"
+            )
+        found[tier] = statistics
+    return found
 
 
 def _joined(first: Row, other: Row) -> Row:
@@ -225,6 +243,7 @@ def _joined(first: Row, other: Row) -> Row:
         output_tokens={**other.output_tokens, **first.output_tokens},
         cost_usd={**other.cost_usd, **first.cost_usd},
         responses={**other.responses, **first.responses},
+        token_statistics={**other.token_statistics, **first.token_statistics},
     )
 
 
