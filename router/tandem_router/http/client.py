@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Origin, OriginPool, Response
+from tandem_router.http.deadlines import Deadlines
 
 
 @lru_cache(maxsize=4096)
@@ -32,6 +33,17 @@ def split_url(url: str) -> tuple[Origin, str]:
         target += "?" + parts.query
     default = 443 if parts.scheme == "https" else 80
     return Origin(parts.scheme, parts.hostname, port or default), target
+
+
+@lru_cache(maxsize=4096)
+def _request_line(method: str, url: str) -> bytes:
+    """The first two lines of a request."""
+    origin, target = split_url(url)
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (
+        method.encode(),
+        target.encode(),
+        origin.host_header,
+    )
 
 
 class UpstreamClient:
@@ -52,6 +64,7 @@ class UpstreamClient:
         self.stall_timeout_s = stall_timeout_s
         self._tls = tls
         self._pools: dict[Origin, OriginPool] = {}
+        self._deadlines: Deadlines | None = None
 
     def _pool(self, origin: Origin) -> OriginPool:
         pool = self._pools.get(origin)
@@ -59,7 +72,10 @@ class UpstreamClient:
             tls = None
             if origin.scheme == "https":
                 tls = self._tls = self._tls or ssl.create_default_context()
-            pool = self._pools[origin] = OriginPool(origin, asyncio.get_running_loop(), tls)
+            loop = asyncio.get_running_loop()
+            if self._deadlines is None:
+                self._deadlines = Deadlines(loop)
+            pool = self._pools[origin] = OriginPool(origin, loop, tls, self._deadlines)
         return pool
 
     async def request(
@@ -81,17 +97,14 @@ class UpstreamClient:
         Raises UpstreamError (UnreachableError where the server never saw the request); on
         cancellation the connection is closed.
         """
-        origin, target = split_url(url)
+        origin, _ = split_url(url)
         pool = self._pool(origin)
-        lines = [
-            b"%b %b HTTP/1.1\r\nhost: %b\r\n"
-            % (method.encode(), target.encode(), origin.host_header)
-        ]
-        for name, value in headers:
-            lines.append(b"%b: %b\r\n" % (name, value))
+        lines = [_request_line(method, url)]
+        lines += [b"%b: %b\r\n" % header for header in headers]
         if body or method == "POST":
-            lines.append(b"content-length: %d\r\n" % len(body))
-        lines.append(b"\r\n")
+            lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        else:
+            lines.append(b"\r\n")
         head = b"".join(lines)
 
         stall_s = stall_timeout_s or self.stall_timeout_s
@@ -141,3 +154,6 @@ class UpstreamClient:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
+        if self._deadlines is not None:
+            self._deadlines.close()
+            self._deadlines = None

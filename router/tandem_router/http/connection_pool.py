@@ -7,14 +7,16 @@ gives it up by closing it.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
 
 from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
+from tandem_router.http.deadlines import Deadlines
 
 # A response whose consumer is slower than its worker stops being read beyond this many bytes.
 PAUSE_ABOVE_BYTES = 256 * 1024
@@ -58,6 +60,10 @@ class Connection(asyncio.Protocol):
         """Host and port, for people."""
         return self._pool.name
 
+    @property
+    def deadlines(self) -> Deadlines:
+        return self._pool.deadlines
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio.Transport, so nothing can be asserted.
         self.transport = cast(asyncio.Transport, transport)
@@ -69,6 +75,7 @@ class Connection(asyncio.Protocol):
         if response is not None:
             if response.until_eof and exc is None:
                 response._complete()
+                response._notify()
             else:
                 why = str(exc) if exc else "closed before the reply was complete"
                 response._fail(UpstreamError(f"{self._pool.name}: connection {why}"))
@@ -89,7 +96,7 @@ class Connection(asyncio.Protocol):
             response._fail(UpstreamError(f"{self._pool.name}: malformed HTTP reply: {error}"))
             self.abort()
             return
-        response._wake()
+        response._notify()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         response = self.response
@@ -128,7 +135,6 @@ class Connection(asyncio.Protocol):
         self.response = None
         response._complete()
         if self._keep_alive and not self.closed:
-            self._parser = httptools.HttpResponseParser(self)
             self._pool.release(self)
         else:
             self.abort()
@@ -150,61 +156,89 @@ class Connection(asyncio.Protocol):
 
 
 class Response:
-    """A reply whose status and headers are known; the body is read as it arrives."""
+    """A reply whose status and headers are known; the body is read as it arrives.
+
+    Either its consumer waits for bytes (`read_some`), or they are poured into a function as they
+    come (`pour`), which spares a stream a future and a task's turn for every chunk.
+    """
+
+    # What most replies leave as it is, so that making one costs little.
+    status = 0
+    header_bytes = 0
+    until_eof = False
+    received_any = False
+    _buffered = 0
+    _paused = False
+    _done = False
+    _error: UpstreamError | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _is_watched = False
+    _stall_s = math.inf
+    _begin_by = math.inf
+    _sink: Callable[[bytes], None] | None = None
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.header_bytes = 0
-        self.until_eof = False
-        self.received_any = False
         self.last_data = loop.time()
         self._loop = loop
         self._connection: Connection | None = connection
-        self._blocks: deque[bytes] = deque()
-        self._buffered = 0
-        self._paused = False
-        self._done = False
-        self._error: UpstreamError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._begin_by: float | None = None
-        self.num_body_bytes = 0
+        self._blocks: list[bytes] = []
 
     @property
     def num_buffered_bytes(self) -> int:
         """What has arrived and was not read yet."""
         return self._buffered
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._done
+
+    @property
+    def error(self) -> UpstreamError | None:
+        """What broke the reply; None while it goes on and after a whole one."""
+        return self._error
+
+    # -- how long it may take ---------------------------------------------------------------
+
     def watch(self, stall_s: float, begin_s: float | None = None) -> None:
         """Fail the reply after stall_s without a byte, or begin_s without `began` being called.
 
         A provider that keeps a connection alive and answers nothing sends bytes, too.
         """
+        connection = self._connection
+        if connection is None:
+            return
+        self._stall_s, now = stall_s, self.last_data
+        due = now + stall_s
         if begin_s is not None:
-            self._begin_by = self._loop.time() + begin_s
-        self._look(stall_s)
+            self._begin_by = now + begin_s
+            due = min(due, self._begin_by)
+        self._is_watched = True
+        connection.deadlines.watch(self, due)
 
     def began(self) -> None:
         """The answer has begun: from here only silence ends it."""
-        self._begin_by = None
+        self._begin_by = math.inf
 
-    def _look(self, stall_s: float) -> None:
-        """One timer per reply, not per read: it looks at the stamp of the last byte."""
-        now = self._loop.time()
-        remaining = stall_s if self._paused else self.last_data + stall_s - now
-        why = f"no byte for {stall_s:g} s"
-        if self._begin_by is not None and self._begin_by - now < remaining:
-            remaining, why = self._begin_by - now, "no answer began in time"
-        if remaining > 0.0:
-            self._watchdog = self._loop.call_later(remaining, self._look, stall_s)
-            return
+    def due(self, now: float) -> float:
+        """When it may be late, after `now`; fails a reply that is."""
+        due, why = self.last_data + self._stall_s, f"no byte for {self._stall_s:g} s"
+        if self._paused:
+            due = now + self._stall_s  # it is we who do not read
+        if self._begin_by < due:
+            due, why = self._begin_by, "no answer began in time"
+        if due > now:
+            return due
         connection = self._connection
         name = connection.name if connection is not None else "worker"
-        self._fail(TimedOutError(f"{name}: {why}"))
         if connection is not None:
             connection.response = None
             connection.abort()
+        self._fail(TimedOutError(f"{name}: {why}"))
+        return math.inf
+
+    # -- reading ----------------------------------------------------------------------------
 
     async def headers_ready(self) -> None:
         while self.status == 0 and not self._done:
@@ -224,17 +258,14 @@ class Response:
                     raise self._error
                 return b""
             await self._wait()
-        data = self._blocks.popleft() if len(self._blocks) == 1 else b"".join(self._blocks)
-        self._blocks.clear()
-        self._buffered = 0
+        data = self._taken()
         if self._paused:
-            self._paused = False
-            self.last_data = self._loop.time()
-            if self._connection is not None and self._connection.transport is not None:
-                self._connection.transport.resume_reading()
+            self.resume()
         return data
 
     async def read_all(self, max_bytes: int = 64 * 2**20) -> bytes:
+        if self._done and self._error is None and self._buffered <= max_bytes:
+            return self._taken()
         parts = []
         size = 0
         while data := await self.read_some():
@@ -245,50 +276,91 @@ class Response:
                 raise UpstreamError(f"the reply is larger than {max_bytes} bytes")
         return b"".join(parts)
 
+    def pour(self, sink: Callable[[bytes], None] | None) -> None:
+        """Hand what arrives to `sink`, from what is here on; None: to whoever reads, again.
+
+        `sink` gets b"" once at the end, however it came: `error` says how. It may `pause`, call
+        `pour(None)`, and must not raise.
+        """
+        self._sink = sink
+        if sink is not None:
+            self._notify()
+            if self._paused and self._sink is sink:
+                self.resume()
+
+    def pause(self) -> None:
+        """Read no more until `resume`: whoever takes the bytes is slow."""
+        connection = self._connection
+        if not self._paused and connection is not None and connection.transport is not None:
+            self._paused = True
+            connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on, after a pause."""
+        if self._paused:
+            self._paused = False
+            self.last_data = self._loop.time()
+            if self._connection is not None and self._connection.transport is not None:
+                self._connection.transport.resume_reading()
+
     def close(self) -> None:
         """Give the reply up. Closing before its end closes the connection: the worker's cue."""
+        self._sink = None
         connection = self._connection
         if connection is not None and not self._done:
             connection.response = None
             self._fail(UpstreamError("closed by the router"))
             connection.abort()
 
+    # -- what the connection tells ----------------------------------------------------------
+
     def _push(self, data: bytes) -> None:
         self._blocks.append(data)
         self._buffered += len(data)
-        self.num_body_bytes += len(data)
-        if self._buffered > PAUSE_ABOVE_BYTES and not self._paused:
-            connection = self._connection
-            if connection is not None and connection.transport is not None:
-                self._paused = True
-                connection.transport.pause_reading()
+        if self._buffered > PAUSE_ABOVE_BYTES and self._sink is None:
+            self.pause()
+
+    def _taken(self) -> bytes:
+        blocks = self._blocks
+        data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        blocks.clear()
+        self._buffered = 0
+        return data
 
     def _complete(self) -> None:
+        """The last byte is here; `_notify` is the caller's to call."""
         self._done = True
-        self._finish()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._is_watched:
+            connection.deadlines.forget(self)
+        if self._paused:
+            self._paused = False
+            transport = connection.transport
+            if transport is not None and not transport.is_closing():
+                transport.resume_reading()
 
     def _fail(self, error: UpstreamError) -> None:
         if not self._done:
-            self._done = True
             self._error = error
-        self._finish()
+        self._complete()
+        self._notify()
 
-    def _finish(self) -> None:
-        if self._paused and self._connection is not None:
-            self._paused = False
-            transport = self._connection.transport
-            if transport is not None and not transport.is_closing():
-                transport.resume_reading()
-        self._connection = None
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _notify(self) -> None:
+        """Tell the consumer of what has come."""
+        sink = self._sink
+        if sink is None:
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+            return
+        if self._blocks:
+            sink(self._taken())
+            sink = self._sink
+        if self._done and sink is not None:
+            self._sink = None
+            sink(b"")
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -305,6 +377,7 @@ class OriginPool:
     origin: Origin
     loop: asyncio.AbstractEventLoop
     tls: ssl.SSLContext | None
+    deadlines: Deadlines
     idle: list[Connection] = field(default_factory=list)
     busy: set[Connection] = field(default_factory=set)
 
