@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from tandem_router.errors import ApiError
@@ -40,14 +40,25 @@ class Exchange:
         "complete",
         "keep_alive",
         "more_body",
+        "names",
+        "on_drained",
         "on_gone",
         "scope",
         "started",
+        "task",
     )
 
-    def __init__(self, connection: Connection, scope: Message, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        scope: Message,
+        names: Mapping[bytes, bytes],
+        keep_alive: bool,
+    ) -> None:
         self._connection = connection
         self.scope = scope
+        # Headers by name, the last of those with one name: whether there is one is seen at once.
+        self.names = names
         self.keep_alive = keep_alive
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -61,6 +72,9 @@ class Exchange:
         self.complete = False
         # Called once when the client leaves before its reply is complete.
         self.on_gone: Callable[[], None] | None = None
+        # Called when a client that was slow has read what was written.
+        self.on_drained: Callable[[], None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     def whole_body(self) -> bytes | None:
         """The body if all of it is here, which `receive` then tells no more."""
@@ -121,26 +135,33 @@ class Exchange:
         )
 
     async def send(self, message: Message) -> None:
-        connection = self._connection
-        if connection.writing_paused:
-            await connection.drain()
+        if self._connection.writing_paused:
+            await self._connection.drain()
+        if message["type"] == "http.response.start":
+            self.begin(message["status"], message["headers"])
+        else:
+            self.write(message.get("body", b""), message.get("more_body", False))
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client reads slower than it is written to: wait for `on_drained`."""
+        return self._connection.writing_paused
+
+    def write(self, body: bytes, more: bool) -> None:
+        """A part of the reply's body, its last where there is no `more`; not while congested."""
         if self._gone or self.complete:
             return
-        if message["type"] == "http.response.start":
-            self._begin(message)
-            return
-        body = message.get("body", b"")
-        more = message.get("more_body", False)
-        if self.scope["method"] == "HEAD":
-            body = b""
-        elif self._chunked:
+        if self._chunked:
             if body:
                 body = b"%x\r\n%b\r\n" % (len(body), body)
             if not more:
                 body += b"0\r\n\r\n"
+        elif self.scope["method"] == "HEAD":
+            body = b""
         if self._head is not None:
             body, self._head = self._head + body, None
             self.started = True
+        connection = self._connection
         if body:
             connection.write(body)
         if not more:
@@ -148,21 +169,26 @@ class Exchange:
             self._wake()
             connection.finished(self)
 
-    def _begin(self, message: Message) -> None:
-        status = message["status"]
-        parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in self._connection.default_headers:
-            parts.append(b"%b: %b\r\n" % (name, value))
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The reply's head; sent with the first part of its body."""
+        if self._gone or self.complete:
+            return
+        parts = [
+            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
+            self._connection.default_headers,
+        ]
         sized = status in (204, 304)
-        for name, value in message["headers"]:
+        for header in headers:
+            name = header[0]
             if name == b"content-length":
                 sized = True
-            elif name == b"connection" and value.lower() == b"close":
+            elif name == b"connection" and header[1].lower() == b"close":
                 self.keep_alive = False
                 continue
-            parts.append(b"%b: %b\r\n" % (name, value))
-        old = self.scope["http_version"] == "1.0"
-        if not sized and self.scope["method"] != "HEAD":
+            parts.append(b"%b: %b\r\n" % header)
+        scope = self.scope
+        old = scope["http_version"] == "1.0"
+        if not sized and scope["method"] != "HEAD":
             if old:
                 self.keep_alive = False  # the end of the connection is the end of the body
             else:
@@ -175,13 +201,17 @@ class Exchange:
         parts.append(b"\r\n")
         self._head = b"".join(parts)
 
-    async def run(self, app: Callable[..., Any]) -> None:
+    async def run(self, app: Callable[..., Any], tasks: set[asyncio.Task[None]]) -> None:
         failed = False
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:
             logger.exception("a request failed inside the router")
             failed = True
+        finally:
+            if self.task is not None:
+                tasks.discard(self.task)
+                self.task = None
         if self.complete or self._gone:
             return
         if self.started:

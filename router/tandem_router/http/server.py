@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -22,6 +23,7 @@ from tandem_router.http.exchange import STATUS_LINES, Exchange
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 MAX_PIPELINED = 16
+MOST_URL_KEPT = 256  # bytes; longer ones are read anew each time
 # Bytes of chunk headers, extensions and trailers beside the body that they frame.
 FRAMING_SLACK_BYTES, FRAMING_PER_BODY_BYTE = 64 * 1024, 8
 SWEEP_S = 0.5
@@ -52,6 +54,8 @@ class Listener:
         self.connections: set[Connection] = set()
         self.waiting: Counter[str] = Counter()
         self._sweeping = False
+        self.default_headers: list[tuple[bytes, bytes]] = []
+        self.default_lines = b""
 
     def protocol(self) -> type[asyncio.Protocol]:
         """The class that uvicorn's `http` option takes."""
@@ -134,10 +138,14 @@ class Connection(asyncio.Protocol):
         self._raw_bytes = 0
 
     @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """What uvicorn adds to every reply."""
-        headers: list[tuple[bytes, bytes]] = self._state.default_headers
-        return headers
+    def default_headers(self) -> bytes:
+        """What uvicorn adds to every reply; it makes another list of it each second."""
+        headers = self._state.default_headers
+        listener = self.listener
+        if headers is not listener.default_headers:
+            listener.default_headers = headers
+            listener.default_lines = b"".join([b"%b: %b\r\n" % each for each in headers])
+        return listener.default_lines
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -236,6 +244,9 @@ class Connection(asyncio.Protocol):
                 self.deadline = self.loop.time() + self.limits.keep_alive_s
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        exchange = self._exchange
+        if exchange is not None and exchange.on_drained is not None:
+            exchange.on_drained()
 
     async def drain(self) -> None:
         while self.writing_paused and not self._closing:
@@ -319,15 +330,13 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes + len(self._url) > self.limits.max_header_bytes:
-            self._refusal = self._refusal or self._too_large()
-        elif self._in_header:  # else a trailer: nobody asked for it
+        if self._in_header:  # else a trailer: nobody asked for it
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._refusal is not None:
             return
-        if len(self._url) > self.limits.max_header_bytes:
+        if self._header_bytes + len(self._url) > self.limits.max_header_bytes:
             self._refusal = self._too_large()
             return
         parser = self._parser
@@ -335,19 +344,20 @@ class Connection(asyncio.Protocol):
             self._upgrading = True
             return
         version = parser.get_http_version()
-        hosts = [value for name, value in self._headers if name == b"host"]
-        if len(hosts) > 1 or (version == "1.1" and not hosts):
+        headers = self._headers
+        names = dict(headers)
+        num_hosts = int(b"host" in names)
+        if len(names) != len(headers):
+            num_hosts = sum(name == b"host" for name, _ in headers)
+        if num_hosts > 1 or (version == "1.1" and not num_hosts):
             self._refusal = ApiError(400, "a request needs exactly one Host header")
             return
         try:
-            url = httptools.parse_url(self._url)
-            raw_path = url.path or b"/"
-            path = raw_path.decode("ascii")
+            split = _split_url if len(self._url) <= MOST_URL_KEPT else _split_url.__wrapped__
+            path, raw_path, query = split(self._url)
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             self._refusal = ApiError(400, "the request's path is not a valid URL")
             return
-        if "%" in path:
-            path = unquote(path)
         if self._reserved and path not in PROBES:
             number = self.limits.max_connections
             self._refusal = overloaded(
@@ -369,15 +379,16 @@ class Connection(asyncio.Protocol):
             "method": parser.get_method().decode("ascii"),
             "path": path,
             "raw_path": raw_path,
-            "query_string": url.query or b"",
-            "headers": self._headers,
+            "query_string": query,
+            "headers": headers,
             "client": self._client,
             "server": self._server,
             "scheme": self._scheme,
             "root_path": "",
             "state": self._app_state.copy() if self._app_state else {},
         }
-        exchange = Exchange(self, scope, parser.should_keep_alive() and not self._reserved)
+        keep_alive = parser.should_keep_alive() and not self._reserved
+        exchange = Exchange(self, scope, names, keep_alive)
         scope["extensions"] = {"tandem.exchange": exchange}
         self._reading = exchange
         if self._exchange is None:
@@ -414,10 +425,11 @@ class Connection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._state.total_requests += 1
-        task = self.loop.create_task(exchange.run(self._app))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        state = self._state
+        state.total_requests += 1
+        # Forgotten by `Exchange.run`: a callback of the task's would be a turn of the loop.
+        task = exchange.task = self.loop.create_task(exchange.run(self._app, state.tasks))
+        state.tasks.add(task)
 
     def finished(self, exchange: Exchange) -> None:
         """The reply is written; the next request's turn, or the end."""
@@ -469,6 +481,15 @@ class Connection(asyncio.Protocol):
         except (OSError, RuntimeError):  # they have reset it; it is closed already; it is TLS
             self.transport.close()
         self.deadline = self.loop.time() + LINGER_S
+
+
+@lru_cache(maxsize=1024)
+def _split_url(url: bytes) -> tuple[str, bytes, bytes]:
+    """(path, path as sent, query). Clients ask for few URLs, again and again."""
+    parts = httptools.parse_url(url)
+    raw_path = parts.path or b"/"
+    path = raw_path.decode("ascii")
+    return unquote(path) if "%" in path else path, raw_path, parts.query or b""
 
 
 def _address(name: Any) -> tuple[str, int] | None:
