@@ -368,7 +368,7 @@ bad(
 bad(
     "rollout that cannot move",
     model("  unified: {}\n  rollout: {maxSurge: 0, maxUnavailable: 0}\n"),
-    "7: Model/m: spec.rollout.maxSurge: is 0, but maxSurge and maxUnavailable cannot both be 0, nothing could move; set maxSurge: 1",
+    "7: Model/m: spec.rollout.maxSurge: is 0, but without maxUnavailable of 1 or more nothing could move; set maxSurge: 1",
 )
 bad(
     "cache of a folder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ from tandem_operator.plan.objects import (
     security_context,
     service_name,
 )
+from tandem_operator.plan.rollout import max_unavailable
 from tandem_operator.plan.scheduling import GPU_ANNOTATION
 from tandem_operator.plan.weight_volumes import WEIGHTS_DIR, claims, pins, weights_of
 from tandem_operator.resources import API_VERSION, Model, RoleSpec
@@ -60,7 +61,7 @@ def revision_of(model: Model, settings: Settings) -> str:
 def plan_model(
     model: Model,
     children: Iterable[Object],
-    pods: Iterable[Object],
+    pods: Sequence[Object],
     settings: Settings,
     peer_token: str,
     weights: Mapping[str, Any] | None = None,
@@ -104,7 +105,12 @@ def plan_model(
             marked = {**labels, REVISION_LABEL: revision}
             plan.apply.append(child(model, "v1", "ConfigMap", f"{name}-{revision}", body, marked))
         plan.apply.append(_service(model, role, name, settings))
-        plan.apply.append(_deployment(model, role, spec, name, revision, replicas, settings))
+        missing = max_unavailable(
+            model, role, replicas, revision, pods, observed.get(("Deployment", name))
+        )
+        plan.apply.append(
+            _deployment(model, role, spec, name, revision, replicas, missing, settings)
+        )
         plan.apply.append(_disruption_budget(model, role, name))
     if settings.network.enabled:
         plan.apply.append(worker_policy(model, settings))
@@ -219,6 +225,7 @@ def _deployment(
     name: str,
     revision: str,
     replicas: int,
+    missing: int,
     settings: Settings,
 ) -> Object:
     rollout = model.spec.rollout
@@ -237,7 +244,7 @@ def _deployment(
                     "type": "RollingUpdate",
                     "rollingUpdate": {
                         "maxSurge": rollout.max_surge,
-                        "maxUnavailable": rollout.max_unavailable,
+                        "maxUnavailable": missing,
                     },
                 },
                 "template": _pod_template(model, role, spec, revision, settings),

@@ -16,6 +16,7 @@ from tandem_operator.plan.objects import (
     Plan,
 )
 from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
+from tandem_operator.plan.rollout import stuck
 from tandem_operator.plan.scheduling import Claims, gpus_of_pod
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object, money
@@ -119,6 +120,11 @@ def model_status(
     else:
         reason = "BlockTransferred" if link.ok else "KVLinkFailed"
         conditions.add("KVLinkReady", link.ok, reason, link.message)
+    waiting = [
+        text
+        for e in roles
+        if (text := stuck(model, e["role"], e["wanted"], revision, pods)) and revision
+    ]
     rolled = all(e["updated"] >= e["wanted"] and e["ready"] >= e["wanted"] for e in roles)
     rolled = rolled and running == wanted_total
     if rolled:
@@ -126,7 +132,8 @@ def model_status(
     else:
         updated_total = sum(e["updated"] for e in roles)
         text = f"{ready_total} of {wanted_total} workers ready, {updated_total} updated"
-        conditions.add("Progressing", True, "RollingOut", text)
+        reason = "WaitingForRoom" if waiting else "RollingOut"
+        conditions.add("Progressing", True, reason, "; ".join([text, *waiting]))
     short = next((e for e in roles if e["wanted"] > 0 and e["ready"] == 0), None)
     if blocking is None and short is not None:
         blocking = cause or Blocker("Starting", f"waiting for the first {short['role']} worker")
@@ -137,7 +144,9 @@ def model_status(
         blocking = Blocker("KVLinkFailed", link.message)
     if blocking is None:
         text = f"{ready_total} of {wanted_total} workers are ready"
-        if cause is not None and cause.reason != "Starting":
+        if waiting:
+            text = "; ".join([text, *waiting])
+        elif cause is not None and cause.reason != "Starting":
             text = f"{text}; {cause.message}"
         notes = dict.fromkeys(note for r in (remarks or {}).values() for note in r.notes)
         text = "; ".join([text, *unfit, *notes])

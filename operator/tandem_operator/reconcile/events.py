@@ -23,7 +23,8 @@ _TOLD = ("KVLinkReady", "SLOMet", "WithinBudget", "Durable")
 def news_in(obj: Object, status: Object) -> list[News]:
     """What a new status tells that the object's old one did not.
 
-    A pool whose count changed; Ready with another reason; a condition of `_TOLD` that turned.
+    A pool whose count changed; Ready with another reason; a condition of `_TOLD` that turned; a
+    rollout that began to wait for room.
     """
     old = obj.get("status") or {}
     if obj["kind"] == "WorkerPool":
@@ -40,8 +41,9 @@ def news_in(obj: Object, status: Object) -> list[News]:
         known = before.get(after["type"], {})
         turned = {known.get("status"), after["status"]} == {"True", "False"}
         other = any(known.get(k) != after.get(k) for k in ("status", "reason"))
-        if (after["type"] == "Ready" and other) or (after["type"] in _TOLD and turned):
-            good = after["status"] == "True" or after["reason"] == "Starting"
+        waits = after["reason"] == "WaitingForRoom" and other
+        if (after["type"] == "Ready" and other) or (after["type"] in _TOLD and turned) or waits:
+            good = (after["status"] == "True" or after["reason"] == "Starting") and not waits
             news = News("Normal" if good else "Warning", after["reason"], after["message"])
             found += [news] if news not in found else []
     return found

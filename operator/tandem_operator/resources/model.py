@@ -232,8 +232,13 @@ class Rollout(Resource):
     max_surge: int = Field(
         default=1, ge=0, le=1000, description="Extra workers per role during a rollout, a count."
     )
-    max_unavailable: int = Field(
-        default=0, ge=0, le=1000, description="Workers per role that may be missing, a count."
+    max_unavailable: int | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        description="Workers per role that may be missing, a count. When absent, none; but where "
+        "the new worker finds no room an old one goes first, unless it is the only one. 0 forbids "
+        "that, 1 allows it for the only one too.",
     )
     startup_timeout: Duration = Field(
         default="10m", description="Time a worker may take to load its weights."

@@ -135,9 +135,9 @@ MODEL_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "rollout"),
-        "self.maxSurge + self.maxUnavailable > 0",
-        "maxSurge and maxUnavailable cannot both be 0, nothing could move; set maxSurge: 1",
-        lambda o, _: o["maxSurge"] + o["maxUnavailable"] > 0,
+        "self.maxSurge > 0 || (has(self.maxUnavailable) && self.maxUnavailable > 0)",
+        "without maxUnavailable of 1 or more nothing could move; set maxSurge: 1",
+        lambda o, _: o["maxSurge"] + o.get("maxUnavailable", 0) > 0,
         "maxSurge",
     ),
     Rule(
