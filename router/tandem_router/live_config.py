@@ -29,6 +29,7 @@ LIVE_FIELDS = (
     "replicas",
     "limits",
     "failover",
+    "learning",
 )
 LIVE_TIER_FIELDS = (
     "usd_per_1m_input_tokens",

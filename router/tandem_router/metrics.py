@@ -204,6 +204,19 @@ class Metrics:
         self.expected_quality_ratio = gauge(
             "expected_quality_ratio", "Predicted quality of recent choices over all-dearest."
         )
+        self.learning_cost = counter(
+            "learning_cost_usd", "Shadow answers and their judge, US dollars at list prices."
+        )
+        self.measured_quality = gauge(
+            "measured_quality_ratio", "Measured quality delivered over all-dearest."
+        )
+        self.measured_low = gauge(
+            "measured_quality_ratio_low", "Lower end of its interval, valid at any time."
+        )
+        self.measured_high = gauge("measured_quality_ratio_high", "Upper end of its interval.")
+        self.quality_labels = counters(
+            "quality_labels", "Labels of quality by source.", ("source",)
+        )
         self.requests = counters("requests", "Requests by outcome.", ("tier", "status"))
         self.decisions = counters("decisions", "Tier choices by reason.", ("tier", "reason"))
         self.failovers = counters("failovers", "Requests carried on elsewhere.", ("tier", "kind"))

@@ -34,7 +34,29 @@ def hostile(test: str, word: str = "") -> Tests:
     return shown_by(f"router/test_hostile_clients.py::{test}", word=word)
 
 
+def shadowed(test: str, word: str = "") -> Tests:
+    """A row of the tests of what is learned after an answer."""
+    return shown_by(f"router/test_shadow.py::{test}", word=word)
+
+
+_JUDGED = "test_the_judge_is_asked_by_its_model_and_key_and_its_price_is_booked"
+_CAPTURED = "test_captured_prompts_are_redacted_and_features_hold_no_words"
 ROUTER: dict[str, Tests | Probe] = {
+    "learning.shadow_share": shadowed("test_no_share_means_no_second_answer"),
+    "learning.daily_usd": shadowed("test_the_days_money_is_never_passed_and_survives_a_restart"),
+    "learning.judge.type": shadowed("test_rules_take_the_dearest_tiers_answer_for_right"),
+    "learning.judge.url": shadowed(_JUDGED),
+    "learning.judge.model": shadowed(_JUDGED),
+    "learning.judge.api_key_file": shadowed(_JUDGED),
+    "learning.judge.usd_per_1m_input_tokens": shadowed(_JUDGED),
+    "learning.judge.usd_per_1m_output_tokens": shadowed(_JUDGED),
+    "learning.judge.timeout_s": shadowed(
+        "test_a_judge_that_gives_no_verdict_costs_labels_and_nothing_else"
+    ),
+    "learning.capture": shadowed(_CAPTURED),
+    "learning.redact": shadowed(_CAPTURED),
+    "learning.retention_days": shadowed("test_what_was_captured_is_deleted_after_retention_days"),
+    "tenants.learning": shadowed("test_who_names_a_tier_or_opts_out_is_not_asked_again"),
     "name": shown_by(
         "router/test_surface.py::test_models_lists_the_router_its_tiers_and_their_models"
     ),

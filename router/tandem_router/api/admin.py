@@ -251,6 +251,8 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "expected_quality_ratio": services.steering.expected_quality_ratio,
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
+        "quality": services.quality.state(),
+        "learning": services.learner.state([tier.name for tier in config.tiers]),
         "routing": config.routing,
         "settings": settings.state(),
         "store": services.store.state(),
@@ -277,6 +279,7 @@ def refresh_gauges(services: Services) -> None:
     ratio = services.steering.expected_quality_ratio
     if ratio is not None:
         services.metrics.expected_quality_ratio.set(ratio)
+    services.quality.show()
     counts = Counter(
         (worker.tier, worker.role, "usable" if worker.usable(now) else "unusable")
         for worker in services.picker.workers

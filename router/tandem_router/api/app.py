@@ -41,8 +41,11 @@ from tandem_router.metrics import Metrics
 from tandem_router.openai.request import parse_headers, parse_json
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
+from tandem_router.proxy.judge_calls import JudgeKeys
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
+from tandem_router.quality.learner import LEARNING, Learner
+from tandem_router.quality.live import LiveQuality
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
@@ -123,20 +126,39 @@ class RouterApp:
         steering = Steering(
             config, prices, predictor, metrics, clock, ledger.budget, ledger.unbilled
         )
+        client = client or UpstreamClient(
+            connect_timeout_s=config.failover.connect_timeout_s,
+            stall_timeout_s=config.failover.stall_timeout_s,
+        )
+        routing = Routing(config, predictor, self.picker, steering, ledger, metrics, clock)
+        labels = Labels(store)
+        judge_keys = JudgeKeys(config, clock)
+        learner = Learner(
+            config.learning,
+            config.replicas,
+            labels,
+            store,
+            ledger,
+            metrics,
+            lambda judge, body: judge_keys.post(client, judge, body),
+            routing.unfit,
+            clock,
+            wall_clock,
+            (rng or random.Random()).random,
+        )
+        quality = LiveQuality(config, labels, store, steering, metrics, prices.dearest, wall_clock)
         self.services = Services(
             config=config,
             picker=self.picker,
-            client=client
-            or UpstreamClient(
-                connect_timeout_s=config.failover.connect_timeout_s,
-                stall_timeout_s=config.failover.stall_timeout_s,
-            ),
+            client=client,
             prices=prices,
-            routing=Routing(config, predictor, self.picker, steering, ledger, metrics, clock),
+            routing=routing,
             steering=steering,
             ledger=ledger,
             store=store,
-            labels=Labels(store),
+            labels=labels,
+            learner=learner,
+            quality=quality,
             metrics=metrics,
             decisions=DecisionLog(config.decisions_kept),
             clock=clock,
@@ -179,8 +201,10 @@ class RouterApp:
 
     def _store_opened(self, before: Sequence[Spend]) -> None:
         """Go on counting where earlier processes stopped."""
+        self.services.learner.restore(before)
         for row in before:
-            self.services.decisions.add_totals(row.tier, row)
+            if row.tenant != LEARNING:
+                self.services.decisions.add_totals(row.tier, row)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -278,6 +302,7 @@ class RouterApp:
         await store.step()  # what was known before counts from the first request on
         tasks += [
             asyncio.ensure_future(store.run()),
+            asyncio.ensure_future(self.services.quality.run()),
         ]
         if self._config_path is not None:
             tasks.append(asyncio.ensure_future(self.settings.watch(self._config_path)))
@@ -286,6 +311,7 @@ class RouterApp:
         try:
             yield
         finally:
+            await self.services.learner.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -61,6 +61,8 @@ class LiveSettings:
         services.routing.reconfigure(after)
         services.steering.reconfigure(after, services.ledger.budget)
         services.picker.reconfigure(after.failover)
+        services.learner.reconfigure(after.learning, after.replicas)
+        services.quality.reconfigure(after)
         services.client.connect_timeout_s = after.failover.connect_timeout_s
         services.client.stall_timeout_s = after.failover.stall_timeout_s
         for tell in self.on_change:

@@ -36,6 +36,35 @@ from tandem_router.control.shadow_sampler import ShadowLabel
 _MAX_BET = 0.75
 
 
+class LossDetector:
+    """Bets that a threshold loses too much quality (an e-detector, restarted at zero).
+
+    alarm: mean number of labels between false alarms.
+    """
+
+    def __init__(self, smallest_probability: float, alarm: float = 5_000.0) -> None:
+        self._least_mean = 0.02 * smallest_probability
+        self._log_alarm = math.log(alarm)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, as at another threshold."""
+        self.evidence = 0.0  # log capital
+        self._sum, self._squares, self._count = 0.0, 0.25, 1.0
+
+    def observe(self, loss: float) -> bool:
+        """One label's loss at the threshold, weighted, above -1; True on an alarm."""
+        mean = max(self._least_mean, self._sum / self._count)
+        bet = min(0.4, mean / (self._squares / self._count))
+        self.evidence = max(0.0, self.evidence + math.log1p(bet * loss))
+        # Recent losses only: the bet has to follow a change, not the quiet time before it.
+        keep = 0.98
+        self._sum = keep * self._sum + loss
+        self._squares = keep * self._squares + loss * loss
+        self._count = keep * self._count + 1.0
+        return self.evidence >= self._log_alarm
+
+
 class QualityFloor:
     """Largest certified gain threshold under a floor, anytime valid.
 
@@ -71,7 +100,9 @@ class QualityFloor:
         self.thresholds = np.linspace(-0.4, 0.4, 81) if thresholds is None else thresholds
         self.num_labels = 0
         self.num_alarms = 0
-        self._log_alarm = math.log(alarm)
+        # Of the last alarm: whether the small tier does better against the large one than before.
+        self.rose = False
+        self._against = LossDetector(smallest_probability, alarm)
         self._drift = (ResidualDrift(), ResidualDrift()) if drift else None
         self.forget()
 
@@ -89,8 +120,7 @@ class QualityFloor:
         self._sum = np.zeros(size)
         self._sum_squares = np.full(size, 0.25)
         self._count = 1.0
-        self._against = 0.0  # log capital of the change detector, at the level in force
-        self._against_sum, self._against_squares, self._against_count = 0.0, 0.25, 1.0
+        self._against.reset()
         for detector in self._drift or ():
             detector.reset()
 
@@ -126,7 +156,7 @@ class QualityFloor:
         self._certified |= self.log_capital >= -math.log(self.risk)
         while self._level + 1 < len(self.thresholds) and self._certified[self._level + 1]:
             self._level += 1
-            self._against = 0.0
+            self._against.evidence = 0.0
         return False
 
     def _drifted(self, label: ShadowLabel) -> bool:
@@ -134,19 +164,10 @@ class QualityFloor:
             return False
         small = self._drift[0].observe(label.quality_small, label.predicted_small)
         large = self._drift[1].observe(label.quality_large, label.predicted_large)
+        self.rose = (small and self._drift[0].rose) or (large and not self._drift[1].rose)
         return small or large
 
     def _detect(self, saving: NDArray[np.float64]) -> bool:
-        """Bet that the threshold in force loses too much (an e-detector, restarted at zero)."""
-        if self._level < 0:
-            return False
-        loss = -float(saving[self._level])
-        mean = max(0.02 * self.smallest_probability, self._against_sum / self._against_count)
-        bet = min(0.4, mean / (self._against_squares / self._against_count))
-        self._against = max(0.0, self._against + math.log1p(bet * loss))
-        # Recent losses only: the bet has to follow a change, not the quiet time before it.
-        keep = 0.98
-        self._against_sum = keep * self._against_sum + loss
-        self._against_squares = keep * self._against_squares + loss * loss
-        self._against_count = keep * self._against_count + 1.0
-        return self._against >= self._log_alarm
+        """Whether the threshold in force loses too much."""
+        self.rose = False
+        return self._level >= 0 and self._against.observe(-float(saving[self._level]))

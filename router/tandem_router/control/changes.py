@@ -81,7 +81,19 @@ class ResidualDrift:
         self.shift = shift
         self.log_odds = log_odds
         self.warm_up = warm_up
+        # Of the last alarm: whether the quality went up.
+        self.rose = False
         self.reset()
+
+    @property
+    def statistic(self) -> float:
+        """Log-likelihood ratio of a drift so far; an alarm at `log_odds`."""
+        return max(self._up, self._down)
+
+    @property
+    def count(self) -> int:
+        """Labels of the present baseline."""
+        return self._count
 
     def reset(self) -> None:
         """Start a new baseline."""
@@ -102,6 +114,7 @@ class ResidualDrift:
             self._up = max(0.0, self._up + scale * (deviation - self.shift / 2))
             self._down = max(0.0, self._down + scale * (-deviation - self.shift / 2))
             if max(self._up, self._down) >= self.log_odds:
+                self.rose = self._up > self._down
                 self.reset()
                 return True
         # A long baseline moves slowly, so that the drift to be found does not become part of it.

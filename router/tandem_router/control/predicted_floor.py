@@ -52,11 +52,23 @@ class PredictedFloor:
         window: int = WINDOW,
     ) -> None:
         self._floor = floor
+        self._offsets = (0.0, 0.0)
         self._recent: deque[tuple[float, float]] = deque(training, maxlen=window)
         self._since = 0
         self.threshold = initial_threshold
         if self._recent:
-            self.threshold = threshold_for_floor(self._recent, floor)
+            self._compute()
+
+    def _compute(self) -> None:
+        """Choose anew, on qualities as they are measured where they are."""
+        cheapest, dearest = self._offsets
+        moved = dearest - cheapest
+        pairs = [(gain + moved, quality + dearest) for gain, quality in self._recent]
+        self.threshold = min(1.0, max(-1.0, threshold_for_floor(pairs, self._floor) - moved))
+
+    def correct(self, cheapest: float, dearest: float) -> None:
+        """What labels say that the predictions of either tier are too low by."""
+        self._offsets = (cheapest, dearest)
 
     def clip(self, asked: float | None) -> float:
         """The threshold where somebody asks for another: no more than what holds the floor."""
@@ -66,7 +78,7 @@ class PredictedFloor:
         """Another floor for the same traffic."""
         self._floor = floor
         if self._recent:
-            self.threshold = threshold_for_floor(self._recent, floor)
+            self._compute()
 
     def observe(self, gain: float, dearest_quality: float) -> bool:
         """One scored request; True when the threshold was computed anew."""
@@ -77,5 +89,5 @@ class PredictedFloor:
         if self._since < RECOMPUTE_EVERY or len(self._recent) < MIN_OBSERVED:
             return False
         self._since = 0
-        self.threshold = threshold_for_floor(self._recent, self._floor)
+        self._compute()
         return True

@@ -36,8 +36,9 @@ class ShadowSampler:
     """Draws requests for shadowing.
 
     Args:
-        after_small: probability where the small tier answers, so that the shadow is the dear one.
-        after_large: probability where the large tier answers.
+        after_small: probability where another than the dearest tier answers, so that the shadow
+            is the dear one.
+        after_large: probability where the dearest tier answers; the cheapest is the shadow.
     """
 
     def __init__(self, after_small: float = 0.05, after_large: float = 0.25) -> None:
@@ -55,9 +56,9 @@ class ShadowSampler:
 
     def draw(self, uniform: float, chosen: str, cheapest: str, dearest: str) -> ShadowPlan | None:
         """Decide for one request; `uniform` in [0, 1) is the caller's randomness."""
-        if chosen not in (cheapest, dearest) or cheapest == dearest:
+        if cheapest == dearest:
             return None
-        probability = self.after_small if chosen == cheapest else self.after_large
+        probability = self.after_large if chosen == dearest else self.after_small
         if not (math.isfinite(uniform) and uniform < probability):
             return None
-        return ShadowPlan(dearest if chosen == cheapest else cheapest, probability)
+        return ShadowPlan(cheapest if chosen == dearest else dearest, probability)

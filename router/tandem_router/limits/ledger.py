@@ -283,6 +283,15 @@ class Ledger:
         known = [wait for wait in waits if wait is not None]
         return max(known) if known and len(known) == len(waits) else None
 
+    def hold_aside(self, usd: float) -> bool:
+        """Hold money of the budget for what no tenant asked for; False where it is not there."""
+        return self.budget is None or self.budget.hold(self._clock(), usd)
+
+    def settle_aside(self, held: float, used: float) -> None:
+        """End what `hold_aside` held."""
+        if self.budget is not None:
+            self.budget.settle(self._clock(), held, used)
+
     def settle(self, hold: Hold, used: Used) -> Used:
         """End a hold with what its last attempt used; returns what all of it used.
 

@@ -15,6 +15,8 @@ from tandem_router.metrics import Metrics
 from tandem_router.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
+from tandem_router.quality.learner import Learner
+from tandem_router.quality.live import LiveQuality
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
@@ -35,6 +37,8 @@ class Services:
     ledger: Ledger
     store: Store
     labels: Labels
+    learner: Learner
+    quality: LiveQuality
     metrics: Metrics
     decisions: DecisionLog
     clock: Callable[[], float]

@@ -9,6 +9,7 @@ tier from the token ids already forwarded, so that the client sees one whole str
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from tandem_router.asgi import NOSNIFF, Send
@@ -38,8 +39,10 @@ from tandem_router.proxy.first_answer import (
     wants_another,
 )
 from tandem_router.proxy.retries import Retries
+from tandem_router.proxy.shadow import offer
 from tandem_router.proxy.stream import Relay, StreamEnded
 from tandem_router.proxy.tier_assignment import TierAssignment, assign
+from tandem_router.routing.answer_reading import text_of
 
 
 class RequestHandler:
@@ -54,6 +57,7 @@ class RequestHandler:
         self._retries: Retries | None = None
         self._relay: Relay | None = None
         self._whole_usage: Usage | None = None  # of a whole reply
+        self._whole_reply: dict[str, Any] | None = None
         self._first_token_at: float | None = None
         self._completed_at: float | None = None
         self.headers_sent = False
@@ -174,6 +178,7 @@ class RequestHandler:
             break
         retries.answered()
         seen = text_tokens(reply_chars(reply))
+        self._whole_reply = reply
         prompt = self._request.num_prompt_tokens
         self._whole_usage = read_usage(reply.get("usage"), prompt, seen)
         return body, reply
@@ -377,6 +382,18 @@ class RequestHandler:
             booked=assignment.has_answer and assignment.decision.reason is not Reason.ESCALATED,
         )
         account(services, assignment, outcome)
+        if status == 200 and assignment.record.error is None:
+            offer(services, assignment, self._answer_text)
+
+    def _answer_text(self) -> str | None:
+        """What the client was answered; None where it is no text, or was not kept."""
+        reply, relay = self._whole_reply, self._relay
+        if relay is not None:
+            events = relay.journal.events
+            kind, usage = self._request.kind, relay.usage or {}
+            body = assemble(events, kind, usage) if events is not None else None
+            reply = json.loads(body) if body is not None else None
+        return text_of(reply, self._request.kind) if reply is not None else None
 
 
 def _lost(refusal: ApiError | RequestRefused | UpstreamError) -> tuple[bytes, str]:

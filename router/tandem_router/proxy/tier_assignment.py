@@ -123,7 +123,7 @@ class TierAssignment:
     """The tier that a request has now, why, and what earlier tries have used.
 
     cached: the answer to serve instead of asking a worker; it is not counted. middle: set where
-    the first answer is to be read before anything is sent.
+    the first answer is to be read before anything is sent. recorded: whether people see it.
     """
 
     def __init__(
@@ -135,6 +135,7 @@ class TierAssignment:
         cached: CachedAnswer | None,
         counted: Counted | None,
         middle: Middle | None = None,
+        recorded: bool = True,
     ) -> None:
         assert decision.tier is not None
         self._services = services
@@ -156,7 +157,7 @@ class TierAssignment:
         self._look_at_queue()
         request = arrival.request
         self.record = DecisionRecord(
-            sequence=services.decisions.next_sequence(),
+            sequence=services.decisions.next_sequence() if recorded else 0,
             request_id=arrival.request_id,
             time=services.wall_clock(),
             tenant=arrival.hold.tenant.name,
@@ -174,7 +175,8 @@ class TierAssignment:
             advised=decision.advised,
             verdicts=decision.verdicts,
         )
-        services.decisions.add(self.record)
+        if recorded:
+            services.decisions.add(self.record)
 
     @property
     def reason(self) -> str:

@@ -11,17 +11,26 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.config import RouterConfig
-from tandem_router.control import Bucket, BudgetPacer, OnlineControl, ShareTracker, TrafficShift
-from tandem_router.control.predicted_floor import PredictedFloor
+from tandem_router.control import (
+    Bucket,
+    BudgetPacer,
+    OnlineControl,
+    ShadowLabel,
+    ShareTracker,
+    TrafficShift,
+)
+from tandem_router.control.floor_limit import FloorLimit
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.policy import Decision, LatencySlo, PolicySetPoints, PolicyState
 from tandem_router.prices import Prices
 from tandem_router.routing.predictor_source import ArtifactPredictor, LengthPredictor, Predictor
+from tandem_router.store.records import Label
 
 DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 EXPECTED_QUALITY_WINDOW = 500
@@ -105,13 +114,16 @@ class Steering:
         else:
             self.control.share.target = cap
         floor = config.objective.quality_floor
-        if (config.threshold, floor) != (before.threshold, before.objective.quality_floor):
+        old_floor, learns = before.objective.quality_floor, config.learning.shadow_share > 0.0
+        if (config.threshold, floor) != (before.threshold, old_floor):
             self._asked = config.threshold
             if self._floor is not None and floor is not None:
                 self._floor.set_floor(floor)
             else:
                 self._floor = self._new_floor(self._predictor)
             self._move_threshold()
+        elif self._floor is None and learns:
+            self._floor = self._new_floor(self._predictor)
         self._show_set_points()
 
     @property
@@ -119,43 +131,70 @@ class Steering:
         return self.control.set_points(self._clock())
 
     @property
-    def threshold_limit(self) -> dict[str, float | None]:
+    def threshold_limit(self) -> dict[str, Any]:
         """The gain threshold asked for, the most that the quality floor allows, and that in force.
 
         In force may be more than the limit: a budget and a largest share come before quality.
+        basis: what the limit rests on, and after how many labels.
         """
+        floor = self._floor
         return {
             "asked": self._asked,
-            "limit": self._floor.threshold if self._floor is not None else None,
+            "limit": floor.threshold if floor is not None else None,
+            "basis": floor.basis if floor is not None else None,
+            "num_labels": floor.num_labels if floor is not None else 0,
             "in_force": self.set_points.gain_threshold,
         }
 
+    def learn(self, label: Label) -> None:
+        """A label of the cheapest and the dearest tier moves the floor's limit."""
+        floor, prices = self._floor, self._prices
+        small, large = (label.quality.get(tier) for tier in (prices.cheapest, prices.dearest))
+        expected = [label.predicted.get(tier) for tier in (prices.cheapest, prices.dearest)]
+        if floor is None or small is None or large is None:
+            return
+        if expected[0] is None or expected[1] is None:
+            return
+        gain = expected[1] - expected[0]
+        stated = expected if floor.predicts else (None, None)
+        one = ShadowLabel(gain, small, large, 1.0, *stated)
+        floor.learn(one, self.set_points.gain_threshold)
+        self._move_threshold()
+        self._show_set_points()
+
     def _new_floor(
-        self, predictor: Predictor | None, before: PredictedFloor | None = None
-    ) -> PredictedFloor | None:
-        """What holds the quality floor: the predictor's expectation.
+        self, predictor: Predictor | None, before: FloorLimit | None = None
+    ) -> FloorLimit | None:
+        """What holds the quality floor: the predictor's expectation, and labels.
 
         before: whose limit stands until enough is known.
 
-        Only a learned predictor's qualities are measured ones; a fixed or length predictor keeps
-        its threshold.
+        Only a learned predictor's qualities are measured ones; prompt length keeps its threshold
+        until labels say that it breaks the floor, and a fixed choice for ever.
         """
         floor = self._config.objective.quality_floor
         if floor is None or len(self._config.tiers) < 2:
             return None
+        if isinstance(predictor, LengthPredictor):
+            if self._config.learning.shadow_share <= 0.0:
+                return None
+            grid = np.linspace(-0.02, 1.0, 52)
+            return FloorLimit(floor, 1.0, predicts=False, thresholds=grid)
         if not isinstance(predictor, ArtifactPredictor):
             return None
         training = predictor.training_gains(self._prices.dearest, self._prices.cheapest)
         limit = before.threshold if before is not None else DEFAULT_THRESHOLDS["Learned"]
-        return PredictedFloor(floor, limit, training)
+        return FloorLimit(floor, limit, training)
 
     def _clipped(self) -> float:
         """The threshold asked for, within the floor's limit; that limit where nobody asks."""
-        if self._floor is not None:
-            return self._floor.clip(self._asked)
-        if self._asked is not None:
-            return self._asked
-        return DEFAULT_THRESHOLDS[self._config.predictor.type]
+        floor, asked = self._floor, self._asked
+        if asked is None and (floor is None or not floor.predicts):
+            asked = DEFAULT_THRESHOLDS[self._config.predictor.type]
+        if floor is not None:
+            return floor.clip(asked)
+        assert asked is not None
+        return asked
 
     def _move_threshold(self) -> None:
         self.control.base = replace(self.control.base, gain_threshold=self._clipped())

@@ -233,6 +233,30 @@ class Routing:
         seen = self.latency[cascade.first].last_whole.report(95.0, None, self._clock())
         return self.answers.middle(request, decision, slo_s, seen.value_s)
 
+    def unfit(self, tier: str) -> str | None:
+        """Why a tier should be asked nothing that nobody waits for; None where it may be."""
+        if self._picker.num_usable(tier) == 0:
+            return f"tier {tier} has no worker"
+        slack_s = self.slack_s(tier)
+        return f"tier {tier} misses its SLO" if slack_s is not None and slack_s < 0.0 else None
+
+    def slack_s(self, tier: str) -> float | None:
+        """By how much a tier's last requests kept the SLO, seconds; negative: they missed it.
+
+        None where there is no SLO, or no request of late.
+        """
+        slo, seen, now = self._config.slo, self.latency[tier], self._clock()
+        slacks = []
+        for window, percentile, target_ms in (
+            (seen.last_ttft, slo.ttft_percentile, slo.ttft_ms),
+            (seen.last_tpot, slo.tpot_percentile, slo.tpot_ms),
+        ):
+            if target_ms is not None:
+                value_s = window.report(percentile, target_ms / 1000.0, now).value_s
+                if value_s is not None:
+                    slacks.append(target_ms / 1000.0 - value_s)
+        return min(slacks, default=None)
+
     def queue_wait_s(self, tier: str) -> float:
         """How long a request would now wait before its prefill; 0 where nothing is known."""
         return self._picker.queue_wait_s(tier)

@@ -1,0 +1,137 @@
+"""How high the gain threshold may go under a quality floor, as far as is known at the moment.
+
+Three bases, one after the other:
+
+* Predicted: the predictor's expectation, corrected by what labels say its predictions are off by;
+* Certified: labels prove at least as much (`QualityFloor`), at a stated risk;
+* Refuted: labels prove that the predicted limit breaks the floor, or that the cheap tier got worse
+  against its prediction. From then on only what labels certify counts, down to everything to the
+  dearest tier, until another predictor comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandem_router.control.certified_floor import LossDetector, QualityFloor
+from tandem_router.control.predicted_floor import PredictedFloor
+from tandem_router.control.shadow_sampler import ShadowLabel
+
+Basis = Literal["Predicted", "Certified", "Refuted"]
+
+RISK = 0.1
+#: Labels at which a measured offset counts half.
+HALF_BELIEVED = 50.0
+#: Labels that the offsets are the mean of.
+OFFSET_WINDOW = 1_000
+
+
+class FloorLimit:
+    """The limit of one router's threshold; pure.
+
+    Args:
+        floor: smallest acceptable share of the dearest tier's mean quality, 0..1.
+        initial: limit while nothing is known.
+        training: (gain, quality of the dearest tier) pairs that stand for traffic at the start.
+        predicts: whether the predictor states qualities; without, only labels limit anything.
+        thresholds: what may be certified, ascending; default as `QualityFloor`.
+    """
+
+    def __init__(
+        self,
+        floor: float,
+        initial: float,
+        training: Iterable[tuple[float, float]] = (),
+        predicts: bool = True,
+        thresholds: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.predicts = predicts
+        self._predicted = PredictedFloor(floor, initial if predicts else 1.0, training)
+        self._thresholds = thresholds
+        self._begin(floor)
+
+    def _begin(self, floor: float) -> None:
+        self._floor = floor
+        self._certified = QualityFloor(
+            floor, RISK, smallest_probability=1.0, thresholds=self._thresholds
+        )
+        self._against = LossDetector(1.0)
+        self._residuals: deque[tuple[float, float]] = deque(maxlen=OFFSET_WINDOW)
+        self.refuted = False
+
+    @property
+    def threshold(self) -> float:
+        """The highest gain threshold that may be in force."""
+        if self.basis == "Predicted":
+            return self._predicted.threshold
+        return min(1.0, max(-1.0, self._certified.threshold))
+
+    @property
+    def basis(self) -> Basis:
+        """What the limit rests on."""
+        if self._certified.threshold >= self._predicted.threshold:
+            return "Certified"
+        return "Refuted" if self.refuted else "Predicted"
+
+    @property
+    def num_labels(self) -> int:
+        return self._certified.num_labels
+
+    def clip(self, asked: float | None) -> float:
+        """The threshold where somebody asks for another: no more than the limit."""
+        return self.threshold if asked is None else min(asked, self.threshold)
+
+    def set_floor(self, floor: float) -> None:
+        """Another floor for the same traffic: what was certified was for the old one."""
+        self._predicted.set_floor(floor)
+        self._begin(floor)
+
+    def observe(self, gain: float, dearest_quality: float) -> bool:
+        """One scored request; True when the limit was computed anew."""
+        return self.predicts and self._predicted.observe(gain, dearest_quality)
+
+    def learn(self, label: ShadowLabel, in_force: float) -> bool:
+        """One label of both tiers; True where everything learned before is forgotten.
+
+        Labels count alike: each was drawn with the share that all were drawn with at its time.
+        in_force: the threshold that requests are compared with now.
+        """
+        numbers = (label.gain, label.quality_small, label.quality_large)
+        if not all(map(math.isfinite, numbers)):
+            return False
+        small = min(1.0, max(0.0, label.quality_small))
+        large = min(1.0, max(0.0, label.quality_large))
+        below = label.gain <= min(in_force, self._predicted.threshold)
+        loss = large - small if below else 0.0
+        against = self._against.observe(loss - (1.0 - self._floor) * large)
+        fell = self._certified.observe(label)
+        if against:
+            self.refuted = True
+            self._against.reset()
+        if fell:
+            self._residuals.clear()
+            self._against.reset()
+            self.refuted = self.refuted or not self._certified.rose
+        self._correct(label)
+        return fell
+
+    def _correct(self, label: ShadowLabel) -> None:
+        if label.predicted_small is None or label.predicted_large is None:
+            return
+        self._residuals.append(
+            (
+                label.quality_small - label.predicted_small,
+                label.quality_large - label.predicted_large,
+            )
+        )
+        belief = 1.0 / (len(self._residuals) + HALF_BELIEVED)
+        self._predicted.correct(
+            belief * sum(small for small, _ in self._residuals),
+            belief * sum(large for _, large in self._residuals),
+        )

@@ -1,0 +1,147 @@
+"""Learning from live traffic, put together: labels move the floor, estimates, metrics and the page.
+
+At the start the last labels of the store are learned again, so that a restart changes nothing;
+where several routers share a store, each learns what the others found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tandem_router.config import RouterConfig
+from tandem_router.metrics import Metrics
+from tandem_router.quality.labels import Labels
+from tandem_router.quality.measured import Change, Measured
+from tandem_router.routing.set_points import Steering
+from tandem_router.store.records import Label, StoreError
+from tandem_router.store.writer import Store
+
+logger = logging.getLogger("tandem.router")
+
+MOST_REPLAYED = 5_000
+MOST_KNOWN = 50_000
+DAY_S = 86_400.0
+LABELS_KEPT_S = 365 * DAY_S
+STEP_S = 10.0
+RETENTION_STEPS = 60
+#: A label may be written this long after it was made.
+LATE_S = 60.0
+
+
+class LiveQuality:
+    """The quality of one router's answers, as labels have it."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        labels: Labels,
+        store: Store,
+        steering: Steering,
+        metrics: Metrics,
+        dearest: str,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._steering = steering
+        self._metrics = metrics
+        self._wall_clock = wall_clock
+        self.measured = Measured(tuple(tier.name for tier in config.tiers), dearest)
+        self.measured.on_change = self._changed
+        # What was learned already: the store says it again.
+        self._known: OrderedDict[tuple[str, str, float], None] = OrderedDict()
+        self._newest = 0.0
+        self.replayed = False
+        self.error: str | None = None
+        labels.on_label.append(self.learn)
+
+    def reconfigure(self, config: RouterConfig) -> None:
+        self._config = config
+
+    def served(self, tenant: str, tier: str, predicted: Mapping[str, float]) -> None:
+        """One answered request that may be learned from."""
+        self.measured.served(tenant, tier, predicted)
+
+    def learn(self, label: Label) -> None:
+        """One label, of this router or another; nothing here waits."""
+        key = (label.request_id, label.source, label.at)
+        if key in self._known:
+            return
+        self._known[key] = None
+        if len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        self._newest = max(self._newest, label.at)
+        self._metrics.quality_labels[(label.source,)].inc()
+        self.measured.learn(label)
+        if label.source != "feedback":
+            self._steering.learn(label)
+
+    def _changed(self, change: Change) -> None:
+        logger.warning(
+            "the quality of tier %s went %s, from about %.2f to %.2f (log-likelihood ratio %.1f "
+            "after %d labels); what was learned before is forgotten",
+            change.tier,
+            "up" if change.rose else "down",
+            change.before,
+            change.after,
+            change.statistic,
+            change.num_labels,
+        )
+
+    async def run(self) -> None:
+        """Learn what the store knows, forget what is too old; until cancelled."""
+        step = 0
+        while True:
+            try:
+                if not self.replayed and self._store.health.ok:
+                    await self._replay()
+                elif self.replayed and self._config.store.type == "postgres":
+                    await self._learn_all(await self._store.labels(self._newest - LATE_S))
+                if step % RETENTION_STEPS == 0 and self.replayed:
+                    await self.forget(self._wall_clock())
+                self.error = None
+            except StoreError as error:
+                self.error = f"labels cannot be read: {error}"
+            step += 1
+            await asyncio.sleep(STEP_S if self.replayed else 1.0)
+
+    async def _replay(self) -> None:
+        since = self._wall_clock() - LABELS_KEPT_S
+        if self._store.backend is not None:
+            kept = await self._store.labels(since)
+            await self._learn_all(kept[-MOST_REPLAYED:])
+            for decision in reversed(await self._store.backend.decisions(MOST_REPLAYED)):
+                self._served_before(decision)
+        self.replayed = True
+
+    def _served_before(self, decision: Mapping[str, Any]) -> None:
+        since = self.measured.since
+        routed = decision.get("reason") not in ("forced", "cached")
+        if decision.get("status") == 200 and routed and decision["time"] >= (since or 0.0):
+            self.measured.served(decision["tenant"], decision["tier"], decision["quality"])
+
+    async def _learn_all(self, labels: list[Label]) -> None:
+        for number, label in enumerate(labels):
+            self.learn(label)
+            if number % 50 == 49:
+                await asyncio.sleep(0)  # requests go on
+
+    async def forget(self, now: float) -> None:
+        """Delete what is too old. Raises StoreError."""
+        captured_before = now - self._config.learning.retention_days * DAY_S
+        await self._store.forget_labels(now - LABELS_KEPT_S, captured_before)
+
+    def show(self) -> None:
+        """Set the gauges."""
+        found = self.measured.ratio()
+        if found.ratio is not None and found.low is not None and found.high is not None:
+            self._metrics.measured_quality.set(found.ratio)
+            self._metrics.measured_low.set(found.low)
+            self._metrics.measured_high.set(found.high)
+
+    def state(self) -> dict[str, Any]:
+        return {**self.measured.state(), "error": self.error}

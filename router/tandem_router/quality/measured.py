@@ -1,0 +1,323 @@
+"""What the labels of one router say: quality ratios with intervals, by tier and by tenant.
+
+Requests and labels come in, estimates go out; the mathematics is `control/quality_ratio.py`.
+Feedback has no known probability: it moves the ratio, and no tenant's moves it by more than that
+tenant's share of the traffic, or 5 %. When a tier's quality drifts away from its prediction, what
+was learned before is forgotten. Pure: times are those of the labels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tandem_router.control import ResidualDrift
+from tandem_router.control.quality_ratio import Estimate, Sample, estimate
+from tandem_router.store.records import Label
+
+MOST_ROWS = 20_000
+MOST_TENANT_WEIGHT = 0.05
+#: Verdicts of a tenant's users at which their mean counts half.
+HALF_BELIEVED = 20.0
+#: Labels whose mean says what a tier's quality was just before and is now.
+RECENT = 40
+HISTORY_S = 300.0
+MOST_HISTORY = 600
+
+
+@dataclass(slots=True)
+class _Row:
+    """One request of which two answers were judged."""
+
+    tenant: str
+    tier: str
+    probability: float
+    judged: dict[str, float]
+    predicted: Mapping[str, float]
+    gold: dict[str, float] = field(default_factory=dict)
+    gold_probability: float = 1.0
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """Sums of predictions over answered requests."""
+
+    num: int = 0
+    served: float = 0.0
+    dearest: float = 0.0
+    by_tier: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a tenant's users said, against what was predicted of the same answers."""
+
+    num: int = 0
+    surprise: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tier whose quality left its prediction. statistic: log-likelihood ratio, of 9 needed."""
+
+    at: float
+    tier: str
+    rose: bool
+    statistic: float
+    num_labels: int
+    before: float
+    after: float
+
+
+class Measured:
+    """dearest: the tier that all is compared with. On a change, `on_change` is called."""
+
+    def __init__(self, tiers: tuple[str, ...], dearest: str) -> None:
+        self._tiers = tiers
+        self.dearest = dearest
+        self.since: float | None = None
+        self.changes: deque[Change] = deque(maxlen=20)
+        self.history: deque[dict[str, float | None]] = deque(maxlen=MOST_HISTORY)
+        self.on_change: Callable[[Change], None] = lambda change: None
+        self.num_by_source: dict[str, int] = {}
+        self._drift = {tier: ResidualDrift() for tier in tiers}
+        self._recent: dict[str, deque[float]] = {tier: deque(maxlen=RECENT) for tier in tiers}
+        self._feedback: OrderedDict[str, Label] = OrderedDict()
+        self._said: dict[str, _Said] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rows: OrderedDict[str, _Row] = OrderedDict()
+        self._traffic: dict[str | None, _Traffic] = {None: _Traffic()}
+        self._cache: dict[tuple[str | None, str | None], tuple[int, Estimate]] = {}
+        self._version = 0
+
+    # -- what comes in ----------------------------------------------------------------------
+
+    def served(self, tenant: str, tier: str, predicted: Mapping[str, float]) -> None:
+        """One answered request that may be learned from."""
+        for scope in (None, tenant):
+            traffic = self._traffic.get(scope)
+            if traffic is None:
+                traffic = self._traffic[scope] = _Traffic()
+            traffic.num += 1
+            if predicted:
+                traffic.served += predicted.get(tier, 0.0)
+                traffic.dearest += predicted.get(self.dearest, 0.0)
+                for name, quality in predicted.items():
+                    traffic.by_tier[name] = traffic.by_tier.get(name, 0.0) + quality
+
+    def learn(self, label: Label) -> None:
+        """One label; what is known already changes nothing but the last word of a source."""
+        self.num_by_source[label.source] = self.num_by_source.get(label.source, 0) + 1
+        self._version += 1
+        if label.source == "feedback":
+            self._hear(label)
+            return
+        row = self._rows.get(label.request_id)
+        if label.source == "gold":
+            if row is None:
+                row = self._new_row(label)
+                row.gold_probability = 1.0
+            else:
+                row.gold_probability = label.probability
+            row.gold.update(label.quality)
+        elif row is None:
+            self._new_row(label)
+            change = self._drifted(label)
+            if change is not None:
+                self.changes.append(change)
+                self._forget()
+                self.since = label.at
+                self.on_change(change)
+        if self.since is None:
+            self.since = label.at
+        self._note_history(label.at)
+
+    def _new_row(self, label: Label) -> _Row:
+        row = _Row(
+            label.tenant, label.tier, label.probability, dict(label.quality), label.predicted
+        )
+        self._rows[label.request_id] = row
+        if len(self._rows) > MOST_ROWS:
+            self._rows.popitem(last=False)
+        return row
+
+    def _hear(self, label: Label) -> None:
+        before = self._feedback.pop(label.request_id, None)
+        self._feedback[label.request_id] = label
+        for each, sign in ((before, -1), (label, 1)):
+            if each is not None:
+                said = self._said.setdefault(each.tenant, _Said())
+                said.num += sign
+                said.surprise += sign * _surprise(each)
+        if len(self._feedback) > MOST_ROWS:
+            _, oldest = self._feedback.popitem(last=False)
+            said = self._said[oldest.tenant]
+            said.num -= 1
+            said.surprise -= _surprise(oldest)
+
+    def _drifted(self, label: Label) -> Change | None:
+        found = None
+        for tier, quality in label.quality.items():
+            detector, recent = self._drift.get(tier), self._recent.get(tier)
+            if detector is None or recent is None:
+                continue
+            num = detector.count
+            recent.append(quality)
+            if detector.observe(quality, label.predicted.get(tier, 0.0)):
+                seen = list(recent)
+                half = max(1, len(seen) // 2)
+                found = Change(
+                    label.at,
+                    tier,
+                    detector.rose,
+                    detector.log_odds,
+                    num + 1,
+                    float(np.mean(seen[:half])),
+                    float(np.mean(seen[half:])),
+                )
+        if found is not None:
+            for detector in self._drift.values():
+                detector.reset()
+        return found
+
+    def _note_history(self, at: float) -> None:
+        last = self.history[-1]["at"] if self.history else None
+        if last is not None and at < last + HISTORY_S:
+            return
+        now = self.ratio()
+        self.history.append(
+            {
+                "at": at,
+                "measured": now.ratio,
+                "low": now.low,
+                "high": now.high,
+                "predicted": self.predicted_ratio(),
+            }
+        )
+
+    # -- what is known ----------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Requests of which both answers were judged, since the last change."""
+        return len(self._rows)
+
+    def predicted_ratio(self, tenant: str | None = None) -> float | None:
+        """What the predictor expected of the same traffic."""
+        traffic = self._traffic.get(tenant)
+        if traffic is None or traffic.dearest <= 0.0:
+            return None
+        return traffic.served / traffic.dearest
+
+    def ratio(self, tenant: str | None = None) -> Estimate:
+        """Delivered quality over all-dearest, of one tenant's requests or of all, with feedback."""
+        found = self._estimate(tenant, None)
+        if tenant is not None or found.ratio is None:
+            return found
+        moved = self.feedback()
+        ratio = max(0.0, found.ratio + moved)
+        low, high = found.low or 0.0, found.high or 0.0
+        return replace(found, ratio=ratio, low=min(low, ratio), high=max(high, ratio))
+
+    def tier(self, tier: str) -> Estimate:
+        """The quality that a tier would have, were it to answer everything, over the dearest's."""
+        return self._estimate(None, tier)
+
+    def feedback(self) -> float:
+        """By how much users' verdicts move the ratio."""
+        total = self._traffic[None].num
+        moved = 0.0
+        for tenant, said in self._said.items():
+            if said.num <= 0:
+                continue
+            traffic = self._traffic.get(tenant)
+            share = traffic.num / total if traffic is not None and total else 0.0
+            mean = said.surprise / (said.num + HALF_BELIEVED)
+            moved += min(share, MOST_TENANT_WEIGHT) * max(-1.0, min(1.0, mean))
+        return moved
+
+    def _estimate(self, tenant: str | None, tier: str | None) -> Estimate:
+        known = self._cache.get((tenant, tier))
+        if known is None or known[0] != self._version:
+            known = self._cache[tenant, tier] = (self._version, self._compute(tenant, tier))
+        return known[1]
+
+    def _compute(self, tenant: str | None, tier: str | None) -> Estimate:
+        weight, judged, predicted, gold, gold_weight = [], [], [], [], []
+        for row in self._rows.values():
+            column = row.tier if tier is None else tier
+            if tenant is not None and row.tenant != tenant:
+                continue
+            pair = _pair(row.judged, column, self.dearest)
+            if pair is None:
+                continue
+            right = _pair(row.gold, column, self.dearest)
+            weight.append(1.0 / row.probability)
+            judged.append(pair)
+            predicted.append((row.predicted.get(column, 0.0), row.predicted.get(self.dearest, 0.0)))
+            gold.append(right or (np.nan, np.nan))
+            gold_weight.append(1.0 / row.gold_probability)
+        traffic = self._traffic.get(tenant, _Traffic())
+        first = traffic.served if tier is None else traffic.by_tier.get(tier, 0.0)
+        num = max(1, traffic.num)
+        if not weight:
+            return Estimate(None, None, None, 0, 0)
+        return estimate(
+            Sample(
+                np.array(weight),
+                np.array(judged),
+                np.array(predicted),
+                np.array(gold),
+                np.array(gold_weight),
+                np.array([first, traffic.dearest]) / num,
+                traffic.num,
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for status, page and metrics."""
+        return {
+            **_told(self.ratio()),
+            "predicted": self.predicted_ratio(),
+            "feedback": self.feedback(),
+            "since": self.since,
+            "labels_by_source": dict(self.num_by_source),
+            "tiers": {name: _told(self.tier(name)) for name in self._tiers},
+            "tenants": {
+                name: _told(self.ratio(name)) for name in self._traffic if name is not None
+            },
+            "drift": {
+                name: {"statistic": detector.statistic, "alarm_at": detector.log_odds}
+                for name, detector in self._drift.items()
+            },
+            "changes": [
+                {name: getattr(change, name) for name in Change.__slots__}
+                for change in self.changes
+            ],
+            "history": list(self.history),
+        }
+
+
+def _pair(quality: Mapping[str, float], one: str, other: str) -> tuple[float, float] | None:
+    first, second = quality.get(one), quality.get(other)
+    return None if first is None or second is None else (first, second)
+
+
+def _surprise(label: Label) -> float:
+    return label.quality[label.tier] - label.predicted.get(label.tier, 0.5)
+
+
+def _told(found: Estimate) -> dict[str, Any]:
+    return {
+        "measured": found.ratio,
+        "low": found.low,
+        "high": found.high,
+        "num_labels": found.num_labels,
+        "num_gold": found.num_gold,
+    }
