@@ -282,7 +282,7 @@ async def test_the_judge_is_asked_by_its_model_and_key_and_its_price_is_booked(
     world: World, ask: Any, tmp_path: Any
 ) -> None:
     (tmp_path / "key").write_text("sk-judge\n")
-    config = world.config()
+    config = world.config(daily_usd=100.0)
     config["learning"]["judge"] = {
         "type": "External",
         "url": f"{world.judge.url}/v1",
