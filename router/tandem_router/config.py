@@ -38,6 +38,10 @@ class CapabilitiesConfig(Section):
     )
     images: bool = Field(default=True, description="Image parts in chat messages.")
     logprobs: bool = Field(default=True, description="Log-probabilities of tokens.")
+    embeddings: bool = Field(default=False, description="/v1/embeddings.")
+    generation: bool = Field(
+        default=True, description="Answers with text; false for a model that only embeds."
+    )
     context_length: int | None = Field(
         default=None, ge=1, description="Prompt plus answer, tokens; absent: not known."
     )
@@ -396,6 +400,9 @@ class LimitsConfig(Section):
     max_sequences: int = Field(
         default=64, ge=1, description="Prompts times choices (`n`, `best_of`) of one request."
     )
+    max_embedding_inputs: int = Field(
+        default=2048, ge=1, description="Texts of one request for embeddings."
+    )
     max_logit_bias: int = Field(default=300, ge=0, description="Entries of `logit_bias`.")
     max_logprobs: int = Field(
         default=20, ge=0, description="`top_logprobs`, `logprobs` of one request."
@@ -438,8 +445,8 @@ class AccessConfig(Section):
     cors_origins: tuple[str, ...] = Field(
         default=(),
         max_length=64,
-        description="Origins (`https://app.example`) whose pages may send to /v1 where nobody "
-        "needs a key; `*`: all.",
+        description="Origins (`https://app.example`) whose pages may use /v1 from a browser; `*`: "
+        "all.",
     )
 
 

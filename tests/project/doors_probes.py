@@ -280,8 +280,10 @@ def able(config: RouterConfig) -> list[str]:
         {"logprobs": 1},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"prompt": [1, 2, 3]},
+        {"input": "x"},
     ):
         kind: Any = "chat" if "messages" in more else "completions"
+        kind = "embeddings" if "input" in more else kind
         body = json.dumps({"model": "small", "prompt": "x", "max_tokens": 1, **more}).encode()
         request = parse_inference(kind, body, config.limits)
         hold = services.ledger.hold("anonymous", 1.0)

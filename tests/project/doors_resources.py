@@ -204,6 +204,8 @@ ROWS: dict[str, dict[str, Row]] = {
         "keySecretRef.key": Row("a", "b"),
         "metricsTokenSecretRef.name": Row("a", "b"),
         "metricsTokenSecretRef.key": Row("a", "b", {"metricsTokenSecretRef.name": "s"}),
+        "access.allowedHosts": Row(ABSENT, ["chat.example"]),
+        "access.corsOrigins": Row([], ["https://app.example"]),
         "store.sqlite.size": Row("1Gi", "2Gi"),
         "store.sqlite.storageClassName": Row("a", "b", {"store.sqlite.size": "1Gi"}),
         "store.postgres.secretRef.name": Row("a", "b"),

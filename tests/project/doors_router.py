@@ -89,6 +89,8 @@ ROUTER: dict[str, Tests | Probe] = {
     "tiers.capabilities.structured_output": Probe(able, False, True, EXTERNAL),
     "tiers.capabilities.images": Probe(able, False, True, EXTERNAL),
     "tiers.capabilities.logprobs": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.embeddings": Probe(able, False, True, EXTERNAL),
+    "tiers.capabilities.generation": Probe(able, False, True, EXTERNAL),
     "tiers.capabilities.context_length": Probe(able, 2, 100, EXTERNAL),
     "tiers.usd_per_1m_input_tokens": shown_by(
         "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
@@ -193,6 +195,9 @@ ROUTER: dict[str, Tests | Probe] = {
     "limits.max_messages": Probe(accepted, 4, 8),
     "limits.max_inflight": Probe(held, 1, 2),
     "limits.body_timeout_s": Probe(never_sent, 0.01, 0.02),
+    "limits.max_embedding_inputs": shown_by(
+        "router/test_embeddings.py::test_what_is_no_input_is_refused_by_name"
+    ),
     "limits.max_sequences": hostile("test_one_request_may_not_be_many", word="sequences"),
     "limits.max_logit_bias": hostile("test_one_request_may_not_be_many", word="logit_bias"),
     "limits.max_logprobs": hostile("test_one_request_may_not_be_many", word="logprobs"),
@@ -209,7 +214,10 @@ ROUTER: dict[str, Tests | Probe] = {
         "test_connections_that_say_nothing_are_bounded_by_address"
     ),
     "access.allowed_hosts": hostile("test_a_router_answers_to_its_allowed_hosts_only"),
-    "access.cors_origins": hostile("test_a_page_that_cors_origins_name_may_ask"),
+    "access.cors_origins": shown_by(
+        "router/test_hostile_clients.py::test_a_page_that_cors_origins_name_may_ask",
+        "router/test_hostile_clients.py::test_a_page_of_a_named_origin_asks_first_and_reads_the_reply",
+    ),
     "tenants.highest_priority": hostile("test_a_tenant_may_not_jump_the_queue"),
     "failover.wait_s": shown_by(
         "router/test_failover.py::"

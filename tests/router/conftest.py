@@ -79,5 +79,17 @@ def run_router(make_config: Callable[..., RouterConfig], tmp_path: Any) -> Calla
 
 
 @pytest.fixture
+def reported() -> Callable[[RouterApp], Any]:
+    """Waits until every worker has said what it can."""
+
+    async def wait(app: RouterApp) -> None:
+        while any(worker.load is None for worker in app.picker.workers):
+            app.services.workers_changed.clear()
+            await app.services.workers_changed.wait()
+
+    return wait
+
+
+@pytest.fixture
 def token_text_of() -> Callable[[int], str]:
     return token_text

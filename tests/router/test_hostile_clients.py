@@ -307,3 +307,28 @@ async def test_a_tenant_may_not_jump_the_queue(run_router: Any, make_worker: Any
         ]
 
     assert [answer.status for answer in answers] == [400, 200, 200, 400]
+
+
+async def test_a_page_of_a_named_origin_asks_first_and_reads_the_reply(
+    run_router: Any, make_worker: Any
+) -> None:
+    """CORS: the browser's question is answered without a key, and every reply names the page."""
+    page = {"origin": "https://app.example"}
+    wants = {**page, "access-control-request-headers": "authorization, x-stainless-os, bad header"}
+    access = {"cors_origins": ["https://app.example"]}
+    table = {"large": {"decode": [await make_worker()]}}
+
+    async with run_router(table, access=access) as (client, _):
+        asked = await client.request("OPTIONS", "/v1/chat/completions", headers=wants)
+        answered = await client.chat(headers=page, stream=True)
+        refused = await client.chat(headers=page, model="nobody")
+        other = await client.request("OPTIONS", "/v1/models", headers={"origin": "https://x.y"})
+
+    assert asked.status == 204
+    assert asked.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    for reply in (asked, answered, refused):
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        assert reply.headers["vary"] == "origin"
+    assert (answered.status, refused.status, other.status) == (200, 404, 405)
+    assert "access-control-allow-origin" not in other.headers

@@ -86,6 +86,51 @@ async def test_instructions_and_messages_become_chat_messages(
     assert body["max_completion_tokens"] == 5
 
 
+async def test_a_response_that_is_not_streamed_may_say_so(
+    run_router: Any, make_worker: Any
+) -> None:
+    """What clients send by default: `stream: false`, and what to include where there is any."""
+    worker = await make_worker()
+
+    async with run_router({"large": {"decode": [worker]}}) as (client, _):
+        reply = await ask(client, stream=False, include=["reasoning.encrypted_content"])
+
+    assert reply.json["status"] == "completed"
+    assert "stream_options" not in worker.inference[0].json
+
+
+async def test_log_probabilities_that_are_included_are_asked_for_and_given(
+    run_router: Any, make_worker: Any
+) -> None:
+    worker = await make_worker()
+    token = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+    wanted = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    answer = {"index": 0, "message": {"content": "a"}, "logprobs": {"content": [token]}}
+    chunk = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [token]}}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with run_router({"large": {"decode": [worker]}}) as (client, _):
+        await ask(client, **wanted)
+    whole, streamed = ResponsesSend(send, {}, "r"), ResponsesSend(send, {}, "r")
+    await whole({"type": "http.response.start", "status": 200, "headers": []})
+    await whole({"type": "http.response.body", "body": json.dumps({"choices": [answer]}).encode()})
+    text = json.loads(sent[-1]["body"])["output"][0]["content"][0]
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+    await streamed({"type": "http.response.start", "status": 200, "headers": headers})
+    await streamed(
+        {"type": "http.response.body", "body": encode_event({"choices": [chunk]}) + DONE}
+    )
+
+    asked = worker.inference[0].json
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 2)
+    assert text["logprobs"] == [token]
+    last = json.loads(sent[-1]["body"].rpartition(b"data: ")[2])
+    assert last["response"]["output"][0]["content"][0]["logprobs"] == [token]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -94,6 +139,9 @@ async def test_instructions_and_messages_become_chat_messages(
         ({"input": [{"type": "function_call"}]}, "`input[0]`"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),
         ({"tools": [{"type": "web_search"}]}, "`tools`"),
+        ({"include": ["usage"]}, "`include`"),
+        ({"include": [{}]}, "`include`"),
+        ({"stream": "no"}, "`stream`"),
         ({"previous_response_id": "resp_1"}, "`previous_response_id`"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
     ],

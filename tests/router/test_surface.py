@@ -54,7 +54,7 @@ async def test_a_bad_request_gets_an_openai_error_that_names_the_field(
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("POST", "/v1/embeddings", 404, "unsupported_endpoint"),
+        ("POST", "/v1/moderations", 404, "unsupported_endpoint"),
         ("GET", "/v1/responses", 405, "method_not_allowed"),
         ("POST", "/v1/audio/speech", 404, "unsupported_endpoint"),
         ("GET", "/v1/nothing", 404, "unknown_url"),

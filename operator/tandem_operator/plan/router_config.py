@@ -70,6 +70,8 @@ def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
                 "structured_output": able.structured_output,
                 "images": able.images,
                 "logprobs": able.logprobs,
+                "embeddings": able.embeddings,
+                "generation": able.generation,
                 "context_length": able.context_length,
             }
         if (ref := external.api_key_secret_ref) is not None:
@@ -138,6 +140,11 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         }
     if (store := store_config(router, settings)) is not None:
         data["store"] = store
+    if spec.access.cors_origins or spec.access.allowed_hosts is not None:
+        data["access"] = {
+            "cors_origins": spec.access.cors_origins,
+            "allowed_hosts": spec.access.allowed_hosts,
+        }
     if spec.routing != "Active":
         data["routing"] = spec.routing
     if spec.threshold is not None:

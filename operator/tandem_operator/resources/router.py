@@ -34,6 +34,10 @@ class ExternalCapabilities(Resource):
     )
     images: bool = Field(default=True, description="Images in chat messages.")
     logprobs: bool = Field(default=True, description="Log-probabilities of tokens.")
+    embeddings: bool = Field(default=False, description="/v1/embeddings.")
+    generation: bool = Field(
+        default=True, description="Answers with text; false for a model that only embeds."
+    )
     context_length: int | None = Field(
         default=None, ge=1, description="Prompt plus answer, in tokens; not known when absent."
     )
@@ -310,6 +314,38 @@ class Tenant(Resource):
     )
 
 
+class Access(Resource):
+    """Which names and which web pages the endpoint answers to."""
+
+    allowed_hosts: (
+        list[
+            Annotated[
+                str,
+                StringConstraints(pattern=r"^[a-z0-9.:\[\]_-]+$", min_length=1, max_length=253),
+            ]
+        ]
+        | None
+    ) = Field(
+        default=None,
+        max_length=64,
+        description="Host names without port, in lower case, that requests may be sent to; every "
+        "one when absent (in local mode: this machine's).",
+    )
+    cors_origins: list[
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^(\*|https?://[a-z0-9.:\[\]_-]+)$", min_length=1, max_length=253
+            ),
+        ]
+    ] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Origins such as https://app.example whose pages may use /v1 from a browser, "
+        "or *: all.",
+    )
+
+
 class Scaling(Resource):
     """Who sets the replica counts of the pools."""
 
@@ -383,6 +419,10 @@ class RouterSpec(Resource):
         default=None,
         description="Where spend, decisions, keys and labels outlive the pods; in memory when "
         "absent (in local mode: a file of the run).",
+    )
+    access: Access = Field(
+        default_factory=Access,
+        description="Which names and which web pages the endpoint answers to.",
     )
     routing: Literal["Active", "Advise"] = Field(
         default="Active",

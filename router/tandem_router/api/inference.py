@@ -1,7 +1,8 @@
 """The raw ASGI path of `/v1/*`: read, check, admit, then hand over to an handler.
 
 No framework in between: a request here costs the router's own work and the server's, and bytes
-of a stream are forwarded as they come. Every refusal is an OpenAI error object.
+of a stream are forwarded as they come. Every refusal is an OpenAI error object, or Anthropic's
+under /v1/messages.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ import json
 import logging
 import secrets
 
+import msgspec
+
+from tandem_router.anthropic import reply as anthropic_reply
+from tandem_router.anthropic import request as anthropic_request
+from tandem_router.api import description
 from tandem_router.api.api_keys import Authenticator, Caller
 from tandem_router.api.feedback import PATH as FEEDBACK
 from tandem_router.api.feedback import Feedback
-from tandem_router.api.origin import foreign, is_foreign
+from tandem_router.api.origin import answer_preflight, for_page, foreign, is_foreign, readable_by
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
+from tandem_router.api.tokenizing import COUNT_TOKENS, TOKENIZING, Tokenizing
 from tandem_router.asgi import NOSNIFF, Send
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.config import RouterConfig
-from tandem_router.errors import ApiError, UpstreamError
+from tandem_router.errors import ApiError
 from tandem_router.limits.bodies import HeldBodies
-from tandem_router.limits.ledger import Used
+from tandem_router.openai import responses_api
 from tandem_router.openai.request import (
+    PATHS,
     Kind,
     RequestHeaders,
     parse_headers,
     parse_inference,
     parse_json,
 )
-from tandem_router.openai.responses_api import ResponsesSend, to_chat
-from tandem_router.prices import list_price
 from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
@@ -38,15 +43,16 @@ from tandem_router.proxy.request_handler import RequestHandler
 
 logger = logging.getLogger("tandem.router")
 
-INFERENCE: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-TOKENIZING = frozenset({"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"})
+INFERENCE: dict[str, Kind] = {path: kind for kind, path in PATHS.items()}
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+ABOUT = frozenset({"/openapi.json", "/version"})
+POSTS = frozenset({*INFERENCE, *TOKENIZING, RESPONSES, MESSAGES, COUNT_TOKENS, FEEDBACK})
 # Known paths of the OpenAI API that no tier serves: named, so that a client sees it is not a typo.
 NOT_SERVED = (
     "assistants",
     "audio",
     "batches",
     "conversations",
-    "embeddings",
     "files",
     "fine_tuning",
     "images",
@@ -67,20 +73,31 @@ class DataPath:
         self._authenticator = authenticator
         self._created = int(services.wall_clock())
         self._feedback = Feedback(services)
+        self._tokenizing = Tokenizing(services)
+        self._description = description.document(services.config)
         limits = services.config.limits
         self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Other bounds of bodies from now on; those that are held stay counted."""
+        self._description = description.document(config)
         self.bodies.max_bytes = config.limits.max_held_body_bytes
         self.bodies.max_bytes_per_sender = config.limits.max_held_body_bytes_per_sender
 
     @staticmethod
     def handles(path: str) -> bool:
-        return path.startswith("/v1/") or path == "/v1" or path in TOKENIZING
+        return path.startswith("/v1/") or path == "/v1" or path in TOKENIZING or path in ABOUT
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = secrets.token_hex(16)
+        page = readable_by(scope["headers"], self._services.config.access.cors_origins)
+        if page is not None:
+            send = for_page(send, page)
+            if scope["method"] == "OPTIONS":
+                await answer_preflight(scope["headers"], send)
+                return
+        if scope["path"].startswith(MESSAGES):
+            send = anthropic_reply.MessagesSend(send, request_id)
         try:
             await self._handle(scope, receive, send, request_id)
         except ApiError as error:
@@ -103,8 +120,12 @@ class DataPath:
             body = self._models(path.removeprefix("/v1/models").removeprefix("/"))
             await respond(send, 200, body, request_id)
             return
-        kind = INFERENCE.get(path)
-        if kind is None and path not in TOKENIZING and path not in ("/v1/responses", FEEDBACK):
+        if path in ABOUT:
+            _require_method(scope, "GET")
+            said = description.VERSION if path == "/version" else self._description
+            await respond(send, 200, said, request_id)
+            return
+        if path not in POSTS:
             raise _unknown_path(path)
         _require_method(scope, "POST")
         if caller is None and is_foreign(
@@ -118,17 +139,26 @@ class DataPath:
         try:
             body = await read_body(scope, receive, limits, held)
             if path in TOKENIZING:
-                await self._tokenize(path.removeprefix("/v1"), body, caller, send, request_id)
+                bare = path.removeprefix("/v1")
+                status, reply = await self._tokenizing.ask(bare, body, caller, request_id)
+                await respond(send, status, reply, request_id)
+                return
+            if path == COUNT_TOKENS:
+                status, reply = await self._tokenizing.count(body, caller, request_id)
+                await respond(send, status, reply, request_id)
                 return
             if path == FEEDBACK:
                 key = caller.key if caller is not None else None
                 await respond(send, 200, await self._feedback.take(body, tenant, key), request_id)
                 return
-            if kind is None:
+            kind = INFERENCE.get(path, "chat")
+            if path in (RESPONSES, MESSAGES):
                 fields = parse_json(body, limits.max_json_depth)
-                body = json.dumps(to_chat(fields), ensure_ascii=False).encode()
-                send = ResponsesSend(send, fields, request_id)
-                kind = "chat"
+                if path == RESPONSES:
+                    body = msgspec.json.encode(responses_api.to_chat(fields))
+                    send = responses_api.ResponsesSend(send, fields, request_id)
+                else:
+                    body = msgspec.json.encode(anthropic_request.to_chat(fields))
             await self._infer(
                 kind, body, headers, caller, scope, receive, send, request_id, started_at
             )
@@ -224,65 +254,6 @@ class DataPath:
             404, f"the model {name[:100]!r} does not exist", param="model", code="model_not_found"
         )
 
-    async def _tokenize(
-        self, path: str, body: bytes, caller: Caller | None, send: Send, request_id: str
-    ) -> None:
-        """Admitted like any request, by as many tokens as its body may stand for."""
-        ledger = self._services.ledger
-        tokens = len(body) / BYTES_PER_TOKEN
-        tenant = caller.tenant.name if caller is not None else "anonymous"
-        hold = ledger.hold(tenant, tokens, caller.key if caller is not None else None)
-        try:
-            await self._ask_tokenizer(path, body, send, request_id)
-        finally:
-            ledger.settle(hold, Used(tokens))
-
-    async def _ask_tokenizer(self, path: str, body: bytes, send: Send, request_id: str) -> None:
-        """Proxied to a worker of the named tier; the router's own name means the dearest pool.
-
-        Never to a provider: it has no such path, and what goes to workers is not for it to see.
-        """
-        services = self._services
-        fields = parse_json(body, services.config.limits.max_json_depth)
-        model = fields.get("model", services.config.name)
-        if not isinstance(model, str):
-            raise ApiError(400, "`model` must be a string", param="model")
-        pools = [tier for tier in services.config.tiers if tier.kind == "pool"]
-        forced = services.routing.forced_tier(model)
-        served = [tier for tier in pools if forced in (None, tier.name)]
-        if not served:
-            which = f"tier {forced!r} is a provider's" if forced else "every tier is a provider's"
-            names = ", ".join(tier.name for tier in pools) or "none"
-            raise ApiError(
-                404,
-                f"{which}, which has no tokenizer here; tiers that have: {names}",
-                param="model",
-                code="unsupported_by_tier",
-            )
-        tier = max(reversed(served), key=list_price).name
-        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
-        if services.peer_token:
-            headers.append((b"x-tandem-peer-token", services.peer_token.encode()))
-        for worker in services.picker.usable(tier):
-            try:
-                response = await services.client.request(
-                    "POST", worker.url + path, headers=headers, body=body
-                )
-                payload = await response.read_all()
-            except UpstreamError as error:
-                services.picker.failed(worker, str(error))
-                continue
-            await respond(send, response.status, payload, request_id)
-            return
-        raise ApiError(
-            503,
-            f"tier {tier!r} has no worker now; retry later",
-            type="service_unavailable",
-            code="no_worker",
-            retry=True,
-            retry_after_s=5.0,
-        )
-
 
 def _address(scope: Scope) -> str:
     client = scope.get("client")
@@ -301,8 +272,7 @@ def _unknown_path(path: str) -> ApiError:
     if family in NOT_SERVED:
         return ApiError(
             404,
-            f"/v1/{family} is not served here; /v1/chat/completions, /v1/completions and "
-            "/v1/responses are",
+            f"/v1/{family} is not served here; GET /openapi.json says what is",
             code="unsupported_endpoint",
         )
     return ApiError(404, f"there is no {path[:200]}", code="unknown_url")

@@ -7,13 +7,17 @@ neither of the latter.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, MutableMapping
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
+from tandem_router.asgi import Send
 from tandem_router.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}")
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -67,6 +71,45 @@ def check_writes(method: str, headers: Headers) -> None:
     kind = (header(headers, b"content-type") or "").partition(";")[0].strip().lower()
     if kind not in ("", "application/json"):
         raise ApiError(415, f"content-type {kind[:60]!r} is not read here; send application/json")
+
+
+def readable_by(headers: Headers, cors_origins: Collection[str]) -> str | None:
+    """The page's origin where `cors_origins` lets its scripts read replies; else None."""
+    if not cors_origins:
+        return None
+    origin = header(headers, b"origin")
+    allowed = origin is not None and (origin in cors_origins or "*" in cors_origins)
+    return origin if allowed else None
+
+
+def for_page(send: Send, origin: str) -> Send:
+    """Replies that the browser hands to the page; no cookies, keys travel in headers."""
+
+    async def named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            said = [
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"access-control-expose-headers", b"*"),
+                (b"vary", b"origin"),
+            ]
+            message = {**message, "headers": [*message["headers"], *said]}
+        await send(message)
+
+    return named
+
+
+async def answer_preflight(headers: Headers, send: Send) -> None:
+    """What a browser asks before it sends a page's request: any method and header served here."""
+    wanted = header(headers, b"access-control-request-headers") or ""
+    names = [name for name in wanted.split(",") if _TOKEN.fullmatch(name.strip())]
+    said = [
+        (b"access-control-allow-methods", b"GET, HEAD, POST"),
+        (b"access-control-allow-headers", ",".join(names).encode()),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": said})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def foreign(headers: Headers) -> ApiError:

@@ -282,6 +282,7 @@ def _both(one: Capabilities, other: Capabilities) -> Capabilities:
     """What two workers can do both, as while a rollout replaces one by the other."""
     lengths = [c.context_length for c in (one, other) if c.context_length is not None]
     return Capabilities(
+        generation=one.generation and other.generation,
         tools=one.tools and other.tools,
         structured_output=one.structured_output and other.structured_output,
         images=one.images and other.images,

@@ -69,16 +69,16 @@ class Load:
         )
 
 
+_FLAGS = ("generation", "tools", "structured_output", "images", "logprobs", "embeddings")
+
+
 def _capabilities(said: Any, max_model_len: int | None) -> Capabilities:
     """What a report says; a worker that says nothing of them is one that serves plain text."""
     if not isinstance(said, dict):
         return replace(TEXT_WORKER, context_length=max_model_len)
     length = said.get("context_length")
     return Capabilities(
-        **{
-            name: bool(said.get(name, getattr(TEXT_WORKER, name)))
-            for name in ("tools", "structured_output", "images", "logprobs", "embeddings")
-        },
+        **{name: bool(said.get(name, getattr(TEXT_WORKER, name))) for name in _FLAGS},
         context_length=length if isinstance(length, int) and length > 0 else max_model_len,
     )
 

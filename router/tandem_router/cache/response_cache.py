@@ -51,7 +51,9 @@ class Reuse:
 
     def key(self, request: InferenceRequest, tenant: str) -> bytes | None:
         """None when the answer must not be reused."""
-        if self.cache is None or any(request.fields.get(name) for name in _MORE_THAN_TEXT):
+        if self.cache is None or request.kind == "embeddings":
+            return None
+        if any(request.fields.get(name) for name in _MORE_THAN_TEXT):
             return None
         return cache_key(self._salt, f"{request.kind}/{tenant}", request.fields)
 

@@ -14,7 +14,7 @@ from tandem_router.engines.protocol import Ask, Headers, PlainWire, Told
 from tandem_router.openai.request import InferenceRequest
 
 # Nothing says what such a server can do; it refuses what it cannot, and another tier is asked.
-ABLE = {"tools": True, "structured_output": True, "images": True, "logprobs": True}
+ABLE = dict.fromkeys(("tools", "structured_output", "images", "logprobs", "embeddings"), True)
 
 
 class ServedModels:

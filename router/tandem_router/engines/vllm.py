@@ -125,6 +125,8 @@ class VLLMReader:
     async def _able(self, ask: Ask) -> dict[str, Any]:
         described = await _json(ask, "/openapi.json")
         paths = described.get("paths") if isinstance(described, dict) else None
+        paths = paths if isinstance(paths, dict) else {}
+        embeds = "/v1/embeddings" in paths
         order = {"model": self._served_model, "max_tokens": 1, "temperature": 0}
         words = [{"role": "user", "content": "a"}]
         picture = [{"type": "image_url", "image_url": {"url": _PIXEL}}]
@@ -135,7 +137,8 @@ class VLLMReader:
             "images": await _accepts(ask, {**order, "messages": image}),
             "structured_output": True,
             "logprobs": True,
-            "embeddings": isinstance(paths, dict) and "/v1/embeddings" in paths,
+            "embeddings": embeds,
+            "generation": not embeds or "/v1/completions" in paths,
         }
 
 

@@ -18,7 +18,8 @@ class NotAnAnswer(ValueError):
 
 
 def answer_of(body: bytes, kind: str) -> dict[str, Any]:
-    """The reply as an object with at least one choice that has a message (chat) or text.
+    """The reply as an object with at least one choice that has a message (chat) or text, or with
+    vectors (embeddings).
 
     Raises NotAnAnswer for everything that providers send instead.
     """
@@ -30,6 +31,9 @@ def answer_of(body: bytes, kind: str) -> dict[str, Any]:
         raise NotAnAnswer("the reply is not a JSON object")
     if reply.get("error"):
         raise NotAnAnswer("the reply holds an error", reply["error"])
+    if kind == "embeddings":
+        _check_vectors(reply)
+        return reply
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise NotAnAnswer("the reply has no choices")
@@ -42,6 +46,17 @@ def answer_of(body: bytes, kind: str) -> dict[str, Any]:
         if not isinstance(part, dict if kind == "chat" else str):
             raise NotAnAnswer("a choice of the reply has no message")
     return reply
+
+
+def _check_vectors(reply: dict[str, Any]) -> None:
+    """Raises NotAnAnswer unless the reply holds vectors, as numbers or in base64."""
+    data = reply.get("data")
+    if not isinstance(data, list) or not data:
+        raise NotAnAnswer("the reply has no data")
+    for entry in data:
+        vector = entry.get("embedding") if isinstance(entry, dict) else None
+        if not isinstance(vector, str | list) or not vector:
+            raise NotAnAnswer("an entry of the reply has no embedding")
 
 
 def unpacked(body: bytes, encoding: bytes | None) -> bytes:

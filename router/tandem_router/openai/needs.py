@@ -17,8 +17,8 @@ _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
 
 
 def needed_features(fields: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the flags of `tandem_router.policy.Capabilities` that a tier needs for this body."""
-    needed = set()
+    """Names of the flags of `tandem_router.policy.Capabilities` that an answer to this needs."""
+    needed = {"generation"}
     if any(fields.get(name) for name in _TOOLS) and fields.get("tool_choice") != "none":
         needed.add("tools")
     form = fields.get("response_format")

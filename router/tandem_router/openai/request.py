@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,14 +18,26 @@ from msgspec import Struct
 
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
+from tandem_router.openai import embeddings
 from tandem_router.openai.needs import needed_features
 from tandem_router.openai.prompt_size import prompt_tokens
 from tandem_router.policy import Needs, Overrides
 from tandem_router.predictor.records import conversation
 
-Kind = Literal["chat", "completions"]
+Kind = Literal["chat", "completions", "embeddings"]
+PATHS: dict[Kind, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
+_PROMPT_FIELDS: dict[Kind, bytes] = {
+    "chat": b'"messages"',
+    "completions": b'"prompt"',
+    "embeddings": b'"input"',
+}
 # Answer length assumed where neither the client nor a predictor says one, in tokens.
 DEFAULT_OUTPUT_TOKENS = 256
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 # Objects and lists in one body: a conversation of 2,048 messages with parts has some 10,000.
 MAX_CONTAINERS = 65_536
 # What routers and workers tell each other, and what would change how others' text is read.
@@ -65,7 +78,7 @@ class InferenceRequest(Struct, frozen=True):
     @property
     def prefix_bytes(self) -> bytes:
         """The part of the body that orders requests by shared prefix."""
-        start = self.body.find(b'"messages"' if self.kind == "chat" else b'"prompt"')
+        start = self.body.find(_PROMPT_FIELDS[self.kind])
         return self.body[max(0, start) :]
 
 
@@ -80,6 +93,8 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
         why = str(error)
         if "UTF-8" in why:
             raise bad_request("the request body is not UTF-8") from error
+        if _HALF_PAIR.search(body):
+            why = "an escape \\uD800 to \\uDFFF without its other half"
         raise bad_request(f"the request body is not valid JSON: {why}") from error
     if not isinstance(data, dict):
         raise bad_request("the request body must be a JSON object")
@@ -111,7 +126,7 @@ def _check_shape(data: dict[str, Any], max_depth: int) -> None:
 
 
 def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceRequest:
-    """Parse and bound a chat or completion request. Raises ApiError (400)."""
+    """Parse and bound a request for an answer or for embeddings. Raises ApiError (400)."""
     fields = parse_json(body, limits.max_json_depth)
     for reserved in RESERVED & fields.keys():
         raise bad_request(f"`{reserved}` is reserved for the router", reserved)
@@ -122,6 +137,8 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise bad_request("`model` must be a non-empty string", "model")
+    if kind == "embeddings":
+        return _embeddings(model, body, fields, limits)
     stream = fields.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("`stream` must be true or false", "stream")
@@ -162,7 +179,7 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
     per_prompt = longest or num_expected // num_prompts
     return InferenceRequest(
         kind=kind,
-        path="/v1/chat/completions" if kind == "chat" else "/v1/completions",
+        path=PATHS[kind],
         body=body,
         fields=fields,
         model=model,
@@ -175,6 +192,29 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         most_prompt_tokens=num_most,
         needs=Needs(needed_features(fields), per_prompt + (max_tokens or 0), longest),
         token_ids=ids[0] if ids else None,
+    )
+
+
+def _embeddings(
+    model: str, body: bytes, fields: dict[str, Any], limits: LimitsConfig
+) -> InferenceRequest:
+    """No answer is generated: what is paid is the input."""
+    embeddings.check_fields(fields)
+    expected, most, certain = embeddings.input_tokens(fields, limits)
+    return InferenceRequest(
+        kind="embeddings",
+        path=PATHS["embeddings"],
+        body=body,
+        fields=fields,
+        model=model,
+        stream=False,
+        include_usage=False,
+        num_choices=1,
+        max_tokens=0,
+        prompt=None,
+        num_prompt_tokens=expected,
+        most_prompt_tokens=most,
+        needs=Needs(frozenset({"embeddings"}), 0, certain),
     )
 
 
@@ -296,6 +336,8 @@ def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> R
             scheme, _, key = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
                 api_key = key.strip()
+        elif name == b"x-api-key":
+            api_key = api_key or value.decode("latin-1").strip()
         elif name == b"cache-control":
             no_cache = b"no-cache" in value or b"no-store" in value
         elif name == b"x-tandem-quality":

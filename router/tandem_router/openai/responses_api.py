@@ -15,7 +15,21 @@ from tandem_router.errors import bad_request
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
-_REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools", "include")
+_REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools")
+# What `include` may name. Answers here hold text alone, so there is nothing of the rest to add.
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = frozenset(
+    {
+        _LOGPROBS,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "reasoning.encrypted_content",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
 _ROLES = {"developer": "system"}
 
 
@@ -42,10 +56,30 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
     chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
     if fields.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = fields["max_output_tokens"]
+    if _LOGPROBS in _include(fields.get("include")) or fields.get("top_logprobs"):
+        chat["logprobs"] = True
+        if fields.get("top_logprobs") is not None:
+            chat["top_logprobs"] = fields["top_logprobs"]
     if fields.get("stream") is not None:
         chat["stream"] = fields["stream"]
+    if fields.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
     return chat
+
+
+def _include(given: Any) -> list[str]:
+    """What the reply is to hold beside the text. Raises ApiError (400)."""
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise bad_request("`include` must be a list of strings", "include")
+    for each in given:
+        if not isinstance(each, str) or each not in _INCLUDABLE:
+            known = ", ".join(sorted(_INCLUDABLE))
+            raise bad_request(
+                f"`include` has {str(each)[:60]!r}, which is none of {known}", "include"
+            )
+    return given
 
 
 def _message(item: Any, index: int) -> dict[str, Any]:
@@ -78,6 +112,7 @@ class ResponsesSend:
         self._streaming = False
         self._sequence = 0
         self._text: list[str] = []
+        self._logprobs: list[Any] = []
         self._model: str | None = None
         self._created = 0
         self._finish: str | None = None
@@ -112,6 +147,7 @@ class ResponsesSend:
     def _whole(self, chat: Mapping[str, Any]) -> bytes:
         choice = chat["choices"][0]
         self._text = [(choice.get("message") or {}).get("content") or ""]
+        self._logprobs = _logprobs(choice)
         self._finish = choice.get("finish_reason")
         self._usage = chat.get("usage")
         self._model = chat.get("model")
@@ -139,13 +175,17 @@ class ResponsesSend:
             delta = (choice.get("delta") or {}).get("content")
             if delta:
                 self._text.append(delta)
-                events += self._event("response.output_text.delta", **self._at(), delta=delta)
+                said = _logprobs(choice)
+                self._logprobs += said
+                events += self._event(
+                    "response.output_text.delta", **self._at(), delta=delta, logprobs=said
+                )
         return events
 
     def _first_events(self) -> bytes:
         response = self._response(status="in_progress")
         item = {**self._item(), "status": "in_progress", "content": []}
-        part = {"type": "output_text", "text": "", "annotations": []}
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         return (
             self._event("response.created", response=response)
             + self._event("response.in_progress", response=response)
@@ -158,7 +198,9 @@ class ResponsesSend:
         text, part = "".join(self._text), item["content"][0]
         done = self._response()
         return (
-            self._event("response.output_text.done", **self._at(), text=text)
+            self._event(
+                "response.output_text.done", **self._at(), text=text, logprobs=self._logprobs
+            )
             + self._event("response.content_part.done", **self._at(), part=part)
             + self._event("response.output_item.done", output_index=0, item=item)
             + self._event(f"response.{done['status']}", response=done)
@@ -173,7 +215,8 @@ class ResponsesSend:
         return {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}
 
     def _item(self) -> dict[str, Any]:
-        text = {"type": "output_text", "text": "".join(self._text), "annotations": []}
+        text: dict[str, Any] = {"type": "output_text", "text": "".join(self._text)}
+        text |= {"annotations": [], "logprobs": self._logprobs}
         return {
             "id": f"msg_{self._id}",
             "type": "message",
@@ -217,6 +260,12 @@ class ResponsesSend:
             "usage": usage,
             "metadata": self._fields.get("metadata") or {},
         }
+
+
+def _logprobs(choice: Mapping[str, Any]) -> list[Any]:
+    said = choice.get("logprobs")
+    content = said.get("content") if isinstance(said, dict) else None
+    return content if isinstance(content, list) else []
 
 
 def _cached(usage: Mapping[str, Any]) -> int:

@@ -88,8 +88,9 @@ class PlainScore(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a tier can do beside plain text."""
+    """What a tier can do: answer with text, unless it only embeds, and what beside."""
 
+    generation: bool = True
     tools: bool = True
     structured_output: bool = True
     images: bool = True

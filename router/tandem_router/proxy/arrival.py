@@ -53,6 +53,8 @@ def admit(
 ) -> Arrival:
     """Pass all gates. Raises ApiError: 404 for an unknown model, 429 above a limit."""
     forced = services.routing.forced_tier(request.model)
+    if forced is None and request.kind == "embeddings":
+        forced = services.routing.embedding_tier()
     highest = services.ledger.highest_priority(tenant)
     if headers.priority is not None and headers.priority < highest:
         raise bad_request(

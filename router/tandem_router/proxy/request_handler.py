@@ -355,7 +355,8 @@ class RequestHandler:
             usage = self._whole_usage
         else:
             return assignment.unseen()
-        if not usage.output_tokens and not self.headers_sent:
+        generates = self._request.kind != "embeddings"
+        if generates and not usage.output_tokens and not self.headers_sent:
             return assignment.unseen()
         return usage
 

@@ -105,7 +105,7 @@ class Routing:
         self._declared = {
             tier.name: Capabilities(**tier.capabilities.model_dump())
             if tier.capabilities is not None
-            else Capabilities()
+            else Capabilities(embeddings=False)
             for tier in config.tiers
             if tier.kind == "external"
         }
@@ -136,6 +136,36 @@ class Routing:
             raise gone_tier(tier)
         return tier
 
+    def embedding_tier(self) -> str:
+        """The one tier that embeds. Raises ApiError (400) where none or several can.
+
+        Vectors of two models cannot be compared, so nothing but the client chooses between them.
+        """
+        able = [
+            tier.name for tier in self._config.tiers if self._capabilities(tier.name).embeddings
+        ]
+        if len(able) == 1:
+            return able[0]
+        if able:
+            raise ApiError(
+                400,
+                f"tiers {', '.join(able)} embed, and their vectors cannot be compared; name one "
+                "as `model`",
+                param="model",
+                code="ambiguous_model",
+            )
+        names = ", ".join(tier.name for tier in self._config.tiers)
+        raise ApiError(
+            400,
+            f"no tier embeds now (tiers: {names}); a provider's says so by "
+            "`capabilities.embeddings`, a worker's with its load",
+            param="model",
+            code="unsupported_by_tier",
+        )
+
+    def _capabilities(self, tier: str) -> Capabilities:
+        return self._declared.get(tier) or self._picker.capabilities(tier)
+
     async def score(self, prompt: str | None) -> Scored:
         """The predictor's view of a prompt; absent where there is no text."""
         return UNSCORED if prompt is None else await self.scorer.score(prompt)
@@ -162,6 +192,9 @@ class Routing:
         forced = overrides.tier
         score = scored.score
         options = [self._option(tier, failed) for tier in self._config.tiers]
+        if forced is None:
+            # One that only embeds is no end of the scale that gains are measured on.
+            options = [each for each in options if each.capabilities.generation] or options
         is_any_available = False
         for option in options:
             if option.available:
@@ -273,7 +306,7 @@ class Routing:
             latency.ttft_s if fresh else None,
             latency.tpot_s if fresh else None,
             self.queue_wait_s(name),
-            self._declared.get(name) or self._picker.capabilities(name),
+            self._capabilities(name),
         )
         known = self._options.get(name)
         # The configuration is compared by identity: it is large, and replaced as a whole.

@@ -12,6 +12,7 @@ from tandem_router.testing.fake_server import (
     FakeServer,
     Seen,
     begin_stream,
+    embedded,
     plain_reply,
     write_chunk,
 )
@@ -98,6 +99,8 @@ class FakeProvider(FakeServer):
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         fault = self.faults.pop(0) if self.faults else self.always
+        if seen.path.endswith("/embeddings") and fault is Fault.NONE:
+            return await plain_reply(writer, 200, {}, json.dumps(embedded(seen.json)).encode())
         stream = bool(seen.json.get("stream")) if seen.body else False
         error = {"message": PROVIDER_TEXT, "type": "server_error", "code": "boom"}
         if fault is Fault.HANG:

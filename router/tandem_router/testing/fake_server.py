@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,3 +114,20 @@ async def write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     """One chunk of such a reply; an empty one ends it."""
     writer.write(b"%x\r\n%b\r\n" % (len(data), data))
     await writer.drain()
+
+
+def embedded(body: dict[str, Any], size: int = 4) -> dict[str, Any]:
+    """A reply of /v1/embeddings: vectors by the text alone, in the encoding that was asked for."""
+    given = body["input"]
+    parts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    data: list[dict[str, Any]] = []
+    for index, part in enumerate(parts):
+        digest = hashlib.sha256(json.dumps(part).encode()).digest()
+        vector = [byte / 256.0 for byte in digest[: body.get("dimensions") or size]]
+        coded: Any = vector
+        if body.get("encoding_format") == "base64":
+            coded = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": coded})
+    tokens = sum(len(part) for part in parts)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": body.get("model"), "usage": usage}

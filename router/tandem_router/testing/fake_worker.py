@@ -8,7 +8,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_router.testing.fake_server import FakeServer, Seen, begin_stream, plain_reply
+from tandem_router.testing.fake_server import (
+    FakeServer,
+    Seen,
+    begin_stream,
+    embedded,
+    plain_reply,
+)
 
 PIECES = ["Hello", " wor", "ld", ", ", "", "日本", "\n\n", '"data": ', "[DONE]", " é", "!", " 42"]
 
@@ -41,6 +47,7 @@ class FakeWorker(FakeServer):
     pause_s: float = 0.0
     write_size: int | None = None
     token_statistics: dict[str, float] | None = None  # told of whole replies where asked for
+    capabilities: dict[str, Any] | None = None  # as its load report says
     detokenized: str | None = None  # the text of every prompt of token ids
 
     # -- the model ---------------------------------------------------------------------------
@@ -130,12 +137,14 @@ class FakeWorker(FakeServer):
         if self.frozen.is_set():
             await asyncio.Event().wait()
         if seen.path == "/v1/load":
-            load = {
+            load: dict[str, Any] = {
                 "ready": self.ready,
                 "draining": self.draining,
                 "num_running": 0,
                 "revision": self.revision,
             }
+            if self.capabilities is not None:
+                load["capabilities"] = self.capabilities
             return await plain_reply(writer, 200, {}, json.dumps(load).encode())
         if self.refuse:
             return await plain_reply(writer, *self.refuse.pop(0))
@@ -144,7 +153,10 @@ class FakeWorker(FakeServer):
             said = json.dumps({"prompt": self.detokenized}).encode()
             return await plain_reply(writer, 200, {}, said)
         if seen.path in ("/tokenize", "/detokenize"):
-            return await plain_reply(writer, 200, {}, b'{"tokens": [1, 2]}')
+            return await plain_reply(writer, 200, {}, b'{"tokens": [1, 2], "count": 2}')
+        if seen.path == "/v1/embeddings":
+            said = json.dumps(embedded(seen.json)).encode()
+            return await plain_reply(writer, 200, {}, said)
         if not seen.json.get("stream"):
             body = self.whole(seen)
             if cut is not None:
