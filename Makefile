@@ -6,12 +6,14 @@ ARGS ?=
 PYTEST_WORKERS ?= 2
 SHELL := /bin/bash
 
-.PHONY: help setup demo test lint cluster clean
+.PHONY: help setup demo test lint cluster reference docs clean
 help:
 	@echo 'make demo     start a small and a large model behind one endpoint and route questions'
 	@echo 'make test     run every test'
 	@echo 'make lint     ruff, mypy, import contracts'
 	@echo 'make cluster  a real Kubernetes control plane in the foreground'
+	@echo 'make docs     the documents as one site, in site/ (ARGS=serve shows it while you write)'
+	@echo 'make reference  write docs/reference and docs/troubleshooting.md from the code'
 	@echo 'make clean    remove .venv and caches'
 
 setup:
@@ -30,6 +32,12 @@ lint: setup
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+reference: setup
+	@PYTHONPATH=scripts $(VENV)/bin/python -m reference
+
+docs: reference
+	@exec $(VENV)/bin/python -m mkdocs $(or $(ARGS),build)
 
 cluster: setup
 	@exec $(VENV)/bin/python tests/controlplane/cluster.py $(ARGS)

@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="address to listen on (default: $POD_IP or 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (default: http_port of the configuration)")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning"), help="least severe"
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
 """Every condition, reason and error code that the source can say, read from the source itself.
 
-A reason is the argument of one of a few calls (`Blocker("Starting", ...)`, `conditions.add("Ready",
-False, "Missed", ...)`), a code the keyword `code=`. What is not a literal there is followed to where
-its name gets its values in the same function; what cannot be followed is an error, not a gap.
+A reason is the argument of one of a few calls (`Blocker("Starting", ...)`, or
+`conditions.add("Ready", False, "Missed", ...)`), a code the keyword `code=`. What is not a literal
+there is followed to where its name gets its values in the same function; what cannot be followed is
+an error, not a gap.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,10 +35,10 @@ class UnreadableError(Exception):
     """The source says something that this reader cannot follow."""
 
 
-def _modules(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(folder.rglob("*.py")):
-        if "testing" not in path.parts:
-            yield path, ast.parse(path.read_text())
+@cache
+def _modules(folder: Path) -> tuple[tuple[Path, ast.Module], ...]:
+    paths = [p for p in sorted(folder.rglob("*.py")) if "testing" not in p.parts]
+    return tuple((path, ast.parse(path.read_text())) for path in paths)
 
 
 def _called(call: ast.Call) -> str:
@@ -111,13 +112,24 @@ def _parameters(scope: ast.AST) -> set[str]:
     return {a.arg for a in [*scope.args.args, *scope.args.kwonlyargs]}
 
 
+def _default(name: str, scope: ast.AST) -> set[str]:
+    """The default of a parameter, where it is a text."""
+    if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+        return set()
+    args = scope.args
+    pairs = [*zip(reversed(args.args), reversed(args.defaults), strict=False)]
+    pairs += [(a, d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d]
+    values = [d.value for a, d in pairs if a.arg == name and isinstance(d, ast.Constant)]
+    return {v for v in values if isinstance(v, str)}
+
+
 def _reason(node: ast.AST, scope: ast.AST, tree: ast.Module, where: str) -> set[str]:
     if isinstance(node, ast.Constant):
         return {str(node.value)}
     if isinstance(node, ast.IfExp):
         return _reason(node.body, scope, tree, where) | _reason(node.orelse, scope, tree, where)
-    if isinstance(node, ast.Attribute):
-        return set()  # handed on: found where it was made
+    if isinstance(node, ast.Attribute | ast.Starred):
+        return set()  # handed on: found where it was made, or in _ORDER
     if isinstance(node, ast.Subscript):
         base = node.value
         if isinstance(base, ast.Name) and (bound := _bound(base.id, scope)):
@@ -144,6 +156,7 @@ def _reason(node: ast.AST, scope: ast.AST, tree: ast.Module, where: str) -> set[
     raise UnreadableError(f"{where}: {ast.unparse(node)} cannot be followed to its words")
 
 
+@cache
 def conditions() -> tuple[set[str], set[str]]:
     """(types, reasons) of conditions that the operator writes."""
     types: set[str] = set()
@@ -151,6 +164,8 @@ def conditions() -> tuple[set[str], set[str]]:
     for path, tree in _modules(OPERATOR):
         if path.relative_to(OPERATOR).parts[0] not in ("plan", "reconcile"):
             continue
+        for order in _bound("_ORDER", tree):
+            reasons |= _words(order)
         for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
             name = _called(call)
             at = REASON_AT.get(name)
@@ -164,6 +179,7 @@ def conditions() -> tuple[set[str], set[str]]:
     return types, {r for r in reasons if r}
 
 
+@cache
 def error_codes() -> dict[str, dict[str, set[int]]]:
     """Per code, who says it (router, worker) and with which HTTP statuses."""
     found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -184,7 +200,14 @@ def error_codes() -> dict[str, dict[str, set[int]]]:
 
 
 #: Calls that make an error object, with the status where none is named.
-STATUS = {"ApiError": None, "bad_request": 400, "overloaded": 429, "RequestError": 400, "wrong": 400}
+STATUS = {
+    "ApiError": None,
+    "bad_request": 400,
+    "overloaded": 429,
+    "RequestError": 400,
+    "wrong": 400,
+    "ErrorEvent": 500,
+}
 
 
 def _statuses(call: ast.Call, scope: ast.AST) -> set[int]:
@@ -197,7 +220,9 @@ def _statuses(call: ast.Call, scope: ast.AST) -> set[int]:
     if isinstance(given, ast.Name):
         values = _bound(given.id, scope)
         return {v.value for v in values if isinstance(v, ast.Constant) and type(v.value) is int}
-    return {n.value for n in ast.walk(given) if isinstance(n, ast.Constant) and type(n.value) is int}
+    return {
+        n.value for n in ast.walk(given) if isinstance(n, ast.Constant) and type(n.value) is int
+    }
 
 
 def _codes(node: ast.AST, scope: ast.AST, where: str) -> set[str]:
@@ -220,7 +245,7 @@ def _codes(node: ast.AST, scope: ast.AST, where: str) -> set[str]:
         if bound := _bound(node.id, scope):
             return {c for value in bound for c in _codes(value, scope, where)}
         if node.id in _parameters(scope):
-            return set()
+            return _default(node.id, scope)  # handed on by the caller
     raise UnreadableError(f"{where}: code={ast.unparse(node)} cannot be followed to its words")
 
 

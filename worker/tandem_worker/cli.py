@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 1.0
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The command line; files, addresses and secrets are given here, never in the config."""
     parser = argparse.ArgumentParser(
         prog="tandem-worker", description="Serve one model as a unified, prefill or decode worker."
@@ -40,12 +40,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peer-token-file", type=Path, default=None, help="shared secret of router and workers"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
-    arguments = parse_arguments(argv)
+    arguments = build_parser().parse_args(argv)
     # OpenMP reads these when torch is imported, which happens later; spinning threads would take
     # the core from the HTTP side and from the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

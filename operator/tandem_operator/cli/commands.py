@@ -95,7 +95,9 @@ def register(subparsers: Any) -> None:
     get = _add(subparsers, "get", "list resources of the running cluster", _get)
     _kind(get, nargs="?", default="", help="models, routers, workerpools, pods, all; or a,b")
     _name(get, help="one object")
-    get.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table")
+    get.add_argument(
+        "-o", "--output", choices=["table", "yaml", "json"], default="table", help="form"
+    )
     get.add_argument("--json", dest="output", action="store_const", const="json", help="-o json")
     get.add_argument("-w", "--watch", action="store_true", help="go on with every change")
 
@@ -112,19 +114,19 @@ def register(subparsers: Any) -> None:
     logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
 
     apply = _add(subparsers, "apply", "bring changed YAML into the running cluster", _apply)
-    apply.add_argument("paths", nargs="*", metavar="FILE|DIR")
-    apply.add_argument("-f", "--filename", action="append", default=[], metavar="FILE|DIR")
+    apply.add_argument("paths", nargs="*", metavar="FILE|DIR", help="YAML files or folders")
+    _files(apply)
     apply.add_argument("--dry-run", action="store_true", help="only check the YAML")
 
     delete = _add(subparsers, "delete", "delete resources from the running cluster", _delete)
     _kind(delete, nargs="?", help="a kind, or KIND/NAME")
     _name(delete)
-    delete.add_argument("-f", "--filename", action="append", default=[], metavar="FILE|DIR")
+    _files(delete)
 
     scale = _add(subparsers, "scale", "set the number of workers of a pool", _scale)
     _kind(scale, help="workerpool, model (of one pool) or router, or KIND/NAME")
     _name(scale)
-    scale.add_argument("--replicas", type=int, required=True, metavar="N")
+    scale.add_argument("--replicas", type=int, required=True, metavar="N", help="how many")
 
     events = _add(subparsers, "events", "show what happened in the running cluster", _events)
     events.add_argument("-w", "--watch", action="store_true", help="go on with every event")
@@ -138,12 +140,24 @@ def _completed(action: argparse.Action, completer: Any) -> None:
     action.completer = completer  # type: ignore[attr-defined]
 
 
+def _files(parser: argparse.ArgumentParser) -> None:
+    """Add -f, as kubectl has it."""
+    parser.add_argument(
+        "-f",
+        "--filename",
+        action="append",
+        default=[],
+        metavar="FILE|DIR",
+        help="the same, as kubectl takes it; may be given again",
+    )
+
+
 def _kind(parser: argparse.ArgumentParser, **options: Any) -> None:
     _completed(parser.add_argument("kind", **options), completion.kinds)
 
 
-def _name(parser: argparse.ArgumentParser, **options: Any) -> None:
-    _completed(parser.add_argument("name", nargs="?", **options), completion.names)
+def _name(parser: argparse.ArgumentParser, help: str = "the object's name") -> None:
+    _completed(parser.add_argument("name", nargs="?", help=help), completion.names)
 
 
 def port_number(text: str) -> int:
@@ -304,6 +318,7 @@ def _describe(args: argparse.Namespace) -> int:
         for c in conditions:
             rows.append([c["type"], c["status"], c.get("reason", ""), c.get("message", "")])
         out.append("Conditions:\n" + _indent("\n".join(table.render(rows))))
+        out.append(f"  a word of REASON is explained by `tandem explain {rows[-1][2]}`")
     if status:
         out.append("Status:\n" + _indent(_dump(status, "yaml")))
     pods = [o for o in answer if o["kind"] == "Pod" and _owned_by(o, obj)]

@@ -1,7 +1,8 @@
 """`tandem explain`: what a field of a resource means, from the schema that the cluster has.
 
 `router.spec.budget` names a field; kinds go by the names that kubectl knows, and lists and maps are
-walked through, as in `kubectl explain`.
+walked through, as in `kubectl explain`. A word of a status or of an error, such as Degraded, is
+explained with what to look at and what to do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tandem_operator.cli.commands import ALIASES, kind_of
 from tandem_operator.cli.errors import CommandError
@@ -22,17 +26,23 @@ from tandem_operator.resources.schema import Schema
 
 WIDTH = 96
 
+#: What each reason and code means and what to do; docs/troubleshooting.md is written from it.
+CAUSES = Path(__file__).with_name("troubleshooting.yaml")
+
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser."""
-    text = "say what a field of a resource means"
+    text = "say what a field, a reason of a status or an error code means"
     parser = subparsers.add_parser(
         "explain",
         help=text,
-        description=f"{text[0].upper()}{text[1:]}: its type, default, bounds and fields.",
+        description=f"{text[0].upper()}{text[1:]}.",
     )
     path = parser.add_argument(
-        "path", nargs="?", metavar="KIND[.FIELD...]", help="such as router.spec.budget"
+        "path",
+        nargs="?",
+        metavar="KIND[.FIELD...]|WORD",
+        help="such as router.spec.budget, or Degraded",
     )
     path.completer = lambda prefix, **_: complete(prefix)
     parser.add_argument("--recursive", action="store_true", help="list the fields at every depth")
@@ -147,12 +157,42 @@ def _explain(args: argparse.Namespace) -> int:
             sys.stdout.write(f"{kind.lower():20}{', '.join(short):6}{description}\n")
         sys.stdout.write("\nnext: tandem explain router.spec\n")
         return 0
+    if found := causes(args.path):
+        lines = json.dumps(found, indent=2) if args.json else "\n".join(_causes_text(found))
+        sys.stdout.write(lines + "\n")
+        return 0
     kind, fields, schema = find(args.path)
     if args.json:
         sys.stdout.write(json.dumps(schema, indent=2) + "\n")
         return 0
     sys.stdout.write("\n".join(text_of(kind, fields, schema, args.recursive)) + "\n")
     return 0
+
+
+def causes(word: str) -> dict[str, dict[str, str]]:
+    """What is said of a reason or code, by what it is a word of; kinds and fields have none."""
+    if word.lower() in ALIASES or "." in word:
+        return {}
+    sections: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(CAUSES.read_text())
+    return {
+        {"types": "condition", "conditions": "reason", "requests": "reason of a request"}.get(
+            section, "error code"
+        ): {"word": name, **row}
+        for section, rows in sections.items()
+        for name, row in rows.items()
+        if name.lower() == word.lower()
+    }
+
+
+def _causes_text(found: dict[str, dict[str, str]]) -> Iterator[str]:
+    heads = {"of": "OF", "means": "MEANS", "look": "LOOK AT", "do": "DO"}
+    for number, (what, row) in enumerate(found.items()):
+        if number:
+            yield ""
+        yield f"{row['word']} ({what})"
+        for key, head in heads.items():
+            if key in row:
+                yield from _wrap(row[key], f"  {head + ':':9} ", " " * 12)
 
 
 def text_of(kind: str, fields: list[str], schema: Schema, recursive: bool = False) -> list[str]:

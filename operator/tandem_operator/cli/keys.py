@@ -36,11 +36,11 @@ def register(subparsers: Any) -> None:
     listing = actions.add_parser("list", help="all keys, never their text")
     listing.add_argument("--json", action="store_true", help="print them as JSON")
     create = actions.add_parser("create", help="mint a key; it is shown once")
-    create.add_argument("tenant")
+    create.add_argument("tenant", help="whose; one of spec.tenants")
     limit = actions.add_parser("limit", help="change the limits of a key; 0 takes one away")
-    limit.add_argument("id")
+    limit.add_argument("id", help="as `tandem keys list` shows it")
     revoke = actions.add_parser("revoke", help="end a key for good")
-    revoke.add_argument("id")
+    revoke.add_argument("id", help="as `tandem keys list` shows it")
     for parser in (create, limit):
         for name, (kind, metavar, what) in LIMITS.items():
             parser.add_argument(

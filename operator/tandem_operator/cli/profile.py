@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
                         help="of the device's memory: prints the share reached")  # fmt: skip
     parser.add_argument("--weights-gb", type=float, metavar="GB",
                         help="bytes of the weights, for the same")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.set_defaults(run=run)
 
 

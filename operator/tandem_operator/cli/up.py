@@ -156,6 +156,7 @@ async def show_changes(cluster: LocalCluster) -> None:
             if blocked not in ("Serving", "Starting", "", "Degraded"):
                 message = (obj.get("status") or {}).get("message", "")
                 _say(f"  {message}")
+                _say(f"  tandem explain {blocked}: what that means and what to do")
     finally:
         for task in followers:
             task.cancel()

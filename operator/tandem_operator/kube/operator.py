@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-pull-policy",
         default=Settings.image_pull_policy,
         choices=("IfNotPresent", "Always", "Never"),
+        help="of the pods' images",
     )
     add("--cluster-domain", default=Settings.cluster_domain, help="DNS domain of the cluster")
     rules: dict[str, Any] = {"metavar": "JSON", "default": "{}"}
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resync-seconds", type=float, default=RELIST_S, help="longest time between two passes")
     add("--port", type=int, default=8080, help="port of /health, /ready and /metrics")
     add("--host", default="", help="address of that port (default: $POD_IP or all)")
-    add("--log-level", default="info", choices=("debug", "info", "warning"))
+    add("--log-level", default="info", choices=("debug", "info", "warning"), help="least severe")
     return parser
 
 

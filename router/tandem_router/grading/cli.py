@@ -30,7 +30,7 @@ def _register_grade(subparsers: Any) -> None:
         "log (messages, ShareGPT, OpenAI batch files); - reads standard input. Answers are kept in "
         "OUTPUT.journal as they come: the same command again asks only what is missing.",
     )
-    grade.add_argument("prompts", metavar="PROMPTS")
+    grade.add_argument("prompts", metavar="PROMPTS", help="text, JSON lines, table or chat log")
     grade.add_argument("-o", "--output", required=True, metavar="FILE", help="graded.jsonl.gz")
     who = grade.add_argument_group("whom to ask")
     who.add_argument(
@@ -150,7 +150,7 @@ def _register_verify(subparsers: Any) -> None:
         "whether the quality floor held. An answer is graded by its reference, or, where a row "
         "has none, as FILE grades the tier that answered.",
     )
-    verify.add_argument("file", metavar="FILE")
+    verify.add_argument("file", metavar="FILE", help="as grade wrote it")
     verify.add_argument("--url", required=True, metavar="ROUTER", help="such as http://host:8000")
     verify.add_argument(
         "--floor",
@@ -165,8 +165,12 @@ def _register_verify(subparsers: Any) -> None:
         metavar="N",
         help="of an answer (default: not sent, each tier's own limit)",
     )
-    verify.add_argument("--concurrency", type=_whole(1, 1000), default=8, metavar="N")
-    verify.add_argument("--timeout", type=_number(0.01), default=120.0, metavar="S")
+    verify.add_argument(
+        "--concurrency", type=_whole(1, 1000), default=8, metavar="N", help="questions at a time"
+    )
+    verify.add_argument(
+        "--timeout", type=_number(0.01), default=120.0, metavar="S", help="of one request"
+    )
     verify.add_argument("--limit", type=_whole(1), metavar="N", help="only the first N questions")
     verify.add_argument("--json", action="store_true", help="the result as JSON")
     verify.set_defaults(run=_guarded("verify_command", "verify"))

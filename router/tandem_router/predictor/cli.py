@@ -34,7 +34,9 @@ def register(subparsers: Any) -> None:
         "prompt needs, and write a predictor artifact.",
     )
     train.add_argument("data", nargs="+", type=Path, metavar="DATA", help="graded answers")
-    train.add_argument("-o", "--output", type=Path, required=True, metavar="ARTIFACT")
+    train.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="ARTIFACT", help="where to write"
+    )
     train.add_argument(
         "--seed",
         type=_whole(*OPTION_BOUNDS["seed"]),
@@ -90,8 +92,8 @@ def register(subparsers: Any) -> None:
         description="Judge an artifact on graded answers it was not trained on, beside random, "
         "prompt length, a task table, a TF-IDF pair of heads, P(small wrong) and the oracle.",
     )
-    evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    evaluate.add_argument("data", nargs="+", type=Path, metavar="DATA")
+    evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what train wrote")
+    evaluate.add_argument("data", nargs="+", type=Path, metavar="DATA", help="graded answers")
     _add_prices(evaluate)
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="the report as JSON")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="the report as a page")
@@ -113,8 +115,8 @@ def register(subparsers: Any) -> None:
         "`prompt`, JSON strings, or plain text, one prompt a line, gzipped or not, or is a CSV "
         "file with a column `prompt`; - reads standard input.",
     )
-    score.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    score.add_argument("file", metavar="FILE")
+    score.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what train wrote")
+    score.add_argument("file", metavar="FILE", help="prompts; - for standard input")
     score.add_argument(
         "--embedding", type=Path, metavar="DIR", help="the model directory it was trained with"
     )

@@ -1,0 +1,85 @@
+"""The documents build as one site without a warning; who reads them is sent nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": "", "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert result.returncode == 0, f"the documents have broken links:\n{result.stderr[-4000:]}"
+    return folder
+
+
+class Requests(HTMLParser):
+    """Collects what a browser fetches for a page: not links, which a person follows."""
+
+    FETCHED = {"img": "src", "script": "src", "iframe": "src", "source": "src", "video": "src"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag in self.FETCHED and values.get(self.FETCHED[tag]):
+            self.found.append(str(values[self.FETCHED[tag]]))
+        if tag == "link" and values.get("rel") not in ("canonical", "next", "prev", "author"):
+            self.found.append(str(values.get("href")))
+        if "style" in values:
+            self.found += re.findall(r"url\(([^)]+)\)", str(values["style"]))
+
+
+def test_a_page_fetches_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    elsewhere = []
+    for page in pages:
+        reader = Requests()
+        reader.feed(page.read_text())
+        elsewhere += [f"{page.name}: {u}" for u in reader.found if "//" in u]
+    for style in site.rglob("*.css"):
+        elsewhere += re.findall(
+            r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", style.read_text()
+        )
+
+    assert len(pages) > 60
+    assert elsewhere == []
+
+
+def test_nothing_makes_the_theme_load_a_library_on_demand(site: Path) -> None:
+    """The theme fetches mermaid from elsewhere where a page has such a diagram: draw an SVG."""
+    assert [p.name for p in site.rglob("*.html") if 'class="mermaid"' in p.read_text()] == []
+
+
+def test_search_works_from_disk_and_knows_the_words_that_people_look_up(site: Path) -> None:
+    index = (site / "search" / "search_index.js").read_text()
+
+    for word in ("InsufficientGPU", "apiKeySecretRef", "maxShare", "tandem_decisions_total"):
+        assert word in index
+    assert (site / "assets" / "iframe-worker.js").is_file()
+
+
+def test_every_document_is_reached_from_the_navigation(site: Path) -> None:
+    home = (site / "index.html").read_text()
+    pages = [p.relative_to(site).as_posix() for p in site.rglob("*.html") if p.name != "404.html"]
+
+    assert [p for p in pages if f'href="{p}"' not in home and p != "index.html"] == []
