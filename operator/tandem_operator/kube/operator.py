@@ -23,7 +23,9 @@ from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import Settings
 from tandem_operator.reconcile.actuator import ScalingDriver
+from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.controller import Controller
+from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims, Release
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.rotation import TokenRotation
@@ -59,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pod-defaults", **rules, type=_json(PodDefaults), help="what all pods get besides")
     add("--network-policies", **rules, type=_json(NetworkRules), help="who may talk to whom")
     add("--own-namespace", default="", help="namespace of the operator itself")
+    add("--release", default="", help="the chart's release; with it namespaces are claimed")
     add("--lease-namespace", help="namespace of the election's Lease; without it no election")
     add("--lease-name", default="tandem-operator", help="name of the Lease")
     add("--lease-seconds", type=float, default=15.0, help="silence after which another one leads")
@@ -96,6 +99,7 @@ class Operator:
         namespace: str | None = None,
         resync_s: float = RELIST_S,
         restore_signals: Callable[[], None] = lambda: None,
+        release: Release | None = None,
     ) -> None:
         self.cache = CachedApi(api, namespace, lambda obj: self.controller.noticed(obj), resync_s)
         self._watches = CustomResourceWatches(
@@ -121,6 +125,9 @@ class Operator:
             scaling=scaling.step,
             forget=scaling.forget,
             rotate=TokenRotation(self.cache, time.time).step,
+            claims=None
+            if release is None
+            else NamespaceClaims(self.cache, release, ReleaseWatch(api, time.monotonic).runs),
         )
         self.controller = Controller(reconciler, self.cache.copies, resync_s)
 
@@ -131,6 +138,33 @@ class Operator:
             group.create_task(self._watches.run(), name="kopf")
             await self.cache.wait_synced()
             group.create_task(self.controller.run())
+
+
+class ReleaseWatch:
+    """Whether other releases of the chart still have an operator; asked for now and then."""
+
+    def __init__(self, api: KubeApi, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._clock = clock
+        self._known: dict[Release, tuple[float, bool]] = {}
+
+    async def runs(self, release: Release) -> bool:
+        """Whether it has pods; a release that may not be looked at is taken to have some."""
+        asked, known = self._known.get(release, (-TAKEN_RETRY_S, True))
+        if self._clock() - asked < TAKEN_RETRY_S:
+            return known
+        labels = {
+            "app.kubernetes.io/name": "tandem-operator",
+            "app.kubernetes.io/instance": release.name,
+        }
+        try:
+            known = bool(await self._api.select("Pod", release.namespace, labels))
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            known = True
+        self._known[release] = (self._clock(), known)
+        return known
 
 
 class Vitals:
@@ -254,7 +288,8 @@ async def serve(args: argparse.Namespace) -> int:
         )
         api.may_write = elector.may_write
     vitals.elector = elector
-    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals)
+    own = Release(args.own_namespace, args.release) if args.release else None
+    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals, own)
     leading = asyncio.create_task(lead(api, vitals, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:

@@ -34,6 +34,7 @@ from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.events import News, event, news_in
 from tandem_operator.reconcile.missing_sources import missing_source
+from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources import Model, Router
 
@@ -104,6 +105,7 @@ class Reconciler:
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
     and name of a Router that is gone. rotate: takes a step of a change of a namespace's token.
+    claims: which release looks after a namespace; None where there can be no other.
     """
 
     api: ClusterApi
@@ -119,6 +121,7 @@ class Reconciler:
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
     rotate: Rotate = _never_rotated
+    claims: NamespaceClaims | None = None
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
@@ -130,6 +133,11 @@ class Reconciler:
             await self._clean_up(key.namespace)
             return result
         if obj["metadata"].get("deletionTimestamp"):
+            return result
+        if self.claims is not None and (other := await self.claims.taken(key.namespace)):
+            if (text := self.claims.news(obj["metadata"]["uid"], other)) is not None:
+                await self._tell(obj, News("Warning", "OtherRelease", text), result)
+            result.look_again(TAKEN_RETRY_S)
             return result
         if (again_s := await self.rotate(key.namespace)) is not None:
             result.look_again(again_s)
@@ -285,10 +293,12 @@ class Reconciler:
         if not done:
             result.look_again(PUSH_RETRY_S)
         if changed:
-            name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
-            news = News("Normal", "SettingsChanged", "; ".join(changed))
-            await self.api.create(event(obj, news, name, self.now()))
-            result.writes += 1
+            await self._tell(obj, News("Normal", "SettingsChanged", "; ".join(changed)), result)
+
+    async def _tell(self, obj: Object, news: News, result: Result) -> None:
+        name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
+        await self.api.create(event(obj, news, name, self.now()))
+        result.writes += 1
 
     async def _refusals(self, resource: Model | Router, result: Result) -> list[Problem]:
         """What the installation does not allow; a Secret's label is looked at again later."""
@@ -312,6 +322,8 @@ class Reconciler:
         labels = await self.api.secret_labels(namespace, PEER_SECRET)
         if labels is not None and MANAGED.items() <= labels.items():
             await self.api.delete("Secret", namespace, PEER_SECRET)
+        if self.claims is not None:
+            await self.claims.release(namespace)
 
     async def _refuse(self, obj: Object, problem: Problem, result: Result) -> None:
         """Say on the object itself why it is not run; what runs already keeps running."""
