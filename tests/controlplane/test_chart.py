@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ CRDS = (
     "routers.tandem.dev",
     "workerpools.tandem.dev",
 )
+HTTP_ROUTE = "gateway.networking.k8s.io/v1/HTTPRoute"
 POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 
 
@@ -63,14 +65,22 @@ def described(schema: Object, path: str = "") -> dict[str, str]:
     return found
 
 
+def leaves(values: Object, path: str = "") -> Iterator[str]:
+    """The paths of the values; a section is what has no comment of its own."""
+    for name, value in values.items():
+        at = f"{path}{name}"
+        if isinstance(value, dict) and at not in documented():
+            yield from leaves(value, f"{at}.")
+        else:
+            yield at
+
+
 def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
-    paths = [f"{a}.{b}" for a, v in values.items() if isinstance(v, dict) for b in v]
-    paths += [a for a, v in values.items() if not isinstance(v, dict)]
     assert documented() == described(schema)
-    assert set(paths) == set(documented())
+    assert set(leaves(values)) == set(documented())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +120,22 @@ def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
         (
             "networkPolicies.egressTo[0].ipBlock.cidr=10.0.0.0/8",
             "set networkPolicies.restrictEgress=true, or remove egressTo",
+        ),
+        ("routers.ingress.host=ai.test", "at '/routers/ingress/host': 'ai.test' does not match"),
+        ("routers.serviceType=Public", "at '/routers/serviceType': value must be one of"),
+        ("routers.ingress.className=nginx", "set routers.ingress.host, or remove the rest"),
+        (
+            r"routers.httpRoute.host=\{router\}.test,routers.httpRoute.parentRefs[0].name=g,"
+            "operator.watchNamespace=a",
+            "needs Gateway API, which the cluster does not know",
+        ),
+        (
+            r"routers.ingress.host=\{router\}.test",
+            "write {namespace} into it, or set operator.watchNamespace",
+        ),
+        (
+            r"routers.ingress.host=\{router\}.\{namespace\}.test,routers.ingress.clusterIssuer=le",
+            "name that Secret, such as {router}-tls",
         ),
         (
             "crds.install=false",
@@ -181,6 +207,16 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "allow.unlabelledSecrets": True,
         "allow.ownNamespace": True,
         "roles.create": False,
+        "routers.serviceType": "LoadBalancer",
+        "routers.serviceAnnotations": {"a": "b"},
+        "routers.ingress.host": "{router}.{namespace}.test",
+        "routers.ingress.className": "nginx",
+        "routers.ingress.annotations": {"a": "b"},
+        "routers.ingress.tlsSecret": "{router}-tls",
+        "routers.ingress.clusterIssuer": "le",
+        "routers.httpRoute.host": "{router}.{namespace}.test",
+        "routers.httpRoute.parentRefs": [{"name": "gateway"}],
+        "routers.httpRoute.annotations": {"a": "b"},
         "networkPolicies.enabled": False,
         "networkPolicies.metricsFrom": [{"podSelector": {}}],
         "networkPolicies.routerFrom": [{"podSelector": {}}],
@@ -194,6 +230,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "metrics.dashboard": True,
     }
     kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
+    kinds = (*kinds, "--api-versions", HTTP_ROUTE)
     script = f"helm template t {CHART} {' '.join(kinds)} -f - | sha256sum"
     digests: dict[str, str] = {}
     for path, value in changed.items():
@@ -207,6 +244,12 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
             node["name"] = "t-operator"
         if path == "networkPolicies.egressTo":
             node["restrictEgress"] = True
+        if path.startswith("routers.ingress.") and last != "host":
+            node["host"] = "{router}.{namespace}.other"
+            node.setdefault("tlsSecret", "{router}-key")
+        if path.startswith("routers.httpRoute."):
+            node.setdefault("host", "{router}.{namespace}.other")
+            node.setdefault("parentRefs", [{"name": "other"}])
         digests[path] = cluster.run("sh", "-c", script, stdin=yaml.safe_dump(values)).stdout
     default = cluster.run("sh", "-c", script, stdin="{}").stdout
 

@@ -35,6 +35,49 @@ CHANGE = {
     }
 }
 
+# As much of Gateway API as an apiserver needs to take a route.
+GATEWAY_API = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {
+        "name": "httproutes.gateway.networking.k8s.io",
+        "annotations": {"api-approved.kubernetes.io": "https://gateway-api.sigs.k8s.io"},
+    },
+    "spec": {
+        "group": "gateway.networking.k8s.io",
+        "scope": "Namespaced",
+        "names": {"kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+ENTRANCE = json.dumps(
+    {
+        "serviceAnnotations": {"lb.example.com/internal": "true"},
+        "ingress": {
+            "host": "{router}.{namespace}.example.com",
+            "className": "nginx",
+            "tlsSecret": "{router}-tls",
+            "clusterIssuer": "letsencrypt",
+        },
+        "httpRoute": {
+            "host": "{router}.{namespace}.gateway.example.com",
+            "parentRefs": [{"name": "public", "namespace": "gateways"}],
+        },
+    }
+)
+
 # Runs inside the cluster's network: the settings in force in each pod.
 ASK = """
 import json, sys, httpx
@@ -51,9 +94,12 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def routed(cluster: Any) -> Iterator[Any]:
     """The chart with its rights, and a Router of two pods over external tiers."""
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(GATEWAY_API))
+    routes = "httproutes.gateway.networking.k8s.io"
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{routes}", "--timeout=30s")
     own = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
     values = ("--set", own)
-    values = (*values, "--set", "images.pullPolicy=Never")
+    values = (*values, "--set", "images.pullPolicy=Never", "--set-json", f"routers={ENTRANCE}")
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)
     try:
@@ -67,6 +113,7 @@ def routed(cluster: Any) -> Iterator[Any]:
     finally:
         cluster.run("kubectl", "delete", "routers", "--all", *IN)
         cluster.run("helm", "uninstall", "tandem", *IN)
+        cluster.run("kubectl", "delete", "crd", routes)
 
 
 def pods(cluster: Any) -> dict[str, str]:
@@ -98,3 +145,21 @@ def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> N
 def test_status_says_that_nothing_outlives_the_pods(routed: Any) -> None:
     wanted = '--for=jsonpath={.status.conditions[?(@.type=="Durable")].reason}=NotDurable'
     routed.kubectl("wait", *IN, wanted, "router/chat", "--timeout=60s")
+
+
+def test_what_lets_requests_in_is_made_with_the_router(routed: Any) -> None:
+    ingress = routed.get("ingress", "chat-router", *IN)
+    route = routed.get("httproute", "chat-router", *IN)
+    service = routed.get("service", "chat-router", *IN)
+
+    assert service["metadata"]["annotations"]["lb.example.com/internal"] == "true"
+    host = f"chat.{NAMESPACE}.example.com"
+    assert ingress["spec"]["tls"] == [{"hosts": [host], "secretName": "chat-tls"}]
+    assert ingress["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] == "letsencrypt"
+    (rule,) = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert (rule["host"], backend) == (host, {"name": "chat-router", "port": {"name": "http"}})
+    assert route["spec"]["hostnames"] == [f"chat.{NAMESPACE}.gateway.example.com"]
+    assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == 8000
+    owners = {o["metadata"]["ownerReferences"][0]["name"] for o in (ingress, route)}
+    assert owners == {"chat"}

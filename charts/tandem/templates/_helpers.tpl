@@ -55,6 +55,31 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.networkPolicies.egressTo (not .Values.networkPolicies.restrictEgress) -}}
 {{- fail "networkPolicies.egressTo opens what restrictEgress closes; set networkPolicies.restrictEgress=true, or remove egressTo" -}}
 {{- end -}}
+{{- $ingress := .Values.routers.ingress -}}
+{{- $route := .Values.routers.httpRoute -}}
+{{- range $name, $host := dict "ingress" $ingress.host "httpRoute" $route.host -}}
+{{- if and $host (not (contains "{namespace}" $host)) (not $.Values.operator.watchNamespace) -}}
+{{- fail (printf "routers.%s.host=%s is the same for Routers of one name in two namespaces; write {namespace} into it, or set operator.watchNamespace" $name $host) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (not $ingress.host) (or $ingress.className $ingress.annotations $ingress.tlsSecret $ingress.clusterIssuer) -}}
+{{- fail "routers.ingress has no host, so that no Ingress is made; set routers.ingress.host, or remove the rest" -}}
+{{- end -}}
+{{- if and $ingress.clusterIssuer (not $ingress.tlsSecret) -}}
+{{- fail "routers.ingress.clusterIssuer makes a certificate for routers.ingress.tlsSecret; name that Secret, such as {router}-tls" -}}
+{{- end -}}
+{{- if and $ingress.tlsSecret (not (contains "{router}" $ingress.tlsSecret)) $ingress.clusterIssuer -}}
+{{- fail "routers.ingress.tlsSecret is made per Router; write {router} into its name" -}}
+{{- end -}}
+{{- if and $route.host (not $route.parentRefs) -}}
+{{- fail "routers.httpRoute.host needs routers.httpRoute.parentRefs; name the Gateway that takes requests in" -}}
+{{- end -}}
+{{- if and $route.parentRefs (not $route.host) -}}
+{{- fail "routers.httpRoute has no host, so that no HTTPRoute is made; set routers.httpRoute.host, or remove the rest" -}}
+{{- end -}}
+{{- if and $route.host (not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute")) -}}
+{{- fail "routers.httpRoute.host needs Gateway API, which the cluster does not know; install its definitions first, or use routers.ingress" -}}
+{{- end -}}
 {{- range $kind, $limit := .Values.operator.resources.limits | default dict -}}
 {{- if and (eq $kind "nvidia.com/gpu") $limit -}}
 {{- fail "operator.resources.limits asks for a GPU, which the operator never uses; remove it, and set gpus on a Model's roles" -}}

@@ -205,7 +205,9 @@ class CachedApi:
         changed: Callable[[Object], None],
         relist_s: float = RELIST_S,
         clock: Callable[[], float] = time.monotonic,
+        more: Iterable[str] = (),
     ) -> None:
+        """more: kinds of children besides MANAGED_KINDS that the installation makes."""
         self._api = api
         self._clock = clock
         self._secrets: dict[tuple[str, str], float] = {}
@@ -213,7 +215,7 @@ class CachedApi:
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
         self._watched = {
             kind: KindCache(api, kind, namespace, managed, changed, relist_s)
-            for kind in MANAGED_KINDS
+            for kind in (*MANAGED_KINDS, *more)
         }
         self.custom = {kind: Copies(kind, changed) for kind in CUSTOM_KINDS}
         self._caches: dict[str, Copies] = {**self.custom, **self._watched}

@@ -31,6 +31,7 @@ from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.rotation import TokenRotation
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.allow_list import AllowList
+from tandem_operator.resources.entrance import Entrance
 from tandem_operator.resources.network_rules import NetworkRules
 from tandem_operator.resources.pod_defaults import PodDefaults
 
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     rules: dict[str, Any] = {"metavar": "JSON", "default": "{}"}
     add("--allow", **rules, type=_json(AllowList), help="what Models and Routers may ask for")
     add("--pod-defaults", **rules, type=_json(PodDefaults), help="what all pods get besides")
+    add("--routers", **rules, type=_json(Entrance), help="how requests come in from outside")
     add("--network-policies", **rules, type=_json(NetworkRules), help="who may talk to whom")
     add("--own-namespace", default="", help="namespace of the operator itself")
     add("--release", default="", help="the chart's release; with it namespaces are claimed")
@@ -101,7 +103,13 @@ class Operator:
         restore_signals: Callable[[], None] = lambda: None,
         release: Release | None = None,
     ) -> None:
-        self.cache = CachedApi(api, namespace, lambda obj: self.controller.noticed(obj), resync_s)
+        self.cache = CachedApi(
+            api,
+            namespace,
+            lambda obj: self.controller.noticed(obj),
+            resync_s,
+            more=settings.entrance.kinds,
+        )
         self._watches = CustomResourceWatches(
             api, namespace, self.cache.custom, restore_signals, resync_s
         )
@@ -272,6 +280,7 @@ async def serve(args: argparse.Namespace) -> int:
         cluster_domain=args.cluster_domain,
         allow=args.allow,
         pods=args.pod_defaults,
+        entrance=args.routers,
         own_namespace=args.own_namespace,
     )
     elector = None

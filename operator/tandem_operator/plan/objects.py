@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tandem_operator.resources import API_VERSION, Model, Router
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.base import Object as Object
+from tandem_operator.resources.entrance import Entrance
 from tandem_operator.resources.network_rules import NetworkRules
 from tandem_operator.resources.pod_defaults import PodDefaults
 
@@ -58,6 +59,8 @@ class Settings:
     data_digests: Mapping[str, str] = field(default_factory=dict)
     # What Models and Routers may ask for; None allows everything, on one's own machine.
     allow: AllowList | None = None
+    # How requests come in from outside.
+    entrance: Entrance = field(default_factory=Entrance)
     # What all pods get beside what their resource asks for.
     pods: PodDefaults = field(default_factory=PodDefaults)
     # The namespace that the operator runs in; empty outside a cluster.

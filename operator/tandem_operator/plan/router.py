@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from tandem_operator.plan.entrance import entrances
 from tandem_operator.plan.network import router_policy
 from tandem_operator.plan.objects import (
     CONFIG_DIR,
@@ -28,7 +29,6 @@ from tandem_operator.plan.objects import (
     probe,
     relative_path,
     security_context,
-    service_name,
     spread,
 )
 from tandem_operator.plan.predictor import add_predictor
@@ -197,7 +197,7 @@ def plan_router(
         plan.keep.add(("ConfigMap", rates_name(router.metadata.name)))
     if settings.network.enabled:
         plan.apply.append(router_policy(router, name, settings))
-    plan.apply.append(_service(router, name))
+    plan.apply += entrances(router, name, settings)
     plan.apply.append(
         child(
             router,
@@ -236,29 +236,6 @@ def plan_router(
 def _training_digest(router: Router, settings: Settings) -> str:
     training = router.spec.predictor.training
     return settings.data_digests.get(training.data, "") if training is not None else ""
-
-
-def _service(router: Router, name: str) -> Object:
-    return child(
-        router,
-        "v1",
-        "Service",
-        service_name(name),
-        {
-            "spec": {
-                "type": router.spec.service_type,
-                "selector": {ROUTER_LABEL: router.metadata.name},
-                "ports": [
-                    {
-                        "name": "http",
-                        "port": router.spec.port,
-                        "targetPort": "http",
-                        "protocol": "TCP",
-                    }
-                ],
-            }
-        },
-    )
 
 
 def _access(router: Router, name: str, settings: Settings) -> list[Object]:

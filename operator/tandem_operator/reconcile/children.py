@@ -32,14 +32,20 @@ PRUNED_KINDS = (
 )
 
 # Claims hold downloaded data: compared and made, never removed by the operator.
-OBSERVED_KINDS = (*PRUNED_KINDS, "PersistentVolumeClaim")
+CLAIM_KIND = "PersistentVolumeClaim"
+OBSERVED_KINDS = (*PRUNED_KINDS, CLAIM_KIND)
 
 
-async def own_children(api: ClusterApi, owner: Object, labels: Mapping[str, str]) -> list[Object]:
-    """The resource's own children; what others made is not looked at, whatever its labels."""
+async def own_children(
+    api: ClusterApi, owner: Object, labels: Mapping[str, str], more: Iterable[str] = ()
+) -> list[Object]:
+    """The resource's own children; what others made is not looked at, whatever its labels.
+
+    more: kinds besides OBSERVED_KINDS that the installation makes.
+    """
     namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
     found: list[Object] = []
-    for kind in OBSERVED_KINDS:
+    for kind in (*OBSERVED_KINDS, *more):
         listed = await api.select(kind, namespace, labels)
         for obj in ({**o, "kind": kind} for o in listed):
             if controlled(obj, uid) or kept(obj, labels):
@@ -52,12 +58,12 @@ def kept(obj: Object, labels: Mapping[str, str]) -> bool:
     metadata = obj["metadata"]
     own = metadata.get("labels") or {}
     free = not any(o.get("controller") for o in metadata.get("ownerReferences") or [])
-    return obj["kind"] == "PersistentVolumeClaim" and free and labels.items() <= own.items()
+    return obj["kind"] == CLAIM_KIND and free and labels.items() <= own.items()
 
 
 def claims_of(children: Iterable[Object]) -> dict[str, Object]:
     """The PersistentVolumeClaims among children, by name."""
-    found = (o for o in children if o["kind"] == "PersistentVolumeClaim")
+    found = (o for o in children if o["kind"] == CLAIM_KIND)
     return {o["metadata"]["name"]: o for o in found}
 
 
@@ -125,7 +131,7 @@ async def apply_plan(
     wanted = {(o["kind"], o["metadata"]["name"]) for o in plan.apply} | plan.keep
     for kind, name in seen.keys() - wanted:
         child = seen[(kind, name)]
-        if child["metadata"].get("deletionTimestamp") or kind not in PRUNED_KINDS:
+        if child["metadata"].get("deletionTimestamp") or kind == CLAIM_KIND:
             continue
         await api.delete(kind, child["metadata"]["namespace"], name)
         result.writes += 1

@@ -46,6 +46,8 @@ KIND_INFO: dict[str, KindInfo] = {
     "NetworkPolicy": KindInfo("networking.k8s.io/v1", "networkpolicies"),
     "Role": KindInfo("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": KindInfo("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Ingress": KindInfo("networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": KindInfo("gateway.networking.k8s.io/v1", "httproutes"),
     "Lease": KindInfo("coordination.k8s.io/v1", "leases"),
 }
 

@@ -226,7 +226,7 @@ class Reconciler:
             found = await self.api.select("Router", namespace)
             near = [o for o in found if used.intersection(models_of(o))]
             routers = [r for r in map(parse, near) if isinstance(r, Router)]
-        children = await own_children(self.api, obj, labels)
+        children = await own_children(self.api, obj, labels, self.settings.entrance.kinds)
         pods = await self.api.select("Pod", namespace, {ROUTER_LABEL: router.metadata.name})
         policy = router.spec.scaling.policy_ref
         found_policy = policy and await self.api.get("AutoscalingPolicy", namespace, policy.name)

@@ -435,8 +435,10 @@ class RouterSpec(Resource):
     resources: RouterResources = Field(
         default_factory=RouterResources, description="CPU and memory of one router pod."
     )
-    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
-        default="ClusterIP", description="Type of the endpoint's Service."
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = Field(
+        default=None,
+        description="Type of the endpoint's Service; the installation's (routers.serviceType of "
+        "the chart, ClusterIP) when absent.",
     )
     port: int = Field(
         default=8000, ge=1, le=65_535, description="TCP port of the endpoint's Service."
