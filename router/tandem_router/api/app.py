@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
@@ -46,6 +45,7 @@ from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
+from tandem_router.random_ids import new_request_id
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_source import (
@@ -216,7 +216,7 @@ class RouterApp:
             try:
                 check_host(scope["headers"], self._allowed_hosts)
             except ApiError as error:
-                await respond_error(send, error, secrets.token_hex(16))
+                await respond_error(send, error, new_request_id())
                 return
         if DataPath.handles(scope["path"]):
             await self._data_path(scope, receive, send)
@@ -236,7 +236,7 @@ class RouterApp:
                 if body:
                     parse_json(body, self.config.limits.max_json_depth)
         except ApiError as error:
-            await respond_error(send, error, secrets.token_hex(16))
+            await respond_error(send, error, new_request_id())
             return
         except ClientGone:
             return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 
 import msgspec
 
@@ -40,6 +39,7 @@ from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
 from tandem_router.proxy.request_handler import RequestHandler
+from tandem_router.random_ids import new_request_id
 
 logger = logging.getLogger("tandem.router")
 
@@ -89,7 +89,7 @@ class DataPath:
         return path.startswith("/v1/") or path == "/v1" or path in TOKENIZING or path in ABOUT
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = secrets.token_hex(16)
+        request_id = new_request_id()
         page = readable_by(scope["headers"], self._services.config.access.cors_origins)
         if page is not None:
             send = for_page(send, page)

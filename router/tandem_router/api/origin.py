@@ -35,7 +35,10 @@ def loopback_names(listens_on: str) -> tuple[str, ...] | None:
 
 
 def header(headers: Headers, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for each, value in headers if each == name), None)
+    for each, value in headers:
+        if each == name:
+            return value.decode("latin-1")
+    return None
 
 
 def check_host(headers: Headers, allowed: Collection[str] | None) -> None:

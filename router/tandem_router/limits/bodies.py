@@ -56,18 +56,23 @@ class HeldBody:
 
     def grow(self, num_bytes: int) -> None:
         """Raises ApiError where there is no room."""
-        bodies = self._bodies
-        refusal = bodies.refusal(self._sender, num_bytes)
-        if refusal is not None:
+        bodies, sender = self._bodies, self._sender
+        of_sender = bodies.by_sender.get(sender, 0) + num_bytes
+        of_all = bodies.num_bytes + num_bytes
+        if of_sender > bodies.max_bytes_per_sender or of_all > bodies.max_bytes:
+            refusal = bodies.refusal(sender, num_bytes)
+            assert refusal is not None
             raise refusal
         self._num_bytes += num_bytes
-        bodies.num_bytes += num_bytes
-        bodies.by_sender[self._sender] += num_bytes
+        bodies.num_bytes = of_all
+        bodies.by_sender[sender] = of_sender
 
     def release(self) -> None:
         bodies = self._bodies
         bodies.num_bytes -= self._num_bytes
-        bodies.by_sender[self._sender] -= self._num_bytes
+        left = bodies.by_sender.get(self._sender, 0) - self._num_bytes
         self._num_bytes = 0
-        if bodies.by_sender[self._sender] <= 0:
-            del bodies.by_sender[self._sender]
+        if left > 0:
+            bodies.by_sender[self._sender] = left
+        else:
+            bodies.by_sender.pop(self._sender, None)

@@ -88,6 +88,9 @@ class Means(Struct, frozen=True):
     budget_usd: float | None
 
 
+NO_CEILINGS = Means(None, None)
+
+
 class Ledger:
     """All accounts of one router.
 
@@ -224,6 +227,8 @@ class Ledger:
 
     def means(self, hold: Hold) -> Means:
         """What a request may be decided with: what is left, and what it holds itself."""
+        if self.budget is None and all(each.usd is None for each in hold.accounts):
+            return NO_CEILINGS
         now = self._clock()
         left = [each.usd.left(now) for each in hold.accounts if each.usd is not None]
         return Means(
@@ -240,6 +245,10 @@ class Ledger:
         now = self._clock()
         if used is not NOTHING:
             self._book(hold, now, used)
+        if self.budget is None and all(each.usd is None for each in hold.accounts):
+            hold.tier, hold.usd = tier, usd
+            hold.budget_usd = 0.0 if tier in self.unbilled else usd
+            return True
         budget_usd = 0.0 if tier in self.unbilled else usd
         changed: list[tuple[Bucket, float, float]] = []
         buckets = [(each.usd, hold.usd, usd) for each in hold.accounts]
@@ -310,6 +319,8 @@ class Ledger:
         if self.budget is not None and hold.tier is not None:
             billed = 0.0 if hold.tier in self.unbilled else used.usd
             self.budget.settle(now, hold.budget_usd, billed)
+        if hold.used is NOTHING:
+            return used
         return Used(hold.used.tokens + used.tokens, hold.used.usd + used.usd)
 
 
@@ -328,6 +339,8 @@ def _bucket(
 
 def _too_fast(account: Account, now: float, num_tokens: float) -> ApiError | None:
     """The refusal of an account that is above one of its rates, with the time to wait."""
+    if account.requests is None and account.tokens is None:
+        return None
     for bucket, amount, rate, unit, code in (
         (account.requests, 1.0, account.limits.requests_per_minute, "requests", "request"),
         (account.tokens, num_tokens, account.limits.tokens_per_minute, "tokens", "token"),

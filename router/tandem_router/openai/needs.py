@@ -13,6 +13,8 @@ _STRUCTURED = (
     "guided_grammar",
     "structured_outputs",
 )
+# Fields that may need something of a tier; beside them only the parts of messages do.
+ASKING = frozenset({*_TOOLS, *_STRUCTURED, "response_format", "logprobs", "top_logprobs"})
 _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
 
 

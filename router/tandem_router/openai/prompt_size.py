@@ -23,8 +23,9 @@ UNKNOWN_IMAGE_TOKENS = IMAGE_BASE_TOKENS + 4 * IMAGE_TILE_TOKENS
 
 def prompt_tokens(num_bytes: int, fields: Mapping[str, Any]) -> tuple[int, int]:
     """(expected, most) tokens of a prompt whose body has `num_bytes` bytes."""
+    messages = fields.get("messages")
     num_image_tokens = 0
-    for url, detail in _images(fields.get("messages")):
+    for url, detail in _images(messages) if messages else ():
         num_bytes -= len(url)
         num_image_tokens += image_tokens(url, detail)
     text = max(0, num_bytes)

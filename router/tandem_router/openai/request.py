@@ -19,9 +19,9 @@ from msgspec import Struct
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import ApiError, bad_request
 from tandem_router.openai import embeddings
-from tandem_router.openai.needs import needed_features
+from tandem_router.openai.needs import ASKING, needed_features
 from tandem_router.openai.prompt_size import prompt_tokens
-from tandem_router.policy import Needs, Overrides
+from tandem_router.policy import NO_OVERRIDES, Needs, Overrides
 from tandem_router.predictor.records import conversation
 
 Kind = Literal["chat", "completions", "embeddings"]
@@ -44,6 +44,15 @@ MAX_CONTAINERS = 65_536
 RESERVED = frozenset(
     {"tandem", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"}
 )
+
+# Fields that are checked, bounded or say what a tier must be able to do.
+_LOOKED_AT = (
+    RESERVED
+    | ASKING
+    | {"chat_template", "n", "best_of", "max_completion_tokens", "stop", "logit_bias"}
+    | {"prompt_logprobs"}
+)
+_PLAIN_FEATURES = needed_features({})
 
 
 class InferenceRequest(Struct, frozen=True):
@@ -128,12 +137,16 @@ def _check_shape(data: dict[str, Any], max_depth: int) -> None:
 def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceRequest:
     """Parse and bound a request for an answer or for embeddings. Raises ApiError (400)."""
     fields = parse_json(body, limits.max_json_depth)
-    for reserved in RESERVED & fields.keys():
-        raise bad_request(f"`{reserved}` is reserved for the router", reserved)
-    if fields.get("chat_template") is not None:
-        raise bad_request(
-            "`chat_template` is not taken from requests: the model's own is used", "chat_template"
-        )
+    # Most bodies hold no field of these, and one look says so.
+    is_plain = _LOOKED_AT.isdisjoint(fields)
+    if not is_plain:
+        for reserved in RESERVED & fields.keys():
+            raise bad_request(f"`{reserved}` is reserved for the router", reserved)
+        if fields.get("chat_template") is not None:
+            raise bad_request(
+                "`chat_template` is not taken from requests: the model's own is used",
+                "chat_template",
+            )
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise bad_request("`model` must be a non-empty string", "model")
@@ -142,41 +155,42 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
     stream = fields.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("`stream` must be true or false", "stream")
-    options = fields.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise bad_request("`stream_options` must be an object", "stream_options")
-    include_usage = (options or {}).get("include_usage")
-    if include_usage is not None and not isinstance(include_usage, bool):
-        raise bad_request(
-            "`stream_options.include_usage` must be true or false", "stream_options.include_usage"
-        )
-
-    num_choices = _bounded_int(fields, "n", 1, limits.max_n) or 1
-    if kind == "completions":
-        num_choices = max(num_choices, _bounded_int(fields, "best_of", 1, limits.max_n) or 1)
+    include_usage = False
+    if "stream_options" in fields:
+        include_usage = _include_usage(fields["stream_options"])
     max_tokens = _bounded_int(fields, "max_tokens", 0, limits.max_tokens)
-    if kind == "chat":
-        newer = _bounded_int(fields, "max_completion_tokens", 0, limits.max_tokens)
-        max_tokens = newer if newer is not None else max_tokens
-    _check_stop(fields.get("stop"), limits)
-    _check_costs(fields, limits)
+    num_choices = 1
+    if not is_plain:
+        num_choices = _bounded_int(fields, "n", 1, limits.max_n) or 1
+        if kind == "completions":
+            num_choices = max(num_choices, _bounded_int(fields, "best_of", 1, limits.max_n) or 1)
+        else:
+            newer = _bounded_int(fields, "max_completion_tokens", 0, limits.max_tokens)
+            max_tokens = newer if newer is not None else max_tokens
+        _check_stop(fields.get("stop"), limits)
+        _check_costs(fields, limits)
 
     ids: Sequence[Sequence[int]] = ()
+    num_prompts, longest = 1, 0
+    prompt: str | None
     if kind == "chat":
-        prompt: str | None = _chat_prompt(fields.get("messages"), limits)
-        num_prompts = 1
+        prompt, is_text = _chat_prompt(fields.get("messages"), limits)
     else:
         prompt, num_prompts, ids = _completion_prompt(fields.get("prompt"), limits)
+        is_text = True
     if num_choices * num_prompts > limits.max_sequences:
         raise bad_request(
             f"{num_prompts} prompts with {num_choices} choices each are "
             f"{num_prompts * num_choices} sequences; at most {limits.max_sequences} in one request",
             "prompt" if num_prompts > 1 else "n",
         )
-    num_ids = sum(map(len, ids))
-    num_expected, num_most = (num_ids, num_ids) if ids else prompt_tokens(len(body), fields)
-    longest = max(map(len, ids)) if ids else 0
+    if ids:
+        num_expected = num_most = sum(map(len, ids))
+        longest = max(map(len, ids))
+    else:
+        num_expected, num_most = prompt_tokens(len(body), {} if is_text else fields)
     per_prompt = longest or num_expected // num_prompts
+    features = _PLAIN_FEATURES if is_plain and is_text else needed_features(fields)
     return InferenceRequest(
         kind=kind,
         path=PATHS[kind],
@@ -184,13 +198,13 @@ def parse_inference(kind: Kind, body: bytes, limits: LimitsConfig) -> InferenceR
         fields=fields,
         model=model,
         stream=bool(stream),
-        include_usage=bool(include_usage),
+        include_usage=include_usage,
         num_choices=num_choices * num_prompts,
         max_tokens=max_tokens,
         prompt=prompt,
         num_prompt_tokens=num_expected,
         most_prompt_tokens=num_most,
-        needs=Needs(needed_features(fields), per_prompt + (max_tokens or 0), longest),
+        needs=Needs(features, per_prompt + (max_tokens or 0), longest),
         token_ids=ids[0] if ids else None,
     )
 
@@ -272,19 +286,34 @@ def _check_costs(fields: Mapping[str, Any], limits: LimitsConfig) -> None:
             raise bad_request(f"`{name}`={value} is more than {limits.max_logprobs}", name)
 
 
-def _chat_prompt(messages: Any, limits: LimitsConfig) -> str:
+def _include_usage(options: Any) -> bool:
+    if options is not None and not isinstance(options, dict):
+        raise bad_request("`stream_options` must be an object", "stream_options")
+    include_usage = (options or {}).get("include_usage")
+    if include_usage is not None and not isinstance(include_usage, bool):
+        raise bad_request(
+            "`stream_options.include_usage` must be true or false", "stream_options.include_usage"
+        )
+    return bool(include_usage)
+
+
+def _chat_prompt(messages: Any, limits: LimitsConfig) -> tuple[str, bool]:
+    """(text to score, whether every message is plain text)."""
     if not isinstance(messages, list) or not messages:
         raise bad_request("`messages` must be a non-empty list", "messages")
     if len(messages) > limits.max_messages:
         raise bad_request(
             f"`messages` has {len(messages)} entries; at most {limits.max_messages}", "messages"
         )
+    is_text = True
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise bad_request(
                 f"`messages[{index}]` must be an object with a `role`", f"messages[{index}]"
             )
-    return conversation.scored_text(messages)
+        if isinstance(message.get("content"), list):
+            is_text = False
+    return conversation.scored_text(messages), is_text
 
 
 def _completion_prompt(
@@ -325,13 +354,30 @@ class RequestHeaders(Struct, frozen=True):
     api_key: str | None
 
 
+_READ = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"x-tandem-quality",
+        b"x-tandem-max-cost-usd",
+        b"x-tandem-ttft-slo-ms",
+        b"x-tandem-priority",
+    }
+)
+
+
 def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> RequestHeaders:
     """Raises ApiError (400, 431). Anything not read here never reaches a worker."""
-    if sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes:
+    num_bytes = 4 * len(headers)
+    for name, value in headers:
+        num_bytes += len(name) + len(value)
+    if num_bytes > limits.max_header_bytes:
         raise ApiError(431, f"request headers are larger than {limits.max_header_bytes} bytes")
     quality = cost = ttft = priority = api_key = None
     no_cache = False
     for name, value in headers:
+        if name not in _READ:
+            continue
         if name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
@@ -348,7 +394,9 @@ def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> R
             ttft = _number(name, value, 0.001, 1e9) / 1000.0
         elif name == b"x-tandem-priority":
             priority = int(_number(name, value, -100, 100, whole=True))
-    overrides = Overrides(quality=quality, max_cost_usd=cost, ttft_slo_s=ttft)
+    overrides = NO_OVERRIDES
+    if quality is not None or cost is not None or ttft is not None:
+        overrides = Overrides(quality=quality, max_cost_usd=cost, ttft_slo_s=ttft)
     return RequestHeaders(overrides, priority, no_cache, api_key)
 
 

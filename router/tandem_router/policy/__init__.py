@@ -17,6 +17,7 @@ from tandem_router.policy.cost import cost_usd, slo_miss_probability
 from tandem_router.policy.decide import decide
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
+    NO_OVERRIDES,
     Capabilities,
     Decision,
     LatencySlo,
@@ -36,6 +37,7 @@ from tandem_router.policy.terms import (
 
 __all__ = [
     "BEYOND_ANY_GAIN",
+    "NO_OVERRIDES",
     "Capabilities",
     "Decision",
     "LatencySlo",

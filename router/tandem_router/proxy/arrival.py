@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -13,6 +11,7 @@ from tandem_router.limits.ledger import Hold
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
+from tandem_router.random_ids import new_seed
 
 # A longest answer assumed for the deadline of a whole reply, and the most that counts.
 UNBOUNDED_ANSWER_TOKENS = 1024
@@ -75,7 +74,7 @@ def admit(
         tenant=tenant if key is not None else None,
         hold=hold,
         request_id=request_id,
-        seed=secrets.randbits(63),
+        seed=new_seed(),
         created=int(services.wall_clock()),
         started_at=started_at,
         deadline=started_at + services.config.failover.wait_s,

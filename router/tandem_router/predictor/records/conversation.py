@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from tandem_router.predictor.errors import DataError
@@ -102,19 +101,23 @@ def scored_text(messages: Sequence[Message]) -> str:
     """
     if not messages:
         return ""
-    turns = (index for index in reversed(range(len(messages))) if _role(messages[index]) == "user")
-    recent = list(islice(turns, 1 + NUM_EARLIER_TURNS))
+    recent: list[Message] = []  # the user's, newest first
+    for message in reversed(messages):
+        if _role(message) == "user":
+            recent.append(message)
+            if len(recent) > NUM_EARLIER_TURNS:
+                break
     if not recent:
         return content_text(messages[-1].get("content"))
-    before = [
-        content_text(messages[index].get("content"))[:MAX_TURN_CHARS].strip()
-        for index in reversed(recent[1:])
-    ]
+    texts = []
     if _role(messages[0]) in ("system", "developer"):
-        system = content_text(messages[0].get("content"))
-        before.insert(0, system[:MAX_SYSTEM_CHARS].strip())
-    last = content_text(messages[recent[0]].get("content"))
-    return "\n\n".join([*(text for text in before if text), last])
+        texts.append(content_text(messages[0].get("content"))[:MAX_SYSTEM_CHARS].strip())
+    for message in reversed(recent[1:]):
+        texts.append(content_text(message.get("content"))[:MAX_TURN_CHARS].strip())
+    last = content_text(recent[0].get("content"))
+    if not any(texts):
+        return last
+    return "\n\n".join([*filter(None, texts), last])
 
 
 def _role(message: Any) -> Any:
