@@ -54,6 +54,9 @@ class Grant(Struct, frozen=True):
     least_usd: float = 0.0  # what the shortest one worth having may cost
 
 
+NOTHING_GRANTED = Grant(0.0, 0.0, None)
+
+
 def ceilings_of(
     request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
 ) -> list[Ceiling]:
@@ -75,8 +78,10 @@ def granted(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
     """What the request may take from `tier`; finite and not negative whatever the inputs."""
     mean, high = expected_output_tokens(request, tier)
     price_in = usable_price(tier.usd_per_1m_input_tokens)
-    price_out = usable_price(tier.usd_per_1m_output_tokens) * max(1, request.num_choices)
-    prompt = max(0, request.prompt_tokens)
+    price_out = usable_price(tier.usd_per_1m_output_tokens)
+    if request.num_choices > 1:
+        price_out *= request.num_choices
+    prompt = request.prompt_tokens if request.prompt_tokens > 0 else 0
     expected = prompt * price_in
     ceilings = ceilings_of(request, tier, set_points)
     if not ceilings:

@@ -21,22 +21,26 @@ def expected_output_tokens(request: RouteRequest, tier: TierOption) -> tuple[flo
     twice as much set aside; both are bounded by the request's `max_tokens`. Never negative, never
     NaN.
     """
-    usual = _usable(tier.default_output_tokens, _MOST_TOKENS)
-    mean, high = usual, 2.0 * usual
-    lengths = request.score.output_tokens if request.score is not None else None
+    mean = _usable(tier.default_output_tokens, _MOST_TOKENS)
+    high = 2.0 * mean
+    score = request.score
+    lengths = score.output_tokens if score is not None else None
     quantiles = lengths.get(tier.name) if lengths else None
     if quantiles is not None and len(quantiles) == 3:
         low, mid, top = sorted(float(value) for value in quantiles)
         if low >= 0.0 and top <= _MOST_TOKENS and not math.isnan(low + mid + top):
             mean, high = 0.3 * low + 0.4 * mid + 0.3 * top, top
-    means: Mapping[str, float] | None = getattr(request.score, "mean_tokens", None)
+    means: Mapping[str, float] | None = getattr(score, "mean_tokens", None)
     told = means.get(tier.name) if means else None
     if told is not None and 0.0 <= told <= _MOST_TOKENS:
         mean, high = float(told), max(high, float(told))
     if request.max_tokens is not None:
-        most = max(0, request.max_tokens)
-        mean, high = min(mean, most), min(high, most)
-    return mean, max(mean, high)
+        most = request.max_tokens if request.max_tokens > 0 else 0
+        if mean > most:
+            mean = most
+        if high > most:
+            high = most
+    return mean, high if high > mean else mean
 
 
 def cost_usd(tier: TierOption, prompt_tokens: int, output_tokens: int) -> float:
@@ -90,4 +94,6 @@ def usable_price(usd_per_1m: float) -> float:
 
 def _usable(value: float, most: float) -> float:
     """A finite number from 0 to `most`; one that is NaN, infinite or negative counts as 0."""
+    if 0.0 < value <= most:
+        return value
     return min(value, most) if math.isfinite(value) and value > 0.0 else 0.0

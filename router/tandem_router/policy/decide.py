@@ -21,7 +21,7 @@ from operator import attrgetter
 
 from msgspec import Struct
 
-from tandem_router.policy.ceilings import Grant, granted
+from tandem_router.policy.ceilings import NOTHING_GRANTED, Grant, granted
 from tandem_router.policy.cost import slo_miss_probability
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
@@ -93,17 +93,18 @@ def decide(
             reason = chosen.grant.tight.reason
 
     def outcome(tier: _Candidate | None, because: Reason, **extra: object) -> Decision:
+        grant = tier.grant if tier is not None else NOTHING_GRANTED
         return Decision(
-            tier=tier.name if tier else None,
-            reason=because,
-            gain=gain,
-            threshold=threshold,
-            difficulty=difficulty,
-            expected_cost_usd=tier.cost if tier else 0.0,
-            reserve_cost_usd=tier.grant.reserve_usd if tier else 0.0,
-            max_tokens=tier.grant.max_tokens if tier else None,
-            slo_miss_probability=tier.late if tier else 0.0,
-            verdicts=tuple([_verdict(candidate) for candidate in candidates]),
+            tier.name if tier is not None else None,
+            because,
+            gain,
+            threshold,
+            difficulty,
+            grant.cost_usd,
+            grant.reserve_usd,
+            tier.late if tier is not None else 0.0,
+            tuple([_verdict(candidate) for candidate in candidates]),
+            max_tokens=grant.max_tokens,
             **extra,  # type: ignore[arg-type]
         )
 
@@ -174,6 +175,8 @@ _list_price = attrgetter("list_price")
 
 def _finite(value: float) -> float:
     """Within +-1e9, so that a price times a cost never overflows; NaN counts as nothing."""
+    if -1e9 <= value <= 1e9:
+        return value
     return min(1e9, max(-1e9, value)) if value == value else 0.0
 
 
@@ -185,13 +188,14 @@ def _apply_hard_limits(
 ) -> None:
     """Mark each tier that this request must not use, with the first rule that forbids it."""
     needs, allowed = request.needs, request.tenant.allowed_tiers
-    fitting = [needs.fits(candidate.tier.capabilities) for candidate in candidates]
     # Estimates choose among tiers and refuse nobody.
-    choosy = request.overrides.tier is None and any(fitting)
-    for candidate, fits in zip(candidates, fitting, strict=True):
+    fitting = [c for c in candidates if needs.fits(c.tier.capabilities)]
+    choosy = request.overrides.tier is None and 0 < len(fitting) < len(candidates)
+    for candidate in candidates:
         tier, tight = candidate.tier, candidate.grant.tight
-        candidate.lacks = needs.unmet(tier.capabilities)
-        if candidate.lacks or (choosy and not fits):
+        capabilities = tier.capabilities
+        candidate.lacks = needs.unmet(capabilities)
+        if candidate.lacks or (choosy and not needs.fits(capabilities)):
             candidate.excluded = Reason.CAPABILITY
         elif not tier.available:
             candidate.excluded = Reason.UNAVAILABLE
@@ -250,7 +254,7 @@ def _preferred(
         floored = _best(_above_floor(scored, floor, scored[-1]))
         if floored is not best:
             return floored, Reason.QUALITY_FLOOR
-    late = any(candidate.late for candidate in scored)
+    late = [candidate for candidate in scored if candidate.late]
     if late and best is not _best(scored, set_points=set_points):
         return best, Reason.SLO
     return best, Reason.SUFFICIENT if best.rank == 0 else Reason.GAIN

@@ -109,10 +109,10 @@ class Needs(Struct, frozen=True):
     def unmet(self, tier: Capabilities) -> tuple[str, ...]:
         """What the tier certainly lacks, in words."""
         most = tier.context_length
-        if not self.features and (most is None or self.certain_tokens <= most):
+        lacking = [name for name in self.features if not getattr(tier, name)]
+        if not lacking and (most is None or self.certain_tokens <= most):
             return ()
-        lacking = [name for name in sorted(self.features) if not getattr(tier, name)]
-        missing = [name.replace("_", " ") for name in lacking]
+        missing = [name.replace("_", " ") for name in sorted(lacking)]
         if most is not None and self.certain_tokens > most:
             missing.append(f"room for {self.certain_tokens} tokens (its context has {most})")
         return tuple(missing)

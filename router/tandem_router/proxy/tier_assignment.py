@@ -196,11 +196,12 @@ class TierAssignment:
         """Whether the router may choose and some other tier could take the request now."""
         if self.arrival.forced or self.counted is None or self.committed or self.has_answer:
             return False  # an answer that was read takes the place of another tier's
-        picker, gone = self._services.picker, {*self._failed_tiers, self.tier.name}
-        return any(
-            tier.name not in gone and picker.num_usable(tier.name)
-            for tier in self._services.config.tiers
-        )
+        services, own, failed = self._services, self.tier.name, self._failed_tiers
+        for tier in services.config.tiers:
+            name = tier.name
+            if name != own and name not in failed and services.picker.any_usable(name):
+                return True
+        return False
 
     def change(self) -> bool:
         """Leave a tier that cannot serve, where the router may choose; False where it may not.
@@ -341,14 +342,14 @@ class TierAssignment:
             (b"x-request-id", self.arrival.request_id.encode()),
             (b"x-tandem-tier", self.tier.name.encode()),
             (b"x-tandem-reason", self.reason.encode()),
-            (b"x-tandem-cost-usd", f"{cost_usd:.9f}".encode()),
+            (b"x-tandem-cost-usd", b"%.9f" % cost_usd),
         ]
         if decision.difficulty is not None:
-            headers.append((b"x-tandem-difficulty", f"{decision.difficulty:.4f}".encode()))
+            headers.append((b"x-tandem-difficulty", b"%.4f" % decision.difficulty))
         if decision.max_tokens is not None and self.cached is None:
-            headers.append((b"x-tandem-max-tokens", str(decision.max_tokens).encode()))
+            headers.append((b"x-tandem-max-tokens", b"%d" % decision.max_tokens))
         if decision.gain is not None:
-            headers.append((b"x-tandem-gain", f"{decision.gain:.4f}".encode()))
+            headers.append((b"x-tandem-gain", b"%.4f" % decision.gain))
         return headers
 
 

@@ -36,7 +36,7 @@ from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
 
 # What a tier's option is made of, beside the router's settings.
-_State = tuple[TierConfig, bool, float | None, float | None, float, Capabilities]
+_State = tuple[bool, float | None, float | None, float, Capabilities]
 
 LATENCY_SMOOTHING = 0.2
 # A smoothed latency says nothing about a load that ended longer ago than this.
@@ -109,7 +109,7 @@ class Routing:
             for tier in config.tiers
             if tier.kind == "external"
         }
-        self._options: dict[str, tuple[_State, TierOption]] = {}
+        self._options: dict[str, tuple[TierConfig, _State, TierOption]] = {}
         self._ceilings: dict[str, tuple[TenantConfig, TenantCeilings]] = {}
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
@@ -191,7 +191,8 @@ class Routing:
             set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
         forced = overrides.tier
         score = scored.score
-        options = [self._option(tier, failed) for tier in self._config.tiers]
+        now = self._clock()
+        options = [self._option(tier, failed, now) for tier in self._config.tiers]
         if forced is None:
             # One that only embeds is no end of the scale that gains are measured on.
             options = [each for each in options if each.capabilities.generation] or options
@@ -292,16 +293,15 @@ class Routing:
 
     def queue_wait_s(self, tier: str) -> float:
         """How long a request would now wait before its prefill; 0 where nothing is known."""
-        return self._picker.queue_wait_s(tier)
+        return 0.0 if tier in self._declared else self._picker.queue_wait_s(tier)
 
-    def _option(self, tier: TierConfig, unavailable: frozenset[str]) -> TierOption:
+    def _option(self, tier: TierConfig, unavailable: frozenset[str], now: float) -> TierOption:
         name = tier.name
         latency = self.latency[name]
         # A tier that was slow a while ago is worth another try: without traffic the smoothed
         # value would never recover.
-        fresh = self._clock() - latency.updated < LATENCY_BELIEVED_S
+        fresh = now - latency.updated < LATENCY_BELIEVED_S
         state = (
-            tier,
             name not in unavailable and self._picker.any_usable(name),
             latency.ttft_s if fresh else None,
             latency.tpot_s if fresh else None,
@@ -310,21 +310,21 @@ class Routing:
         )
         known = self._options.get(name)
         # The configuration is compared by identity: it is large, and replaced as a whole.
-        if known is not None and known[0][0] is tier and known[0][1:] == state[1:]:
-            return known[1]
+        if known is not None and known[0] is tier and known[1] == state:
+            return known[2]
         option = TierOption(
             name=name,
-            available=state[1],
+            available=state[0],
             usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
             usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
-            ttft_s=state[2],
-            tpot_s=state[3],
+            ttft_s=state[1],
+            tpot_s=state[2],
             max_share=tier.max_share,
-            queue_wait_s=state[4],
-            capabilities=state[5],
+            queue_wait_s=state[3],
+            capabilities=state[4],
             default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
         )
-        self._options[name] = (state, option)
+        self._options[name] = (tier, state, option)
         return option
 
 
