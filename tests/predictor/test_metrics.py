@@ -123,3 +123,32 @@ def test_bootstrap_intervals_hold_the_truth_and_draw_groups_whole() -> None:
     assert found is not None
     assert found[0] < 3.0 < found[1]
     assert metrics.interval([None, None, 1.0]) is None
+
+
+def test_auc_is_the_share_of_pairs_in_order_and_ties_count_half() -> None:
+    right = np.array([1.0, 0.0, 1.0, 0.0])
+
+    assert metrics.auc(np.array([0.9, 0.1, 0.8, 0.2]), right) == 1.0
+    assert metrics.auc(np.array([0.9, 0.85, 0.8, 0.2]), right) == 0.75
+    assert metrics.auc(np.full(4, 0.3), right) == 0.5
+    assert metrics.auc(np.array([0.9, 0.1]), np.ones(2)) is None
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=2, max_size=40).filter(
+        lambda rows: len({label for _, label in rows}) == 2
+    )
+)
+def test_auc_is_what_counting_all_pairs_gives(rows: list[tuple[int, int]]) -> None:
+    score, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    good, bad = score[right == 1.0], score[right == 0.0]
+    counted = np.mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
+
+    assert metrics.auc(score, right) == pytest.approx(counted)
+
+
+def test_the_false_positive_rate_is_of_the_wrong_answers() -> None:
+    score, right = np.array([0.9, 0.6, 0.4, 0.1]), np.array([1.0, 0.0, 0.0, 0.5])
+
+    assert metrics.false_positive_rate(score, right) == pytest.approx(1.0 / 2.5)
+    assert metrics.false_positive_rate(score, np.ones(4)) is None

@@ -45,7 +45,7 @@ def cascade_report(
     apgr = curve.apgr()
     if apgr is None:
         return None
-    drawn = metrics.resamples(groups[rows], repeats, seed)
+    drawn = list(metrics.resamples(groups[rows], repeats, seed))
     interval = metrics.interval([metrics.apgr(score[r], low[r], high[r]) for r in drawn])
     by_fold = [
         metrics.apgr(score[folds[rows] == f], low[folds[rows] == f], high[folds[rows] == f])
@@ -53,6 +53,10 @@ def cascade_report(
     ]
     usable = [value for value in by_fold if value is not None]
     first, second = names
+    said = found[rows, 0]
+    auc, passed = metrics.auc(said, low), metrics.false_positive_rate(said, low)
+    aucs = [metrics.auc(said[r], low[r]) for r in drawn]
+    passes = [metrics.false_positive_rate(said[r], low[r]) for r in drawn]
     return {
         "first": first,
         "second": second,
@@ -65,9 +69,33 @@ def cascade_report(
         "saved_at_no_drop": curve.saved(0.0),
         "saved_at_1_percent_drop": curve.saved(0.01),
         "ece": metrics.expected_calibration_error(found[rows, 0], low),
+        "auc": auc,
+        "auc_interval": metrics.interval(aucs),
+        "false_positive_rate": passed,
+        "false_positive_rate_interval": metrics.interval(passes),
         "sentence": (
             f"reading {first}'s answer first: share of the gap recovered {apgr:.3f}, "
             f"{curve.saved(0.0):.0%} of the {second} calls saved at no drop, "
             f"{curve.saved(0.01):.0%} at a 1 % drop"
         ),
+        "verifier_sentence": _told(first, auc, metrics.interval(aucs), passed, passes),
     }
+
+
+def _told(
+    first: str,
+    auc: float | None,
+    around: tuple[float, float] | None,
+    passed: float | None,
+    passes: list[float | None],
+) -> str:
+    """What the verifier is worth by itself, a sentence; empty where all answers are alike."""
+    if auc is None or passed is None:
+        return ""
+    within = f" ({around[0]:.3f} to {around[1]:.3f})" if around is not None else ""
+    spread = metrics.interval(passes)
+    between = f" ({spread[0]:.0%} to {spread[1]:.0%})" if spread is not None else ""
+    return (
+        f"the verifier ranks a right answer of {first} above a wrong one {auc:.3f} of the time"
+        f"{within}, and takes {passed:.0%}{between} of the wrong ones for right"
+    )

@@ -122,6 +122,29 @@ def brier(predicted: FloatArray, actual: FloatArray) -> float:
     return float(np.mean((predicted - actual) ** 2))
 
 
+def auc(score: FloatArray, right: FloatArray) -> float | None:
+    """How often a right answer is scored above a wrong one; ties count half (Fawcett 2006).
+
+    right: 0..1 per answer; a fraction counts as that part of a right and the rest of a wrong one.
+    None where all are right, or all are wrong.
+    """
+    values, at = np.unique(score, return_inverse=True)
+    good = np.bincount(at, right, minlength=len(values))
+    bad = np.bincount(at, 1.0 - right, minlength=len(values))
+    pairs = good.sum() * bad.sum()
+    if pairs <= 1e-12:
+        return None
+    below = np.cumsum(bad) - bad
+    return float((good * (below + bad / 2.0)).sum() / pairs)
+
+
+def false_positive_rate(score: FloatArray, right: FloatArray, above: float = 0.5) -> float | None:
+    """The share of wrong answers that are scored `above` or more; None where none is wrong."""
+    wrong = 1.0 - right
+    total = wrong.sum()
+    return float(wrong[score >= above].sum() / total) if total > 1e-12 else None
+
+
 def pinball(predicted: FloatArray, actual: FloatArray, quantile: float) -> float:
     """Mean pinball loss of a quantile forecast, in the unit of `actual`."""
     error = actual - predicted

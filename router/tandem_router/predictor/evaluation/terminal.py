@@ -32,6 +32,8 @@ def lines(found: Report) -> list[str]:
     verifier = found.get("cascade")
     if verifier:
         out.append(verifier["sentence"])
+        if verifier["verifier_sentence"]:
+            out.append(verifier["verifier_sentence"])
     return out + sentences(found)
 
 
