@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ CRDS = (
     "routers.tandem.dev",
     "workerpools.tandem.dev",
 )
+PROMETHEUS_RULE = "monitoring.coreos.com/v1/PrometheusRule"
 HTTP_ROUTE = "gateway.networking.k8s.io/v1/HTTPRoute"
 POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 
@@ -143,7 +143,7 @@ def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
             "--server-side -f charts/tandem/files/crds), or set crds.install=true",
         ),
         (
-            "metrics.podMonitor=false,metrics.labels.release=x",
+            "metrics.podMonitor=false,metrics.alerts=false,metrics.labels.release=x",
             "set metrics.podMonitor=true, or remove the labels",
         ),
         (
@@ -224,13 +224,15 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "networkPolicies.egressTo": [{"podSelector": {}}],
         "clusterDomain": "example.org",
         "metrics.podMonitor": False,
+        "metrics.alerts": False,
+        "metrics.runbooks": "https://runbooks.test/tandem",
         "metrics.labels": {"release": "prometheus"},
         "metrics.intervalSeconds": 60,
         "metrics.routerTokenSecret": "scrape",
         "metrics.dashboard": True,
     }
     kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
-    kinds = (*kinds, "--api-versions", HTTP_ROUTE)
+    kinds = (*kinds, "--api-versions", HTTP_ROUTE, "--api-versions", PROMETHEUS_RULE)
     script = f"helm template t {CHART} {' '.join(kinds)} -f - | sha256sum"
     digests: dict[str, str] = {}
     for path, value in changed.items():
@@ -272,6 +274,22 @@ def test_monitors_are_rendered_only_where_their_kind_exists(cluster: Any) -> Non
     assert not [o for o in [*plain, *off] if o["kind"] == "PodMonitor"]
     assert [o["metadata"]["name"] for o in found] == ["t-operator", "t-router", "t-worker"]
     assert {o["metadata"]["labels"]["release"] for o in found} == {"prometheus"}
+
+
+def test_alerts_come_where_their_kind_exists_and_name_their_runbooks(cluster: Any) -> None:
+    kind = ("--api-versions", PROMETHEUS_RULE)
+    (rule,) = [o for o in template(cluster, *kind) if o["kind"] == "PrometheusRule"]
+    off = template(cluster, *kind, "--set", "metrics.alerts=false")
+    rules = [r for group in rule["spec"]["groups"] for r in group["rules"]]
+    source = (CHART / "files" / "alerts.yaml").read_text()
+
+    assert "PrometheusRule" not in {o["kind"] for o in [*off, *template(cluster)]}
+    assert [r["alert"] for r in rules] == re.findall(r"alert: (\w+)", source)
+    for r in rules:
+        url = f"docs/monitoring.md#{r['alert'].lower()}"
+        assert r["annotations"]["runbook_url"] == url
+        if not r["alert"].startswith("TandemOperator"):
+            assert "{{ $labels" in r["annotations"]["summary"]
 
 
 def planned_pods() -> list[Object]:
@@ -325,34 +343,12 @@ def test_the_dashboard_comes_when_asked_for_and_asks_only_for_metrics_that_exist
 
 def exported() -> set[str]:
     """Names of all series that operator, router and worker export."""
-    from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
 
-    from tandem_operator.kube.operator import Vitals
-    from tandem_operator.kube.probes import exposition
-    from tandem_router.metrics import Metrics
-    from tandem_worker.engine.core import EngineCounters
-    from tandem_worker.engine.thread import EngineLoad
-    from tandem_worker.metrics import WorkerMetrics
-    from tandem_worker.transfer import TransferStats
+    import exported_metrics
 
-    class Counted:
-        num_writes = num_reads = 0
-
-    def zeros(kind: Any) -> Any:
-        counts = {f.name: 0 for f in fields(kind) if f.default_factory is MISSING}
-        return kind(**counts)
-
-    worker = WorkerMetrics("m")
-    worker.watch(lambda: zeros(EngineLoad), lambda: zeros(EngineCounters))
-    worker.watch_transfer(lambda: zeros(TransferStats))
-    texts = [
-        exposition(Vitals(Counted()).readings()).decode(),  # type: ignore[arg-type]
-        generate_latest(Metrics(["small"]).registry).decode(),
-        generate_latest(worker.registry).decode(),
-    ]
     names: set[str] = set()
-    for family in (f for text in texts for f in text_string_to_metric_families(text)):
+    for family in text_string_to_metric_families(exported_metrics.text()):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
         names |= {family.name + s for s in suffixes.get(family.type, [""])}
         names |= {sample.name for sample in family.samples}

@@ -40,8 +40,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (not .Values.crds.install) (not (.Capabilities.APIVersions.Has "tandem.dev/v1alpha1/Model")) -}}
 {{- fail "crds.install=false, but the cluster does not know Models; apply the definitions first (kubectl apply --server-side -f charts/tandem/files/crds), or set crds.install=true" -}}
 {{- end -}}
-{{- if and .Values.metrics.labels (not .Values.metrics.podMonitor) -}}
-{{- fail "metrics.labels are for PodMonitors; set metrics.podMonitor=true, or remove the labels" -}}
+{{- if and .Values.metrics.labels (not .Values.metrics.podMonitor) (not .Values.metrics.alerts) -}}
+{{- fail "metrics.labels are for PodMonitors and alerts; set metrics.podMonitor=true, or remove the labels" -}}
 {{- end -}}
 {{- if and .Values.images.pullSecrets (eq .Values.images.pullPolicy "Never") -}}
 {{- fail "images.pullPolicy=Never pulls nothing, so images.pullSecrets cannot be used; remove them, or set images.pullPolicy=IfNotPresent" -}}

@@ -19,6 +19,7 @@ from tandem_operator.kube.cache import RELIST_S, CachedApi
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.probes import ProbeServer, Reading, probes
+from tandem_operator.kube.resource_metrics import ResourceMetrics
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.kube.watches import CustomResourceWatches
 from tandem_operator.plan.objects import Settings
@@ -31,6 +32,7 @@ from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.rotation import TokenRotation
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.allow_list import AllowList
+from tandem_operator.resources.base import Object
 from tandem_operator.resources.entrance import Entrance
 from tandem_operator.resources.network_rules import NetworkRules
 from tandem_operator.resources.pod_defaults import PodDefaults
@@ -187,13 +189,23 @@ class Vitals:
         """Whether everything was listed; a replica that stands by could lead at any time."""
         return self.operator is None or self.operator.cache.synced
 
+    @property
+    def leading(self) -> bool:
+        """Whether this replica reconciles."""
+        return self.operator is not None and (self.elector is None or self.elector.leading)
+
+    def copies(self, kind: str) -> list[Object]:
+        """The resources of a kind; none from a replica that stands by."""
+        if self.operator is None or not self.leading:
+            return []
+        return self.operator.cache.copies(kind, None)
+
     def readings(self) -> list[Reading]:
         """The metrics, read at each scrape."""
         api = self._api
 
         def leading() -> float:
-            held = self.elector is None or self.elector.leading
-            return float(held and self.operator is not None)
+            return float(self.leading)
 
         def of_controller(read: Callable[[Controller], int]) -> Callable[[], float]:
             return lambda: float(read(self.operator.controller)) if self.operator else 0.0
@@ -270,7 +282,8 @@ async def serve(args: argparse.Namespace) -> int:
     api_client = await connect(args.kubeconfig)
     api = KubeApi(api_client)
     vitals = Vitals(api)
-    server = ProbeServer(probes(vitals.ready, vitals.readings()))
+    resources = ResourceMetrics(vitals.copies)
+    server = ProbeServer(probes(vitals.ready, vitals.readings(), resources))
     await server.open(args.host or os.environ.get("POD_IP", ""), args.port)
     settings = Settings(
         worker_image=args.worker_image,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -19,7 +20,7 @@ from starlette.routing import Route
 Reading = tuple[str, str, str, Callable[[], float]]
 
 
-class Readings:
+class Readings(Collector):
     """A Prometheus collector of numbers that others keep."""
 
     def __init__(self, readings: Iterable[Reading]) -> None:
@@ -32,14 +33,15 @@ class Readings:
             yield family(name, text, value=value())
 
 
-def exposition(readings: Iterable[Reading]) -> bytes:
+def exposition(readings: Iterable[Reading], *more: Collector) -> bytes:
     """What a scrape gets."""
     registry = CollectorRegistry()
-    registry.register(Readings(readings))
+    for collector in (Readings(readings), *more):
+        registry.register(collector)
     return generate_latest(registry)
 
 
-def probes(ready: Callable[[], bool], readings: Iterable[Reading]) -> Starlette:
+def probes(ready: Callable[[], bool], readings: Iterable[Reading], *more: Collector) -> Starlette:
     """The app that answers; ready says whether everything was listed."""
 
     async def health(request: Request) -> Response:
@@ -49,7 +51,7 @@ def probes(ready: Callable[[], bool], readings: Iterable[Reading]) -> Starlette:
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("syncing\n", 503)
 
     async def metrics(request: Request) -> Response:
-        return Response(exposition(readings), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(readings, *more), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
         routes=[Route("/health", health), Route("/ready", readiness), Route("/metrics", metrics)]
