@@ -44,7 +44,8 @@ async def read_body(
             if value.isdigit() and (len(value) > 15 or int(value) > limits.max_body_bytes):
                 raise _too_large(limits)
         elif name == b"content-encoding":
-            encoding = value.strip().lower()
+            # Named twice it was packed twice, which is read as little as any other list.
+            encoding += (b", " if encoding else b"") + value.strip().lower()
     if encoding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
         raise ApiError(
             415,

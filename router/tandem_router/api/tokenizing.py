@@ -11,6 +11,7 @@ from tandem_router.api.api_keys import Caller
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.limits.ledger import Used
+from tandem_router.openai.answer import NotAnAnswer, unpacked
 from tandem_router.openai.request import parse_json
 from tandem_router.prices import list_price
 from tandem_router.proxy.context import Services
@@ -88,7 +89,8 @@ class Tokenizing:
                     "POST", worker.url + path, headers=headers, body=body
                 )
                 payload = await response.read_all()
-            except UpstreamError as error:
+                payload = unpacked(payload, response.headers.get(b"content-encoding"))
+            except (UpstreamError, NotAnAnswer) as error:
                 services.picker.failed(worker, str(error))
                 continue
             return response.status, payload

@@ -16,20 +16,24 @@ MAX_EVENT_BYTES = 8 * 2**20
 
 
 class EventSplitter:
-    """Releases the longest prefix of complete events; keeps the rest for the next bytes."""
+    """Releases the longest prefix of complete events; keeps the rest for the next bytes.
+
+    Lines may end in LF, CRLF or CR, as the standard allows; what is released ends them in LF.
+    """
 
     def __init__(self) -> None:
         self._tail = b""
+        self._after_cr = False  # an LF that comes now belongs to the line end before it
 
     def feed(self, data: bytes) -> bytes:
         """Complete events so far. Raises UpstreamError when one event exceeds 8 MiB."""
+        if self._after_cr or b"\r" in data:
+            data = self._with_lf(data)
         if self._tail:
             data = self._tail + data
         end = data.rfind(b"\n\n") + 2
         if end == 1:
             end = 0
-        if b"\r" in data:
-            end = max(end, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)
         if end == len(data):
             self._tail = b""
             return data
@@ -38,22 +42,20 @@ class EventSplitter:
             raise UpstreamError(f"one event is larger than {MAX_EVENT_BYTES} bytes")
         return data[:end]
 
+    def _with_lf(self, data: bytes) -> bytes:
+        if self._after_cr and data:
+            data = data.removeprefix(b"\n")
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
 
 def split_events(data: bytes) -> list[bytes]:
-    """Complete events, each with its blank line; joined they are the input again."""
-    if b"\r\n\r\n" in data:
-        events = []
-        start = 0
-        while start < len(data):
-            ends = [
-                at + size
-                for at, size in ((data.find(b"\n\n", start), 2), (data.find(b"\r\n\r\n", start), 4))
-                if at >= 0
-            ]
-            end = min(ends) if ends else len(data)
-            events.append(data[start:end])
-            start = end
-        return events
+    """Complete events, each with its blank line; joined they are the input again.
+
+    Lines end in LF, as `EventSplitter` releases them.
+    """
     parts = data.split(b"\n\n")
     events = [part + b"\n\n" for part in parts[:-1]]
     if parts[-1]:

@@ -235,7 +235,10 @@ class Retries:
                 self.asked = False  # refused: nothing was generated
             raise verdict
         content_type = response.headers.get(b"content-type", b"")
-        if arrival.request.stream and (b"json" in content_type or b"html" in content_type):
+        packed = response.headers.get(b"content-encoding", b"identity") != b"identity"
+        if arrival.request.stream and (
+            packed or b"json" in content_type or b"html" in content_type
+        ):
             raise Fault(FaultKind.BAD_ANSWER, "no stream where one was asked for", status=200)
         return response
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -63,6 +64,8 @@ class FakeProvider(FakeServer):
     say_done: bool = True
     null_error: bool = False  # "error": null in chunks, as some providers send
     with_usage: bool = True
+    line_end: bytes = b"\n"  # of streams
+    packed: bool = False  # replies come in gzip, which nobody asked for
 
     def usage(self) -> dict[str, int]:
         return {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
@@ -140,12 +143,15 @@ class FakeProvider(FakeServer):
             if fault is Fault.HANG_AFTER_HEADERS:
                 await asyncio.Event().wait()
             return False
+        if self.packed:
+            packed = {"content-encoding": "gzip"}
+            return await plain_reply(writer, 200, packed, gzip.compress(body))
         return await plain_reply(writer, 200, {}, body)
 
     async def _stream(
         self, fault: Fault, error: dict[str, str], writer: asyncio.StreamWriter
     ) -> bool:
-        await begin_stream(writer)
+        await begin_stream(writer, "gzip" if self.packed else None)
         first, *rest = self.events()
         failure = b"data: " + json.dumps({"error": error, "choices": []}).encode() + b"\n\n"
         if fault is Fault.HANG_AFTER_HEADERS:
@@ -175,6 +181,6 @@ class FakeProvider(FakeServer):
                 return True
             return False
         for event in (first, *rest):
-            await write_chunk(writer, event)
+            await write_chunk(writer, event.replace(b"\n", self.line_end))
         await write_chunk(writer, b"")
         return True

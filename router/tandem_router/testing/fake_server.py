@@ -102,11 +102,11 @@ async def plain_reply(
     return True
 
 
-async def begin_stream(writer: asyncio.StreamWriter) -> None:
-    """The head of a reply in chunks of server-sent events."""
-    writer.write(
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
+async def begin_stream(writer: asyncio.StreamWriter, encoding: str | None = None) -> None:
+    """The head of a reply in chunks of server-sent events; encoding: one that it claims."""
+    named = f"content-encoding: {encoding}\r\n" if encoding else ""
+    head = f"content-type: text/event-stream\r\n{named}transfer-encoding: chunked\r\n\r\n"
+    writer.write(b"HTTP/1.1 200 OK\r\n" + head.encode())
     await writer.drain()
 
 
