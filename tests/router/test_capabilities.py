@@ -114,6 +114,9 @@ async def test_a_long_prompt_prefers_the_tier_with_room_and_ids_above_every_cont
     assert long.headers["x-tandem-tier"] == "large"
     assert refused.status == 400
     assert "room for 2000 tokens" in refused.error["message"]
+    # The code and words by which clients fall back on a model with more room.
+    assert refused.error["code"] == "context_length_exceeded"
+    assert "this model's maximum context length is" in refused.error["message"]
 
 
 async def test_token_ids_are_routed_like_the_text_they_stand_for(

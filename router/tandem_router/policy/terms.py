@@ -114,7 +114,10 @@ class Needs(Struct, frozen=True):
             return ()
         missing = [name.replace("_", " ") for name in sorted(lacking)]
         if most is not None and self.certain_tokens > most:
-            missing.append(f"room for {self.certain_tokens} tokens (its context has {most})")
+            missing.append(
+                f"room for {self.certain_tokens} tokens (this model's maximum context length is "
+                f"{most} tokens)"
+            )
         return tuple(missing)
 
     def fits(self, tier: Capabilities) -> bool:

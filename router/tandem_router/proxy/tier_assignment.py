@@ -383,6 +383,15 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
         )
 
 
+def _lack(services: Services, arrival: Arrival) -> str:
+    """The code of a 400 for what no tier can: clients fall back on another model by it."""
+    needs, tiers = arrival.request.needs, services.config.tiers
+    asked = [tier.name for tier in tiers if arrival.overrides.tier in (None, tier.name)]
+    able = [services.routing.capabilities(name) for name in asked]
+    features = all(getattr(each, name) for each in able for name in needs.features)
+    return "context_length_exceeded" if features else "unsupported_by_tier"
+
+
 def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiError:
     code, account = str(decision.reason), arrival.hold.tenant
     allowed, forced = account.allowed_tiers, arrival.overrides.tier
@@ -392,7 +401,7 @@ def _refusal(services: Services, arrival: Arrival, decision: Decision) -> ApiErr
         message = f"tenant {account.name!r} may not use {which}; allowed: {names}"
         return ApiError(403, message, type="permission_error", code=code)
     if decision.reason is Reason.CAPABILITY:
-        return ApiError(400, decision.message, code="unsupported_by_tier")
+        return ApiError(400, decision.message, code=_lack(services, arrival))
     if decision.reason is Reason.MAX_COST:
         return ApiError(400, decision.message, param="x-tandem-max-cost-usd", code=code)
     if decision.reason in (Reason.TENANT, Reason.BUDGET):

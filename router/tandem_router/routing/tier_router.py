@@ -141,9 +141,7 @@ class Routing:
 
         Vectors of two models cannot be compared, so nothing but the client chooses between them.
         """
-        able = [
-            tier.name for tier in self._config.tiers if self._capabilities(tier.name).embeddings
-        ]
+        able = [tier.name for tier in self._config.tiers if self.capabilities(tier.name).embeddings]
         if len(able) == 1:
             return able[0]
         if able:
@@ -163,7 +161,8 @@ class Routing:
             code="unsupported_by_tier",
         )
 
-    def _capabilities(self, tier: str) -> Capabilities:
+    def capabilities(self, tier: str) -> Capabilities:
+        """What a tier can, as it declares or its workers report."""
         return self._declared.get(tier) or self._picker.capabilities(tier)
 
     async def score(self, prompt: str | None) -> Scored:
@@ -306,7 +305,7 @@ class Routing:
             latency.ttft_s if fresh else None,
             latency.tpot_s if fresh else None,
             self.queue_wait_s(name),
-            self._capabilities(name),
+            self.capabilities(name),
         )
         known = self._options.get(name)
         # The configuration is compared by identity: it is large, and replaced as a whole.

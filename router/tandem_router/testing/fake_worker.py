@@ -24,6 +24,16 @@ def token_text(token_id: int) -> str:
     return PIECES[token_id % len(PIECES)]
 
 
+def too_long(num_tokens: int, limit: int) -> dict[str, Any]:
+    """As a worker says it."""
+    message = (
+        f"This model's maximum context length is {limit} tokens. However, the prompt has "
+        f"{num_tokens} tokens and the answer may have 1; shorten either."
+    )
+    code = "context_length_exceeded"
+    return {"message": message, "type": "invalid_request_error", "param": "messages", "code": code}
+
+
 @dataclass(eq=False)
 class FakeWorker(FakeServer):
     """Answers like a worker: deterministic in (prompt, seed), resumable, and breakable.
@@ -48,6 +58,7 @@ class FakeWorker(FakeServer):
     write_size: int | None = None
     token_statistics: dict[str, float] | None = None  # told of whole replies where asked for
     capabilities: dict[str, Any] | None = None  # as its load report says
+    context_length: int | None = None  # bytes of a body that are refused beyond it
     detokenized: str | None = None  # the text of every prompt of token ids
 
     # -- the model ---------------------------------------------------------------------------
@@ -148,6 +159,10 @@ class FakeWorker(FakeServer):
             return await plain_reply(writer, 200, {}, json.dumps(load).encode())
         if self.refuse:
             return await plain_reply(writer, *self.refuse.pop(0))
+        size = len(seen.body)
+        if self.context_length is not None and size > self.context_length:
+            said = json.dumps({"error": too_long(size, self.context_length)}).encode()
+            return await plain_reply(writer, 400, {}, said)
         cut = self.cut_after.pop(0) if self.cut_after else None
         if seen.path == "/detokenize" and self.detokenized is not None:
             said = json.dumps({"prompt": self.detokenized}).encode()

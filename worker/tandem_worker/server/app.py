@@ -410,8 +410,9 @@ class WorkerApp:
             if request.max_tokens == 0 and room >= 0:
                 return 0
             raise RequestError(
-                f"the prompt has {longest} tokens and the answer may have {max(wanted, 1)}; "
-                f"together they exceed this model's context of {limit} tokens",
+                # In the words that clients look for to fall back on a model with more room.
+                f"This model's maximum context length is {limit} tokens. However, the prompt has "
+                f"{longest} tokens and the answer may have {max(wanted, 1)}; shorten either.",
                 param="messages" if request.kind == "chat" else "prompt",
                 code="context_length_exceeded",
             )
