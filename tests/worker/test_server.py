@@ -315,7 +315,7 @@ async def test_how_sure_the_model_was_is_told_where_the_router_asks_and_nowhere_
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
             400,
-            "tools is not supported",
+            "tools[0]={} must be",
         ),
         (
             "/v1/chat/completions",

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
@@ -26,6 +26,7 @@ from tandem_worker.openai.fields import (
     unsupported,
     wrong,
 )
+from tandem_worker.openai.tools import ToolUse, tool_use
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -78,6 +79,7 @@ REFUSED: Mapping[str, Refusal] = {
     "xtc_probability": Refusal(_ONE_OF_OURS, (0, 0.0)),
     "dry_multiplier": Refusal(_ONE_OF_OURS, (0, 0.0)),
     "no_repeat_ngram_size": Refusal("use frequency_penalty or repetition_penalty", (0,)),
+    "thinking_budget": Refusal("use thinking_token_budget"),
     "min_new_tokens": Refusal("use min_tokens"),
     "max_new_tokens": Refusal("use max_tokens"),
 }
@@ -206,15 +208,19 @@ class Body(SamplingFields):
         if limit is not None and self.min_tokens > limit:
             raise wrong("min_tokens", self.min_tokens, f"must not exceed max_tokens={limit}")
         if self.grammar:
-            for name, value in (
-                ("min_tokens", self.min_tokens),
-                ("ignore_eos", self.ignore_eos),
-                ("stop", self.stop),
-                ("stop_token_ids", self.stop_token_ids),
-            ):
-                if value:
-                    raise wrong(name, value, "could break the answer's format; leave it out")
+            self.check_unbroken({"stop": self.stop})
         return self
+
+    def check_unbroken(self, more: Mapping[str, Any]) -> None:
+        """Refuse what could end an answer within its format, or make it go on after its end."""
+        told = {
+            "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "stop_token_ids": self.stop_token_ids,
+        }
+        for name, value in {**told, **more}.items():
+            if value:
+                raise wrong(name, value, "could break the answer's format; leave it out")
 
     @property
     @abstractmethod
@@ -276,6 +282,19 @@ class CompletionBody(Body):
         return self.max_tokens
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: Mapping[Effort, int | None] = {
+    "none": 0,
+    "minimal": 512,
+    "low": 1024,
+    "medium": 4096,
+    "high": None,
+    "xhigh": None,
+    "max": None,
+}
+"""Tokens that a thought may take; a model that does not think keeps every limit."""
+
+
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
@@ -288,6 +307,10 @@ class ChatBody(Body):
     chat_template_kwargs: dict[str, Any] = {}
     tools: list[dict[str, Any]] = []
     tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0, le=INT32)
+    include_reasoning: bool = True
 
     @property
     def most_tokens(self) -> int | None:
@@ -298,8 +321,26 @@ class ChatBody(Body):
     def _check_chat(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("top_logprobs", self.top_logprobs, "needs logprobs to be true")
-        if self.tools and self.tool_choice != "none":
-            raise unsupported("tools", "leave them out or set tool_choice to 'none'")
-        if not self.tools and self.tool_choice not in (None, "none", "auto"):
-            raise wrong("tool_choice", self.tool_choice, "needs tools to choose from")
+        if self.tool_use is not None:
+            self.check_unbroken({})
+            if self.grammar and not self.response_format:
+                raise RequestError(
+                    "tools beside a format need response_format; the others do not say where a "
+                    "call may come",
+                    param="tools",
+                )
+        if self.max_thought_tokens is not None and self.ignore_eos:
+            raise wrong("ignore_eos", True, "cannot be had beside a limit of thinking")
         return self
+
+    @cached_property
+    def tool_use(self) -> ToolUse | None:
+        """What the answer may or must call; None for nothing."""
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+
+    @property
+    def max_thought_tokens(self) -> int | None:
+        """The end of a thought is forced after so many tokens; None where it may take all."""
+        if self.thinking_token_budget is not None:
+            return self.thinking_token_budget
+        return None if self.reasoning_effort is None else EFFORTS[self.reasoning_effort]

@@ -12,6 +12,7 @@ from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import RequestError
 from tandem_worker.openai.body import Body, ChatBody, CompletionBody
 from tandem_worker.openai.fields import UINT64, wrong
+from tandem_worker.openai.tools import ToolUse
 
 _RESERVED_VARIABLES = {"messages", "add_generation_prompt", "tools"}
 
@@ -28,6 +29,9 @@ class CompletionRequest:
         max_tokens: None where the client did not say.
         seed: None where the client did not say.
         resume_token_ids: Per choice, tokens already sent to the client by another worker.
+        tools: What the answer may or must call; None for nothing.
+        max_thought_tokens: The end of a thought is forced after so many; None for no limit.
+        include_thought: Whether the reply holds the thought.
         cache_salt: Digest of the client's ``cache_salt`` (vLLM's field): only requests of the same
             salt share cached prefixes.
     """
@@ -37,6 +41,9 @@ class CompletionRequest:
     messages: tuple[dict[str, Any], ...] = ()
     prompts: tuple[str | tuple[int, ...], ...] = ()
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    tools: ToolUse | None = None
+    max_thought_tokens: int | None = None
+    include_thought: bool = True
     add_generation_prompt: bool = True
     add_special_tokens: bool = True
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -72,10 +79,16 @@ def parse_chat(data: Mapping[str, Any]) -> CompletionRequest:
         kind="chat",
         messages=tuple(_message(item, index) for index, item in enumerate(body.messages)),
         template_variables={
-            name: value
-            for name, value in body.chat_template_kwargs.items()
-            if name not in _RESERVED_VARIABLES
+            **_effort(body),
+            **{
+                name: value
+                for name, value in body.chat_template_kwargs.items()
+                if name not in _RESERVED_VARIABLES
+            },
         },
+        tools=body.tool_use,
+        max_thought_tokens=body.max_thought_tokens,
+        include_thought=body.include_reasoning,
         add_generation_prompt=body.add_generation_prompt,
         **_shared(body, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None),
     )
@@ -95,6 +108,15 @@ def parse_completion(data: Mapping[str, Any]) -> CompletionRequest:
         add_special_tokens=body.add_special_tokens,
         **_shared(body, num_logprobs=body.logprobs),
     )
+
+
+def _effort(body: ChatBody) -> dict[str, Any]:
+    """What templates that know how hard to think are told, as vLLM tells them."""
+    effort = body.reasoning_effort
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def _shared(body: Body, *, num_logprobs: int | None) -> dict[str, Any]:
@@ -140,6 +162,8 @@ def _message(value: dict[str, Any], index: int) -> dict[str, Any]:
     elif content is not None and not isinstance(content, str):
         raise wrong(f"{name}.content", content, "must be a string or a list of text parts")
     message = {**value, "content": content or ""}
+    if isinstance(value.get("reasoning"), str) and not value.get("reasoning_content"):
+        message["reasoning_content"] = value["reasoning"]  # as newer servers call it
     if value.get("tool_calls"):
         message["tool_calls"] = _called(value["tool_calls"], f"{name}.tool_calls")
     return message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from tandem_worker.dialects.reader import CallPiece
 from tandem_worker.engine.requests import FinishReason, TokenLogprobs
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.request import CompletionRequest
@@ -22,9 +24,11 @@ class Delta:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["tool_calls"] | None = None
     is_first: bool = False
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    thought: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 class ReplyWriter:
@@ -89,6 +93,8 @@ class ReplyWriter:
         send_ids = self._context.send_token_ids
         says_something = (
             delta.text
+            or delta.thought
+            or delta.calls
             or delta.finish_reason
             or delta.logprobs
             or delta.is_first
@@ -100,8 +106,13 @@ class ReplyWriter:
         choice: dict[str, Any] = {"index": delta.index}
         if self._is_chat:
             content: dict[str, Any] = {"role": "assistant"} if delta.is_first else {}
-            if delta.text or delta.is_first or not delta.finish_reason:
+            other = delta.thought or delta.calls or delta.finish_reason
+            if delta.text or not other or (delta.is_first and not delta.thought):
                 content["content"] = delta.text
+            if delta.thought:
+                content["reasoning_content"] = delta.thought
+            if delta.calls:
+                content["tool_calls"] = [self._call_delta(delta.index, p) for p in delta.calls]
             choice["delta"] = content
         else:
             text = delta.text
@@ -128,7 +139,7 @@ class ReplyWriter:
             text = "".join(delta.text for delta in deltas)
             choice: dict[str, Any] = {"index": index}
             if self._is_chat:
-                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+                choice["message"] = self._message(index, text, deltas)
             else:
                 if self._echo_texts:
                     text = self._echo_texts[index // self._request.n] + text
@@ -148,6 +159,35 @@ class ReplyWriter:
             ]
             whole["tandem"] = {"token_statistics": token_statistics(drawn)}
         return _dumps(whole).encode()
+
+    def _message(self, index: int, text: str, deltas: Sequence[Delta]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        thought = "".join(delta.thought for delta in deltas)
+        if thought:
+            message["reasoning_content"] = thought
+        calls: list[dict[str, Any]] = []
+        for piece in (piece for delta in deltas for piece in delta.calls):
+            if piece.name is not None:
+                calls.append(self._call(index, piece.index, piece.name))
+            calls[piece.index]["function"]["arguments"] += piece.arguments
+        if calls:
+            message["tool_calls"] = calls
+            message["content"] = text or None
+        return message
+
+    def _call_delta(self, index: int, piece: CallPiece) -> dict[str, Any]:
+        if piece.name is None:
+            return {"index": piece.index, "function": {"arguments": piece.arguments}}
+        return {"index": piece.index, **self._call(index, piece.index, piece.name)}
+
+    def _call(self, index: int, number: int, name: str) -> dict[str, Any]:
+        """A call without arguments; its id is the same wherever the answer is made."""
+        calls = self._tokenizer.dialect.calls
+        length = calls.id_length if calls is not None else None
+        unique = f"{self._context.request_id} {index} {number}"
+        digest = hashlib.blake2b(unique.encode("utf-8", "surrogatepass")).hexdigest()
+        call_id = digest[:length] if length is not None else "call_" + digest[:24]
+        return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
 
     # -- log-probabilities -----------------------------------------------------------------------
 

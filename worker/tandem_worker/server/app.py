@@ -29,6 +29,13 @@ from tandem_worker.openai.request import (
 )
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
 from tandem_worker.server.generation import Generation
+from tandem_worker.server.preparation import (
+    check_vocabulary,
+    encode,
+    max_tokens,
+    prepare,
+    with_grammar,
+)
 from tandem_worker.server.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -38,8 +45,6 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-_LONG_TEXT = 8192
-"""Texts beyond this many characters are tokenized in another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +227,10 @@ class WorkerApp:
         worker.check_loaded()
         data = read_object(call.body)
         if data.get("messages") is not None:
-            (token_ids,) = await self._prompts(parse_chat(data))
+            (token_ids,) = (await prepare(worker, parse_chat(data))).prompts
         else:
             body = TokenizeBody.read(data)
-            token_ids = await self._encode(body.prompt, body.add_special_tokens)
+            token_ids = await encode(worker, body.prompt, body.add_special_tokens)
         await call.reply(
             {
                 "tokens": list(token_ids),
@@ -237,7 +242,7 @@ class WorkerApp:
     async def _detokenize(self, call: Call) -> None:
         self._worker.check_loaded()
         tokens = tuple(DetokenizeBody.read(read_object(call.body)).tokens)
-        self._check_vocabulary(tokens, "tokens")
+        check_vocabulary(self._worker, tokens, "tokens")
         text = self._worker.tokenizer.decode(tokens, skip_special_tokens=False)
         await call.reply({"prompt": text})
 
@@ -262,11 +267,13 @@ class WorkerApp:
         """Generate and send; aborts when the client leaves."""
         worker = self._worker
         context = self._context(call.headers, request)
-        prompts = await self._prompts(request)
-        await worker.check_format(request.sampling)
-        max_tokens = self._max_tokens(request, prompts)
+        prepared = await with_grammar(worker, await prepare(worker, request))
+        request, prompts = prepared.request, prepared.prompts
+        limit = max_tokens(worker, request, prompts)
         worker.check_capacity(len(prompts) * request.n)
-        generation = worker.generate(request, prompts, context, max_tokens)
+        generation = worker.generate(
+            request, prompts, context, limit, lambda: prepared.reader(worker)
+        )
         echo_texts = (
             [
                 given
@@ -356,67 +363,6 @@ class WorkerApp:
             send_usage=headers.get("x-tandem-usage") == "1",
             send_token_statistics=headers.get("x-tandem-token-statistics") == "1",
         )
-
-    async def _prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
-        """Token ids of each prompt."""
-        if request.kind == "chat":
-            text = await asyncio.to_thread(
-                self._worker.tokenizer.render_chat,
-                request.messages,
-                add_generation_prompt=request.add_generation_prompt,
-                **request.template_variables,
-            )
-            prompts = [await self._encode(text, False)]
-        else:
-            prompts = [
-                await self._encode(prompt, request.add_special_tokens)
-                if isinstance(prompt, str)
-                else prompt
-                for prompt in request.prompts
-            ]
-        for prompt in prompts:
-            if not prompt:
-                raise RequestError("the prompt has no tokens; send some text", param="prompt")
-            self._check_vocabulary(prompt, "prompt")
-        for resumed in request.resume_token_ids:
-            self._check_vocabulary(resumed, "tandem.resume_token_ids")
-        for token_id, _ in request.sampling.logit_bias:
-            self._check_vocabulary((token_id,), "logit_bias")
-        return prompts
-
-    async def _encode(self, text: str, special: bool) -> tuple[int, ...]:
-        tokenizer = self._worker.tokenizer
-        if len(text) < _LONG_TEXT:
-            return tuple(tokenizer.encode(text, add_special_tokens=special))
-        ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
-        return tuple(ids)
-
-    def _check_vocabulary(self, token_ids: tuple[int, ...], name: str) -> None:
-        limit = self._worker.vocab_size
-        if token_ids and max(token_ids) >= limit:
-            raise RequestError(
-                f"{name} holds token {max(token_ids)}; the vocabulary ends at {limit - 1}",
-                param=name,
-            )
-
-    def _max_tokens(self, request: CompletionRequest, prompts: list[tuple[int, ...]]) -> int:
-        limit = self._worker.max_model_len
-        longest = max(len(prompt) for prompt in prompts)
-        room = limit - longest
-        wanted = request.max_tokens
-        if wanted is None:
-            wanted = room if request.kind == "chat" else min(16, room)
-        if room < 1 or wanted > room:
-            if request.max_tokens == 0 and room >= 0:
-                return 0
-            raise RequestError(
-                # In the words that clients look for to fall back on a model with more room.
-                f"This model's maximum context length is {limit} tokens. However, the prompt has "
-                f"{longest} tokens and the answer may have {max(wanted, 1)}; shorten either.",
-                param="messages" if request.kind == "chat" else "prompt",
-                code="context_length_exceeded",
-            )
-        return wanted
 
     # -- peers -----------------------------------------------------------------------------------
 

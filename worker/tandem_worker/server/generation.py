@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tandem_worker.dialects.reader import AnswerReader
 from tandem_worker.engine.constraints import CreateConstraint
 from tandem_worker.engine.requests import (
     EngineRequest,
@@ -47,8 +48,10 @@ class _Choice:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     text: AnswerText
+    reader: AnswerReader | None
     resumed: tuple[int, ...] = ()
     num_generated: int = 0
+    num_thought: int = 0
     last_token_s: float = 0.0
     is_done: bool = False
     is_first: bool = True
@@ -64,6 +67,7 @@ class Generation:
         prompts: Token ids, one list per prompt.
         context: From the headers.
         max_tokens: Per choice, resumed tokens included.
+        make_reader: What tells thoughts and calls from one answer's text.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Generation:
         eos_token_ids: frozenset[int],
         metrics: WorkerMetrics,
         create_constraint: CreateConstraint,
+        make_reader: Callable[[], AnswerReader | None] = lambda: None,
     ) -> None:
         self.request = request
         self.context = context
@@ -90,6 +95,7 @@ class Generation:
         self._eos = eos_token_ids
         self._metrics = metrics
         self._create_constraint = create_constraint
+        self._make_reader = make_reader
         self._events: asyncio.Queue[tuple[_Choice, Event]] = asyncio.Queue()
         self._arrival_s = time.monotonic()
         self._number = next(_numbers)
@@ -109,7 +115,14 @@ class Generation:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+            **self._thought_usage(),
         }
+
+    def _thought_usage(self) -> dict[str, object]:
+        if all(choice.reader is None for choice in self._choices):
+            return {}
+        thought = sum(choice.num_thought for choice in self._choices)
+        return {"completion_tokens_details": {"reasoning_tokens": thought}}
 
     def resumed_deltas(self) -> list[Delta]:
         """Replay what another worker has already sent: the state moves, nothing is emitted.
@@ -193,13 +206,15 @@ class Generation:
                 )
                 if self.context.send_token_statistics and sampling.num_logprobs is None:
                     sampling = replace(sampling, num_logprobs=0)  # computed, shown to no client
+                reader = self._make_reader()
                 choices.append(
                     _Choice(
                         index=index,
                         sequence_id=f"{self.context.request_id}-{index}.{self._number}",
                         prompt=prompt,
                         sampling=sampling,
-                        text=self._answer_text(prompt, sampling),
+                        text=self._answer_text(prompt, sampling, reader),
+                        reader=reader,
                         resumed=resumed,
                         is_first=not resumed,
                     )
@@ -208,18 +223,24 @@ class Generation:
             leader.followers = choices[number * request.n + 1 :]
         return choices
 
-    def _answer_text(self, prompt: tuple[int, ...], sampling: SamplingParams) -> AnswerText:
+    def _answer_text(
+        self, prompt: tuple[int, ...], sampling: SamplingParams, reader: AnswerReader | None
+    ) -> AnswerText:
         skip = self.request.skip_special_tokens
         tokenizer = self._tokenizer
+        keep = (
+            {token: text for text, token in tokenizer.dialect.token_ids.items()} if reader else {}
+        )
         hidden = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             hidden |= self._eos
         return AnswerText(
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip),
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip, keep=keep),
             self.request.stop,
             include_stop=self.request.include_stop,
             hidden=frozenset(hidden),
             context=prompt[-_CONTEXT_TOKENS:],
+            reader=reader,
         )
 
     def _submit(self, choice: _Choice) -> None:
@@ -292,7 +313,7 @@ class Generation:
         if choice.is_done:
             if event.finish_reason is None:
                 self._engine.abort(choice.sequence_id, reason="stop")
-            self._metrics_done(choice, delta.finish_reason or "stop")
+            self._metrics_done(choice, event.finish_reason or "stop")
         return delta
 
     def _advance(
@@ -304,20 +325,36 @@ class Generation:
     ) -> Delta:
         """Add a token to a choice's text; the same for new and for replayed tokens."""
         choice.num_generated += 1
+        reader = choice.reader
         text = choice.text.push(token_id, last=reason is not None)
         if text.stopped:
             reason = "stop"
         choice.is_done = reason is not None
+        if reader is not None and reader.is_thinking:
+            choice.num_thought += 1
         delta = Delta(
             choice.index,
             text.text,
             (token_id,),
             (logprobs,) if logprobs is not None else (),
-            reason,
+            "tool_calls" if self._ends_in_calls(reader, reason) else reason,
             choice.is_first,
+            thought=text.thought if self.request.include_thought else "",
+            calls=text.calls,
         )
         choice.is_first = False
         return delta
+
+    def _ends_in_calls(self, reader: AnswerReader | None, reason: FinishReason | None) -> bool:
+        """Whether the reply says ``tool_calls``; not for a named one, as OpenAI has it."""
+        tools = self.request.tools
+        return (
+            reason == "stop"
+            and tools is not None
+            and tools.mode != "named"
+            and reader is not None
+            and reader.num_calls > 0
+        )
 
     def _reason(self, choice: _Choice, token_id: int) -> FinishReason | None:
         return choice.sampling.finish_reason(token_id, choice.num_generated + 1, self._eos)

@@ -24,6 +24,7 @@ from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
 
 if TYPE_CHECKING:
+    from tandem_worker.dialects.reader import AnswerReader
     from tandem_worker.disaggregation.decode_side import RemotePrefill
     from tandem_worker.disaggregation.prefill_side import PrefillService
     from tandem_worker.engine.runner import ModelRunner
@@ -245,9 +246,10 @@ class Worker:
 
     def capabilities(self) -> dict[str, Any]:
         """What a body may ask of this worker; the router leaves it out otherwise."""
+        formats = self._is_loaded and bool(self._eos)
         return {
-            "tools": False,
-            "structured_output": self._is_loaded and bool(self._eos),
+            "tools": formats and self.tokenizer.dialect.calls is not None,
+            "structured_output": formats,
             "images": False,
             "logprobs": True,
             "embeddings": False,
@@ -423,6 +425,7 @@ class Worker:
         prompts: Sequence[tuple[int, ...]],
         context: RequestContext,
         max_tokens: int,
+        make_reader: Callable[[], AnswerReader | None],
     ) -> Generation:
         """Set up one request's generation."""
         from tandem_worker.server.generation import Generation
@@ -440,6 +443,7 @@ class Worker:
             eos_token_ids=self._eos,
             metrics=self.metrics,
             create_constraint=self.constraints.create,
+            make_reader=make_reader,
         )
 
     async def check_kv_link(self, address: str) -> dict[str, Any]:

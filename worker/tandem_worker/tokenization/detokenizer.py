@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tandem_worker.dialects.reader import AnswerReader, CallPiece, Parts
+
 Decode = Callable[[Sequence[int]], str]
 
 _REPLACEMENT = "\ufffd"
@@ -104,10 +106,19 @@ class StopChecker:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one token adds to the answer's text."""
+    """What one token adds to the answer.
+
+    Attributes:
+        text: Of the answer itself.
+        stopped: Whether a stop string was found in it.
+        thought: Of what the model thinks before it answers.
+        calls: Tool calls begun or continued.
+    """
 
     text: str
     stopped: bool = False
+    thought: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 class AnswerText:
@@ -119,6 +130,8 @@ class AnswerText:
         include_stop: Keep a found stop string in the text.
         hidden: Tokens that end the answer and have no text (end of sequence, stop tokens).
         context: The prompt's last tokens.
+        reader: Tells thoughts and tool calls from the answer; stop strings are looked for in the
+            answer only.
     """
 
     def __init__(
@@ -126,6 +139,7 @@ class AnswerText:
         decode: Decode,
         stops: Sequence[str] = (),
         *,
+        reader: AnswerReader | None = None,
         include_stop: bool = False,
         hidden: frozenset[int] = frozenset(),
         context: Sequence[int] = (),
@@ -133,6 +147,7 @@ class AnswerText:
         self._detokenizer = IncrementalDetokenizer(decode, context)
         self._checker = StopChecker(stops, include=include_stop)
         self._hidden = hidden
+        self._reader = reader
 
     def push(self, token_id: int, *, last: bool = False) -> TextDelta:
         """Add a token; ``last`` says that the engine ended the answer with it."""
@@ -141,7 +156,8 @@ class AnswerText:
             text = self._detokenizer.push(token_id)
         if last:
             text += self._detokenizer.flush()
-        out, stopped = self._checker.push(text)
-        if last and not stopped:
+        parts = Parts(text) if self._reader is None else self._reader.push(text, last=last)
+        out, stopped = self._checker.push(parts.content)
+        if (last or parts.calls) and not stopped:
             out += self._checker.flush()
-        return TextDelta(out, stopped)
+        return TextDelta(out, stopped, parts.thought, parts.calls)

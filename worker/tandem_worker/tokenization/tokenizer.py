@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer as FastTokenizer
 
+from tandem_worker.dialects.formats import Dialect
 from tandem_worker.errors import ModelError, RequestError
 from tandem_worker.models.files import (
     MAX_TOKENIZER_BYTES,
@@ -60,9 +62,11 @@ class Tokenizer:
         eos = self._special["eos_token"]
         eos_id = self._tokenizer.token_to_id(eos) if eos else None
         self.eos_token_ids = frozenset() if eos_id is None else frozenset([int(eos_id)])
-        source = _template_source(directory, config)
+        templates = _templates(directory, config)
+        source = templates.get("tool_use", templates.get("default"))
         self._bytes: LLTokenizer | None = None
-        self._template = None if source is None else ChatTemplate(source)
+        self._templates = {name: ChatTemplate(text) for name, text in templates.items()}
+        self.dialect = Dialect.of(source, self.added_token_id)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -80,10 +84,35 @@ class Tokenizer:
         ids: list[int] = encoded.ids
         return ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        keep: Mapping[int, str] = MappingProxyType({}),
+    ) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            token_ids: Any.
+            skip_special_tokens: Leave special tokens out.
+            keep: Texts of special tokens that are not left out.
+        """
+        ids = list(token_ids)
+        kept = [at for at, token in enumerate(ids) if token in keep] if skip_special_tokens else []
+        texts, begin = [], 0
+        for at in kept:
+            texts += [self.decode(ids[begin:at]), keep[ids[at]]]
+            begin = at + 1
+        text: str = self._tokenizer.decode(ids[begin:], skip_special_tokens=skip_special_tokens)
+        return "".join([*texts, text])
+
+    def added_token_id(self, text: str) -> int | None:
+        """The token that an added text is, or None where it is spelled with others."""
+        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
+            if token.content == text:
+                return int(token_id)
+        return None
 
     def to_json(self) -> str:
         """The tokenizer as ``tokenizer.json`` holds it."""
@@ -108,7 +137,10 @@ class Tokenizer:
         Raises:
             RequestError: the model has no template, or the template refuses the messages.
         """
-        if self._template is None:
+        template = self._templates.get("default")
+        if variables.get("tools"):
+            template = self._templates.get("tool_use", template)
+        if template is None:
             raise RequestError(
                 "this model has no chat template; use /v1/completions instead",
                 param="messages",
@@ -116,7 +148,7 @@ class Tokenizer:
             )
         values = {k: v for k, v in self._special.items() if v is not None}
         values |= {"add_generation_prompt": True, "tools": None, "documents": None} | variables
-        return self._template.render({"messages": list(messages), **values})
+        return template.render({"messages": list(messages), **values})
 
 
 def _token_text(value: Any) -> str | None:
@@ -125,15 +157,18 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _template_source(directory: Path, config: dict[str, Any]) -> str | None:
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name; ``tool_use``, where there is one, is for requests with tools."""
     path = locate(directory, "chat_template.jinja")
-    if path is not None:
-        return read_text(path)
-    template = config.get("chat_template")
+    template = read_text(path) if path is not None else config.get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {item.get("name"): item.get("template") for item in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        return {name: named[name] for name in ("default", "tool_use") if _is_text(named, name)}
+    return {"default": template} if isinstance(template, str) else {}
+
+
+def _is_text(named: Mapping[Any, Any], name: str) -> bool:
+    return isinstance(named.get(name), str)
 
 
 _PATTERN = re.compile(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"')
