@@ -34,16 +34,15 @@ def words() -> dict[str, set[str]]:
 def check() -> None:
     """Every word of the source has its row, and every row its word. Raises UnreadableError."""
     said, there = rows(), words()
+    wrong = []
     for section in SECTIONS:
         missing = sorted(there[section] - set(said[section]))
         gone = sorted(set(said[section]) - there[section])
-        if missing or gone:
-            raise UnreadableError(
-                f"troubleshooting.yaml, section {section}: "
-                + (f"add a row for {', '.join(missing)}; " if missing else "")
-                + (f"remove {', '.join(gone)}, which nothing says any more; " if gone else "")
-                + f"the file is {Path(CAUSES).name} beside tandem_operator/cli/explain.py"
-            )
+        wrong += [f"{section}: add a row for {word}" for word in missing]
+        wrong += [f"{section}: remove {word}, which nothing says any more" for word in gone]
+    if wrong:
+        file = "operator/tandem_operator/cli/troubleshooting.yaml"
+        raise UnreadableError(f"{file}: {'; '.join(wrong)}; then `make reference`")
 
 
 def conditions_page() -> str:
