@@ -155,6 +155,10 @@ class Connection(asyncio.Protocol):
         self._pool.discard(self)
 
 
+def _drop(_: bytes) -> None:
+    """For what nobody wants to read."""
+
+
 class Response:
     """A reply whose status and headers are known; the body is read as it arrives.
 
@@ -284,9 +288,8 @@ class Response:
         """
         self._sink = sink
         if sink is not None:
+            self.resume()
             self._notify()
-            if self._paused and self._sink is sink:
-                self.resume()
 
     def pause(self) -> None:
         """Read no more until `resume`: whoever takes the bytes is slow."""
@@ -302,6 +305,14 @@ class Response:
             self.last_data = self._loop.time()
             if self._connection is not None and self._connection.transport is not None:
                 self._connection.transport.resume_reading()
+
+    def let_end(self, within_s: float) -> None:
+        """Nobody reads on; where it ends within that time, its connection is used again."""
+        if self._done or self._connection is None:
+            return
+        self._begin_by = self._loop.time() + within_s
+        self._connection.deadlines.watch(self, self._begin_by)
+        self.pour(_drop)
 
     def close(self) -> None:
         """Give the reply up. Closing before its end closes the connection: the worker's cue."""

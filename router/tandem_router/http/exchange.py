@@ -76,6 +76,12 @@ class Exchange:
         self.on_drained: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @staticmethod
+    def of(send: object) -> Exchange | None:
+        """The exchange whose `send` this is; None where another server's, or something between."""
+        owner = getattr(send, "__self__", None)
+        return owner if isinstance(owner, Exchange) else None
+
     def whole_body(self) -> bytes | None:
         """The body if all of it is here, which `receive` then tells no more."""
         if self.more_body or self._told_all:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any
+
+from tandem_router.openai.sse import decode_json
 
 MAX_UNPACKED_BYTES = 64 * 2**20
 
@@ -24,7 +25,7 @@ def answer_of(body: bytes, kind: str) -> dict[str, Any]:
     Raises NotAnAnswer for everything that providers send instead.
     """
     try:
-        reply = json.loads(body)
+        reply = decode_json(body)
     except (ValueError, RecursionError) as error:
         raise NotAnAnswer(f"the reply is not JSON: {type(error).__name__}") from error
     if not isinstance(reply, dict):

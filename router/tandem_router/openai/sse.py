@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
 from tandem_router.errors import UpstreamError
 
 DONE = b"data: [DONE]\n\n"
@@ -70,6 +72,17 @@ def event_data(event: bytes) -> bytes:
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
     return b"\n".join(lines)
+
+
+def decode_json(text: bytes) -> Any:
+    """JSON as servers write it; halves of surrogate pairs, NaN and huge numbers are let be.
+
+    Raises ValueError, RecursionError.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        return json.loads(text)
 
 
 def encode_json(payload: Any) -> bytes:

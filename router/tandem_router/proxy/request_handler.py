@@ -17,6 +17,7 @@ from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, assemble, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
+from tandem_router.http.exchange import Exchange
 from tandem_router.limits.ledger import NOTHING
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
 from tandem_router.openai.sse import DONE, encode_json
@@ -53,6 +54,7 @@ class RequestHandler:
         self._arrival = arrival
         self._request = arrival.request
         self._send = send
+        self._exchange = Exchange.of(send)
         self._assignment: TierAssignment | None = None
         self._retries: Retries | None = None
         self._relay: Relay | None = None
@@ -228,7 +230,7 @@ class RequestHandler:
             *assignment.reply_headers(self._cost_usd(assignment)),
         ]
         self.headers_sent = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._begin(headers)
         await self._send_last(body)
 
     # -- streams ----------------------------------------------------------------------------
@@ -257,23 +259,19 @@ class RequestHandler:
         retries.answered()
         self._saw_first_token()
         self.headers_sent = assignment.committed = True
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"text/event-stream; charset=utf-8"),
-                    NOSNIFF,
-                    (b"cache-control", b"no-cache"),
-                    (b"x-accel-buffering", b"no"),
-                    *assignment.reply_headers(assignment.decision.expected_cost_usd),
-                ],
-            }
+        await self._begin(
+            [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                NOSNIFF,
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+                *assignment.reply_headers(assignment.decision.expected_cost_usd),
+            ]
         )
         await relay.flush()
         while True:
             try:
-                await relay.forward(response)
+                rest = await relay.forward(response)
                 break
             except StreamEnded as ended:
                 await self._end_with(assignment, self._checked(assignment, ended.event))
@@ -291,10 +289,10 @@ class RequestHandler:
                 except (ApiError, RequestRefused, UpstreamError) as refusal:
                     await self._end_with(assignment, *_lost(refusal))
                     return
-        await self._send_last(DONE)
+        await self._send_last(rest + DONE)
         if self._arrival.cache_key is not None and (events := relay.journal.events) is not None:
             self._keep_answer(assignment, assemble(events, self._request.kind, relay.usage))
-        await self._drain(response)
+        retries.let_end()
 
     def _checked(self, assignment: TierAssignment, event: bytes) -> bytes:
         """An error event as it may be shown: a provider's words are not."""
@@ -312,21 +310,21 @@ class RequestHandler:
         assignment.record.error = message
         await self._send_last(event)
 
-    async def _drain(self, response: Response) -> None:
-        """Let the reply end by itself, so that its connection can be used again."""
-        try:
-            async with asyncio.timeout(0.05):
-                while await response.read_some():
-                    pass
-        except (TimeoutError, UpstreamError):
-            pass
-
     # -- both -------------------------------------------------------------------------------
 
     async def _send_last(self, body: bytes) -> None:
         self.complete = True
         self._completed_at = self._services.clock()
-        await self._send({"type": "http.response.body", "body": body})
+        if self._exchange is not None and not self._exchange.congested:
+            self._exchange.write(body, False)
+        else:
+            await self._send({"type": "http.response.body", "body": body})
+
+    async def _begin(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if self._exchange is not None and not self._exchange.congested:
+            self._exchange.begin(200, headers)
+        else:
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _saw_first_token(self) -> None:
         self._first_token_at = self._services.clock()

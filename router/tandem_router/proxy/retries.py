@@ -51,6 +51,8 @@ FAILURES_BEFORE_LEAVING = 3
 PROVIDER_TRIES = 3
 # A whole reply sends nothing until it is complete, so silence says less than in a stream.
 WHOLE_REPLY_PATIENCE = 10.0
+# How long a reply whose answer is complete may take to end.
+ENDING_S = 0.05
 
 _BUSY = frozenset({FaultKind.FULL, FaultKind.CLOSED})
 _PASSING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN, FaultKind.SERVER_ERROR})
@@ -173,6 +175,12 @@ class Retries:
             self._left_out.discard(worker.url)
             return
         raise self._refused()
+
+    def let_end(self) -> None:
+        """The answer is complete; what is left of the reply may come, for its connection's sake."""
+        if self._response is not None:
+            self._response.let_end(ENDING_S)
+            self._response = None
 
     def release(self, close: bool = False) -> None:
         """Let go of the worker; `close` gives up what is left of its reply."""

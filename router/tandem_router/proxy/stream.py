@@ -8,6 +8,7 @@ when the headers went out.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +19,15 @@ from tandem_router.config import TierConfig
 from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Response
+from tandem_router.http.exchange import Exchange
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.sse import EventSplitter, encode_event, event_data, split_events
+from tandem_router.openai.sse import (
+    EventSplitter,
+    decode_json,
+    encode_event,
+    event_data,
+    split_events,
+)
 from tandem_router.proxy.faults import Fault, FaultKind, of_error, of_transport
 from tandem_router.proxy.resume import StreamJournal
 
@@ -29,6 +37,7 @@ FIRST_TOKEN = re.compile(
     rb'|"(?:content|text|reasoning_content|reasoning|refusal|arguments|data)":\s*"(?!")'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*[^\]}\s]|"finish_reason":\s*"'
 )
+_SAYS_SOMETHING = re.compile(rb'"(?:usage|error)"\s*:\s*(?!null\b)')
 _ABOUT_REQUEST = frozenset({"invalid_request_error"})
 
 
@@ -59,6 +68,7 @@ class Relay:
         self._request = request
         self._max_kept_bytes = max_kept_bytes
         self._send = send
+        self._exchange = Exchange.of(send)
         self._tier = tier
         self._told = told
         self.forget()
@@ -95,16 +105,66 @@ class Relay:
 
     async def flush(self) -> None:
         """Send what came before and with the first token."""
-        held, self._held = b"".join(self._held), []
-        await self._forward(held)
+        events = self._kept(b"".join(self._held))
+        self._held = []
+        if events:
+            body = self._wire.shown(events)
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def forward(self, response: Response) -> None:
-        """Forward events until the end of the answer; [DONE] is left for the caller to send.
+    async def forward(self, response: Response) -> bytes:
+        """Forward events until the end of the answer; its last ones are the caller's to send.
 
-        Raises Fault when the reply ends before, StreamEnded on an error about the request.
+        [DONE] is not among them. Raises Fault when the reply ends before, StreamEnded on an error
+        about the request.
         """
-        while not self._done:
-            await self._forward(await self._next(response))
+        if self._done:
+            return b""
+        if self._exchange is not None:
+            return await self._pour(response, self._exchange)
+        while True:
+            events = self._kept(await self._next(response))
+            if self._done:
+                return self._wire.shown(events) if events else b""
+            if events:
+                body = self._wire.shown(events)
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _pour(self, response: Response, exchange: Exchange) -> bytes:
+        """As `forward`, from one connection to the other without a turn of this task."""
+        last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def take(data: bytes) -> None:
+            try:
+                events = self._kept(self._read(data, response.error))
+                if events:
+                    events = self._wire.shown(events)
+                if self._done:
+                    response.pour(None)
+                    if not last.done():
+                        last.set_result(events)
+                    return
+                if events:
+                    exchange.write(events, True)
+                if exchange.congested:
+                    response.pause()
+                if self._ending is not None:
+                    ending, self._ending = self._ending, None
+                    raise ending
+            except Exception as error:
+                response.pour(None)
+                if not last.done():
+                    last.set_exception(error)
+
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            raise ending
+        exchange.on_drained = response.resume
+        try:
+            response.pour(take)
+            return await last
+        finally:
+            response.pour(None)
+            exchange.on_drained = None
 
     def take_over(self) -> None:
         """Another worker's reply comes next."""
@@ -121,13 +181,13 @@ class Relay:
         self.journal.resume(resumption.repeats)
         return resumption
 
-    async def _forward(self, events: bytes) -> None:
-        if self.journal.resumed and events:
+    def _kept(self, events: bytes) -> bytes:
+        """What of the events is new to the client, remembered as sent."""
+        if events and self.journal.resumed:
             events = self.journal.without_repeats(events)
         if events:
             self.journal.forwarded(events)
-            body = self._wire.shown(events)
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        return events
 
     async def _next(self, response: Response) -> bytes:
         """Complete events, b"" where there is none yet; sets `_done` at the end of the answer."""
@@ -136,9 +196,18 @@ class Relay:
             raise ending
         try:
             data = await response.read_some()
-            events = self._wire.read(self._splitter.feed(data))
         except UpstreamError as error:
+            return self._read(b"", error)
+        return self._read(data, None)
+
+    def _read(self, data: bytes, error: UpstreamError | None) -> bytes:
+        """The complete events after `data`; b"" for data is the end, which `error` broke."""
+        if not data and error is not None:
             return self._ended(of_transport(error))
+        try:
+            events = self._wire.read(self._splitter.feed(data))
+        except UpstreamError as broken:
+            return self._ended(of_transport(broken))
         if not data:
             return self._ended(Fault(FaultKind.BROKEN, "the stream ended before its answer did"))
         if b'"usage"' in events or b"[DONE]" in events or b'"error"' in events:
@@ -156,6 +225,8 @@ class Relay:
 
     def _look_at(self, events: bytes) -> bytes:
         """Events to forward; sets usage, `_done`, and `_ending` for an error. Raises Fault."""
+        if b"[DONE]" not in events and not _SAYS_SOMETHING.search(events):
+            return events  # `"usage": null`, as some providers write into every chunk
         kept: list[bytes] = []
         for event in split_events(events):
             payload = event_data(event)
@@ -164,7 +235,7 @@ class Relay:
                 break
             if b'"usage"' in payload or b'"error"' in payload:
                 try:
-                    chunk = json.loads(payload)
+                    chunk = decode_json(payload)
                 except ValueError as error:
                     raise Fault(FaultKind.BAD_ANSWER, "a chunk is not JSON", status=200) from error
                 if isinstance(chunk, dict) and chunk.get("error"):
