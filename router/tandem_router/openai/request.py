@@ -357,6 +357,7 @@ class RequestHeaders(Struct, frozen=True):
 _READ = frozenset(
     {
         b"authorization",
+        b"x-api-key",
         b"cache-control",
         b"x-tandem-quality",
         b"x-tandem-max-cost-usd",

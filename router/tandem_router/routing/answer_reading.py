@@ -34,7 +34,7 @@ from tandem_router.predictor.cascade import (
 logger = logging.getLogger("tandem.router")
 
 # Beside these a verdict on the text says too little of the answer.
-READABLE_NEEDS = frozenset({"structured_output"})
+READABLE_NEEDS = frozenset({"generation", "structured_output"})
 _OPEN = frozenset({Reason.GAIN, Reason.SUFFICIENT})
 
 
