@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from family_kit import save_family
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 from worker_kit import Served, save_model
@@ -23,6 +24,19 @@ def build_model() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model with the template and tokens of a family, by its name in ``family_kit``."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = save_family(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return get
 
 
 @pytest.fixture(scope="session")

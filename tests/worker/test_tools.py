@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from family_kit import save_family
 from tandem_worker.server.worker import Worker
 
 WEATHER = {
@@ -33,19 +32,6 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "now"}}
 CALLING = ("hermes", "hermes_spelled", "llama3_json", "mistral")
 USER = {"role": "user", "content": "hello"}
-
-
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's tiny model, made once."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = save_family(tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
 
 
 async def ask(worker: Worker, *, headers: dict[str, str] | None = None, **body: Any) -> Any:
