@@ -26,11 +26,12 @@ import httpx
 
 import kubelet_server
 from kubelet_server import KubeletServer
-from tandem_operator.node.images import ImageTable
+from tandem_operator.node.images import ImageTable, local_commands
 from tandem_operator.node.node import Node, NodeSettings
 from tandem_operator.resources.base import GPU_RESOURCE, Object
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKE_VLLM = (sys.executable, "-m", "tandem_router.testing.fake_vllm")
 LEASE_PERIOD_S = 2.0
 STATUS_PERIOD_S = 5.0
 TOKEN_LIFETIME_S = 3600
@@ -104,7 +105,11 @@ class Kubelet:
             lookup=self.lookup,
             report=self._report,
             # What docker/ copies into the images.
-            images=ImageTable(folders={"/opt/tandem/examples": str(ROOT / "examples")}),
+            # vLLM's images hold a fake one here.
+            images=ImageTable(
+                commands=local_commands() | {"vllm": FAKE_VLLM},
+                folders={"/opt/tandem/examples": str(ROOT / "examples")},
+            ),
             settings=NodeSettings(name=name, max_grace_s=60.0, mount_namespaces=True),
             num_gpus=gpus,
             # One for all nodes, as a network file system would be.

@@ -205,6 +205,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "allow.volumes": ["hostPath"],
         "allow.podFields": ["command"],
         "allow.unlabelledSecrets": True,
+        "allow.remoteCode": True,
         "allow.ownNamespace": True,
         "roles.create": False,
         "routers.serviceType": "LoadBalancer",

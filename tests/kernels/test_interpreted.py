@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("triton", reason="kernels are interpreted only where triton is installed")
 
+# numpy computes for the interpreter, and warns of infinities and NaN as no GPU does.
+NO_NUMPY_WARNING = "ignore::RuntimeWarning"
 FOLDER = Path(__file__).parent / "interpreted"
 
 
@@ -22,7 +24,7 @@ def test_kernels_agree_with_float64_in_the_interpreter(path):
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "--no-header",
-            "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=",
+            "-p", "no:cacheprovider", "-W", NO_NUMPY_WARNING, "-p", "no:xdist", "-o", "addopts=",
             "-o", "python_files=check_*.py", "-o", "python_functions=check_*", str(path),
         ],
         env=environment, capture_output=True, text=True, timeout=600,

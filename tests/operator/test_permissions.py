@@ -47,6 +47,19 @@ def said(resource: Model | Router, allow: AllowList | None = None, **secrets: An
     return [f"{p.reason}: {p.message}" for p in refusals(resource, settings, secrets)]
 
 
+@pytest.mark.parametrize("flag", ["trust-remote-code", "trust_remote_code", "trust-rem"])
+def test_code_that_comes_with_weights_runs_where_the_installation_lets_it(flag: str) -> None:
+    def asking(value: str) -> Model:
+        return a_model(image="tandem/worker:0.1.0", engine={"type": "VLLM", "args": {flag: value}})
+
+    refused = said(asking("true"))
+
+    assert [text.split(":")[0] for text in refused] == ["CodeNotAllowed"]
+    assert "set allow.remoteCode=true in the chart" in refused[0]
+    assert said(asking("false")) == []
+    assert said(asking("true"), AllowList(remote_code=True)) == []
+
+
 def container(**fields: Any) -> Object:
     return {"spec": {"containers": [{"name": "worker", **fields}]}}
 

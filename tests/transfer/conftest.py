@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,6 +55,16 @@ async def target() -> AsyncIterator[TcpReceiver]:
     await receiver.start("127.0.0.1", 0)
     yield receiver
     await receiver.aclose()
+
+
+@pytest.fixture(autouse=True)
+async def no_peer_outlives_its_test() -> AsyncIterator[None]:
+    yield
+    while RawPeer.connected:
+        peer = RawPeer.connected.pop()
+        peer.close()
+        with contextlib.suppress(OSError):
+            await peer.writer.wait_closed()
 
 
 @pytest.fixture

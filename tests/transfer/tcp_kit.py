@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import ClassVar
 
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
@@ -30,9 +31,12 @@ UNIT = LAYOUT.unit_bytes
 
 
 class RawPeer:
-    """A peer that says exactly what a test wants."""
+    """A peer that says exactly what a test wants; a test's end closes those it opened."""
+
+    connected: ClassVar[list[RawPeer]] = []
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        RawPeer.connected.append(self)
         self.reader = reader
         self.writer = writer
 

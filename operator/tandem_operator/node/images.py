@@ -21,7 +21,8 @@ def _entrypoints() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _commands() -> dict[str, tuple[str, ...]]:
+def local_commands() -> dict[str, tuple[str, ...]]:
+    """What first words of a container's command stand for on this machine."""
     python = sys.executable
     return {
         "python": (python,),
@@ -41,7 +42,7 @@ class ImageTable:
     """
 
     entrypoints: Mapping[str, Sequence[str]] = field(default_factory=_entrypoints)
-    commands: Mapping[str, Sequence[str]] = field(default_factory=_commands)
+    commands: Mapping[str, Sequence[str]] = field(default_factory=local_commands)
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def binds(self) -> list[tuple[str, str, bool]]:

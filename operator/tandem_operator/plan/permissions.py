@@ -133,6 +133,7 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
             )
         )
     found += _image(resource, settings, allow)
+    found += _remote_code(resource, allow)
     found += _host_paths(resource, allow)
     for path, patch in patches(resource).items():
         found += _patch(patch, path, settings, allow)
@@ -147,6 +148,22 @@ def _refusal(reason: str, message: str, value: str) -> Problem:
 def _image(resource: Model | Router, settings: Settings, allow: AllowList) -> list[Problem]:
     image = resource.spec.image
     return [] if image is None else _image_at("spec.image", image, settings, allow)
+
+
+def _remote_code(resource: Model | Router, allow: AllowList) -> list[Problem]:
+    if isinstance(resource, Router) or allow.remote_code:
+        return []
+    # As servers read a flag: with underscores, or abbreviated; "false" is its harmless form.
+    code = [
+        name
+        for name, value in resource.spec.engine.args.items()
+        if "trust-remote-code".startswith(name.replace("_", "-")) and value != "false"
+    ]
+    text = "engine.args {} runs Python that comes with the weights; remove it"
+    return [
+        _refusal("CodeNotAllowed", text.format(repr(name)), "allow.remoteCode=true")
+        for name in code
+    ]
 
 
 def _image_at(path: str, image: Any, settings: Settings, allow: AllowList) -> list[Problem]:

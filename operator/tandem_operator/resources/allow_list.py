@@ -50,6 +50,11 @@ class AllowList(BaseModel):
         description=f"Any Secret of the namespace, not only those with the label "
         f"{USABLE_BY_LABEL}.",
     )
+    remote_code: bool = Field(
+        default=False,
+        description="engine.args by which a server runs Python that comes with the weights: "
+        "trust-remote-code.",
+    )
     own_namespace: bool = Field(
         default=False, description="Models and Routers in the operator's own namespace."
     )

@@ -32,13 +32,16 @@ class FakeServer:
     seen: list[Seen] = field(default_factory=list)
     num_disconnects: int = 0
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    host: str = "127.0.0.1"
     port: int = 0
+    num_answering: int = 0
     _server: asyncio.Server | None = None
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def inference(self) -> list[Seen]:
@@ -46,7 +49,7 @@ class FakeServer:
 
     async def start(self) -> Any:
         """Listen, on the same port as before where it was stopped; returns itself."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -57,6 +60,15 @@ class FakeServer:
                 writer.transport.abort()
             self._server = None
             await asyncio.sleep(0)
+
+    async def drain(self) -> None:
+        """Take no new connection, and stop once what was asked is answered."""
+        if self._server is not None:
+            self._server.close()
+        while self.num_answering:
+            self._answered.clear()
+            await self._answered.wait()
+        await self.stop()
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """Write a reply; False where the connection is to be reset."""
@@ -74,7 +86,13 @@ class FakeServer:
                 self.seen.append(seen)
                 if seen.path != "/v1/load":
                     self.asked.set()
-                if not await self.answer(seen, writer):
+                self.num_answering += 1
+                try:
+                    whole = await self.answer(seen, writer)
+                finally:
+                    self.num_answering -= 1
+                    self._answered.set()
+                if not whole:
                     writer.transport.abort()
                     return
         except (asyncio.IncompleteReadError, ConnectionError):

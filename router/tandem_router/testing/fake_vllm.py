@@ -1,13 +1,18 @@
 """A vLLM server without a model: wire shapes as vLLM 0.32 gives them, breakable.
 
 Tokens continue a fixed sequence of the prompt: whoever is given prompt and first tokens as ids
-makes the same next ones, as vLLM does at temperature 0 in float32.
+makes the same next ones, as vLLM does at temperature 0 in float32. As a command it is called as
+vLLM is:
+`python -m tandem_router.testing.fake_vllm serve WEIGHTS --port N --served-model-name NAME ...`
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import signal
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +73,7 @@ class FakeVLLM(FakeServer):
     kv_params: dict[str, Any] | None = None
     takes_blocks: bool = False
     external_hits: float = 0.0
+    pause_s: float = 0.0
 
     @property
     def orders(self) -> list[Seen]:
@@ -129,6 +135,8 @@ class FakeVLLM(FakeServer):
         }
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        if seen.path == "/health":
+            return await plain_reply(writer, 200, {}, b"")
         if seen.path == "/metrics":
             if self.metrics is None:
                 return await plain_reply(writer, 404, {}, b'{"detail":"Not Found"}')
@@ -170,6 +178,9 @@ class FakeVLLM(FakeServer):
         cut = self.cut_after.pop(0) if self.cut_after else None
         for event in events[:cut]:
             writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            if self.pause_s:
+                await writer.drain()
+                await asyncio.sleep(self.pause_s)
         await writer.drain()
         if cut is not None:
             return False
@@ -193,3 +204,37 @@ async def _json(writer: asyncio.StreamWriter, value: Any) -> bool:
 async def _error(writer: asyncio.StreamWriter, status: int, kind: str, message: str) -> bool:
     error = {"message": message, "type": kind, "param": None, "code": status}
     return await plain_reply(writer, status, {}, json.dumps({"error": error}).encode())
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    names = [name for name in args.served_model_name if "=" not in name]
+    marks = dict(name.split("=", 1) for name in args.served_model_name if "=" in name)
+    fake = FakeVLLM(
+        host=args.host,
+        port=args.port,
+        served_model=names[0],
+        revision=marks.get("tandem.revision", ""),
+        pause_s=0.02,
+        max_tokens=48,
+    )
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await fake.start()
+    await ended.wait()
+    await fake.drain()
+
+
+def main(argv: list[str]) -> None:
+    """Serve until SIGTERM, then finish what runs; flags that a fake has no use for are taken."""
+    parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("weights")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--served-model-name", nargs="+", required=True)
+    args, _ = parser.parse_known_args(argv)
+    asyncio.run(_serve(args))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
