@@ -96,6 +96,34 @@ def _scores(
     return scores
 
 
+def load_tiers(name: str) -> tuple[Floats, Floats, list[str]]:
+    """Of `routing2/<name>`: measured quality (num_rows, num_tiers), out-of-fold ridge, the names.
+
+    Raises:
+        SystemExit: the data is not there.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupKFold
+
+    path = DATA / "routing2" / f"{name}.jsonl.gz"
+    if not path.exists():
+        raise SystemExit(f"{path} is absent; these benchmarks need the shared data folder")
+    with gzip.open(path, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    names = list(rows[0]["quality"])
+    quality = np.array([[row["quality"][tier] for tier in names] for row in rows])
+    predicted = np.zeros_like(quality)
+    prompts, groups = [row["prompt"] for row in rows], [row["group"] for row in rows]
+    for train, test in GroupKFold(5, shuffle=True, random_state=0).split(prompts, groups=groups):
+        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        model = Ridge(alpha=3.0).fit(
+            words.fit_transform([prompts[i] for i in train]), quality[train]
+        )
+        predicted[test] = model.predict(words.transform([prompts[i] for i in test]))
+    return quality, np.clip(predicted, 0.0, 1.0), names
+
+
 def azure_arrivals(kind: str = "conv") -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Arrival times in seconds from the first, prompt tokens and answer tokens of the trace."""
     path = DATA / "traces" / "azure2023" / f"AzureLLMInferenceTrace_{kind}.csv"

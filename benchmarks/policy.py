@@ -1,7 +1,7 @@
 """What the online controllers are worth on real outcomes with real arrival times.
 
-    python benchmarks/policy.py [budget|share|floor|change|cascade|all] [--runs 200]
-        [--first-seed 0] [--json FILE]
+    python benchmarks/policy.py [budget|share|floor|change|cascade|coverage|bias|drop|all]
+        [--runs 200] [--first-seed 0] [--json FILE]
 
 Outcomes: mmlu and gsm8k of `shared/data/routing` (Mixtral-8x7B against GPT-4-1106); arrivals,
 prompt and answer lengths: Azure's conversation trace of 2023. Compared with
@@ -22,18 +22,19 @@ import json
 import time
 from collections.abc import Callable
 
-from outcomes import load, markdown
+from outcomes import load, load_tiers, markdown
 from policy_studies.budget import budget_study
 from policy_studies.cascade import cascade_study
 from policy_studies.change import change_study
 from policy_studies.floor import floor_study
+from policy_studies.measured import bias_study, coverage_study, drop_study
 from policy_studies.share import share_study
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="?", default="all")
-    parser.add_argument("--runs", type=int, default=200, help="seeded runs of the floor study")
+    parser.add_argument("--runs", type=int, default=200, help="runs where an interval is")
     parser.add_argument("--seeds", type=int, default=5, help="runs of the other studies")
     parser.add_argument("--first-seed", type=int, default=0, help="to look where nobody looked")
     parser.add_argument("--json", help="write all numbers to this file")
@@ -49,6 +50,9 @@ def main() -> None:
         "floor": lambda: floor_study(mmlu, gsm8k, seeds(options.runs)),
         "change": lambda: change_study(mmlu, gsm8k, seeds(4 * options.seeds)),
         "cascade": lambda: cascade_study(seeds(options.seeds)),
+        "coverage": lambda: coverage_study(mmlu, gsm8k, seeds(options.runs)),
+        "bias": lambda: bias_study(mmlu, seeds(options.runs)),
+        "drop": lambda: drop_study(*load_tiers("paretobandit_k4_dev"), seeds(options.runs)),
     }
     if options.part != "all" and options.part not in studies:
         parser.error(f"part {options.part!r} is not one of {', '.join(studies)}, all")

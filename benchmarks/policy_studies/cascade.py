@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from outcomes import DATA, LARGE_PRICE, SMALL_PRICE, Outcomes, load
 
 from tandem_router.predictor.cascade import (
     VIEWS,
-    AnswerVerifier,
     CascadeTerms,
     Verdict,
     VerifierPower,
@@ -20,6 +20,7 @@ from tandem_router.predictor.cascade import (
     choose_zone,
     escalate,
 )
+from tandem_router.predictor.training.answer_verifier import fit_verifier
 
 
 def apgr(score: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -48,12 +49,11 @@ def cascade_study(seeds: Sequence[int]) -> dict[str, object]:
         for fold in range(5):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             part = [prompts[i] for i in train], [answers[i] for i in train]
-            verifier = AnswerVerifier().fit(*part, q[train])
+            verifier = fit_verifier(*part, q[train])
             part = [prompts[i] for i in test], [answers[i] for i in test]
             for name, views in ways.items():
                 if views is not None:
-                    verifier.views = views
-                    beliefs[name][test] = verifier.predict(*part)
+                    beliefs[name][test] = replace(verifier, weights=views).predict(*part)
         for name, views in ways.items():
             gain = beliefs[name][:, 1] - beliefs[name][:, 0] if views else prior.gain
             results.setdefault(name, []).append({"apgr": apgr(gain, q)})
