@@ -319,6 +319,26 @@ async def test_an_escalation_that_fails_sends_the_small_answer_which_is_paid_onc
     assert float(reply.headers["x-tandem-cost-usd"]) == pytest.approx(small_usd)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_escalation_is_a_label_of_both_answers_and_asks_nobody_again(
+    run_router: Any, make_worker: Any, stream: bool
+) -> None:
+    small, large, table = await two(make_worker)
+    learning = {"shadow_share": 0.01, "judge": {"type": "Exact"}}
+    predictor = Cascading(Reads(BAD))
+    async with run_router(table, predictor=predictor, cascade=STREAMS, learning=learning) as (
+        client,
+        app,
+    ):
+        await client.chat(stream=stream)
+        await app.services.learner.idle()
+        (label,) = await app.services.store.labels()
+
+    assert (label.source, label.tier, label.probability) == ("cascade", "large", 1.0)
+    assert label.quality == {"small": 1.0, "large": 1.0}  # the fakes say the same of one seed
+    assert (asked(small), asked(large)) == (1, 1)
+
+
 async def test_an_escalation_that_nobody_can_pay_sends_the_small_answer(
     run_router: Any, make_worker: Any
 ) -> None:

@@ -128,7 +128,7 @@ class RequestHandler:
     async def _escalated(self, assignment: TierAssignment, answer: FirstAnswer) -> bool:
         """Answer by the dearer tier; False where it may not be asked or fails before its start."""
         late = self._services.clock() >= self._arrival.deadline
-        if late or not assignment.escalate(answer.usage):
+        if late or not assignment.escalate(answer.usage, answer.text or ""):
             return False
         assert assignment.record.read is not None
         assignment.record.read = {**assignment.record.read, "outcome": "escalated"}

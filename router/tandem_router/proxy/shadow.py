@@ -20,7 +20,7 @@ from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import Fault, RequestRefused
 from tandem_router.proxy.first_answer import asked_whole
 from tandem_router.proxy.retries import Retries
-from tandem_router.proxy.tier_assignment import TierAssignment
+from tandem_router.proxy.tier_assignment import Replaced, TierAssignment
 from tandem_router.quality.learner import Answered, NoAnswer, Shadow, Unseen
 from tandem_router.routing.answer_reading import text_of
 
@@ -45,7 +45,11 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
     if request.needs.features & UNCOMPARED:
         return
     prices = services.prices
-    draw = learner.draw(record.tier, prices.cheapest, prices.dearest)
+    replaced = assignment.replaced if record.tier == prices.dearest else None
+    if replaced is not None:
+        draw = learner.draw_replaced(replaced.tier)
+    else:
+        draw = learner.draw(record.tier, prices.cheapest, prices.dearest)
     if draw is None:
         return
     text = answer()
@@ -54,7 +58,17 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
     answered = Answered(
         record.request_id, record.tenant, record.tier, request.prompt, text, dict(record.quality)
     )
-    learner.start(draw, answered, prices.dearest, _shadow(services, assignment, draw.tier))
+    shadow = _known(replaced) if replaced else _shadow(services, assignment, draw.tier)
+    learner.start(draw, answered, prices.dearest, shadow)
+
+
+def _known(replaced: Replaced) -> Shadow:
+    """The first answer of an escalation: paid by the request, and here already."""
+
+    async def known() -> Unseen:
+        return Unseen(replaced.text, 0, 0, 0.0)
+
+    return Shadow(0.0, known, source="cascade")
 
 
 def _shadow(services: Services, served: TierAssignment, tier: str) -> Shadow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.cache import CachedAnswer
@@ -119,6 +120,13 @@ def _as_read(
     )
 
 
+class Replaced(Struct, frozen=True):
+    """The words of a first answer that was read and not sent."""
+
+    tier: str
+    text: str
+
+
 class TierAssignment:
     """The tier that a request has now, why, and what earlier tries have used.
 
@@ -153,6 +161,7 @@ class TierAssignment:
         self.has_answer = False
         self.first_cost_usd = 0.0
         self._first: Decision | None = None
+        self.replaced: Replaced | None = None
         self.tier = services.config.tier(decision.tier)
         self._look_at_queue()
         request = arrival.request
@@ -245,7 +254,7 @@ class TierAssignment:
         self.record.verdicts = decision.verdicts
         self.record.expected_cost_usd = decision.expected_cost_usd
 
-    def escalate(self, usage: Usage) -> bool:
+    def escalate(self, usage: Usage, text: str) -> bool:
         """Ask the dearer tier, the first answer's `usage` booked; False where it may not be asked.
 
         Whether or not, the first answer is booked from here on.
@@ -277,6 +286,7 @@ class TierAssignment:
             return False
         self._first = self.decision
         services.steering.move(counted, decision)
+        self.replaced = Replaced(middle.first, text)
         self._take(replace(decision, gain=self.decision.gain), Reason.ESCALATED)
         return True
 
@@ -289,6 +299,7 @@ class TierAssignment:
         assert first.tier is not None
         self._services.ledger.move(self.arrival.hold, first.tier, 0.0)
         self._services.steering.move(counted, first)
+        self.replaced = None
         self._take(first, Reason.UNVERIFIED)
 
     def was_read(self, reason: Reason) -> None:

@@ -22,7 +22,7 @@ from tandem_router.quality.daily_cap import DailyCap
 from tandem_router.quality.judge import Judge, JudgeFailed, Post
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.shadow_gate import Draw, ShadowGate
-from tandem_router.store.records import Label, Spend
+from tandem_router.store.records import Label, LabelSource, Spend
 from tandem_router.store.writer import Store
 
 logger = logging.getLogger("tandem.router")
@@ -74,6 +74,7 @@ class Shadow:
 
     most_usd: float
     ask: Callable[[], Awaitable[Unseen]]
+    source: LabelSource | None = None  # of the label; None: by who judges
 
 
 @dataclass(slots=True)
@@ -162,6 +163,19 @@ class Learner:
         full = len(self._tasks) >= MOST_UNDER_WAY
         return self.gate.draw(self._clock(), self._random(), tier, cheapest, dearest, full)
 
+    def draw_replaced(self, tier: str) -> Draw | None:
+        """Whether to judge an escalation, of which both answers are there; `tier`: of the first.
+
+        A verdict that costs nothing is had of all of them, one of an external judge of the share.
+        """
+        judge = self.judge
+        if judge is None or judge.paused() or self.cap.left(self.day()) <= 0.0:
+            return None
+        share = self.config.shadow_share if judge.external else 1.0
+        if len(self._tasks) >= MOST_UNDER_WAY or not self._random() < share:
+            return None
+        return Draw(tier, share, share)
+
     def start(self, draw: Draw, answered: Answered, dearest: str, shadow: Shadow) -> None:
         """Begin to learn from a request that was drawn; returns at once."""
         self.counts.num_drawn += 1
@@ -210,7 +224,7 @@ class Learner:
         features, prompt = captured(self.config, answered.text)
         return Label(
             answered.request_id,
-            "judge" if judge.external else "shadow",
+            shadow.source or ("judge" if judge.external else "shadow"),
             self._wall_clock(),
             answered.tenant,
             answered.tier,
