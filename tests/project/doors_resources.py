@@ -94,6 +94,12 @@ BOTH_MODELS = {
 }
 MANAGED = {**BOTH_MODELS, "scaling.mode": "Managed", "budget": {}}
 
+JUDGED = {
+    "learning.shadowShare": "0.1",
+    "learning.judge.url": "https://judge.test/v1",
+    "learning.judge.model": "arbiter",
+}
+
 _ROLE_ROWS = {
     "replicas": Row(1, 2),
     "minReplicas": Row(1, 2),
@@ -200,6 +206,19 @@ ROWS: dict[str, dict[str, Row]] = {
         "tenants.tokensPerMinute": Row(1, 2),
         "tenants.usdPerHour": Row("1", "2"),
         "tenants.maxCostUsd": Row("1", "2"),
+        "learning.shadowShare": Row("0.1", "0.2", JUDGED),
+        "learning.dailyUsd": Row("1", "2", JUDGED),
+        "learning.judge.type": Row("Exact", "Numeric", {"learning.shadowShare": "0.1"}),
+        "learning.judge.url": Row("http://a.test/v1", "http://b.test/v1", JUDGED),
+        "learning.judge.model": Row("a", "b", JUDGED),
+        "learning.judge.apiKeySecretRef.name": Row("a", "b", JUDGED),
+        "learning.judge.apiKeySecretRef.key": Row(
+            "a", "b", {**JUDGED, "learning.judge.apiKeySecretRef.name": "s"}
+        ),
+        "learning.judge.usdPer1MInputTokens": Row("1", "2", JUDGED),
+        "learning.judge.usdPer1MOutputTokens": Row("1", "2", JUDGED),
+        "learning.retention": Row("24h", "48h", JUDGED),
+        "learning.redact": Row(["Emails"], ["Numbers"], JUDGED),
         "keySecretRef.name": Row("a", "b"),
         "keySecretRef.key": Row("a", "b"),
         "metricsTokenSecretRef.name": Row("a", "b"),

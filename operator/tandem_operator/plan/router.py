@@ -34,6 +34,7 @@ from tandem_operator.plan.objects import (
 from tandem_operator.plan.predictor import add_predictor
 from tandem_operator.plan.router_config import (
     DRAIN_TIMEOUT_S,
+    JUDGE_KEY_DIR,
     KEYS_DIR,
     router_config,
     usd_per_hour,
@@ -299,6 +300,10 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
                 {"name": volume, "mountPath": f"{KEYS_DIR}/{tier.name}", "readOnly": True}
             )
             volumes.append({"name": volume, "secret": {"secretName": ref.name}})
+    judge = router.spec.learning.judge if router.spec.learning is not None else None
+    if judge is not None and (ref := judge.api_key_secret_ref) is not None:
+        mounts.append({"name": "judge-key", "mountPath": JUDGE_KEY_DIR, "readOnly": True})
+        volumes.append({"name": "judge-key", "secret": {"secretName": ref.name}})
     if (key := router.spec.key_secret_ref) is not None:
         args += ["--key-secret-file", f"{TENANT_KEY_DIR}/{key.key}"]
         mounts.append({"name": "tenant-key", "mountPath": TENANT_KEY_DIR, "readOnly": True})

@@ -12,9 +12,11 @@ from tandem_operator.plan.predictor import embedding_volume
 from tandem_operator.plan.router_store import store_config
 from tandem_operator.resources import Model, Router, TierSpec
 from tandem_operator.resources.base import Object, quantity, seconds
+from tandem_operator.resources.router import Learning
 from tandem_router.config import RouterConfig
 
 KEYS_DIR = "/etc/tandem/keys"
+JUDGE_KEY_DIR = "/etc/tandem/judge-key"
 # Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
 # stream ends with its router. An idle router ends at once.
 DRAIN_TIMEOUT_S = 300
@@ -145,6 +147,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
             "cors_origins": spec.access.cors_origins,
             "allowed_hosts": spec.access.allowed_hosts,
         }
+    if spec.learning is not None:
+        data["learning"] = _learning(spec.learning)
     if spec.routing != "Active":
         data["routing"] = spec.routing
     if spec.threshold is not None:
@@ -169,6 +173,29 @@ def _wake_s(router: Router, models: Mapping[str, Model]) -> float:
     """How long a request for a sleeping tier is held: as long as its workers may take to start."""
     used = [models[t.model_ref.name] for t in router.spec.tiers if t.model_ref is not None]
     return max([seconds(m.spec.rollout.startup_timeout) for m in used], default=30.0)
+
+
+def _learning(learning: Learning) -> Object:
+    data: Object = {
+        "shadow_share": float(learning.shadow_share),
+        "daily_usd": float(learning.daily_usd),
+        "capture": learning.capture,
+        "retention_days": seconds(learning.retention) / 86_400,
+        "redact": list(learning.redact),
+    }
+    if (judge := learning.judge) is None:
+        return data
+    data["judge"] = {"type": judge.type}
+    if judge.type == "External":
+        data["judge"] |= {
+            "url": judge.url,
+            "model": judge.model,
+            "usd_per_1m_input_tokens": float(judge.usd_per_1m_input_tokens),
+            "usd_per_1m_output_tokens": float(judge.usd_per_1m_output_tokens),
+        }
+        if (ref := judge.api_key_secret_ref) is not None:
+            data["judge"]["api_key_file"] = f"{JUDGE_KEY_DIR}/{ref.key}"
+    return data
 
 
 def _tenant(fields: Object) -> Object:

@@ -53,6 +53,27 @@ class CascadeFacts:
 
 
 @dataclass(frozen=True)
+class QualityFacts:
+    """What a router learned of the quality that it delivered; ratios of the last tier's.
+
+    since, drifted_at: Unix times. drift: the last change of a tier's quality in words. trouble: why
+    nothing is learned now.
+    """
+
+    measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_labels: int = 0
+    since: float | None = None
+    cost_usd: float = 0.0
+    drift: str = ""
+    drift_reason: str = ""
+    drifted_at: float | None = None
+    trouble: str = ""
+    trouble_reason: str = ""
+
+
+@dataclass(frozen=True)
 class TrafficFacts:
     """What the pods of a Router measured, and what its predictor expects of recent answers.
 
@@ -66,6 +87,10 @@ class TrafficFacts:
     content_blind_quality_ratio: float | None = None
     tiers: Mapping[str, TierFacts] = field(default_factory=dict)
     predictors: Mapping[str, PredictorFacts] = field(default_factory=dict)
+    quality: QualityFacts | None = None
+    # The threshold in force and the most that the floor allows, and what moves it beyond.
+    threshold_limit: float | None = None
+    lambda_per_usd: float = 0.0
     # The store of a pod that has trouble with it, else of any; None: none was told of.
     store: StoreFacts | None = None
     cascade: CascadeFacts | None = None  # of all pods; None where none reads answers

@@ -9,6 +9,7 @@ from tandem_operator.plan.conditions import Conditions
 from tandem_operator.plan.objects import Plan, service_name
 from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
 from tandem_operator.plan.predictor_status import add_predictor_conditions
+from tandem_operator.plan.quality_status import add_quality_conditions, quality_status
 from tandem_operator.plan.router import missing_models, router_name
 from tandem_operator.plan.router_config import token_prices, usd_per_hour
 from tandem_operator.plan.router_facts import TierFacts, TrafficFacts
@@ -62,6 +63,7 @@ def router_status(
         else:
             _slo(conditions, router, traffic)
     _durable(conditions, traffic)
+    add_quality_conditions(conditions, router, traffic, now)
     if router.spec.cascade is not None:
         _cascade(conditions, traffic)
     wanted = router.spec.replicas
@@ -107,6 +109,8 @@ def router_status(
         if measured and traffic.content_blind_quality_ratio is not None:
             blind = f"{traffic.content_blind_quality_ratio:.2f}"
             status["predictor"]["baselineQualityRatio"] = blind
+    if traffic is not None and traffic.quality is not None:
+        status["quality"] = quality_status(traffic.quality)
     if old_status.get("decisions"):
         status["decisions"] = old_status["decisions"]
     return status

@@ -56,6 +56,7 @@ COLUMNS: dict[str, list[Schema]] = {
         _column("$/H", ".status.usdPerHour"),
         _column("GPUs", ".status.gpus", "integer"),
         _column("Endpoint", ".status.endpoint"),
+        _column("Quality", ".status.quality.measured"),
         _column("Message", ".status.message", priority=1),
         _AGE,
     ],

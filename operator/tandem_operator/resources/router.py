@@ -280,6 +280,66 @@ class Store(Resource):
     postgres: PostgresStore | None = Field(default=None, description="A database; excludes sqlite.")
 
 
+class Judge(Resource):
+    """Who says which of two answers is good."""
+
+    type: Literal["Exact", "Normalised", "Numeric", "Json", "External"] = Field(
+        default="External",
+        description="External: a model is asked which answer is better, in both orders. The others "
+        "take the last tier's answer for right and compare: the same characters, words, number or "
+        "JSON value.",
+    )
+    url: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^https?://[^\s]{1,1000}$", min_length=8, max_length=1024),
+        ]
+        | None
+    ) = Field(default=None, description="External: base URL up to and including /v1.")
+    model: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = Field(
+        default=None, description="External: model name that the service knows."
+    )
+    api_key_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="External: Secret with the API key, sent as a bearer token."
+    )
+    usd_per_1m_input_tokens: Decimal = Field(
+        default="0", description="External: price of a million prompt tokens in US dollars."
+    )
+    usd_per_1m_output_tokens: Decimal = Field(
+        default="0", description="External: price of a million output tokens in US dollars."
+    )
+
+
+class Learning(Resource):
+    """What is found out about quality on live traffic, and what may be spent and kept for it."""
+
+    shadow_share: Fraction = Field(
+        default="0",
+        description="Probability with which an answered request is answered by another tier too, "
+        "unseen, and judged, a decimal string.",
+    )
+    daily_usd: Decimal = Field(
+        default="1",
+        description="Most US dollars that this may cost in a day (UTC), at list prices.",
+    )
+    judge: Judge | None = Field(
+        default=None, description="Who judges; shadowShare above 0 needs one."
+    )
+    capture: Literal["None", "Features", "Prompts"] = Field(
+        default="None",
+        description="What a label keeps of its request. Features: hashed n-grams and numbers, "
+        "which can be guessed; Prompts: the text, which tandem train can learn from.",
+    )
+    retention: Duration = Field(
+        default="720h", description="Age at which captured features and prompts are deleted."
+    )
+    redact: list[Literal["Emails", "Numbers", "Urls"]] = Field(
+        default_factory=list,
+        max_length=3,
+        description="What is taken out of a prompt before it is captured.",
+    )
+
+
 class Tenant(Resource):
     """One customer with API keys and limits."""
 
@@ -311,6 +371,10 @@ class Tenant(Resource):
     usd_per_hour: Decimal | None = Field(default=None, description="Most US dollars in an hour.")
     max_cost_usd: Decimal | None = Field(
         default=None, description="Most US dollars that one request may cost."
+    )
+    learning: bool = Field(
+        default=True,
+        description="Whether the tenant's requests may be asked again, judged and captured.",
     )
 
 
@@ -424,6 +488,11 @@ class RouterSpec(Resource):
         default_factory=Access,
         description="Which names and which web pages the endpoint answers to.",
     )
+    learning: Learning | None = Field(
+        default=None,
+        description="What is found out about quality on live traffic; nothing but users' feedback "
+        "when absent.",
+    )
     routing: Literal["Active", "Advise"] = Field(
         default="Active",
         description="Advise decides and records, and sends everything to the fallback tier.",
@@ -512,6 +581,29 @@ class PredictorStatus(Resource):
     )
 
 
+class QualityStatus(Resource):
+    """What labels say of the quality that was delivered."""
+
+    measured: ShortText | None = Field(
+        default=None,
+        description="Quality delivered, as a fraction of the last tier's; absent with too few "
+        "labels.",
+    )
+    interval: ShortText | None = Field(
+        default=None,
+        description="Where it lies with 95 % certainty, at any time, such as 0.93-0.97.",
+    )
+    labels: int = Field(
+        default=0, ge=0, description="Requests of which two answers were judged, a count."
+    )
+    since: ShortText | None = Field(
+        default=None, description="Time of the first of these labels, RFC 3339, UTC."
+    )
+    cost_usd: Decimal | None = Field(
+        default=None, description="US dollars spent on second answers and their judge so far."
+    )
+
+
 class ScalingDecision(Resource):
     """One step of the control loop."""
 
@@ -532,7 +624,8 @@ class RouterStatus(Resource):
         default_factory=list,
         max_length=16,
         description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget, Durable and "
-        "Ready; with a cascade CascadeReady; where it holds, also FloorNotHeld.",
+        "Ready; with a cascade CascadeReady; with a floor FloorHeld; with learning Learning and "
+        "QualityProven; where they hold, also FloorNotHeld and QualityDrifted.",
     )
     endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
     ready: ShortText | None = Field(
@@ -542,6 +635,9 @@ class RouterStatus(Resource):
         default_factory=list, max_length=8, description="What each tier does, in spec's order."
     )
     predictor: PredictorStatus | None = Field(default=None, description="The predictor in use.")
+    quality: QualityStatus | None = Field(
+        default=None, description="What labels say of the quality that was delivered."
+    )
     decisions: list[ScalingDecision] = Field(
         default_factory=list, max_length=10, description="The last scaling decisions."
     )

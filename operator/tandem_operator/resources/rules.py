@@ -199,6 +199,37 @@ ROUTER_RULES: list[Rule] = [
         lambda o, _: ("sqlite" in o) != ("postgres" in o),
     ),
     Rule(
+        ("spec", "learning"),
+        "!has(self.shadowShare) || double(self.shadowShare) == 0.0 || has(self.judge)",
+        "shadowShare needs a judge: an unjudged second answer says nothing; add learning.judge, or "
+        'set shadowShare: "0"',
+        lambda o, _: float(o.get("shadowShare", "0")) == 0.0 or "judge" in o,
+        "judge",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.learning) || !has(self.learning.shadowShare) || "
+        "double(self.learning.shadowShare) == 0.0 || size(self.tiers) > 1",
+        'learning.shadowShare needs a second tier to ask; add one, or set shadowShare: "0"',
+        lambda o, _: (
+            float((o.get("learning") or {}).get("shadowShare", "0")) == 0.0 or len(o["tiers"]) > 1
+        ),
+        "learning.shadowShare",
+    ),
+    Rule(
+        ("spec", "learning", "judge"),
+        "self.type == 'External' ? has(self.url) && has(self.model) : "
+        "!has(self.url) && !has(self.model) && !has(self.apiKeySecretRef)",
+        "a judge of type External has url and model (and apiKeySecretRef), and only that type; add "
+        "them or remove them",
+        lambda o, _: (
+            "url" in o and "model" in o
+            if o["type"] == "External"
+            else not o.keys() & {"url", "model", "apiKeySecretRef"}
+        ),
+        "type",
+    ),
+    Rule(
         ("spec", "tiers", "*"),
         "has(self.modelRef) != has(self.external)",
         "a tier has either modelRef or external, exactly one of them",

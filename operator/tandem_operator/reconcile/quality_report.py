@@ -1,0 +1,64 @@
+"""What router pods report of quality in `GET /admin/state`, as the facts of a status."""
+
+from __future__ import annotations
+
+import math
+
+from tandem_operator.plan.router_facts import QualityFacts
+from tandem_operator.resources.base import Object
+
+
+def quality_facts(states: list[Object]) -> QualityFacts | None:
+    """What the pod says that knows most labels; None where none learns or has labels."""
+    known = [state for state in states if isinstance(state.get("quality"), dict)]
+    if not known:
+        return None
+    most = max(known, key=lambda state: int(state["quality"].get("num_labels") or 0))
+    quality, learning = most["quality"], most.get("learning") or {}
+    if not learning.get("shadow_share") and not quality.get("labels_by_source"):
+        return None
+    changes = quality.get("changes") or []
+    change = changes[-1] if changes else None
+    reason, trouble = _trouble(quality, learning)
+    return QualityFacts(
+        measured=_number(quality.get("measured")),
+        low=_number(quality.get("low")),
+        high=_number(quality.get("high")),
+        num_labels=int(quality.get("num_labels") or 0),
+        since=_number(quality.get("since")),
+        cost_usd=max(_number((s.get("learning") or {}).get("cost_usd")) or 0.0 for s in known),
+        drift=_drift(change) if change is not None else "",
+        drift_reason="" if change is None else "GotBetter" if change.get("rose") else "GotWorse",
+        drifted_at=_number(change.get("at")) if change is not None else None,
+        trouble=trouble[:1000],
+        trouble_reason=reason,
+    )
+
+
+def _drift(change: Object) -> str:
+    return (
+        f"tier {change.get('tier')}: quality of about {change.get('before', 0.0):.2f} became "
+        f"{change.get('after', 0.0):.2f}; log-likelihood ratio {change.get('statistic', 0.0):.1f} "
+        f"after {change.get('num_labels')} labels; what was learned before is forgotten"
+    )
+
+
+def _trouble(quality: Object, learning: Object) -> tuple[str, str]:
+    """(reason, sentence) of what keeps a router from learning; empty where nothing does."""
+    judge = learning.get("judge") or {}
+    if judge.get("error"):
+        return "JudgeFails", f"the judge gives no verdicts, requests go on: {judge['error']}"
+    if quality.get("error"):
+        return "StoreUnavailable", str(quality["error"])
+    spent, cap = _number(learning.get("spent_today_usd")), _number(learning.get("daily_usd"))
+    if spent is not None and cap is not None and cap > 0.0 and spent >= 0.98 * cap:
+        return "DailyCapSpent", f"${spent:.4f} of today's ${cap:.4f} is spent; more tomorrow (UTC)"
+    if closed := learning.get("closed") or {}:
+        return "Paused", "; ".join(dict.fromkeys(map(str, closed.values())))
+    return "", ""
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,179 @@
+"""A Router's status says whether its floor holds, on what that rests, and what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stored_cluster import NOW, Cluster, pair
+from tandem_operator.plan.quality_status import quality_status
+from tandem_operator.plan.router_facts import QualityFacts, TrafficFacts
+from tandem_operator.reconcile.quality_report import quality_facts
+from tandem_operator.resources.base import Object
+
+PLAIN = pair("  unified: {}\n", "  unified: {}\n")
+LEARNED = PLAIN + '  predictor: {artifact: "configmap://p"}\n  objective: {qualityFloor: "0.95"}\n'
+LEARNING = LEARNED + (
+    '  learning: {shadowShare: "0.1", judge: {url: "http://judge.test/v1", model: j}}\n'
+)
+
+
+async def status_of(text: str, facts: TrafficFacts | None) -> tuple[dict[str, Any], Object]:
+    cluster = Cluster(text)
+
+    async def traffic(_: list[Object]) -> TrafficFacts | None:
+        return facts
+
+    cluster.reconciler.traffic = traffic
+    await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+    status = cluster.get("Router", "r")["status"]
+    return {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}, status
+
+
+def measured(ratio: float, low: float, high: float, **more: Any) -> QualityFacts:
+    return QualityFacts(ratio, low, high, 400, 1_800_000_000.0, 0.25, **more)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (None, ("Unknown", "NoTraffic")),
+        (TrafficFacts(quality_ratio=0.96), ("True", "Predicted")),
+        (TrafficFacts(quality_ratio=0.81), ("False", "BelowFloor")),
+        (TrafficFacts(quality_ratio=0.81, lambda_per_usd=9.0), ("False", "BudgetOverrides")),
+        (
+            TrafficFacts(quality_ratio=0.81, threshold=0.5, threshold_limit=0.1),
+            ("False", "ShareOverrides"),
+        ),
+        (
+            TrafficFacts(quality_ratio=0.99, quality=measured(0.9, 0.88, 0.92)),
+            ("False", "BelowFloor"),
+        ),
+        (
+            TrafficFacts(quality_ratio=0.8, quality=measured(0.96, 0.94, 0.98)),
+            ("True", "Measured"),
+        ),
+    ],
+)
+async def test_a_floor_that_does_not_hold_is_told_with_what_overrides_it(
+    facts: TrafficFacts | None, said: tuple[str, str]
+) -> None:
+    conditions, _ = await status_of(LEARNED, facts)
+
+    assert conditions["FloorHeld"] == said
+    assert "QualityProven" not in conditions
+
+
+async def test_an_slo_that_sends_requests_elsewhere_is_named() -> None:
+    text = LEARNED + "  slo: {ttft: {target: 500ms}}\n"
+
+    conditions, _ = await status_of(text, TrafficFacts(quality_ratio=0.81))
+
+    assert conditions["FloorHeld"] == ("False", "SloOverrides")
+
+
+@pytest.mark.parametrize(
+    ("quality", "said"),
+    [
+        (QualityFacts(num_labels=7), ("Unknown", "TooFewLabels")),
+        (measured(0.97, 0.951, 0.99), ("True", "Proven")),
+        (measured(0.97, 0.93, 1.01), ("Unknown", "TooFewLabels")),
+        (measured(0.90, 0.86, 0.94), ("False", "BelowFloor")),
+    ],
+)
+async def test_quality_is_proven_by_its_interval_alone(
+    quality: QualityFacts, said: tuple[str, str]
+) -> None:
+    conditions, status = await status_of(LEARNING, TrafficFacts(quality=quality))
+
+    assert conditions["QualityProven"] == said
+    assert conditions["Learning"] == ("True", "Learning")
+    assert status["quality"]["labels"] == quality.num_labels
+
+
+def test_status_quality_has_interval_since_and_cost() -> None:
+    assert quality_status(measured(0.9612, 0.94, 0.98)) == {
+        "measured": "0.961",
+        "interval": "0.940-0.980",
+        "labels": 400,
+        "since": "2027-01-15T08:00:00Z",
+        "costUsd": "0.25",
+    }
+
+
+REPORT: Object = {
+    "quality": {"num_labels": 3, "labels_by_source": {"judge": 3}, "changes": []},
+    "learning": {"shadow_share": 0.1, "daily_usd": 1.0, "spent_today_usd": 0.2, "cost_usd": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("quality", "learning", "reason"),
+    [
+        ({}, {}, ""),
+        ({}, {"judge": {"error": "it answered with status 500"}}, "JudgeFails"),
+        ({"error": "labels cannot be read: locked"}, {}, "StoreUnavailable"),
+        ({}, {"spent_today_usd": 0.99}, "DailyCapSpent"),
+        ({}, {"closed": {"large": "tier large misses its SLO"}}, "Paused"),
+    ],
+)
+async def test_what_keeps_a_router_from_learning_is_said(
+    quality: Object, learning: Object, reason: str
+) -> None:
+    state = {
+        "quality": {**REPORT["quality"], **quality},
+        "learning": {**REPORT["learning"], **learning},
+    }
+
+    facts = quality_facts([state])
+    conditions, _ = await status_of(LEARNING, TrafficFacts(quality=facts))
+
+    assert facts is not None
+    assert facts.trouble_reason == reason
+    assert conditions["Learning"] == (("False", reason) if reason else ("True", "Learning"))
+
+
+async def test_a_tier_that_got_worse_is_told_for_a_day_with_its_statistic() -> None:
+    change = {
+        "tier": "small",
+        "rose": False,
+        "at": 0.0,
+        "before": 0.8,
+        "after": 0.5,
+        "statistic": 9.0,
+        "num_labels": 90,
+    }
+    now = _unix(NOW)
+    found = {}
+    for hours in (1, 25):
+        change["at"] = now - hours * 3600
+        state = {**REPORT, "quality": {**REPORT["quality"], "changes": [change]}}
+        facts = quality_facts([state])
+        conditions, _ = await status_of(LEARNING, TrafficFacts(quality=facts))
+        found[hours] = conditions.get("QualityDrifted")
+
+    assert found == {1: ("True", "GotWorse"), 25: None}
+    assert facts is not None
+    assert "tier small: quality of about 0.80 became 0.50" in facts.drift
+    assert "9.0 after 90 labels" in facts.drift
+
+
+def _unix(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def test_nothing_is_reported_where_nothing_is_learned_and_garbage_is_no_number() -> None:
+    quiet: Object = {"quality": {"num_labels": 0}, "learning": {"shadow_share": 0.0}}
+    odd = {**REPORT, "quality": {**REPORT["quality"], "measured": "much", "low": True}}
+
+    facts = quality_facts([odd])
+
+    assert quality_facts([]) is None
+    assert quality_facts([quiet, {"quality": 7}]) is None
+    assert facts is not None
+    assert (facts.measured, facts.low) == (None, None)
