@@ -17,12 +17,15 @@ PACKAGES = (
 )
 KINDS = {
     "counter": "counter",
+    "counters": "counter",
     "Counter": "counter",
     "CounterMetricFamily": "counter",
     "gauge": "gauge",
+    "gauges": "gauge",
     "Gauge": "gauge",
     "GaugeMetricFamily": "gauge",
     "histogram": "histogram",
+    "histograms": "histogram",
     "Histogram": "histogram",
 }
 

@@ -28,8 +28,15 @@ def add_quality_conditions(
         return
     if learned is None:
         conditions.add("Learning", None, "NotKnown", "no router pod has told of its labels yet")
-    elif learned.trouble:
-        conditions.add("Learning", False, learned.trouble_reason, learned.trouble)
+    elif learned.judge_error:
+        text = f"the judge gives no verdicts, requests go on: {learned.judge_error}"
+        conditions.add("Learning", False, "JudgeFails", text)
+    elif learned.labels_error:
+        conditions.add("Learning", False, "LabelsUnavailable", learned.labels_error)
+    elif learned.cap_error:
+        conditions.add("Learning", False, "DailyCapSpent", learned.cap_error)
+    elif learned.paused:
+        conditions.add("Learning", False, "Paused", learned.paused)
     else:
         text = f"{learned.num_labels} labels, ${money(learned.cost_usd)} spent on them"
         conditions.add("Learning", True, "Learning", text)
@@ -42,7 +49,8 @@ def add_quality_conditions(
         and learned.drifted_at is not None
         and _unix(now) - learned.drifted_at < DRIFT_SHOWN_S
     ):
-        conditions.add("QualityDrifted", True, learned.drift_reason, learned.drift)
+        reason = "GotBetter" if learned.rose else "GotWorse"
+        conditions.add("QualityDrifted", True, reason, learned.drift)
 
 
 def quality_status(learned: QualityFacts) -> Object:
@@ -80,31 +88,31 @@ def _held(
 ) -> None:
     learned = traffic.quality if traffic is not None else None
     expected = traffic.quality_ratio if traffic is not None else None
-    basis = "Predicted"
-    if learned is not None and learned.measured is not None:
-        expected, basis = learned.measured, "Measured"
+    is_measured = learned is not None and learned.measured is not None
+    if learned is not None and is_measured:
+        expected = learned.measured
     if traffic is None or expected is None:
         text = f"floor {floor:g}: nothing was scored or measured yet"
         conditions.add("FloorHeld", None, "NoTraffic", text)
         return
-    text = f"{basis.lower()} quality {expected:.2f} of the last tier's, floor {floor:g}"
+    basis = "measured" if is_measured else "predicted"
+    text = f"{basis} quality {expected:.2f} of the last tier's, floor {floor:g}"
     if expected >= floor - TOLERANCE:
-        conditions.add("FloorHeld", True, basis, text)
+        conditions.add("FloorHeld", True, "Measured" if is_measured else "Predicted", text)
         return
     limit, in_force = traffic.threshold_limit, traffic.threshold
     moved = limit is not None and in_force is not None and in_force > limit + 1e-6
     if traffic.lambda_per_usd > 0.0:
-        why = ("BudgetOverrides", "the budget comes before quality; raise it, or lower the floor")
+        text += ": the budget comes before quality; raise it, or lower the floor"
+        conditions.add("FloorHeld", False, "BudgetOverrides", text)
     elif moved:
-        why = ("ShareOverrides", "a tier's maxShare comes before quality; raise it")
+        text += ": a tier's maxShare comes before quality; raise it"
+        conditions.add("FloorHeld", False, "ShareOverrides", text)
     elif router.spec.slo.ttft is not None or router.spec.slo.tpot is not None:
-        why = (
-            "SloOverrides",
-            "requests that the last tier would answer too late go elsewhere; add workers to it",
-        )
+        text += ": requests that the last tier would answer too late go elsewhere; add workers"
+        conditions.add("FloorHeld", False, "SloOverrides", text)
     else:
-        why = ("BelowFloor", "see the reasons in GET /admin/decisions")
-    conditions.add("FloorHeld", False, why[0], f"{text}: {why[1]}")
+        conditions.add("FloorHeld", False, "BelowFloor", text)
 
 
 def _unix(now: str) -> float:

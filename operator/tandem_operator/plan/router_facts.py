@@ -56,8 +56,8 @@ class CascadeFacts:
 class QualityFacts:
     """What a router learned of the quality that it delivered; ratios of the last tier's.
 
-    since, drifted_at: Unix times. drift: the last change of a tier's quality in words. trouble: why
-    nothing is learned now.
+    since, drifted_at: Unix times. drift: the last change of a tier's quality in words, and whether
+    it rose. The last four say why nothing is learned now; empty where that is not why.
     """
 
     measured: float | None = None
@@ -67,10 +67,12 @@ class QualityFacts:
     since: float | None = None
     cost_usd: float = 0.0
     drift: str = ""
-    drift_reason: str = ""
+    rose: bool = False
     drifted_at: float | None = None
-    trouble: str = ""
-    trouble_reason: str = ""
+    judge_error: str = ""
+    labels_error: str = ""
+    cap_error: str = ""
+    paused: str = ""
 
 
 @dataclass(frozen=True)

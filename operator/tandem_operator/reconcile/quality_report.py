@@ -19,7 +19,7 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
         return None
     changes = quality.get("changes") or []
     change = changes[-1] if changes else None
-    reason, trouble = _trouble(quality, learning)
+    judge, closed = learning.get("judge") or {}, learning.get("closed") or {}
     return QualityFacts(
         measured=_number(quality.get("measured")),
         low=_number(quality.get("low")),
@@ -28,10 +28,12 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
         since=_number(quality.get("since")),
         cost_usd=max(_number((s.get("learning") or {}).get("cost_usd")) or 0.0 for s in known),
         drift=_drift(change) if change is not None else "",
-        drift_reason="" if change is None else "GotBetter" if change.get("rose") else "GotWorse",
+        rose=change is not None and change.get("rose") is True,
         drifted_at=_number(change.get("at")) if change is not None else None,
-        trouble=trouble[:1000],
-        trouble_reason=reason,
+        judge_error=str(judge.get("error") or "")[:900],
+        labels_error=str(quality.get("error") or "")[:900],
+        cap_error=_cap_error(learning),
+        paused="; ".join(dict.fromkeys(map(str, closed.values())))[:900],
     )
 
 
@@ -43,19 +45,11 @@ def _drift(change: Object) -> str:
     )
 
 
-def _trouble(quality: Object, learning: Object) -> tuple[str, str]:
-    """(reason, sentence) of what keeps a router from learning; empty where nothing does."""
-    judge = learning.get("judge") or {}
-    if judge.get("error"):
-        return "JudgeFails", f"the judge gives no verdicts, requests go on: {judge['error']}"
-    if quality.get("error"):
-        return "StoreUnavailable", str(quality["error"])
+def _cap_error(learning: Object) -> str:
     spent, cap = _number(learning.get("spent_today_usd")), _number(learning.get("daily_usd"))
-    if spent is not None and cap is not None and cap > 0.0 and spent >= 0.98 * cap:
-        return "DailyCapSpent", f"${spent:.4f} of today's ${cap:.4f} is spent; more tomorrow (UTC)"
-    if closed := learning.get("closed") or {}:
-        return "Paused", "; ".join(dict.fromkeys(map(str, closed.values())))
-    return "", ""
+    if spent is None or cap is None or not cap > 0.0 or spent < 0.98 * cap:
+        return ""
+    return f"${spent:.4f} of today's ${cap:.4f} is spent; more tomorrow (UTC)"
 
 
 def _number(value: object) -> float | None:
