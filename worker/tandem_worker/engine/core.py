@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from tandem_worker.engine.profile import StepProfile
 from tandem_worker.engine.requests import (
     BlockPush,
+    Drawn,
     EngineRequest,
     ErrorEvent,
     Event,
     Failed,
     FinishReason,
+    Pooled,
     PromptLogprobsEvent,
     ReservedEvent,
     Runner,
@@ -22,6 +24,7 @@ from tandem_worker.engine.requests import (
     Sink,
     TokenEvent,
     TokenLogprobs,
+    VectorEvent,
     Work,
 )
 from tandem_worker.scheduling.scheduler import Chunk, Scheduler, State, Step
@@ -156,7 +159,10 @@ class EngineCore:
         self.counters.num_preemptions += len(step.preempted)
         deliveries = [self._announce(self._requests[s.request_id]) for s in step.reserved]
         for preempted in step.preempted:
-            self._requests[preempted.request_id].collected_logprobs.clear()
+            request = self._requests[preempted.request_id]
+            request.collected_logprobs.clear()
+            if request.pooling is not None:
+                request.pooling.restart()
         if not step.chunks:
             return deliveries
         work = [Work(chunk, self._requests[chunk.sequence.request_id]) for chunk in step.chunks]
@@ -231,7 +237,7 @@ class EngineCore:
             prefills=[(c.start, c.num_tokens) for c in step.chunks[step.num_decodes :]],
         )
 
-    def _collect(self, item: Work, token: Sampled | Failed | None) -> list[Delivery]:
+    def _collect(self, item: Work, token: Drawn) -> list[Delivery]:
         request = item.request
         if request.request_id not in self._requests:
             return []
@@ -244,6 +250,9 @@ class EngineCore:
             return []
         if isinstance(token, Failed):
             return self._fail_one(request, token)
+        if isinstance(token, Pooled):
+            self._finish(request, "stop")
+            return [(request.sink, VectorEvent(token.vector))]
         deliveries: list[Delivery] = []
         finished_by_prompt = request.sampling.max_tokens == 0 and request.push is None
         if request.prompt_logprobs is not None:

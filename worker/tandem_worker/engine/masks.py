@@ -31,7 +31,7 @@ class MaskBuilder:
 
     def begin(self, work: Sequence[Work]) -> PendingMasks:
         """Start computing the masks of the sequences that draw in this step."""
-        drawing = [item.request for item in work if item.chunk.samples]
+        drawing = [item.request for item in work if item.draws]
         pending: dict[int, Future[bytes]] = {}
         for row, request in enumerate(drawing):
             if request.constraint is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.scheduler import Chunk
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+
+if TYPE_CHECKING:
+    from tandem_worker.engine.pooling import Pooling
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -42,6 +45,13 @@ class Failed:
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """The vector of a sequence that generates nothing."""
+
+    vector: tuple[float, ...]
+
+
 class Constraint(Protocol):
     """Decides which tokens may come; :class:`~tandem_worker.engine.constraints.TokenConstraint`."""
 
@@ -67,6 +77,13 @@ class PromptLogprobsEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorEvent:
+    """The prompt's vector; the request's end."""
+
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReservedEvent:
     """Blocks are reserved for a remote prefill.
 
@@ -87,7 +104,7 @@ class ErrorEvent:
     code: str | None = None
 
 
-Event = TokenEvent | PromptLogprobsEvent | ReservedEvent | ErrorEvent
+Event = TokenEvent | PromptLogprobsEvent | VectorEvent | ReservedEvent | ErrorEvent
 Sink = Callable[[Event], None]
 """Called in the event loop's thread."""
 
@@ -114,6 +131,7 @@ class EngineRequest:
         push: Where to push blocks as layers finish (prefill role), or None.
         remote_block_ids: Target blocks of the push, from position ``push_from_tokens`` on.
         constraint: Which tokens may be drawn, or None for all.
+        pooling: How the prompt becomes a vector; then nothing is drawn.
         prompt_logprobs: Number of alternatives per prompt token, or None for no echo.
     """
 
@@ -126,6 +144,7 @@ class EngineRequest:
     num_pushed_blocks: int = 0
     constraint: Constraint | None = None
     prompt_logprobs: int | None = None
+    pooling: Pooling | None = None
     collected_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -146,6 +165,15 @@ class Work:
     chunk: Chunk
     request: EngineRequest
 
+    @property
+    def draws(self) -> bool:
+        """Whether a token is drawn after this chunk."""
+        return self.chunk.samples and self.request.pooling is None
+
+
+Drawn = Sampled | Pooled | Failed | None
+"""What a chunk gives; None until its sequence's end is reached."""
+
 
 class Runner(Protocol):
     """Computes steps: :class:`~tandem_worker.engine.runner.ModelRunner`, or a fake in tests."""
@@ -157,6 +185,6 @@ class Runner(Protocol):
         work: Sequence[Work],
         num_decodes: int,
         on_layer: Callable[[int], None] | None,
-    ) -> list[Sampled | Failed | None]:
+    ) -> list[Drawn]:
         """Compute the chunks; one drawn token per chunk that reaches its sequence's end."""
         ...

@@ -14,9 +14,9 @@ from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.masks import MaskBuilder
 from tandem_worker.engine.requests import (
+    Drawn,
     EngineRequest,
     Event,
-    Failed,
     Sampled,
     TokenLogprobs,
     Work,
@@ -106,19 +106,26 @@ class ModelRunner:
         work: Sequence[Work],
         num_decodes: int,
         on_layer: Callable[[int], None] | None = None,
-    ) -> list[Sampled | Failed | None]:
+    ) -> list[Drawn]:
         """Compute the chunks; see :class:`Runner`."""
         masks = self._masks.begin(work)
         batch = self.pack(work, num_decodes)
         self._announce(batch)
         hidden = self.model.forward(batch, self.kv_caches, on_layer)
         ends = np.cumsum([item.chunk.num_tokens for item in work])
-        sampling = [index for index, item in enumerate(work) if item.chunk.samples]
+        sampling = [index for index, item in enumerate(work) if item.draws]
         for index, item in enumerate(work):
             if item.request.prompt_logprobs is not None:
                 end = int(ends[index])
                 self._score_prompt(item, hidden[end - item.chunk.num_tokens : end])
-        drawn: list[Sampled | Failed | None] = [None] * len(work)
+        drawn: list[Drawn] = [None] * len(work)
+        for index, item in enumerate(work):
+            pooling = item.request.pooling
+            if pooling is not None:
+                end = int(ends[index])
+                pooling.add(hidden[end - item.chunk.num_tokens : end])
+                if item.chunk.samples:
+                    drawn[index] = pooling.finish()
         if not sampling:
             return drawn
         rows = hidden

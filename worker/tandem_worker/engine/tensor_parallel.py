@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from tandem_worker.config import WorkerConfig
-from tandem_worker.engine.requests import Failed, Sampled, Work
+from tandem_worker.engine.requests import Drawn, Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.errors import ConfigError, WorkerError
 from tandem_worker.models.sharding import Shard
@@ -85,7 +85,7 @@ class TensorParallelRunner(ModelRunner):
         work: Sequence[Work],
         num_decodes: int,
         on_layer: Callable[[int], None] | None = None,
-    ) -> list[Sampled | Failed | None]:
+    ) -> list[Drawn]:
         """See :class:`tandem_worker.engine.requests.Runner`."""
         if self.failure is not None:
             raise WorkerError(self.failure)

@@ -120,6 +120,9 @@ class _Checkpoint:
             self._handles[file] = handle
             for name in handle.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
                 self._file_of[name] = file
+        # A decoder saved alone, as models for embeddings are, has names without the first part.
+        self._bare = "model." if "embed_tokens.weight" in self._file_of else ""
+        self._file_of = {self._bare + name: file for name, file in self._file_of.items()}
         self._unread = set(self._file_of)
 
     def __contains__(self, name: str) -> bool:
@@ -129,7 +132,7 @@ class _Checkpoint:
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"{self.directory}: tensor {name} is missing")
-        part = self._handles[file].get_slice(name)  # type: ignore[no-untyped-call]
+        part = self._handles[file].get_slice(name.removeprefix(self._bare))  # type: ignore[no-untyped-call]
         found = tuple(part.get_shape())
         if found != shape:
             raise ModelError(
@@ -141,7 +144,7 @@ class _Checkpoint:
                 f"{self.directory / file}: tensor {name} holds {part.get_dtype()}, which is no "
                 f"plain weight; expected one of {list(_FLOATS)}"
             )
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
+        tensor: torch.Tensor = self._handles[file].get_tensor(name.removeprefix(self._bare))  # type: ignore[no-untyped-call]
         self._unread.discard(name)
         return tensor
 
@@ -150,7 +153,7 @@ class _Checkpoint:
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"{self.directory}: tensor {name} is missing")
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)  # type: ignore[no-untyped-call]
+        tensor: torch.Tensor = self._handles[file].get_tensor(name.removeprefix(self._bare))  # type: ignore[no-untyped-call]
         self._unread.discard(name)
         return tensor
 

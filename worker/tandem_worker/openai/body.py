@@ -124,18 +124,19 @@ def _prompts(value: Any) -> list[str | list[int]]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        if _are_token_ids(value):
+        if are_token_ids(value):
             return [value]
         if len(value) > MAX_CHOICES:
             raise wrong("prompt", f"{len(value)} prompts", f"must be at most {MAX_CHOICES}")
         if all(isinstance(item, str) for item in value):
             return value
-        if all(isinstance(item, list) and item and _are_token_ids(item) for item in value):
+        if all(isinstance(item, list) and item and are_token_ids(item) for item in value):
             return value
     raise wrong("prompt", value, "must be a string, a list of strings, or lists of token ids")
 
 
-def _are_token_ids(value: list[Any]) -> bool:
+def are_token_ids(value: list[Any]) -> bool:
+    """Whether a list holds token ids only."""
     return all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= INT32
         for item in value

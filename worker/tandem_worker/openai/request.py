@@ -136,7 +136,7 @@ def _shared(body: Body, *, num_logprobs: int | None) -> dict[str, Any]:
         "stream": body.stream,
         "include_usage": body.stream_options.include_usage,
         "resume_token_ids": tuple(tuple(ids) for ids in body.tandem.resume_token_ids),
-        "cache_salt": _digest(body.cache_salt),
+        "cache_salt": salt_digest(body.cache_salt),
     }
 
 
@@ -188,7 +188,8 @@ def _with_object(function: dict[str, Any], name: str) -> dict[str, Any]:
         raise wrong(name, arguments, f"has arguments that are not JSON: {error}") from error
 
 
-def _digest(salt: str | None) -> bytes:
+def salt_digest(salt: str | None) -> bytes:
+    """What stands for a client's salt; empty for none."""
     if salt is None:
         return b""
     return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()

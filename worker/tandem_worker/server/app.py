@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,20 +20,25 @@ from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import RequestError, WorkerError
 from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
+from tandem_worker.openai.embeddings import EmbeddingsBody, embeddings_reply
 from tandem_worker.openai.fields import read_object
 from tandem_worker.openai.request import (
     CompletionRequest,
     parse_chat,
     parse_completion,
+    salt_digest,
     with_defaults,
 )
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
+from tandem_worker.server.description import RELEASE, document
+from tandem_worker.server.embedding import embed
 from tandem_worker.server.generation import Generation
 from tandem_worker.server.preparation import (
     check_vocabulary,
     encode,
     max_tokens,
     prepare,
+    prepare_inputs,
     with_grammar,
 )
 from tandem_worker.server.worker import Worker
@@ -104,8 +109,11 @@ class WorkerApp:
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
             ("GET", "/v1/load"): self._load,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/version"): self._version,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completions,
+            ("POST", "/v1/embeddings"): self._embeddings,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/drain"): self._drain,
@@ -215,6 +223,12 @@ class WorkerApp:
             "max_model_len": worker.max_model_len,
         }
 
+    async def _openapi(self, call: Call) -> None:
+        await call.reply(document(self._worker.config.served_model))
+
+    async def _version(self, call: Call) -> None:
+        await call.reply({"version": RELEASE})
+
     async def _load(self, call: Call) -> None:
         await call.reply(self._worker.load())
 
@@ -266,7 +280,7 @@ class WorkerApp:
     async def _answer(self, call: Call, request: CompletionRequest) -> None:
         """Generate and send; aborts when the client leaves."""
         worker = self._worker
-        context = self._context(call.headers, request)
+        context = self._context(call.headers, model=request.model, seed=request.seed)
         prepared = await with_grammar(worker, await prepare(worker, request))
         request, prompts = prepared.request, prepared.prompts
         limit = max_tokens(worker, request, prompts)
@@ -286,17 +300,45 @@ class WorkerApp:
         )
         writer = ReplyWriter(request, context, prompts, worker.tokenizer, echo_texts)
         answer = self._stream if request.stream else self._whole
-        work = asyncio.create_task(answer(call, generation, writer))
-        gone = asyncio.create_task(call.disconnected())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await _unless_gone(call, answer(call, generation, writer))
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
             generation.close()
+
+    async def _embeddings(self, call: Call) -> None:
+        worker = self._worker
+        worker.check_accepting()
+        with worker.counted():
+            body = EmbeddingsBody.read(read_object(call.body))
+            context = self._context(call.headers, model=body.model, seed=0)
+            if body.dimensions not in (None, worker.hidden_size):
+                raise RequestError(
+                    f"dimensions={body.dimensions}: this model's vectors have {worker.hidden_size} "
+                    "and were not made to be cut; leave it out",
+                    param="dimensions",
+                    code="unsupported_parameter",
+                )
+            prompts = await prepare_inputs(worker, body)
+            worker.check_capacity(len(prompts))
+            await _unless_gone(call, self._embed(call, body, prompts, context))
+
+    async def _embed(
+        self,
+        call: Call,
+        body: EmbeddingsBody,
+        prompts: list[tuple[int, ...]],
+        context: RequestContext,
+    ) -> None:
+        salt = salt_digest(body.cache_salt)
+        vectors = await embed(self._worker.engine, prompts, body.pooling, context, salt)
+        reply = embeddings_reply(
+            vectors,
+            encoding=body.encoding_format,
+            dimensions=body.dimensions,
+            model=context.model,
+            num_tokens=sum(map(len, prompts)),
+        )
+        await call.reply(reply, headers={"x-request-id": context.request_id})
 
     async def _whole(self, call: Call, generation: Generation, writer: ReplyWriter) -> None:
         for delta in generation.resumed_deltas():
@@ -327,8 +369,9 @@ class WorkerApp:
         except RequestError as error:
             await _write(call, error_chunk(error.body()), more=False)
 
-    def _context(self, headers: Mapping[str, str], request: CompletionRequest) -> RequestContext:
-        seed = request.seed
+    def _context(
+        self, headers: Mapping[str, str], *, model: str | None, seed: int | None
+    ) -> RequestContext:
         if seed is None:
             seed = _header_int(headers, "x-tandem-seed")
         if seed is None:
@@ -340,10 +383,10 @@ class WorkerApp:
         served = self._worker.config.served_model
         # A router forwards the body unchanged, with its own names in it, and says here which model
         # was chosen; without it the body's name has to be ours.
-        model = headers.get("x-tandem-model")
-        if model is None and request.model not in (None, served):
+        routed = headers.get("x-tandem-model")
+        if routed is None and model not in (None, served):
             raise RequestError(
-                f"the model {request.model!r} is not served here; this worker serves {served!r}",
+                f"the model {model!r} is not served here; this worker serves {served!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
@@ -354,7 +397,7 @@ class WorkerApp:
         return RequestContext(
             request_id=request_id,
             created=int(time.time()) if created is None else created,
-            model=model or served,
+            model=routed or served,
             seed=seed,
             prefill_url=prefill,
             deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
@@ -395,6 +438,20 @@ class WorkerApp:
         self._worker.check_loaded()
         order = LinkCheckOrder.read(read_object(call.body))
         await call.reply(await self._worker.check_kv_link(order.address))
+
+
+async def _unless_gone(call: Call, answering: Coroutine[Any, Any, None]) -> None:
+    """Answer; cancelled when the client leaves."""
+    work = asyncio.create_task(answering)
+    gone = asyncio.create_task(call.disconnected())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
 async def _write(call: Call, data: bytes, *, more: bool = True) -> None:

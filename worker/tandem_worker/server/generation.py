@@ -175,7 +175,7 @@ class Generation:
                     prompt_logprobs=event.logprobs,
                 )
                 choice.is_first = False
-            else:
+            elif isinstance(event, TokenEvent):
                 yield self._on_token(choice, event)
 
     def close(self) -> None:

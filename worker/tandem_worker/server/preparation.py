@@ -11,6 +11,7 @@ from typing import Any
 from tandem_worker.dialects.reader import AnswerReader, Opening, opening
 from tandem_worker.errors import RequestError
 from tandem_worker.openai.answer_grammar import answer_grammar
+from tandem_worker.openai.embeddings import EmbeddingsBody
 from tandem_worker.openai.request import CompletionRequest
 from tandem_worker.server.worker import Worker
 
@@ -69,6 +70,33 @@ async def prepare(worker: Worker, request: CompletionRequest) -> Prepared:
     for token_id, _ in request.sampling.logit_bias:
         check_vocabulary(worker, (token_id,), "logit_bias")
     return Prepared(request, prompts, begins)
+
+
+async def prepare_inputs(worker: Worker, body: EmbeddingsBody) -> list[tuple[int, ...]]:
+    """Token ids of the texts of a request for vectors.
+
+    Raises:
+        RequestError: one has no tokens, too many, or some that the model lacks.
+    """
+    prompts = []
+    for index, given in enumerate(body.input):
+        if isinstance(given, str):
+            prompt = await encode(worker, given, body.add_special_tokens)
+        else:
+            prompt = tuple(given)
+        name = f"input[{index}]"
+        if not prompt:
+            raise RequestError(f"{name} has no tokens; send some text", param="input")
+        check_vocabulary(worker, prompt, name)
+        if len(prompt) > worker.max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {worker.max_model_len} tokens. However, "
+                f"{name} has {len(prompt)}; shorten it.",
+                param="input",
+                code="context_length_exceeded",
+            )
+        prompts.append(prompt)
+    return prompts
 
 
 async def with_grammar(worker: Worker, prepared: Prepared) -> Prepared:

@@ -79,6 +79,7 @@ class Worker:
         self.started_at = int(time.time())
         self.max_model_len = 0
         self.vocab_size = 0
+        self.hidden_size = 0
         self.sampling_defaults: dict[str, float] = {}
         self.is_draining = False
         self.num_requests = 0
@@ -252,7 +253,7 @@ class Worker:
             "structured_output": formats,
             "images": False,
             "logprobs": True,
-            "embeddings": False,
+            "embeddings": self._is_loaded,
             "context_length": self.max_model_len,
         }
 
@@ -287,6 +288,7 @@ class Worker:
         self.vocab_size = runner.spec.vocab_size
         self._eos = runner.spec.eos_token_ids
         self.sampling_defaults = dict(runner.spec.sampling_defaults)
+        self.hidden_size = runner.spec.hidden_size
         self._prepare_formats(runner.spec.vocab_size)
         profile = StepProfile()
         scheduler = Scheduler(
