@@ -77,6 +77,7 @@ def test_the_router_reads_a_load_report_as_the_page_says() -> None:
         draining=False,
         num_requests=4,
         pending_prefill_tokens=812,
+        expected_tokens=410.0,
         kv_free_share=480 / 512,
         revision="a1b2",
         max_model_len=2048,
@@ -261,6 +262,24 @@ async def test_the_router_reads_what_a_worker_tells_of_its_tokens(worker: Worker
     assert statistics is not None
     assert asdict(statistics) == pytest.approx(told)
     assert statistics.num_tokens == reply.json()["usage"]["completion_tokens"]
+
+
+async def test_a_worker_expects_as_many_tokens_as_the_router_predicts(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    add = worker.engine.add
+
+    def note(request: Any) -> None:
+        taken.append(request.sequence.predicted_output_tokens)
+        add(request)
+
+    monkeypatch.setattr(worker.engine, "add", note)
+    headers = {n: v for n, v in FORWARDED["headers"].items() if n != "x-tandem-prefill"}
+    for said in ({"x-tandem-expected-tokens": "7"}, {"x-tandem-expected-tokens": "700"}, {}):
+        await post(worker, FORWARDED["path"], FORWARDED["body"], {**headers, **said})
+
+    assert taken == [7, 12, 12]  # never more than max_tokens
 
 
 async def test_a_request_without_the_peer_token_is_refused(worker: Worker) -> None:

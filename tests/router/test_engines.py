@@ -170,6 +170,16 @@ def test_a_queue_by_priority_is_given_length_or_deadline(
     assert priority(order="Length", expected_tokens=9.0, priority=-1) < 0
 
 
+def test_our_workers_are_told_the_predicted_length_of_an_answer() -> None:
+    def told(expected: float | None) -> dict[bytes, bytes]:
+        known = Told("r", 100, 1, "m", expected_tokens=expected)
+        return dict(engine_of("Tandem").headers(known, stream=False))
+
+    assert told(81.6)[b"x-tandem-expected-tokens"] == b"82"
+    assert told(0.2)[b"x-tandem-expected-tokens"] == b"1"
+    assert b"x-tandem-expected-tokens" not in told(None)
+
+
 async def test_a_split_pool_hands_the_prefill_servers_parameters_to_the_decode_server(
     run_router: Callable[..., Any], make_vllm: Callable[..., Any]
 ) -> None:

@@ -72,6 +72,28 @@ def test_prefix_index_keeps_its_bound_and_a_chain_without_holes(prompts: list[by
         assert index.num_covered(chain) == min(8, len(chain))
 
 
+def test_the_worker_whose_answers_are_nearer_to_their_end_is_picked() -> None:
+    p, _ = picker(unified=2)
+    one, other = p.workers
+    p.observed(one, Load(num_requests=4, expected_tokens=4000.0))
+    p.observed(other, Load(num_requests=8, expected_tokens=400.0))
+
+    assert pick(p).decode is other
+
+
+def test_answers_asked_for_since_the_last_report_count_by_their_predicted_length() -> None:
+    p, _ = picker(unified=2)
+    for worker in p.workers:
+        p.observed(worker, Load(expected_tokens=0.0))
+    long = p.pick("t", [], 100.0, frozenset(), expected_tokens=2000.0).decode
+
+    short = [p.pick("t", [], 100.0, frozenset(), expected_tokens=50.0).decode for _ in range(4)]
+    p.observed(long, Load(expected_tokens=0.0))
+
+    assert long not in short
+    assert long.sent_tokens == 0.0
+
+
 def test_requests_with_the_same_prefix_go_to_the_same_worker_while_it_is_free() -> None:
     p, _ = picker(decode=8)
     prompt = bytes(range(256)) * 16

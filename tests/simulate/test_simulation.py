@@ -128,6 +128,20 @@ def test_a_prompt_of_a_split_tier_is_computed_by_the_prefill_worker_alone() -> N
     assert tokens == {"prefill": 500, "decode": 0}
 
 
+def test_without_a_prediction_the_order_by_length_cannot_see_the_true_one() -> None:
+    """As live: the simulator tells a scheduler no more than its router would."""
+    rows = [(0.0, 100, 300), *((0.01 * i, 100, 310 - 10 * i) for i in range(1, 31))]
+    blind = list(arrivals_of(rows))
+    told = [replace(a, expected_tokens=a.output_of("")) for a in blind]
+
+    first, second = (
+        simulate(iter(trace), pool(order="sjf", max_num_seqs=1)).result()["e2e_s"]["mean"]
+        for trace in (blind, told)
+    )
+
+    assert second < 0.8 * first
+
+
 def test_a_prefix_that_was_computed_before_is_not_computed_again() -> None:
     prefix = tuple(range(10))
     arrivals = [Arrival(t, 640, {"": 2}, prefix, block_tokens=64) for t in (0.0, 5.0)]

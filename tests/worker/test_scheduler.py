@@ -215,6 +215,31 @@ def test_sjf_serves_the_shortest_first() -> None:
     assert finish_order(bench) == ["b", "c", "a"]
 
 
+def test_sjf_serves_the_answer_first_that_is_predicted_to_be_shortest() -> None:
+    scheduler = Scheduler(
+        BlockManager(16, block_size=BLOCK),
+        SchedulerLimits(max_num_seqs=1, max_batched_tokens=8),
+        order="sjf",
+    )
+    for name, answer in (("long", 900), ("short", 20), ("middle", 300)):
+        scheduler.add(ScheduledSequence(name, [1, 2], 2, predicted_output_tokens=answer), 0.0)
+
+    assert scheduler.schedule(0.0).chunks[0].sequence.request_id == "short"
+    assert [s.request_id for s in scheduler.waiting] == ["middle", "long"]
+    assert scheduler.num_expected_tokens == 900 + 20 + 300
+
+
+def test_an_answer_that_outgrows_its_prediction_is_expected_to_be_twice_as_long() -> None:
+    sequence = ScheduledSequence("a", [1, 2], 2, predicted_output_tokens=4)
+
+    remaining = []
+    for _ in range(10):
+        remaining.append(sequence.remaining_output_tokens)
+        sequence.token_ids.append(7)
+
+    assert remaining == [4, 3, 2, 1, 4, 3, 2, 1, 8, 7]
+
+
 def test_edf_serves_the_least_slack_first() -> None:
     bench = Bench(order="edf", max_num_seqs=1)
     for name, deadline_s in (("a", 9.0), ("b", 3.0), ("c", 6.0)):

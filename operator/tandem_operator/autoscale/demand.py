@@ -1,7 +1,7 @@
 """What is asked now and soon: forecast, backlog, seasons, and which tier has fallen asleep.
 
-The forecast smooths noise; a burst far above it is not noise and is believed at once, and two
-silent readings end it: workers for a forecast of traffic long gone help nobody. What waits
+The forecast smooths noise; a burst far above it that chance does not bring is believed at once,
+and two silent readings end it: workers for a forecast of traffic long gone help nobody. What waits
 already (held at routers, queued at workers) has to be worked off within `DRAIN_S` beside what
 arrives.
 """
@@ -16,6 +16,8 @@ from tandem_operator.autoscale.profile import Load
 from tandem_operator.autoscale.seasons import HourlyRates
 
 BURST_OVER_FORECAST = 1.5
+# Arrivals above the forecast, in standard deviations of a Poisson count, that are no chance.
+BURST_DEVIATIONS = 3.0
 DRAIN_S = 60.0
 SILENT_READINGS = 2
 
@@ -37,6 +39,8 @@ class Demand:
         self.hourly = hourly or HourlyRates()
         self._forecast = RateForecast(horizon_s)
         self._num_silent = 0
+        self._read_s: float | None = None
+        self._elapsed_s = 0.0
         self._busy_at: dict[str, float] = {}
 
     def observe(
@@ -62,6 +66,8 @@ class Demand:
                 self._busy_at[tier] = now
             else:
                 self._busy_at.setdefault(tier, now if tier in awake else -math.inf)
+        self._elapsed_s = now - self._read_s if self._read_s is not None else 0.0
+        self._read_s = now
         silent = load.requests_per_s <= 0.0 and not asked
         self._num_silent = self._num_silent + 1 if silent else 0
         if self._num_silent == SILENT_READINGS:
@@ -74,9 +80,16 @@ class Demand:
         if self._num_silent >= SILENT_READINGS:
             return 0.0
         ahead = self._forecast.predict() or 0.0
-        if current > BURST_OVER_FORECAST * ahead:
+        if self._is_burst(current, ahead):
             return current
         return max(ahead, self.hourly.ahead(now, current, self.horizon_s))
+
+    def _is_burst(self, current: float, ahead: float) -> bool:
+        """Whether so much more came than was forecast that it is neither noise nor chance."""
+        if current <= BURST_OVER_FORECAST * ahead:
+            return False
+        above = (current - ahead) * self._elapsed_s
+        return above >= BURST_DEVIATIONS * math.sqrt(max(0.0, ahead) * self._elapsed_s)
 
     def asleep(self, now: float, tier: str) -> bool:
         """Whether nobody has asked for the tier for long enough."""

@@ -1,8 +1,9 @@
 """What the load will be when a worker started now is ready.
 
 Holt's linear method on irregular samples, plus the size of its own past errors as a margin, so
-that a noisy load is provisioned for its upper side and a steady one is not. A missing sample
-changes nothing: the forecast holds.
+that a changeful load is provisioned for its upper side and a steady one is not. What chance alone
+does to a count of arrivals in a few seconds is no error of the forecast, and sizing has room for
+it: only the rest counts. A missing sample changes nothing: the forecast holds.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class RateForecast:
         self._level: float | None = None
         self._trend = 0.0
         self._variance = 0.0
+        self._chance = 0.0
         self._now = 0.0
 
     def observe(self, now: float, rate: float | None) -> None:
@@ -57,6 +59,8 @@ class RateForecast:
         slow = 1.0 - math.exp(-elapsed / self.trend_s)
         self._trend += slow * ((level - self._level) / elapsed - self._trend)
         self._variance += slow * (error * error - self._variance)
+        # A Poisson count of rate * elapsed has that variance.
+        self._chance += slow * (level / elapsed - self._chance)
         self._level, self._now = level, now
 
     def predict(self) -> float | None:
@@ -64,4 +68,6 @@ class RateForecast:
         if self._level is None:
             return None
         ahead = self._level + max(0.0, self._trend) * self.horizon_s
-        return max(0.0, ahead + self.margin * math.sqrt(self._variance))
+        # The level itself is a mean of what came within its time constant.
+        unsure = max(0.0, self._variance - self._chance) + self._level / (2.0 * self.level_s)
+        return max(0.0, ahead + self.margin * math.sqrt(unsure))

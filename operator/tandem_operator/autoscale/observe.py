@@ -18,6 +18,8 @@ from tandem_operator.autoscale.sizing import Operating, Role
 # (1.9), 2023.
 PROMPT_SPREAD = 2.2
 DEFAULT_MAX_NUM_SEQS = 256
+# Lengths differ by their own mean and more from request to request.
+REQUESTS_OF_A_MEAN = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,11 @@ class TrafficMeter:
         requests = sum(arrived.values())
         if requests > 0.0:
             prompt = sum(new.prompt_tokens - old.prompt_tokens for new, old in pairs)
-            self._prompt = max(0.0, prompt) / requests
+            self._prompt = _mixed(self._prompt, max(0.0, prompt) / requests, requests)
         served = sum(new.served - old.served for new, old in pairs)
         if served > 0.0:
             output = sum(new.output_tokens - old.output_tokens for new, old in pairs)
-            self._output = max(0.0, output) / served
+            self._output = _mixed(self._output, max(0.0, output) / served, served)
         held: dict[str, float] = {}
         for state in states.values():
             for tier, row in _tiers(state).items():
@@ -95,6 +97,13 @@ class TrafficMeter:
         load = Load(requests / (now - at_s), mean, PROMPT_SPREAD * mean * mean, self._output)
         refused = sum(max(0.0, new.refused - old.refused) for new, old in pairs)
         return Traffic(load, arrived, held, refused)
+
+
+def _mixed(before: float, mean: float, count: float) -> float:
+    """A mean length over some hundred requests: that of a few seconds is mostly chance."""
+    if before <= 0.0:
+        return mean
+    return before + (1.0 - math.exp(-count / REQUESTS_OF_A_MEAN)) * (mean - before)
 
 
 def _went_on(new: _Totals, old: _Totals) -> bool:

@@ -18,6 +18,9 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+# Length, of the mean, of the answers that other requests' prompts slow down most.
+SHORT_ANSWER = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class PerformanceProfile:
@@ -141,21 +144,28 @@ def shared_tpot_s(
     """The same where one worker does both phases: prompts are computed in the steps that decode.
 
     Each step takes its constant once. A request adds its prompt's work and its answer's, so steps
-    come at (1 - rate * work) / constant a second, and each gives every sequence one token.
+    come at (1 - rate * work) / constant a second, and each gives every sequence one token. What an
+    answer sees differs by the batch that it meets and by the prompts that others bring meanwhile:
+    a short answer has few tokens to spread them over.
     """
     if num_workers < 1 or load.requests_per_s <= 0.0:
         return tpot_s(load, profile, num_workers, percentile)
-    batch, _, _ = _shared(load, profile, num_workers)
+    batch, step, _ = _shared(load, profile, num_workers)
     if math.isinf(batch):
         return math.inf
     context = load.prompt_tokens + 0.5 * load.output_tokens
-    high = max(1.0, batch + _normal_quantile(percentile) * math.sqrt(batch))
+    quantile = _normal_quantile(percentile)
+    high = max(1.0, batch + quantile * math.sqrt(batch))
     if high > profile.max_num_seqs or high * context > profile.kv_tokens:
         return math.inf
     _, b, c = profile.decode
-    prompts = load.requests_per_s / num_workers * _prompt_work_s(load, profile)
-    constant = max(profile.prefill[0], profile.decode[0])
-    return (constant + high * (b * context + c)) / (1.0 - prompts)
+    rate = load.requests_per_s / num_workers
+    prompts = rate * _prompt_work_s(load, profile)
+    by_batch = math.sqrt(batch) * (b * context + c) / (1.0 - prompts)
+    squares = profile.prefill[1] ** 2 * load.prompt_tokens_squared
+    short = max(1.0, SHORT_ANSWER * load.output_tokens)
+    by_prompts = math.sqrt(rate * step * squares / short)
+    return step + quantile * math.hypot(by_batch, by_prompts)
 
 
 def shared_ttft_s(

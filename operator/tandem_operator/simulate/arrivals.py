@@ -34,6 +34,7 @@ class Arrival:
         quality: True quality of each tier's answer, 0 to 1; empty where unknown.
         predicted: What the predictor says of them; empty: nothing.
         tier: Forced, or None.
+        expected_tokens: Predicted length of the answer, or None.
     """
 
     at_s: float
@@ -44,6 +45,7 @@ class Arrival:
     quality: Mapping[str, float] | None = None
     predicted: Mapping[str, float] | None = None
     tier: str | None = None
+    expected_tokens: int | None = None
 
     def output_of(self, tier: str) -> int:
         """Length of a tier's answer, at least one token."""
@@ -57,7 +59,8 @@ def read_trace(path: Path) -> Iterator[Arrival]:
     Known: Azure's CSV (TIMESTAMP, ContextTokens, GeneratedTokens), ServeGen's (timestamp_s,
     input_tokens, output_tokens), Splitwise's (arrival_timestamp, prompt_size, token_size),
     Mooncake's JSON lines (timestamp in ms, input_length, output_length, hash_ids) and own JSON
-    lines {"at_s", "prompt_tokens", "output_tokens", "prefix"?, "quality"?, "predicted"?, "tier"?}.
+    lines {"at_s", "prompt_tokens", "output_tokens", "prefix"?, "quality"?, "predicted"?, "tier"?,
+    "expected_tokens"?}.
 
     Raises TraceError.
     """
@@ -143,7 +146,7 @@ def _mooncake(row: Mapping[str, Any]) -> Arrival:
 
 _OWN = {
     "at_s", "prompt_tokens", "output_tokens", "prefix", "block_tokens", "quality", "predicted",
-    "tier",
+    "tier", "expected_tokens",
 }  # fmt: skip
 
 
@@ -162,6 +165,7 @@ def _own(row: Mapping[str, Any]) -> Arrival:
         row.get("quality"),
         row.get("predicted"),
         row.get("tier"),
+        None if row.get("expected_tokens") is None else max(1, int(row["expected_tokens"])),
     )
 
 

@@ -21,8 +21,8 @@ from tandem_operator.simulate.engine import (
     SimulatedWorker,
 )
 from tandem_operator.simulate.profiles import Profile
+from tandem_router.balancing.endpoint_picker import UNKNOWN_OUTPUT_TOKENS, Picker
 from tandem_router.balancing.endpoint_picker import Pick as WorkerPick
-from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.worker import Load
 from tandem_router.config import PickingConfig
 from tandem_worker.scheduling.scheduler import PrefillChoice
@@ -228,6 +228,7 @@ class SimulatedCluster:
             load = Load(
                 num_requests=worker.num_requests,
                 pending_prefill_tokens=worker.scheduler.num_pending_prefill_tokens,
+                expected_tokens=float(worker.scheduler.num_expected_tokens),
                 kv_free_share=blocks.num_available / blocks.num_blocks,
             )
             self.picker.observed(known, load)
@@ -239,8 +240,15 @@ class SimulatedCluster:
         per_block = self._picking.prefix_block_bytes / 4.0
         chain = _chain(arrival, per_block, self._picking.max_prefix_blocks)
         refused: set[str] = set()
+        expected = arrival.expected_tokens
         while True:
-            pick = self.picker.pick(running.tier, chain, float(arrival.prompt_tokens), refused)
+            pick = self.picker.pick(
+                running.tier,
+                chain,
+                float(arrival.prompt_tokens),
+                refused,
+                expected_tokens=expected,
+            )
             if pick is None:
                 return False
             decode = self.pods[pick.decode.url]
@@ -255,7 +263,7 @@ class SimulatedCluster:
         number = next(self._numbers)
         sequence = self._sequence(arrival, f"r{number}", number)
         sequence.remote_prefill = running.prefill is not None
-        sequence.predicted_output_tokens = running.num_outputs
+        sequence.predicted_output_tokens = expected or int(UNKNOWN_OUTPUT_TOKENS)
         running.job = Job(
             sequence,
             running.num_outputs,

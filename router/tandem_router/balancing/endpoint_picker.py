@@ -1,7 +1,8 @@
 """Which workers take a request: the decode and the prefill worker are chosen together.
 
 Cost of a worker is the work that would stand before this request there, in tokens: prompt
-tokens not covered by its prefix cache, prefill pending on it, and requests in flight. Covered
+tokens not covered by its prefix cache, prefill pending on it, and what its answers are expected to
+grow by (or, where it does not say, its requests in flight). Covered
 prefixes are known from a chain of block hashes over the request's bytes, remembered for each
 worker a request was sent to. Candidates are two random workers (power of two choices, so that
 routers acting on the same old numbers do not all pick one worker) and the one with the longest
@@ -25,6 +26,8 @@ from tandem_router.policy import Capabilities
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
+# As a worker assumes where nobody has predicted a length.
+UNKNOWN_OUTPUT_TOKENS = 256.0
 
 
 class Pick(Struct, eq=False):
@@ -169,11 +172,12 @@ class Picker:
         num_tokens: float,
         exclude: frozenset[str] | set[str],
         ejected_too: bool = False,
+        expected_tokens: float | None = None,
     ) -> Pick | None:
         """Choose workers for a prompt of about num_tokens; None when none is usable.
 
         exclude: URLs that just refused this very request. ejected_too: better one that has failed
-        lately than none.
+        lately than none. expected_tokens: of the answer, where they are predicted.
         """
         now = self._clock()
         decodes: list[Worker] = []
@@ -214,6 +218,8 @@ class Picker:
                     best = (cost, decode, prefill, uncached)
         assert best is not None
         _, decode, prefill, uncached = best
+        expected = UNKNOWN_OUTPUT_TOKENS if expected_tokens is None else expected_tokens
+        decode.sent_tokens += expected
         return self._started(Pick(decode, prefill, uncached, chain))
 
     def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
@@ -276,6 +282,7 @@ class Picker:
     def observed(self, worker: Worker, load: Load) -> None:
         """A fresh load report: the worker lives."""
         worker.load = load
+        worker.sent_tokens = 0.0
         worker.draining = load.draining
         worker.last_error = None
         self.answered(worker)

@@ -16,6 +16,9 @@ TEXT_WORKER = Capabilities(tools=False, structured_output=False, images=False, e
 # One request in flight delays a new one by about as much as prefilling this many tokens: its
 # decode steps share the batch. Only the order of candidates depends on it.
 TOKENS_PER_RUNNING_REQUEST = 64.0
+# The same where the worker says how many tokens it still expects of its answers: a request of the
+# usual length weighs as much.
+TOKENS_PER_EXPECTED_TOKEN = 0.5
 # A worker with less than this share of KV blocks free or reclaimable will preempt.
 KV_SCARCE_SHARE = 0.05
 KV_SCARCE_PENALTY_TOKENS = 4096.0
@@ -29,6 +32,7 @@ class Load:
     draining: bool = False
     num_requests: int = 0
     pending_prefill_tokens: int = 0
+    expected_tokens: float | None = None
     kv_free_share: float = 1.0
     revision: str | None = None
     max_model_len: int | None = None
@@ -56,6 +60,9 @@ class Load:
             draining=bool(data.get("draining", False)),
             num_requests=int(_number(data.get("num_running")) + _number(data.get("num_waiting"))),
             pending_prefill_tokens=int(_number(data.get("pending_prefill_tokens"))),
+            expected_tokens=(
+                _number(data["expected_tokens"]) if "expected_tokens" in data else None
+            ),
             kv_free_share=free_share,
             revision=revision if isinstance(revision, str) and revision else None,
             max_model_len=max_model_len,
@@ -98,6 +105,7 @@ class Worker:
     prefixes: PrefixIndex
     load: Load | None = None
     num_inflight: int = 0
+    sent_tokens: float = 0.0  # expected of the answers asked for since the last report
     pending_tokens: float = 0.0
     num_failures: int = 0
     down_until: float = 0.0
@@ -120,8 +128,11 @@ class Worker:
         """Work before a new request, in prefill-token equivalents."""
         load = self.load or Load()
         pending = max(self.pending_tokens, float(load.pending_prefill_tokens))
-        running = max(self.num_inflight, load.num_requests)
-        cost = pending + TOKENS_PER_RUNNING_REQUEST * running
+        if load.expected_tokens is not None:
+            cost = pending + TOKENS_PER_EXPECTED_TOKEN * (load.expected_tokens + self.sent_tokens)
+        else:
+            running = max(self.num_inflight, load.num_requests)
+            cost = pending + TOKENS_PER_RUNNING_REQUEST * running
         if load.kv_free_share < KV_SCARCE_SHARE:
             cost += KV_SCARCE_PENALTY_TOKENS
         return cost

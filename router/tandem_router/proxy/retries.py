@@ -360,9 +360,10 @@ class Retries:
         num_tokens = float(self._arrival.request.num_prompt_tokens)
         exclude = self._busy | self._left_out
         chain = self._chain if self._assignment.tier.kind == "pool" else ()
-        pick = picker.pick(name, chain, num_tokens, exclude)
+        expected = self._assignment.expected_tokens
+        pick = picker.pick(name, chain, num_tokens, exclude, expected_tokens=expected)
         if pick is None and not self._assignment.others():
-            pick = picker.pick(name, chain, num_tokens, exclude, ejected_too=True)
+            pick = picker.pick(name, chain, num_tokens, exclude, True, expected)
         return pick
 
     def _has_other_worker(self, worker: Worker) -> bool:

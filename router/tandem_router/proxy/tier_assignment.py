@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -196,6 +197,12 @@ class TierAssignment:
     def reads_answer(self) -> bool:
         """Whether the answer asked for now is to be read before it is sent."""
         return self.middle is not None and not self.has_answer
+
+    @property
+    def expected_tokens(self) -> float | None:
+        """Predicted length of this tier's answer; None where nothing predicts one."""
+        lengths: Mapping[str, float] | None = getattr(self.scored.score, "mean_tokens", None)
+        return None if lengths is None else lengths.get(self.tier.name)
 
     def _look_at_queue(self) -> None:
         """What stood before the request when its tier was chosen: latencies are kept net of it."""

@@ -50,8 +50,6 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
     if slo_ms is not None:
         left_ms = slo_ms - (services.clock() - arrival.started_at) * 1000.0
         deadline_ms = max(1, round(left_ms))
-    score = assignment.scored.score
-    lengths = getattr(score, "mean_tokens", None)
     return Told(
         request_id=arrival.request_id,
         created=arrival.created,
@@ -60,7 +58,7 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
         prefill_url=pick.prefill.url if pick.prefill is not None else None,
         deadline_ms=deadline_ms,
         priority=arrival.priority,
-        expected_tokens=(lengths or {}).get(tier.name),
+        expected_tokens=assignment.expected_tokens,
         order=tier.engine_order,
         peer_token=services.peer_token,
         token_statistics=assignment.reads_answer,

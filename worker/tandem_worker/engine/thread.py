@@ -20,6 +20,7 @@ from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogp
 from tandem_worker.errors import InvariantError
 
 CHECK_EVERY_S = 10.0
+EXPECTED_EVERY_S = 0.2
 HANG_S = 60.0
 """A step without progress for this long hangs: a layer takes far less on any device."""
 _MAX_FAILED_STEPS = 3
@@ -39,6 +40,7 @@ class EngineLoad:
     num_waiting: int = 0
     num_awaiting_kv: int = 0
     pending_prefill_tokens: int = 0
+    expected_tokens: int = 0
     blocks_total: int = 0
     blocks_free: int = 0
     blocks_cached: int = 0
@@ -66,6 +68,8 @@ class EngineThread:
         self._is_stepping = False
         self.broken: str | None = None
         """Why this engine can never serve again, or None."""
+        self._next_expected_s = 0.0
+        self._expected_tokens = 0
         self.load = self._snapshot()
 
     def start(self) -> None:
@@ -232,11 +236,17 @@ class EngineThread:
     def _snapshot(self) -> EngineLoad:
         scheduler = self.core.scheduler
         blocks = scheduler.blocks
+        now_s = time.monotonic()
+        # A walk over all sequences, for those who poll every second: not with every step.
+        if now_s >= self._next_expected_s or not scheduler.running:
+            self._next_expected_s = now_s + EXPECTED_EVERY_S
+            self._expected_tokens = scheduler.num_expected_tokens
         return EngineLoad(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_awaiting_kv=len(scheduler.awaiting_kv),
             pending_prefill_tokens=scheduler.num_pending_prefill_tokens,
+            expected_tokens=self._expected_tokens,
             blocks_total=blocks.num_blocks,
             blocks_free=blocks.num_free,
             blocks_cached=blocks.num_cached,

@@ -13,6 +13,7 @@ class RequestContext:
         prefill_url: Prefill worker to ask, or None to prefill here.
         deadline_ms: From arrival, for deadline-aware orders.
         priority: Lower goes first.
+        expected_tokens: Predicted length of the answer, or None.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class RequestContext:
     prefill_url: str | None = None
     deadline_ms: int | None = None
     priority: int = 0
+    expected_tokens: int | None = None
     send_token_ids: bool = False
     send_usage: bool = False
     send_token_statistics: bool = False

@@ -44,7 +44,8 @@ class Sequence:
         arrival_s: Clock reading on arrival, seconds.
         deadline_s: Clock reading by which the answer is wanted, or None.
         priority: Lower goes first.
-        predicted_output_tokens: Expected length of the answer, for the orders that use it.
+        predicted_output_tokens: Expected length of the answer, for the orders that use it and for
+            whoever picks a worker.
         remote_prefill: A prefill worker may fill the blocks.
         reuse_prefix: False where every position must really be computed (prompt log-probabilities).
         pinned: Never paused or preempted: a push is reading its blocks.
@@ -78,6 +79,18 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that the next steps have to compute."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def remaining_output_tokens(self) -> int:
+        """Tokens of the answer that are still expected, at least one.
+
+        An answer that has grown beyond its prediction is put into the next bin, twice as long.
+        """
+        generated = len(self.token_ids) - self.num_prompt_tokens
+        expected = max(1, self.predicted_output_tokens)
+        while expected <= generated:
+            expected *= 2
+        return expected - generated
 
 
 class Chunk(NamedTuple):
@@ -143,7 +156,7 @@ _NOMINAL_TOKEN_S = 1e-3
 
 
 def _nominal_time(sequence: Sequence) -> float:
-    return _NOMINAL_TOKEN_S * (sequence.num_uncomputed_tokens + sequence.predicted_output_tokens)
+    return _NOMINAL_TOKEN_S * (sequence.num_uncomputed_tokens + sequence.remaining_output_tokens)
 
 
 class Scheduler:
@@ -246,6 +259,12 @@ class Scheduler:
         waiting = sum(sequence.num_uncomputed_tokens for sequence in self.waiting)
         running = sum(max(0, sequence.num_uncomputed_tokens - 1) for sequence in self.running)
         return waiting + running
+
+    @property
+    def num_expected_tokens(self) -> int:
+        """Tokens still expected of all answers here, begun or not."""
+        here = (self.waiting, self.running, self.awaiting_kv.values())
+        return sum(sequence.remaining_output_tokens for group in here for sequence in group)
 
     @property
     def has_work(self) -> bool:
@@ -386,7 +405,7 @@ class Scheduler:
         """Sort key; the smallest goes first."""
         arrival = sequence.arrival_s
         if self.order == "sjf":
-            length = sequence.num_uncomputed_tokens + sequence.predicted_output_tokens
+            length = sequence.num_uncomputed_tokens + sequence.remaining_output_tokens
             return (sequence.priority, length, arrival)
         if self.order == "edf":
             if sequence.deadline_s is None:

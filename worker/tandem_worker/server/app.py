@@ -402,6 +402,7 @@ class WorkerApp:
             prefill_url=prefill,
             deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
             priority=_header_int(headers, "x-tandem-priority", signed=True) or 0,
+            expected_tokens=_header_int(headers, "x-tandem-expected-tokens"),
             send_token_ids=headers.get("x-tandem-token-ids") == "1",
             send_usage=headers.get("x-tandem-usage") == "1",
             send_token_statistics=headers.get("x-tandem-token-statistics") == "1",

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tandem_worker.disaggregation.decode_side import RemotePrefill
 
 _CONTEXT_TOKENS = 5
+# Where nobody has predicted a length: half of Azure's conversations are shorter than 130 tokens.
+UNKNOWN_OUTPUT_TOKENS = 256
 
 _numbers = itertools.count(1)
 """Sets requests of one id apart: a retry may arrive before its predecessor's end was noticed."""
@@ -253,7 +255,9 @@ class Generation:
             arrival_s=self._arrival_s,
             deadline_s=self._arrival_s + context.deadline_ms / 1e3 if context.deadline_ms else None,
             priority=context.priority,
-            predicted_output_tokens=min(choice.sampling.max_tokens, 256),
+            predicted_output_tokens=min(
+                choice.sampling.max_tokens, context.expected_tokens or UNKNOWN_OUTPUT_TOKENS
+            ),
             remote_prefill=self._remote is not None
             and self._is_leader(choice)
             and not scored

@@ -231,6 +231,7 @@ class Worker:
             "num_running": load.num_running if load else 0,
             "num_waiting": load.num_waiting + load.num_awaiting_kv if load else 0,
             "pending_prefill_tokens": load.pending_prefill_tokens if load else 0,
+            "expected_tokens": load.expected_tokens if load else 0,
             "kv_blocks": {
                 "total": load.blocks_total if load else 0,
                 "free": load.blocks_free if load else 0,
@@ -298,7 +299,7 @@ class Worker:
             ),
             order=config.scheduler,
             service_time=lambda s: profile.service_time_s(
-                s.num_computed_tokens, s.num_uncomputed_tokens, s.predicted_output_tokens
+                s.num_computed_tokens, s.num_uncomputed_tokens, s.remaining_output_tokens
             ),
             choose_remote=self._choose_remote,
         )

@@ -1,0 +1,1 @@
+"""Worlds, rivals and traffic of benchmarks/autoscaling.py."""
