@@ -11,8 +11,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from tandem_router.addresses import Outward, networks, shows_key
 from tandem_router.errors import ConfigError
 
 Name = Annotated[
@@ -450,6 +458,48 @@ class AccessConfig(Section):
     )
 
 
+class OutwardConfig(Section):
+    """Where external tiers and judges may be; checked at the start and at every connection."""
+
+    only_public: bool = Field(
+        default=False,
+        description="Public addresses only, as the operator sets it in a cluster. Link-local and "
+        "metadata addresses are refused in any case.",
+    )
+    allowed_networks: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Networks (`10.20.0.0/16`) that are not refused, whatever they are.",
+    )
+    plain_http_keys: bool = Field(
+        default=False,
+        description="Send API keys over plain http to other machines, where they can be read.",
+    )
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        networks(value)
+        return value
+
+    @property
+    def rule(self) -> Outward:
+        """What connections are held to."""
+        return Outward(self.only_public, networks(self.allowed_networks))
+
+    def refused(self, url: str, has_key: bool) -> str | None:
+        """What is wrong with a provider's URL, and the next step; None where nothing is."""
+        why = self.rule.refused_url(url)
+        if why is not None:
+            return f"{url!r} {why}; use another, or add its network to outward.allowed_networks"
+        if has_key and not self.plain_http_keys and shows_key(url):
+            return (
+                f"{url!r} is plain http, which shows the API key on the way; use https, or set "
+                "outward.plain_http_keys"
+            )
+        return None
+
+
 class OutlierConfig(Section):
     """When a worker that keeps failing requests is left out, whatever its load report says."""
 
@@ -623,6 +673,7 @@ class RouterConfig(Section):
     learning: LearningConfig = LearningConfig()
     limits: LimitsConfig = LimitsConfig()
     access: AccessConfig = AccessConfig()
+    outward: OutwardConfig = OutwardConfig()
     failover: FailoverConfig = FailoverConfig()
     picking: PickingConfig = PickingConfig()
     endpoints: Annotated[FileEndpoints | EndpointSliceEndpoints, Field(discriminator="type")] = (
@@ -684,6 +735,18 @@ class RouterConfig(Section):
                     raise ValueError(
                         f"endpoints.services names tier {ref.tier!r}, which does not exist"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _providers_may_be_asked(self) -> Self:
+        asked = [(f"tier {tier.name!r}", tier.url, tier.api_key_file) for tier in self.tiers]
+        judge = self.learning.judge
+        if judge is not None:
+            asked.append(("learning.judge", judge.url, judge.api_key_file))
+        for who, url, key in asked:
+            why = self.outward.refused(url, key is not None) if url is not None else None
+            if why is not None:
+                raise ValueError(f"{who}: url {why}")
         return self
 
     def tier(self, name: str) -> TierConfig:

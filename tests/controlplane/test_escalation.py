@@ -97,6 +97,9 @@ ATTACKS = {
     "node": (a_model("node", weights={"source": "file:///etc"}), "VolumeNotAllowed"),
     "volume": (a_model("volume", {"volumes": [ROOT]}), "VolumeNotAllowed"),
     "own": (a_model("own", namespace=OWN), "NamespaceNotAllowed"),
+    "metadata": (a_router("metadata", url="http://2852039166/v1"), "AddressNotAllowed"),
+    "inside": (a_router("inside", url="https://kubernetes.default.svc/v1"), "AddressNotAllowed"),
+    "private": (a_router("private", url="https://10.96.0.1/v1"), "AddressNotAllowed"),
     "weights": (
         a_model("weights", weights={"source": "hf://a/b", "secretRef": {"name": "db-password"}}),
         "SecretNotAllowed",

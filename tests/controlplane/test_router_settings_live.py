@@ -98,7 +98,7 @@ def routed(cluster: Any) -> Iterator[Any]:
     routes = "httproutes.gateway.networking.k8s.io"
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{routes}", "--timeout=30s")
     own = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
-    values = ("--set", own)
+    values = ("--set", own, "--set", "allow.externalNetworks={127.0.0.0/8}")
     values = (*values, "--set", "images.pullPolicy=Never", "--set-json", f"routers={ENTRANCE}")
     options = ("--create-namespace", "--take-ownership", "--wait", "--timeout=60s")
     installed = cluster.run("helm", "install", "tandem", CHART, *IN, *values, *options)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from stored_cluster import BOTH, Cluster
 from tandem_operator.plan import Settings
 from tandem_operator.plan.permissions import refusals, secrets_of
+from tandem_operator.plan.router_config import router_config
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.rules import violations
 
 CLOSED = Settings(allow=AllowList(), own_namespace="tandem-system")
 
@@ -373,3 +375,61 @@ async def test_a_secret_of_the_users_own_is_not_removed_with_the_last_router() -
         await cluster.reconcile(kind, name)
 
     assert cluster.names("Secret") == ["tandem-peer-token"]
+
+
+def at(url: str, **more: Any) -> Router:
+    """A Router that asks this address, without a key unless one is given."""
+    tier = {"name": "large", "external": {"url": url, "model": "x", **PRICES, **more}}
+    return Router.model_validate(
+        {
+            "metadata": {"name": "r", "namespace": "team", "uid": "u"},
+            "spec": {"tiers": [tier]},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://2852039166/v1", "https://kubernetes.default.svc/v1", "http://10.96.0.1:443/v1"],
+)
+def test_a_router_asks_no_address_of_the_cluster_or_of_its_cloud(url: str) -> None:
+    (refusal,) = said(at(url))
+    lifted = said(at(url), AllowList(external_networks=("0.0.0.0/0",)))
+
+    assert refusal.startswith("AddressNotAllowed: spec.tiers[0].external.url")
+    assert "allow.externalNetworks" in refusal
+    assert lifted == []
+
+
+def test_a_routers_key_is_not_sent_in_the_clear() -> None:
+    router = at("http://api.example.com/v1", apiKeySecretRef=KEY)
+    labels = {"db-password": {"tandem.dev/usable-by": "routers"}}
+
+    (refusal,) = said(router, **labels)
+    lifted = said(router, AllowList(plain_http_keys=True), **labels)
+
+    assert refusal.startswith("KeyInTheClear: ")
+    assert "allow.plainHttpKeys=true" in refusal
+    assert lifted == []
+
+
+def test_a_routers_pods_hold_to_what_the_installation_allows_and_local_ones_to_less() -> None:
+    """The second look is at every connection: a name says where it leads only then."""
+    allow = AllowList(external_networks=("10.20.0.0/16",))
+    router = at("https://api.example.com/v1")
+
+    inside = router_config(router, {}, Settings(allow=allow)).outward
+    at_home = router_config(router, {}, Settings()).outward
+
+    assert (inside.only_public, inside.allowed_networks) == (True, ("10.20.0.0/16",))
+    assert (at_home.only_public, at_home.plain_http_keys) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/", "https://user:pw@api.example/v1", "http://[fe80::1]:80/v1"],
+)
+def test_what_no_installation_allows_breaks_a_rule_of_the_resource(url: str) -> None:
+    found = violations("Router", {"spec": at(url).spec.to_wire()})
+
+    assert any("metadata service" in each.message for each in found)

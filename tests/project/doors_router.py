@@ -41,6 +41,13 @@ def shadowed(test: str, word: str = "") -> Tests:
 
 _JUDGED = "test_the_judge_is_asked_by_its_model_and_key_and_its_price_is_booked"
 _CAPTURED = "test_captured_prompts_are_redacted_and_features_hold_no_words"
+
+
+def outward(test: str) -> Tests:
+    """A row of the tests of where providers may be."""
+    return shown_by(f"router/test_outward.py::{test}")
+
+
 ROUTER: dict[str, Tests | Probe] = {
     "learning.shadow_share": shadowed("test_no_share_means_no_second_answer"),
     "learning.daily_usd": shadowed("test_the_days_money_is_never_passed_and_survives_a_restart"),
@@ -213,6 +220,13 @@ ROUTER: dict[str, Tests | Probe] = {
     "limits.max_waiting_connections_per_address": hostile(
         "test_connections_that_say_nothing_are_bounded_by_address"
     ),
+    "outward.only_public": outward(
+        "test_in_a_cluster_names_of_the_cluster_are_refused_unless_a_network_is_allowed"
+    ),
+    "outward.allowed_networks": outward(
+        "test_in_a_cluster_names_of_the_cluster_are_refused_unless_a_network_is_allowed"
+    ),
+    "outward.plain_http_keys": outward("test_a_key_is_not_sent_in_the_clear_unless_that_is_said"),
     "access.allowed_hosts": hostile("test_a_router_answers_to_its_allowed_hosts_only"),
     "access.cors_origins": shown_by(
         "router/test_hostile_clients.py::test_a_page_that_cors_origins_name_may_ask",

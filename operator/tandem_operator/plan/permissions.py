@@ -14,6 +14,7 @@ from tandem_operator.plan.objects import Problem, Settings
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
+from tandem_router.addresses import Outward, networks
 
 # What may be patched: scheduling, resources, storage, environment, and what only tightens.
 _POD_FIELDS = frozenset(
@@ -138,6 +139,30 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
     for path, patch in patches(resource).items():
         found += _patch(patch, path, settings, allow)
     found += _secrets(resource, allow, secrets)
+    if isinstance(resource, Router):
+        found += _providers(resource, allow)
+    return found
+
+
+def _providers(router: Router, allow: AllowList) -> list[Problem]:
+    """External tiers inside the cluster, and keys that can be read on their way.
+
+    A name is looked at here, and what it stands for by the router at every connection.
+    """
+    rule = Outward(only_public=True, allowed=networks(allow.external_networks))
+    found: list[Problem] = []
+    for index, tier in enumerate(router.spec.tiers):
+        if tier.external is None:
+            continue
+        where, url = f"spec.tiers[{index}].external.url", tier.external.url
+        if (why := rule.refused_url(url)) is not None:
+            text = f"{where} {url!r} {why}; use a public one"
+            found.append(_refusal("AddressNotAllowed", text, "allow.externalNetworks={CIDR}"))
+        if tier.external.api_key_secret_ref is None or allow.plain_http_keys:
+            continue
+        if url.startswith("http://"):
+            text = f"{where} {url!r} is plain http, which shows the API key on the way; use https"
+            found.append(_refusal("KeyInTheClear", text, "allow.plainHttpKeys=true"))
     return found
 
 

@@ -149,6 +149,8 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         }
     if spec.learning is not None:
         data["learning"] = _learning(spec.learning)
+    if any(tier.external is not None for tier in spec.tiers):
+        data["outward"] = _outward(settings)
     if spec.routing != "Active":
         data["routing"] = spec.routing
     if spec.threshold is not None:
@@ -167,6 +169,18 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
     else:
         data["endpoints"] = {"type": "file"}
     return RouterConfig.model_validate(data)
+
+
+def _outward(settings: Settings) -> Object:
+    """Where providers may be: what the installation allows; on one's own machine, oneself."""
+    allow = settings.allow
+    if allow is None:
+        return {"plain_http_keys": True}
+    return {
+        "only_public": True,
+        "allowed_networks": allow.external_networks,
+        "plain_http_keys": allow.plain_http_keys,
+    }
 
 
 def _wake_s(router: Router, models: Mapping[str, Model]) -> float:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from pydantic.alias_generators import to_camel
+
+from tandem_router.addresses import networks
 
 Entry = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
 
@@ -55,6 +57,20 @@ class AllowList(BaseModel):
         description="engine.args by which a server runs Python that comes with the weights: "
         "trust-remote-code.",
     )
+    external_networks: tuple[Entry, ...] = Field(
+        default=(),
+        description="Networks, such as 10.20.0.0/16, where external tiers may be besides public "
+        "addresses.",
+    )
+    plain_http_keys: bool = Field(
+        default=False, description="API keys of external tiers over plain http."
+    )
     own_namespace: bool = Field(
         default=False, description="Models and Routers in the operator's own namespace."
     )
+
+    @field_validator("external_networks")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        networks(value)
+        return value

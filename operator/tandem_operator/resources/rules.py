@@ -6,6 +6,7 @@ bare default, so optional fields are guarded with has().
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,13 @@ from typing import Any
 from tandem_operator.resources.engine_rules import ENGINE_RULES, EngineRule
 
 Obj = Mapping[str, Any]
+
+
+# What no installation allows; the rest is `plan/permissions.py`, and the router's at connections.
+FORBIDDEN_URL = (
+    "^https?://([^/]*@|169[.]254[.]|[^a-z0-9.]fe[89ab][0-9a-f]:"
+    "|metadata([.]google[.]internal)?([:/]|$))"
+)
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,14 @@ ROUTER_RULES: list[Rule] = [
         "has(self.modelRef) != has(self.external)",
         "a tier has either modelRef or external, exactly one of them",
         lambda o, _: ("modelRef" in o) != ("external" in o),
+    ),
+    Rule(
+        ("spec", "tiers", "*", "external"),
+        f"!self.url.matches('{FORBIDDEN_URL}')",
+        "url must be a service's, without user name and password, not of a metadata service or a "
+        "link-local address",
+        lambda o, _: re.match(FORBIDDEN_URL, o["url"]) is None,
+        "url",
     ),
     Rule(
         ("spec", "predictor"),

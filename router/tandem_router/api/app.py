@@ -129,6 +129,7 @@ class RouterApp:
         client = client or UpstreamClient(
             connect_timeout_s=config.failover.connect_timeout_s,
             stall_timeout_s=config.failover.stall_timeout_s,
+            outward=config.outward.rule,
         )
         routing = Routing(config, predictor, self.picker, steering, ledger, metrics, clock)
         labels = Labels(store)

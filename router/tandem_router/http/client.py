@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from tandem_router.addresses import Outward
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Origin, OriginPool, Response
 from tandem_router.http.deadlines import Deadlines
@@ -50,7 +51,8 @@ class UpstreamClient:
     """Requests to any number of origins, each with its own pool of idle connections.
 
     connect_timeout_s and stall_timeout_s are in seconds; `tls` is used for https origins
-    (default: the system's certificates).
+    (default: the system's certificates), `outward` for providers: any address but link-local ones
+    where it is absent.
     """
 
     def __init__(
@@ -59,15 +61,20 @@ class UpstreamClient:
         connect_timeout_s: float = 2.0,
         stall_timeout_s: float = 120.0,
         tls: ssl.SSLContext | None = None,
+        outward: Outward | None = None,
     ) -> None:
         self.connect_timeout_s = connect_timeout_s
         self.stall_timeout_s = stall_timeout_s
         self._tls = tls
         self._pools: dict[Origin, OriginPool] = {}
+        # Connections to providers are apart from those to workers, and held to a rule.
+        self._outward = outward or Outward()
+        self._outward_pools: dict[Origin, OriginPool] = {}
         self._deadlines: Deadlines | None = None
 
-    def _pool(self, origin: Origin) -> OriginPool:
-        pool = self._pools.get(origin)
+    def _pool(self, origin: Origin, outward: bool) -> OriginPool:
+        pools = self._outward_pools if outward else self._pools
+        pool = pools.get(origin)
         if pool is None:
             tls = None
             if origin.scheme == "https":
@@ -75,7 +82,8 @@ class UpstreamClient:
             loop = asyncio.get_running_loop()
             if self._deadlines is None:
                 self._deadlines = Deadlines(loop)
-            pool = self._pools[origin] = OriginPool(origin, loop, tls, self._deadlines)
+            rule = self._outward if outward else None
+            pool = pools[origin] = OriginPool(origin, loop, tls, self._deadlines, rule)
         return pool
 
     async def request(
@@ -87,10 +95,12 @@ class UpstreamClient:
         body: bytes = b"",
         stall_timeout_s: float | None = None,
         begin_within_s: float | None = None,
+        outward: bool = False,
     ) -> Response:
         """Send one request and return once the reply's headers are here.
 
-        begin_within_s: the reply fails unless `Response.began` was called by then.
+        begin_within_s: the reply fails unless `Response.began` was called by then. outward: to a
+        provider, whose address is checked.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
         timed it out. Our requests may be repeated safely, since ids and seeds travel with them.
@@ -98,7 +108,7 @@ class UpstreamClient:
         cancellation the connection is closed.
         """
         origin, _ = split_url(url)
-        pool = self._pool(origin)
+        pool = self._pool(origin, outward)
         lines = [_request_line(method, url)]
         lines += [b"%b: %b\r\n" % header for header in headers]
         if body or method == "POST":
@@ -146,14 +156,16 @@ class UpstreamClient:
 
     def abandon(self, url: str, why: str) -> None:
         """Break every exchange with an origin, for one that is connected but does not answer."""
-        pool = self._pools.get(split_url(url)[0])
-        if pool is not None:
-            pool.abandon(why)
+        for pools in (self._pools, self._outward_pools):
+            pool = pools.get(split_url(url)[0])
+            if pool is not None:
+                pool.abandon(why)
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
-        self._pools.clear()
+        for pools in (self._pools, self._outward_pools):
+            for pool in pools.values():
+                pool.close()
+            pools.clear()
         if self._deadlines is not None:
             self._deadlines.close()
             self._deadlines = None

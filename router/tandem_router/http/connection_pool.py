@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import cast
 
 import httptools
 
+from tandem_router.addresses import Outward, numeric
 from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
 from tandem_router.http.deadlines import Deadlines
 
@@ -389,6 +391,7 @@ class OriginPool:
     loop: asyncio.AbstractEventLoop
     tls: ssl.SSLContext | None
     deadlines: Deadlines
+    outward: Outward | None = None
     idle: list[Connection] = field(default_factory=list)
     busy: set[Connection] = field(default_factory=set)
 
@@ -400,9 +403,12 @@ class OriginPool:
         origin = self.origin
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await self.loop.create_connection(
-                    lambda: Connection(self), origin.host, origin.port, ssl=self.tls
-                )
+                if self.outward is None:
+                    _, connection = await self.loop.create_connection(
+                        lambda: Connection(self), origin.host, origin.port, ssl=self.tls
+                    )
+                else:
+                    connection = await self._connect_outward(self.outward)
         except TimeoutError as error:
             raise UnreachableError(f"{self.name}: no connection within {timeout_s:g} s") from error
         except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
@@ -410,6 +416,33 @@ class OriginPool:
             raise UnreachableError(f"{self.name}: cannot connect: {reason}") from error
         self.busy.add(connection)
         return connection
+
+    async def _connect_outward(self, rule: Outward) -> Connection:
+        """To an address that was checked, not to the name: DNS may say another one next time.
+
+        Raises OSError.
+        """
+        origin = self.origin
+        found = await self.loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        refusals = {each: _refused(each, rule) for each in addresses}
+        failure = OSError("no address")
+        for address in addresses:
+            if (why := refusals[address]) is not None:
+                failure = OSError(f"{address} {why}; see outward in the configuration")
+                continue
+            try:
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self),
+                    address,
+                    origin.port,
+                    ssl=self.tls,
+                    server_hostname=origin.host if self.tls is not None else None,
+                )
+                return connection
+            except OSError as error:
+                failure = error
+        raise failure
 
     def take_idle(self) -> Connection | None:
         oldest = self.loop.time() - IDLE_KEPT_S
@@ -449,3 +482,8 @@ class OriginPool:
     def close(self) -> None:
         for connection in [*self.idle, *self.busy]:
             connection.abort()
+
+
+def _refused(address: str, rule: Outward) -> str | None:
+    number = numeric(address)
+    return "is no address" if number is None else rule.refused(number)

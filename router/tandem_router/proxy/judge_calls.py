@@ -47,6 +47,7 @@ class JudgeKeys:
             headers=headers,
             body=body,
             stall_timeout_s=judge.timeout_s,
+            outward=True,
         )
         try:
             return response.status, await response.read_all(MAX_VERDICT_BYTES)

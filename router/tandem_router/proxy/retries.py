@@ -230,6 +230,7 @@ class Retries:
                 body=body,
                 stall_timeout_s=stall_s,
                 begin_within_s=self._patience_s(),
+                outward=tier.kind == "external",
             )
             if response.status != 200:
                 payload = await response.read_all(4 * 2**20)
