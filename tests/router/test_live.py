@@ -374,7 +374,7 @@ def test_a_rotated_provider_key_is_taken_up(make_config: Any, tmp_path: Path) ->
     tier = {
         **CONFIG["tiers"][1],
         "kind": "external",
-        "url": "http://provider/v1",
+        "url": "https://provider/v1",
         "api_key_file": str(path),
     }
     keys = ProviderKeys(make_config(tiers=[CONFIG["tiers"][0], tier]), lambda: next(seconds))
@@ -390,7 +390,7 @@ def test_a_provider_key_that_is_empty_is_refused_at_the_start(
     make_config: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_text("\n")
-    tier = {**CONFIG["tiers"][1], "kind": "external", "url": "http://provider/v1"}
+    tier = {**CONFIG["tiers"][1], "kind": "external", "url": "https://provider/v1"}
     tiers = [CONFIG["tiers"][0], {**tier, "api_key_file": str(tmp_path / "key")}]
 
     with pytest.raises(ConfigError, match=r"tier 'large': api_key_file .* must hold 1 to 4 lines"):
