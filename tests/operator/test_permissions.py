@@ -401,6 +401,19 @@ def test_a_router_asks_no_address_of_the_cluster_or_of_its_cloud(url: str) -> No
     assert lifted == []
 
 
+def test_a_judge_is_held_to_the_same() -> None:
+    spec = at("https://api.example.com/v1").spec.to_wire()
+    judge = {"url": "http://10.0.0.1/v1", "model": "j", "apiKeySecretRef": KEY}
+    learning = {"shadowShare": "0.1", "judge": judge}
+    metadata = {"name": "r", "namespace": "team", "uid": "u"}
+    router = Router.model_validate({"metadata": metadata, "spec": {**spec, "learning": learning}})
+
+    found = said(router, **{"db-password": {"tandem.dev/usable-by": "routers"}})
+
+    assert [each.partition(":")[0] for each in found] == ["AddressNotAllowed", "KeyInTheClear"]
+    assert all("spec.learning.judge.url" in each for each in found)
+
+
 def test_a_routers_key_is_not_sent_in_the_clear() -> None:
     router = at("http://api.example.com/v1", apiKeySecretRef=KEY)
     labels = {"db-password": {"tandem.dev/usable-by": "routers"}}

@@ -145,22 +145,17 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
 
 
 def _providers(router: Router, allow: AllowList) -> list[Problem]:
-    """External tiers inside the cluster, and keys that can be read on their way.
+    """External tiers and judges inside the cluster, and keys that can be read on their way.
 
     A name is looked at here, and what it stands for by the router at every connection.
     """
     rule = Outward(only_public=True, allowed=networks(allow.external_networks))
     found: list[Problem] = []
-    for index, tier in enumerate(router.spec.tiers):
-        if tier.external is None:
-            continue
-        where, url = f"spec.tiers[{index}].external.url", tier.external.url
+    for where, url, has_key in router.spec.providers():
         if (why := rule.refused_url(url)) is not None:
             text = f"{where} {url!r} {why}; use a public one"
             found.append(_refusal("AddressNotAllowed", text, "allow.externalNetworks={CIDR}"))
-        if tier.external.api_key_secret_ref is None or allow.plain_http_keys:
-            continue
-        if url.startswith("http://"):
+        if has_key and url.startswith("http://") and not allow.plain_http_keys:
             text = f"{where} {url!r} is plain http, which shows the API key on the way; use https"
             found.append(_refusal("KeyInTheClear", text, "allow.plainHttpKeys=true"))
     return found

@@ -149,7 +149,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         }
     if spec.learning is not None:
         data["learning"] = _learning(spec.learning)
-    if any(tier.external is not None for tier in spec.tiers):
+    if spec.providers():
         data["outward"] = _outward(settings)
     if spec.routing != "Active":
         data["routing"] = spec.routing

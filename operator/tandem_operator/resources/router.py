@@ -522,6 +522,23 @@ class RouterSpec(Resource):
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
+    def providers(self) -> list[tuple[str, str, bool]]:
+        """(path, URL, whether a key is sent) of everybody outside that the router asks."""
+        found = [
+            (
+                f"spec.tiers[{index}].external.url",
+                tier.external.url,
+                tier.external.api_key_secret_ref is not None,
+            )
+            for index, tier in enumerate(self.tiers)
+            if tier.external is not None
+        ]
+        judge = self.learning.judge if self.learning is not None else None
+        if judge is not None and judge.url is not None:
+            has_key = judge.api_key_secret_ref is not None
+            found.append(("spec.learning.judge.url", judge.url, has_key))
+        return found
+
     @property
     def fallback(self) -> str:
         """The fallback tier's name, with its default."""
