@@ -7,7 +7,7 @@ RUN python -m venv /opt/tandem \
  && mkdir -p operator/tandem_operator router/tandem_router worker/tandem_worker kernels/tandem_kernels \
  && touch operator/tandem_operator/__init__.py router/tandem_router/__init__.py \
     worker/tandem_worker/__init__.py kernels/tandem_kernels/__init__.py \
- && /opt/tandem/bin/pip install --no-cache-dir -c constraints.txt ".[worker]"
+ && /opt/tandem/bin/pip install --no-cache-dir -c constraints.txt ".[worker,otel]"
 COPY operator operator
 COPY router router
 COPY worker worker

@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tandem_operator.kube.operator import build_parser, serve
 
     args = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _log(args.log_level, args.log_format)
     if args.log_level != "debug":
         # kopf tells of each event at info.
         logging.getLogger("kopf").setLevel(logging.WARNING)
@@ -32,6 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"tandem-operator: port {args.port} cannot be used: {error.strerror}\n")
         return 1
+
+
+def _log(level: str, form: str) -> None:
+    """Lines as text, or one JSON object each."""
+    handler = logging.StreamHandler()
+    if form == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        fields = {"asctime": "time", "levelname": "level", "name": "logger"}
+        line = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        handler.setFormatter(JsonFormatter(line, rename_fields=fields))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from pathlib import Path
 from tandem_router.config import LimitsConfig, RouterConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
 from tandem_router.http.server import Listener, ServerLimits
+from tandem_router.logs import configure
 from tandem_router.secret_file import SecretFile
+from tandem_router.tracing import from_environment
 
 # For the store, the configuration, workers' load reports and the reserve for probes.
 FILES_KEPT_BACK = 96
@@ -44,9 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(args.log_level)
     try:
         return _run(args)
     except RouterError as error:
@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace) -> int:
         store_url=_secret_text(args.store_url_file),
         config_path=args.config,
         allowed_hosts=loopback_names(host),
+        tracing=from_environment("tandem-router"),
     )
     port = args.port or config.http_port
     # Long-lived objects leave the collector's sight: full collections otherwise stop every

@@ -224,6 +224,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "networkPolicies.restrictEgress": True,
         "networkPolicies.egressTo": [{"podSelector": {}}],
         "clusterDomain": "example.org",
+        "logFormat": "json",
         "metrics.podMonitor": False,
         "metrics.alerts": False,
         "metrics.runbooks": "https://runbooks.test/tandem",

@@ -63,7 +63,8 @@ def test_dependencies_are_pinned_by_the_constraints(image: str) -> None:
     installs = [r for w, r in instructions(image) if w == "RUN" and "pip install" in r]
 
     first, second = installs
-    assert f'-c constraints.txt ".[{image}]"' in first
+    extras = image if image == "operator" else f"{image},otel"
+    assert f'-c constraints.txt ".[{extras}]"' in first
     assert "--no-deps" in second
     assert all("--no-cache-dir" in line for line in installs)
 

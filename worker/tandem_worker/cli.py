@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import ConfigError, WorkerError
+from tandem_worker.logs import configure
 from tandem_worker.server.secret_file import SecretFile
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads these when torch is imported, which happens later; spinning threads would take
     # the core from the HTTP side and from the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(
-        level=os.environ.get("TANDEM_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    configure(os.environ.get("TANDEM_LOG_LEVEL", "INFO"))
     try:
         config = WorkerConfig.load(arguments.config)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))

@@ -73,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8080, help="port of /health, /ready and /metrics")
     add("--host", default="", help="address of that port (default: $POD_IP or all)")
     add("--log-level", default="info", choices=("debug", "info", "warning"), help="least severe")
+    forms = ("text", "json")
+    add("--log-format", default="text", choices=forms, help="of the operator and all pods")
     return parser
 
 
@@ -294,6 +296,7 @@ async def serve(args: argparse.Namespace) -> int:
         allow=args.allow,
         pods=args.pod_defaults,
         entrance=args.routers,
+        log_format=args.log_format,
         own_namespace=args.own_namespace,
     )
     elector = None

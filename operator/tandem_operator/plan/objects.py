@@ -59,6 +59,7 @@ class Settings:
     data_digests: Mapping[str, str] = field(default_factory=dict)
     # What Models and Routers may ask for; None allows everything, on one's own machine.
     allow: AllowList | None = None
+    log_format: Literal["text", "json"] = "text"
     # How requests come in from outside.
     entrance: Entrance = field(default_factory=Entrance)
     # What all pods get beside what their resource asks for.
@@ -256,6 +257,12 @@ def merge_patch(target: Any, patch: Any) -> Any:
                 result_list.append(copy.deepcopy(item))
         return result_list
     return copy.deepcopy(patch)
+
+
+def log_variables(settings: Settings) -> list[Object]:
+    """The variable by which our processes know how to write their log; none for text."""
+    json_lines = settings.log_format == "json"
+    return [{"name": "TANDEM_LOG_FORMAT", "value": "json"}] if json_lines else []
 
 
 def patched(

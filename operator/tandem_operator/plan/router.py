@@ -22,6 +22,7 @@ from tandem_operator.plan.objects import (
     child,
     digest,
     foreign_labels,
+    log_variables,
     owner_labels,
     patched,
     peer_secret,
@@ -326,6 +327,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "args": args,
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            *log_variables(settings),
         ],
         "ports": [{"name": "http", "containerPort": settings.router_port, "protocol": "TCP"}],
         "resources": resources,

@@ -58,6 +58,7 @@ from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.records import Backend, Spend
 from tandem_router.store.writer import Store
+from tandem_router.tracing import Tracing
 
 logger = logging.getLogger("tandem.router")
 
@@ -93,6 +94,7 @@ class RouterApp:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         if isinstance(config.endpoints, FileEndpoints) and endpoints_path is None:
             pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
@@ -169,6 +171,7 @@ class RouterApp:
             workers_changed=asyncio.Event(),
             reuse=Reuse(config, clock),
             arrivals=Arrivals((tier.name for tier in config.tiers), metrics),
+            tracing=tracing,
         )
         # Until the endpoints are known every tier may be there.
         self.set_table({tier.name: {} for tier in config.tiers})
@@ -319,6 +322,8 @@ class RouterApp:
             self.services.routing.scorer.close()
             self.services.routing.answers.close()
             self.services.client.close()
+            if self.services.tracing is not None:
+                await asyncio.to_thread(self.services.tracing.close)
 
 
 def _without_body(send: Send) -> Send:

@@ -26,9 +26,11 @@ from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
 from tandem_router.limits.bodies import HeldBodies
+from tandem_router.logs import REQUEST_ID
 from tandem_router.openai import responses_api
 from tandem_router.openai.request import (
     PATHS,
+    InferenceRequest,
     Kind,
     RequestHeaders,
     parse_headers,
@@ -90,6 +92,7 @@ class DataPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = new_request_id()
+        REQUEST_ID.set(request_id)
         page = readable_by(scope["headers"], self._services.config.access.cors_origins)
         if page is not None:
             send = for_page(send, page)
@@ -179,6 +182,32 @@ class DataPath:
     ) -> None:
         services = self._services
         request = parse_inference(kind, body, services.config.limits)
+        tracing, refused = services.tracing, None
+        if tracing is not None:
+            tracing.begin(request_id, f"{kind} {services.config.name}", scope["headers"])
+        try:
+            await self._admitted(
+                request, headers, caller, scope, receive, send, request_id, started_at
+            )
+        except (ApiError, RequestRefused) as error:
+            refused = str(error) or type(error).__name__
+            raise
+        finally:
+            if tracing is not None:
+                tracing.end(request_id, refused)
+
+    async def _admitted(
+        self,
+        request: InferenceRequest,
+        headers: RequestHeaders,
+        caller: Caller | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        started_at: float,
+    ) -> None:
+        services = self._services
         arrival = admit(
             services,
             request,

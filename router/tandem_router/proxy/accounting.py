@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from msgspec import Struct
 
 from tandem_router.limits.ledger import NOTHING, Used
+from tandem_router.logs import REQUESTS
 from tandem_router.openai.usage import (
     NOTHING_USED,
     Usage,
@@ -16,6 +18,7 @@ from tandem_router.openai.usage import (
     usage_of,
 )
 from tandem_router.policy import Reason
+from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
@@ -95,6 +98,35 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
             )
     services.decisions.finished(record)
     _keep(services, record)
+    if services.tracing is not None or REQUESTS.isEnabledFor(logging.INFO):
+        _tell(services, record, arrival)
+
+
+def _tell(services: Services, record: DecisionRecord, arrival: Arrival) -> None:
+    """The span and the log line of a request, where either is wanted; no text of it."""
+    said = {
+        "status": record.status,
+        "tier": record.tier,
+        "reason": record.reason,
+        "tenant": record.tenant,
+        "cost_usd": record.cost_usd,
+        "num_failovers": record.num_failovers,
+        "decode_worker": record.decode_worker,
+        "prefill_worker": record.prefill_worker,
+    }
+    if services.tracing is not None:
+        standard = {
+            "gen_ai.operation.name": "chat" if record.kind == "chat" else "text_completion",
+            "gen_ai.request.model": record.model,
+            "gen_ai.usage.input_tokens": record.prompt_tokens,
+            "gen_ai.usage.output_tokens": record.output_tokens,
+        }
+        own = {f"tandem.{name}": value for name, value in said.items()}
+        services.tracing.note(arrival.request_id, {**standard, **own, "error.type": record.error})
+    tokens = {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens}
+    times = {"ttft_s": record.ttft_s, "e2e_s": record.e2e_s, "error": record.error}
+    named = {"request_id": arrival.request_id, "model": record.model}
+    REQUESTS.info("request", extra={**named, **said, **tokens, **times})
 
 
 def _keep(services: Services, record: DecisionRecord) -> None:

@@ -22,6 +22,7 @@ from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.writer import Store
+from tandem_router.tracing import Tracing
 
 
 @dataclass(eq=False)
@@ -48,6 +49,7 @@ class Services:
     workers_changed: asyncio.Event
     reuse: Reuse
     arrivals: Arrivals
+    tracing: Tracing | None = None
 
     @property
     def peer_token(self) -> str | None:

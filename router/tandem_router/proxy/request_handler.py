@@ -332,6 +332,9 @@ class RequestHandler:
     def _failed_over(self, assignment: TierAssignment, kind: str) -> None:
         self._services.metrics.failovers[(assignment.tier.name, kind)].inc()
         assignment.record.num_failovers += 1
+        if self._services.tracing is not None:
+            what = {"tandem.tier": assignment.tier.name, "tandem.kind": kind}
+            self._services.tracing.event(self._arrival.request_id, "failed over", what)
 
     def _keep_answer(self, assignment: TierAssignment, body: bytes | None) -> None:
         cache_key = self._arrival.cache_key

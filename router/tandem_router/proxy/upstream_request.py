@@ -75,7 +75,10 @@ def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, tol
         if key is not None:
             headers.append((b"authorization", b"Bearer " + key))
         return headers
-    return headers + engine_of(tier.engine).headers(told, arrival.request.stream)
+    headers += engine_of(tier.engine).headers(told, arrival.request.stream)
+    if services.tracing is not None:
+        headers += services.tracing.headers(arrival.request_id)
+    return headers
 
 
 def upstream_body(

@@ -96,7 +96,7 @@ class RemotePrefill:
         metrics: WorkerMetrics,
         *,
         call: PeerCall,
-        headers: Callable[[], dict[str, str]],
+        headers: Callable[[str], dict[str, str]],
         attempts: int,
         reserve_timeout_s: float,
     ) -> None:
@@ -199,7 +199,7 @@ class RemotePrefill:
                 "POST",
                 f"{url.rstrip('/')}/internal/prefill",
                 order.to_wire(),
-                headers=self._headers(),
+                headers=self._headers(job.request_id),
             )
         )
         arrival = asyncio.create_task(reservation.completed())

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import RequestError, WorkerError
+from tandem_worker.logs import REQUEST_ID
 from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.embeddings import EmbeddingsBody, embeddings_reply
@@ -281,6 +282,14 @@ class WorkerApp:
         """Generate and send; aborts when the client leaves."""
         worker = self._worker
         context = self._context(call.headers, model=request.model, seed=request.seed)
+        REQUEST_ID.set(context.request_id)
+        with worker.tracing.span(worker.config.role, call.headers, context.request_id):
+            await self._traced(call, request, context)
+
+    async def _traced(
+        self, call: Call, request: CompletionRequest, context: RequestContext
+    ) -> None:
+        worker = self._worker
         prepared = await with_grammar(worker, await prepare(worker, request))
         request, prompts = prepared.request, prepared.prompts
         limit = max_tokens(worker, request, prompts)
@@ -304,6 +313,16 @@ class WorkerApp:
             await _unless_gone(call, answer(call, generation, writer))
         finally:
             generation.close()
+            used = generation.usage()
+            worker.tracing.note(
+                context.request_id,
+                {
+                    "gen_ai.request.model": context.model,
+                    "gen_ai.usage.input_tokens": used["prompt_tokens"],
+                    "gen_ai.usage.output_tokens": used["completion_tokens"],
+                    "tandem.prefill_worker": context.prefill_url,
+                },
+            )
 
     async def _embeddings(self, call: Call) -> None:
         worker = self._worker
@@ -415,6 +434,12 @@ class WorkerApp:
         worker.check_accepting()
         data = read_object(call.body)
         worker.check_capacity(1)
+        REQUEST_ID.set(str(data.get("request_id", ""))[:128])
+        with worker.tracing.span("prefill", call.headers, REQUEST_ID.get()):
+            await self._prefilled(call, data)
+
+    async def _prefilled(self, call: Call, data: Mapping[str, Any]) -> None:
+        worker = self._worker
         work = asyncio.create_task(worker.prefill_service.prefill(data))
         gone = asyncio.create_task(call.disconnected())
         try:

@@ -22,6 +22,7 @@ from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 from tandem_worker.server.grammar_check import GrammarCheck
 from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
+from tandem_worker.tracing import Tracing
 
 if TYPE_CHECKING:
     from tandem_worker.dialects.reader import AnswerReader
@@ -76,6 +77,7 @@ class Worker:
         )
         self.name = name or f"{config.served_model} at {self.url}"
         self.metrics = WorkerMetrics(config.served_model)
+        self.tracing = Tracing()
         self.started_at = int(time.time())
         self.max_model_len = 0
         self.vocab_size = 0
@@ -266,6 +268,7 @@ class Worker:
         Raises:
             WorkerError: the model or the KV port cannot be used.
         """
+        self.tracing.begin("tandem-worker")
         try:
             await self._load_model()
         except WorkerError as error:
@@ -324,9 +327,10 @@ class Worker:
         """The token to send now; empty without one."""
         return next(iter(self.peer_tokens()), b"")
 
-    def _peer_headers(self) -> dict[str, str]:
+    def _peer_headers(self, sequence_id: str) -> dict[str, str]:
         token = self.peer_token
-        return {"x-tandem-peer-token": token.decode()} if token else {}
+        own = {"x-tandem-peer-token": token.decode()} if token else {}
+        return own | self.tracing.headers(sequence_id)
 
     def _prepare_formats(self, vocab_size: int) -> None:
         text = self.tokenizer.to_json()
@@ -407,6 +411,7 @@ class Worker:
             await asyncio.to_thread(self.engine.stop)
         if self._runner is not None:
             await asyncio.to_thread(self._runner.close)
+        await asyncio.to_thread(self.tracing.close)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tandem_operator.plan.objects import CONFIG_DIR, PEER_DIR, SCRATCH_DIR, Settings
+from tandem_operator.plan.objects import CONFIG_DIR, PEER_DIR, SCRATCH_DIR, Settings, log_variables
 from tandem_operator.plan.worker_config import worker_config
 from tandem_operator.resources import Model, RoleSpec
 from tandem_operator.resources.base import Object
@@ -29,6 +29,7 @@ class TandemPod:
             "env": [
                 {"name": "TANDEM_REVISION", "value": revision},
                 {"name": "TRITON_CACHE_DIR", "value": f"{SCRATCH_DIR}/triton"},
+                *log_variables(at),
             ],
         }
 
