@@ -28,6 +28,8 @@ FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 # As a worker assumes where nobody has predicted a length.
 UNKNOWN_OUTPUT_TOKENS = 256.0
+# Workers looked at before it is assumed that few can be used.
+MOST_DRAWS = 12
 
 
 class Pick(Struct, eq=False):
@@ -180,22 +182,31 @@ class Picker:
         lately than none. expected_tokens: of the answer, where they are predicted.
         """
         now = self._clock()
-        decodes: list[Worker] = []
+        known = self._decoders.get(tier, ())
         prefills: list[Worker] = []
-        for worker in self._workers.values():
-            if (
-                worker.tier == tier
-                and worker.url not in exclude
-                and worker.usable(now, ejected_too)
-            ):
-                (prefills if worker.role == "prefill" else decodes).append(worker)
-        if not decodes:
-            return None
-        if prefills:
-            decodes = _with_prefill(decodes, prefills)
+        if tier in self._prefillers:
+            prefills = [
+                worker
+                for worker in self._prefillers[tier]
+                if worker.url not in exclude and worker.usable(now, ejected_too)
+            ]
+        candidates: Sequence[Worker] = ()
+        if len(known) > 3 and not prefills:
+            candidates = self._drawn(known, chain, now, exclude, ejected_too)
+        if not candidates:
+            decodes = [
+                worker
+                for worker in known
+                if worker.url not in exclude and worker.usable(now, ejected_too)
+            ]
+            if not decodes:
+                return None
+            if prefills:
+                decodes = _with_prefill(decodes, prefills)
+            candidates = self._candidates(decodes, chain)
         block_tokens = self._config.prefix_block_bytes / BYTES_PER_TOKEN
         best: tuple[float, Worker, Worker | None, float] | None = None
-        for decode in self._candidates(decodes, chain):
+        for decode in candidates:
             covered = decode.prefixes.num_covered(chain) * block_tokens
             uncached = max(0.0, num_tokens - covered)
             base = decode.queued_tokens()
@@ -222,7 +233,45 @@ class Picker:
         decode.sent_tokens += expected
         return self._started(Pick(decode, prefill, uncached, chain))
 
+    def _drawn(
+        self,
+        workers: Sequence[Worker],
+        chain: Sequence[int],
+        now: float,
+        exclude: frozenset[str] | set[str],
+        ejected_too: bool,
+    ) -> list[Worker]:
+        """Candidates among many, as `_candidates`, without a look at each of them.
+
+        Who cannot be used is drawn again, so those that can have equal chances; nobody where two
+        of them are not found soon.
+        """
+        chosen: list[Worker] = []
+        number, random_ = len(workers), self._rng.random
+        for _ in range(MOST_DRAWS):
+            worker = workers[int(random_() * number)]
+            if worker in chosen or worker.url in exclude or not worker.usable(now, ejected_too):
+                continue
+            chosen.append(worker)
+            if len(chosen) == 2:
+                break
+        else:
+            return []
+        if chain:
+            first, most = chain[0], 0
+            nearest: Worker | None = None
+            for worker in workers:
+                if first in worker.prefixes and worker.url not in exclude:
+                    covered = worker.prefixes.num_covered(chain)
+                    if covered > most and worker.usable(now, ejected_too):
+                        nearest, most = worker, covered
+            if nearest is not None and nearest not in chosen:
+                chosen.append(nearest)
+        return chosen
+
     def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        if len(workers) == 1:
+            return workers
         if len(workers) <= 3:
             # In random order, so that equal costs are shared out.
             return self._rng.sample(workers, len(workers))

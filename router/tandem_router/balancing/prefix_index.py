@@ -34,6 +34,9 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._seen)
 
+    def __contains__(self, block: int) -> bool:
+        return block in self._seen
+
     def clear(self) -> None:
         self._seen.clear()
 

@@ -37,11 +37,21 @@ class Usage(Struct, frozen=True):
 
 
 NOTHING_USED = Usage()
+_DETAILS = frozenset({"prompt_tokens_details", "completion_tokens_details"})
 
 
 def read_usage(usage: Any, prompt_estimate: int, output_estimate: int) -> Usage:
     """The provider's numbers, each replaced by its estimate where it is missing or senseless."""
     fields: Mapping[str, Any] = usage if isinstance(usage, Mapping) else {}
+    prompt, output = fields.get("prompt_tokens"), fields.get("completion_tokens")
+    if (
+        type(prompt) is int
+        and type(output) is int
+        and 0 <= prompt <= MOST_TOKENS
+        and 0 <= output <= MOST_TOKENS
+        and _DETAILS.isdisjoint(fields)
+    ):
+        return Usage(prompt, output)
     prompt = _count(fields.get("prompt_tokens"))
     output = _count(fields.get("completion_tokens"))
     if output is None and prompt is not None:

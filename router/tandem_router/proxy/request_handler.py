@@ -179,10 +179,11 @@ class RequestHandler:
                 continue
             break
         retries.answered()
-        seen = text_tokens(reply_chars(reply))
         self._whole_reply = reply
-        prompt = self._request.num_prompt_tokens
-        self._whole_usage = read_usage(reply.get("usage"), prompt, seen)
+        prompt, usage = self._request.num_prompt_tokens, reply.get("usage")
+        self._whole_usage = read_usage(usage, prompt, 0)
+        if self._whole_usage.estimated:
+            self._whole_usage = read_usage(usage, prompt, text_tokens(reply_chars(reply)))
         return body, reply
 
     async def _answer(

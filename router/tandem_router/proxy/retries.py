@@ -54,6 +54,7 @@ WHOLE_REPLY_PATIENCE = 10.0
 # How long a reply whose answer is complete may take to end.
 ENDING_S = 0.05
 
+NOBODY: frozenset[str] = frozenset()
 _BUSY = frozenset({FaultKind.FULL, FaultKind.CLOSED})
 _PASSING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN, FaultKind.SERVER_ERROR})
 _RESTARTING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN})
@@ -96,7 +97,10 @@ class Retries:
         Raises ApiError when none can be had in time, RequestRefused for the request's own fault.
         """
         while True:
-            pick = await self._acquire()
+            pick = self._picked() if self._num_attempts == 0 else None
+            if pick is None:
+                pick = await self._acquire()
+            self._services.metrics.tiers[self._assignment.tier.name].inflight.inc()
             try:
                 return await self._ask(pick, body, resumption)
             except Fault as fault:
@@ -212,7 +216,8 @@ class Retries:
             # Bounded already, by what is left of the answer.
             path, max_tokens = resumption.path, None
         body = body if resumption is None else resumption.body
-        known = told(services, self._assignment, pick)
+        external = tier.kind == "external"
+        known = None if external else told(services, self._assignment, pick)
         headers = upstream_headers(services, tier, arrival, known)
         body = upstream_body(tier, arrival.request, body, max_tokens, known)
         if arrival.tenant is not None and tier.kind == "pool" and engine_of(tier.engine).salted:
@@ -236,7 +241,6 @@ class Retries:
                 payload = await response.read_all(4 * 2**20)
         except UpstreamError as error:
             raise of_transport(error) from error
-        external = tier.kind == "external"
         if response.status != 200:
             verdict = of_refusal(Refusal(response.status, response.headers, payload, external))
             if isinstance(verdict, RequestRefused):
@@ -309,7 +313,6 @@ class Retries:
                 external = assignment.tier.kind == "external"
                 pick = self._picked()
                 if pick is not None:
-                    services.metrics.tiers[name].inflight.inc()
                     return pick
                 now = services.clock()
                 if self._waits_since is None:
@@ -359,7 +362,7 @@ class Retries:
         """A worker that may be asked; one that failed others lately where there is no choice."""
         picker, name = self._services.picker, self._assignment.tier.name
         num_tokens = float(self._arrival.request.num_prompt_tokens)
-        exclude = self._busy | self._left_out
+        exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
         chain = self._chain if self._assignment.tier.kind == "pool" else ()
         expected = self._assignment.expected_tokens
         pick = picker.pick(name, chain, num_tokens, exclude, expected_tokens=expected)

@@ -65,7 +65,10 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
     )
 
 
-def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, told: Told) -> Headers:
+def upstream_headers(
+    services: Services, tier: TierConfig, arrival: Arrival, told: Told | None
+) -> Headers:
+    """told: None for a provider, which is told nothing."""
     headers = [
         (b"content-type", b"application/json"),
         (b"x-request-id", arrival.request_id.encode()),
@@ -75,6 +78,7 @@ def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, tol
         if key is not None:
             headers.append((b"authorization", b"Bearer " + key))
         return headers
+    assert told is not None
     headers += engine_of(tier.engine).headers(told, arrival.request.stream)
     if services.tracing is not None:
         headers += services.tracing.headers(arrival.request_id)
@@ -82,7 +86,11 @@ def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, tol
 
 
 def upstream_body(
-    tier: TierConfig, request: InferenceRequest, body: bytes, max_tokens: int | None, told: Told
+    tier: TierConfig,
+    request: InferenceRequest,
+    body: bytes,
+    max_tokens: int | None,
+    told: Told | None,
 ) -> bytes:
     """`body` as the tier's engine takes it; a provider gets its model's name and tells its usage.
 
@@ -91,9 +99,12 @@ def upstream_body(
     """
     fields = request.fields_of(body)
     if tier.kind == "external":
-        own = {name: value for name, value in request.fields.items() if name not in INTERNAL}
+        own = request.fields
+        if not INTERNAL.isdisjoint(own):
+            own = {name: value for name, value in own.items() if name not in INTERNAL}
         taken: Mapping[str, Any] = as_provider(request, own, tier.served_model)
     else:
+        assert told is not None
         taken = engine_of(tier.engine).fields(request, fields, told)
     if max_tokens is not None:
         taken = with_max_tokens(request.kind, taken, max_tokens, tier.max_tokens_field)
