@@ -13,7 +13,7 @@ class Prices:
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Take other prices."""
-        self._tiers = {tier.name: tier for tier in config.tiers}
+        self._prices = {tier.name: _of_one_million(tier) for tier in config.tiers}
         # Of equally priced tiers the last declared is the dearest, as the policy ranks them.
         self.dearest = max(reversed(config.tiers), key=list_price).name
         self.cheapest = min(config.tiers, key=list_price).name
@@ -27,20 +27,29 @@ class Prices:
         reasoning_tokens: float = 0.0,
     ) -> float:
         """Price of an answer; cached tokens are part of the prompt's, reasoning of the output's."""
-        prices = self._tiers[tier]
-        price_in, price_out = prices.usd_per_1m_input_tokens, prices.usd_per_1m_output_tokens
-        cached, reasoning = (
-            prices.usd_per_1m_cached_input_tokens,
-            prices.usd_per_1m_reasoning_tokens,
-        )
+        price_in, price_out, cached, reasoning = self._prices[tier]
+        if not cached_tokens and not reasoning_tokens:
+            return (prompt_tokens * price_in + output_tokens * price_out) / 1e6
         return (
             (prompt_tokens - cached_tokens) * price_in
-            + cached_tokens * (price_in if cached is None else cached)
+            + cached_tokens * cached
             + (output_tokens - reasoning_tokens) * price_out
-            + reasoning_tokens * (price_out if reasoning is None else reasoning)
+            + reasoning_tokens * reasoning
         ) / 1e6
 
 
 def list_price(tier: TierConfig) -> float:
     """Orders tiers from cheap to dear, as the policy does."""
     return tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens
+
+
+def _of_one_million(tier: TierConfig) -> tuple[float, float, float, float]:
+    """Dollars for input, output, cached input and reasoning tokens."""
+    price_in, price_out = tier.usd_per_1m_input_tokens, tier.usd_per_1m_output_tokens
+    cached, reasoning = tier.usd_per_1m_cached_input_tokens, tier.usd_per_1m_reasoning_tokens
+    return (
+        price_in,
+        price_out,
+        price_in if cached is None else cached,
+        price_out if reasoning is None else reasoning,
+    )

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tandem_router.policy import (
     Capabilities,
@@ -24,6 +25,7 @@ from tandem_router.policy import (
     decide,
 )
 from tandem_router.policy.cost import expected_output_tokens
+from tandem_router.policy.decide import decide_fully, decide_plainly
 
 SMALL = TierOption("small", usd_per_1m_input_tokens=0.2, usd_per_1m_output_tokens=0.6)
 LARGE = TierOption("large", usd_per_1m_input_tokens=5.0, usd_per_1m_output_tokens=15.0)
@@ -36,8 +38,6 @@ def ask(small: float = 0.6, large: float = 0.8, **kwargs: object) -> RouteReques
 
 
 def replace_tier(tier: TierOption, **changes: object) -> TierOption:
-    from msgspec.structs import replace
-
     return replace(tier, **changes)  # type: ignore[arg-type]
 
 
@@ -339,6 +339,39 @@ def test_any_numbers_give_one_of_the_tiers_or_a_refusal_with_a_sentence(
     assert math.isfinite(decision.expected_cost_usd)
     assert decision.expected_cost_usd >= 0
     assert decision == decide(request, tiers, points, PolicyState())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tiers=tier_lists(2),
+    qualities=st.lists(quality, min_size=4, max_size=4),
+    points=st.builds(
+        PolicySetPoints,
+        lambda_per_usd=anything,
+        gain_threshold=anything,
+        unbilled=st.sampled_from([frozenset(), frozenset({"t0"})]),
+    ),
+    request=st.builds(
+        RouteRequest,
+        prompt_tokens=st.integers(0, 10**6),
+        max_tokens=st.none() | st.integers(0, 10**6),
+        num_choices=st.integers(1, 8),
+        num_expected_uses=anything,
+    ),
+    odd=st.booleans(),
+)
+def test_the_short_way_to_a_decision_leads_where_the_long_one_does(
+    tiers, qualities, points, request, odd
+):
+    score = PlainScore({t.name: q for t, q in zip(tiers, qualities, strict=False)})
+    request = replace(request, score=score)
+    if odd:  # what the short way leaves to the long one
+        tiers = (*tiers[:-1], replace_tier(tiers[-1], available=False))
+
+    plainly = decide_plainly(request, tiers, points)
+
+    assert (plainly is None) == odd
+    assert decide(request, tiers, points) == decide_fully(request, tiers, points)
 
 
 @settings(max_examples=100, deadline=None)

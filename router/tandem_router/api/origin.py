@@ -18,6 +18,7 @@ from tandem_router.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}")
+_OF_BROWSERS = frozenset({b"origin", b"sec-fetch-site"})
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -57,6 +58,8 @@ def check_host(headers: Headers, allowed: Collection[str] | None) -> None:
 
 def is_foreign(headers: Headers, cors_origins: Collection[str]) -> bool:
     """Whether a page of another site, that nobody allowed, sends this."""
+    if _OF_BROWSERS.isdisjoint([name for name, _ in headers]):
+        return False
     origin = header(headers, b"origin")
     if origin is None:
         return header(headers, b"sec-fetch-site") == "cross-site"

@@ -95,6 +95,9 @@ def _number(value: Any) -> float:
     return float(value) if good and value == value and abs(value) < 1e18 else 0.0
 
 
+UNREPORTED = Load()
+
+
 @dataclass(eq=False)
 class Worker:
     """One endpoint and everything this router knows of it."""
@@ -126,7 +129,7 @@ class Worker:
 
     def queued_tokens(self) -> float:
         """Work before a new request, in prefill-token equivalents."""
-        load = self.load or Load()
+        load = self.load or UNREPORTED
         pending = max(self.pending_tokens, float(load.pending_prefill_tokens))
         if load.expected_tokens is not None:
             cost = pending + TOKENS_PER_EXPECTED_TOKEN * (load.expected_tokens + self.sent_tokens)

@@ -36,7 +36,6 @@ def split_url(url: str) -> tuple[Origin, str]:
     return Origin(parts.scheme, parts.hostname, port or default), target
 
 
-@lru_cache(maxsize=4096)
 def _request_line(method: str, url: str) -> bytes:
     """The first two lines of a request."""
     origin, target = split_url(url)
@@ -45,6 +44,9 @@ def _request_line(method: str, url: str) -> bytes:
         target.encode(),
         origin.host_header,
     )
+
+
+MOST_TARGETS = 4096
 
 
 class UpstreamClient:
@@ -70,6 +72,7 @@ class UpstreamClient:
         # Connections to providers are apart from those to workers, and held to a rule.
         self._outward = outward or Outward()
         self._outward_pools: dict[Origin, OriginPool] = {}
+        self._targets: dict[tuple[str, str, bool], tuple[OriginPool, bytes]] = {}
         self._deadlines: Deadlines | None = None
 
     def _pool(self, origin: Origin, outward: bool) -> OriginPool:
@@ -107,9 +110,14 @@ class UpstreamClient:
         Raises UpstreamError (UnreachableError where the server never saw the request); on
         cancellation the connection is closed.
         """
-        origin, _ = split_url(url)
-        pool = self._pool(origin, outward)
-        lines = [_request_line(method, url)]
+        known = self._targets.get((method, url, outward))
+        if known is None:
+            if len(self._targets) >= MOST_TARGETS:
+                self._targets.clear()
+            pool = self._pool(split_url(url)[0], outward)
+            known = self._targets[method, url, outward] = (pool, _request_line(method, url))
+        pool, line = known
+        lines = [line]
         lines += [b"%b: %b\r\n" % header for header in headers]
         if body or method == "POST":
             lines.append(b"content-length: %d\r\n\r\n" % len(body))
@@ -166,6 +174,7 @@ class UpstreamClient:
             for pool in pools.values():
                 pool.close()
             pools.clear()
+        self._targets.clear()
         if self._deadlines is not None:
             self._deadlines.close()
             self._deadlines = None

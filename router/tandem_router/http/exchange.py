@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from tandem_router.errors import ApiError
@@ -175,24 +175,34 @@ class Exchange:
             self._wake()
             connection.finished(self)
 
-    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """The reply's head; sent with the first part of its body."""
+    def begin(
+        self,
+        status: int,
+        headers: Collection[tuple[bytes, bytes]],
+        length: int | None = None,
+    ) -> None:
+        """The reply's head; sent with the first part of its body.
+
+        length: of the body, where the headers do not say it.
+        """
         if self._gone or self.complete:
             return
-        parts = [
-            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
-            self._connection.default_headers,
-        ]
-        sized = status in (204, 304)
-        for header in headers:
-            name = header[0]
-            if name == b"content-length":
-                sized = True
-            elif name == b"connection" and header[1].lower() == b"close":
-                self.keep_alive = False
-                continue
-            parts.append(b"%b: %b\r\n" % header)
         scope = self.scope
+        sized = length is not None or status in (204, 304)
+        if length is None:
+            kept = []
+            for header in headers:
+                name = header[0]
+                if name == b"content-length":
+                    sized = True
+                elif name == b"connection" and header[1].lower() == b"close":
+                    self.keep_alive = False
+                    continue
+                kept.append(header)
+            headers = kept
+        parts = [b"%b: %b\r\n" % header for header in headers]
+        if length is not None:
+            parts.append(b"content-length: %d\r\n" % length)
         old = scope["http_version"] == "1.0"
         if not sized and scope["method"] != "HEAD":
             if old:
@@ -204,8 +214,11 @@ class Exchange:
             parts.append(b"connection: close\r\n")
         elif old:
             parts.append(b"connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        self._head = b"".join(parts)
+        self._head = b"%b%b%b\r\n" % (
+            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
+            self._connection.default_headers,
+            b"".join(parts),
+        )
 
     async def run(self, app: Callable[..., Any], tasks: set[asyncio.Task[None]]) -> None:
         failed = False

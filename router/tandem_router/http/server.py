@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._upgrading = False
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._header_bytes = 0
+        self._trailer_bytes = 0
         self._raw_bytes = 0
 
     @property
@@ -323,20 +323,29 @@ class Connection(asyncio.Protocol):
         self._in_header = True
         self._url = b""
         self._headers = []
-        self._header_bytes = 0
+        self._trailer_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value) + 4
-        if self._in_header:  # else a trailer: nobody asked for it
+        if self._in_header:
             self._headers.append((name.lower(), value))
+        else:  # a trailer: nobody asked for it
+            self._trailer_bytes += len(name) + len(value) + 4
+            if self._trailer_bytes > self.limits.max_header_bytes:
+                self._refusal = self._refusal or self._too_large()
 
     def on_headers_complete(self) -> None:
         if self._refusal is not None:
             return
-        if self._header_bytes + len(self._url) > self.limits.max_header_bytes:
+        headers = self._headers
+        names = dict(headers)
+        if len(names) == len(headers):
+            num_bytes = sum(map(len, names)) + sum(map(len, names.values()))
+        else:
+            num_bytes = sum(len(name) + len(value) for name, value in headers)
+        if num_bytes + 4 * len(headers) + len(self._url) > self.limits.max_header_bytes:
             self._refusal = self._too_large()
             return
         parser = self._parser
@@ -344,8 +353,6 @@ class Connection(asyncio.Protocol):
             self._upgrading = True
             return
         version = parser.get_http_version()
-        headers = self._headers
-        names = dict(headers)
         num_hosts = int(b"host" in names)
         if len(names) != len(headers):
             num_hosts = sum(name == b"host" for name, _ in headers)

@@ -354,6 +354,7 @@ class RequestHeaders(Struct, frozen=True):
     api_key: str | None
 
 
+NO_HEADERS = RequestHeaders(NO_OVERRIDES, None, False, None)
 _READ = frozenset(
     {
         b"authorization",
@@ -369,11 +370,15 @@ _READ = frozenset(
 
 def parse_headers(headers: list[tuple[bytes, bytes]], limits: LimitsConfig) -> RequestHeaders:
     """Raises ApiError (400, 431). Anything not read here never reaches a worker."""
-    num_bytes = 4 * len(headers)
-    for name, value in headers:
-        num_bytes += len(name) + len(value)
-    if num_bytes > limits.max_header_bytes:
+    names = dict(headers)
+    if len(names) == len(headers):
+        num_bytes = sum(map(len, names)) + sum(map(len, names.values()))
+    else:
+        num_bytes = sum(len(name) + len(value) for name, value in headers)
+    if num_bytes + 4 * len(headers) > limits.max_header_bytes:
         raise ApiError(431, f"request headers are larger than {limits.max_header_bytes} bytes")
+    if _READ.isdisjoint(names):
+        return NO_HEADERS
     quality = cost = ttft = priority = api_key = None
     no_cache = False
     for name, value in headers:

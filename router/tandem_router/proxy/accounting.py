@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -131,10 +132,9 @@ def _tell(services: Services, record: DecisionRecord, arrival: Arrival) -> None:
 
 def _keep(services: Services, record: DecisionRecord) -> None:
     """Hand what outlives the process to the store, which writes it later."""
-    day = time.strftime("%Y-%m-%d", time.gmtime(record.time))
     services.store.add_spend(
         Spend(
-            day,
+            _day(int(record.time) // 86_400),
             record.tenant,
             record.tier,
             1,
@@ -144,7 +144,14 @@ def _keep(services: Services, record: DecisionRecord) -> None:
             record.cost_all_large_usd or 0.0,
         )
     )
-    services.store.add_decision(lambda: explained(record))
+    if services.store.backend is not None:
+        services.store.add_decision(lambda: explained(record))
+
+
+@lru_cache(maxsize=8)
+def _day(number: int) -> str:
+    """The date of a day since 1970, UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(number * 86_400))
 
 
 def _expected_output(assignment: TierAssignment, tier: str, output_tokens: int) -> float:

@@ -225,13 +225,12 @@ class RequestHandler:
     ) -> None:
         headers = [
             (b"content-type", content_type),
-            (b"content-length", str(len(body)).encode()),
             NOSNIFF,
             *extra,
             *assignment.reply_headers(self._cost_usd(assignment)),
         ]
         self.headers_sent = True
-        await self._begin(headers)
+        await self._begin(headers, len(body))
         await self._send_last(body)
 
     # -- streams ----------------------------------------------------------------------------
@@ -321,10 +320,13 @@ class RequestHandler:
         else:
             await self._send({"type": "http.response.body", "body": body})
 
-    async def _begin(self, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _begin(self, headers: list[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """length: of the body, where it is known."""
         if self._exchange is not None and not self._exchange.congested:
-            self._exchange.begin(200, headers)
+            self._exchange.begin(200, headers, length)
         else:
+            if length is not None:
+                headers.append((b"content-length", b"%d" % length))
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _saw_first_token(self) -> None:

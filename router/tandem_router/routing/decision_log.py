@@ -133,7 +133,9 @@ class DecisionLog:
         self.cost_all_large_usd += spend.cost_all_large_usd
 
     def finished(self, record: DecisionRecord) -> None:
-        totals = self.totals.setdefault(record.tier, TierTotals())
+        totals = self.totals.get(record.tier)
+        if totals is None:
+            totals = self.totals[record.tier] = TierTotals()
         totals.num_requests += 1
         totals.prompt_tokens += record.prompt_tokens or 0
         totals.output_tokens += record.output_tokens or 0
