@@ -14,6 +14,7 @@ from tandem_operator.plan import Settings
 from tandem_operator.plan.model_status import pool_status
 from tandem_operator.plan.objects import MANAGED, MODEL_LABEL, ROLE_LABEL, SCALED_ANNOTATION
 from tandem_operator.reconcile.actuator import KEEP_RATES_S, PERIOD_S, WAKE_PERIOD_S, ScalingDriver
+from tandem_operator.reconcile.events import news_in
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object
 
@@ -472,3 +473,52 @@ async def test_pods_that_no_node_takes_are_given_up_and_the_pool_says_why() -> N
 
     assert world.replicas("l-unified") == 1
     assert any("withdrawn" in reason and why.rstrip(".") in reason for reason in reasons)
+
+
+async def test_a_loop_that_advises_says_what_it_would_do_once_and_writes_nothing():
+    world = World(scaling={"mode": "Advise"})
+
+    decisions = await world.run(40.0, 40)
+
+    assert world.replicas("l-unified") == world.replicas("s-unified") == 1
+    assert world.puts == []
+    assert world.store.read("ConfigMap", "default", "chat-hourly-rates") is None
+    advice = [d for d in decisions if d["pool"] == "large/unified"]
+    assert advice
+    assert all(d["reason"].startswith("advised, not done: more load: ") for d in advice)
+    assert len({(d["before"], d["after"]) for d in advice}) == len(advice)
+
+
+async def test_advice_that_a_person_follows_is_followed_by_the_next():
+    world = World(scaling={"mode": "Advise"})
+    await world.run(40.0, 40)
+
+    for name in ("l-unified", "s-unified"):
+        found = world.store.read("WorkerPool", "default", name)
+        assert found is not None
+        found["spec"]["replicas"] = 40
+        world.store.write(found, manager="a person")
+    decisions = await world.run(1.0, 200)
+
+    assert decisions[-1]["before"] == "40"
+    assert "less load" in decisions[-1]["reason"]
+
+
+def test_advice_is_an_event_on_the_router_once():
+    decision = {
+        "time": "2026-11-30T09:00:00Z",
+        "pool": "large/decode",
+        "before": "2",
+        "after": "4",
+        "reason": "advised, not done: more load",
+    }
+    router = {"kind": "Router", "spec": {"scaling": {"mode": "Advise"}}, "status": {}}
+
+    first = news_in(router, {"decisions": [decision]})
+    again = news_in({**router, "status": {"decisions": [decision]}}, {"decisions": [decision]})
+    router["spec"] = {"scaling": {"mode": "Managed"}}
+    managed = news_in(router, {"decisions": [decision]})
+
+    assert [news.reason for news in first] == ["ScalingAdvised"]
+    assert "large/decode 2 to 4" in first[0].message
+    assert again == managed == []

@@ -500,7 +500,7 @@ bad(
 bad(
     "policy without managed",
     router("  scaling: {policyRef: {name: p}}\n"),
-    "8: Router/r: spec.scaling.policyRef: policyRef is only used with mode: Managed; remove it or set mode: Managed",
+    "8: Router/r: spec.scaling.policyRef: policyRef is only used with mode: Managed or Advise; remove it or set one of them",
 )
 bad(
     "tenants without a key",

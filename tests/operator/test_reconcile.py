@@ -310,6 +310,10 @@ async def test_what_a_control_loop_learnt_stays_while_there_is_one() -> None:
     await cluster.settle()
     assert "r-hourly-rates" in cluster.names("ConfigMap")
 
+    cluster.apply(BOTH + "  scaling: {mode: Advise}\n")
+    await cluster.settle()
+    assert "r-hourly-rates" in cluster.names("ConfigMap")
+
     cluster.apply(BOTH)
     await cluster.settle()
     assert "r-hourly-rates" not in cluster.names("ConfigMap")

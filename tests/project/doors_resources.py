@@ -386,7 +386,7 @@ def see_router(spec: Object) -> str:
     objects = {name: {"status": {"gpus": 3, "usdPerHour": "9.5"}} for name in MODELS}
     endpoint = service_endpoint(router, "cluster.local")
     status = router_status(router, {}, plan, MODELS, objects, pods, endpoint, facts, NOW)
-    managed = scaled(router, None) if router.spec.scaling.mode == "Managed" else []
+    managed = scaled(router, None) if router.spec.scaling.has_loop else []
     return _text(plan.create, plan.apply, [str(p) for p in plan.problems], status, managed)
 
 

@@ -451,7 +451,10 @@ class Autoscaler:
         self, now: float, pool: str, before: float, after: float, reason: str
     ) -> ScalingDecision:
         decision = ScalingDecision(now, pool, before, after, reason)
-        self.recent.append(decision)
+        last = next((known for known in reversed(self.recent) if known.pool == pool), None)
+        # Said once where nobody carries it out.
+        if last is None or (last.before, last.after) != (before, after):
+            self.recent.append(decision)
         return decision
 
 

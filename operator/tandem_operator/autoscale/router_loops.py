@@ -1,4 +1,4 @@
-"""The loops of all Routers in `scaling.mode: Managed`, remembered between reconcile passes.
+"""The loops of Routers in `scaling.mode: Managed` or `Advise`, remembered between passes.
 
     managed = ManagedScaling()
     plan = managed.step(now, key, router, models, policy, workers, states, loads)
@@ -38,11 +38,13 @@ from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
 
 SHARE_SMOOTHING = 0.2
+ADVISED = "advised, not done: "
 
 
 @dataclass
 class _Loop:
     autoscaler: Autoscaler
+    advises: bool = False
     meter: TrafficMeter = field(default_factory=TrafficMeter)
     # The last known ones: a pool that sleeps reports nothing.
     profiles: dict[str, PerformanceProfile] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class ManagedScaling:
             loop = self._loops[key] = _Loop(Autoscaler(settings, HourlyRates.parse(kept)))
         elif loop.autoscaler.settings != settings:
             loop.autoscaler.reconfigure(settings)
+        loop.advises = router.spec.scaling.mode == "Advise"
         grouped = by_pool(loads)
         tiers = {pool.tier for pool in settings.pools}
         for tier in tiers:
@@ -147,7 +150,7 @@ class ManagedScaling:
                 "pool": decision.pool[:64],
                 "before": f"{decision.before:g}",
                 "after": f"{decision.after:g}",
-                "reason": decision.reason[:1024],
+                "reason": f"{ADVISED if loop.advises else ''}{decision.reason}"[:1024],
             }
             for decision in loop.autoscaler.recent
         ]

@@ -195,7 +195,7 @@ def plan_router(
     plan.apply += _access(router, name, settings)
     if settings.endpoints == "file":
         plan.keep.add(("ConfigMap", endpoints_name(router.metadata.name)))
-    if router.spec.scaling.mode == "Managed":
+    if router.spec.scaling.has_loop:
         plan.keep.add(("ConfigMap", rates_name(router.metadata.name)))
     if settings.network.enabled:
         plan.apply.append(router_policy(router, name, settings))

@@ -1,7 +1,8 @@
 """The control loop's hands: ask router and worker pods, decide, write replicas and thresholds.
 
-One call per reconcile pass of a Router in `scaling.mode: Managed`. Everything that is decided is
-decided in `managed`; here it is only fetched and written, and what cannot be fetched is missing.
+One call per reconcile pass of a Router in `scaling.mode: Managed` or `Advise`. Everything that is
+decided is decided in `managed`; here it is only fetched and written, and what cannot be fetched is
+missing. In mode Advise nothing is written.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class ScalingDriver:
         namespace = router.metadata.namespace
         key = f"{namespace}/{router.metadata.name}"
         now = self._clock()
-        if router.spec.scaling.mode != "Managed":
+        if not router.spec.scaling.has_loop:
             self.forget(namespace, router.metadata.name)
             return []
         if now < self._stepped.get(key, now):
@@ -138,9 +139,9 @@ class ScalingDriver:
             _unplaced(workers),
             "" if self._managed.knows(key) else await self._remembered(router),
         )
-        if plan is not None:
+        if plan is not None and router.spec.scaling.mode == "Managed":
             await self._write(plan, pools, ready, states, token, self._reasons(key))
-        await self._remember(router, key, now)
+            await self._remember(router, key, now)
         return self._managed.status_decisions(key)
 
     def forget(self, namespace: str, name: str) -> None:

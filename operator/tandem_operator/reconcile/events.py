@@ -24,7 +24,7 @@ def news_in(obj: Object, status: Object) -> list[News]:
     """What a new status tells that the object's old one did not.
 
     A pool whose count changed; Ready with another reason; a condition of `_TOLD` that turned; a
-    rollout that began to wait for room.
+    rollout that began to wait for room; what a loop that only advises would do.
     """
     old = obj.get("status") or {}
     if obj["kind"] == "WorkerPool":
@@ -36,7 +36,7 @@ def news_in(obj: Object, status: Object) -> list[News]:
     if obj["kind"] not in ("Model", "Router"):
         return []
     before = {c["type"]: c for c in old.get("conditions") or []}
-    found: list[News] = []
+    found: list[News] = _advice(obj, old, status)
     for after in status.get("conditions") or []:
         known = before.get(after["type"], {})
         turned = {known.get("status"), after["status"]} == {"True", "False"}
@@ -47,6 +47,19 @@ def news_in(obj: Object, status: Object) -> list[News]:
             news = News("Normal" if good else "Warning", after["reason"], after["message"])
             found += [news] if news not in found else []
     return found
+
+
+def _advice(obj: Object, old: Object, status: Object) -> list[News]:
+    """What the control loop of a Router in mode Advise would do now and did not say before."""
+    spec = obj.get("spec") or {}
+    if (spec.get("scaling") or {}).get("mode") != "Advise":
+        return []
+    known = old.get("decisions") or []
+    new = [d for d in status.get("decisions") or [] if d not in known and d["pool"] != "all"]
+    return [
+        News("Normal", "ScalingAdvised", "{pool} {before} to {after}: {reason}".format(**decision))
+        for decision in new
+    ]
 
 
 def event(obj: Object, news: News, name: str, now: str) -> Object:

@@ -255,7 +255,7 @@ class Reconciler:
         if any(is_ready(p) for p in pods):
             result.look_again(self.settings.status_period_s)
         decisions = await self.scaling(router, models, pods)
-        if router.spec.scaling.mode == "Managed":
+        if router.spec.scaling.has_loop:
             result.look_again(WAKE_PERIOD_S if asleep(objects.values()) else PERIOD_S)
         status = router_status(
             router,

@@ -413,14 +413,21 @@ class Access(Resource):
 class Scaling(Resource):
     """Who sets the replica counts of the pools."""
 
-    mode: Literal["Managed", "External"] = Field(
+    mode: Literal["Managed", "External", "Advise"] = Field(
         default="External",
         description="Managed: this Router's control loop. External: whoever writes the scale of "
-        "the WorkerPools, an HPA, KEDA or a person; the Models' own counts begin.",
+        "the WorkerPools, an HPA, KEDA or a person; the Models' own counts begin. Advise: as "
+        "External, and the loop tells in status and Events what it would do.",
     )
     policy_ref: ObjectRef | None = Field(
-        default=None, description="AutoscalingPolicy for Managed; built-in values when absent."
+        default=None,
+        description="AutoscalingPolicy for Managed and Advise; built-in values when absent.",
     )
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether a control loop runs for the Router, with hands or without."""
+        return self.mode != "External"
 
 
 class RouterResources(Resources):

@@ -318,9 +318,9 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "scaling"),
-        "self.mode == 'Managed' || !has(self.policyRef)",
-        "policyRef is only used with mode: Managed; remove it or set mode: Managed",
-        lambda o, _: o["mode"] == "Managed" or "policyRef" not in o,
+        "self.mode != 'External' || !has(self.policyRef)",
+        "policyRef is only used with mode: Managed or Advise; remove it or set one of them",
+        lambda o, _: o["mode"] != "External" or "policyRef" not in o,
         "policyRef",
     ),
 ]
