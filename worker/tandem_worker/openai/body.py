@@ -190,6 +190,7 @@ class Body(SamplingFields):
     guided_grammar: Any = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    parse_special_tokens: bool = False
     cache_salt: str | None = Field(default=None, min_length=1, max_length=MAX_SALT)
     tandem: Resume = Resume()
     best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
@@ -260,6 +261,7 @@ class TokenizeBody(Declared):
 
     prompt: str
     add_special_tokens: bool = True
+    parse_special_tokens: bool = False
 
 
 class DetokenizeBody(Declared):

@@ -46,6 +46,7 @@ class EmbeddingsBody(Declared):
     dimensions: int | None = Field(default=None, ge=1, le=INT32)
     pooling: Literal["last", "mean"] = "last"
     add_special_tokens: bool = True
+    parse_special_tokens: bool = False
     cache_salt: str | None = Field(default=None, min_length=1, max_length=MAX_SALT)
 
 

@@ -31,6 +31,7 @@ class CompletionRequest:
         resume_token_ids: Per choice, tokens already sent to the client by another worker.
         tools: What the answer may or must call; None for nothing.
         max_thought_tokens: The end of a thought is forced after so many; None for no limit.
+        parse_special_tokens: Whether a text's spelling of a control token is that token.
         include_thought: Whether the reply holds the thought.
         cache_salt: Digest of the client's ``cache_salt`` (vLLM's field): only requests of the same
             salt share cached prefixes.
@@ -53,6 +54,7 @@ class CompletionRequest:
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    parse_special_tokens: bool = False
     echo: bool = False
     stream: bool = False
     include_usage: bool = False
@@ -133,6 +135,7 @@ def _shared(body: Body, *, num_logprobs: int | None) -> dict[str, Any]:
         "stop": tuple(body.stop),
         "include_stop": body.include_stop_str_in_output,
         "skip_special_tokens": body.skip_special_tokens,
+        "parse_special_tokens": body.parse_special_tokens,
         "stream": body.stream,
         "include_usage": body.stream_options.include_usage,
         "resume_token_ids": tuple(tuple(ids) for ids in body.tandem.resume_token_ids),

@@ -13,6 +13,7 @@ from tandem_worker.dialects.reader import CallPiece
 from tandem_worker.engine.requests import FinishReason, TokenLogprobs
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.request import CompletionRequest
+from tandem_worker.openai.text_offsets import TextOffsets
 from tandem_worker.tokenization.tokenizer import Tokenizer
 
 
@@ -52,7 +53,7 @@ class ReplyWriter:
         self._tokenizer = tokenizer
         self._echo_texts = echo_texts
         self._is_chat = request.kind == "chat"
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, TextOffsets] = {}
         self._parts: dict[int, list[Delta]] = {}
         prefix = "chatcmpl-" if self._is_chat else "cmpl-"
         noun = "chat.completion" if self._is_chat else "text_completion"
@@ -79,11 +80,11 @@ class ReplyWriter:
         if self._is_chat or self._request.sampling.num_logprobs is None:
             return
         token_ids = delta.token_ids
-        offset = self._offsets.get(delta.index)
-        if offset is None and self._echo_texts:
+        if delta.index not in self._offsets and self._echo_texts:
             token_ids = (*self._prompts[delta.index // self._request.n], *token_ids)
-        width = sum(len(self._tokenizer.token_text(token)) for token in token_ids)
-        self._offsets[delta.index] = (offset or 0) + width
+        offsets = self._offsets_of(delta.index)
+        for token_id in token_ids:
+            offsets.next(self._shown_bytes(token_id))
 
     def usage_chunk(self, usage: dict[str, object]) -> bytes:
         """The event with usage and no choices."""
@@ -205,22 +206,31 @@ class ReplyWriter:
         if self._is_chat:
             return {"content": [self._chat_entry(token, scores) for token, scores in pairs]}
         index = deltas[0].index if deltas else 0
-        offset = self._offsets.get(index, 0)
+        places = self._offsets_of(index)
         tokens, values, tops, offsets = [], [], [], []
         for token_id, scores in pairs:
-            text = self._tokenizer.token_text(token_id)
-            tokens.append(text)
-            offsets.append(offset)
-            offset += len(text)
+            tokens.append(self._tokenizer.token_text(token_id))
+            offsets.append(places.next(self._shown_bytes(token_id)))
             values.append(None if scores is None else max(scores.logprob, _LEAST_LOGPROB))
             tops.append(None if scores is None else self._top_map(token_id, scores))
-        self._offsets[index] = offset
         return {
             "tokens": tokens,
             "token_logprobs": values,
             "top_logprobs": tops if self._request.sampling.num_logprobs else None,
             "text_offset": offsets,
         }
+
+    def _offsets_of(self, index: int) -> TextOffsets:
+        """Where the tokens of a choice begin in its text, the echoed prompt included."""
+        if index not in self._offsets:
+            echoed = self._echo_texts[index // self._request.n] if self._echo_texts else None
+            self._offsets[index] = TextOffsets(echoed)
+        return self._offsets[index]
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text; special tokens may be left out of it."""
+        hidden = self._request.skip_special_tokens and self._tokenizer.is_special(token_id)
+        return b"" if hidden else self._tokenizer.token_bytes(token_id)
 
     def _top_map(self, token_id: int, scores: TokenLogprobs) -> dict[str, float]:
         # OpenAI reports the chosen token even when it is not among the likeliest.

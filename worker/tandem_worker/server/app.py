@@ -245,7 +245,7 @@ class WorkerApp:
             (token_ids,) = (await prepare(worker, parse_chat(data))).prompts
         else:
             body = TokenizeBody.read(data)
-            token_ids = await encode(worker, body.prompt, body.add_special_tokens)
+            token_ids = await encode(worker, body.prompt, body)
         await call.reply(
             {
                 "tokens": list(token_ids),
@@ -297,16 +297,13 @@ class WorkerApp:
         generation = worker.generate(
             request, prompts, context, limit, lambda: prepared.reader(worker)
         )
-        echo_texts = (
-            [
-                given
-                if isinstance(given, str)
-                else worker.tokenizer.decode(given, skip_special_tokens=False)
-                for given in request.prompts
-            ]
-            if request.echo
-            else []
-        )
+        echoed = request.prompts if request.echo else ()
+        echo_texts = [
+            given
+            if isinstance(given, str)
+            else worker.tokenizer.whole_text(given, skip_special_tokens=request.skip_special_tokens)
+            for given in echoed
+        ]
         writer = ReplyWriter(request, context, prompts, worker.tokenizer, echo_texts)
         answer = self._stream if request.stream else self._whole
         try:

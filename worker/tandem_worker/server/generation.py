@@ -242,6 +242,7 @@ class Generation:
             include_stop=self.request.include_stop,
             hidden=frozenset(hidden),
             context=prompt[-_CONTEXT_TOKENS:],
+            min_tokens=sampling.min_tokens,
             reader=reader,
         )
 

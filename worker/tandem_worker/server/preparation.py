@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tandem_worker.dialects.reader import AnswerReader, Opening, opening
 from tandem_worker.errors import RequestError
 from tandem_worker.openai.answer_grammar import answer_grammar
+from tandem_worker.openai.body import TokenizeBody
 from tandem_worker.openai.embeddings import EmbeddingsBody
 from tandem_worker.openai.request import CompletionRequest
 from tandem_worker.server.worker import Worker
@@ -51,15 +53,15 @@ async def prepare(worker: Worker, request: CompletionRequest) -> Prepared:
     """
     if request.kind == "completion":
         texts: Sequence[str | tuple[int, ...]] = request.prompts
-        special, begins = request.add_special_tokens, Opening.CLOSED
+        begins = Opening.CLOSED
     else:
         text = await _rendered(worker, request)
-        texts, special = [text], False
+        texts = [text]
         begins = opening(text, worker.tokenizer.dialect.thought)
         if not request.add_generation_prompt:
             begins = Opening.CLOSED
     prompts = [
-        await encode(worker, text, special) if isinstance(text, str) else text for text in texts
+        await encode(worker, text, request) if isinstance(text, str) else text for text in texts
     ]
     for prompt in prompts:
         if not prompt:
@@ -81,7 +83,7 @@ async def prepare_inputs(worker: Worker, body: EmbeddingsBody) -> list[tuple[int
     prompts = []
     for index, given in enumerate(body.input):
         if isinstance(given, str):
-            prompt = await encode(worker, given, body.add_special_tokens)
+            prompt = await encode(worker, given, body)
         else:
             prompt = tuple(given)
         name = f"input[{index}]"
@@ -153,6 +155,7 @@ async def _rendered(worker: Worker, request: CompletionRequest) -> str:
         worker.tokenizer.render_chat,
         messages,
         add_generation_prompt=request.add_generation_prompt,
+        parse_special_tokens=request.parse_special_tokens,
         **variables,
     )
 
@@ -176,13 +179,24 @@ def _id_of(given: str, length: int) -> str:
     return hashlib.blake2b(given.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
-async def encode(worker: Worker, text: str, special: bool) -> tuple[int, ...]:
-    """Token ids of a text, in another thread where it is long."""
+async def encode(
+    worker: Worker, text: str, body: CompletionRequest | EmbeddingsBody | TokenizeBody
+) -> tuple[int, ...]:
+    """Token ids of a text, as its request wants it; in another thread where it is long.
+
+    A chat's text is what the template made, with its control tokens.
+    """
     tokenizer = worker.tokenizer
-    if len(text) < _LONG_TEXT:
-        return tuple(tokenizer.encode(text, add_special_tokens=special))
-    ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
-    return tuple(ids)
+    if isinstance(body, CompletionRequest) and body.kind == "chat":
+        work = partial(tokenizer.encode_marked, text, add_special_tokens=False)
+    else:
+        work = partial(
+            tokenizer.encode,
+            text,
+            add_special_tokens=body.add_special_tokens,
+            parse_special_tokens=body.parse_special_tokens,
+        )
+    return tuple(work() if len(text) < _LONG_TEXT else await asyncio.to_thread(work))
 
 
 def check_vocabulary(worker: Worker, token_ids: Sequence[int], name: str) -> None:

@@ -51,7 +51,11 @@ class IncrementalDetokenizer:
         return self._emit(self._decode(self._window))
 
     def _emit(self, text: str) -> str:
-        new = text[len(self._prefix) :]
+        prefix = self._prefix
+        if prefix.endswith(_REPLACEMENT):
+            # A prompt ended within a character; where that is complete now, it is new.
+            prefix = _common(prefix, text)
+        new = text[len(prefix) :]
         if new:
             # What was pending becomes the context for what follows. Tokens without text (special
             # ones) are no context: a decoder may strip the space after them.
@@ -60,6 +64,16 @@ class IncrementalDetokenizer:
         self._num_emitted = len(self._window)
         self._prefix = self._decode(self._window)
         return new
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return one[:length]
 
 
 class StopChecker:
@@ -130,6 +144,7 @@ class AnswerText:
         include_stop: Keep a found stop string in the text.
         hidden: Tokens that end the answer and have no text (end of sequence, stop tokens).
         context: The prompt's last tokens.
+        min_tokens: Stop strings are looked for in the text from this token on.
         reader: Tells thoughts and tool calls from the answer; stop strings are looked for in the
             answer only.
     """
@@ -140,6 +155,7 @@ class AnswerText:
         stops: Sequence[str] = (),
         *,
         reader: AnswerReader | None = None,
+        min_tokens: int = 0,
         include_stop: bool = False,
         hidden: frozenset[int] = frozenset(),
         context: Sequence[int] = (),
@@ -148,6 +164,7 @@ class AnswerText:
         self._checker = StopChecker(stops, include=include_stop)
         self._hidden = hidden
         self._reader = reader
+        self._left_unstopped = min_tokens - 1
 
     def push(self, token_id: int, *, last: bool = False) -> TextDelta:
         """Add a token; ``last`` says that the engine ended the answer with it."""
@@ -157,6 +174,9 @@ class AnswerText:
         if last:
             text += self._detokenizer.flush()
         parts = Parts(text) if self._reader is None else self._reader.push(text, last=last)
+        if self._left_unstopped > 0:
+            self._left_unstopped -= 1
+            return TextDelta(parts.content, False, parts.thought, parts.calls)
         out, stopped = self._checker.push(parts.content)
         if (last or parts.calls) and not stopped:
             out += self._checker.flush()

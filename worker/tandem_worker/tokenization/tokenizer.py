@@ -25,6 +25,7 @@ from tandem_worker.models.files import (
     read_text,
 )
 from tandem_worker.tokenization.chat_template import ChatTemplate
+from tandem_worker.tokenization.plain_text import MARK, PlainText, is_control
 
 
 class Tokenizer:
@@ -66,16 +67,48 @@ class Tokenizer:
         source = templates.get("tool_use", templates.get("default"))
         self._bytes: LLTokenizer | None = None
         self._templates = {name: ChatTemplate(text) for name, text in templates.items()}
-        self.dialect = Dialect.of(source, self.added_token_id)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: int(token_id) for token_id, token in added.items()}
+        self.dialect = Dialect.of(source, self._added.get)
+        control = {t.content for t in added.values() if is_control(t.content, special=t.special)}
+        self._plain = PlainText(control)
+        self._special_ids = frozenset(int(i) for i, token in added.items() if token.special)
+        thought = self.dialect.thought
+        tags = set() if thought is None else {thought.begin, thought.end}
+        self._plain_answer = PlainText(control - tags)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = False
+    ) -> list[int]:
         """Token ids of a text.
+
+        Args:
+            text: Any.
+            add_special_tokens: Put those around it that the tokenizer puts around a text.
+            parse_special_tokens: Take spellings of control tokens for these.
 
         Raises:
             RequestError: the text is no Unicode (a lone surrogate).
         """
+        if not parse_special_tokens:
+            text = self._plain.marked(text)
+        return self.encode_marked(text, add_special_tokens=add_special_tokens)
+
+    def encode_marked(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text whose marks break spellings that are no control tokens.
+
+        Raises:
+            RequestError: the text is no Unicode (a lone surrogate).
+        """
+        parts = text.split(MARK)
         try:
-            encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            encoded = (
+                self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+                if len(parts) == 1
+                else self._tokenizer.encode(
+                    parts, is_pretokenized=True, add_special_tokens=add_special_tokens
+                )
+            )
         except TypeError as error:
             raise RequestError(
                 "the text holds a lone surrogate such as \\ud800; send valid Unicode",
@@ -107,12 +140,15 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids[begin:], skip_special_tokens=skip_special_tokens)
         return "".join([*texts, text])
 
+    def whole_text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of token ids without a character that they only begin: its rest comes next."""
+        text = self.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        kept = text.rstrip("\ufffd")
+        return text[: max(len(kept), len(text) - 3)]
+
     def added_token_id(self, text: str) -> int | None:
         """The token that an added text is, or None where it is spelled with others."""
-        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            if token.content == text:
-                return int(token_id)
-        return None
+        return self._added.get(text)
 
     def to_json(self) -> str:
         """The tokenizer as ``tokenizer.json`` holds it."""
@@ -120,8 +156,16 @@ class Tokenizer:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token's text on its own, special tokens included."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """One token's text on its own, special tokens included; ``bytes:\\xf0`` of a part."""
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a text usually leaves this token out."""
+        return token_id in self._special_ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """One token's bytes, which may be a part of a character; its text where that is unknown."""
@@ -131,8 +175,15 @@ class Tokenizer:
             return b""
         return bytes(self._bytes.decode_bytes([token_id]))
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], /, **variables: Any) -> str:
-        """The prompt that the chat template makes of messages.
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        /,
+        *,
+        parse_special_tokens: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The prompt that the chat template makes of messages, for :meth:`encode_marked`.
 
         Raises:
             RequestError: the model has no template, or the template refuses the messages.
@@ -146,9 +197,18 @@ class Tokenizer:
                 param="messages",
                 code="no_chat_template",
             )
+        if not parse_special_tokens:
+            messages = [self._marked(message) for message in messages]
+            variables = self._plain.marked_all(variables)
         values = {k: v for k, v in self._special.items() if v is not None}
         values |= {"add_generation_prompt": True, "tools": None, "documents": None} | variables
         return template.render({"messages": list(messages), **values})
+
+    def _marked(self, message: dict[str, Any]) -> dict[str, Any]:
+        # Templates look for the tags of a thought in earlier answers.
+        plain = self._plain_answer if message.get("role") == "assistant" else self._plain
+        marked: dict[str, Any] = plain.marked_all(message)
+        return marked
 
 
 def _token_text(value: Any) -> str | None:
