@@ -203,6 +203,10 @@ class RouterApp:
             {key.id: (f"API key {key.id}", key) for key in self.services.store.keys.values()}
         )
 
+    def _predictor_changed(self, predictor: Predictor) -> None:
+        self.services.steering.predictor_changed(predictor)
+        self.services.routing.scorer.predictor_changed()
+
     def _store_opened(self, before: Sequence[Spend]) -> None:
         """Go on counting where earlier processes stopped."""
         self.services.learner.restore(before)
@@ -274,7 +278,6 @@ class RouterApp:
     async def running(self) -> AsyncIterator[None]:
         """Background work: endpoints and load reports."""
         config = self.config
-        steering = self.services.steering
         pools = {tier.name: tier for tier in config.tiers if tier.kind == "pool"}
         tasks = [
             asyncio.ensure_future(
@@ -301,7 +304,7 @@ class RouterApp:
 
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
         if self._artifact is not None:
-            tasks.append(asyncio.ensure_future(self._artifact.watch(steering.predictor_changed)))
+            tasks.append(asyncio.ensure_future(self._artifact.watch(self._predictor_changed)))
         store = self.services.store
         await store.step()  # what was known before counts from the first request on
         tasks += [

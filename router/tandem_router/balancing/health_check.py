@@ -38,6 +38,8 @@ async def poll_loads(
     try:
         while True:
             present = {worker for worker in picker.workers if worker.tier in pools}
+            for worker in [known for known, task in tasks.items() if task.done()]:
+                _say_why(worker, tasks.pop(worker))
             for worker in [known for known in tasks if known not in present]:
                 tasks.pop(worker).cancel()
             for worker in present - tasks.keys():
@@ -109,4 +111,18 @@ async def _poll(
                 # Stopped or cut off: its sockets stay open, so its streams would wait for long.
                 client.abandon(worker.url, f"no load report for {silent_s:g} s")
                 last_answer = loop.time()
+        except Exception as error:
+            # Our own mistake about one report must not end the reports, and with them the worker.
+            picker.failed(worker, f"its load report cannot be read: {type(error).__name__}")
+            if (why := f"{type(error).__name__}: {error}") != said:
+                logger.exception("worker %s: its load report cannot be read", worker.url)
+                said = why
         await asyncio.sleep(poll_s if worker.num_failures == 0 else min(poll_s, DOWN_POLL_S))
+
+
+def _say_why(worker: Worker, ended: asyncio.Task[None]) -> None:
+    """A poll that ended by itself is a mistake of ours; another one takes its place."""
+    error = None if ended.cancelled() else ended.exception()
+    logger.error(
+        "worker %s: asking for its load ended; it begins again", worker.url, exc_info=error
+    )

@@ -1,4 +1,4 @@
-"""A prompt's score, in time or not at all.
+"""A prompt's score in time, or one by its length alone.
 
 A predictor that is late or broken costs a counter, never a request.
 """
@@ -18,12 +18,15 @@ from tandem_router.config import PredictorConfig
 from tandem_router.metrics import Metrics
 from tandem_router.policy import PlainScore, Score, ScoreStatus
 from tandem_router.routing.predictor_source import Predictor
+from tandem_router.routing.recent_scores import RecentScores
 
 logger = logging.getLogger("tandem.router")
 
 # A predictor that scores a long prompt within this runs on the event loop: a thread hop costs about
 # 0.1 ms and its wake-up competes with the streams.
 INLINE_BELOW_S = 0.005
+# Outcome of a score that was late and is replaced by one of the prompt's length.
+ESTIMATED = "estimated"
 # Inline scores above the deadline, in a row, before the predictor is moved to a thread.
 SLOW_IN_A_ROW = 3
 
@@ -56,6 +59,8 @@ class Scorer:
         self._metrics = metrics
         self._executor: ThreadPoolExecutor | None = None
         self._running: Future[tuple[Score, float]] | None = None
+        self._recent = RecentScores(_read)
+        self._late: tuple[int, Future[tuple[Score, float]]] | None = None
         self._num_slow = 0
         self._complained = False
         if predictor is not None and not self._is_quick(predictor):
@@ -74,8 +79,18 @@ class Scorer:
         return report() if callable(report) else None
 
     @property
+    def is_scoring(self) -> bool:
+        """Whether a prompt is being scored in the thread."""
+        return self._running is not None and not self._running.done()
+
+    @property
     def inline(self) -> bool:
         return self._executor is None
+
+    def predictor_changed(self) -> None:
+        """Another artifact is in use, on a scale of its own."""
+        self._recent.forget()
+        self._late = None
 
     def _leave_the_loop(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
@@ -113,6 +128,8 @@ class Scorer:
                 score, took_s = await self._in_thread(self._executor, predictor, prompt)
                 if score is None:
                     status = ScoreStatus.LATE
+            if score is not None:
+                self._recent.saw(len(prompt), score)
         except Exception:
             status = ScoreStatus.FAILED
             if not self._complained:
@@ -121,14 +138,20 @@ class Scorer:
         if took_s is not None:
             self._metrics.predictor_seconds.observe(took_s)
         self._metrics.predictor_outcomes[(status.value,)].inc()
+        if status is ScoreStatus.LATE:
+            score = self._recent.estimate(len(prompt))
+            if score is not None:
+                self._metrics.predictor_outcomes[(ESTIMATED,)].inc()
+                status = ScoreStatus.OK
         return Scored(score, status)
 
     async def _in_thread(
         self, executor: ThreadPoolExecutor, predictor: Predictor, prompt: str
     ) -> tuple[Score | None, float | None]:
-        if self._running is not None and not self._running.done():
+        if self.is_scoring:
             # One late score at a time: a queue behind it would make all of them late.
             return None, None
+        self._learn_late()
         running = self._running = executor.submit(_timed, predictor, prompt)
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -138,11 +161,24 @@ class Scorer:
                 score, took_s = running.result()
                 if took_s <= self._deadline_s:
                     return score, took_s
+            self._late = (len(prompt), running)
             return None, None
+
+    def _learn_late(self) -> None:
+        """A score that came too late for its request tells of the next ones."""
+        late, self._late = self._late, None
+        if late is not None:
+            num_chars, running = late
+            if not running.cancelled() and running.exception() is None:
+                self._recent.saw(num_chars, running.result()[0])
 
     def close(self) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(score: Score) -> Score:
+    return with_gains(score) or score
 
 
 def _timed(predictor: Predictor, prompt: str) -> tuple[Score, float]:
