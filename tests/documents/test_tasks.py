@@ -1,0 +1,199 @@
+"""docs/tasks: every example starts with `tandem up`, every command is typed beside it.
+
+Workers and routers are stand-ins, but for the pages whose commands or promises are a router's.
+What needs claims or GPUs, and all that is typed for a cluster, meets a real apiserver in
+tests/controlplane/test_documents.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from document_kit import DOCS, NEEDS_PODS, ROOT, blocks, commands
+from tandem_router.testing.fake_provider import FakeProvider
+
+PAGES = sorted(p for p in (DOCS / "tasks").glob("*.md") if p.name != "index.md")
+EXAMPLES = sorted(p for p in (ROOT / "examples").iterdir() if re.match(r"\d\d-", p.name))
+STUB = f"{sys.executable} -S {ROOT / 'tests' / 'operator' / 'stub_server.py'}"
+#: Not startable on a machine without a cluster or GPUs; the real models of these two are started
+#: by tests/e2e and tests/vllm.
+NOT_HERE = {"07-own-weights", "09-gpus", "01-hybrid", "02-vllm"}
+
+
+@dataclass
+class Running:
+    """One `tandem up`, in an environment in which other commands find it."""
+
+    env: dict[str, str]
+    log: Path
+
+    def tandem(self, line: str, cwd: Path = ROOT) -> str:
+        result = subprocess.run(
+            ["bash", "-c", line], cwd=cwd, env=self.env, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, (
+            f"{line}\n{result.stdout}{result.stderr}\n{self.log.read_text()}"
+        )
+        return result.stdout
+
+    def url(self) -> str:
+        return str(json.loads(self.tandem("tandem get router chat --json"))["status"]["endpoint"])
+
+
+@contextmanager
+def up(folder: Path, yaml: Path, *, real: bool = False) -> Iterator[Running]:
+    """`tandem up` of an example, with stand-ins, until it says ready."""
+    shims = folder / "bin"
+    shims.mkdir(exist_ok=True)
+    (shims / "tandem").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m tandem_operator.cli "$@"\n'
+    )
+    (shims / "tandem").chmod(0o755)
+    env = {
+        **os.environ,
+        "PATH": f"{shims}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("XDG_RUNTIME_DIR", None)
+    images = [] if real else [f"tandem/worker={STUB}", f"tandem/router={STUB}"]
+    arguments = [a for image in images for a in ("--image", image)]
+    log = folder / "up.log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tandem_operator.cli", "up", str(yaml), *arguments],
+            cwd=ROOT,
+            env=env,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        end = time.monotonic() + 120
+        while "ready after" not in log.read_text():
+            late = process.poll() is not None or time.monotonic() > end
+            assert not late, log.read_text()
+            time.sleep(0.05)
+        yield Running(env, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def page_of(example: Path) -> Path:
+    """The page that shows an example's YAML."""
+    found = [p for p in PAGES if f'--8<-- "examples/{example.name}/' in p.read_text()]
+    assert len(found) == 1, f"{example.name} is shown on {len(found)} pages"
+    return found[0]
+
+
+def local(page: Path) -> list[str]:
+    return [line for line in commands(page) if line.startswith("tandem ")]
+
+
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if e.name not in NOT_HERE], ids=lambda p: p.name
+)
+def test_an_example_starts_and_its_page_can_be_typed(example: Path, tmp_path: Path) -> None:
+    page = page_of(example)
+    typed = local(page)
+    if example.name == "12-predictor-canary":
+        files(tmp_path)
+
+    with up(tmp_path, example, real=example.name == "05-teams") as running:
+        for line in typed:
+            cwd = tmp_path if "evaluate" in line else ROOT
+            assert running.tandem(line, cwd).strip(), line
+        if example.name == "05-teams":
+            check_that_a_key_opens_the_endpoint(running)
+
+
+def files(folder: Path) -> None:
+    """Two artifacts and graded questions, few, so that judging them is quick."""
+    for name in ("old.tandem", "new.tandem"):
+        shutil.copy(ROOT / "examples" / "01-hybrid" / "predictor", folder / name)
+    import gzip
+
+    with gzip.open(ROOT / "examples" / "models" / "outcomes.jsonl.gz", "rt") as rows:
+        kept = [next(rows) for _ in range(120)]
+    with gzip.open(folder / "held-out.jsonl.gz", "wt") as out:
+        out.writelines(kept)
+
+
+def check_that_a_key_opens_the_endpoint(running: Running) -> None:
+    minted = running.tandem("tandem keys create research 2>/dev/null")
+    key = re.search(r"^key +(\S+)$", minted, re.M)
+    number = re.search(r"^id +(\S+)$", minted, re.M)
+    assert key is not None
+    assert number is not None
+    ask = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    url = f"{running.url().removesuffix('/v1')}/v1/chat/completions"
+
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        without = client.post(url, json=ask)
+        assert without.status_code == 401
+        assert without.json()["error"]["code"] == "missing_api_key"
+        answer = client.post(url, json=ask, headers={"authorization": f"Bearer {key[1]}"})
+        assert answer.status_code == 200, answer.text
+        running.tandem(f"tandem keys revoke {number[1]}")
+        refused = client.post(url, json=ask, headers={"authorization": f"Bearer {key[1]}"})
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+
+
+async def test_the_external_tier_gets_its_key_and_its_share_of_the_questions(
+    tmp_path: Path,
+) -> None:
+    provider = await FakeProvider().start()
+    text = (ROOT / "examples" / "03-external-tier" / "router.yaml").read_text()
+    copy = tmp_path / "router.yaml"
+    text = text.replace("https://provider.example/v1", f"{provider.url}/v1")
+    copy.write_text(text.replace("image:///opt/tandem", f"file://{ROOT}"))
+
+    def ask() -> httpx.Response:
+        with up(tmp_path, copy, real=True) as running:
+            url = f"{running.url().removesuffix('/v1')}/v1/chat/completions"
+            body = {"model": "large", "messages": [{"role": "user", "content": "Hello"}]}
+            return httpx.post(url, json=body, timeout=30, trust_env=False)
+
+    answer = await asyncio.to_thread(ask)
+    await provider.stop()
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-tandem-tier"] == "large"
+    assert float(answer.headers["x-tandem-cost-usd"]) > 0
+    sent = {str(k).lower(): v for k, v in provider.inference[-1].headers.items()}
+    assert sent["authorization"] == "Bearer put-yours-here"
+
+
+def test_every_page_shows_a_whole_example_and_the_index_names_it() -> None:
+    index = (DOCS / "tasks" / "index.md").read_text()
+
+    for example in EXAMPLES:
+        if example.name != "01-hybrid":
+            page = page_of(example)
+            assert f"({page.name}) | `{example.name}`" in index
+    assert {page_of(e) for e in EXAMPLES if e.name != "01-hybrid"} == set(PAGES)
+
+
+def test_every_command_of_the_pages_is_typed_somewhere() -> None:
+    for page in PAGES:
+        for line in commands(page):
+            known = ("tandem ", "kubectl apply", "kubectl create", "kubectl label", "helm upgrade")
+            assert line.startswith((*known, *NEEDS_PODS)), f"{page.name}: {line}"
+        shown = [b for b in blocks(page) if b.language == "yaml"]
+        assert [b.text.startswith("--8<--") for b in shown] == [True]
