@@ -320,6 +320,31 @@ def test_residual_drift_finds_a_drop_and_stays_quiet_on_noise():
     assert found == 1
 
 
+@pytest.mark.parametrize("right", [0.5, 0.9, 0.97, 1.0])
+def test_steady_labels_raise_no_alarm_however_skewed(right):
+    rng, drift = np.random.default_rng(1), ResidualDrift()
+
+    assert sum(drift.observe(float(y < right), 0.8) for y in rng.random(8000)) == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.6), (0.7, 0.4), (0.5, 0.8)])
+def test_a_drift_of_three_points_in_ten_is_found_in_two_hundred_labels(before, after):
+    needed = []
+    for seed in range(20):
+        rng, drift = np.random.default_rng(seed), ResidualDrift()
+        for y in rng.random(400):
+            assert not drift.observe(float(y < before), before)
+        seen = (
+            number
+            for number, y in enumerate(rng.random(1000), 1)
+            if drift.observe(float(y < after), before)
+        )
+        needed.append(next(seen, 1000))
+        assert drift.rose == (after > before)
+
+    assert float(np.median(needed)) < 200
+
+
 # All together.
 
 

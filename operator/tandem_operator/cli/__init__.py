@@ -16,6 +16,7 @@ _PLUGINS = {
     ("serve",): "tandem_worker.serve_command",
     ("demo",): "tandem_operator.demo.run",
     ("keys",): "tandem_operator.cli.keys",
+    ("labels",): "tandem_operator.cli.labels",
     ("simulate",): "tandem_operator.cli.simulate",
     ("profile",): "tandem_operator.cli.profile",
     ("init",): "tandem_operator.cli.init",

@@ -53,11 +53,16 @@ def register(subparsers: Any) -> None:
         (limit, _limit),
         (revoke, _revoke),
     ):
-        parser.add_argument("--router", metavar="NAME", help="which, when there are several")
-        parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
-        parser.add_argument("--url", help="endpoint of a Router elsewhere, http://HOST:PORT")
-        parser.add_argument("--token-file", type=Path, help="with --url: the peer token")
+        add_router_options(parser)
         parser.set_defaults(run=run)
+
+
+def add_router_options(parser: argparse.ArgumentParser) -> None:
+    """Which Router is asked."""
+    parser.add_argument("--router", metavar="NAME", help="which, when there are several")
+    parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
+    parser.add_argument("--url", help="endpoint of a Router elsewhere, http://HOST:PORT")
+    parser.add_argument("--token-file", type=Path, help="with --url: the peer token")
 
 
 def _seconds(text: str) -> float:
@@ -73,7 +78,7 @@ def _seconds(text: str) -> float:
 def _list(args: argparse.Namespace) -> int:
     from tandem_operator.cli import table
 
-    answer = _call(args, "GET", "/admin/keys")
+    answer = call(args, "GET", "/admin/keys")
     if args.json:
         sys.stdout.write(json.dumps(answer["keys"], indent=2) + "\n")
         return 0
@@ -110,7 +115,7 @@ def _create(args: argparse.Namespace) -> int:
     fields: Object = {name: getattr(args, name) for name in LIMITS if getattr(args, name)}
     if args.expires is not None:
         fields["expires_in_s"] = args.expires
-    answer = _call(args, "POST", "/admin/keys", {"tenant": args.tenant, **fields})
+    answer = call(args, "POST", "/admin/keys", {"tenant": args.tenant, **fields})
     sys.stdout.write(f"id   {answer['id']}\nkey  {answer['key']}\n")
     sys.stderr.write("the key is shown this once; keep it\n")
     return 0
@@ -124,13 +129,13 @@ def _limit(args: argparse.Namespace) -> int:
         fields["expires_in_s"] = args.expires
     if not fields:
         raise CommandError("name a limit, such as --usd-per-hour 2; 0 takes one away")
-    _call(args, "PATCH", f"/admin/keys/{_id(args)}", fields)
+    call(args, "PATCH", f"/admin/keys/{_id(args)}", fields)
     sys.stdout.write(f"key {args.id} limited\n")
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    answer = _call(args, "DELETE", f"/admin/keys/{_id(args)}")
+    answer = call(args, "DELETE", f"/admin/keys/{_id(args)}")
     sys.stdout.write(f"key {answer['id']} of {answer['tenant']} revoked\n")
     return 0
 
@@ -141,7 +146,7 @@ def _id(args: argparse.Namespace) -> str:
     return str(args.id)
 
 
-def _call(args: argparse.Namespace, method: str, path: str, body: Object | None = None) -> Object:
+def call(args: argparse.Namespace, method: str, path: str, body: Object | None = None) -> Object:
     """What the router answers. Raises CommandError in its words."""
     import httpx
 

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field
 
+from tandem_router.api import labels as label_api
 from tandem_router.api.api_keys import Authenticator
 from tandem_router.api.live_settings import LiveSettings
 from tandem_router.errors import ApiError, ConfigError
@@ -159,6 +160,7 @@ def routes(services: Services, keys: Authenticator, settings: LiveSettings) -> A
             await _asked(services.store.put_key(key))
         return _shown(key)
 
+    router.include_router(label_api.routes(services, needs_peer_token))
     return router
 
 

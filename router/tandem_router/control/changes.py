@@ -68,8 +68,10 @@ class TrafficShift:
 class ResidualDrift:
     """Alarms when a tier's measured quality drifts away from its predicted one.
 
-    Two one-sided CUSUMs (Page 1954) on `measured - predicted`, against the mean since the last
-    change, in units of a Gaussian log-likelihood ratio for a shift of `shift`.
+    Two one-sided e-detectors (Shin, Ramdas and Rinaldo 2024) on `measured - predicted`, against the
+    mean since the last change: each bets that the residual has moved, with the stake that is best
+    for a move by `shift`, and starts anew at nothing. Unlike a CUSUM of Gaussian likelihood ratios
+    it keeps its false alarms with labels that are right or wrong, however skewed.
 
     Args:
         shift: smallest drift worth an alarm, quality points.
@@ -87,7 +89,7 @@ class ResidualDrift:
 
     @property
     def statistic(self) -> float:
-        """Log-likelihood ratio of a drift so far; an alarm at `log_odds`."""
+        """Log of the capital won so far; an alarm at `log_odds`."""
         return max(self._up, self._down)
 
     @property
@@ -110,10 +112,10 @@ class ResidualDrift:
         deviation = residual - self._mean
         self._count += 1
         if self._count > self.warm_up:
-            scale = self.shift / max(0.02, self._square)
-            self._up = max(0.0, self._up + scale * (deviation - self.shift / 2))
-            self._down = max(0.0, self._down + scale * (-deviation - self.shift / 2))
-            if max(self._up, self._down) >= self.log_odds:
+            expected = predicted + self._mean
+            self._up = self._won(self._up, deviation, expected)
+            self._down = self._won(self._down, -deviation, 1.0 - expected)
+            if self.statistic >= self.log_odds:
                 self.rose = self._up > self._down
                 self.reset()
                 return True
@@ -122,6 +124,17 @@ class ResidualDrift:
         self._mean += weight * deviation
         self._square += max(1.0 / (self._count + 10), 0.002) * (deviation**2 - self._square)
         return False
+
+    def _won(self, capital: float, moved: float, most_lost: float) -> float:
+        """The capital after one more bet that the residual moved this way.
+
+        A third of the shift is conceded: the baseline is itself an estimate, and a smaller drift is
+        not worth an alarm. No bet can lose all.
+        """
+        conceded = self.shift / 3.0
+        stake = self.shift / (max(0.01, self._square) + self.shift**2)
+        stake = min(stake, 0.8 / (max(0.0, most_lost) + conceded))
+        return max(0.0, capital + math.log1p(stake * (moved - conceded)))
 
 
 def ks_statistic(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -27,6 +27,8 @@ MOST_KNOWN = 50_000
 DAY_S = 86_400.0
 LABELS_KEPT_S = 365 * DAY_S
 STEP_S = 10.0
+#: Labels that move the floor's limit: one a request, drawn at a known probability.
+CERTIFYING = frozenset({"judge", "shadow"})
 RETENTION_STEPS = 60
 #: A label may be written this long after it was made.
 LATE_S = 60.0
@@ -77,7 +79,7 @@ class LiveQuality:
         self._newest = max(self._newest, label.at)
         self._metrics.quality_labels[(label.source,)].inc()
         self.measured.learn(label)
-        if label.source != "feedback":
+        if label.source in CERTIFYING:
             self._steering.learn(label)
 
     def _changed(self, change: Change) -> None:

@@ -23,8 +23,8 @@ MOST_ROWS = 20_000
 MOST_TENANT_WEIGHT = 0.05
 #: Verdicts of a tenant's users at which their mean counts half.
 HALF_BELIEVED = 20.0
-#: Labels whose mean says what a tier's quality was just before and is now.
-RECENT = 40
+#: Labels of which the older half says what a tier's quality was, and the last few what it is.
+RECENT, LAST = 400, 20
 HISTORY_S = 300.0
 MOST_HISTORY = 600
 
@@ -179,7 +179,7 @@ class Measured:
                     detector.log_odds,
                     num + 1,
                     float(np.mean(seen[:half])),
-                    float(np.mean(seen[half:])),
+                    float(np.mean(seen[-LAST:])),
                 )
         if found is not None:
             for detector in self._drift.values():

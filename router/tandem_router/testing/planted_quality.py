@@ -64,7 +64,7 @@ class PlantedProvider(FakeProvider):
         return [*events, b"data: [DONE]\n\n"]
 
 
-_SHOWN = re.compile(r"Assistant ([AB])'s Answer\]\n(.*?)\n\[The End", re.DOTALL)
+_SHOWN = re.compile(r"Start of Assistant ([AB])'s Answer\]\n(.*?)\n\[The End", re.DOTALL)
 
 
 @dataclass(eq=False)

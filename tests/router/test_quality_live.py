@@ -1,0 +1,263 @@
+"""Quality measured live: covered by its interval, a drop told and acted on, kept through a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from quality_world import World
+from tandem_operator.cli import main
+from tandem_router.policy import PlainScore
+from tandem_router.predictor.records import files
+from tandem_router.routing.predictor_source import ArtifactPredictor
+from tandem_router.store.sqlite import SqliteStore
+from tandem_router.testing.planted_quality import FakeJudge, PlantedProvider, uniform
+
+ERRS = 0.1
+
+
+def gain_of(question: str) -> float:
+    return 0.02 if uniform("gain", question) < 0.7 else 0.4
+
+
+class Trained(ArtifactPredictor):
+    """Knows both tiers, except that it thinks the large one .05 better than it is."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("none"), ("small", "large"))
+
+    def training_gains(self, dearest: str, cheapest: str) -> list[tuple[float, float]]:
+        return [(0.02, 0.95)] * 7 + [(0.4, 0.95)] * 3
+
+    def score(self, prompt: str) -> PlainScore:
+        return PlainScore({"small": 0.9 - gain_of(prompt), "large": 0.95})
+
+
+@asynccontextmanager
+async def world_of(errs: float = 0.0) -> AsyncIterator[World]:
+    small = await PlantedProvider(quality=lambda question: 0.9 - gain_of(question)).start()
+    large = await PlantedProvider(quality=lambda _: 0.9).start()
+    judge = await FakeJudge(errs=errs).start()
+    yield World(small, large, judge)
+    for server in (small, large, judge):
+        await server.stop()
+
+
+async def test_a_judge_that_errs_is_corrected_and_a_planted_drop_is_told_and_acted_on(
+    run_router: Any,
+) -> None:
+    delivered: list[tuple[bool, bool]] = []
+    async with world_of(ERRS) as world:
+        config = world.config(daily_usd=1000.0)
+        del config["threshold"]
+        config["objective"] = {"quality_floor": 0.9}
+        async with run_router({}, predictor=Trained(), **config) as (client, app):
+            learner = app.services.learner
+
+            async def ask(numbers: range) -> str:
+                tier = ""
+                for number in numbers:
+                    question = f"question {number}"
+                    reply = await client.chat(question)
+                    tier = reply.headers["x-tandem-tier"]
+                    providers = {"small": world.small, "large": world.large}
+                    right = {
+                        name: provider.is_right(question, f"{name}-model")
+                        for name, provider in providers.items()
+                    }
+                    delivered.append((right[tier], right["large"]))
+                    await learner.idle()
+                    if number % 3 == 0:  # a person looks at a third of what is judged
+                        label = {
+                            "request_id": reply.headers["x-request-id"],
+                            "quality": {name: float(good) for name, good in right.items()},
+                            "probability": 1 / 3,
+                        }
+                        posted = await client.request(
+                            "POST",
+                            "/admin/labels",
+                            {"labels": [label]},
+                            {"content-type": "application/json"},
+                        )
+                        assert posted.json == {"num_taken": 1, "unknown": []}
+                return tier
+
+            await ask(range(450))
+            before = (await client.get("/admin/state")).json
+            truth = sum(a for a, _ in delivered) / sum(b for _, b in delivered)
+            world.small.quality = lambda question: 0.35
+            await ask(range(450, 650))
+            after = (await client.get("/admin/state")).json
+            last = [await ask(range(number, number + 1)) for number in range(650, 670)]
+            metrics = (await client.get("/metrics")).body.decode()
+
+    quality = before["quality"]
+    assert quality["num_labels"] == 450
+    assert quality["num_gold"] == 150
+    assert quality["labels_by_source"] == {"judge": 450, "gold": 150}
+    assert quality["low"] <= truth <= quality["high"]
+    assert not quality["changes"]
+    assert before["threshold"]["basis"] in ("Predicted", "Certified")
+    # The drop: told with its statistic, learned anew, and everything goes to the large tier.
+    (change,) = after["quality"]["changes"]
+    assert (change["tier"], change["rose"]) == ("small", False)
+    assert after["quality"]["num_labels"] < 200
+    assert after["threshold"]["basis"] == "Refuted"
+    assert after["threshold"]["limit"] < 0.07  # the smallest gain that is predicted
+    assert set(last) == {"large"}
+    assert 'tandem_quality_labels_total{source="gold"}' in metrics
+    assert "tandem_measured_quality_ratio_low " in metrics
+
+
+# A process of its own, killed.
+
+
+@asynccontextmanager
+async def process_of(folder: Path, config: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
+    (folder / "router.json").write_text(json.dumps(config))
+    (folder / "peer").write_text("peer-token\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tandem_router", "--config", str(folder / "router.json")),
+        *("--port", str(port), "--host", "127.0.0.1", "--store-file", str(folder / "router.db")),
+        *("--peer-token-file", str(folder / "peer")),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        said = b""
+        async with asyncio.timeout(30):
+            while b"running on" not in said:
+                line = await process.stderr.readline()
+                assert line, said.decode()
+                said += line
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def labelled(client: httpx.AsyncClient, url: str, num: int) -> dict[str, Any]:
+    """The state once the router has so many labels."""
+    async with asyncio.timeout(20):
+        while True:
+            state: dict[str, Any] = (await client.get(f"{url}/admin/state")).json()
+            if state["quality"]["num_labels"] >= num:
+                return state
+            await asyncio.sleep(0.05)
+
+
+async def test_labels_survive_a_killed_router_and_are_exported_for_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with world_of() as world, httpx.AsyncClient(trust_env=False) as client:
+        config = {
+            "name": "chat",
+            "fallback_tier": "large",
+            **world.config(capture="Prompts", redact=["Emails"]),
+            "store": {"type": "sqlite", "flush_s": 0.02},
+        }
+
+        async def ask(url: str, number: int) -> None:
+            content = f"question {number} of me@example.org {'and more ' * (40 * (number % 2))}"
+            body = {"model": "chat", "messages": [{"role": "user", "content": content}]}
+            assert (await client.post(f"{url}/v1/chat/completions", json=body)).status_code == 200
+
+        async with process_of(tmp_path, config) as (url, process):
+            for number in range(40):
+                await ask(url, number)
+                await asyncio.sleep(0.01)
+            before = await labelled(client, url, 40)
+            async with asyncio.timeout(10):
+                store = SqliteStore(tmp_path / "router.db", max_decisions=10)
+                while len(await store.labels()) < 40:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+                await store.close()
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        async with process_of(tmp_path, config) as (url, _):
+            after = await labelled(client, url, 40)
+            await ask(url, 1000)
+            await labelled(client, url, 41)
+            options = ["--url", url, "--token-file", str(tmp_path / "peer")]
+            rows = tmp_path / "rows.jsonl"
+            exported = await asyncio.to_thread(
+                main, ["labels", "export", "-o", str(rows), "--redact", "tr a-z A-Z", *options]
+            )
+            known = json.loads(rows.read_text().splitlines()[0])["id"]
+            gold = tmp_path / "gold.jsonl"
+            gold.write_text(
+                json.dumps({"request_id": known, "quality": {"small": 0.25}})
+                + "\n"
+                + json.dumps({"request_id": "nobody", "quality": {"small": 1.0}})
+            )
+            added = await asyncio.to_thread(main, ["labels", "gold", str(gold), *options])
+            said = capsys.readouterr()
+            again = await asyncio.to_thread(main, ["labels", "export", "-o", str(rows), *options])
+
+    # What was measured, spent and said before is what is measured, spent and said again.
+    # (The predictions of earlier requests, which the estimate leans on, are read a little later.)
+    for name in ("num_labels", "labels_by_source", "since"):
+        assert after["quality"][name] == before["quality"][name], name
+    for name in ("measured", "low", "high"):
+        assert after["quality"][name] == pytest.approx(before["quality"][name], abs=0.01), name
+    assert after["learning"]["spent_today_usd"] == pytest.approx(
+        before["learning"]["spent_today_usd"]
+    )
+    assert (exported, added, again) == (0, 0, 0)
+    assert "41 rows of 41 labels" in said.err
+    assert "1 gold labels taken" in said.out
+    assert "1 requests are not known here, such as nobody" in said.err
+    table = [row for _, row in files.read(rows, _Nothing())]
+    assert len(table) == 41
+    assert all(set(row["quality"]) == {"small", "large"} for row in table)
+    assert all(row["prompt"].count("[email]") == 1 for row in table)
+    assert next(row for row in table if row["id"] == known)["quality"]["small"] == 0.25
+
+
+class _Nothing:
+    def update(self, _: bytes) -> None:
+        """Nobody asks for the digest."""
+
+
+async def test_a_store_that_is_full_or_locked_stops_neither_answers_nor_learning(
+    run_router: Any, tmp_path: Path
+) -> None:
+    import sqlite3
+
+    path = tmp_path / "router.db"
+    place = {"store": {"type": "sqlite", "flush_s": 0.01}, "store_file": path}
+    async with world_of() as world:
+        config = world.config()
+        async with run_router({}, predictor=Trained(), **config, **place) as (client, app):
+            await client.chat("question 0")
+            await app.services.learner.idle()
+            await asyncio.sleep(0.05)
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            statuses = [(await client.chat(f"question {n}")).status for n in range(1, 6)]
+            await app.services.learner.idle()
+            state = (await client.get("/admin/state")).json
+            other.execute("ROLLBACK")
+            other.close()
+            async with asyncio.timeout(15):
+                while len(await app.services.store.labels()) < 6:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+    assert statuses == [200] * 5
+    assert state["quality"]["num_labels"] == 6
