@@ -36,6 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store-url-file", type=Path, help="file with a PostgreSQL URL, for store.type=postgres"
     )
+    parser.add_argument(
+        "--retraining-dir", type=Path, help="folder of retrained predictors, for retraining"
+    )
+    parser.add_argument(
+        "--training-data", type=Path, help="graded rows to train again from, beside labels"
+    )
     parser.add_argument("--host", help="address to listen on (default: $POD_IP or 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (default: http_port of the configuration)")
     parser.add_argument(
@@ -72,6 +78,8 @@ def _run(args: argparse.Namespace) -> int:
         store_file=args.store_file,
         store_url=_secret_text(args.store_url_file),
         config_path=args.config,
+        retraining_dir=args.retraining_dir,
+        training_data=args.training_data,
         allowed_hosts=loopback_names(host),
         tracing=from_environment("tandem-router"),
     )

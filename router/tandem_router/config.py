@@ -139,6 +139,17 @@ class TierConfig(Section):
         return self
 
 
+class RetrainingConfig(Section):
+    """When the predictor is trained anew from this router's own labels."""
+
+    every_s: Positive = Field(
+        default=86_400.0, description="Least time between two trainings, seconds."
+    )
+    min_labels: int = Field(
+        default=500, ge=50, le=100_000, description="New labels that a training needs."
+    )
+
+
 class PredictorConfig(Section):
     """Which predictor scores a prompt, and what happens when it is late."""
 
@@ -158,6 +169,11 @@ class PredictorConfig(Section):
         max_length=4096,
         description="Learned only: the local model directory named at `tandem train --embedding`; "
         "without it an artifact's embedding view is off.",
+    )
+    retraining: RetrainingConfig | None = Field(
+        default=None,
+        description="Learned only: train again from labels that hold prompts (`learning.capture: "
+        "Prompts`), into --retraining-dir; absent: never.",
     )
     length_midpoint_chars: Positive = Field(
         default=240.0, description="Length only: prompt length where gain reaches one half."

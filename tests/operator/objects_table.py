@@ -436,6 +436,11 @@ bad(
     "8: Router/r: spec.cascade: a cascade reads answers with the verifier of a Learned predictor; add predictor.training or predictor.artifact, or remove cascade",
 )
 bad(
+    "trained from labels without their prompts",
+    router('  predictor: {training: {data: "pvc://c/d", fromLabels: true}}\n'),
+    "8: Router/r: spec.predictor.training.fromLabels: is True, but training from labels needs their prompts; set learning.capture to Prompts, or fromLabels to false",
+)
+bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
     "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training; add one or use type: Length",

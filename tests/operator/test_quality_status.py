@@ -9,7 +9,8 @@ import pytest
 from stored_cluster import NOW, Cluster, pair
 from tandem_operator.plan.quality_status import quality_status
 from tandem_operator.plan.router_facts import QualityFacts, TrafficFacts
-from tandem_operator.reconcile.quality_report import quality_facts
+from tandem_operator.reconcile.events import news_in
+from tandem_operator.reconcile.quality_report import quality_facts, retraining_facts
 from tandem_operator.resources.base import Object
 
 PLAIN = pair("  unified: {}\n", "  unified: {}\n")
@@ -176,3 +177,37 @@ def test_nothing_is_reported_where_nothing_is_learned_and_garbage_is_no_number()
     assert quality_facts([quiet, {"quality": 7}]) is None
     assert facts is not None
     assert (facts.measured, facts.low) == (None, None)
+
+
+RETRAINING: Object = {
+    "phase": "shadowed",
+    "candidate": "v2",
+    "predecessor": None,
+    "comparison": {"num_labels": 57, "smaller_error": 0.0123},
+    "steps": [
+        {"at": 1_800_000_000.0, "kind": "trained", "version": "v2", "why": "from 500 labels"}
+    ],
+    "problem": "",
+}
+
+
+def test_what_became_of_a_retrained_predictor_is_told_in_words() -> None:
+    facts = retraining_facts([{"retraining": None}, {"retraining": RETRAINING}])
+
+    assert facts is not None
+    assert facts.candidate == "v2"
+    assert facts.comparison == "v2: squared error +0.012 smaller over 50+ labels"
+    assert facts.last_change == "2027-01-15T08:00:00Z trained v2: from 500 labels"
+    assert retraining_facts([{}]) is None
+
+
+async def test_the_life_of_the_predictor_is_status_and_its_changes_are_events() -> None:
+    facts = retraining_facts([{"retraining": RETRAINING}])
+    _, status = await status_of(LEARNED, TrafficFacts(retraining=facts))
+
+    assert status["predictor"]["candidate"] == "v2"
+    assert status["predictor"]["lastChange"].endswith("trained v2: from 500 labels")
+    router = {"kind": "Router", "status": {}}
+    (news,) = [n for n in news_in(router, status) if n.reason == "PredictorChanged"]
+    assert (news.type, "from 500 labels" in news.message) == ("Normal", True)
+    assert not news_in({"kind": "Router", "status": status}, status)

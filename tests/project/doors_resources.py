@@ -86,6 +86,8 @@ BASE: dict[str, Object] = {
 LIST_AT = {"tiers.external": "tiers[1].external", "tiers.modelRef": "tiers[0].modelRef"}
 CACHED = {"cache.enabled": True}
 LEARNED = {"predictor.artifact": "pvc://claim/p"}
+CAPTURED = {"predictor.training.data": "pvc://claim/a", "learning.capture": "Prompts"}
+RETRAINED = {**CAPTURED, "predictor.training.fromLabels": True}
 BOTH_MODELS = {
     "tiers": [
         {"name": "small", "modelRef": {"name": "s"}},
@@ -185,6 +187,9 @@ ROWS: dict[str, dict[str, Row]] = {
         "predictor.artifact": Row("pvc://claim/a", "pvc://claim/b"),
         "predictor.embedding": Row("pvc://claim/e", "pvc://claim/f", LEARNED),
         "predictor.training.data": Row("pvc://claim/a", "pvc://claim/b"),
+        "predictor.training.fromLabels": Row(None, None, CAPTURED),
+        "predictor.training.every": Row("1h", "2h", RETRAINED),
+        "predictor.training.minLabels": Row(100, 200, RETRAINED),
         "predictor.deadline": Row("20ms", "30ms"),
         "cascade.deadline": Row("100ms", "200ms", LEARNED),
         "cascade.streams": Row(None, None, LEARNED),

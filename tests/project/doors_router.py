@@ -125,6 +125,12 @@ ROUTER: dict[str, Tests | Probe] = {
     "predictor.embedding": shown_by(
         "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
     ),
+    "predictor.retraining.every_s": shown_by(
+        "router/test_retraining.py::test_a_training_that_dies_is_told_and_changes_nothing"
+    ),
+    "predictor.retraining.min_labels": shown_by(
+        "router/test_retraining.py::test_a_better_predictor_is_trained_shadowed_and_promoted"
+    ),
     "predictor.length_midpoint_chars": Probe(scored, 100.0, 400.0),
     "objective.quality_floor": Probe(floor_threshold, 0.8, 0.99),
     "slo.ttft_ms": Probe(reported, 100.0, 500.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tandem_operator.plan.objects import SCRATCH_DIR, Settings, security_context
+from tandem_operator.plan.router_store import STORE_DIR, store_of
 from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
 
@@ -30,6 +31,13 @@ def embedding_volume(uri: str) -> tuple[Object | None, str]:
         return None, rest
     volume, inside = _source(uri, "embedding")
     return volume, f"{EMBEDDING_DIR}/{inside}".rstrip("/")
+
+
+def retraining_dir(router: Router, settings: Settings) -> str:
+    """Where retrained predictors are: beside the store's file, else gone with the pod."""
+    store = store_of(router, settings)
+    kept = store is not None and store.sqlite is not None
+    return f"{STORE_DIR if kept else SCRATCH_DIR}/predictors"
 
 
 def add_predictor(
@@ -81,6 +89,9 @@ def add_predictor(
     volumes.append(store)
     mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
     args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
+    if predictor.training.from_labels:
+        args += ["--retraining-dir", retraining_dir(router, settings), "--training-data", data]
+        mounts += training_mounts
     init.append(
         {
             "name": "train-predictor",

@@ -124,6 +124,12 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         data["budget"]["usd_per_hour"] = max(0.0, round(tokens, 6))
     if spec.replicas > 1:
         data["replicas"] = spec.replicas
+    training = spec.predictor.training
+    if training is not None and training.from_labels:
+        data["predictor"]["retraining"] = {
+            "every_s": seconds(training.every),
+            "min_labels": training.min_labels,
+        }
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
     if spec.held_floor is not None:

@@ -76,6 +76,16 @@ class QualityFacts:
 
 
 @dataclass(frozen=True)
+class RetrainingFacts:
+    """What became of predictors that a router trained from its labels; texts may be empty."""
+
+    candidate: str = ""
+    comparison: str = ""
+    last_change: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class TrafficFacts:
     """What the pods of a Router measured, and what its predictor expects of recent answers.
 
@@ -95,4 +105,5 @@ class TrafficFacts:
     lambda_per_usd: float = 0.0
     # The store of a pod that has trouble with it, else of any; None: none was told of.
     store: StoreFacts | None = None
+    retraining: RetrainingFacts | None = None
     cascade: CascadeFacts | None = None  # of all pods; None where none reads answers

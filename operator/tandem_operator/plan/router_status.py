@@ -109,6 +109,16 @@ def router_status(
         if measured and traffic.content_blind_quality_ratio is not None:
             blind = f"{traffic.content_blind_quality_ratio:.2f}"
             status["predictor"]["baselineQualityRatio"] = blind
+        if traffic.retraining is not None:
+            retraining = traffic.retraining
+            for name, said in (
+                ("candidate", retraining.candidate[:64]),
+                ("comparison", retraining.comparison),
+                ("lastChange", retraining.last_change),
+                ("problem", retraining.problem),
+            ):
+                if said:
+                    status["predictor"][name] = said[:1024]
     if traffic is not None and traffic.quality is not None:
         status["quality"] = quality_status(traffic.quality)
     if old_status.get("decisions"):

@@ -24,7 +24,8 @@ def news_in(obj: Object, status: Object) -> list[News]:
     """What a new status tells that the object's old one did not.
 
     A pool whose count changed; Ready with another reason; a condition of `_TOLD` that turned; a
-    rollout that began to wait for room; what a loop that only advises would do.
+    rollout that began to wait for room; what a loop that only advises would do; a predictor that
+    was trained, promoted or taken back.
     """
     old = obj.get("status") or {}
     if obj["kind"] == "WorkerPool":
@@ -46,6 +47,10 @@ def news_in(obj: Object, status: Object) -> list[News]:
             good = (after["status"] == "True" or after["reason"] == "Starting") and not waits
             news = News("Normal" if good else "Warning", after["reason"], after["message"])
             found += [news] if news not in found else []
+    changed = (status.get("predictor") or {}).get("lastChange")
+    if changed and changed != (old.get("predictor") or {}).get("lastChange"):
+        bad = any(f" {kind} " in changed for kind in ("failed", "rolled back"))
+        found.append(News("Warning" if bad else "Normal", "PredictorChanged", changed))
     return found
 
 

@@ -24,7 +24,7 @@ from tandem_operator.plan.router_facts import (
 )
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.engine_reports import EngineReports, handover, is_foreign
-from tandem_operator.reconcile.quality_report import quality_facts
+from tandem_operator.reconcile.quality_report import quality_facts, retraining_facts
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
 RETEST_AFTER_S = 600.0
@@ -270,6 +270,7 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
         threshold_limit=_mean([first.get("threshold") or {}], "limit"),
         lambda_per_usd=_mean([points], "lambda_per_usd") or 0.0,
         store=_store(states),
+        retraining=retraining_facts(states),
         cascade=_cascade(states),
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
-from tandem_operator.plan.router_facts import QualityFacts
+from tandem_operator.plan.router_facts import QualityFacts, RetrainingFacts
 from tandem_operator.resources.base import Object
 
 
@@ -34,6 +35,32 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
         labels_error=str(quality.get("error") or "")[:900],
         cap_error=_cap_error(learning),
         paused="; ".join(dict.fromkeys(map(str, closed.values())))[:900],
+    )
+
+
+def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
+    """What the first pod says that trains from labels; one does."""
+    state = next((s["retraining"] for s in states if isinstance(s.get("retraining"), dict)), None)
+    if state is None:
+        return None
+    test, steps = state.get("comparison") or {}, state.get("steps") or []
+    comparison = ""
+    if test:
+        # Rounded, so that not every label writes the status.
+        tens = int(test.get("num_labels") or 0) // 10 * 10
+        other = state.get("candidate") or state.get("predecessor")
+        comparison = (
+            f"{other}: squared error {_number(test.get('smaller_error')) or 0.0:+.3f} smaller over "
+            f"{tens}+ labels"
+        )
+    changed = ""
+    if steps:
+        last = steps[-1]
+        at = datetime.fromtimestamp(_number(last.get("at")) or 0.0, UTC)
+        when = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        changed = f"{when} {last.get('kind')} {last.get('version')}: {last.get('why')}"
+    return RetrainingFacts(
+        str(state.get("candidate") or ""), comparison, changed, str(state.get("problem") or "")
     )
 
 

@@ -119,6 +119,20 @@ class Training(Resource):
         "configmap://name/key, pvc://claim/path, image:///path (inside the router image), "
         "file:///path (on the node) or, in local mode, file://./path."
     )
+    from_labels: bool = Field(
+        default=False,
+        description="Train again from data and the prompts of labels (learning.capture: Prompts); "
+        "a new predictor is scored beside the old one and takes over where it proves better.",
+    )
+    every: Duration = Field(
+        default="24h", description="With fromLabels: least time between two trainings."
+    )
+    min_labels: int = Field(
+        default=500,
+        ge=50,
+        le=100_000,
+        description="With fromLabels: new labels that a training needs, a count.",
+    )
 
 
 class Predictor(Resource):
@@ -603,6 +617,18 @@ class PredictorStatus(Resource):
         description="The same for content-blind routing at equal cost: as many requests for each "
         "tier, whatever is in them.",
     )
+    candidate: ShortText | None = Field(
+        default=None, description="Version of the one trained from labels that is compared now."
+    )
+    comparison: Text | None = Field(
+        default=None, description="What new labels say so far of it, or of the one it replaced."
+    )
+    last_change: Text | None = Field(
+        default=None,
+        description="The last training, promotion, rejection or return: when, of which version, "
+        "and why.",
+    )
+    problem: Text | None = Field(default=None, description="Why none is trained from labels now.")
 
 
 class QualityStatus(Resource):

@@ -87,6 +87,10 @@ def _engine_rule(rule: EngineRule) -> Rule:
     return Rule(("spec",), rule.cel, rule.message, lambda o, _: rule.check(o), rule.field)
 
 
+def _from_labels(spec: Obj) -> bool:
+    return bool(spec["predictor"].get("training", {}).get("fromLabels"))
+
+
 def _is_learned(predictor: Obj) -> bool:
     named = predictor.get("type")
     return named == "Learned" if named else bool({"artifact", "training"} & predictor.keys())
@@ -315,6 +319,25 @@ ROUTER_RULES: list[Rule] = [
         "artifact and training exclude each other; keep one",
         lambda o, _: not ("artifact" in o and "training" in o),
         "training",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.predictor) || !has(self.predictor.training) || "
+        "!self.predictor.training.fromLabels || "
+        "(has(self.learning) && self.learning.capture == 'Prompts')",
+        "training from labels needs their prompts; set learning.capture to Prompts, or "
+        "fromLabels to false",
+        lambda o, _: not _from_labels(o) or o.get("learning", {}).get("capture") == "Prompts",
+        "predictor.training.fromLabels",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.predictor) || !has(self.predictor.training) || "
+        "!self.predictor.training.fromLabels || self.replicas <= 1",
+        "training from labels is of one router pod: several would each promote a predictor of "
+        "their own; set replicas to 1, or fromLabels to false",
+        lambda o, _: not _from_labels(o) or o["replicas"] <= 1,
+        "predictor.training.fromLabels",
     ),
     Rule(
         ("spec", "scaling"),

@@ -249,6 +249,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "threshold": services.steering.threshold_limit,
         "control": asdict(services.steering.control.state(now)),
         "cascade": services.routing.answers.report(),
+        "retraining": None if services.retraining is None else services.retraining.state(),
         "curve": [asdict(point) for point in services.steering.control.curve.points()],
         "expected_quality_ratio": services.steering.expected_quality_ratio,
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,

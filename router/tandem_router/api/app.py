@@ -45,6 +45,8 @@ from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
+from tandem_router.quality.measured import Change
+from tandem_router.quality.retraining import Retraining
 from tandem_router.random_ids import new_request_id
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
@@ -72,7 +74,8 @@ class RouterApp:
     predictor's file, needed where the configuration says Learned. endpoints_path: the static file,
     needed unless the configuration says endpointslice. peer_token: shared secret of router and
     workers. metrics_token: opens /metrics. store_file, store_url: where the configured store is.
-    config_path: watched for changed settings. allowed_hosts: where `access.allowed_hosts` is
+    config_path: watched for changed settings. retraining_dir, training_data: where the predictor
+    is trained again, and what from beside labels. allowed_hosts: where `access.allowed_hosts` is
     absent. clock: monotonic seconds. rng: used for picking.
     """
 
@@ -89,6 +92,8 @@ class RouterApp:
         store_file: Path | None = None,
         store_url: str | None = None,
         config_path: Path | None = None,
+        retraining_dir: Path | None = None,
+        training_data: Path | None = None,
         allowed_hosts: Sequence[str] | None = None,
         client: UpstreamClient | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -173,6 +178,8 @@ class RouterApp:
             arrivals=Arrivals((tier.name for tier in config.tiers), metrics),
             tracing=tracing,
         )
+        self._retraining = self._make_retraining(retraining_dir, training_data)
+        self.services.retraining = self._retraining
         # Until the endpoints are known every tier may be there.
         self.set_table({tier.name: {} for tier in config.tiers})
         self.has_table = False
@@ -188,9 +195,43 @@ class RouterApp:
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
         self.settings.on_change.append(self._data_path.reconfigure)
+        if self._retraining is not None:
+            self.settings.on_change.append(self._retraining.reconfigure)
         named = config.access.allowed_hosts
         self._allowed_hosts = named if named is not None else allowed_hosts
         self.control = _control_app(self)
+
+    def _make_retraining(self, folder: Path | None, data: Path | None) -> Retraining | None:
+        """What trains the predictor again; None where nobody asks for it."""
+        services, artifact = self.services, self._artifact
+        if services.config.predictor.retraining is None or artifact is None:
+            return None
+        if folder is None:
+            raise ConfigError("predictor.retraining needs --retraining-dir FOLDER")
+        measured = services.quality.measured
+        retraining = Retraining(
+            services.config,
+            artifact,
+            services.store,
+            folder,
+            lambda: self._predictor_changed(artifact),
+            services.wall_clock,
+            data,
+        )
+        services.labels.on_label.append(retraining.learn)
+        told = measured.on_change
+
+        def changed(change: Change) -> None:
+            told(change)
+            retraining.changed(change)
+
+        measured.on_change = changed
+        return retraining
+
+    def _mounted(self, predictor: Predictor) -> None:
+        self._predictor_changed(predictor)
+        if self._retraining is not None:
+            self._retraining.mounted()
 
     @property
     def config(self) -> RouterConfig:
@@ -304,13 +345,15 @@ class RouterApp:
 
             tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
         if self._artifact is not None:
-            tasks.append(asyncio.ensure_future(self._artifact.watch(self._predictor_changed)))
+            tasks.append(asyncio.ensure_future(self._artifact.watch(self._mounted)))
         store = self.services.store
         await store.step()  # what was known before counts from the first request on
         tasks += [
             asyncio.ensure_future(store.run()),
             asyncio.ensure_future(self.services.quality.run()),
         ]
+        if self._retraining is not None:
+            tasks.append(asyncio.ensure_future(self._retraining.run()))
         if self._config_path is not None:
             tasks.append(asyncio.ensure_future(self.settings.watch(self._config_path)))
         for task in tasks:

@@ -17,6 +17,7 @@ from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import Learner
 from tandem_router.quality.live import LiveQuality
+from tandem_router.quality.retraining import Retraining
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
@@ -50,6 +51,7 @@ class Services:
     reuse: Reuse
     arrivals: Arrivals
     tracing: Tracing | None = None
+    retraining: Retraining | None = None
 
     @property
     def peer_token(self) -> str | None:

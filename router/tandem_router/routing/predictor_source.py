@@ -96,6 +96,15 @@ class ArtifactPredictor:
         return self._loaded is not None
 
     @property
+    def current(self) -> LearnedPredictor | None:
+        """The predictor in use."""
+        return self._loaded
+
+    def adopt(self, predictor: LearnedPredictor) -> None:
+        """Take another one into use; the mounted file comes back when it changes."""
+        self._loaded, self._problem, self.version = predictor, "", predictor.version
+
+    @property
     def cascade(self) -> Cascade | None:
         """The verifier of the artifact in use, with the tiers it stands between."""
         return None if self._loaded is None else self._loaded.cascade
