@@ -6,11 +6,12 @@ ARGS ?=
 PYTEST_WORKERS ?= 2
 SHELL := /bin/bash
 
-.PHONY: help setup demo test lint cluster reference docs clean
+.PHONY: help setup demo test lint sbom cluster reference docs clean
 help:
 	@echo 'make demo     start a small and a large model behind one endpoint and route questions'
 	@echo 'make test     run every test'
-	@echo 'make lint     ruff, mypy, import contracts'
+	@echo 'make lint     ruff, mypy, import contracts, known vulnerabilities'
+	@echo 'make sbom     what the images install, as CycloneDX'
 	@echo 'make cluster  a real Kubernetes control plane in the foreground'
 	@echo 'make docs     the documents as one site, in site/ (ARGS=serve shows it while you write)'
 	@echo 'make reference  write docs/reference and docs/troubleshooting.md from the code'
@@ -29,6 +30,10 @@ lint: setup
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python scripts/audit.py
+
+sbom: setup
+	@$(VENV)/bin/python scripts/sbom.py $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

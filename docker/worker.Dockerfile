@@ -1,20 +1,23 @@
 # Image of the worker. Build from the repository's root: docker build -f docker/worker.Dockerfile -t tandem/worker:0.1.0 .
-FROM python:3.12.12-slim-bookworm AS build
+# The base is named by its digest, the packages by their hashes (scripts/lock.sh): what was tested is
+# what is built.
+FROM python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c AS build
 WORKDIR /src
 # Dependencies first: their layer stays while only our code changes.
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY docker/worker.txt docker/build.txt docker/
 RUN python -m venv /opt/tandem \
- && mkdir -p operator/tandem_operator router/tandem_router worker/tandem_worker kernels/tandem_kernels \
- && touch operator/tandem_operator/__init__.py router/tandem_router/__init__.py \
-    worker/tandem_worker/__init__.py kernels/tandem_kernels/__init__.py \
- && /opt/tandem/bin/pip install --no-cache-dir -c constraints.txt ".[worker,otel]"
+ && /opt/tandem/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r docker/worker.txt \
+ && python -m venv /opt/build \
+ && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r docker/build.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
 COPY router router
 COPY worker worker
 COPY kernels kernels
-RUN /opt/tandem/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/tandem/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 
-FROM python:3.12.12-slim-bookworm
+FROM python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 # Triton compiles its launchers with the C compiler when a kernel first runs. The version is that of
 # the base image's Debian release, so it is not named again.
 # hadolint ignore=DL3008

@@ -25,12 +25,13 @@ free_kib=$(df -Pk . | awk 'NR == 2 {print $4}')
 echo "setup: installing Tandem and its dependencies into $venv (two to ten minutes the first time)"
 rm -f "$stamp"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "could not create $venv; remove it and run this again"
-"$venv/bin/python" -m pip install --disable-pip-version-check -q --upgrade 'pip>=24' \
+"$venv/bin/python" -m pip install --disable-pip-version-check -q --upgrade "$(grep '^pip==' constraints.txt)" \
   || fail "pip could not be upgraded; is a Python package index reachable?"
 heartbeat() { local began=$SECONDS; while sleep 15; do echo "setup: still installing, $((SECONDS - began)) s"; done; }
 heartbeat & beat=$!
 trap 'kill $beat 2>/dev/null || true' EXIT
-"$venv/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$extras]" \
+"$venv/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt \
+  --build-constraint constraints.txt -e ".[$extras]" \
   || fail "the installation failed (see above); once the cause is gone, run the same command again"
 printf '%s' "$wanted" >"$stamp"
 echo "setup: done"

@@ -6,6 +6,7 @@ No engine to build them is needed here: hadolint reads them, and what they name 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import re
 import subprocess
@@ -50,23 +51,70 @@ def test_hadolint_finds_nothing(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_bases_are_pinned_to_a_whole_version_and_are_the_same(image: str) -> None:
+def test_bases_are_pinned_to_a_version_and_a_digest_and_are_the_same(image: str) -> None:
     bases = [rest.split()[0] for word, rest in instructions(image) if word == "FROM"]
 
     assert len(bases) == 2
     assert len(set(bases)) == 1
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+", bases[0])
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+@sha256:[0-9a-f]{64}", bases[0])
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """Name to (version, number of hashes) of a lock in docker/."""
+    found: dict[str, tuple[str, int]] = {}
+    text = (ROOT / "docker" / f"{name}.txt").read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        requirement = Requirement(line.partition("--hash")[0].strip())
+        (version,) = requirement.specifier
+        assert version.operator == "=="
+        found[requirement.name.lower().replace("_", "-")] = (
+            version.version,
+            line.count("--hash=sha256:"),
+        )
+    return found
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    return {
+        name.lower().replace("_", "-"): version
+        for name, _, version in (line.partition("==") for line in lines)
+    }
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_dependencies_are_pinned_by_the_constraints(image: str) -> None:
-    installs = [r for w, r in instructions(image) if w == "RUN" and "pip install" in r]
+def test_everything_is_installed_by_hash_and_nothing_is_fetched_to_build(image: str) -> None:
+    installs = [r for w, r in instructions(image) if w == "RUN" and "pip " in r]
 
-    first, second = installs
-    extras = image if image == "operator" else f"{image},otel"
-    assert f'-c constraints.txt ".[{extras}]"' in first
-    assert "--no-deps" in second
-    assert all("--no-cache-dir" in line for line in installs)
+    locks, ours = installs
+    assert f"--require-hashes --only-binary :all: -r docker/{image}.txt" in locks
+    assert "--require-hashes --only-binary :all: -r docker/build.txt" in locks
+    assert "--no-deps --no-build-isolation" in ours
+    assert "--no-deps --no-index" in ours
+    assert all(line.count("pip ") == line.count("--no-cache-dir") for line in installs)
+
+
+@pytest.mark.parametrize("name", [*IMAGES, "build"])
+def test_a_lock_holds_the_versions_that_are_tested_each_with_hashes(name: str) -> None:
+    lock, constraints = locked(name), pinned()
+    elsewhere = {package for package in lock if package not in constraints}
+
+    assert all(hashes >= 1 for _, hashes in lock.values())
+    assert {
+        package: version
+        for package, (version, _) in lock.items()
+        if package not in elsewhere and constraints[package] != version
+    } == {}, "run scripts/lock.sh"
+    # Of platforms that no image has.
+    assert elsewhere <= {"httpx2-jsfetch"}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_lock_holds_all_that_the_extra_asks_for(image: str) -> None:
+    extras = {image} if image == "operator" else {image, "otel"}
+    wanted: set[str] = set().union(*map(installed_by, extras))
+
+    assert wanted - locked(image).keys() == set(), "run scripts/lock.sh"
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -172,3 +220,20 @@ def test_operator_and_router_images_hold_no_torch() -> None:
     assert installed_by("operator") & {"scikit-learn", "scipy", "numpy"} == set()
     assert "torch" in installed_by("worker")
     assert installed_by("worker") & {"transformers", "kopf", "kubernetes"} == set()
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_bill_of_materials_names_what_is_locked_with_its_hashes(image: str) -> None:
+    spec = importlib.util.spec_from_file_location("sbom", ROOT / "scripts" / "sbom.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sbom = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sbom)
+
+    bill = sbom.bill(image)
+
+    parts = {
+        part["name"].lower(): (part["version"], len(part["hashes"])) for part in bill["components"]
+    }
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert parts == locked(image)
