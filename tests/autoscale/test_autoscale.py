@@ -119,8 +119,21 @@ def test_a_promise_nobody_can_keep_does_not_take_every_gpu():
 
 def test_the_cheapest_threshold_that_meets_the_floor_is_taken():
     sizes = size(POOLS, load(20.0), CURVE, PROFILES, SLO, 0.9, Ceilings())
-    assert sizes.threshold == 0.2
+    assert sizes.quality_ratio == pytest.approx(0.9)
+    assert 0.2 <= sizes.threshold <= min(p.threshold for p in CURVE if p.quality_ratio < 0.9)
     assert sizes.slo_met
+
+
+def test_between_two_known_points_the_threshold_goes_as_far_as_the_floor_allows():
+    curve = [
+        Operating(0.1, {"small": 0.4, "large": 0.6}, 0.96),
+        Operating(0.2, {"small": 0.6, "large": 0.4}, 0.94),
+    ]
+
+    sizes = size(POOLS, load(20.0), curve, PROFILES, SLO, 0.95, Ceilings())
+
+    assert sizes.threshold == pytest.approx(0.15)
+    assert sizes.quality_ratio == pytest.approx(0.95)
 
 
 def test_an_unreachable_floor_takes_the_best_point_and_says_so():

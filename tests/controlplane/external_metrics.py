@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 GROUP_VERSION = "external.metrics.k8s.io/v1beta1"
+METRIC = "s0-prometheus"  # as KEDA names the first trigger of a ScaledObject
 ROOT = f"/apis/{GROUP_VERSION}"
 
 
 def reply(path: str, value: str) -> dict[str, Any] | None:
     """The object at a path, None where there is none."""
     if path == ROOT:
-        metric = {"name": "queue", "singularName": "", "namespaced": True}
+        metric = {"name": METRIC, "singularName": "", "namespaced": True}
         metric |= {"kind": "ExternalMetricValueList", "verbs": ["get"]}
         return {
             "kind": "APIResourceList",
@@ -29,9 +30,9 @@ def reply(path: str, value: str) -> dict[str, Any] | None:
             "groupVersion": GROUP_VERSION,
             "resources": [metric],
         }
-    if path.startswith(f"{ROOT}/namespaces/") and path.endswith("/queue"):
+    if path.startswith(f"{ROOT}/namespaces/") and path.endswith(f"/{METRIC}"):
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        item = {"metricName": "queue", "metricLabels": {}, "timestamp": now, "value": value}
+        item = {"metricName": METRIC, "metricLabels": {}, "timestamp": now, "value": value}
         return {
             "kind": "ExternalMetricValueList",
             "apiVersion": GROUP_VERSION,

@@ -48,31 +48,36 @@ RESOURCES = [
     ),
 ]
 
-HPA: Object = {
-    "apiVersion": "autoscaling/v2",
-    "kind": "HorizontalPodAutoscaler",
-    "metadata": {"name": "m"},
-    "spec": {
-        "scaleTargetRef": {
-            "apiVersion": "tandem.dev/v1alpha1",
-            "kind": "WorkerPool",
-            "name": "m-unified",
+RECIPE = HERE.parents[1] / "examples" / "03-keda" / "scaledobject.yaml"
+KEDAS_METRIC = "s0-prometheus"  # of a ScaledObject's first trigger
+
+
+def kedas_hpa(recipe: Object, pool: str) -> Object:
+    """The HorizontalPodAutoscaler that KEDA makes of a ScaledObject, on another pool."""
+    spec = recipe["spec"]
+    (trigger,) = spec["triggers"]
+    target = trigger["metadata"]["threshold"]
+    metric = {
+        "metric": {
+            "name": KEDAS_METRIC,
+            "selector": {"matchLabels": {"scaledobject.keda.sh/name": recipe["metadata"]["name"]}},
         },
-        "minReplicas": 1,
-        "maxReplicas": 6,
-        "metrics": [
-            {
-                "type": "External",
-                "external": {
-                    "metric": {"name": "queue"},
-                    "target": {"type": "AverageValue", "averageValue": "10"},
-                },
-            }
-        ],
-        # Down at once; the default waits five minutes.
-        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
-    },
-}
+        "target": {"type": trigger["metricType"], "averageValue": target},
+    }
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "m"},
+        "spec": {
+            "scaleTargetRef": {**spec["scaleTargetRef"], "name": pool},
+            "minReplicas": spec["minReplicaCount"],
+            "maxReplicas": spec["maxReplicaCount"],
+            "metrics": [{"type": "External", "external": metric}],
+            # Down at once; the default waits five minutes.
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+        },
+    }
+
 
 METRICS_API: list[Object] = [
     {
@@ -210,9 +215,12 @@ def test_more_than_the_model_allows_is_asked_for_and_not_given(scaled: Any) -> N
     reaches(scaled, 2)
 
 
-def test_an_hpa_scales_a_pool_up_and_down_and_the_operator_only_follows(scaled: Any) -> None:
+def test_kedas_hpa_scales_a_pool_up_and_down_and_the_operator_only_follows(scaled: Any) -> None:
+    """The recipe of docs/autoscaling.md, as an HPA reads /scale and an external metric."""
     before = pool_writes(scaled)
-    hpa = yaml.safe_dump(HPA)
+    recipe = yaml.safe_load(RECIPE.read_text())
+    assert recipe["spec"]["scaleTargetRef"]["kind"] == "WorkerPool"
+    hpa = yaml.safe_dump(kedas_hpa(recipe, "m-unified"))
 
     with metric(scaled, 42) as file:
         scaled.kubectl("apply", *IN, "-f", "-", stdin=hpa)

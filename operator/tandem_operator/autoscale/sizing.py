@@ -244,7 +244,7 @@ def size(
 def _towards_cheaper(
     curve: Sequence[Operating], quality_floor: float | None, base_threshold: float
 ) -> Sequence[Operating]:
-    """The lowest point that meets the floor, then every lower one, best first.
+    """Where the floor is just met, between two known points, then every lower one, best first.
 
     Without a floor the first is the one at the base threshold. Ordered by quality and not by
     today's bill: bills are whole workers, and a threshold that followed their rounding would move
@@ -258,7 +258,24 @@ def _towards_cheaper(
         return [base, *(p for p in by_threshold if p.threshold > base.threshold)]
     ordered = sorted(curve, key=lambda point: -point.quality_ratio)
     meeting = sum(point.quality_ratio >= quality_floor for point in ordered)
+    if 0 < meeting < len(ordered):
+        # Known points are a tenth of the requests apart: the next worse may be far below.
+        good, bad = ordered[meeting - 1], ordered[meeting]
+        return [_between(good, bad, quality_floor), *ordered[meeting:]]
     return ordered[max(0, meeting - 1) :]
+
+
+def _between(good: Operating, bad: Operating, quality: float) -> Operating:
+    """The point of that quality on the line between a better and a worse one."""
+    width = good.quality_ratio - bad.quality_ratio
+    part = (good.quality_ratio - quality) / width if width > 0.0 else 0.0
+    tiers = {*good.shares, *bad.shares}
+    shares = {
+        tier: (1.0 - part) * good.shares.get(tier, 0.0) + part * bad.shares.get(tier, 0.0)
+        for tier in tiers
+    }
+    threshold = good.threshold + part * (bad.threshold - good.threshold)
+    return Operating(threshold, shares, quality if part > 0.0 else good.quality_ratio)
 
 
 def at_threshold(curve: Sequence[Operating], threshold: float) -> Operating | None:

@@ -1,0 +1,319 @@
+"""Which layout, order, chunk and choice of worker serves best, by the simulator.
+
+    python benchmarks/serving.py [layout|order|chunks|picking|reject|all] [--json FILE]
+
+Every comparison is made on one trace by the production scheduler, block manager and picker; what
+differs is named in the row. `docs/studies/serving.md` says what follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from outcomes import DATA, azure_arrivals, markdown
+
+from tandem_operator.simulate.arrivals import Arrival, read_trace
+from tandem_operator.simulate.cluster import PoolPlan, Role
+from tandem_operator.simulate.engine import EngineSettings
+from tandem_operator.simulate.front import TierPlan
+from tandem_operator.simulate.outcome import Targets
+from tandem_operator.simulate.profiles import Profile
+from tandem_operator.simulate.simulation import Simulation, SimulationPlan
+from tandem_router.balancing.endpoint_picker import Picker
+from tandem_router.balancing.worker import Load, Worker
+
+# A 70B model on four training GPUs.
+PROFILE = Profile((0.03, 1.5e-4, 1e-9), (0.025, 1.2e-7, 2.5e-4), 300_000)
+ENGINE = EngineSettings(128, 2048, kv_tokens=300_000, prefix_cache=False)
+TARGETS = Targets(2.0, 0.06)
+NUM_REQUESTS = 1500
+Pairs = Sequence[tuple[int, int]]
+
+
+def lengths(kind: str) -> Pairs:
+    """(prompt, answer) of Azure's conversations or code."""
+    _, prompt, answer = azure_arrivals(kind)
+    return [(max(1, int(p)), max(1, int(a))) for p, a in zip(prompt, answer, strict=True)]
+
+
+def poisson(rate: float, pairs: Pairs, seed: int = 0, count: int = NUM_REQUESTS
+            ) -> Iterator[Arrival]:  # fmt: skip
+    rng, now = random.Random(seed), 0.0
+    for _ in range(count):
+        now += rng.expovariate(rate)
+        prompt, answer = rng.choice(pairs)
+        yield Arrival(now, prompt, {"": answer})
+
+
+def simulate(
+    arrivals: Iterator[Arrival],
+    roles: dict[Role, int],
+    engine: EngineSettings = ENGINE,
+    alter: Callable[[Simulation], None] | None = None,
+    profile: Profile = PROFILE,
+) -> dict[str, Any]:
+    pools = [PoolPlan("t", role, count, profile, engine) for role, count in roles.items()]
+    plan = SimulationPlan((TierPlan("t"),), {p.key: p for p in pools}, targets=TARGETS)
+    simulation = Simulation(plan, arrivals)
+    if alter is not None:
+        alter(simulation)
+    return simulation.run()
+
+
+def goodput(attain: Callable[[float], float], low: float, high: float) -> float:
+    """Highest rate at which 95 % of requests meet both targets, by bisection."""
+    for _ in range(6):
+        middle = (low + high) / 2.0
+        if attain(middle) >= 0.95:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def layouts() -> dict[str, Any]:
+    """Unified against every split of four workers, on long answers and on long prompts."""
+    found: dict[str, Any] = {}
+    choices: dict[str, dict[Role, int]] = {"4 unified": {"unified": 4}}
+    for prefill in (1, 2, 3):
+        choices[f"{prefill} prefill, {4 - prefill} decode"] = {
+            "prefill": prefill,
+            "decode": 4 - prefill,
+        }
+    for label, scale in (("TPOT 60 ms", 0.06), ("TPOT 40 ms", 0.04), ("TPOT 200 ms", 0.2)):
+        rows: dict[str, dict[str, float]] = {}
+        for name, roles in choices.items():
+            rows[name] = {}
+            for kind in ("conv", "code"):
+                pairs = lengths(kind)
+
+                def attain(rate: float, roles: Any = roles, pairs: Any = pairs, t: float = scale
+                           ) -> float:  # fmt: skip
+                    result = _judged(poisson(rate, pairs), roles, Targets(2.0, t))
+                    return float(result)
+
+                rows[name][kind] = goodput(attain, 0.5, 20.0)
+        found[f"requests/s at 95 % in time, TTFT 2 s, {label}"] = rows
+    return found
+
+
+def _judged(arrivals: Iterator[Arrival], roles: dict[Role, int], targets: Targets) -> float:
+    pools = [PoolPlan("t", role, count, PROFILE, ENGINE) for role, count in roles.items()]
+    plan = SimulationPlan((TierPlan("t"),), {p.key: p for p in pools}, targets=targets)
+    return float(Simulation(plan, arrivals).run()["slo"]["both"])
+
+
+def predicted_lengths(count: int, rate: float, how: str, seed: int = 0) -> Iterator[Arrival]:
+    """Real answers with a real proxy's predicted class; prompts of Azure's conversations."""
+    path = DATA / "traces" / "lengths" / "ssjf_predictions_warmup_multi_cls.csv"
+    with path.open() as lines:
+        rows = [
+            (int(row["predicted_length"]), int(row["output_token_length"]))
+            for row in csv.DictReader(lines)
+        ]
+    by_class = defaultdict(list)
+    for predicted, true in rows:
+        by_class[predicted].append(true)
+    mean = {predicted: sum(found) / len(found) for predicted, found in by_class.items()}
+    rng, now, pairs = random.Random(seed), 0.0, lengths("conv")
+    for _ in range(count):
+        now += rng.expovariate(rate)
+        predicted, true = rng.choice(rows)
+        expected = {
+            "unknown": None,
+            "proxy": max(1, round(mean[predicted])),
+            "true": max(1, true),
+        }[how]
+        yield Arrival(now, rng.choice(pairs)[0], {"": max(1, true)}, expected_tokens=expected)
+
+
+def orders() -> dict[str, Any]:
+    """Orders of a worker's queue under load, and what predictions add."""
+    found: dict[str, Any] = {}
+    engine = replace(ENGINE, max_num_seqs=32)  # small batches: only then does anything wait
+    for rate in (6.0, 8.0, 9.0):
+        rows = {}
+        for order, how in (("fcfs", "unknown"), ("sjf", "unknown"), ("sjf", "proxy"),
+                           ("sjf", "true"), ("mlfq", "unknown")):  # fmt: skip
+            result = simulate(
+                predicted_lengths(NUM_REQUESTS, rate, how),
+                {"unified": 2},
+                replace(engine, order=order),  # type: ignore[arg-type]
+            )
+            rows[f"{order}, lengths {how}"] = _latencies(result)
+        found[f"{rate:g} requests/s on two unified workers of 32 sequences"] = rows
+    return found
+
+
+def _latencies(result: dict[str, Any]) -> dict[str, float]:
+    return {
+        "mean TTFT s": result["ttft_s"]["mean"],
+        "p99 TTFT s": result["ttft_s"]["p99"],
+        "mean E2E s": result["e2e_s"]["mean"],
+        "p99 E2E s": result["e2e_s"]["p99"],
+        "p95 TPOT s": result["tpot_s"]["p95"],
+        "in time": result["slo"]["both"],
+    }
+
+
+def chunks() -> dict[str, Any]:
+    """Tokens per step against the time per token, one unified worker at four rates."""
+    found: dict[str, Any] = {}
+    pairs = lengths("conv")
+    for rate in (1.0, 2.0, 3.0):
+        rows = {}
+        for budget in (128, 256, 512, 1024, 2048, 4096):
+            engine = replace(ENGINE, max_batched_tokens=budget)
+            result = simulate(poisson(rate * 2, pairs), {"unified": 2}, engine)
+            step_s = PROFILE.step_s(budget, float(budget) ** 2, 16, 16 * 1200)
+            rows[f"{budget} tokens a step"] = {
+                "a full step s": step_s,
+                "p95 TTFT s": result["ttft_s"]["p95"],
+                "p95 TPOT s": result["tpot_s"]["p95"],
+                "p99 ITL s": result["itl_s"]["p99"],
+                "in time": result["slo"]["both"],
+            }
+        found[f"{rate:g} requests/s a worker"] = rows
+    return found
+
+
+class _Random(Picker):
+    """Any worker."""
+
+    def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        return [self._rng.choice(workers)]
+
+
+class _PrefixOnly(Picker):
+    """The worker with the longest covered prefix, whatever waits there."""
+
+    def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        most = max(w.prefixes.num_covered(chain) for w in workers)
+        return [self._rng.choice([w for w in workers if w.prefixes.num_covered(chain) == most])]
+
+
+class _LoadOnly(Picker):
+    """Power of two choices by load, no prefixes."""
+
+    def pick(self, tier: str, chain: Sequence[int], *rest: Any, **named: Any) -> Any:
+        return super().pick(tier, (), *rest, **named)
+
+
+class _ByRequests(Picker):
+    """As the default, but lengths are unknown: requests in flight are counted."""
+
+    def observed(self, worker: Worker, load: Load) -> None:
+        super().observed(worker, replace(load, expected_tokens=None))
+
+
+def with_picker(kind: type[Picker]) -> Callable[[Simulation], None]:
+    """Puts another picker into a simulation before it begins."""
+
+    def alter(simulation: Simulation) -> None:
+        cluster = simulation.cluster
+        config = simulation.plan.picking
+        cluster.picker = kind(config, random.Random(1), simulation.clock)
+        cluster._list()
+
+    return alter
+
+
+def picking() -> dict[str, Any]:
+    """Choices of a worker on Mooncake's conversations (with prefixes) and by predicted length."""
+    found: dict[str, Any] = {}
+    path = DATA / "traces" / "mooncake" / "conversation_trace.jsonl"
+    trace = [a for a, _ in zip(read_trace(path), range(2500), strict=False)]
+    profile = replace(PROFILE, prefill=(0.03, 2e-5, 5e-11), kv_tokens=2_000_000)
+    engine = EngineSettings(128, 8192, kv_tokens=2_000_000, prefix_cache=True)
+    for speed in (1.0, 1.6):
+        faster = [replace(a, at_s=a.at_s / speed) for a in trace]
+        rows = {}
+        for name, kind in (("random", _Random), ("load only, two choices", _LoadOnly),
+                           ("prefix only", _PrefixOnly), ("prefix and load", Picker)):  # fmt: skip
+            result = simulate(iter(faster), {"unified": 8}, engine, with_picker(kind), profile)
+            rows[name] = _latencies(result)
+        found[f"Mooncake conversations at {speed:g} times their rate, 8 workers"] = rows
+    for rate in (24.0, 30.0):
+        rows = {}
+        for name, kind, how in (
+            ("random", _Random, "unknown"),
+            ("requests in flight", _ByRequests, "unknown"),
+            ("expected tokens, unknown lengths", Picker, "unknown"),
+            ("expected tokens, proxy's lengths", Picker, "proxy"),
+            ("expected tokens, true lengths", Picker, "true"),
+        ):
+            arrivals = predicted_lengths(3 * NUM_REQUESTS, rate, how)
+            rows[name] = _latencies(simulate(arrivals, {"unified": 8}, ENGINE, with_picker(kind)))
+        found[f"answers of very unequal length, {rate:g} requests/s, 8 workers"] = rows
+    return found
+
+
+def rejection() -> dict[str, Any]:
+    """Turning away on arrival what cannot meet its TTFT, under overload."""
+    found: dict[str, Any] = {}
+    pairs = lengths("conv")
+    for rate in (8.0, 12.0, 16.0):
+        rows = {}
+        for name, early in (("all are taken", False), ("early rejection", True)):
+            rows[name] = _latencies(
+                simulate(
+                    poisson(rate, pairs, count=2 * NUM_REQUESTS),
+                    {"unified": 4},
+                    alter=_early if early else None,
+                )
+            )
+        found[f"{rate:g} requests/s on 4 unified workers"] = rows
+    return found
+
+
+def _early(simulation: Simulation) -> None:
+    """Refuse at arrival where the queue and the own prompt take longer than the target."""
+    cluster, submit = simulation.cluster, simulation._send
+
+    def send(running: Any, until_s: float) -> None:
+        b = PROFILE.prefill[1]
+        waits = [pod.worker.scheduler.num_pending_prefill_tokens for pod in cluster.pods.values()]
+        own = running.arrival.prompt_tokens
+        assert TARGETS.ttft_s is not None
+        # Steps that also decode take half as long again.
+        if 1.5 * b * (min(waits) + own) > TARGETS.ttft_s:
+            simulation._give_up(rejected=True)
+        else:
+            submit(running, until_s)
+
+    simulation._send = send  # type: ignore[method-assign]
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "layout": layouts,
+    "order": orders,
+    "chunks": chunks,
+    "picking": picking,
+    "reject": rejection,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    options = parser.parse_args()
+    found = {}
+    for name, study in PARTS.items():
+        if options.part in (name, "all"):
+            found[name] = study()
+            print(markdown(found[name]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
