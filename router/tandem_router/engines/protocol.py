@@ -137,7 +137,7 @@ class Engine(Protocol):
 
 
 class PlainWire:
-    """Events pass as they are, and a broken stream cannot be gone on with."""
+    """Events pass as they are, here and in what derives from it; a broken stream ends."""
 
     def __init__(self, request: InferenceRequest) -> None:
         self._request = request

@@ -98,7 +98,11 @@ class Connection(asyncio.Protocol):
             response._fail(UpstreamError(f"{self._pool.name}: malformed HTTP reply: {error}"))
             self.abort()
             return
-        response._notify()
+        blocks = response._blocks
+        if response._sink is not None and len(blocks) == 1 and not response._done:
+            response._sink(blocks.pop())  # as `_notify`, for nearly every chunk of a stream
+        else:
+            response._notify()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         response = self.response
@@ -128,7 +132,9 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         response = self.response
         if response is not None:
-            response._push(body)
+            response._blocks.append(body)
+            if response._sink is None:
+                response._count(len(body))
 
     def on_message_complete(self) -> None:
         response = self.response
@@ -327,10 +333,10 @@ class Response:
 
     # -- what the connection tells ----------------------------------------------------------
 
-    def _push(self, data: bytes) -> None:
-        self._blocks.append(data)
-        self._buffered += len(data)
-        if self._buffered > PAUSE_ABOVE_BYTES and self._sink is None:
+    def _count(self, num_bytes: int) -> None:
+        """So many bytes wait for somebody to read them."""
+        self._buffered += num_bytes
+        if self._buffered > PAUSE_ABOVE_BYTES:
             self.pause()
 
     def _taken(self) -> bytes:

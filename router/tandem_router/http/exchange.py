@@ -175,6 +175,14 @@ class Exchange:
             self._wake()
             connection.finished(self)
 
+    def chunk(self, body: bytes) -> bool:
+        """As `write` of one part among others; False, and nothing is done, where that differs."""
+        connection = self._connection
+        if not self._chunked or self._head is not None or self._gone or connection.closing:
+            return False
+        connection.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
     def begin(
         self,
         status: int,

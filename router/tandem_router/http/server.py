@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._scheme = "http"
         self._waiting = False  # counted among those without a first request
         self._reserved = False
-        self._closing = False
+        self.closing = False
         self._drained: asyncio.Future[None] | None = None
         self.writing_paused = False
         self._reading_paused = False
@@ -158,12 +158,12 @@ class Connection(asyncio.Protocol):
         listener, limits = self.listener, self.limits
         host = self._client[0] if self._client else ""
         if listener.waiting[host] >= limits.max_waiting_per_address:
-            self._closing = True
+            self.closing = True
             self.transport.abort()
             return
         if len(listener.connections) >= limits.max_connections and not listener.make_room():
             if len(listener.connections) >= limits.max_connections + limits.probe_reserve:
-                self._closing = True
+                self.closing = True
                 self.transport.abort()
                 return
             self._reserved = True
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
         listener.sweep_later(self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closing = True
+        self.closing = True
         self.deadline = None
         self._state.connections.discard(self)
         self.listener.connections.discard(self)
@@ -202,13 +202,13 @@ class Connection(asyncio.Protocol):
         return (
             self._exchange is None
             and not self._waiting
-            and not self._closing
+            and not self.closing
             and self._in_header
             and not self._raw_bytes
         )
 
     def abort(self) -> None:
-        self._closing = True
+        self.closing = True
         self.listener.connections.discard(self)
         if not self.transport.is_closing():
             self.transport.abort()
@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """uvicorn stops: what is under way ends, then the connection."""
         if self._exchange is None:
-            self._closing = True
+            self.closing = True
             self.transport.close()
         else:
             self._exchange.keep_alive = False
@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
     def too_late(self) -> None:
         """The deadline has passed: of a header, a pause between requests, a reply nobody reads."""
         self.deadline = None
-        if self._closing or self.writing_paused or self._exchange is not None or self.idle:
+        if self.closing or self.writing_paused or self._exchange is not None or self.idle:
             self.abort()
         elif self._raw_bytes == 0:
             self._close()
@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
         if self.writing_paused:
             self.writing_paused = False
             self.deadline = None
-            if self._exchange is None and not self._closing:
+            if self._exchange is None and not self.closing:
                 self.deadline = self.loop.time() + self.limits.keep_alive_s
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -249,17 +249,17 @@ class Connection(asyncio.Protocol):
             exchange.on_drained()
 
     async def drain(self) -> None:
-        while self.writing_paused and not self._closing:
+        while self.writing_paused and not self.closing:
             if self._drained is None or self._drained.done():
                 self._drained = self.loop.create_future()
             await self._drained
 
     def write(self, data: bytes) -> None:
-        if not self._closing:
+        if not self.closing:
             self.transport.write(data)
 
     def pause_reading(self) -> None:
-        if not self._reading_paused and not self._closing:
+        if not self._reading_paused and not self.closing:
             self._reading_paused = True
             self.transport.pause_reading()
 
@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
     # -- what arrives -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
+        if self.closing:
             return
         in_header = self._in_header
         if in_header:
@@ -443,7 +443,7 @@ class Connection(asyncio.Protocol):
         if exchange is not self._exchange:
             return
         self._exchange = None
-        if self._closing:
+        if self.closing:
             return
         if not exchange.keep_alive or exchange.more_body:
             self._close()
@@ -478,9 +478,9 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """End our side and read no more of theirs; a reset would take the reply with it."""
-        if self._closing:
+        if self.closing:
             return
-        self._closing = True
+        self.closing = True
         self._no_longer_waiting()
         self.resume_reading()
         try:

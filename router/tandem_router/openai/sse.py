@@ -27,6 +27,11 @@ class EventSplitter:
         self._tail = b""
         self._after_cr = False  # an LF that comes now belongs to the line end before it
 
+    @property
+    def is_between(self) -> bool:
+        """Whether what comes next begins an event."""
+        return not self._tail and not self._after_cr
+
     def feed(self, data: bytes) -> bytes:
         """Complete events so far. Raises UpstreamError when one event exceeds 8 MiB."""
         if self._after_cr or b"\r" in data:

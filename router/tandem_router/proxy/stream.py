@@ -17,6 +17,7 @@ from typing import Any
 from tandem_router.asgi import Send
 from tandem_router.config import TierConfig
 from tandem_router.engines import Resumption, Wire, engine_of
+from tandem_router.engines.protocol import PlainWire
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.exchange import Exchange
@@ -133,8 +134,26 @@ class Relay:
         """As `forward`, from one connection to the other without a turn of this task."""
         last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
+        # Whole events that nobody has to read or change go on as they are.
+        splitter, journal, wire = self._splitter, self.journal, self._wire
+        as_they_are = isinstance(wire, PlainWire) and not journal.resumed
+
         def take(data: bytes) -> None:
             try:
+                if (
+                    as_they_are
+                    and data.endswith(b"\n\n")
+                    and splitter.is_between
+                    and b'"usage"' not in data
+                    and b"[DONE]" not in data
+                    and b'"error"' not in data
+                    and b"\r" not in data
+                    and exchange.chunk(data)
+                ):
+                    journal.forwarded(data)
+                    if exchange.congested:
+                        response.pause()
+                    return
                 events = self._kept(self._read(data, response.error))
                 if events:
                     events = self._wire.shown(events)
