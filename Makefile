@@ -6,7 +6,7 @@ ARGS ?=
 PYTEST_WORKERS ?= 2
 SHELL := /bin/bash
 
-.PHONY: help setup demo test lint sbom cluster reference docs clean
+.PHONY: help setup demo test lint sbom cluster reference docs screenshots clean
 help:
 	@echo 'make demo     start a small and a large model behind one endpoint and route questions'
 	@echo 'make test     run every test'
@@ -14,6 +14,7 @@ help:
 	@echo 'make sbom     what the images install, as CycloneDX'
 	@echo 'make cluster  a real Kubernetes control plane in the foreground'
 	@echo 'make docs     the documents as one site, in site/ (ARGS=serve shows it while you write)'
+	@echo 'make screenshots  take the pictures of the documents anew (needs Chromium)'
 	@echo 'make reference  write docs/reference and docs/troubleshooting.md from the code'
 	@echo 'make clean    remove .venv and caches'
 
@@ -40,6 +41,9 @@ clean:
 
 reference: setup
 	@PYTHONPATH=scripts $(VENV)/bin/python -m reference
+
+screenshots: setup
+	@exec $(VENV)/bin/python scripts/site/screenshots.py
 
 docs: reference
 	@exec $(VENV)/bin/python -m mkdocs $(or $(ARGS),build)

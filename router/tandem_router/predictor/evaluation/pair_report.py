@@ -136,7 +136,7 @@ def _floors(
                 "saved_calls": met.saved_calls,
                 "quality": met.quality,
                 "saved_usd_per_1000": None if usd is None else 1000.0 * met.saved * usd[1],
-                "yaml": f'objective: {{minimize: Cost, qualityFloor: "{floor:g}"}}',
+                "yaml": f'objective: {{qualityFloor: "{floor:g}"}}',
             }
         )
     return found
