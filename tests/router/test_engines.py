@@ -212,10 +212,17 @@ async def test_the_link_test_of_two_servers_counts_what_arrived(
     decode = await make_vllm(takes_blocks=arrives)
 
     result = await engine_of("VLLM").test_handover("large-model", asker(prefill), asker(decode))
+    again = await engine_of("VLLM").test_handover("large-model", asker(prefill), asker(decode))
+    prefill.served_model = "other"
+    refused = await engine_of("VLLM").test_handover("large-model", asker(prefill), asker(decode))
+    prefill.served_model = "large-model"
     without = await engine_of("VLLM").test_handover("large-model", asker(decode), asker(prefill))
 
     assert result is not None
     assert result[0] is arrives
+    # What is in the decode server's cache by now is not what is asked for.
+    assert again == result
+    assert refused == (False, "the prefill server answered 404: The model does not exist.")
     assert without == (
         False,
         "the prefill worker's reply has no kv_transfer_params; is NixlConnector in its image?",

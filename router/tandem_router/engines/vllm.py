@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,8 +33,8 @@ _REMOTE_DECODE: dict[str, Any] = {
     "remote_host": None,
     "remote_port": None,
 }
-# Longer than a block, whatever its size.
-_TEST_PROMPT = " ".join(["handover"] * 160)
+# Tokens of a test prompt: longer than a block (128 on CPUs), and no more than a model holds.
+_NUM_TEST_TOKENS = 160
 # One request's priority in front of the queue's own order.
 _PRIORITY_STEP = 10**15
 
@@ -204,19 +205,21 @@ class VLLMEngine:
     async def test_handover(
         self, served_model: str, prefill: Ask, decode: Ask
     ) -> tuple[bool, str] | None:
-        order = {"model": served_model, "prompt": _TEST_PROMPT, "max_tokens": 1, "temperature": 0}
+        # New each time: what a server has in its cache is not asked of another.
+        prompt = [random.randrange(8, 72) for _ in range(_NUM_TEST_TOKENS)]
+        order = {"model": served_model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
         asked = {**order, "kv_transfer_params": dict(_REMOTE_DECODE)}
         status, reply = await prefill("/v1/completions", json.dumps(asked).encode())
         if status != 200:
-            return False, f"the prefill server answered {status}"
+            return False, f"the prefill server answered {status}{_said(reply)}"
         try:
             body = self.handed_over(json.dumps(order).encode(), reply)
         except ValueError as error:
             return False, f"{error}; is NixlConnector in its image?"
         before = Sample.parse((await decode("/metrics"))[1].decode(errors="replace"))
-        status, _ = await decode("/v1/completions", body)
+        status, reply = await decode("/v1/completions", body)
         if status != 200:
-            return False, f"the decode server answered {status}"
+            return False, f"the decode server answered {status}{_said(reply)}"
         after = Sample.parse((await decode("/metrics"))[1].decode(errors="replace"))
         num = after.external_hits - before.external_hits
         if num <= 0:
@@ -225,6 +228,14 @@ class VLLMEngine:
 
     def wire(self, request: InferenceRequest) -> VLLMWire:
         return VLLMWire(request)
+
+
+def _said(reply: bytes) -> str:
+    """An error's own words, for a message."""
+    try:
+        return f": {json.loads(reply)['error']['message']}"[:300]
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _priority(told: Told) -> int | None:

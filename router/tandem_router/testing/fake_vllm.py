@@ -20,6 +20,7 @@ from tandem_router.testing.fake_server import FakeServer, Seen, begin_stream, pl
 from tandem_router.testing.fake_worker import token_text
 
 EOS = 0
+MAX_MODEL_LEN = 512
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 vllm:num_requests_running{{engine="0",model_name="{model}"}} {running}
@@ -74,6 +75,7 @@ class FakeVLLM(FakeServer):
     takes_blocks: bool = False
     external_hits: float = 0.0
     pause_s: float = 0.0
+    cached: set[tuple[int, ...]] = field(default_factory=set)
 
     @property
     def orders(self) -> list[Seen]:
@@ -150,7 +152,7 @@ class FakeVLLM(FakeServer):
             )
             return await plain_reply(writer, 200, {}, text.encode())
         if seen.path == "/v1/models":
-            entries = [{"id": self.served_model, "parent": None, "max_model_len": 512}]
+            entries = [{"id": self.served_model, "parent": None, "max_model_len": MAX_MODEL_LEN}]
             if self.revision:
                 entries.append({"id": f"tandem.revision={self.revision}", "parent": None})
             return await _json(writer, {"object": "list", "data": entries})
@@ -167,8 +169,16 @@ class FakeVLLM(FakeServer):
             return await _error(writer, 400, "BadRequestError", why)
         if "image_url" in json.dumps(seen.json.get("messages")):
             return await _error(writer, 400, "BadRequestError", "not a multimodal model")
-        if self.takes_blocks and (seen.json.get("kv_transfer_params") or {}).get(
-            "do_remote_prefill"
+        num_asked = len(prompt_ids(seen.json)) + (seen.json.get("max_tokens") or 1)
+        if num_asked > MAX_MODEL_LEN:
+            why = f"This model's maximum context length is {MAX_MODEL_LEN} tokens."
+            return await _error(writer, 400, "BadRequestError", why)
+        is_new = tuple(prompt_ids(seen.json)) not in self.cached
+        self.cached.add(tuple(prompt_ids(seen.json)))
+        if (
+            self.takes_blocks
+            and is_new
+            and (seen.json.get("kv_transfer_params") or {}).get("do_remote_prefill")
         ):
             self.external_hits += len(prompt_ids(seen.json))
         if not seen.json.get("stream"):
