@@ -48,7 +48,7 @@ RESOURCES = [
     ),
 ]
 
-RECIPE = HERE.parents[1] / "examples" / "03-keda" / "scaledobject.yaml"
+RECIPE = HERE.parents[1] / "examples" / "13-keda" / "scaledobject.yaml"
 KEDAS_METRIC = "s0-prometheus"  # of a ScaledObject's first trigger
 
 

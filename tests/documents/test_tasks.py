@@ -32,7 +32,7 @@ EXAMPLES = sorted(p for p in (ROOT / "examples").iterdir() if re.match(r"\d\d-",
 STUB = f"{sys.executable} -S {ROOT / 'tests' / 'operator' / 'stub_server.py'}"
 #: Not startable on a machine without a cluster or GPUs; the real models of these two are started
 #: by tests/e2e and tests/vllm.
-NOT_HERE = {"07-own-weights", "09-gpus", "01-hybrid", "02-vllm"}
+NOT_HERE = {"07-own-weights", "09-gpus", "13-keda", "01-hybrid", "02-vllm"}
 
 
 @dataclass
