@@ -10,6 +10,7 @@ for pods without a shared claim: a JSON file {"source", "commit"} that another p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -57,6 +58,10 @@ class Repository(Source, Protocol):
         """The commit that was resolved, or empty."""
         ...
 
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
     def resolve(self, commit: str = "") -> None:
         """Fix what is going to be read."""
         ...
@@ -82,7 +87,7 @@ def download(
         ModelError: they are of a kind that no worker runs; little has been downloaded then.
     """
     repository = open_source(uri, env)
-    with only_writer(folder, say, sleep):
+    with contextlib.closing(repository), only_writer(folder, say, sleep):
         done = read_manifest(folder)
         same = done is not None and done.source == uri and pinned_commit in ("", done.commit)
         if done is not None and same and done.is_current(folder):

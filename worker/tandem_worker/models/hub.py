@@ -53,6 +53,10 @@ class Hub:
         huggingface_hub.set_client_factory(self._client)
         self._api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self._token)
 
+    def close(self) -> None:
+        """Close the connections, which huggingface_hub keeps for the process."""
+        huggingface_hub.close_session()
+
     def resolve(self, commit: str = "") -> None:
         """Learn the commit that the reference names now; one that is given is kept.
 

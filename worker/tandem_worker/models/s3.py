@@ -56,6 +56,10 @@ class S3:
         self._http = httpx.Client(follow_redirects=False, timeout=TIMEOUT_S)
         self._credentials = Credentials(env, self._http)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def resolve(self, commit: str = "") -> None:
         """Nothing to do: S3 has no commits."""
 
