@@ -14,9 +14,9 @@ from pathlib import Path
 from tandem_router.config import LimitsConfig, RouterConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
 from tandem_router.http.server import Listener, ServerLimits
-from tandem_router.logs import configure
 from tandem_router.secret_file import SecretFile
-from tandem_router.tracing import from_environment
+from tandem_router.telemetry.logs import configure
+from tandem_router.telemetry.tracing import from_environment
 
 # For the store, the configuration, workers' load reports and the reserve for probes.
 FILES_KEPT_BACK = 96

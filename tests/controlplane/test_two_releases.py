@@ -9,36 +9,57 @@ from typing import Any
 import pytest
 
 CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
-TEAM = "two-releases"
+TEAM, OTHER, UNSEEN = "two-releases", "two-releases-b", "default"
 ONE, TWO = "release-one", "release-two"
 OPTIONS = ("--create-namespace", "--wait", "--timeout=60s", "--set", "images.pullPolicy=Never")
 SECOND = ("--set", "crds.install=false,operator.replicas=1")
-MODEL = f"""\
+MODEL = """\
 apiVersion: tandem.dev/v1alpha1
 kind: Model
-metadata: {{name: m, namespace: {TEAM}}}
+metadata: {name: m}
 spec:
-  weights: {{source: "image:///m"}}
-  unified: {{nodeSelector: {{no-node: has-this}}}}
+  weights: {source: "image:///m"}
+  unified: {nodeSelector: {no-node: has-this}}
 """
 
 
 @pytest.fixture(scope="module")
 def first(cluster: Any) -> Iterator[Any]:
     """A release that holds the definitions and looks after one namespace."""
-    cluster.kubectl("create", "namespace", TEAM)
-    own = ("--set", f"operator.replicas=1,operator.watchNamespace={TEAM}", "--take-ownership")
+    for namespace in (TEAM, OTHER):
+        cluster.kubectl("create", "namespace", namespace)
+    both = f"operator.replicas=1,operator.watchNamespaces={{{TEAM},{OTHER}}}"
+    own = ("--set", both, "--take-ownership")
     installed = cluster.run("helm", "install", "one", CHART, "-n", ONE, *OPTIONS, *own)
     try:
         assert installed.returncode == 0, installed.stderr
-        cluster.kubectl("apply", "-f", "-", stdin=MODEL)
-        cluster.kubectl("wait", "--for=create", "deployment/m-unified", "-n", TEAM)
+        for namespace in (TEAM, OTHER, UNSEEN):
+            cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=MODEL)
         yield cluster
     finally:
         for name, namespace in (("two", TWO), ("one", ONE)):
             cluster.run("helm", "uninstall", name, "-n", namespace, "--ignore-not-found")
             cluster.run("kubectl", "delete", "namespace", namespace, "--wait=false")
-        cluster.run("kubectl", "delete", "namespace", TEAM, "--wait=false")
+        cluster.run("kubectl", "delete", "model", "m", "-n", UNSEEN)
+        cluster.run("kubectl", "delete", "namespace", TEAM, OTHER, "--wait=false")
+
+
+def test_a_release_looks_after_the_namespaces_that_it_is_given(first: Any) -> None:
+    for namespace in (TEAM, OTHER):
+        made = ("--for=create", "deployment/m-unified", "-n", namespace, "--timeout=40s")
+        first.kubectl("wait", *made)
+        role = first.get("role", "one-operator", "-n", namespace)
+        assert {"models", "routers"} <= set(role["rules"][0]["resources"])
+
+    assert first.get("deployments", "-n", UNSEEN)["items"] == []
+    assert first.run("kubectl", "get", "clusterrole", "one-operator").returncode != 0
+
+
+def test_helm_test_says_whether_the_release_works(first: Any) -> None:
+    result = first.run("helm", "test", "one", "-n", ONE, "--logs", "--timeout=60s")
+
+    assert result.returncode == 0, result.stderr
+    assert "the operator may list them, and one leads" in result.stdout
 
 
 def test_a_plain_second_release_is_told_what_to_set(first: Any) -> None:

@@ -155,7 +155,7 @@ async def test_a_watch_that_never_ends_does_not_keep_the_others_from_listing_aga
     monkeypatch.setattr(watches, "STOP_S", 0.01)
     async with served(answer) as api:
         copies = {"Model": Copies("Model", lambda _: None)}
-        subject = watches.CustomResourceWatches(api, None, copies, relist_s=0.01)
+        subject = watches.CustomResourceWatches(api, (None,), copies, relist_s=0.01)
         running = asyncio.create_task(subject.run())
         async with asyncio.timeout(10.0):
             await third.wait()

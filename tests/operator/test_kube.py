@@ -276,7 +276,7 @@ async def follow(
     cache = KindCache(
         server,  # type: ignore[arg-type]
         "Pod",
-        None,
+        (None,),
         "",
         lambda o: seen.append(o["metadata"]["name"]),
         sleep=sleep,

@@ -246,7 +246,7 @@ class Api:
 async def test_a_shared_secret_is_asked_for_once_in_a_while() -> None:
     """Nobody may list Secrets, and every pass over a starting Model needs to know."""
     api, timers = Api(), Timers()
-    cached = CachedApi(api, None, lambda _: None, clock=lambda: timers.now)  # type: ignore[arg-type]
+    cached = CachedApi(api, (None,), lambda _: None, clock=lambda: timers.now)  # type: ignore[arg-type]
 
     def secret(namespace: str) -> Object:
         return {"kind": "Secret", "metadata": {"name": "s", "namespace": namespace}}

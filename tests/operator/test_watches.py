@@ -165,8 +165,8 @@ def by_kopf(
     restore: Callable[[], None] = lambda: None,
 ) -> list[Run]:
     """As custom resources are watched."""
-    fed.copies = {kind: Copies(kind, fed.noticed) for kind in CUSTOM_KINDS}
-    return [CustomResourceWatches(api, namespace, fed.copies, restore, relist_s).run]
+    fed.copies = {kind: Copies(kind, fed.noticed, (namespace,)) for kind in CUSTOM_KINDS}
+    return [CustomResourceWatches(api, (namespace,), fed.copies, restore, relist_s).run]
 
 
 def by_label(api: KubeApi, namespace: str | None, relist_s: float, fed: Fed) -> list[Run]:
@@ -176,7 +176,7 @@ def by_label(api: KubeApi, namespace: str | None, relist_s: float, fed: Fed) -> 
         await asyncio.sleep(0.01)
 
     caches = {
-        kind: KindCache(api, kind, namespace, LABEL, fed.noticed, relist_s, sleep=soon)
+        kind: KindCache(api, kind, (namespace,), LABEL, fed.noticed, relist_s, sleep=soon)
         for kind in CUSTOM_KINDS
     }
     fed.copies = {**caches}
@@ -414,3 +414,19 @@ def test_a_list_that_breaks_off_starts_over() -> None:
     subject.page(page(12, resource("b", 4)), first=True)
 
     assert names(copies) == ["b"]
+
+
+def test_a_list_of_one_namespace_says_nothing_of_the_others() -> None:
+    def model(namespace: str, version: str) -> Object:
+        metadata = {"name": "m", "namespace": namespace, "resourceVersion": version}
+        return {"kind": "Model", "metadata": metadata, "spec": {}}
+
+    copies = Copies("Model", lambda _: None, ("a", "b"))
+    copies.replace([model("a", "1")], "a")
+    assert not copies.synced.is_set()
+    copies.replace([model("b", "2")], "b")
+    assert copies.synced.is_set()
+
+    copies.replace([], "b")
+
+    assert [o["metadata"]["namespace"] for o in copies.select(None, {})] == ["a"]

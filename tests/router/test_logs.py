@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tandem_router.logs import REQUESTS
+from tandem_router.telemetry.logs import REQUESTS
 
 SPEAK = """
 import logging, os, sys
-from {package}.logs import REQUEST_ID, configure
+from {module} import REQUEST_ID, configure
 configure("info")
 logging.getLogger("a").info("outside")
 REQUEST_ID.set("r1")
@@ -22,9 +22,12 @@ logging.getLogger("b").warning("inside %s", 1, extra={{"tier": "large"}})
 """
 
 
-def lines(package: str, form: str) -> list[str]:
+MODULES = ["tandem_router.telemetry.logs", "tandem_worker.logs"]
+
+
+def lines(module: str, form: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", SPEAK.format(package=package)],
+        [sys.executable, "-c", SPEAK.format(module=module)],
         env={"TANDEM_LOG_FORMAT": form},
         capture_output=True,
         text=True,
@@ -33,18 +36,18 @@ def lines(package: str, form: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-@pytest.mark.parametrize("package", ["tandem_router", "tandem_worker"])
-def test_a_line_is_an_object_that_names_its_request(package: str) -> None:
-    outside, inside = map(json.loads, lines(package, "json"))
+@pytest.mark.parametrize("module", MODULES)
+def test_a_line_is_an_object_that_names_its_request(module: str) -> None:
+    outside, inside = map(json.loads, lines(module, "json"))
 
     assert (outside["message"], outside["logger"], outside["level"]) == ("outside", "a", "INFO")
     assert "request_id" not in outside
     assert (inside["message"], inside["request_id"], inside["tier"]) == ("inside 1", "r1", "large")
 
 
-@pytest.mark.parametrize("package", ["tandem_router", "tandem_worker"])
-def test_lines_are_text_by_default(package: str) -> None:
-    assert [line.split(" ", 2)[2] for line in lines(package, "text")] == [
+@pytest.mark.parametrize("module", MODULES)
+def test_lines_are_text_by_default(module: str) -> None:
+    assert [line.split(" ", 2)[2] for line in lines(module, "text")] == [
         "INFO a: outside",
         "WARNING b: inside 1",
     ]

@@ -12,8 +12,8 @@ import pytest
 from otlp_collector import Span, collecting
 from tandem_router.api.app import RouterApp
 from tandem_router.config import parse_config
+from tandem_router.telemetry.tracing import from_environment
 from tandem_router.testing.asgi_client import Client
-from tandem_router.tracing import from_environment
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

@@ -22,6 +22,23 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The namespaces that are looked after, as a JSON list; empty means all. */}}
+{{- define "tandem.namespaces" -}}
+{{- $found := .Values.operator.watchNamespaces | default list -}}
+{{- with .Values.operator.watchNamespace }}{{ $found = append $found . }}{{ end -}}
+{{- toJson (uniq $found) -}}
+{{- end -}}
+
+{{- /* An image by its name in `images`: below the registry, and by digest where one is given. */}}
+{{- define "tandem.image" -}}
+{{- $image := get .root.Values.images .name -}}
+{{- with .root.Values.images.registry }}{{ $image = printf "%s/%s" (trimSuffix "/" .) $image }}{{ end -}}
+{{- with get .root.Values.images.digests .name -}}
+{{- $image = printf "%s@%s" (regexReplaceAll ":[^:/@]+$" $image "") . -}}
+{{- end -}}
+{{- $image -}}
+{{- end -}}
+
 {{- define "tandem.podDefaults" -}}
 {{- $pods := merge (dict "pullSecrets" .Values.images.pullSecrets) .Values.podDefaults -}}
 {{- $_ := set $pods "workerAnnotations" .Values.serviceAccount.workerAnnotations -}}
@@ -46,8 +63,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.images.pullSecrets (eq .Values.images.pullPolicy "Never") -}}
 {{- fail "images.pullPolicy=Never pulls nothing, so images.pullSecrets cannot be used; remove them, or set images.pullPolicy=IfNotPresent" -}}
 {{- end -}}
-{{- if and .Values.operator.watchNamespace (eq .Values.operator.watchNamespace .Release.Namespace) (not .Values.allow.ownNamespace) -}}
-{{- fail (printf "operator.watchNamespace=%s is the operator's own namespace, where Models and Routers are refused; install into another one, or set allow.ownNamespace=true" .Release.Namespace) -}}
+{{- $namespaces := include "tandem.namespaces" . | fromJsonArray -}}
+{{- if and .Values.operator.watchNamespace .Values.operator.watchNamespaces -}}
+{{- fail "operator.watchNamespace is the list of one that earlier releases had; put it into operator.watchNamespaces" -}}
+{{- end -}}
+{{- if and (has .Release.Namespace $namespaces) (not .Values.allow.ownNamespace) -}}
+{{- fail (printf "operator.watchNamespaces=%s is the operator's own namespace, where Models and Routers are refused; install into another one, or set allow.ownNamespace=true" .Release.Namespace) -}}
 {{- end -}}
 {{- if and .Values.networkPolicies.enabled .Values.metrics.podMonitor (not .Values.networkPolicies.metricsFrom) -}}
 {{- fail "networkPolicies.metricsFrom is empty, so that Prometheus could not scrape; name its namespace there, or set metrics.podMonitor=false" -}}
@@ -58,8 +79,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $ingress := .Values.routers.ingress -}}
 {{- $route := .Values.routers.httpRoute -}}
 {{- range $name, $host := dict "ingress" $ingress.host "httpRoute" $route.host -}}
-{{- if and $host (not (contains "{namespace}" $host)) (not $.Values.operator.watchNamespace) -}}
-{{- fail (printf "routers.%s.host=%s is the same for Routers of one name in two namespaces; write {namespace} into it, or set operator.watchNamespace" $name $host) -}}
+{{- if and $host (not (contains "{namespace}" $host)) (ne (len $namespaces) 1) -}}
+{{- fail (printf "routers.%s.host=%s is the same for Routers of one name in two namespaces; write {namespace} into it, or set operator.watchNamespaces to one" $name $host) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (not $ingress.host) (or $ingress.className $ingress.annotations $ingress.tlsSecret $ingress.clusterIssuer) -}}

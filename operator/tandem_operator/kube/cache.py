@@ -34,6 +34,10 @@ RELIST_S = 600.0
 # Nobody may list Secrets, so each pass that needs one asks for it: a thousand Models in a second.
 SECRET_S = 10.0
 
+# The namespaces that are watched, each by itself; None stands for all.
+Namespaces = tuple[str | None, ...]
+EVERYWHERE: Namespaces = (None,)
+
 CUSTOM_KINDS = (*RECONCILED, "WorkerPool")
 MANAGED_KINDS = (
     "Deployment",
@@ -53,7 +57,13 @@ _INDEXED = (MODEL_LABEL, ROUTER_LABEL)
 class Copies:
     """The copies of one kind; `changed` is told of every object that comes, changes or goes."""
 
-    def __init__(self, kind: str, changed: Callable[[Object], None]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        changed: Callable[[Object], None],
+        namespaces: Namespaces = EVERYWHERE,
+    ) -> None:
+        self._unlisted = set(namespaces)
         self._kind = kind
         self._changed = changed
         self._objects: dict[tuple[str, str], Object] = {}
@@ -78,8 +88,8 @@ class Copies:
                 found.append(obj)
         return found
 
-    def replace(self, items: Iterable[Object]) -> None:
-        """Take a whole list: what is not in it is gone."""
+    def replace(self, items: Iterable[Object], namespace: str | None = None) -> None:
+        """Take a whole list, of one namespace or of all: what is not in it is gone."""
         seen = set()
         for obj in items:
             key = _key(obj)
@@ -91,8 +101,11 @@ class Copies:
             ):
                 self.take("MODIFIED", obj)
         for key in set(self._objects) - seen:
-            self.take("DELETED", self._objects[key])
-        self.synced.set()
+            if namespace in (None, key[0]):
+                self.take("DELETED", self._objects[key])
+        self._unlisted.discard(namespace)
+        if not self._unlisted:
+            self.synced.set()
 
     def take(self, what: str, obj: Object) -> None:
         """Take one event of a watch: ADDED, MODIFIED or DELETED."""
@@ -126,21 +139,26 @@ class KindCache(Copies):
         self,
         api: KubeApi,
         kind: str,
-        namespace: str | None,
+        namespaces: Namespaces,
         selector: str,
         changed: Callable[[Object], None],
         relist_s: float = RELIST_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        super().__init__(kind, changed)
+        super().__init__(kind, changed, namespaces)
         self._sleep = sleep
         self._relist_s = relist_s
         self._api = api
-        self._namespace = namespace
+        self._namespaces = namespaces
         self._selector = selector
 
     async def run(self) -> None:
         """Keep the copies current until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for namespace in self._namespaces:
+                group.create_task(self._follow(namespace))
+
+    async def _follow(self, namespace: str | None) -> None:
         delay = RETRY_FIRST_S
         version = ""
         clock = asyncio.get_running_loop().time
@@ -149,11 +167,11 @@ class KindCache(Copies):
             began, news, failed = clock(), False, False
             try:
                 if not version:
-                    version = await self._relist()
+                    version = await self._relist(namespace)
                     fresh_until = clock() + self._relist_s
                 async with asyncio.timeout_at(fresh_until):
                     async for what, obj in self._api.watch(
-                        self._kind, self._namespace, self._selector, version
+                        self._kind, namespace, self._selector, version
                     ):
                         version, news = obj["metadata"]["resourceVersion"], True
                         if what != "BOOKMARK":
@@ -176,9 +194,9 @@ class KindCache(Copies):
                 await self._sleep(delay)
                 delay = min(2 * delay, RETRY_MAX_S)
 
-    async def _relist(self) -> str:
-        items, version = await self._api.list_page(self._kind, self._namespace, self._selector)
-        self.replace(items)
+    async def _relist(self, namespace: str | None) -> str:
+        items, version = await self._api.list_page(self._kind, namespace, self._selector)
+        self.replace(items, namespace)
         return version
 
 
@@ -201,7 +219,7 @@ class CachedApi:
     def __init__(
         self,
         api: KubeApi,
-        namespace: str | None,
+        namespaces: Namespaces,
         changed: Callable[[Object], None],
         relist_s: float = RELIST_S,
         clock: Callable[[], float] = time.monotonic,
@@ -214,10 +232,10 @@ class CachedApi:
         self._labels: dict[tuple[str, str], tuple[float, Mapping[str, str] | None]] = {}
         managed = ",".join(f"{k}={v}" for k, v in MANAGED.items())
         self._watched = {
-            kind: KindCache(api, kind, namespace, managed, changed, relist_s)
+            kind: KindCache(api, kind, namespaces, managed, changed, relist_s)
             for kind in (*MANAGED_KINDS, *more)
         }
-        self.custom = {kind: Copies(kind, changed) for kind in CUSTOM_KINDS}
+        self.custom = {kind: Copies(kind, changed, namespaces) for kind in CUSTOM_KINDS}
         self._caches: dict[str, Copies] = {**self.custom, **self._watched}
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tandem_operator.kube.cache import RELIST_S, CachedApi
+from tandem_operator.kube.cache import EVERYWHERE, RELIST_S, CachedApi, Namespaces
 from tandem_operator.kube.client import KubeApi, connect
 from tandem_operator.kube.leader import Elector, LeaseTimes, steady_clock
 from tandem_operator.kube.probes import ProbeServer, Reading, probes
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tandem-operator", description="Reconcile Models and Routers in a Kubernetes cluster."
     )
     add = parser.add_argument
-    add("--namespace", help="only this namespace (default: all)")
+    add("--namespace", action="append", default=[], help="only this one, and others so named")
     add("--kubeconfig", help="outside a cluster: path of the kubeconfig")
     add("--worker-image", default=Settings.worker_image, help="image of worker pods")
     add("--router-image", default=Settings.router_image, help="image of router pods")
@@ -102,20 +102,20 @@ class Operator:
         self,
         api: KubeApi,
         settings: Settings,
-        namespace: str | None = None,
+        namespaces: Namespaces = EVERYWHERE,
         resync_s: float = RELIST_S,
         restore_signals: Callable[[], None] = lambda: None,
         release: Release | None = None,
     ) -> None:
         self.cache = CachedApi(
             api,
-            namespace,
+            namespaces,
             lambda obj: self.controller.noticed(obj),
             resync_s,
             more=settings.entrance.kinds,
         )
         self._watches = CustomResourceWatches(
-            api, namespace, self.cache.custom, restore_signals, resync_s
+            api, namespaces, self.cache.custom, restore_signals, resync_s
         )
         workers = WorkerPods(self.cache, settings, time.monotonic)
         scaling = ScalingDriver(self.cache, settings)
@@ -314,7 +314,8 @@ async def serve(args: argparse.Namespace) -> int:
         api.may_write = elector.may_write
     vitals.elector = elector
     own = Release(args.own_namespace, args.release) if args.release else None
-    operator = Operator(api, settings, args.namespace, args.resync_seconds, stop_on_signals, own)
+    watched = tuple(dict.fromkeys(args.namespace)) or EVERYWHERE
+    operator = Operator(api, settings, watched, args.resync_seconds, stop_on_signals, own)
     leading = asyncio.create_task(lead(api, vitals, operator, elector))
     stopped = asyncio.create_task(stop.wait())
     try:

@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 import kopf
 
-from tandem_operator.kube.cache import RELIST_S, RETRY_FIRST_S, RETRY_MAX_S, Copies
+from tandem_operator.kube.cache import RELIST_S, RETRY_FIRST_S, RETRY_MAX_S, Copies, Namespaces
 from tandem_operator.kube.client import PAGE, WATCH_S, KubeApi, path
 from tandem_operator.reconcile.cluster_api import KIND_INFO
 from tandem_operator.resources.base import Object
@@ -60,10 +60,11 @@ class NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]  # kopf has no types 
 
 
 class ListedCopies:
-    """Puts the lists and events of one kind into its copies, in the order of their versions."""
+    """Puts lists and events of one kind, of a namespace or all, into its copies, by version."""
 
-    def __init__(self, copies: Copies) -> None:
+    def __init__(self, copies: Copies, namespace: str | None = None) -> None:
         self._copies = copies
+        self._namespace = namespace
         self._pages: list[Object] = []
         self._version = 0
 
@@ -76,7 +77,7 @@ class ListedCopies:
         if not metadata.get("continue"):
             items, self._pages = self._pages, []
             self._version = int(metadata["resourceVersion"])
-            self._copies.replace(items)
+            self._copies.replace(items, self._namespace)
 
     def event(self, what: str | None, obj: Object) -> None:
         """Take one event; those of before the list, and kopf's own for its items, say no news.
@@ -111,7 +112,7 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 
 class CustomResourceWatches:
-    """Runs kopf on the kinds of `copies`, in one namespace or in all.
+    """Runs kopf on the kinds of `copies`, in some namespaces or in all.
 
     restore_signals: called once kopf has put its own handlers in place of the process'.
     relist_s: kopf starts again after this time, because it lists only when it starts or is told
@@ -121,17 +122,24 @@ class CustomResourceWatches:
     def __init__(
         self,
         api: KubeApi,
-        namespace: str | None,
+        namespaces: Namespaces,
         copies: Mapping[str, Copies],
         restore_signals: Callable[[], None] = lambda: None,
         relist_s: float = RELIST_S,
     ) -> None:
         self._api = api
         self._relist_s = relist_s
-        self._namespace = namespace
+        self._namespaces = namespaces
         self._restore_signals = restore_signals
-        self._listed = {kind: ListedCopies(own) for kind, own in copies.items()}
-        self._paths = {path(kind, namespace): listed for kind, listed in self._listed.items()}
+        self._listed = {
+            kind: {namespace: ListedCopies(own, namespace) for namespace in namespaces}
+            for kind, own in copies.items()
+        }
+        self._paths = {
+            path(kind, namespace): listed
+            for kind, by_namespace in self._listed.items()
+            for namespace, listed in by_namespace.items()
+        }
 
     async def run(self) -> None:
         """Keep the copies current until cancelled; what ends kopf is logged and it starts again."""
@@ -160,13 +168,13 @@ class CustomResourceWatches:
 
     async def _host(self) -> None:
         """Run kopf until it is time to list again. Raises what one of its tasks raised."""
-        everywhere = self._namespace is None
+        chosen = [namespace for namespace in self._namespaces if namespace is not None]
         # Not kopf.operator(): at its end it cancels every task of the loop younger than itself.
         tasks = await kopf.spawn_tasks(
             registry=self._registry(),
             settings=kopf_settings(),
-            clusterwide=everywhere,
-            namespaces=[] if self._namespace is None else [self._namespace],
+            clusterwide=not chosen,
+            namespaces=chosen,
         )
         self._restore_signals()
         try:
@@ -223,8 +231,10 @@ def _is_kopfs(task: asyncio.Task[Any]) -> bool:
     return code is not None and Path(code.co_filename).is_relative_to(_KOPF)
 
 
-def _handler(listed: ListedCopies) -> Callable[..., Any]:
+def _handler(listed: Mapping[str | None, ListedCopies]) -> Callable[..., Any]:
     async def changed(event: Mapping[str, Any], **_: Any) -> None:
-        listed.event(event["type"], event["object"])
+        obj = event["object"]
+        own = listed.get(None) or listed[obj["metadata"]["namespace"]]
+        own.event(event["type"], obj)
 
     return changed

@@ -60,7 +60,7 @@ from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.records import Backend, Spend
 from tandem_router.store.writer import Store
-from tandem_router.tracing import Tracing
+from tandem_router.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tandem.router")
 

@@ -26,7 +26,6 @@ from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
 from tandem_router.limits.bodies import HeldBodies
-from tandem_router.logs import REQUEST_ID
 from tandem_router.openai import responses_api
 from tandem_router.openai.request import (
     PATHS,
@@ -42,6 +41,7 @@ from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
 from tandem_router.proxy.request_handler import RequestHandler
 from tandem_router.random_ids import new_request_id
+from tandem_router.telemetry.logs import REQUEST_ID
 
 logger = logging.getLogger("tandem.router")
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 from msgspec import Struct
 
 from tandem_router.limits.ledger import NOTHING, Used
-from tandem_router.logs import REQUESTS
 from tandem_router.openai.usage import (
     NOTHING_USED,
     Usage,
@@ -24,6 +23,7 @@ from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
 from tandem_router.store.records import Spend
+from tandem_router.telemetry.logs import REQUESTS
 
 
 class Outcome(Struct, frozen=True):

@@ -23,7 +23,7 @@ from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.writer import Store
-from tandem_router.tracing import Tracing
+from tandem_router.telemetry.tracing import Tracing
 
 
 @dataclass(eq=False)

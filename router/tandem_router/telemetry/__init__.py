@@ -1,0 +1,1 @@
+"""What operators of a router see of single requests: traces and log lines."""

@@ -1,0 +1,142 @@
+"""From the chart of the first release to this one: nothing that people made or set is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_RELEASE = "61162d4290a50b9637c7af037682b2ab62a4946b"
+NAMESPACE = "upgrade"
+IN = ("--namespace", NAMESPACE)
+# As a user of that release wrote them.
+VALUES = {
+    "operator": {
+        "replicas": 1,
+        "logLevel": "debug",
+        "watchNamespace": NAMESPACE,
+        "leaseSeconds": 20,
+        "resources": {"requests": {"cpu": "50m"}},
+        "podAnnotations": {"team": "ai"},
+    },
+    "images": {"pullPolicy": "Never"},
+    "metrics": {"intervalSeconds": 30},
+}
+MODEL = {
+    "apiVersion": "tandem.dev/v1alpha1",
+    "kind": "Model",
+    "metadata": {"name": "m", "namespace": NAMESPACE},
+    "spec": {
+        "weights": {"source": "hf://org/name", "cache": {"size": "1Mi"}},
+        "unified": {"nodeSelector": {"no-node": "has-this"}, "replicas": 2},
+    },
+}
+
+
+def first_chart(folder: Path) -> Path:
+    """The chart as it was, out of the history."""
+    command = ["git", "-C", str(ROOT), "archive", FIRST_RELEASE, "charts/tandem"]
+    archive = subprocess.run(command, capture_output=True)
+    if archive.returncode != 0:
+        pytest.skip("the history ends after the first release (a shallow clone)")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder / "charts" / "tandem"
+
+
+def test_an_upgrade_from_the_first_release_keeps_everything(cluster: Any, tmp_path: Path) -> None:
+    def helm(*arguments: str) -> str:
+        result = cluster.run("helm", *arguments, *IN, timeout_s=120.0)
+        assert result.returncode == 0, f"{arguments}: {result.stderr}"
+        return str(result.stdout)
+
+    def uid(*arguments: str) -> str:
+        return str(cluster.get(*arguments, *IN)["metadata"]["uid"])
+
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(VALUES))
+    old = first_chart(tmp_path)
+    # Its operator is of its own image, which is not here: what it made is made by hand below.
+    start = ("--create-namespace", "--take-ownership", "-f", str(values))
+    helm("install", "tandem", str(old), *start, "--set", "operator.replicas=0")
+    model = json.loads(cluster.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(MODEL)))
+    before = uid("model", "m")
+    owner = {
+        "apiVersion": MODEL["apiVersion"],
+        "kind": "Model",
+        "name": "m",
+        "uid": model["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    labels = {"app.kubernetes.io/managed-by": "tandem", "tandem.dev/model": "m"}
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "m-weights", "labels": labels, "ownerReferences": [owner]},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Mi"}},
+        },
+    }
+    pool = {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {
+            "name": "m-unified",
+            "labels": {**labels, "tandem.dev/role": "unified"},
+            "annotations": {"tandem.dev/seeded-replicas": "2"},
+            "ownerReferences": [owner],
+        },
+        "spec": {"modelRef": {"name": "m"}, "role": "unified", "replicas": 2},
+    }
+    apply = ("apply", *IN, "--server-side", "--field-manager=tandem-operator", "-f", "-")
+    for child in (claim, pool):
+        cluster.kubectl(*apply, stdin=json.dumps(child))
+    cluster.kubectl("scale", *IN, "workerpool/m-unified", "--replicas=3")
+    kept = {kind: uid(kind, name) for kind, name in (("pvc", "m-weights"), ("wp", "m-unified"))}
+
+    try:
+        # As people upgrade: their own values again, nothing new.
+        helm("upgrade", "tandem", str(ROOT / "charts" / "tandem"), "-f", str(values), *WAIT)
+        cluster.kubectl("wait", *IN, "--for=create", "deployment/m-unified", "--timeout=40s")
+        for _ in range(200):
+            claimed = cluster.get("pvc", "m-weights", *IN)["metadata"]
+            if "ownerReferences" not in claimed:
+                break
+            time.sleep(0.2)
+
+        assert uid("model", "m") == before
+        assert {k: uid(k, n) for k, n in (("pvc", "m-weights"), ("wp", "m-unified"))} == kept
+        deployment = cluster.get("deployment", "m-unified", *IN)
+        assert deployment["spec"]["replicas"] == 3
+        operator = cluster.get("deployment", "tandem-operator", *IN)["spec"]["template"]
+        arguments = operator["spec"]["containers"][0]["args"]
+        assert {"--log-level=debug", f"--namespace={NAMESPACE}", "--lease-seconds=20"} <= {
+            *arguments
+        }
+        assert operator["metadata"]["annotations"] == {"team": "ai"}
+        found = yaml.safe_load(helm("get", "values", "tandem", "-o", "yaml"))
+        assert found == {**VALUES, "allow": {"ownNamespace": True}}
+
+        # Weights were the Model's and would have gone with it; now they stay.
+        said = cluster.get("model", "m", *IN)["status"]["message"]
+        assert "ownerReferences" not in claimed, said
+        cluster.kubectl("delete", *IN, "model/m", "--timeout=30s")
+        cluster.kubectl("wait", *IN, "--for=delete", "deployment/m-unified", "--timeout=60s")
+        assert uid("pvc", "m-weights") == kept["pvc"]
+    finally:
+        cluster.run("kubectl", "delete", *IN, "model", "--all", "--timeout=30s")
+        cluster.run("helm", "uninstall", "tandem", *IN)
+        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
+
+
+WAIT = ("--wait", "--timeout=90s", "--set", "allow.ownNamespace=true")
