@@ -211,3 +211,17 @@ async def test_the_life_of_the_predictor_is_status_and_its_changes_are_events() 
     (news,) = [n for n in news_in(router, status) if n.reason == "PredictorChanged"]
     assert (news.type, "from 500 labels" in news.message) == ("Normal", True)
     assert not news_in({"kind": "Router", "status": status}, status)
+
+
+async def test_with_prompt_length_only_labels_hold_a_floor_and_status_says_so() -> None:
+    text = LEARNING.replace('  predictor: {artifact: "configmap://p"}\n', "")
+
+    before, _ = await status_of(text, TrafficFacts(quality=QualityFacts(num_labels=3)))
+    after, _ = await status_of(text, TrafficFacts(quality=measured(0.97, 0.951, 0.99)))
+    without, _ = await status_of(PLAIN + '  objective: {qualityFloor: "0.95"}\n', None)
+
+    assert before["FloorHeld"] == ("Unknown", "NoTraffic")
+    assert after["FloorHeld"] == ("True", "Measured")
+    assert "FloorNotHeld" not in after
+    assert "FloorHeld" not in without
+    assert "FloorNotHeld" in without

@@ -39,3 +39,14 @@ async def test_every_file_the_page_names_is_served_with_its_type(run_router: Any
     # Text from workers, prompts and errors is set as text only.
     assert "innerHTML" not in module
     assert "eval" not in module
+
+
+async def test_the_page_has_a_place_for_everything_that_its_script_writes(run_router: Any) -> None:
+    async with run_router({}) as (client, _):
+        page = (await client.get("/")).body.decode()
+        module = (await client.get("/dashboard/dashboard.mjs")).body.decode()
+
+    written = set(re.findall(r"(?:put|byId|legend)\(\"([a-z-]+)\"", module))
+
+    assert {"measured", "quality-chart", "sources", "learning-spent"} <= written
+    assert written <= set(re.findall(r"id=\"([a-z-]+)\"", page))

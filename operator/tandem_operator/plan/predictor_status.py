@@ -25,7 +25,7 @@ def add_predictor_conditions(
     else:
         conditions.add("PredictorReady", True, kind, f"type {kind} needs no artifact")
     floor = router.spec.objective.quality_floor
-    if floor is not None and kind != "Learned":
+    if floor is not None and kind != "Learned" and router.spec.learned_floor is None:
         text = (
             f"qualityFloor {floor} is not held: type {kind} measures no quality; train a predictor "
             "(predictor.training or predictor.artifact), or remove qualityFloor"

@@ -19,7 +19,8 @@ def add_quality_conditions(
     conditions: Conditions, router: Router, traffic: TrafficFacts | None, now: str
 ) -> None:
     """FloorHeld where a floor is held; Learning, QualityProven, QualityDrifted where one learns."""
-    floor = router.spec.held_floor
+    spec = router.spec
+    floor = spec.held_floor if spec.held_floor is not None else spec.learned_floor
     learned = traffic.quality if traffic is not None else None
     if floor is not None:
         _held(conditions, router, floor, traffic)

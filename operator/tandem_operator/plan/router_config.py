@@ -132,8 +132,9 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
         }
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
-    if spec.held_floor is not None:
-        data["objective"] = {"quality_floor": spec.held_floor}
+    floor = spec.held_floor if spec.held_floor is not None else spec.learned_floor
+    if floor is not None:
+        data["objective"] = {"quality_floor": floor}
     if spec.cascade is not None:
         data["cascade"] = {
             "streams": spec.cascade.streams,

@@ -197,8 +197,9 @@ class Objective(Resource):
     quality_floor: Fraction | None = Field(
         default=None,
         description="Least quality to keep, as a fraction of the last tier's quality. When absent: "
-        "0.95 with a Learned predictor that has no threshold, else none. With Length or Fixed "
-        "nothing measures quality: condition FloorNotHeld says so.",
+        "0.95 with a Learned predictor that has no threshold, else none. With Length only labels "
+        "(learning) hold it; with Fixed, or without them, nothing does: condition FloorNotHeld "
+        "says so.",
     )
 
 
@@ -572,6 +573,14 @@ class RouterSpec(Resource):
             return None
         given = self.objective.quality_floor
         return DEFAULT_QUALITY_FLOOR if given is None else float(given)
+
+    @property
+    def learned_floor(self) -> float | None:
+        """The floor that only labels can hold: prompt length ranks and states no quality."""
+        given, learning = self.objective.quality_floor, self.learning
+        if self.predictor.kind != "Length" or given is None or learning is None:
+            return None
+        return float(given) if float(learning.shadow_share) > 0.0 else None
 
 
 class TierStatus(Resource):

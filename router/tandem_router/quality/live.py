@@ -52,7 +52,8 @@ class LiveQuality:
         self._steering = steering
         self._metrics = metrics
         self._wall_clock = wall_clock
-        self.measured = Measured(tuple(tier.name for tier in config.tiers), dearest)
+        names = tuple(tier.name for tier in config.tiers)
+        self.measured = Measured(names, dearest, steering.states_quality)
         self.measured.on_change = self._changed
         # What was learned already: the store says it again.
         self._known: OrderedDict[tuple[str, str, float], None] = OrderedDict()
@@ -129,7 +130,7 @@ class LiveQuality:
     async def _learn_all(self, labels: list[Label]) -> None:
         for number, label in enumerate(labels):
             self.learn(label)
-            if number % 50 == 49:
+            if number % 10 == 9:
                 await asyncio.sleep(0)  # requests go on
 
     async def forget(self, now: float) -> None:

@@ -19,14 +19,17 @@ from tandem_router.control import ResidualDrift
 from tandem_router.control.quality_ratio import Estimate, Sample, estimate
 from tandem_router.store.records import Label
 
-MOST_ROWS = 20_000
+MOST_ROWS = 10_000
 MOST_TENANT_WEIGHT = 0.05
 #: Verdicts of a tenant's users at which their mean counts half.
 HALF_BELIEVED = 20.0
 #: Labels of which the older half says what a tier's quality was, and the last few what it is.
 RECENT, LAST = 400, 20
-HISTORY_S = 300.0
+#: The history has a point at least so many seconds apart, fewer the longer it is.
+HISTORY_S, HISTORY_SHARE = 60.0, 1 / 200
 MOST_HISTORY = 600
+#: Tenants, those with most requests, of which `state` tells the ratio.
+MOST_TENANTS = 20
 
 
 @dataclass(slots=True)
@@ -74,9 +77,13 @@ class Change:
 
 
 class Measured:
-    """dearest: the tier that all is compared with. On a change, `on_change` is called."""
+    """dearest: the tier that all is compared with. On a change, `on_change` is called.
 
-    def __init__(self, tiers: tuple[str, ...], dearest: str) -> None:
+    predicts: whether predictions are qualities; ranks help the estimate, and are not shown.
+    """
+
+    def __init__(self, tiers: tuple[str, ...], dearest: str, predicts: bool = True) -> None:
+        self._predicts = predicts
         self._tiers = tiers
         self.dearest = dearest
         self.since: float | None = None
@@ -187,9 +194,10 @@ class Measured:
         return found
 
     def _note_history(self, at: float) -> None:
-        last = self.history[-1]["at"] if self.history else None
-        if last is not None and at < last + HISTORY_S:
-            return
+        if self.history:
+            first, last = self.history[0]["at"] or 0.0, self.history[-1]["at"] or 0.0
+            if at < last + max(HISTORY_S, HISTORY_SHARE * (at - first)):
+                return
         now = self.ratio()
         self.history.append(
             {
@@ -211,7 +219,7 @@ class Measured:
     def predicted_ratio(self, tenant: str | None = None) -> float | None:
         """What the predictor expected of the same traffic."""
         traffic = self._traffic.get(tenant)
-        if traffic is None or traffic.dearest <= 0.0:
+        if not self._predicts or traffic is None or traffic.dearest <= 0.0:
             return None
         return traffic.served / traffic.dearest
 
@@ -244,7 +252,8 @@ class Measured:
 
     def _estimate(self, tenant: str | None, tier: str | None) -> Estimate:
         known = self._cache.get((tenant, tier))
-        if known is None or known[0] != self._version:
+        # Computed anew for every half percent of labels.
+        if known is None or self._version - known[0] > len(self._rows) // 200:
             known = self._cache[tenant, tier] = (self._version, self._compute(tenant, tier))
         return known[1]
 
@@ -280,6 +289,10 @@ class Measured:
             )
         )
 
+    def _largest_tenants(self) -> list[str]:
+        names = [name for name in self._traffic if name is not None]
+        return sorted(names, key=lambda name: -self._traffic[name].num)[:MOST_TENANTS]
+
     def state(self) -> dict[str, Any]:
         """As JSON, for status, page and metrics."""
         return {
@@ -289,9 +302,7 @@ class Measured:
             "since": self.since,
             "labels_by_source": dict(self.num_by_source),
             "tiers": {name: _told(self.tier(name)) for name in self._tiers},
-            "tenants": {
-                name: _told(self.ratio(name)) for name in self._traffic if name is not None
-            },
+            "tenants": {name: _told(self.ratio(name)) for name in self._largest_tenants()},
             "drift": {
                 name: {"statistic": detector.statistic, "alarm_at": detector.log_odds}
                 for name, detector in self._drift.items()

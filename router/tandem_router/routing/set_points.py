@@ -90,7 +90,7 @@ class Steering:
             shift=TrafficShift() if budget is not None or cap is not None else None,
         )
         # Prompt length ranks prompts; the qualities it states were measured nowhere.
-        self._states_quality = not isinstance(predictor, LengthPredictor)
+        self.states_quality = not isinstance(predictor, LengthPredictor)
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._show_set_points()
 
@@ -236,7 +236,7 @@ class Steering:
         """
         assert decision.tier is not None
         self.control.decided(self._clock(), decision, request.num_prompt_tokens)
-        expected = _expected(decision) if self._states_quality else None
+        expected = _expected(decision) if self.states_quality else None
         if expected is not None:
             self._expected.append(expected)
             if not will_be_read:

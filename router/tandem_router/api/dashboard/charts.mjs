@@ -135,3 +135,50 @@ export function lineChart(holder, series, format) {
     return { x: scaleX(index), y: scaleY(series[0].values[index]), text };
   });
 }
+
+// points: [{at, measured, low, high, predicted}], oldest first; ratios, null where not known.
+export function qualityChart(holder, points, floor) {
+  const shown = points.filter((point) => point.measured !== null || point.predicted !== null);
+  if (shown.length < 2) return empty(holder, "Too few labels yet; one point a minute while they come");
+  const format = (v) => `${(v * 100).toFixed(0)} %`;
+  const values = shown.flatMap((p) => [p.measured, p.low, p.high, p.predicted]);
+  const known = [...values.filter((v) => v !== null && v !== undefined), floor ?? 1];
+  const low = Math.max(0, Math.min(...known) - 0.02);
+  const high = Math.min(1.5, Math.max(...known) + 0.02);
+  const first = shown[0].at;
+  const span = shown.at(-1).at - first || 1;
+  let place;
+  const svg = frame(holder, low, high, format, (svg, x, y, width, height) => {
+    const level = (v) => y(Math.min(high, Math.max(low, v)));
+    place = (point) => [x((point.at - first) / span), level(point.measured ?? point.predicted)];
+    const line = (name, className) => {
+      const part = shown.filter((p) => p[name] !== null && p[name] !== undefined);
+      const path = part.map((p, i) =>
+        `${i ? "L" : "M"}${x((p.at - first) / span).toFixed(1)},${level(p[name]).toFixed(1)}`);
+      if (part.length > 1) svg.append(node("path", { class: `series ${className}`, d: path.join("") }));
+    };
+    line("low", "bound");
+    line("high", "bound");
+    line("predicted", "tier-1");
+    line("measured", "tier-2");
+    if (floor !== null) {
+      svg.append(
+        node("line", { class: "rule", x1: x(0), x2: x(1), y1: level(floor), y2: level(floor) }),
+        node("text", { x: x(1), y: level(floor) - 5, "text-anchor": "end" }, `floor ${format(floor)}`),
+      );
+    }
+    svg.append(
+      node("text", { x: x(0), y: height - 4 }, new Date(first * 1000).toLocaleString()),
+      node("text", { x: x(1), y: height - 4, "text-anchor": "end" }, "now"),
+    );
+  });
+  tooltip(holder, svg, svg.viewBox.baseVal.width, (part) => {
+    const at = first + part * span;
+    const point = shown.reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a));
+    const [px, py] = place(point);
+    const percent = (v) => (v === null || v === undefined ? "–" : `${(v * 100).toFixed(1)} %`);
+    const text = `${new Date(point.at * 1000).toLocaleTimeString()}\nmeasured ${percent(point.measured)}\n`
+      + `between ${percent(point.low)} and ${percent(point.high)}\npredicted ${percent(point.predicted)}`;
+    return { x: px, y: py, text };
+  });
+}

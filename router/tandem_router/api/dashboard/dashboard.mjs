@@ -1,6 +1,6 @@
 // Keeps the page live from /admin/state and /admin/decisions, and runs the playground.
 
-import { gainChart, lineChart } from "./charts.mjs";
+import { gainChart, lineChart, qualityChart } from "./charts.mjs";
 
 const byId = (id) => document.getElementById(id);
 const dearest = document.body.dataset.dearest;
@@ -104,6 +104,33 @@ function showState(state) {
   return state;
 }
 
+const percent = (value) => (value === null || value === undefined ? "–" : `${(value * 100).toFixed(1)} %`);
+
+function showQuality(state) {
+  const { quality, learning, threshold } = state;
+  const known = quality.measured !== null;
+  put("measured", known ? `${percent(quality.measured)}, between ${percent(quality.low)} and `
+    + `${percent(quality.high)}, ${quality.num_labels} labels (${quality.num_gold} gold)`
+    : `too few labels: ${quality.num_labels}`);
+  put("basis", threshold.limit === null ? "none: no floor is held"
+    : `${number(threshold.limit)}, ${threshold.basis}, ${threshold.num_labels} labels`);
+  const sources = Object.entries(quality.labels_by_source).map(([name, num]) => `${name} ${num}`);
+  put("sources", sources.join(", ") || "none");
+  put("learning-spent", learning.shadow_share > 0
+    ? `${usd(learning.spent_today_usd)} of ${usd(learning.daily_usd)}; ${usd(learning.cost_usd)} in all` : "nothing is asked twice");
+  const judge = learning.judge;
+  put("judge", judge === null ? "none" : judge.ok ? `${judge.type}, ${judge.num_pairs} pairs` : judge.error);
+  byId("judge").className = judge !== null && !judge.ok ? "bad" : "";
+  put("closed", Object.values(learning.closed).join("; ") || "–");
+  const change = quality.changes.at(-1);
+  put("change", change === undefined ? "none" : `${new Date(change.at * 1000).toLocaleString()}: ${change.tier} `
+    + `${change.rose ? "up" : "down"} from ${percent(change.before)} to ${percent(change.after)} `
+    + `(${change.statistic.toFixed(1)} after ${change.num_labels} labels)`);
+  const now = { at: Date.now() / 1000, measured: quality.measured, low: quality.low, high: quality.high, predicted: quality.predicted };
+  qualityChart(byId("quality-chart"), [...quality.history, now], state.quality_floor);
+  legend("quality-legend", [["tier-2", "measured"], ["tier-1", "predicted"]]);
+}
+
 function showDecisions(state) {
   const streams = decisions.filter((one) => one.ttft_s !== null);
   const part = (state.slo.percentile ?? 95) / 100;
@@ -173,6 +200,7 @@ async function refresh() {
     decisions = [...news.decisions, ...decisions.filter((one) => !known.has(one.sequence))].slice(0, MAX_SHOWN);
     lastSequence = news.sequence;
     showDecisions(showState(state));
+    showQuality(state);
     put("link", "live");
     byId("link").className = "good";
   } catch {
