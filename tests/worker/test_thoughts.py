@@ -202,6 +202,7 @@ async def test_a_thought_streams_apart_from_the_answer_and_may_precede_a_call(
     assert message["tool_calls"][0]["function"] == {"name": "now", "arguments": "{}"}
     assert not any("think" in (d.get("content") or "") for d in deltas)
     assert whole["token_ids"].index(end) == 6  # <think> and five more
+    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 5}
 
 
 async def test_effort_none_tells_the_template_and_nothing_is_thought(

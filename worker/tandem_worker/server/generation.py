@@ -331,11 +331,12 @@ class Generation:
         """Add a token to a choice's text; the same for new and for replayed tokens."""
         choice.num_generated += 1
         reader = choice.reader
+        was_thinking = reader is not None and reader.is_thinking
         text = choice.text.push(token_id, last=reason is not None)
         if text.stopped:
             reason = "stop"
         choice.is_done = reason is not None
-        if reader is not None and reader.is_thinking:
+        if was_thinking and reader is not None and reader.is_thinking:
             choice.num_thought += 1
         delta = Delta(
             choice.index,
