@@ -97,7 +97,7 @@ def page() -> str:
     """The troubleshooting page."""
     said = rows()
     out = [
-        HEAD + "# Troubleshooting\n",
+        "---\nhide: [toc]\n---\n\n" + HEAD + "# Troubleshooting\n",
         "Look a word up here, or type `tandem explain WORD` (such as `tandem explain Degraded`). "
         "Reasons are in `kubectl get` and `tandem get`, codes in `error.code` of a reply, a "
         "request's reason in `x-tandem-reason`.\n",
