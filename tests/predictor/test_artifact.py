@@ -340,3 +340,16 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
         artifact.save(tmp_path / "taken", b"content")
 
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_half_a_character_in_its_metadata_is_refused(content: bytes) -> None:
+    """JSON may escape one half of a surrogate pair, which has no bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header, rest = content[8 : 8 + length], content[8 + length :]
+    outer = header.replace(b'{\\"', b'{\\"\\ud800x\\": 1, \\"', 1)
+    inner = header.replace(b'{\\"', b'{\\"\\\\ud800x\\": 1, \\"', 1)
+
+    for changed in (outer, inner):
+        assert changed != header
+        with pytest.raises(ArtifactError, match="text that is none"):
+            loads(len(changed).to_bytes(8, "little") + changed + rest)

@@ -235,4 +235,9 @@ def _parse_json(raw: bytes, what: str) -> dict[str, Any]:
         raise ArtifactError(f"its {what} is not JSON: damaged, or not an artifact") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"its {what} is not a JSON object: damaged, or not an artifact")
+    try:
+        # Half a surrogate pair is JSON, and no text that could be hashed, shown or sent.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise ArtifactError(f"its {what} holds text that is none: damaged") from error
     return value

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tandem_router.config import FailoverConfig
 from tandem_router.errors import bad_request
 from tandem_router.limits.ledger import Hold
+from tandem_router.limits.turns import turn
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
@@ -69,7 +70,7 @@ def admit(
     return Arrival(
         request=request,
         overrides=replace(headers.overrides, tier=forced),
-        priority=headers.priority,
+        priority=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
         no_cache=headers.no_cache,
         tenant=tenant if key is not None else None,
         hold=hold,
