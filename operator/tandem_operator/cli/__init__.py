@@ -33,7 +33,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tandem",
         description="Serve a small and a large language model behind one endpoint.",
-        epilog="`tandem COMMAND --help` explains a command.",
+        epilog="`tandem COMMAND --help` explains a command, `tandem explain router.spec.budget` a "
+        "field, `tandem explain Degraded` a word of a status or an error.",
     )
     parser.add_argument("--version", action="version", version=f"tandem {version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
