@@ -17,6 +17,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tandem_router.errors import ApiError, overloaded
 from tandem_router.http.exchange import STATUS_LINES, Exchange
@@ -28,6 +29,7 @@ MOST_URL_KEPT = 256  # bytes; longer ones are read anew each time
 FRAMING_SLACK_BYTES, FRAMING_PER_BODY_BYTE = 64 * 1024, 8
 SWEEP_S = 0.5
 LINGER_S = 2.0
+_OF_PROXIES = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 _HOP_BY_HOP = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
@@ -104,7 +106,9 @@ class Connection(asyncio.Protocol):
     ) -> None:
         if not config.loaded:
             config.load()
-        self._app = config.loaded_app
+        self._app = self._unproxied = config.loaded_app
+        if isinstance(self._app, ProxyHeadersMiddleware):
+            self._unproxied = self._app.app  # most requests come through no proxy
         self._state = server_state
         self._app_state = app_state
         self.loop = _loop or asyncio.get_event_loop()
@@ -434,8 +438,9 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         state = self._state
         state.total_requests += 1
+        app = self._unproxied if _OF_PROXIES.isdisjoint(exchange.names) else self._app
         # Forgotten by `Exchange.run`: a callback of the task's would be a turn of the loop.
-        task = exchange.task = self.loop.create_task(exchange.run(self._app, state.tasks))
+        task = exchange.task = self.loop.create_task(exchange.run(app, state.tasks))
         state.tasks.add(task)
 
     def finished(self, exchange: Exchange) -> None:
