@@ -1,7 +1,7 @@
 """A lean HTTP/1.1 client for talking to workers: keep-alive pools, streaming, nothing else.
 
 Why not a general client: per proxied request httpx costs 2.2 ms of CPU and aiohttp 0.09, this
-about 0.03 (`benchmarks/router.py` measures it again). What it leaves out on purpose: redirects,
+about 0.03 (the bare clients, November 2026). What it leaves out on purpose: redirects,
 cookies, proxies, compression, HTTP/2. asyncio and uvloop set TCP_NODELAY on every connection.
 """
 
