@@ -38,6 +38,13 @@ def test_no_spelling_survives_and_nothing_else_changes(text: str) -> None:
     assert not any(token in marked for token in ("<|s|>", "<s>", "[I]"))
 
 
+def test_many_control_tokens_cost_a_hostile_text_no_more_than_few() -> None:
+    many = PlainText([f"<|reserved_special_token_{index}|>" for index in range(1000)])
+    text = "<" * 1_000_000 + "<|reserved_special_token_7|>"
+
+    assert many.marked(text).count(MARK) == 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whatever_a_client_sends_a_prompt_holds_the_templates_control_tokens_only(
     family: Callable[[str], Path], name: str

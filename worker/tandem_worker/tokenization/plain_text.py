@@ -14,12 +14,36 @@ from typing import Any
 MARK = "\ufdd0"
 """Where a text is broken; a code point that no text has (Unicode's noncharacters)."""
 
+_LONGEST = 200
+"""Characters of a control token; published ones have at most 40."""
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
 def is_control(text: str, *, special: bool) -> bool:
     """Whether an added token is one; others are words and runs of spaces, which are text."""
     return len(text) > 1 and (special or _TAG.fullmatch(text) is not None)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern that finds where one of the texts begins.
+
+    Written as a tree of characters: of a thousand alternatives each would be tried at every place,
+    seconds for a hostile megabyte.
+    """
+    root: dict[str, Any] = {}
+    for text in texts:
+        node = root
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def written(node: dict[str, Any]) -> str:
+        if "" in node:  # longer ones begin at the same place
+            return ""
+        ways = [re.escape(character) + written(after) for character, after in node.items()]
+        return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"
+
+    return written(root)
 
 
 class PlainText:
@@ -30,12 +54,8 @@ class PlainText:
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        texts = sorted(set(tokens), key=len, reverse=True)
-        self._pattern = None
-        if texts:
-            first = "".join(sorted({re.escape(text[0]) for text in texts}))
-            rest = "|".join(map(re.escape, texts))
-            self._pattern = re.compile(f"(?=[{first}])(?={rest})")
+        texts = {text for text in tokens if len(text) <= _LONGEST}
+        self._pattern = re.compile(f"(?={_any_of(texts)})") if texts else None
 
     def marked(self, text: str) -> str:
         """The text with a mark after the first character of each spelling."""
