@@ -99,6 +99,11 @@ class TierConfig(Section):
     usd_per_1m_output_tokens: Usd = Field(
         default=0.0, description="Price of one million generated tokens, US dollars."
     )
+    token_prices: Literal["Listed", "Measured", "Nominal", "None"] = Field(
+        default="Listed",
+        description="Where the prices are from; the page says of Nominal ones that nothing "
+        "measured them, and of None that the tier counts as free.",
+    )
     usd_per_1m_cached_input_tokens: Usd | None = Field(
         default=None,
         description="Price of one million prompt tokens that the provider had cached, as its "

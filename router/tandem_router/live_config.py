@@ -36,6 +36,7 @@ LIVE_TIER_FIELDS = (
     "usd_per_1m_output_tokens",
     "usd_per_1m_cached_input_tokens",
     "usd_per_1m_reasoning_tokens",
+    "token_prices",
     "max_share",
 )
 

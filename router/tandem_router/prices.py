@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tandem_router.config import RouterConfig, TierConfig
 
 
@@ -36,6 +38,16 @@ class Prices:
             + (output_tokens - reasoning_tokens) * price_out
             + reasoning_tokens * reasoning
         ) / 1e6
+
+
+def price_note(tiers: Sequence[TierConfig]) -> str:
+    """What a reader of costs and savings has to know of the prices; empty where all are real."""
+    parts = []
+    if nominal := [tier.name for tier in tiers if tier.token_prices == "Nominal"]:
+        parts.append(f"nominal prices of {', '.join(nominal)}: nothing has measured them yet")
+    if free := [tier.name for tier in tiers if tier.token_prices == "None"]:
+        parts.append(f"no price of {', '.join(free)}: counted as free")
+    return "; ".join(parts)
 
 
 def list_price(tier: TierConfig) -> float:

@@ -83,6 +83,7 @@ def test_the_router_reads_a_load_report_as_the_page_says() -> None:
         max_model_len=2048,
         step_time_s=0.021,
         prefill_profile=(0.002, 0.00003, 0.0),
+        decode_profile=(0.001, 0.0, 0.0005),
         # A worker that says nothing of its capabilities serves text, as long as its context.
         capabilities=replace(TEXT_WORKER, context_length=2048),
     )

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tandem_operator.plan.measured_prices import token_price
 from tandem_operator.profiling.endpoint import Endpoint, EndpointError
 from tandem_operator.profiling.fit import (
     DecodeTiming,
     PrefillTiming,
     fit_decode,
     fit_prefill,
-    price,
 )
 from tandem_operator.profiling.measure import Completion, decode_timing, grid, measure
 
@@ -90,7 +90,8 @@ def test_answers_that_never_ran_together_give_no_decode_timing() -> None:
 
 
 def test_a_price_counts_the_time_of_a_token_at_the_planned_load() -> None:
-    found = price((0.0, 1e-3, 0.0), (0.1, 0.0, 0.0), 3.6, batch=10, context_tokens=100)
+    prefill, decode = (0.0, 1e-3, 0.0), (0.1, 0.0, 0.0)
+    found = token_price(prefill, decode, 3.6, 3.6, batch=10, context_tokens=100)
 
     assert found.usd_per_1m_input_tokens == pytest.approx(1.0)  # 1 ms at $0.001 a second
     assert found.usd_per_1m_output_tokens == pytest.approx(10.0)

@@ -105,6 +105,9 @@ ROUTER: dict[str, Tests | Probe] = {
     "tiers.usd_per_1m_output_tokens": shown_by(
         "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
     ),
+    "tiers.token_prices": shown_by(
+        "router/test_dashboard.py::test_the_page_says_which_prices_nothing_has_measured"
+    ),
     "tiers.usd_per_1m_cached_input_tokens": shown_by(
         "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
     ),

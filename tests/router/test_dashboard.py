@@ -26,6 +26,22 @@ async def test_the_page_is_filled_in_by_the_server_and_locked_to_its_origin(
     assert "$" not in text
 
 
+async def test_the_page_says_which_prices_nothing_has_measured(run_router: Any) -> None:
+    tiers = [
+        {"name": "small", "served_model": "s", "token_prices": "None"},
+        {"name": "large", "served_model": "l", "token_prices": "Nominal"},
+    ]
+    async with run_router({}, tiers=tiers) as (client, _):
+        text = (await client.get("/")).body.decode()
+        state = (await client.get("/admin/state")).json
+
+    note = "nominal prices of large: nothing has measured them yet; "
+    note += "no price of small: counted as free"
+    assert f'<small id="price-note">{note}</small>' in text
+    assert state["price_note"] == note
+    assert [tier["token_prices"] for tier in state["tiers"]] == ["None", "Nominal"]
+
+
 async def test_every_file_the_page_names_is_served_with_its_type(run_router: Any) -> None:
     async with run_router({}) as (client, _):
         text = (await client.get("/")).body.decode()

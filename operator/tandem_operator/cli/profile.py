@@ -130,14 +130,15 @@ def _extras(
     prefill: tuple[float, float, float],
     decode: tuple[float, float, float],
 ) -> list[str]:
-    from tandem_operator.profiling.fit import price
+    from tandem_operator.plan.measured_prices import token_price
 
     lines = []
     batch, context = min(PRICED_BATCH, arguments.max_batch), PRICED_CONTEXT
     if arguments.max_context is not None:
         context = min(context, arguments.max_context)
     if arguments.usd_per_hour is not None:
-        found = price(prefill, decode, arguments.usd_per_hour, batch=batch, context_tokens=context)
+        hour = arguments.usd_per_hour
+        found = token_price(prefill, decode, hour, hour, batch=batch, context_tokens=context)
         lines.append(
             f"price    ${found.usd_per_1m_input_tokens:.4g} per million input tokens, "
             f"${found.usd_per_1m_output_tokens:.4g} per million output tokens ({batch} at a time, "

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from tandem_operator.plan.entrance import entrances
+from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.network import router_policy
 from tandem_operator.plan.objects import (
     CONFIG_DIR,
@@ -145,12 +146,13 @@ def plan_router(
     peer_token: str,
     policy_found: bool = True,
     policy_error: str = "",
+    measured: Mapping[str, TokenPrice] | None = None,
 ) -> Plan:
     """What should exist for a Router.
 
     models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
-    that it names exists there; policy_error: what is wrong with it. With a Model missing nothing
-    is planned anew and what runs keeps running.
+    that it names exists there; policy_error: what is wrong with it. measured: prices of
+    tokens by tier. With a Model missing nothing is planned anew and what runs keeps running.
     """
     plan = Plan(problems=cross_problems(router, models, routers, policy_found, policy_error))
     if missing_models(router, models):
@@ -164,7 +166,7 @@ def plan_router(
             plan.problems.append(Problem("Accepted", "RelativePath", relative_path(uri)))
             return plan
     try:
-        config = router_config(router, models, settings)
+        config = router_config(router, models, settings, measured)
     except ValidationError as error:
         text = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
         plan.problems.append(Problem("Accepted", "InvalidRouter", text))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.engines import engine_of
+from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Settings, service_name
 from tandem_operator.plan.predictor import embedding_volume
@@ -35,8 +36,12 @@ def usd_per_hour(model: Model) -> float | None:
     return sum(float(p) for p in prices if p is not None)
 
 
-def token_prices(tier: TierSpec, models: Mapping[str, Model]) -> str:
+def token_prices(
+    tier: TierSpec, models: Mapping[str, Model], measured: Mapping[str, TokenPrice]
+) -> str:
     """Where a tier's prices per token are from; `Nominal` ones were never measured."""
+    if tier.name in measured:
+        return "Measured"
     if tier.external is not None:
         listed = float(tier.external.usd_per_1m_input_tokens) + float(
             tier.external.usd_per_1m_output_tokens
@@ -48,7 +53,9 @@ def token_prices(tier: TierSpec, models: Mapping[str, Model]) -> str:
     return "Nominal" if model is not None and usd_per_hour(model) else "None"
 
 
-def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
+def _tier(
+    tier: TierSpec, models: Mapping[str, Model], measured: Mapping[str, TokenPrice]
+) -> Object:
     share = {} if tier.max_share is None else {"max_share": float(tier.max_share)}
     if tier.external is not None:
         external = tier.external
@@ -83,24 +90,37 @@ def _tier(tier: TierSpec, models: Mapping[str, Model]) -> Object:
         raise ValueError(f"tier {tier.name} has neither modelRef nor external")
     model = models[tier.model_ref.name]
     hourly = usd_per_hour(model) or 0.0
-    output = hourly / NOMINAL_TOKENS_PER_HOUR * 1e6
+    nominal = hourly / NOMINAL_TOKENS_PER_HOUR * 1e6
+    known = measured.get(tier.name) or TokenPrice(
+        round(nominal * NOMINAL_INPUT_DISCOUNT, 6), round(nominal, 6)
+    )
     prices = {
         "usd_per_1m_input_tokens": float(
-            tier.usd_per_1m_input_tokens or round(output * NOMINAL_INPUT_DISCOUNT, 6)
+            tier.usd_per_1m_input_tokens or known.usd_per_1m_input_tokens
         ),
-        "usd_per_1m_output_tokens": float(tier.usd_per_1m_output_tokens or round(output, 6)),
+        "usd_per_1m_output_tokens": float(
+            tier.usd_per_1m_output_tokens or known.usd_per_1m_output_tokens
+        ),
     }
     return {
         "name": tier.name,
         "served_model": model.served_name,
         "kind": "pool",
+        "token_prices": token_prices(tier, models, measured),
         **prices,
         **share,
     } | dict(engine_of(model).router_fields(model))
 
 
-def router_config(router: Router, models: Mapping[str, Model], settings: Settings) -> RouterConfig:
+def router_config(
+    router: Router,
+    models: Mapping[str, Model],
+    settings: Settings,
+    measured: Mapping[str, TokenPrice] | None = None,
+) -> RouterConfig:
     """The configuration of a Router's pods; models holds every Model that a tier names.
+
+    measured: prices of tokens by tier, of those that have no listed ones.
 
     Raises pydantic.ValidationError when names clash.
     """
@@ -108,7 +128,7 @@ def router_config(router: Router, models: Mapping[str, Model], settings: Setting
     data: Object = {
         "name": router.metadata.name,
         "generation": router.metadata.generation,
-        "tiers": [_tier(t, models) for t in spec.tiers],
+        "tiers": [_tier(t, models, measured or {}) for t in spec.tiers],
         "fallback_tier": spec.fallback,
         "predictor": {
             "type": spec.predictor.kind,

@@ -16,12 +16,21 @@ class LatencyFacts:
 
 
 @dataclass(frozen=True)
+class ProfileFacts:
+    """How fast a tier's workers are, in seconds: a, b, c of a prefill and of a decode step."""
+
+    prefill: tuple[float, float, float] | None = None
+    decode: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class TierFacts:
     """What routers measured for one tier."""
 
     share: float | None = None
     ttft: LatencyFacts | None = None
     tpot: LatencyFacts | None = None
+    profile: ProfileFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem_operator.plan.conditions import Conditions
+from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.objects import Plan, service_name
 from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
 from tandem_operator.plan.predictor_status import add_predictor_conditions
@@ -30,11 +31,13 @@ def router_status(
     now: str,
     refused_pods: Blocker | None = None,
     claims: Claims = NO_CLAIMS,
+    prices: Mapping[str, TokenPrice] | None = None,
 ) -> Object:
     """The status of a Router.
 
     model_objects: the raw Models with their status, by name. traffic: what its pods measured.
     refused_pods: why it gets no more of them. claims: its own PersistentVolumeClaims by name.
+    prices: measured ones of tokens, by tier.
     """
     conditions = Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
@@ -51,7 +54,7 @@ def router_status(
     ready_pods = [p for p in pods if is_ready(p)]
     cause = refused_pods or first_blocker(pods, claims)
     add_predictor_conditions(conditions, router, plan, pods, traffic, refused_pods)
-    tiers, any_ready = _tiers(router, models, model_objects, traffic)
+    tiers, any_ready = _tiers(router, models, model_objects, traffic, prices or {})
     for kind, unset in (
         ("SLOMet", router.spec.slo.ttft is None and router.spec.slo.tpot is None),
         ("WithinBudget", router.spec.budget.usd_per_hour is None),
@@ -164,6 +167,7 @@ def _tiers(
     wanted: Mapping[str, Model],
     models: Mapping[str, Object],
     traffic: TrafficFacts | None,
+    measured: Mapping[str, TokenPrice],
 ) -> tuple[list[Object], bool]:
     tiers = []
     for tier in router.spec.tiers:
@@ -173,8 +177,11 @@ def _tiers(
         entry: Object = {
             "name": tier.name,
             "ready": ready,
-            "tokenPrices": token_prices(tier, wanted),
+            "tokenPrices": token_prices(tier, wanted, measured),
         }
+        if (known := measured.get(tier.name)) is not None:
+            entry["usdPer1MInputTokens"] = f"{known.usd_per_1m_input_tokens:g}"
+            entry["usdPer1MOutputTokens"] = f"{known.usd_per_1m_output_tokens:g}"
         if tier.model_ref is not None and (price := _price_of(models.get(tier.model_ref.name))):
             entry["usdPerHour"] = price
         facts = traffic.tiers.get(tier.name, TierFacts()) if traffic else TierFacts()

@@ -81,29 +81,3 @@ def _fit(rows: Sequence[Three], times: Sequence[float]) -> Fit:
         for r, t in zip(rows, times, strict=True)
     ]
     return Fit((a, b, c), median(errors), max(errors))
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a million tokens cost on a machine that is used as fully as the profile allows."""
-
-    usd_per_1m_input_tokens: float
-    usd_per_1m_output_tokens: float
-
-
-def price(
-    prefill: Three, decode: Three, usd_per_hour: float, *, batch: int, context_tokens: int
-) -> Price:
-    """Prices of a worker paid by the hour.
-
-    Args:
-        batch: Sequences decoding together at the load one plans for.
-        context_tokens: Of one of them.
-    """
-    per_s = usd_per_hour / 3600.0
-    a, b, c = prefill
-    length = float(context_tokens)
-    input_s = (a + b * length + c * length * length) / length
-    a, b, c = decode
-    output_s = (a + b * batch * length + c * batch) / batch
-    return Price(1e6 * per_s * input_s, 1e6 * per_s * output_s)

@@ -18,6 +18,7 @@ from tandem_operator.plan.router_facts import (
     CascadeFacts,
     LatencyFacts,
     PredictorFacts,
+    ProfileFacts,
     StoreFacts,
     TierFacts,
     TrafficFacts,
@@ -258,6 +259,7 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
                 share=_mean(entries, "recent_share"),
                 ttft=_latency(entries, "last_ttft"),
                 tpot=_latency(entries, "last_tpot"),
+                profile=_profile(entries),
             )
             for name, entries in tiers.items()
         },
@@ -273,6 +275,26 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
         retraining=retraining_facts(states),
         cascade=_cascade(states),
     )
+
+
+def _profile(entries: list[Object]) -> ProfileFacts | None:
+    """The profile of a tier's workers as the first router pod that knows one tells it."""
+    for entry in entries:
+        told = entry.get("profile")
+        if isinstance(told, dict):
+            return ProfileFacts(_three(told.get("prefill")), _three(told.get("decode")))
+    return None
+
+
+def _three(numbers: Any) -> tuple[float, float, float] | None:
+    if not isinstance(numbers, list) or len(numbers) != 3:
+        return None
+    good = [
+        float(n)
+        for n in numbers
+        if isinstance(n, int | float) and not isinstance(n, bool) and 0.0 <= n < 1e9
+    ]
+    return (good[0], good[1], good[2]) if len(good) == 3 else None
 
 
 def _cascade(states: list[Object]) -> CascadeFacts | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
+from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import LinkTest, Remark, asleep, model_status, pool_status
 from tandem_operator.plan.objects import (
     MANAGED,
@@ -234,10 +235,13 @@ class Reconciler:
         policy_error = read.message if isinstance(read, Problem) else ""
         policy_found = policy is None or found_policy is not None
         token = secrets.token_urlsafe(32)
+        old = obj.get("status") or {}
+        traffic = await self.traffic(pods)
+        measured = measured_prices(router, models, old, traffic)
         plan = Plan(problems=await self._refusals(router, result))
         if not plan.problems:
             plan = plan_router(
-                router, models, routers, self.settings, token, policy_found, policy_error
+                router, models, routers, self.settings, token, policy_found, policy_error, measured
             )
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
@@ -248,10 +252,8 @@ class Reconciler:
             if self.endpoint is not None
             else service_endpoint(router, self.settings.cluster_domain)
         )
-        old = obj.get("status") or {}
         if plan.live is not None:
             await self._push(obj, plan, pods, result)
-        traffic = await self.traffic(pods)
         if any(is_ready(p) for p in pods):
             result.look_again(self.settings.status_period_s)
         decisions = await self.scaling(router, models, pods)
@@ -269,6 +271,7 @@ class Reconciler:
             self.now(),
             refused_pods=await self._without_pods(children, pods, result),
             claims=claims_of(children),
+            prices=measured,
         )
         if decisions:
             status["decisions"] = decisions

@@ -602,10 +602,17 @@ class TierStatus(Resource):
     usd_per_hour: Decimal | None = Field(
         default=None, description="US dollars per hour of its Model's wanted workers."
     )
-    token_prices: Literal["Listed", "Nominal", "None"] | None = Field(
+    token_prices: Literal["Listed", "Measured", "Nominal", "None"] | None = Field(
         default=None,
-        description="Where its prices per token are from: Listed in spec; Nominal: its Model's "
-        "price per hour at 1,000 tokens a second, which nothing measured; None: it counts as free.",
+        description="Where its prices per token are from: Listed in spec; Measured: its Model's "
+        "price per hour at the speed that its workers report; Nominal: the same at 1,000 tokens a "
+        "second, which nothing measured; None: it counts as free, and so do savings.",
+    )
+    usd_per_1m_input_tokens: Decimal | None = Field(
+        default=None, description="Measured price of one million prompt tokens, US dollars."
+    )
+    usd_per_1m_output_tokens: Decimal | None = Field(
+        default=None, description="Measured price of one million output tokens, US dollars."
     )
 
 

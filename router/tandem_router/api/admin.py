@@ -21,6 +21,7 @@ from tandem_router.api.api_keys import Authenticator
 from tandem_router.api.live_settings import LiveSettings
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.live_config import live_part
+from tandem_router.prices import price_note
 from tandem_router.proxy.context import Services
 from tandem_router.routing.decision_log import TierTotals
 from tandem_router.store.records import Key, StoreError
@@ -228,8 +229,10 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
                 "kind": tier.kind,
                 "usd_per_1m_input_tokens": tier.usd_per_1m_input_tokens,
                 "usd_per_1m_output_tokens": tier.usd_per_1m_output_tokens,
+                "token_prices": tier.token_prices,
                 "recent_share": services.steering.state.share(tier.name),
                 "usable_workers": services.picker.num_usable(tier.name),
+                "profile": services.picker.profile(tier.name),
                 "ttft_s": seen.ttft_s,
                 "tpot_s": seen.tpot_s,
                 "last_ttft": asdict(ttft),
@@ -240,6 +243,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
     cost = sum(tier["cost_usd"] for tier in tiers)
     return {
         "name": config.name,
+        "price_note": price_note(config.tiers),
         "predictor": services.routing.scorer.name,
         "predictor_artifact": services.routing.scorer.artifact,
         "fallback_tier": config.fallback_tier,

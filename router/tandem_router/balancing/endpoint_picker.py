@@ -153,6 +153,17 @@ class Picker:
         ]
         return max(0.0, min(waits)) if waits else 0.0
 
+    def profile(self, tier: str) -> dict[str, list[float]]:
+        """How fast the tier's workers are, by half: the mean of what they report."""
+        found: dict[str, list[float]] = {}
+        loads = [w.load for w in self._workers.values() if w.tier == tier and w.load is not None]
+        for half in ("prefill", "decode"):
+            told = [getattr(load, f"{half}_profile") for load in loads]
+            known = [numbers for numbers in told if numbers is not None]
+            if known:
+                found[half] = [sum(column) / len(known) for column in zip(*known, strict=True)]
+        return found
+
     def capabilities(self, tier: str) -> Capabilities:
         """What every worker of the tier can that has reported; the last known where none has."""
         reports = [

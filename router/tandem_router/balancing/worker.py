@@ -38,6 +38,7 @@ class Load:
     max_model_len: int | None = None
     step_time_s: float | None = None
     prefill_profile: tuple[float, float, float] | None = None
+    decode_profile: tuple[float, float, float] | None = None
     capabilities: Capabilities = TEXT_WORKER
 
     @classmethod
@@ -53,7 +54,7 @@ class Load:
         revision = data.get("revision")
         max_len = data.get("max_model_len")
         profile = data.get("profile")
-        prefill = profile.get("prefill") if isinstance(profile, dict) else None
+        halves = profile if isinstance(profile, dict) else {}
         max_model_len = max_len if isinstance(max_len, int) else None
         return cls(
             ready=bool(data.get("ready", True)),
@@ -67,11 +68,8 @@ class Load:
             revision=revision if isinstance(revision, str) and revision else None,
             max_model_len=max_model_len,
             step_time_s=_number(data.get("step_time_s")) or None,
-            prefill_profile=(
-                (_number(prefill[0]), _number(prefill[1]), _number(prefill[2]))
-                if isinstance(prefill, list) and len(prefill) == 3
-                else None
-            ),
+            prefill_profile=_three(halves.get("prefill")),
+            decode_profile=_three(halves.get("decode")),
             capabilities=_capabilities(data.get("capabilities"), max_model_len),
         )
 
@@ -88,6 +86,12 @@ def _capabilities(said: Any, max_model_len: int | None) -> Capabilities:
         **{name: bool(said.get(name, getattr(TEXT_WORKER, name))) for name in _FLAGS},
         context_length=length if isinstance(length, int) and length > 0 else max_model_len,
     )
+
+
+def _three(numbers: Any) -> tuple[float, float, float] | None:
+    if not isinstance(numbers, list) or len(numbers) != 3:
+        return None
+    return _number(numbers[0]), _number(numbers[1]), _number(numbers[2])
 
 
 def _number(value: Any) -> float:

@@ -80,6 +80,7 @@ def _fields(state: dict[str, Any]) -> dict[str, str]:
         "requests": str(sum(tier["num_requests"] for tier in state["tiers"])),
         "cost": f"{state['cost_usd']:.6f}",
         "saved": f"{saved:.6f}",
+        "price_note": html.escape(state["price_note"]),
         "tiers": tiers,
     }
 

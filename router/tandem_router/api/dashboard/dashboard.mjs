@@ -83,6 +83,7 @@ function showState(state) {
   put("saved", usd(saved));
   put("saved-note", state.cost_all_large_usd > 0
     ? `${((saved / state.cost_all_large_usd) * 100).toFixed(1)} % of ${usd(state.cost_all_large_usd)}` : "");
+  put("price-note", state.price_note);
 
   const ratio = state.expected_quality_ratio;
   put("quality", ratio === null ? "–" : `${(ratio * 100).toFixed(1)} %`);
