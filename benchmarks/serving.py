@@ -34,7 +34,7 @@ from tandem_router.balancing.worker import Load, Worker
 PROFILE = Profile((0.03, 1.5e-4, 1e-9), (0.025, 1.2e-7, 2.5e-4), 300_000)
 ENGINE = EngineSettings(128, 2048, kv_tokens=300_000, prefix_cache=False)
 TARGETS = Targets(2.0, 0.06)
-NUM_REQUESTS = 1500
+NUM_REQUESTS = 800
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -139,7 +139,7 @@ def orders() -> dict[str, Any]:
     """Orders of a worker's queue under load, and what predictions add."""
     found: dict[str, Any] = {}
     engine = replace(ENGINE, max_num_seqs=32)  # small batches: only then does anything wait
-    for rate in (6.0, 8.0, 9.0):
+    for rate in (4.0, 6.0, 8.0):
         rows = {}
         for order, how in (("fcfs", "unknown"), ("sjf", "unknown"), ("sjf", "proxy"),
                            ("sjf", "true"), ("mlfq", "unknown")):  # fmt: skip
