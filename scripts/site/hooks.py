@@ -1,8 +1,8 @@
 """What mkdocs does not do by itself: folders in the nav, and links to files outside docs/.
 
 A folder in `nav` (ending in /) becomes all its pages, in order of their names. A page in docs/ that
-nobody has placed yet stands at the end of Design, so that a new page is never lost. A link to a file
-of the repository that is no page leads to a copy of it in the site, below files/.
+nobody has placed yet stands at the end of Design, so that a new page is never lost. A link to a
+file of the repository that is no page leads to a copy of it in the site, below files/.
 """
 
 from __future__ import annotations
