@@ -32,6 +32,9 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "now"}}
 CALLING = ("hermes", "hermes_spelled", "llama3_json", "mistral")
 USER = {"role": "user", "content": "hello"}
+DEEP: dict[str, Any] = {}
+for _ in range(600):
+    DEEP = {"properties": DEEP}
 
 
 async def ask(worker: Worker, *, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -306,6 +309,9 @@ async def test_ids_of_another_tiers_calls_pass_a_template_that_wants_its_own(
         ({"tools": [TIME, TIME]}, "must have different names"),
         ({"tools": [TIME] * 129}, "at most 128"),
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}]}, "an object"),
+        ({"messages": [USER | {"x": DEEP}]}, "nested 200 deep"),
+        ({"messages": [USER | {"x": DEEP}], "parse_special_tokens": True}, "nested 200 deep"),
+        ({"tools": [{"function": {"name": "f", "parameters": DEEP}}]}, "nested 200 deep"),
         ({"tool_choice": "maybe"}, "tool_choice='maybe' must be 'none'"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "none of the tools"),
         ({"tools": [], "tool_choice": "required"}, "needs tools to choose from"),

@@ -124,7 +124,12 @@ async def with_grammar(worker: Worker, prepared: Prepared) -> Prepared:
         sampling = replace(request.sampling, grammar=grammar)
         return replace(prepared, request=replace(request, sampling=sampling))
 
-    chosen = constrained(lenient=False)
+    try:
+        chosen = constrained(lenient=False)
+    except RecursionError as error:
+        raise RequestError(
+            "the answer's format is nested too deeply", param="response_format"
+        ) from error
     try:
         await worker.check_format(chosen.request.sampling)
     except RequestError as error:

@@ -27,6 +27,9 @@ from tandem_worker.models.files import (
 from tandem_worker.tokenization.chat_template import ChatTemplate
 from tandem_worker.tokenization.plain_text import MARK, PlainText, is_control
 
+MAX_DEPTH = 200
+"""Of messages and schemas; what walks through them calls itself."""
+
 
 class Tokenizer:
     """Text to ids and back, and messages to a prompt.
@@ -186,8 +189,14 @@ class Tokenizer:
         """The prompt that the chat template makes of messages, for :meth:`encode_marked`.
 
         Raises:
-            RequestError: the model has no template, or the template refuses the messages.
+            RequestError: the model has no template, the template refuses the messages, or they
+                are nested too deeply.
         """
+        if _is_deeper([*messages, variables], MAX_DEPTH):
+            raise RequestError(
+                f"messages and tools may be nested {MAX_DEPTH} deep; make them flatter",
+                param="messages",
+            )
         template = self._templates.get("default")
         if variables.get("tools"):
             template = self._templates.get("tool_use", template)
@@ -209,6 +218,14 @@ class Tokenizer:
         plain = self._plain_answer if message.get("role") == "assistant" else self._plain
         marked: dict[str, Any] = plain.marked_all(message)
         return marked
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie more than so many deep in one another."""
+    if not isinstance(value, list | dict):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
 
 
 def _token_text(value: Any) -> str | None:
