@@ -177,6 +177,18 @@ def test_helm_lint_finds_nothing(cluster: Any) -> None:
     assert "0 chart(s) failed" in result.stdout
 
 
+def test_the_packaged_chart_renders_what_the_folder_does(cluster: Any, tmp_path: Path) -> None:
+    """What goes into an OCI registry holds every file that the templates read."""
+    packed = cluster.run("helm", "package", str(CHART), "--destination", str(tmp_path))
+    (archive,) = tmp_path.glob("tandem-*.tgz")
+    options = ("--set", "metrics.dashboard=true", "--api-versions", PROMETHEUS_RULE)
+
+    assert packed.returncode == 0, packed.stderr
+    rendered = cluster.run("helm", "template", "t", str(archive), *options)
+    assert rendered.returncode == 0, rendered.stderr
+    assert rendered.stdout == cluster.run("helm", "template", "t", str(CHART), *options).stdout
+
+
 def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
     """Changing any value changes the output: none is ignored."""
     changed = {
