@@ -20,8 +20,12 @@ from quality_world import World
 from tandem_operator.cli import main
 from tandem_router.policy import PlainScore
 from tandem_router.predictor.records import files
+from tandem_router.quality.labels import Labels
+from tandem_router.quality.live import LiveQuality
 from tandem_router.routing.predictor_source import ArtifactPredictor
+from tandem_router.store.records import Label, StoreError
 from tandem_router.store.sqlite import SqliteStore
+from tandem_router.store.writer import Store
 from tandem_router.testing.planted_quality import FakeJudge, PlantedProvider, uniform
 
 ERRS = 0.1
@@ -261,3 +265,77 @@ async def test_a_store_that_is_full_or_locked_stops_neither_answers_nor_learning
 
     assert statuses == [200] * 5
     assert state["quality"]["num_labels"] == 6
+
+
+async def test_routers_that_share_a_store_learn_what_the_others_found(
+    run_router: Any, make_config: Any, tmp_path: Path
+) -> None:
+    config = make_config(store={"type": "postgres"})
+    async with run_router({}, predictor=Trained(), background=False) as (_, app):
+
+        def router_of(store: Store) -> tuple[Labels, LiveQuality]:
+            labels, services = Labels(store), app.services
+            quality = LiveQuality(
+                config, labels, store, services.steering, services.metrics, "large", lambda: 1e9
+            )
+            return labels, quality
+
+        stores = [
+            Store(SqliteStore(tmp_path / "shared.db", max_decisions=9), wall_clock=lambda: 1e9)
+            for _ in range(2)
+        ]
+        (first_labels, first), (second_labels, second) = map(router_of, stores)
+        for store, quality in zip(stores, (first, second), strict=True):
+            assert await store.step()
+            await quality.step()
+        for number in range(3):
+            for labels, name in ((first_labels, "a"), (second_labels, "b")):
+                quality = {"small": 1.0, "large": 1.0}
+                label = Label(f"{name}{number}", "judge", 1e9, "t", "small", 0.1, quality)
+                labels.add(label)
+        for _ in range(2):
+            for store, live in zip(stores, (first, second), strict=True):
+                assert await store.step()
+                await live.step()
+        found = [live.state() for live in (first, second)]
+        for store in stores:
+            if store.backend is not None:
+                await store.backend.close()
+
+    assert [state["num_labels"] for state in found] == [6, 6]
+    assert [state["labels_by_source"] for state in found] == [{"judge": 6}] * 2
+
+
+async def test_labels_that_cannot_be_read_are_told_and_read_later(
+    run_router: Any, make_config: Any
+) -> None:
+    class Away(SqliteStore):
+        away = True
+
+        async def labels(self, since: float = 0.0, limit: int = 100_000) -> Any:
+            if self.away:
+                raise StoreError("it is locked")
+            return await super().labels(since, limit)
+
+    async with run_router({}, predictor=Trained(), background=False) as (_, app):
+        backend = Away(Path(":memory:"), max_decisions=9)
+        store, services = Store(backend, wall_clock=lambda: 1e9), app.services
+        live = LiveQuality(
+            make_config(),
+            Labels(store),
+            store,
+            services.steering,
+            services.metrics,
+            "large",
+            lambda: 1e9,
+        )
+        assert await store.step()
+        await live.step()
+        told = live.state()["error"]
+        backend.away = False
+        await live.step()
+        await backend.close()
+
+    assert told == "labels cannot be read: it is locked"
+    assert live.state()["error"] is None
+    assert live.replayed

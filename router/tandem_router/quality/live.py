@@ -97,20 +97,24 @@ class LiveQuality:
 
     async def run(self) -> None:
         """Learn what the store knows, forget what is too old; until cancelled."""
-        step = 0
+        num_steps = 0
         while True:
-            try:
-                if not self.replayed and self._store.health.ok:
-                    await self._replay()
-                elif self.replayed and self._config.store.type == "postgres":
-                    await self._learn_all(await self._store.labels(self._newest - LATE_S))
-                if step % RETENTION_STEPS == 0 and self.replayed:
-                    await self.forget(self._wall_clock())
-                self.error = None
-            except StoreError as error:
-                self.error = f"labels cannot be read: {error}"
-            step += 1
+            await self.step(forget=num_steps % RETENTION_STEPS == 0)
+            num_steps += self.replayed
             await asyncio.sleep(STEP_S if self.replayed else 1.0)
+
+    async def step(self, forget: bool = False) -> None:
+        """Once; a store that does not answer is told by `state`, and asked again."""
+        try:
+            if not self.replayed and self._store.health.ok:
+                await self._replay()
+            elif self.replayed and self._config.store.type == "postgres":
+                await self._learn_all(await self._store.labels(self._newest - LATE_S))
+            if forget and self.replayed:
+                await self.forget(self._wall_clock())
+            self.error = None
+        except StoreError as error:
+            self.error = f"labels cannot be read: {error}"
 
     async def _replay(self) -> None:
         since = self._wall_clock() - LABELS_KEPT_S
