@@ -124,7 +124,10 @@ async def test_the_days_money_is_never_passed_and_survives_a_restart(
     assert restarted["spent_today_usd"] == pytest.approx(first["spent_today_usd"])
     assert second["spent_today_usd"] <= cap
     assert sum(row.cost_usd for row in spend if row.tenant == LEARNING) <= cap
-    assert first["failed"]["no money"] > 0
+    # What cannot be paid is not drawn any more, so that labels stay a fair sample.
+    assert first["failed"]["no money"] == 1
+    assert "the day's money is spent" in first["closed"].values()
+    assert first["skipped"]["the day's money is spent"] > 0
 
 
 @pytest.mark.parametrize("mood", ["down", "garbled", "silent", "page"])
@@ -270,6 +273,17 @@ async def test_the_judge_is_asked_by_its_model_and_key_and_its_price_is_booked(
     assert {seen.headers["authorization"] for seen in asked} == {"bearer sk-judge"}
     (booked,) = [row.cost_usd for row in spend if row.tier == "(judge)"]
     assert booked == pytest.approx(len(asked) * (100 * 1000.0 + 10 * 5000.0) / 1e6)
+
+
+async def test_a_budget_that_cannot_pay_pauses_learning_and_no_request(
+    world: World, ask: Any
+) -> None:
+    async with ask(world.config(), budget={"usd_per_hour": 0.6}) as (client, app):
+        await questions(client, app, 6)
+        told = await learning(client)
+
+    assert told["failed"] == {"no money": 1}
+    assert set(told["closed"].values()) == {"the budget cannot pay it now"}
 
 
 async def test_what_was_captured_is_deleted_after_retention_days(world: World, ask: Any) -> None:

@@ -32,6 +32,8 @@ MOST_UNDER_WAY = 8
 #: Whose spend it is in the store; no tenant can have the name.
 LEARNING = "(learning)"
 JUDGE = "(judge)"
+#: Nothing is drawn for so long after the Router's budget could not pay.
+BUDGET_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class Learner:
         self.config = config
         self._num_routers = num_routers
         self.cap.daily_usd = config.daily_usd / num_routers
+        # What could not be paid would be missing from the labels, unless nothing is drawn then.
+        self._poor_day, self._poor_until = "", 0.0
         self.gate.set_share(config.shadow_share)
         self.gate.look_again()
         if config.judge is None:
@@ -154,8 +158,10 @@ class Learner:
         """Why no shadow request goes to a tier now."""
         if self.judge is not None and self.judge.paused():
             return "the judge is away"
-        if self.cap.left(self.day()) <= 0.0:
+        if self.cap.left(self.day()) <= 0.0 or self.day() == self._poor_day:
             return "the day's money is spent"
+        if self._clock() < self._poor_until:
+            return "the budget cannot pay it now"
         return self._unfit(tier)
 
     def draw(self, tier: str, cheapest: str, dearest: str) -> Draw | None:
@@ -230,7 +236,7 @@ class Learner:
             answered.tier,
             draw.probability,
             {other: grades.other, dearest: grades.dearest},
-            predicted=dict(answered.predicted),
+            predicted={name: min(1.0, max(0.0, q)) for name, q in answered.predicted.items()},
             cost_usd=unseen.usd + usd,
             features=features,
             prompt=prompt,
@@ -254,9 +260,13 @@ class Learner:
         """The day that pays. Raises NoAnswer where the cap or the budget cannot."""
         day = self.day()
         if not self.cap.hold(day, usd):
+            self._poor_day = day
+            self.gate.look_again()
             raise NoMoney(f"the day's money cannot pay {usd:.6f} more USD")
         if billed and not self._ledger.hold_aside(usd):
             self.cap.settle(day, usd, 0.0)
+            self._poor_until = self._clock() + BUDGET_PAUSE_S
+            self.gate.look_again()
             raise NoMoney("the budget cannot pay it now")
         return day
 
