@@ -128,6 +128,7 @@ class Connection(asyncio.Protocol):
         self._pipeline: deque[Exchange] = deque()
         self._reading: Exchange | None = None  # the one whose body is arriving
         self._framing_bytes = 0
+        self._fed_bytes = 0  # of the bytes being read now
         self._body_bytes = 0
         self._refusal: ApiError | None = None
         self._new_parser()
@@ -280,8 +281,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
-        in_header = self._in_header
-        if in_header:
+        self._fed_bytes = len(data)
+        if self._in_header:
             if not self._raw_bytes and not self._waiting and self._exchange is None:
                 self.deadline = self.loop.time() + self.limits.header_timeout_s
             self._raw_bytes += len(data)
@@ -345,13 +346,12 @@ class Connection(asyncio.Protocol):
             return
         headers = self._headers
         names = dict(headers)
-        if len(names) == len(headers):
-            num_bytes = sum(map(len, names)) + sum(map(len, names.values()))
-        else:
-            num_bytes = sum(len(name) + len(value) for name, value in headers)
-        if num_bytes + 4 * len(headers) + len(self._url) > self.limits.max_header_bytes:
-            self._refusal = self._too_large()
-            return
+        limit = self.limits.max_header_bytes
+        if self._raw_bytes + self._fed_bytes > limit:  # else its header cannot be larger either
+            num_bytes = sum(len(name) + len(value) + 4 for name, value in headers)
+            if num_bytes + len(self._url) > limit:
+                self._refusal = self._too_large()
+                return
         parser = self._parser
         if parser.should_upgrade():
             self._upgrading = True
