@@ -1,6 +1,6 @@
 """Which layout, order, chunk and choice of worker serves best, by the simulator.
 
-    python benchmarks/serving.py [layout|order|chunks|picking|reject|all] [--json FILE]
+    python benchmarks/serving.py [layout|order|chunks|picking|lengths|reject|all] [--json FILE]
 
 Every comparison is made on one trace by the production scheduler, block manager and picker; what
 differs is named in the row. `docs/studies/serving.md` says what follows.
@@ -97,7 +97,8 @@ def layouts() -> dict[str, Any]:
 
                 def attain(rate: float, roles: Any = roles, pairs: Any = pairs, t: float = scale
                            ) -> float:  # fmt: skip
-                    result = _judged(poisson(rate, pairs), roles, Targets(2.0, t))
+                    arrivals = poisson(rate, pairs, count=NUM_REQUESTS // 2)
+                    result = _judged(arrivals, roles, Targets(2.0, t))
                     return float(result)
 
                 rows[name][kind] = goodput(attain, 0.5, 20.0)
@@ -185,14 +186,23 @@ def chunks() -> dict[str, Any]:
     return found
 
 
-class _Random(Picker):
+class _Considering(Picker):
+    """Base of those that consider other workers than two by chance and the nearest."""
+
+    def _drawn(
+        self, workers: Sequence[Worker], chain: Sequence[int], now: float, *rest: Any
+    ) -> list[Worker]:
+        return self._candidates([worker for worker in workers if worker.usable(now)], chain)
+
+
+class _Random(_Considering):
     """Any worker."""
 
     def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
         return [self._rng.choice(workers)]
 
 
-class _PrefixOnly(Picker):
+class _PrefixOnly(_Considering):
     """The worker with the longest covered prefix, whatever waits there."""
 
     def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
@@ -227,13 +237,13 @@ def with_picker(kind: type[Picker]) -> Callable[[Simulation], None]:
 
 
 def picking() -> dict[str, Any]:
-    """Choices of a worker on Mooncake's conversations (with prefixes) and by predicted length."""
+    """Choices of a worker on Mooncake's conversations, whose prompts share prefixes."""
     found: dict[str, Any] = {}
     path = DATA / "traces" / "mooncake" / "conversation_trace.jsonl"
-    trace = [a for a, _ in zip(read_trace(path), range(2500), strict=False)]
+    trace = [a for a, _ in zip(read_trace(path), range(800), strict=False)]
     profile = replace(PROFILE, prefill=(0.03, 2e-5, 5e-11), kv_tokens=2_000_000)
     engine = EngineSettings(128, 8192, kv_tokens=2_000_000, prefix_cache=True)
-    for speed in (1.0, 1.6):
+    for speed in (1.5,):
         faster = [replace(a, at_s=a.at_s / speed) for a in trace]
         rows = {}
         for name, kind in (("random", _Random), ("load only, two choices", _LoadOnly),
@@ -241,7 +251,13 @@ def picking() -> dict[str, Any]:
             result = simulate(iter(faster), {"unified": 8}, engine, with_picker(kind), profile)
             rows[name] = _latencies(result)
         found[f"Mooncake conversations at {speed:g} times their rate, 8 workers"] = rows
-    for rate in (24.0, 30.0):
+    return found
+
+
+def by_length() -> dict[str, Any]:
+    """Choices of a worker where answers are of very unequal length."""
+    found: dict[str, Any] = {}
+    for rate in (10.0, 14.0):
         rows = {}
         for name, kind, how in (
             ("random", _Random, "unknown"),
@@ -250,7 +266,7 @@ def picking() -> dict[str, Any]:
             ("expected tokens, proxy's lengths", Picker, "proxy"),
             ("expected tokens, true lengths", Picker, "true"),
         ):
-            arrivals = predicted_lengths(3 * NUM_REQUESTS, rate, how)
+            arrivals = predicted_lengths(2 * NUM_REQUESTS, rate, how)
             rows[name] = _latencies(simulate(arrivals, {"unified": 8}, ENGINE, with_picker(kind)))
         found[f"answers of very unequal length, {rate:g} requests/s, 8 workers"] = rows
     return found
@@ -297,6 +313,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "order": orders,
     "chunks": chunks,
     "picking": picking,
+    "lengths": by_length,
     "reject": rejection,
 }
 

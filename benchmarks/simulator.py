@@ -3,9 +3,9 @@
     python benchmarks/simulator.py [--json FILE]
 
 Speed: Azure's conversations at 70 requests/s on 40 workers for two minutes, CPU time per request,
-unified and split. Fidelity: a real run of vLLM 0.19 (Llama-3.1-8B, 300 requests, RTX PRO 6000)
-against the simulated one, whose step times come from measured layers of the same device, never
-from the run itself.
+unified and split. Fidelity: real runs of vLLM 0.19 (Llama-3.1-8B, 300 requests) against simulated
+ones, whose step times come from measured layers, never from a run. On the RTX PRO 6000 they are
+that device's own; for the RTX 4090 the same ones, longer by the ratio of memory bandwidths.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tandem_operator.simulate.simulation import Simulation, SimulationPlan
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RUNS = DATA / "perf" / "vllm_runs"
 LAYERS = 32
+BANDWIDTH_GB_S = {"RTXPRO6000": 1792.0, "RTX4090": 1008.0}
 PER_LAYER = ("qkv_proj", "rotary_emb", "o_proj", "gate_up_proj", "act_fn", "down_proj")
 
 
@@ -63,7 +64,8 @@ def speed() -> dict[str, float]:
 class LayerProfile:
     """Step times from measured layers: dense ones by tokens, attention by what it reads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slower: float = 1.0) -> None:
+        self._slower = slower
         self._dense: dict[str, tuple[list[float], list[float]]] = _table(folder / "dense.csv")
         self._last: dict[str, tuple[list[float], list[float]]] = _table(folder / "per_sequence.csv")
         rows = list(csv.DictReader((folder / "attention.csv").open()))
@@ -90,7 +92,7 @@ class LayerProfile:
         sequences = num_decodes + (1 if num_prefill_tokens else 0)
         ends = _at(self._dense["embedding"], tokens) + _at(self._dense["final_layernorm"], tokens)
         ends += sum(_at(table, sequences) for table in self._last.values())
-        return (LAYERS * layer + ends) / 1e6
+        return self._slower * (LAYERS * layer + ends) / 1e6
 
     def decode_line(self, num_decodes: int, decode_context: int) -> None:
         return None
@@ -130,18 +132,19 @@ def _bilinear(grid: Grid, x: float, y: float) -> float:
     return (1.0 - part) * _at(tables[low], y) + part * _at(tables[high], y)
 
 
-def fidelity() -> dict[str, dict[str, float]]:
+def fidelity(
+    device: str, engine: EngineSettings, slower: float = 1.0
+) -> dict[str, dict[str, float]]:
     """Simulated over real, for mean and p99 of TTFT and TPOT."""
-    rows = [json.loads(line) for line in (RUNS / "RTXPRO6000/Llama-3.1-8B/requests.jsonl").open()]
+    rows = [json.loads(line) for line in (RUNS / f"{device}/Llama-3.1-8B/requests.jsonl").open()]
     rows.sort(key=lambda r: r["arrival_time"])
     began = rows[0]["arrival_time"]
     arrivals = [
         Arrival(r["arrival_time"] - began, r["input_toks"], {"": r["output_toks"]}) for r in rows
     ]
     folder = RUNS / "perf_RTXPRO6000_meta-llama/Llama-3.1-8B/bf16/tp1"
-    model: Any = LayerProfile(folder)
+    model: Any = LayerProfile(folder, slower)
     model.link_latency_s = 0.0
-    engine = EngineSettings(128, 2048, kv_tokens=500_000, prefix_cache=False)
     pool = PoolPlan("t", "unified", 1, model, engine)
     simulation = Simulation(SimulationPlan((TierPlan("t"),), {pool.key: pool}), iter(arrivals))
     simulation.run()
@@ -172,7 +175,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = {"cpu_ms_per_request": speed(), "vllm_rtxpro6000": fidelity()}
+    # Settings as the runs' own metadata tell them: sequences, tokens a step, KV tokens.
+    found = {
+        "cpu_ms_per_request": speed(),
+        "vllm_rtxpro6000": fidelity(
+            "RTXPRO6000", EngineSettings(128, 2048, kv_tokens=500_000, prefix_cache=False)
+        ),
+        "vllm_rtx4090": fidelity(
+            "RTX4090",
+            EngineSettings(256, 2048, kv_tokens=41_408, prefix_cache=False),
+            BANDWIDTH_GB_S["RTXPRO6000"] / BANDWIDTH_GB_S["RTX4090"],
+        ),
+    }
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
