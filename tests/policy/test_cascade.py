@@ -168,8 +168,8 @@ def test_a_verifier_learns_from_certainty_what_the_text_does_not_say():
     quality = np.array([(float(good), 0.9) for good in right])
     learned = fit_verifier(prompts, ["Rome."] * 160, quality, tokens)
 
-    sure = learned.judge("Name city 200.", "Rome.", TokenStatistics.of([-0.05] * 4))
-    unsure = learned.judge("Name city 200.", "Rome.", TokenStatistics.of([-1.5] * 4))
+    sure = learned.verify("Name city 200.", "Rome.", TokenStatistics.of([-0.05] * 4))
+    unsure = learned.verify("Name city 200.", "Rome.", TokenStatistics.of([-1.5] * 4))
 
     assert sure.quality_small > 0.8 > 0.3 > unsure.quality_small
 

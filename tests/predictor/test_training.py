@@ -317,8 +317,8 @@ def test_the_verifier_travels_in_the_artifact(make_outcomes: Make, write: Write)
 
     assert predictor.cascade is not None
     assert (predictor.cascade.first, predictor.cascade.second) == ("small", "large")
-    sure = predictor.cascade.verifier.judge(rows[0]["prompt"], "It is certainly so.")
-    unsure = predictor.cascade.verifier.judge(rows[0]["prompt"], "It is perhaps so.")
+    sure = predictor.cascade.verifier.verify(rows[0]["prompt"], "It is certainly so.")
+    unsure = predictor.cascade.verifier.verify(rows[0]["prompt"], "It is perhaps so.")
     assert sure.gain < unsure.gain
 
 

@@ -30,7 +30,7 @@ class Reads:
     waits: threading.Event | None = None
     began: threading.Event = field(default_factory=threading.Event)
 
-    def judge(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
+    def verify(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
         self.seen.append((prompt, answer, tokens))
         self.began.set()
         if self.waits is not None:
@@ -48,6 +48,9 @@ class Stored:
     power: VerifierPower = SEPARATES
     first: str = "small"
     second: str = "large"
+
+    def weigh(self, verdict: Verdict, small: float, large: float) -> Verdict:
+        return verdict
 
 
 class Cascading(Scores):

@@ -41,7 +41,7 @@ _OPEN = frozenset({Reason.GAIN, Reason.SUFFICIENT})
 class Verifier(Protocol):
     """Whatever can tell a right answer from a wrong one."""
 
-    def judge(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
+    def verify(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
         """The probability that the answer is good, and that the dearer tier's would be."""
         ...
 
@@ -57,6 +57,9 @@ class Cascade(Protocol):
     def verifier(self) -> Verifier: ...
     @property
     def power(self) -> VerifierPower: ...
+    def weigh(self, verdict: Verdict, small: float, large: float) -> Verdict:
+        """The verdict together with what was predicted of the prompt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Middle:
     second: str
     terms: CascadeTerms
     cascade: Cascade
+    predicted: tuple[float, float]  # quality of both, by the prompt alone
 
 
 class AnswerReader:
@@ -146,7 +150,10 @@ class AnswerReader:
             zone = Zone.SMALL if decision.tier == small.tier else Zone.LARGE
         self.zones[str(zone)] += 1
         self._metrics.cascade_zones[(str(zone),)].inc()
-        return Middle(small.tier, large.tier, terms, cascade) if zone is Zone.VERIFY else None
+        if zone is not Zone.VERIFY:
+            return None
+        predicted = (small.quality, large.quality)
+        return Middle(small.tier, large.tier, terms, cascade, predicted)
 
     async def read(
         self, middle: Middle, prompt: str, answer: str, tokens: TokenStatistics | None
@@ -160,8 +167,9 @@ class AnswerReader:
         try:
             async with asyncio.timeout(deadline_s):
                 verdict = await loop.run_in_executor(
-                    self._executor, middle.cascade.verifier.judge, prompt, answer, tokens
+                    self._executor, middle.cascade.verifier.verify, prompt, answer, tokens
                 )
+            verdict = middle.cascade.weigh(verdict, *middle.predicted)
         except TimeoutError:
             self.count("late")
             return None

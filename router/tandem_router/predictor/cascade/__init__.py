@@ -10,7 +10,7 @@ Serving:
 
     zone = choose_zone(p_small, p_large, power, terms)
     # Zone.VERIFY: get the whole small answer without streaming it, then
-    if escalate(verifier.judge(prompt, answer, token_statistics), terms): ...ask the large tier
+    if escalate(verifier.verify(prompt, answer, token_statistics), terms): ...ask the large tier
 """
 
 from tandem_router.predictor.cascade.answer_features import FEATURE_NAMES, answer_features

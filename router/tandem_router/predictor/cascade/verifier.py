@@ -120,7 +120,7 @@ class AnswerVerifier:
         calibrated: Floats = z * slope + bias
         return sigmoid(calibrated)
 
-    def judge(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
+    def verify(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
         """One answer."""
         small, large = self.predict([prompt], [answer], [tokens])[0]
         return Verdict(float(small), float(large))

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem_router.predictor.cascade.stored import Cascade
+from tandem_router.predictor.cascade.stored import Cascade, weighed
 from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.training.dataset import Dataset
 
 
-def verdicts(cascade: Cascade, dataset: Dataset) -> FloatArray:
-    """Quality of both tiers after the first one's answer ``(num_rows, 2)``; NaN without one."""
+def verdicts(cascade: Cascade, dataset: Dataset, predicted: FloatArray) -> FloatArray:
+    """Quality of both tiers after the first one's answer ``(num_rows, 2)``; NaN without one.
+
+    predicted: of both tiers, by the prompt alone ``(num_rows, 2)``.
+    """
     out = np.full((len(dataset.rows), 2), np.nan)
     rows = [i for i, row in enumerate(dataset.rows) if cascade.first in row.responses]
     if rows:
@@ -24,6 +27,8 @@ def verdicts(cascade: Cascade, dataset: Dataset) -> FloatArray:
             [dataset.rows[i].responses[cascade.first] for i in rows],
             [dataset.rows[i].token_statistics.get(cascade.first) for i in rows],
         )
+        if cascade.combination is not None:
+            out[rows] = weighed(cascade.combination, out[rows], predicted[rows])
     return out
 
 

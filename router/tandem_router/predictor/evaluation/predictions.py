@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tandem_router.predictor.cascade.stored import Cascade
 from tandem_router.predictor.evaluation import cascade_report
 from tandem_router.predictor.evaluation.baselines import baselines
 from tandem_router.predictor.linear_algebra import FloatArray
@@ -70,5 +71,11 @@ def predict_rows(predictor: Predictor, dataset: Dataset) -> Predictions:
         {name: views[:, index] for index, name in enumerate(predictor.view_names)},
         (cascade.first, cascade.second) if cascade else None,
         costs,
-        cascade_report.verdicts(cascade, dataset) if cascade else None,
+        cascade_report.verdicts(cascade, dataset, _of_pair(predictor, cascade, quality))
+        if cascade
+        else None,
     )
+
+
+def _of_pair(predictor: Predictor, cascade: Cascade, quality: FloatArray) -> FloatArray:
+    return quality[:, [predictor.tiers.index(tier) for tier in (cascade.first, cascade.second)]]

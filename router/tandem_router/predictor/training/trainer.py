@@ -215,7 +215,9 @@ def _train(
     arrays |= heads.arrays
     cascade: dict[str, Any] | None = None
     if options.max_bytes is None or options.max_bytes >= CASCADE_MIN_BYTES:
-        cascade, answer_arrays = answer_verifier.train(dataset, folds, options.seed, progress)
+        cascade, answer_arrays = answer_verifier.train(
+            dataset, folds, options.seed, progress, honest.quality
+        )
         arrays |= answer_arrays
     meta: dict[str, Any] = {
         "format_version": artifact.FORMAT_VERSION,
