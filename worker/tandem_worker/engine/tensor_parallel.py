@@ -35,7 +35,7 @@ from tandem_worker.models.transformer import Batch, Decodes, Prefills
 
 SUM_TIMEOUT_S = 60.0
 """How long a rank waits for another inside a step."""
-END_S = 5.0
+END_S = 15.0
 _PARTS = ("token_ids", "positions", "slot_mapping")
 
 logger = logging.getLogger(__name__)
