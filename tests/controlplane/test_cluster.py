@@ -93,16 +93,13 @@ def test_a_pod_runs_as_a_process_and_its_log_can_be_read(cluster) -> None:
 
 
 def test_a_cluster_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(CLUSTER), "--run-dir", str(tmp_path / "run"), "--nodes", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "cluster: ready\n"
-    inside = json.loads((tmp_path / "run" / "ready.json").read_text())["pid"]
+    command = [sys.executable, str(CLUSTER), "--run-dir", str(tmp_path / "run"), "--nodes", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "cluster: ready\n"
+        inside = json.loads((tmp_path / "run" / "ready.json").read_text())["pid"]
 
-    process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
 
-    assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=30) == 0
     assert not Path(f"/proc/{inside}").exists()

@@ -50,7 +50,12 @@ def test_the_second_half_of_getting_started(crds: Any, tmp_path: Path) -> None:
     assert main(["init", "--small", str(small), "--large", str(large), "-o", str(chat)]) == 0
     claim, plugged = (b.text for b in reversed([b for b in blocks(PAGE) if b.language == "yaml"]))
     lines = "".join(f"  {line}\n" for line in plugged.splitlines())
-    local = chat.read_text().replace("  predictor: {type: Length}\n", lines)
+    told = "".join(
+        line
+        for line in chat.read_text().splitlines(keepends=True)
+        if not line.lstrip().startswith("#")
+    )
+    local = told.replace("  predictor: {type: Length}\n", lines)
     (tmp_path / "cluster.yaml").write_text(for_cluster(local))
     (tmp_path / "claim.yaml").write_text(claim)
     shutil.copy(ROOT / "examples" / "01-hybrid" / "predictor", tmp_path / "predictor")

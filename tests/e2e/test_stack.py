@@ -176,6 +176,7 @@ def test_get_reads_well(stack: Stack) -> None:
         "$/H",
         "GPUS",
         "ENDPOINT",
+        "QUALITY",
         "AGE",
     ]
     assert lines[1].split()[:2] == ["chat", "True"]

@@ -59,7 +59,7 @@ def launches(monkeypatch):
         found.append(self.__name__)
 
     monkeypatch.setattr(JITFunction, "run", record)
-    monkeypatch.setattr(dispatch, "_facts", lambda tensor: ("sm_90", 132))
+    monkeypatch.setattr(dispatch, "device_facts", lambda tensor: ("sm_90", 132))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     return found
 

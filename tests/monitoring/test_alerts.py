@@ -244,6 +244,7 @@ def prometheus(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         process.terminate()
         process.wait(timeout=20)
         server.shutdown()
+        server.server_close()
 
 
 def _free_port() -> int:

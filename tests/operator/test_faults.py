@@ -24,7 +24,7 @@ from tandem_operator.resources.base import Object
 
 PAIR = pair(
     "  unified: {replicas: 2}\n", "  prefill: {replicas: 1}\n  decode: {replicas: 2}\n"
-).replace('"file:///models/s"', '"hf://org/s", cache: {size: 8Gi}')
+).replace('"file:///models/s"', '"hf://org/s", cache: {size: 8Gi, reclaim: Delete}')
 CHANGED = PAIR.replace("prefill: {replicas: 1}\n  decode: {replicas: 2}", "unified: {replicas: 3}")
 KEYS = [Key("Model", "default", "s"), Key("Model", "default", "l"), Key("Router", "default", "r")]
 

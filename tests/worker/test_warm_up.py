@@ -64,7 +64,7 @@ def variants(monkeypatch):
 
     monkeypatch.setattr(JITFunction, "run", record)
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
-    monkeypatch.setattr(dispatch, "_facts", lambda tensor: ("sm_90", 132))
+    monkeypatch.setattr(dispatch, "device_facts", lambda tensor: ("sm_90", 132))
     return found
 
 
