@@ -62,6 +62,15 @@ def test_code_that_comes_with_weights_runs_where_the_installation_lets_it(flag: 
     assert said(asking("true"), AllowList(remote_code=True)) == []
 
 
+@pytest.mark.parametrize("flag", ["worker-cls", "middleware", "tool_parser_plugin", "scheduler-c"])
+def test_no_engine_type_is_a_way_around_flags_that_load_code(flag: str) -> None:
+    def asking(flag: str) -> Model:
+        return a_model(image="tandem/worker:0.1.0", engine={"type": "OpenAI", "args": {flag: "x"}})
+
+    assert [text.split(":")[0] for text in said(asking(flag))] == ["CodeNotAllowed"]
+    assert said(asking("model-path")) == []
+
+
 def container(**fields: Any) -> Object:
     return {"spec": {"containers": [{"name": "worker", **fields}]}}
 

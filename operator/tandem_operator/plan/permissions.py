@@ -14,6 +14,7 @@ from tandem_operator.plan.objects import Problem, Settings
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE
 from tandem_router.addresses import Outward, networks
 
 # What may be patched: scheduling, resources, storage, environment, and what only tightens.
@@ -177,13 +178,19 @@ def _remote_code(resource: Model | Router, allow: AllowList) -> list[Problem]:
     code = [
         name
         for name, value in resource.spec.engine.args.items()
-        if "trust-remote-code".startswith(name.replace("_", "-")) and value != "false"
+        if _loads_code(name.replace("_", "-").split(".")[0]) and value != "false"
     ]
-    text = "engine.args {} runs Python that comes with the weights; remove it"
+    text = "engine.args {} runs Python that comes with the weights, or that it names; remove it"
     return [
         _refusal("CodeNotAllowed", text.format(repr(name)), "allow.remoteCode=true")
         for name in code
     ]
+
+
+def _loads_code(flag: str) -> bool:
+    """Whether a server may take a flag, abbreviated or not, for one that loads code."""
+    names = ("trust-remote-code", *VLLM_LOADS_CODE)
+    return len(flag) > 1 and any(name.startswith(flag) for name in names)
 
 
 def _image_at(path: str, image: Any, settings: Settings, allow: AllowList) -> list[Problem]:

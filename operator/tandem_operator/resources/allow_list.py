@@ -54,8 +54,8 @@ class AllowList(BaseModel):
     )
     remote_code: bool = Field(
         default=False,
-        description="engine.args by which a server runs Python that comes with the weights: "
-        "trust-remote-code.",
+        description="engine.args by which a server runs Python that comes with the weights, or "
+        "that they name: trust-remote-code, middleware, worker-cls and such.",
     )
     external_networks: tuple[Entry, ...] = Field(
         default=(),
