@@ -327,6 +327,20 @@ def test_steady_labels_raise_no_alarm_however_skewed(right):
     assert sum(drift.observe(float(y < right), 0.8) for y in rng.random(8000)) == 0
 
 
+def test_rare_failures_of_a_tier_that_is_well_predicted_are_found_in_two_hundred_labels():
+    """One answer in five turns worthless; all others stay within .15 of what was predicted."""
+    needed = []
+    for seed in range(20):
+        rng, drift = np.random.default_rng(seed), ResidualDrift()
+        steady = np.clip(0.8 + 0.15 * rng.normal(size=600), 0.0, 1.0)
+        worse = np.where(rng.random(600) < 0.2, 0.0, np.clip(steady[::-1], 0.0, 1.0))
+        assert not any(drift.observe(float(y), 0.8) for y in steady)
+        seen = (n for n, y in enumerate(worse, 1) if drift.observe(float(y), 0.8))
+        needed.append(next(seen, 1000))
+
+    assert max(needed) <= 200
+
+
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.6), (0.7, 0.4), (0.5, 0.8)])
 def test_a_drift_of_three_points_in_ten_is_found_in_two_hundred_labels(before, after):
     needed = []

@@ -67,7 +67,7 @@ def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
 def _drift(change: Object) -> str:
     return (
         f"tier {change.get('tier')}: quality of about {change.get('before', 0.0):.2f} became "
-        f"{change.get('after', 0.0):.2f}; log-likelihood ratio {change.get('statistic', 0.0):.1f} "
+        f"{change.get('after', 0.0):.2f}; log of capital {change.get('statistic', 0.0):.1f} "
         f"after {change.get('num_labels')} labels; what was learned before is forgotten"
     )
 

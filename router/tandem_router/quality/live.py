@@ -85,7 +85,7 @@ class LiveQuality:
 
     def _changed(self, change: Change) -> None:
         logger.warning(
-            "the quality of tier %s went %s, from about %.2f to %.2f (log-likelihood ratio %.1f "
+            "the quality of tier %s went %s, from about %.2f to %.2f (log of the capital won %.1f "
             "after %d labels); what was learned before is forgotten",
             change.tier,
             "up" if change.rose else "down",

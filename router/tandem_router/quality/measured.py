@@ -65,7 +65,7 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A tier whose quality left its prediction. statistic: log-likelihood ratio, of 9 needed."""
+    """A tier whose quality left its prediction. statistic: log of the capital won, of 7 needed."""
 
     at: float
     tier: str
