@@ -166,6 +166,15 @@ async def labelled(client: httpx.AsyncClient, url: str, num: int) -> dict[str, A
             await asyncio.sleep(0.05)
 
 
+async def stored(path: Path, number: int) -> None:
+    """Until so many labels are on the disk."""
+    store = SqliteStore(path, max_decisions=10)
+    async with asyncio.timeout(10):
+        while len(await store.labels()) < number:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await store.close()
+
+
 async def test_labels_survive_a_killed_router_and_are_exported_for_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,17 +196,14 @@ async def test_labels_survive_a_killed_router_and_are_exported_for_training(
                 await ask(url, number)
                 await asyncio.sleep(0.01)
             before = await labelled(client, url, 40)
-            async with asyncio.timeout(10):
-                store = SqliteStore(tmp_path / "router.db", max_decisions=10)
-                while len(await store.labels()) < 40:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-                await store.close()
+            await stored(tmp_path / "router.db", 40)
             process.send_signal(signal.SIGKILL)
             await process.wait()
         async with process_of(tmp_path, config) as (url, _):
             after = await labelled(client, url, 40)
             await ask(url, 1000)
             await labelled(client, url, 41)
+            await stored(tmp_path / "router.db", 41)
             options = ["--url", url, "--token-file", str(tmp_path / "peer")]
             rows = tmp_path / "rows.jsonl"
             exported = await asyncio.to_thread(
