@@ -75,7 +75,7 @@ def _without(typed, name):  # type: ignore[no-untyped-def]
     return read
 
 
-ROUTER = readers("router/tandem_router", "router/tandem_router/config.py")
+ROUTER = readers("router/tandem_router", "router/tandem_router/config")
 WORKER = readers("worker/tandem_worker", "worker/tandem_worker/config.py")
 CONFIGS = [(RouterConfig, doors_router.ROUTER, ROUTER), (WorkerConfig, doors_worker.WORKER, WORKER)]
 PROBES = doors_rows.probes(doors_router.ROUTER)

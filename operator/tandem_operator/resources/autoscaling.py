@@ -6,8 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from tandem_operator.resources.base import Condition, Decimal, Duration, Metadata, Resource
-from tandem_operator.resources.router import ShortText
+from tandem_operator.resources.base import (
+    Condition,
+    Decimal,
+    Duration,
+    Metadata,
+    Resource,
+    ShortText,
+)
 from tandem_operator.resources.schedule import checked_cron, checked_time_zone
 
 

@@ -46,7 +46,13 @@ Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=1
 Fraction = Annotated[str, StringConstraints(pattern=FRACTION_PATTERN, max_length=8)]
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+ShortText = Annotated[str, StringConstraints(max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
+ProviderUrl = Annotated[
+    str, StringConstraints(pattern=r"^https?://[^\s]{1,1000}$", min_length=8, max_length=1024)
+]
+# A model as others call it: an engine's served name, a provider's.
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 ExtendedResource = Annotated[
     str, StringConstraints(pattern=EXTENDED_RESOURCE_PATTERN, max_length=253)
 ]

@@ -14,6 +14,7 @@ from tandem_operator.resources.base import (
     ExtendedResource,
     LabelValue,
     Metadata,
+    ModelName,
     Name,
     ObjectRef,
     Quantity,
@@ -258,7 +259,7 @@ class ModelSpec(Resource):
     """What a Model should be."""
 
     weights: Weights = Field(description="Where the model's files come from.")
-    served_name: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = Field(
+    served_name: ModelName | None = Field(
         default=None, description="Name in API replies and /v1/models; metadata.name when absent."
     )
     engine: Engine = Field(

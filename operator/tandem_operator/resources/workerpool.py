@@ -6,9 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from tandem_operator.resources.base import Condition, Metadata, ObjectRef, Resource, Text
+from tandem_operator.resources.base import Condition, Metadata, ObjectRef, Resource, ShortText, Text
 from tandem_operator.resources.model import Role
-from tandem_operator.resources.router import ShortText
 
 
 class WorkerPoolSpec(Resource):
