@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from tandem_router.api import admin, dashboard
 from tandem_router.api.admin_access import OPEN_PATHS, AdminAccess, Secrets
 from tandem_router.api.api_keys import Authenticator
-from tandem_router.api.inference import DataPath, respond_error
+from tandem_router.api.inference import DataPath, Reading, respond_error
 from tandem_router.api.live_settings import LiveSettings
 from tandem_router.api.origin import check_host, check_writes
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
@@ -34,6 +34,8 @@ from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import FileEndpoints, RouterConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.http.client import UpstreamClient
+from tandem_router.http.exchange import Exchange
+from tandem_router.http.known_heads import Head
 from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
@@ -273,6 +275,24 @@ class RouterApp:
             await self._access.refuse(scope["path"], send)
         else:
             await self._controlled(scope, receive, send)
+
+    def direct(self, exchange: Exchange) -> Awaitable[None] | None:
+        """The answer to a request whose head has been read before; None: ask as ASGI says."""
+        head = exchange.head
+        if head is None:
+            return None
+        known: tuple[RouterConfig, Reading | None] | None = head.reading
+        if known is None or known[0] is not self.services.config:
+            known = head.reading = (self.services.config, self._read(head))
+        return None if known[1] is None else self._data_path.answer(exchange, known[1])
+
+    def _read(self, head: Head) -> Reading | None:
+        if self._allowed_hosts is not None:
+            try:
+                check_host(head.headers, self._allowed_hosts)
+            except ApiError:
+                return None
+        return self._data_path.read(head)
 
     async def _controlled(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The framework gets what is bounded, is JSON, and does not come from a foreign page."""

@@ -20,11 +20,13 @@ from tandem_router.api.api_keys import Authenticator, Caller
 from tandem_router.api.feedback import PATH as FEEDBACK
 from tandem_router.api.feedback import Feedback
 from tandem_router.api.origin import answer_preflight, for_page, foreign, is_foreign, readable_by
-from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
+from tandem_router.api.request_body import ClientGone, Receive, Scope, check_size, read_body
 from tandem_router.api.tokenizing import COUNT_TOKENS, TOKENIZING, Tokenizing
 from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
+from tandem_router.http.exchange import Exchange
+from tandem_router.http.known_heads import Head
 from tandem_router.limits.bodies import HeldBodies
 from tandem_router.openai import responses_api
 from tandem_router.openai.request import (
@@ -67,6 +69,13 @@ NOT_SERVED = (
 )
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """What the head of an ordinary request for an answer says."""
+
+    kind: Kind
+    headers: RequestHeaders
+
+
 class DataPath:
     """ASGI application for the paths that `handles` accepts."""
 
@@ -103,14 +112,75 @@ class DataPath:
             send = anthropic_reply.MessagesSend(send, request_id)
         try:
             await self._handle(scope, receive, send, request_id)
-        except ApiError as error:
-            self._services.metrics.rejected[(error.code or str(error.status),)].inc()
-            await respond_error(send, error, request_id)
-        except RequestRefused as refusal:
-            headers = [(b"x-should-retry", b"false")]
-            await respond(send, refusal.status, refusal.body, request_id, headers)
+        except (ApiError, RequestRefused) as refusal:
+            await self._refused(refusal, send, request_id)
         except ClientGone:
             pass
+
+    def read(self, head: Head) -> Reading | None:
+        """What `answer` needs of a head; None where requests with it go the general way.
+
+        The general way's own checks, made once for all requests with this head and configuration.
+        """
+        scope, headers = head.scope, head.headers
+        config = self._services.config
+        kind = INFERENCE.get(scope["path"])
+        if kind is None or scope["method"] != "POST" or b"content-encoding" in head.names:
+            return None
+        origins = config.access.cors_origins
+        if readable_by(headers, origins) is not None or is_foreign(headers, origins):
+            return None
+        try:
+            return Reading(kind, parse_headers(headers, config.limits))
+        except ApiError:
+            return None
+
+    async def answer(self, exchange: Exchange, reading: Reading) -> None:
+        """As `__call__`, for a request that is here whole and whose head has been read."""
+        request_id = new_request_id()
+        REQUEST_ID.set(request_id)
+        services, send = self._services, exchange.send
+        started_at = services.clock()
+        try:
+            caller = self._authenticator.caller(reading.headers.api_key)
+            if caller is None:
+                tenant, key = "anonymous", None
+            else:
+                tenant, key = caller.tenant.name, caller.key
+            services.ledger.check(tenant, 0.0, key)
+            body = exchange.whole_body()
+            assert body is not None
+            check_size(len(body), services.config.limits)
+            held = self.bodies.hold(tenant if caller is not None else exchange.address, len(body))
+            try:
+                await self._infer(
+                    reading.kind,
+                    body,
+                    reading.headers,
+                    caller,
+                    exchange,
+                    exchange.receive,
+                    send,
+                    request_id,
+                    started_at,
+                )
+            finally:
+                held.release()
+        except (ApiError, RequestRefused) as refusal:
+            await self._refused(refusal, send, request_id)
+        except ClientGone:
+            pass
+
+    async def _refused(
+        self, refusal: ApiError | RequestRefused, send: Send, request_id: str
+    ) -> None:
+        if isinstance(refusal, ApiError):
+            code = refusal.code or str(refusal.status)
+            self._services.metrics.rejected[(code,)].inc()
+            await respond_error(send, refusal, request_id)
+        else:
+            headers = [(b"x-should-retry", b"false")]
+            await respond(send, refusal.status, refusal.body, request_id, headers)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         started_at = self._services.clock()
@@ -162,8 +232,9 @@ class DataPath:
                     send = responses_api.ResponsesSend(send, fields, request_id)
                 else:
                     body = msgspec.json.encode(anthropic_request.to_chat(fields))
+            client = scope.get("extensions", {}).get("tandem.exchange") or scope
             await self._infer(
-                kind, body, headers, caller, scope, receive, send, request_id, started_at
+                kind, body, headers, caller, client, receive, send, request_id, started_at
             )
         finally:
             held.release()
@@ -174,34 +245,40 @@ class DataPath:
         body: bytes,
         headers: RequestHeaders,
         caller: Caller | None,
-        scope: Scope,
+        client: Exchange | Scope,
         receive: Receive,
         send: Send,
         request_id: str,
         started_at: float,
     ) -> None:
+        """client: the exchange of our own server, another server's scope."""
         services = self._services
         request = parse_inference(kind, body, services.config.limits)
-        tracing, refused = services.tracing, None
-        if tracing is not None:
-            tracing.begin(request_id, f"{kind} {services.config.name}", scope["headers"])
+        tracing = services.tracing
+        if tracing is None:
+            await self._admitted(
+                request, headers, caller, client, receive, send, request_id, started_at
+            )
+            return
+        refused = None
+        scope = client.scope if isinstance(client, Exchange) else client
+        tracing.begin(request_id, f"{kind} {services.config.name}", scope["headers"])
         try:
             await self._admitted(
-                request, headers, caller, scope, receive, send, request_id, started_at
+                request, headers, caller, client, receive, send, request_id, started_at
             )
         except (ApiError, RequestRefused) as error:
             refused = str(error) or type(error).__name__
             raise
         finally:
-            if tracing is not None:
-                tracing.end(request_id, refused)
+            tracing.end(request_id, refused)
 
     async def _admitted(
         self,
         request: InferenceRequest,
         headers: RequestHeaders,
         caller: Caller | None,
-        scope: Scope,
+        client: Exchange | Scope,
         receive: Receive,
         send: Send,
         request_id: str,
@@ -218,7 +295,9 @@ class DataPath:
             started_at,
         )
         handler = RequestHandler(services, arrival, send)
-        task = asyncio.current_task()
+        # Our own server calls; any other has to be asked.
+        exchange = client if isinstance(client, Exchange) else None
+        task = exchange.task if exchange is not None else asyncio.current_task()
         assert task is not None
         gone = False
 
@@ -233,8 +312,6 @@ class DataPath:
                 pass
             leave()
 
-        # Our own server calls; any other has to be asked.
-        exchange = scope.get("extensions", {}).get("tandem.exchange")
         watcher: asyncio.Future[None] | None = None
         if exchange is not None:
             exchange.on_gone = leave
@@ -261,10 +338,10 @@ class DataPath:
                 raise error from None
             await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
         finally:
+            if exchange is not None:
+                exchange.on_gone = None
             if watcher is not None:
                 watcher.cancel()
-            else:
-                exchange.on_gone = None
 
     def _models(self, name: str) -> bytes:
         config = self._services.config

@@ -32,8 +32,7 @@ async def read_body(
     if exchange is not None and b"content-encoding" not in exchange.names:
         whole: bytes | None = exchange.whole_body()
         if whole is not None:  # its bytes are here: what the headers announce is of no interest
-            if len(whole) > limits.max_body_bytes:
-                raise _too_large(limits)
+            check_size(len(whole), limits)
             if held is not None:
                 held.grow(len(whole))
             return whole
@@ -58,8 +57,7 @@ async def read_body(
         body = await _read(receive, limits, held)
     elif held is not None:
         held.grow(len(body))
-    if len(body) > limits.max_body_bytes:
-        raise _too_large(limits)
+    check_size(len(body), limits)
     if encoding in (b"", b"identity"):
         return body
     plain = _unpacked(body, limits)
@@ -105,6 +103,12 @@ def _unpacked(body: bytes, limits: LimitsConfig) -> bytes:
     if inflater.unused_data:
         raise bad_request("bytes follow the end of the compressed request body")
     return plain
+
+
+def check_size(num_bytes: int, limits: LimitsConfig) -> None:
+    """Raises ApiError (413)."""
+    if num_bytes > limits.max_body_bytes:
+        raise _too_large(limits)
 
 
 def _too_large(limits: LimitsConfig) -> ApiError:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from tandem_router.errors import ApiError
 
 if TYPE_CHECKING:
+    from tandem_router.http.known_heads import Head
     from tandem_router.http.server import Connection
 
 logger = logging.getLogger("tandem.router")
@@ -23,6 +24,8 @@ STATUS_LINES = {
 }
 
 Message = MutableMapping[str, Any]
+# An application's own way for an exchange; None: it has to be asked as ASGI says.
+Direct = Callable[["Exchange"], Awaitable[None] | None]
 
 
 class Exchange:
@@ -34,39 +37,52 @@ class Exchange:
         "_chunked",
         "_connection",
         "_gone",
-        "_head",
+        "_length",
+        "_reply_head",
+        "_scope",
         "_told_all",
         "_waiter",
         "complete",
+        "head",
         "keep_alive",
+        "method",
         "more_body",
         "names",
         "on_drained",
         "on_gone",
-        "scope",
         "started",
         "task",
+        "version",
     )
 
     def __init__(
         self,
         connection: Connection,
-        scope: Message,
+        scope: Message | None,
         names: Mapping[bytes, bytes],
         keep_alive: bool,
+        head: Head | None = None,
+        body: bytes | None = None,
     ) -> None:
+        """head, body: of a request whose head is known, with all of its body; scope: of others."""
         self._connection = connection
-        self.scope = scope
+        self._scope = scope
+        self.head = head
+        about = head.scope if head is not None else scope
+        assert about is not None
+        self.method: str = about["method"]
+        self.version: str = about["http_version"]
         # Headers by name, the last of those with one name: whether there is one is seen at once.
         self.names = names
         self.keep_alive = keep_alive
-        self._body: list[bytes] = []
+        self._body: list[bytes] = [] if body is None else [body]
         self._body_bytes = 0
-        self.more_body = True
+        self._length = 0 if body is None else len(body)
+        self.more_body = body is None
         self._told_all = False
         self._gone = False
         self._waiter: asyncio.Future[None] | None = None
-        self._head: bytes | None = None
+        self._reply_head: bytes | None = None
         self._chunked = False
         self.started = False
         self.complete = False
@@ -76,11 +92,27 @@ class Exchange:
         self.on_drained: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def scope(self) -> Message:
+        """As ASGI has it."""
+        scope = self._scope
+        if scope is None:
+            assert self.head is not None
+            headers = self.head.headers_with(self._length)
+            scope = self._scope = self._connection.scope_of(self.head, headers)
+            scope["extensions"] = {"tandem.exchange": self}
+        return scope
+
     @staticmethod
     def of(send: object) -> Exchange | None:
         """The exchange whose `send` this is; None where another server's, or something between."""
         owner = getattr(send, "__self__", None)
         return owner if isinstance(owner, Exchange) else None
+
+    @property
+    def address(self) -> str:
+        """The client's, without its port."""
+        return self._connection.address
 
     def whole_body(self) -> bytes | None:
         """The body if all of it is here, which `receive` then tells no more."""
@@ -162,10 +194,10 @@ class Exchange:
                 body = b"%x\r\n%b\r\n" % (len(body), body)
             if not more:
                 body += b"0\r\n\r\n"
-        elif self.scope["method"] == "HEAD":
+        elif self.method == "HEAD":
             body = b""
-        if self._head is not None:
-            body, self._head = self._head + body, None
+        if self._reply_head is not None:
+            body, self._reply_head = self._reply_head + body, None
             self.started = True
         connection = self._connection
         if body:
@@ -178,7 +210,7 @@ class Exchange:
     def chunk(self, body: bytes) -> bool:
         """As `write` of one part among others; False, and nothing is done, where that differs."""
         connection = self._connection
-        if not self._chunked or self._head is not None or self._gone or connection.closing:
+        if not self._chunked or self._reply_head is not None or self._gone or connection.closing:
             return False
         connection.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
@@ -195,7 +227,6 @@ class Exchange:
         """
         if self._gone or self.complete:
             return
-        scope = self.scope
         sized = length is not None or status in (204, 304)
         if length is None:
             kept = []
@@ -211,8 +242,8 @@ class Exchange:
         parts = [b"%b: %b\r\n" % header for header in headers]
         if length is not None:
             parts.append(b"content-length: %d\r\n" % length)
-        old = scope["http_version"] == "1.0"
-        if not sized and scope["method"] != "HEAD":
+        old = self.version == "1.0"
+        if not sized and self.method != "HEAD":
             if old:
                 self.keep_alive = False  # the end of the connection is the end of the body
             else:
@@ -222,16 +253,23 @@ class Exchange:
             parts.append(b"connection: close\r\n")
         elif old:
             parts.append(b"connection: keep-alive\r\n")
-        self._head = b"%b%b%b\r\n" % (
+        self._reply_head = b"%b%b%b\r\n" % (
             STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
             self._connection.default_headers,
             b"".join(parts),
         )
 
-    async def run(self, app: Callable[..., Any], tasks: set[asyncio.Task[None]]) -> None:
+    async def run(
+        self,
+        app: Callable[..., Any],
+        tasks: set[asyncio.Task[None]],
+        direct: Direct | None = None,
+    ) -> None:
+        """direct: what answers a request whose head is known without ASGI's dictionaries."""
         failed = False
         try:
-            await app(self.scope, self.receive, self.send)
+            answer = direct(self) if direct is not None and self.head is not None else None
+            await (app(self.scope, self.receive, self.send) if answer is None else answer)
         except Exception:
             logger.exception("a request failed inside the router")
             failed = True

@@ -20,7 +20,8 @@ import httptools
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tandem_router.errors import ApiError, overloaded
-from tandem_router.http.exchange import STATUS_LINES, Exchange
+from tandem_router.http.exchange import STATUS_LINES, Direct, Exchange
+from tandem_router.http.known_heads import Head, KnownHeads
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 MAX_PIPELINED = 16
@@ -58,6 +59,7 @@ class Listener:
         self._sweeping = False
         self.default_headers: list[tuple[bytes, bytes]] = []
         self.default_lines = b""
+        self.heads = KnownHeads()
 
     def protocol(self) -> type[asyncio.Protocol]:
         """The class that uvicorn's `http` option takes."""
@@ -109,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._app = self._unproxied = config.loaded_app
         if isinstance(self._app, ProxyHeadersMiddleware):
             self._unproxied = self._app.app  # most requests come through no proxy
+        self._direct: Direct | None = getattr(self._unproxied, "direct", None)
         self._state = server_state
         self._app_state = app_state
         self.loop = _loop or asyncio.get_event_loop()
@@ -117,6 +120,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
+        self.address = ""  # the client's, without its port
         self._scheme = "http"
         self._waiting = False  # counted among those without a first request
         self._reserved = False
@@ -127,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
         self._reading: Exchange | None = None  # the one whose body is arriving
+        self._begun: Exchange | None = None  # the one whose head came last
         self._framing_bytes = 0
         self._fed_bytes = 0  # of the bytes being read now
         self._body_bytes = 0
@@ -161,7 +166,7 @@ class Connection(asyncio.Protocol):
         if transport.get_extra_info("sslcontext"):
             self._scheme = "https"
         listener, limits = self.listener, self.limits
-        host = self._client[0] if self._client else ""
+        host = self.address = self._client[0] if self._client else ""
         if listener.waiting[host] >= limits.max_waiting_per_address:
             self.closing = True
             self.transport.abort()
@@ -196,10 +201,10 @@ class Connection(asyncio.Protocol):
     def _no_longer_waiting(self) -> None:
         if self._waiting:
             self._waiting = False
-            host = self._client[0] if self._client else ""
-            self.listener.waiting[host] -= 1
-            if self.listener.waiting[host] <= 0:
-                del self.listener.waiting[host]
+            host, waiting = self.address, self.listener.waiting
+            waiting[host] -= 1
+            if waiting[host] <= 0:
+                del waiting[host]
 
     @property
     def idle(self) -> bool:
@@ -281,6 +286,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
+        # Nothing of a request is here yet, and none is being answered: most begin so.
+        fresh = self._in_header and not self._raw_bytes and self._exchange is None
+        if fresh and (known := self.listener.heads.find(data)) is not None and not self._reserved:
+            self._take(*known)
+            return
+        self._begun = None
         self._fed_bytes = len(data)
         if self._in_header:
             if not self._raw_bytes and not self._waiting and self._exchange is None:
@@ -298,6 +309,32 @@ class Connection(asyncio.Protocol):
                 self._refusal = ApiError(400, "the request body is mostly framing, not content")
         if self._refusal is not None:
             self.refuse(self._refusal)
+        elif fresh and self._begun is not None:
+            exchange = self._begun
+            if not exchange.more_body and not self._reserved:
+                scope, names = exchange.scope, dict(exchange.names)
+                self.listener.heads.remember(
+                    data, dict(scope), scope["headers"], names, exchange.keep_alive
+                )
+
+    def _take(self, head: Head, body: bytes) -> None:
+        """A whole request whose head has been read before; the parser does not see it."""
+        if self._waiting:
+            self._no_longer_waiting()
+        if not self.writing_paused:
+            self.deadline = None
+        self._start(Exchange(self, None, head.names, head.keep_alive, head, body))
+
+    def scope_of(self, head: Head, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+        """ASGI's view of a request with a known head."""
+        return {
+            **head.scope,
+            "headers": headers,
+            "client": self._client,
+            "server": self._server,
+            "scheme": self._scheme,
+            "state": self._app_state.copy() if self._app_state else {},
+        }
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -401,7 +438,7 @@ class Connection(asyncio.Protocol):
         keep_alive = parser.should_keep_alive() and not self._reserved
         exchange = Exchange(self, scope, names, keep_alive)
         scope["extensions"] = {"tandem.exchange": exchange}
-        self._reading = exchange
+        self._reading = self._begun = exchange
         if self._exchange is None:
             self._start(exchange)
         elif len(self._pipeline) >= MAX_PIPELINED:
@@ -440,7 +477,7 @@ class Connection(asyncio.Protocol):
         state.total_requests += 1
         app = self._unproxied if _OF_PROXIES.isdisjoint(exchange.names) else self._app
         # Forgotten by `Exchange.run`: a callback of the task's would be a turn of the loop.
-        task = exchange.task = self.loop.create_task(exchange.run(app, state.tasks))
+        task = exchange.task = self.loop.create_task(exchange.run(app, state.tasks, self._direct))
         state.tasks.add(task)
 
     def finished(self, exchange: Exchange) -> None:

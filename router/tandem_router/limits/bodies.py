@@ -20,10 +20,10 @@ class HeldBodies:
         self.num_bytes = 0
         self.by_sender: Counter[str] = Counter()
 
-    def hold(self, sender: str) -> HeldBody:
-        """Raises ApiError (503 or 429) where there is no room for one more."""
+    def hold(self, sender: str, num_bytes: int = 0) -> HeldBody:
+        """num_bytes: what is here of it. Raises ApiError (503 or 429) where there is no room."""
         held = HeldBody(self, sender)
-        held.grow(PER_BODY_BYTES)
+        held.grow(PER_BODY_BYTES + num_bytes)
         return held
 
     def refusal(self, sender: str, num_bytes: int) -> ApiError | None:
