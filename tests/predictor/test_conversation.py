@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_router.config import LimitsConfig
+from tandem_router.openai.body import Bodies
 from tandem_router.openai.request import parse_inference
 from tandem_router.predictor.records import conversation
 from tandem_router.predictor.training.dataset import read_dataset, read_prompts
@@ -74,7 +75,7 @@ messages = st.lists(
 def test_the_router_scores_what_training_reads(given_messages: list[dict[str, Any]]) -> None:
     body = json.dumps({"model": "chat", "messages": given_messages}).encode()
 
-    request = parse_inference("chat", body, LimitsConfig())
+    request = parse_inference("chat", body, Bodies(LimitsConfig()))
 
     assert request.prompt == conversation.scored_text(conversation.parse(given_messages))
 

@@ -16,7 +16,9 @@ from tandem_router.api.admin import router_state
 from tandem_router.api.app import RouterApp
 from tandem_router.config import LimitsConfig, RouterConfig
 from tandem_router.errors import ApiError
-from tandem_router.openai.request import parse_headers, parse_inference
+from tandem_router.openai.body import Bodies
+from tandem_router.openai.headers import parse_headers
+from tandem_router.openai.request import parse_inference
 from tandem_router.policy import (
     Overrides,
     PlainScore,
@@ -50,7 +52,7 @@ def _bodies(limits: LimitsConfig) -> list[str]:
     for body in _BODIES:
         kind: Any = "chat" if "messages" in body else "completions"
         try:
-            parse_inference(kind, json.dumps({"model": "chat", **body}).encode(), limits)
+            parse_inference(kind, json.dumps({"model": "chat", **body}).encode(), Bodies(limits))
             said.append("taken")
         except ApiError as error:
             said.append(str(error))
@@ -285,7 +287,7 @@ def able(config: RouterConfig) -> list[str]:
         kind: Any = "chat" if "messages" in more else "completions"
         kind = "embeddings" if "input" in more else kind
         body = json.dumps({"model": "small", "prompt": "x", "max_tokens": 1, **more}).encode()
-        request = parse_inference(kind, body, config.limits)
+        request = parse_inference(kind, body, Bodies(config.limits))
         hold = services.ledger.hold("anonymous", 1.0)
         decision = services.routing.choose(
             request, Overrides(tier="small"), hold, UNSCORED, services.steering.set_points
@@ -297,7 +299,7 @@ def able(config: RouterConfig) -> list[str]:
 def answer_time(config: RouterConfig) -> float:
     """How long a whole reply of a hundred tokens may take beyond the deadline."""
     body = b'{"model": "small", "prompt": "x", "max_tokens": 100}'
-    request = parse_inference("completions", body, config.limits)
+    request = parse_inference("completions", body, Bodies(config.limits))
     headers = parse_headers([], config.limits)
     return admit(app(config).services, request, headers, "anonymous", None, "id", 0.0).answer_s
 

@@ -134,8 +134,8 @@ async def test_vectors_of_another_model_never_stand_in(run_router: Any, provider
     ("fields", "said"),
     [
         ({"input": []}, "`input`"),
-        ({"input": ""}, "`input[0]`"),
-        ({"input": [["a"]]}, "`input[0]`"),
+        ({"input": ""}, "`input`"),
+        ({"input": [["a"]]}, "`input[0][0]`"),
         ({"input": ["a"] * 3}, "`input` has 3 parts"),
         ({"stream": True}, "not streamed"),
         ({"encoding_format": "int8"}, "`encoding_format`"),

@@ -13,6 +13,7 @@ import pytest
 from tandem_router.engines import Told, engine_of
 from tandem_router.engines.vllm import HUNG_AFTER_S, VLLMReader
 from tandem_router.engines.vllm_metrics import Sample, StepProfile
+from tandem_router.openai.body import Bodies
 from tandem_router.openai.request import parse_inference
 from tandem_router.testing.fake_vllm import METRICS, FakeVLLM, next_ids, prompt_ids
 from tandem_router.testing.fake_worker import token_text
@@ -157,7 +158,7 @@ async def test_the_server_is_asked_for_its_own_model_and_gets_no_token_of_ours(
 def test_a_queue_by_priority_is_given_length_or_deadline(
     make_config: Callable[..., Any],
 ) -> None:
-    request = parse_inference("chat", json.dumps(LARGE).encode(), make_config().limits)
+    request = parse_inference("chat", json.dumps(LARGE).encode(), Bodies(make_config().limits))
 
     def priority(**told: Any) -> Any:
         known = Told("r", 100, 1, "m", **told)
@@ -399,7 +400,7 @@ def test_nothing_but_the_adapters_knows_an_engines_name() -> None:
     """A second place that asks which engine it is would be a second seam."""
     kept = ("router/tandem_router/engines", "operator/tandem_operator/plan/engines")
     declared = (
-        "router/tandem_router/config.py",
+        "router/tandem_router/config/tiers.py",
         "operator/tandem_operator/resources/model.py",
         "operator/tandem_operator/resources/engine_rules.py",
         "operator/tandem_operator/cli/init.py",

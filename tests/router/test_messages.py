@@ -210,11 +210,11 @@ async def test_tokens_are_counted_by_a_worker_of_the_tier(
             "invalid_request_error",
             "ada",
         ),
-        ({"tools": [{"type": "bash_20250124"}]}, 400, "invalid_request_error", "`tools[0]`"),
+        ({"tools": [{"type": "bash_20250124"}]}, 400, "invalid_request_error", "tools[0].type"),
         ({"tools": [TOOL]}, 400, "invalid_request_error", "lacks tools"),
         ({"mcp_servers": [{}]}, 400, "invalid_request_error", "`mcp_servers`"),
         ({"model": "nobody"}, 404, "not_found_error", "nobody"),
-        ({"system": [{"type": "image"}]}, 400, "invalid_request_error", "`system[0]`"),
+        ({"system": [{"type": "image"}]}, 400, "invalid_request_error", "system[0].type"),
     ],
 )
 async def test_errors_are_anthropics(
@@ -273,7 +273,7 @@ async def test_a_key_comes_in_either_header(run_router: Any, header: str) -> Non
 
 def test_what_a_schema_asks_is_asked_of_the_tier() -> None:
     schema = {"type": "object"}
-    said = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    said = {"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
     form = {"format": {"type": "json_schema", "schema": schema}}
 
     chat = to_chat({**said, "output_config": form})

@@ -2,149 +2,104 @@
 
 Text, images, tools and their results are carried over; `thinking` as far as it is the model's own
 choice. What would need Anthropic's servers (their tools, files, containers) is refused by name.
-`cache_control` is read by nobody: every prefix is kept as long as there is room.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from tandem_router.anthropic.body import (
+    AnyTool,
+    Assistant,
+    AutoTool,
+    Base64Source,
+    Image,
+    Message,
+    MessageTokens,
+    NoTool,
+    OneTool,
+    System,
+    Text,
+    Tool,
+    ToolChoice,
+    ToolResult,
+    ToolUse,
+    User,
+)
 from tandem_router.errors import bad_request
+from tandem_router.openai.declared import checked
+
+Body = TypeVar("Body", bound=MessageTokens)
 
 _PASSED_ON = ("temperature", "top_p", "top_k")
 _REFUSED = ("container", "mcp_servers", "context_management", "speed", "inference_geo")
-_THINKING = ("disabled", "adaptive")
-# Blocks of earlier turns that say nothing to another model.
-_FORGOTTEN = ("thinking", "redacted_thinking")
 
 
-def to_chat(fields: Mapping[str, Any], counts_only: bool = False) -> dict[str, Any]:
-    """Raises ApiError (400). counts_only: for count_tokens, which asks for no answer."""
-    for name in _REFUSED:
-        if fields.get(name):
-            raise bad_request(f"`{name}` is not supported on /v1/messages here", name)
-    chat: dict[str, Any] = {"model": fields.get("model"), "messages": _messages(fields)}
-    chat.update(_tools(fields))
-    _check_thinking(fields.get("thinking"))
-    if counts_only:
-        return chat
-    if fields.get("max_tokens") is None:
-        raise bad_request("`max_tokens` is required", "max_tokens")
-    chat["max_tokens"] = fields["max_tokens"]
+def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat that is to be answered. Raises ApiError (400)."""
+    said = _checked(fields, Message)
+    chat = _conversation(said)
+    chat["max_tokens"] = said.max_tokens
     chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
-    if fields.get("stop_sequences"):
-        chat["stop"] = fields["stop_sequences"]
-    chat.update(_output(fields.get("output_config"), fields.get("output_format")))
-    tier = fields.get("service_tier")
-    if tier not in (None, "auto", "standard_only"):
-        raise bad_request("`service_tier` must be auto or standard_only", "service_tier")
-    metadata = fields.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("user_id") is not None:
-        chat["user"] = metadata["user_id"]
-    if fields.get("stream") is not None:
-        chat["stream"] = fields["stream"]
-    if fields.get("stream") is True:
+    if said.stop_sequences:
+        chat["stop"] = said.stop_sequences
+    chat.update(_output(said))
+    if said.metadata is not None and said.metadata.user_id is not None:
+        chat["user"] = said.metadata.user_id
+    if said.stream is not None:
+        chat["stream"] = said.stream
+    if said.stream:
         chat["stream_options"] = {"include_usage": True}
     return chat
 
 
-def _check_thinking(thinking: Any) -> None:
-    kind = thinking.get("type") if isinstance(thinking, dict) else thinking
-    if thinking is not None and kind not in _THINKING:
-        raise bad_request(
-            f"`thinking.type`={kind!r} is not supported: no tier takes a budget of thought; leave "
-            "it out, or say adaptive (the model decides) or disabled",
-            "thinking",
-        )
+def to_counted_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat whose tokens are to be counted. Raises ApiError (400)."""
+    return _conversation(_checked(fields, MessageTokens))
 
 
-def _output(config: Any, form: Any) -> dict[str, Any]:
-    """`response_format` for a JSON schema, as `output_config.format` or its older name."""
-    if config is not None and not isinstance(config, dict):
-        raise bad_request("`output_config` must be an object", "output_config")
-    config = config or {}
-    said = config.get("format") or form
-    chat: dict[str, Any] = {}
-    if config.get("effort") is not None:
-        chat["reasoning_effort"] = config["effort"]
-    if said is None:
-        return chat
-    if not isinstance(said, dict) or said.get("type") != "json_schema":
-        raise bad_request("only a format of type json_schema is supported", "output_config.format")
-    schema = {"name": "answer", "schema": said.get("schema"), "strict": True}
-    return {**chat, "response_format": {"type": "json_schema", "json_schema": schema}}
+def _checked(fields: Mapping[str, Any], declared: type[Body]) -> Body:
+    for name in _REFUSED:
+        if fields.get(name):
+            raise bad_request(f"`{name}` is not supported on /v1/messages here", name)
+    return checked(fields, declared)
 
 
-def _messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    given = fields.get("messages")
-    if not isinstance(given, list) or not given:
-        raise bad_request("`messages` must be a non-empty list", "messages")
+def _conversation(said: MessageTokens) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
-    if fields.get("system"):
-        messages.append({"role": "system", "content": _text(fields["system"], "system")})
-    for index, message in enumerate(given):
-        where = f"messages[{index}]"
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-        if role not in ("user", "assistant", "system") or not isinstance(content, list):
-            raise bad_request(
-                f"`{where}` must have a role, user or assistant, and `content`, text or a list "
-                "of blocks",
-                where,
-            )
-        if role == "assistant":
-            messages.append(_said(content, where))
-        elif role == "system":
-            messages.append({"role": "system", "content": _text(content, where)})
+    if said.system:
+        messages.append({"role": "system", "content": _text(said.system)})
+    for message in said.messages:
+        if isinstance(message, System):
+            messages.append({"role": "system", "content": _text(message.content)})
+        elif isinstance(message, Assistant):
+            messages.append(_said(message))
         else:
-            messages += _asked(content, where)
-    return messages
+            messages += _asked(message)
+    return {"model": said.model, "messages": messages, **_tools(said)}
 
 
-def _block(block: Any, where: str) -> tuple[str, dict[str, Any]]:
-    kind = block.get("type") if isinstance(block, dict) else None
-    if not isinstance(kind, str):
-        raise bad_request(f"`{where}` must be an object with a `type`", where)
-    return kind, block
+def _text(content: str | Sequence[Text]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
-def _text(content: Any, where: str) -> str:
-    """Text, or blocks of nothing else."""
-    if isinstance(content, str):
-        return content
-    parts = []
-    for index, each in enumerate(content if isinstance(content, list) else [None]):
-        at = f"{where}[{index}]"
-        kind, block = _block(each, at)
-        if kind != "text" or not isinstance(block.get("text"), str):
-            raise bad_request(f"`{at}` is of type {kind!r}; use text", at)
-        parts.append(block["text"])
-    return "\n".join(parts)
-
-
-def _asked(content: list[Any], where: str) -> list[dict[str, Any]]:
+def _asked(message: User) -> list[dict[str, Any]]:
     """A user's turn: results of tools first, as chat wants them, then what was said."""
+    if isinstance(message.content, str):
+        return [{"role": "user", "content": message.content}]
     results: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
-    for index, each in enumerate(content):
-        at = f"{where}.content[{index}]"
-        kind, block = _block(each, at)
-        if kind == "text" and isinstance(block.get("text"), str):
-            parts.append({"type": "text", "text": block["text"]})
-        elif kind == "image":
-            parts.append(_image(block, at))
-        elif kind == "tool_result":
-            text, images = _result(block, at)
-            results.append(
-                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
-            )
-            parts += images
+    for block in message.content:
+        if isinstance(block, Text):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, Image):
+            parts.append(_image(block))
         else:
-            raise bad_request(f"`{at}` has content of type {kind!r}, which no tier reads here", at)
+            text, images = _result(block)
+            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
+            parts += images
     if not parts:
         return results
     if all(part["type"] == "text" for part in parts):
@@ -154,96 +109,86 @@ def _asked(content: list[Any], where: str) -> list[dict[str, Any]]:
     return [*results, {"role": "user", "content": said}]
 
 
-def _result(block: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, Any]]]:
+def _result(block: ToolResult) -> tuple[str, list[dict[str, Any]]]:
     """What a tool gave: its text, and its images, which chat takes from users only."""
-    if not isinstance(block.get("tool_use_id"), str):
-        raise bad_request(f"`{where}.tool_use_id` must be a string", where)
-    content = block.get("content")
-    if isinstance(content, list):
-        images = [
-            _image(each, where)
-            for each in content
-            if isinstance(each, dict) and each.get("type") == "image"
-        ]
-        content = [
-            each for each in content if not (isinstance(each, dict) and each.get("type") == "image")
-        ]
+    content = block.content or ""
+    images: list[dict[str, Any]] = []
+    if isinstance(content, str):
+        text = content
     else:
-        images = []
-    text = _text(content, f"{where}.content") if content else ""
-    return (f"Error: {text}" if block.get("is_error") else text), images
+        text = _text([each for each in content if isinstance(each, Text)])
+        images = [_image(each) for each in content if isinstance(each, Image)]
+    return (f"Error: {text}" if block.is_error else text), images
 
 
-def _image(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    source = block.get("source")
-    kind = source.get("type") if isinstance(source, dict) else None
-    if isinstance(source, dict) and kind == "url" and isinstance(source.get("url"), str):
-        return {"type": "image_url", "image_url": {"url": source["url"]}}
-    data, media = (source or {}).get("data"), (source or {}).get("media_type")
-    if kind == "base64" and isinstance(data, str) and isinstance(media, str):
-        return {"type": "image_url", "image_url": {"url": f"data:{media};base64,{data}"}}
-    raise bad_request(f"`{where}.source` must be base64 with a media type, or a URL", where)
+def _image(block: Image) -> dict[str, Any]:
+    source = block.source
+    if isinstance(source, Base64Source):
+        url = f"data:{source.media_type};base64,{source.data}"
+    else:
+        url = source.url
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _said(content: list[Any], where: str) -> dict[str, Any]:
-    """The assistant's turn: text and the tools that it used."""
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for index, each in enumerate(content):
-        at = f"{where}.content[{index}]"
-        kind, block = _block(each, at)
-        if kind == "text" and isinstance(block.get("text"), str):
-            texts.append(block["text"])
-        elif kind == "tool_use" and isinstance(block.get("name"), str):
-            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-            function = {"name": block["name"], "arguments": arguments}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind not in _FORGOTTEN:
-            raise bad_request(f"`{at}` has content of type {kind!r}, which no tier reads here", at)
-    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
-    if calls:
-        message = {**message, "content": "\n".join(texts) or None, "tool_calls": calls}
-    return message
+def _said(message: Assistant) -> dict[str, Any]:
+    """The assistant's turn: text and the tools that it used. Its thoughts are not told on."""
+    content = message.content
+    blocks = [Text(content)] if isinstance(content, str) else content
+    text = _text([block for block in blocks if isinstance(block, Text)])
+    calls = [_call(block) for block in blocks if isinstance(block, ToolUse)]
+    if not calls:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "content": text or None, "tool_calls": calls}
 
 
-def _tools(fields: Mapping[str, Any]) -> dict[str, Any]:
-    given = fields.get("tools")
-    if not given:
-        return {}
-    if not isinstance(given, list):
-        raise bad_request("`tools` must be a list", "tools")
-    tools = []
-    for index, tool in enumerate(given):
-        where = f"tools[{index}]"
-        name = tool.get("name") if isinstance(tool, dict) else None
-        if not isinstance(name, str) or tool.get("type", "custom") not in (None, "custom"):
-            raise bad_request(
-                f"`{where}` must be a tool of yours with a `name` and an `input_schema`; tools "
-                "that Anthropic runs are not here",
-                where,
-            )
-        function = {"name": name, "parameters": tool.get("input_schema") or {}}
-        if tool.get("description") is not None:
-            function["description"] = tool["description"]
-        if tool.get("strict") is not None:
-            function["strict"] = tool["strict"]
-        tools.append({"type": "function", "function": function})
-    return {"tools": tools, **_tool_choice(fields.get("tool_choice"))}
+def _call(block: ToolUse) -> dict[str, Any]:
+    arguments = json.dumps(block.input or {}, ensure_ascii=False)
+    function = {"name": block.name, "arguments": arguments}
+    return {"id": block.id, "type": "function", "function": function}
 
 
-def _tool_choice(choice: Any) -> dict[str, Any]:
-    if choice is None:
-        return {}
-    kind = choice.get("type") if isinstance(choice, dict) else None
+def _output(said: Message) -> dict[str, Any]:
+    """`response_format` for a JSON schema, as `output_config.format` or its older name."""
+    config = said.output_config
     chat: dict[str, Any] = {}
-    if kind in ("auto", "none"):
-        chat["tool_choice"] = kind
-    elif kind == "any":
-        chat["tool_choice"] = "required"
-    elif kind == "tool" and isinstance(choice.get("name"), str):
-        chat["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
-    else:
-        raise bad_request("`tool_choice.type` must be auto, any, tool (with a name) or none")
-    if choice.get("disable_parallel_tool_use"):
+    if config is not None and config.effort is not None:
+        chat["reasoning_effort"] = config.effort
+    form = (config.format if config is not None else None) or said.output_format
+    if form is not None:
+        schema = {"name": "answer", "schema": form.schema, "strict": True}
+        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return chat
+
+
+def _tools(said: MessageTokens) -> dict[str, Any]:
+    if not said.tools:
+        return {}
+    tools = [{"type": "function", "function": _function(tool)} for tool in said.tools]
+    return {"tools": tools, **_tool_choice(said.tool_choice)}
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema or {}}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return function
+
+
+def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
+    chat: dict[str, Any] = {}
+    match choice:
+        case None:
+            return {}
+        case AutoTool():
+            chat["tool_choice"] = "auto"
+        case NoTool():
+            chat["tool_choice"] = "none"
+        case AnyTool():
+            chat["tool_choice"] = "required"
+        case OneTool(name=name):
+            chat["tool_choice"] = {"type": "function", "function": {"name": name}}
+    if choice.disable_parallel_tool_use:
         chat["parallel_tool_calls"] = False
     return chat

@@ -39,7 +39,8 @@ from tandem_router.http.known_heads import Head
 from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
 from tandem_router.metrics import Metrics
-from tandem_router.openai.request import parse_headers, parse_json
+from tandem_router.openai.headers import parse_headers
+from tandem_router.openai.json_body import parse_json
 from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.judge_calls import JudgeKeys

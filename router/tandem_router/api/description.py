@@ -10,7 +10,11 @@ import json
 from importlib import metadata
 from typing import Any
 
+from msgspec.json import schema_components
+
+from tandem_router.anthropic.body import Message, MessageTokens
 from tandem_router.config import RouterConfig
+from tandem_router.openai.body import Bodies, Response
 
 Object = dict[str, Any]
 
@@ -30,15 +34,13 @@ def _maybe(schema: Object) -> Object:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _list(items: Object, least: int = 1) -> Object:
-    return {"type": "array", "items": items, "minItems": least}
+def _list(items: Object) -> Object:
+    return {"type": "array", "items": items, "minItems": 1}
 
 
 TEXT: Object = {"type": "string"}
 NAME: Object = {"type": "string", "minLength": 1}
 COUNT: Object = {"type": "integer", "minimum": 0}
-FLAG: Object = _maybe({"type": "boolean"})
-IDS: Object = _list({"type": "integer"})
 
 
 def schemas_of(config: RouterConfig) -> Object:
@@ -50,18 +52,13 @@ def schemas_of(config: RouterConfig) -> Object:
         "enum": list(dict.fromkeys(names)),
         "description": "The router's name: it chooses a tier; a tier or its model: that one.",
     }
-    length: Object = {"type": "integer", "minimum": 0, "maximum": limits.max_tokens}
-    bound = _maybe(length)
-    stops = {"type": "array", "items": TEXT, "maxItems": limits.max_stop}
-    choices = min(limits.max_n, limits.max_sequences)
-    common = {
-        "stream": FLAG,
-        "n": _maybe({"type": "integer", "minimum": 1, "maximum": choices}),
-        "stop": _maybe({"anyOf": [TEXT, stops]}),
-    }
-    role_text = _object(("role", "content"), role={"enum": ["user", "assistant"]}, content=TEXT)
-    texts = {**_list(NAME), "maxItems": limits.max_embedding_inputs}
+    read = Bodies(limits)
+    bodies = (read.chat, read.completion, read.embedding, Response, Message, MessageTokens)
+    _, declared = schema_components(bodies, ref_template="#/components/schemas/{name}")
+    for body in bodies:
+        declared[body.__name__]["properties"]["model"] = model
     return {
+        **declared,
         "Error": _object(
             ("error",),
             error=_object(
@@ -77,49 +74,6 @@ def schemas_of(config: RouterConfig) -> Object:
             type={"const": "error"},
             error=_object(("type", "message"), type=TEXT, message=TEXT),
             request_id=TEXT,
-        ),
-        "Chat": _object(
-            ("model", "messages"),
-            model=model,
-            messages=_list(_object(("role",), role=TEXT)),
-            max_tokens=bound,
-            max_completion_tokens=bound,
-            **common,
-        ),
-        "Completion": _object(
-            ("model", "prompt"),
-            model=model,
-            prompt={"anyOf": [TEXT, IDS]},
-            max_tokens=bound,
-            **common,
-        ),
-        "Embedding": _object(
-            ("model", "input"),
-            model=model,
-            input={"anyOf": [NAME, texts, IDS]},
-            encoding_format=_maybe({"enum": ["float", "base64"]}),
-            dimensions=_maybe({"type": "integer", "minimum": 1}),
-        ),
-        "Response": _object(
-            ("model", "input"),
-            model=model,
-            input={"anyOf": [NAME, _list(_object(("role", "content"), role=TEXT, content=TEXT))]},
-            instructions=_maybe(TEXT),
-            max_output_tokens=bound,
-            stream=FLAG,
-        ),
-        "Message": _object(
-            ("model", "messages", "max_tokens"),
-            model=model,
-            max_tokens=length,
-            system=TEXT,
-            messages=_list(role_text),
-            stream=FLAG,
-        ),
-        "MessageTokens": _object(
-            ("model", "messages"),
-            model=model,
-            messages=_list(role_text),
         ),
         "Tokenize": _object((), model=model, prompt=TEXT),
         "Detokenize": _object((), model=model, tokens={"type": "array", "items": COUNT}),

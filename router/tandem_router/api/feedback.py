@@ -6,7 +6,7 @@ import json
 
 from tandem_router.errors import ApiError
 from tandem_router.limits.ledger import NOTHING
-from tandem_router.openai.request import parse_json
+from tandem_router.openai.json_body import parse_json
 from tandem_router.proxy.context import Services
 from tandem_router.quality.feedback import Verdicts, parse
 from tandem_router.store.records import StoreError

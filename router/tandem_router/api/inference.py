@@ -29,15 +29,10 @@ from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
 from tandem_router.limits.bodies import HeldBodies
 from tandem_router.openai import responses_api
-from tandem_router.openai.request import (
-    PATHS,
-    InferenceRequest,
-    Kind,
-    RequestHeaders,
-    parse_headers,
-    parse_inference,
-    parse_json,
-)
+from tandem_router.openai.body import Bodies
+from tandem_router.openai.headers import RequestHeaders, parse_headers
+from tandem_router.openai.json_body import parse_json
+from tandem_router.openai.request import PATHS, InferenceRequest, Kind, parse_inference
 from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
@@ -87,11 +82,13 @@ class DataPath:
         self._tokenizing = Tokenizing(services)
         self._description = description.document(services.config)
         limits = services.config.limits
+        self._declared = Bodies(limits)
         self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Other bounds of bodies from now on; those that are held stay counted."""
         self._description = description.document(config)
+        self._declared = Bodies(config.limits)
         self.bodies.max_bytes = config.limits.max_held_body_bytes
         self.bodies.max_bytes_per_sender = config.limits.max_held_body_bytes_per_sender
 
@@ -253,7 +250,7 @@ class DataPath:
     ) -> None:
         """client: the exchange of our own server, another server's scope."""
         services = self._services
-        request = parse_inference(kind, body, services.config.limits)
+        request = parse_inference(kind, body, self._declared)
         tracing = services.tracing
         if tracing is None:
             await self._admitted(

@@ -6,13 +6,13 @@ import json
 
 import msgspec
 
-from tandem_router.anthropic.request import to_chat
+from tandem_router.anthropic.request import to_counted_chat
 from tandem_router.api.api_keys import Caller
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.answer import NotAnAnswer, unpacked
-from tandem_router.openai.request import parse_json
+from tandem_router.openai.json_body import parse_json
 from tandem_router.prices import list_price
 from tandem_router.proxy.context import Services
 
@@ -29,7 +29,7 @@ class Tokenizing:
     async def count(self, body: bytes, caller: Caller | None, request_id: str) -> tuple[int, bytes]:
         """Tokens of an Anthropic message, as its worker's template writes it."""
         fields = parse_json(body, self._services.config.limits.max_json_depth)
-        chat = msgspec.json.encode(to_chat(fields, counts_only=True))
+        chat = msgspec.json.encode(to_counted_chat(fields))
         status, reply = await self.ask("/tokenize", chat, caller, request_id)
         if status != 200:
             return status, reply

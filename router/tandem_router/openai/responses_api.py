@@ -12,24 +12,12 @@ from typing import Any
 
 from tandem_router.asgi import Send
 from tandem_router.errors import bad_request
+from tandem_router.openai.body import LOGPROBS, InputMessage, Response
+from tandem_router.openai.declared import checked
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools")
-# What `include` may name. Answers here hold text alone, so there is nothing of the rest to add.
-_LOGPROBS = "message.output_text.logprobs"
-_INCLUDABLE = frozenset(
-    {
-        _LOGPROBS,
-        "code_interpreter_call.outputs",
-        "computer_call_output.output.image_url",
-        "file_search_call.results",
-        "message.input_image.image_url",
-        "reasoning.encrypted_content",
-        "web_search_call.action.sources",
-        "web_search_call.results",
-    }
-)
 _ROLES = {"developer": "system"}
 
 
@@ -38,67 +26,34 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in _REFUSED:
         if fields.get(name):
             raise bad_request(f"`{name}` is not supported on /v1/responses here", name)
-    text = fields.get("text")
-    form = text.get("format") if isinstance(text, dict) else None
-    if isinstance(form, dict) and form.get("type", "text") != "text":
-        raise bad_request("only `text.format.type`=text is supported", "text.format")
+    said = checked(fields, Response)
     messages: list[dict[str, Any]] = []
-    if fields.get("instructions"):
-        messages.append({"role": "system", "content": fields["instructions"]})
-    given = fields.get("input")
-    if isinstance(given, str):
-        messages.append({"role": "user", "content": given})
-    elif isinstance(given, list) and given:
-        messages += [_message(item, index) for index, item in enumerate(given)]
+    if said.instructions:
+        messages.append({"role": "system", "content": said.instructions})
+    if isinstance(said.input, str):
+        messages.append({"role": "user", "content": said.input})
     else:
-        raise bad_request("`input` must be a string or a non-empty list of messages", "input")
-    chat: dict[str, Any] = {"model": fields.get("model"), "messages": messages}
+        messages += map(_message, said.input)
+    chat: dict[str, Any] = {"model": said.model, "messages": messages}
     chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
-    if fields.get("max_output_tokens") is not None:
-        chat["max_completion_tokens"] = fields["max_output_tokens"]
-    if _LOGPROBS in _include(fields.get("include")) or fields.get("top_logprobs"):
+    if said.max_output_tokens is not None:
+        chat["max_completion_tokens"] = said.max_output_tokens
+    if LOGPROBS in (said.include or ()) or said.top_logprobs:
         chat["logprobs"] = True
-        if fields.get("top_logprobs") is not None:
-            chat["top_logprobs"] = fields["top_logprobs"]
-    if fields.get("stream") is not None:
-        chat["stream"] = fields["stream"]
-    if fields.get("stream") is True:
+        if said.top_logprobs is not None:
+            chat["top_logprobs"] = said.top_logprobs
+    if said.stream is not None:
+        chat["stream"] = said.stream
+    if said.stream:
         chat["stream_options"] = {"include_usage": True}
     return chat
 
 
-def _include(given: Any) -> list[str]:
-    """What the reply is to hold beside the text. Raises ApiError (400)."""
-    if given is None:
-        return []
-    if not isinstance(given, list):
-        raise bad_request("`include` must be a list of strings", "include")
-    for each in given:
-        if not isinstance(each, str) or each not in _INCLUDABLE:
-            known = ", ".join(sorted(_INCLUDABLE))
-            raise bad_request(
-                f"`include` has {str(each)[:60]!r}, which is none of {known}", "include"
-            )
-    return given
-
-
-def _message(item: Any, index: int) -> dict[str, Any]:
-    where = f"input[{index}]"
-    if not isinstance(item, dict) or item.get("type", "message") != "message":
-        raise bad_request(f"`{where}` must be a message", where)
-    content = item.get("content")
-    if isinstance(content, list):
-        parts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in ("input_text", "output_text", "text"):
-                raise bad_request(f"`{where}` has content of type {kind!r}; use text", where)
-            parts.append(str(part.get("text", "")))
-        content = "\n".join(parts)
+def _message(item: InputMessage) -> dict[str, Any]:
+    content = item.content
     if not isinstance(content, str):
-        raise bad_request(f"`{where}.content` must be text", where)
-    role = item.get("role")
-    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": content}
+        content = "\n".join(part.text for part in content)
+    return {"role": _ROLES.get(item.role, item.role), "content": content}
 
 
 class ResponsesSend:

@@ -9,7 +9,8 @@ from tandem_router.config import FailoverConfig
 from tandem_router.errors import bad_request
 from tandem_router.limits.ledger import Hold
 from tandem_router.limits.turns import turn
-from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest, RequestHeaders
+from tandem_router.openai.headers import RequestHeaders
+from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
 from tandem_router.random_ids import new_seed
