@@ -1,6 +1,6 @@
 """Gives mutated bytes to everything that reads somebody else's: HTTP, KV frames, resources, files.
 
-usage: fuzz.py [--minutes 10] [--seed 0] [--only http,frames,resources,checkpoints,artifacts]
+usage: fuzz.py [--minutes 10] [--seed 0] [--only http,worker,frames,...]
 
 Each target takes bytes and may refuse them with its own errors; anything else (another exception, a
 5xx, a stack trace in a reply, memory that keeps growing, a crash of this process) ends the run with
@@ -10,6 +10,7 @@ status 1 and the bytes, which --seed makes again.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import random
@@ -18,8 +19,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,21 @@ Target = Callable[[bytes], None]
 
 class Finding(Exception):
     """What no input may do."""
+
+
+class Logged(logging.Handler):
+    """Errors with a stack trace that our code has logged: each is one that nobody foresaw."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.name.startswith(("tandem", "uvicorn")):
+            self.found.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+
+LOGGED = Logged()
 
 
 def mutated(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
@@ -104,26 +121,108 @@ def http() -> Iterator[tuple[Target, list[bytes]]]:
     with live_router(app) as router:
         port = int(router.url.rpartition(":")[2])
 
-        def ask(data: bytes) -> None:
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-                reply = b""
-                try:
-                    connection.sendall(data)
-                    connection.shutdown(socket.SHUT_WR)
-                    while part := connection.recv(65536):
-                        reply += part
-                except ConnectionError:
-                    return
-                except TimeoutError as error:
-                    raise Finding("no reply and no end of the connection") from error
-            if reply and not reply.startswith(b"HTTP/1.1 "):
-                raise Finding(f"the reply is no HTTP: {reply[:80]!r}")
-            if reply[9:10] == b"5" and reply[9:12] not in (b"502", b"503"):
-                raise Finding(f"status {reply[9:12]!r}: {reply[-300:]!r}")
-            if b"Traceback" in reply or b".py" in reply.replace(b"python", b""):
-                raise Finding(f"a stack trace: {reply[-300:]!r}")
+        yield (lambda data: ask(port, data)), seeds
 
-        yield ask, seeds
+
+def ask(port: int, data: bytes) -> None:
+    """One client's connection, until the server closes it. Raises Finding for a bad reply."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        reply = b""
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65536):
+                reply += part
+        except ConnectionError:
+            return
+        except TimeoutError as error:
+            raise Finding("no reply and no end of the connection") from error
+    if reply and not reply.startswith(b"HTTP/1.1 "):
+        raise Finding(f"the reply is no HTTP: {reply[:80]!r}")
+    if reply[9:10] == b"5" and reply[9:12] not in (b"502", b"503"):
+        raise Finding(f"status {reply[9:12]!r}: {reply[-300:]!r}")
+    if b"Traceback" in reply or b".py" in reply.replace(b"python", b""):
+        raise Finding(f"a stack trace: {reply[-300:]!r}")
+
+
+@contextmanager
+def worker() -> Iterator[tuple[Target, list[bytes]]]:
+    """A whole decode worker with the demo's small model; the bytes are a peer's connection."""
+    from tandem_worker.config import WorkerConfig
+    from tandem_worker.server.app import WorkerApp
+    from tandem_worker.server.http_server import HttpServer, listen
+    from tandem_worker.server.worker import Worker
+
+    settings = {"served_model": "m", "num_kv_blocks": 32, "role": "decode", "kv_port": 0}
+    config = WorkerConfig.parse({**settings, "max_model_len": 256, "max_waiting": 8})
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run_there(work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(120)
+
+    async def start() -> tuple[Worker, HttpServer]:
+        served = Worker(
+            config, ROOT / "examples" / "models" / "small", port=port, peer_token=b"token"
+        )
+        server = HttpServer(WorkerApp(served), listener)
+        await server.start()
+        await served.start()
+        return served, server
+
+    served, server = asyncio.run_coroutine_threadsafe(start(), loop).result(120)
+
+    def seed(method: str, path: str, fields: Any = None, *more: str) -> bytes:
+        data = b"" if fields is None else json.dumps(fields).encode()
+        lines = [f"{method} {path} HTTP/1.1", "host: m", "x-tandem-peer-token: token", *more]
+        lines.append(f"content-length: {len(data)}")
+        return "\r\n".join([*lines, "connection: close", "", ""]).encode() + data
+
+    body = {"model": "m", "max_tokens": 3, "messages": [{"role": "user", "content": "12 + 30"}]}
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z]{2}$"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    sampled = {"temperature": 0.7, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 7, "n": 2}
+    marks = {"logprobs": True, "top_logprobs": 2, "logit_bias": {"3": 1.5}, "stop": ["x"]}
+    known = ("x-tandem-created: 1", "x-tandem-seed: 7", "x-tandem-priority: -1")
+    known += ("x-tandem-model: m", "x-tandem-deadline-ms: 50", "x-tandem-token-ids: 1")
+    text = {"prompt": "12 + 30", "max_tokens": 2, "echo": True, "logprobs": 1}
+    order = {
+        "version": 1, "request_id": "r", "epoch": 1, "token_ids": [1, 2, 3], "seed": 7,
+        "num_computed_tokens": 0, "position": 3, "deadline_ms": 800,
+        "sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "num_prompt_tokens": 3},
+        "kv": {"address": "127.0.0.1:9", "block_ids": [3]},
+    }  # fmt: skip
+    chat, completions = "/v1/chat/completions", "/v1/completions"
+    seeds = [
+        *(seed("POST", chat, {**body, **more}, *known) for more in ({}, sampled, marks)),
+        seed("POST", chat, {**body, "stream": True, "cache_salt": "s"}, *known),
+        seed("POST", chat, {**body, "response_format": form}),
+        seed("POST", chat, {**body, "tools": tools}),
+        seed("POST", completions, text),
+        seed("POST", completions, {"prompt": [[1, 2], [3]], "max_tokens": 1, "guided_regex": "a+"}),
+        seed("POST", completions, {**text, "tandem": {"resume_token_ids": [[4, 5]]}}),
+        seed("POST", "/v1/embeddings", {"input": ["a", "b"], "pooling": "mean"}),
+        seed("POST", "/tokenize", {"prompt": "<|im_end|> a"}),
+        seed("POST", "/tokenize", {"messages": body["messages"]}),
+        seed("POST", "/detokenize", {"tokens": [1, 2, 3]}),
+        seed("POST", "/internal/prefill", order),
+        seed("POST", "/internal/abort", {"request_id": "r", "epoch": 1}),
+        seed("POST", "/internal/kv-link", {"address": "127.0.0.1:9"}),
+        seed("GET", "/v1/load"),
+        seed("GET", "/v1/models/m"),
+        seed("GET", "/metrics", None, "expect: 100-continue", "upgrade: h2c"),
+    ]
+    try:
+        yield (lambda data: ask(port, data)), seeds
+    finally:
+        run_there(server.stop(force=True))
+        run_there(served.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
 
 
 @contextmanager
@@ -239,6 +338,7 @@ def artifacts() -> Iterator[tuple[Target, list[bytes]]]:
 
 TARGETS = {
     "http": http,
+    "worker": worker,
     "frames": frames,
     "resources": resources,
     "checkpoints": checkpoints,
@@ -264,6 +364,8 @@ def run(name: str, seconds: float, seed: int) -> str:
             data = mutated(rng, seeds)
             try:
                 target(data)
+                if LOGGED.found:
+                    raise Finding(f"logged {LOGGED.found[0]}")
             except Finding as finding:
                 raise Finding(f"{name}, input {count}: {finding}; bytes {data[:2000]!r}") from None
             except Exception as error:
@@ -286,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(TARGETS), help="targets, by commas")
     args: Any = parser.parse_args(argv)
-    logging.disable(logging.CRITICAL)
+    logging.disable(logging.WARNING)
+    logging.basicConfig(handlers=[LOGGED], force=True)
     names = args.only.split(",")
     if unknown := [name for name in names if name not in TARGETS]:
         parser.error(f"{unknown[0]!r} is no target; use {', '.join(TARGETS)}")

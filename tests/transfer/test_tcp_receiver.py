@@ -307,7 +307,7 @@ async def test_a_new_push_on_a_connection_after_a_refused_one_works(
 async def test_connections_beyond_the_limit_are_closed(target: TcpReceiver) -> None:
     peers = [await RawPeer.connect(target.address) for _ in range(24)]
     for peer in peers:
-        await peer.read()
+        await peer.greet()
 
     extra = await RawPeer.connect(target.address)
 

@@ -31,6 +31,7 @@ from tandem_worker.openai.request import (
     with_defaults,
 )
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
+from tandem_worker.server import browsers
 from tandem_worker.server.description import RELEASE, document
 from tandem_worker.server.embedding import embed
 from tandem_worker.server.generation import Generation
@@ -123,6 +124,7 @@ class WorkerApp:
             ("POST", "/internal/kv-link"): self._kv_link,
         }
         self._open = {"/health", "/ready", "/metrics"}
+        self._names = browsers.names_of(worker.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -145,7 +147,7 @@ class WorkerApp:
             if handler is None:
                 raise _no_route(method, path, {known for _, known in self._routes})
             if path not in self._open:
-                self._check_token(headers)
+                self._check_sender(scope, headers)
             body = await _read_body(receive) if method == "POST" else b""
             call = Call(method, path, headers, body, receive, tracking_send)
             await handler(call)
@@ -166,7 +168,7 @@ class WorkerApp:
                 )
                 await call.reply(failure.body(), status=500)
 
-    def _check_token(self, headers: Mapping[str, str]) -> None:
+    def _check_sender(self, scope: Scope, headers: Mapping[str, str]) -> None:
         given = headers.get("x-tandem-peer-token", "").encode()
         tokens = self._worker.peer_tokens()
         if tokens and not any(hmac.compare_digest(given, token) for token in tokens):
@@ -175,7 +177,12 @@ class WorkerApp:
                 status=401,
                 type="authentication_error",
                 code="invalid_peer_token",
+                headers={"connection": "close"},
             )
+        browsers.check(headers, None if tokens else self._names)
+        connection = scope.get("extensions", {}).get("tandem.connection")
+        if tokens and connection is not None:
+            connection.known()
 
     # -- small routes ----------------------------------------------------------------------------
 

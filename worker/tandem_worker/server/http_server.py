@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from tandem_worker.errors import WorkerError
+from tandem_worker.server.connections import Strangers
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,12 +54,18 @@ class HttpServer:
     Args:
         app: An ASGI application.
         listener: From :func:`listen`; closed by :meth:`stop`.
+        strangers: What connections may hold.
     """
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    def __init__(
+        self, app: Any, listener: socket.socket, strangers: Strangers | None = None
+    ) -> None:
         self._listener = listener
         settings = uvicorn.Config(
             app,
+            http=(strangers or Strangers()).protocol,  # type: ignore[arg-type]
+            ws="none",
+            proxy_headers=False,
             log_level="warning",
             access_log=False,
             lifespan="off",

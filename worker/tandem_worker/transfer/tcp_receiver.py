@@ -76,8 +76,9 @@ class TcpReceiver:
     """A `KVReceiver`.
 
     `max_inflight_bytes` bounds the bytes that all senders together may have under way;
-    `max_connections` the peers; a peer has `handshake_s` to prove the token, and `stall_s` for
-    the next byte inside a frame.
+    `max_connections` the peers, `max_strangers` the connections that have not proved the token yet:
+    the oldest of those goes where one more comes, so that silent ones keep nobody out. A peer has
+    `handshake_s` to prove the token, and `stall_s` for the next byte inside a frame.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TcpReceiver:
         token: Tokens | bytes | None = None,
         max_inflight_bytes: int = 64 << 20,
         max_connections: int = 256,
+        max_strangers: int = 64,
         handshake_s: float = 5.0,
         stall_s: float = 15.0,
         quarantine_grace_s: float = 2.0,
@@ -95,6 +97,8 @@ class TcpReceiver:
         self.pool = pool
         self._tokens = tokens_of(token)
         self._max_connections = max_connections
+        self._max_strangers = max_strangers
+        self._strangers: dict[int, _Connection] = {}
         self._handshake_s = handshake_s
         self._stall_s = stall_s
         self._clock = clock
@@ -204,7 +208,7 @@ class TcpReceiver:
                 logger.error("cannot accept a KV connection: %s", error.strerror)
                 await asyncio.sleep(0.2)
                 continue
-            if len(self.connections) >= self._max_connections:
+            if len(self.connections) - len(self._strangers) >= self._max_connections:
                 self._num_refused += 1
                 logger.warning(
                     "refused a KV connection from %s: max_connections=%d are open",
@@ -217,8 +221,15 @@ class TcpReceiver:
             writer = next(self._writers)
             wire = Wire(sock, self._stall_s)
             connection = _Connection(self, writer, wire, format_address(*peer[:2]))
-            self.connections[writer] = connection
+            self.connections[writer] = self._strangers[writer] = connection
+            if len(self._strangers) > self._max_strangers:
+                self._num_refused += 1
+                self._strangers.pop(next(iter(self._strangers))).wire.close()
             self._spawn(self._serve(connection))
+
+    def proved(self, connection: _Connection) -> None:
+        """A connection has shown that it knows the token."""
+        self._strangers.pop(connection.writer, None)
 
     async def _serve(self, connection: _Connection) -> None:
         reason = "closed its connection"
@@ -232,6 +243,7 @@ class TcpReceiver:
         finally:
             connection.wire.close()
             self.connections.pop(connection.writer, None)
+            self._strangers.pop(connection.writer, None)
             connection.gone(reason)
 
     def _stop_writer(self, writer: int, key: int, error: TransferError) -> None:
@@ -363,6 +375,7 @@ class _Connection:
                 "--peer-token-file"
             )
         self._authenticated = True
+        receiver.proved(self)
         if hello.name:
             self._peer = f"{printable(hello.name)} ({self._peer})"
         receiver.layout.require_equal(hello.layout, f"sender {self._peer}")
