@@ -91,7 +91,7 @@ class Life:
 
     def rank(self, sequence: Sequence) -> tuple[float, ...]:
         """The order as the documentation says it."""
-        predicted = sequence.num_uncomputed_tokens + sequence.predicted_output_tokens
+        predicted = sequence.num_uncomputed_tokens + sequence.remaining_output_tokens
         by: dict[Order, tuple[float, ...]] = {
             "fcfs": (),
             "sjf": (predicted,),

@@ -281,17 +281,20 @@ class Scheduler:
         size = self.blocks.block_size
         chunks = step.chunks
         prefills: list[Sequence] = []
+        running = State.RUNNING
+        # This loop and the one of `advance` are the cost of a step of many decodes: no call for a
+        # sequence that has room in its last block, and tuples made by C.
+        take, make, kind = chunks.append, tuple.__new__, Chunk
         for sequence in selected:
             computed = sequence.num_computed_tokens
             if len(sequence.token_ids) - computed > 1:
                 prefills.append(sequence)
-                continue
-            if budget == 0 or sequence.state is not State.RUNNING:
-                continue
-            # Most decodes have room in their last block: no call for those.
-            roomy = computed < len(sequence.block_ids) * size
-            if roomy or self._grow(sequence, 1, step, now_s):
-                chunks.append(Chunk(sequence, computed, 1))
+            elif computed < len(sequence.block_ids) * size:
+                if budget:
+                    take(make(kind, (sequence, computed, 1)))
+                    budget -= 1
+            elif budget and sequence.state is running and self._grow(sequence, 1, step, now_s):
+                take(make(kind, (sequence, computed, 1)))
                 budget -= 1
         if step.preempted:
             chunks = step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
@@ -311,7 +314,6 @@ class Scheduler:
             step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
 
         if not step.preempted:
-            budget = self.limits.max_batched_tokens - step.num_tokens
             self._admit(step, budget, paused, now_s)
         return step
 
@@ -320,13 +322,13 @@ class Scheduler:
         size = self.blocks.block_size
         caches = self.blocks.prefix_cache
         is_mlfq = self.order == "mlfq"
-        for chunk in step.chunks:
-            sequence = chunk.sequence
-            if sequence.state is not State.RUNNING:
+        running = State.RUNNING
+        for sequence, start, num_tokens in step.chunks:
+            if sequence.state is not running:
                 continue
-            computed = sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-            sequence.served_tokens += chunk.num_tokens
+            computed = sequence.num_computed_tokens = start + num_tokens
             if is_mlfq:
+                sequence.served_tokens += num_tokens
                 quantum = self.limits.mlfq_quantum_tokens << sequence.level
                 if sequence.served_tokens >= quantum and sequence.level < _NUM_LEVELS - 1:
                     sequence.level += 1
@@ -368,7 +370,6 @@ class Scheduler:
                 assert fresh is not None, "num_quiet_steps counted the blocks"
                 sequence.block_ids += fresh
             sequence.num_computed_tokens = computed
-            sequence.served_tokens += num_steps
             self._publish(sequence)
 
     def _blocks_for(self, num_steps: int) -> int:
