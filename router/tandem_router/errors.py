@@ -1,14 +1,27 @@
 """Every way a request can be refused, and how each looks on the wire.
 
 Clients of the OpenAI API read `{"error": {"message", "type", "param", "code"}}`; nothing else
-ever leaves the router, whatever went wrong. `retry` says whether the same request can succeed
-later: where it cannot, `x-should-retry: false` stops clients that retry by status code alone.
+ever leaves the router, whatever went wrong. Beside a code stands `doc_url`, where this router says
+what it means and what to do: a reference to resolve against its own address. `retry` says whether
+the same request can succeed later: where it cannot, `x-should-retry: false` stops clients that
+retry by status code alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from functools import cache
+from pathlib import Path
+
+DOC_URL = "/errors/"
+
+
+@cache
+def explanations() -> dict[str, str]:
+    """What is said of each code that routers and workers can answer; `make reference` writes it."""
+    said: dict[str, str] = json.loads(Path(__file__).with_name("error_codes.json").read_text())
+    return said
 
 
 class RouterError(Exception):
@@ -61,6 +74,8 @@ class ApiError(RouterError):
             "param": self.param,
             "code": self.code,
         }
+        if self.code in explanations():  # a provider's own codes are not ours to explain
+            error["doc_url"] = f"{DOC_URL}{self.code}"
         # A half of a surrogate pair, quoted from a request, has no bytes of its own.
         return json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
 

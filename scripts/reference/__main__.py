@@ -35,7 +35,9 @@ def pages() -> dict[Path, str]:
         WorkerConfig,
     )
     made["troubleshooting.md"] = troubleshooting.page()
-    return {DOCS / name: text.rstrip() + "\n" for name, text in made.items()}
+    made["../router/tandem_router/error_codes.json"] = troubleshooting.explanations()
+    made["../worker/tandem_worker/error_codes.json"] = troubleshooting.explanations("worker")
+    return {(DOCS / name).resolve(): text.rstrip() + "\n" for name, text in made.items()}
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from reference.markdown import HEAD, cell, code, table
 
 from tandem_operator.cli.explain import CAUSES
 
+HEADS = (("look", "Look at"), ("do", "What to do"))
 SECTIONS = ("types", "conditions", "requests", "codes")
 
 
@@ -43,6 +46,25 @@ def check() -> None:
     if wrong:
         file = "operator/tandem_operator/cli/troubleshooting.yaml"
         raise UnreadableError(f"{file}: {'; '.join(wrong)}; then `make reference`")
+
+
+def explanations(server: str | None = None) -> str:
+    """JSON: what a server answers at /errors/CODE, of its own codes or (None) of all."""
+    said = rows()["codes"]
+    made = {}
+    for name, by in error_codes().items():
+        if server is None or server in by:
+            lines = [name, "", said[name]["means"]]
+            lines += [
+                f"{head}: {plain(said[name][key])}" for key, head in HEADS if key in said[name]
+            ]
+            made[name] = "\n".join(lines) + "\n"
+    return json.dumps(made, indent=1, ensure_ascii=False)
+
+
+def plain(text: str) -> str:
+    """Without the marks of Markdown: a link is its words, code its letters."""
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text).replace("`", "")
 
 
 def conditions_page() -> str:
@@ -115,8 +137,9 @@ def page() -> str:
             "Error codes",
             "codes",
             "error-",
-            'Replies are `{"error": {"message", "type", "param", "code"}}`; the message '
-            "names the thing and the next step.",
+            'Replies are `{"error": {"message", "type", "param", "code", "doc_url"}}`; the message '
+            "names the thing and the next step, `doc_url` is where the router itself has this row "
+            "(`curl http://ENDPOINT/errors/CODE`).",
         ),
         (
             "Reasons of a request",

@@ -31,6 +31,7 @@ def test_openais_python_client_of_three_majors(router: LiveRouter, name: str) ->
         "tier": "small",
         "request_id": True,
         "unknown": ["NotFoundError", 404, "model_not_found"],
+        "explained": "/errors/model_not_found",
         "long": ["BadRequestError", 400, "context_length_exceeded"],
     }
 

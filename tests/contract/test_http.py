@@ -288,7 +288,9 @@ async def test_a_request_without_the_peer_token_is_refused(worker: Worker) -> No
         reply = await post(worker, path, {}, {})
 
         assert reply.status_code == 401
-        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+        error = reply.json()["error"]
+        assert set(error) == {"message", "type", "param", "code", "doc_url"}
+        assert error["doc_url"] == "/errors/invalid_peer_token"
 
 
 # -- decode worker to prefill worker -------------------------------------------------------------

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tandem_router.errors import explanations
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -76,6 +78,13 @@ def test_search_works_from_disk_and_knows_the_words_that_people_look_up(site: Pa
     for word in ("InsufficientGPU", "apiKeySecretRef", "maxShare", "tandem_decisions_total"):
         assert word in index
     assert (site / "assets" / "iframe-worker.js").is_file()
+
+
+def test_every_code_that_a_server_explains_has_its_place_on_the_page(site: Path) -> None:
+    page = (site / "troubleshooting.html").read_text()
+
+    assert len(explanations()) > 50
+    assert [c for c in explanations() if f'id="error-{c}"' not in page] == []
 
 
 def test_every_document_is_reached_from_the_navigation(site: Path) -> None:

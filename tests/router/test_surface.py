@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from tandem_router.errors import ApiError
 from tandem_router.testing.two_tiers import both
 
 
@@ -87,6 +89,36 @@ async def test_an_unknown_model_is_named_with_those_that_exist(run_router: Any) 
     assert reply.error["code"] == "model_not_found"
     assert "chat" in reply.error["message"]
     assert "large-model" in reply.error["message"]
+
+
+async def test_an_error_leads_to_what_its_code_means_without_a_key(run_router: Any) -> None:
+    tenants = [{"name": "t", "key_hashes": []}]
+    async with run_router({}, tenants=tenants, peer_token="t") as (client, _):
+        refused = await client.chat()
+        page = await client.get(refused.error["doc_url"])
+        unknown = await client.get("/errors/nonsense")
+
+    assert refused.error["doc_url"] == "/errors/missing_api_key"
+    assert page.headers["content-type"].startswith("text/plain")
+    assert "Authorization: Bearer KEY" in page.body.decode()
+    assert unknown.status == 404
+    assert "missing_api_key" in unknown.error["message"]
+    assert "doc_url" not in unknown.error
+
+
+async def test_anthropics_form_of_an_error_leads_there_too(run_router: Any) -> None:
+    body = {"model": "no", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    async with run_router({}) as (client, _):
+        reply = await client.request("POST", "/v1/messages", body)
+
+    assert reply.error["doc_url"] == "/errors/model_not_found"
+
+
+async def test_a_providers_own_code_is_not_explained_here() -> None:
+    error = json.loads(ApiError(400, "no", code="billing_hard_limit").body())["error"]
+
+    assert error["code"] == "billing_hard_limit"
+    assert "doc_url" not in error
 
 
 async def test_a_body_above_the_limit_is_refused_before_it_is_read(run_router: Any) -> None:

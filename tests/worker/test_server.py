@@ -345,7 +345,10 @@ async def test_errors_are_openai_objects(
     assert reply.status_code == status
     error = reply.json()["error"]
     assert said in error["message"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) - {"doc_url"} == {"message", "type", "param", "code"}
+    if error["code"] is not None:
+        async with httpx.AsyncClient(base_url=worker.url) as client:
+            assert (await client.get(error["doc_url"])).text.startswith(error["code"])
 
 
 async def test_internal_and_model_routes_need_the_peer_token(start_worker: Any) -> None:

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
+
+DOC_URL = "/errors/"
+
+
+@cache
+def explanations() -> dict[str, str]:
+    """What is said of each code that a worker can answer; `make reference` writes it."""
+    said: dict[str, str] = json.loads(Path(__file__).with_name("error_codes.json").read_text())
+    return said
+
 
 class WorkerError(Exception):
     """Base of everything this package raises on purpose."""
@@ -44,15 +57,16 @@ class RequestError(WorkerError):
         self.headers = headers or {}
 
     def body(self) -> dict[str, object]:
-        """The OpenAI error object."""
-        return {
-            "error": {
-                "message": str(self),
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
+        """The OpenAI error object; `doc_url` is where worker and router explain the code."""
+        error: dict[str, object] = {
+            "message": str(self),
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
         }
+        if self.code in explanations():
+            error["doc_url"] = f"{DOC_URL}{self.code}"
+        return {"error": error}
 
 
 class InvariantError(WorkerError):

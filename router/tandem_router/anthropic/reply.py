@@ -27,13 +27,15 @@ _STOPS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "r
 
 def error_of(status: int, body: bytes, request_id: str) -> bytes:
     """An OpenAI error object as Anthropic's."""
+    more = {}
     try:
         said = json.loads(body)["error"]
         message = str(said["message"])
+        more = {"doc_url": said["doc_url"]} if "doc_url" in said else {}
     except (ValueError, KeyError, TypeError):
         message = f"the request failed with status {status}"
     kind = _ERRORS.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error = {"type": kind, "message": message}
+    error = {"type": kind, "message": message, **more}
     return encode_json({"type": "error", "error": error, "request_id": request_id})
 
 

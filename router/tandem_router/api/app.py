@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from tandem_router.api import admin, dashboard
@@ -32,7 +32,7 @@ from tandem_router.balancing.file_discovery import EndpointTable, watch_file
 from tandem_router.balancing.health_check import poll_loads
 from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import FileEndpoints, RouterConfig
-from tandem_router.errors import ApiError, ConfigError
+from tandem_router.errors import DOC_URL, ApiError, ConfigError, explanations
 from tandem_router.http.client import UpstreamClient
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
@@ -465,6 +465,14 @@ def _control_app(app: RouterApp) -> FastAPI:
         return JSONResponse(
             {"ready": good, "usable_workers": usable}, status_code=200 if good else 503
         )
+
+    @api.get(DOC_URL + "{code}")
+    async def explain(code: str) -> Response:
+        said = explanations().get(code)
+        if said is None:
+            known = ", ".join(explanations())
+            raise ApiError(404, f"there is no code {code[:100]!r}; there are {known}")
+        return PlainTextResponse(said)
 
     @api.get("/metrics")
     async def metrics() -> Response:

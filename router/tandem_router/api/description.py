@@ -67,12 +67,13 @@ def schemas_of(config: RouterConfig) -> Object:
                 type=TEXT,
                 param=_maybe(TEXT),
                 code=_maybe(TEXT),
+                doc_url=TEXT,
             ),
         ),
         "AnthropicError": _object(
             ("type", "error"),
             type={"const": "error"},
-            error=_object(("type", "message"), type=TEXT, message=TEXT),
+            error=_object(("type", "message"), type=TEXT, message=TEXT, doc_url=TEXT),
             request_id=TEXT,
         ),
         "Tokenize": _object((), model=model, prompt=TEXT),
@@ -126,6 +127,7 @@ def _get(summary: str, reply: str, **more: Any) -> Object:
 
 
 _NAME = {"name": "model", "in": "path", "required": True, "schema": NAME}
+_CODE = {"name": "code", "in": "path", "required": True, "schema": NAME}
 PATHS: Object = {
     "/v1/chat/completions": _post("A chat's next message", "Chat", "Choices", streams=True),
     "/v1/completions": _post("A text's continuation", "Completion", "Choices", streams=True),
@@ -146,6 +148,11 @@ PATHS: Object = {
     "/openapi.json": _get("This document", "Any"),
     "/health": _get("Whether the process lives", "Any"),
     "/ready": _get("Whether a tier has a usable worker", "Any"),
+    "/errors/{code}": _get("What an error's code means and what to do", "Any", parameters=[_CODE]),
+}
+PATHS["/errors/{code}"]["get"]["responses"]["200"] = {
+    "description": "In words.",
+    "content": {"text/plain": {"schema": TEXT}},
 }
 PATHS["/ready"]["get"]["responses"]["503"] = _content("Any", "None has.")
 

@@ -90,6 +90,10 @@ raw = client.chat.completions.with_raw_response.create(model="small", messages=T
 FOUND["tier"] = raw.headers["x-tandem-tier"]
 FOUND["request_id"] = whole._request_id is not None
 FOUND["unknown"] = error_of(lambda: client.chat.completions.create(model="x", messages=TURN))
+try:
+    client.chat.completions.create(model="x", messages=TURN)
+except openai.APIStatusError as error:
+    FOUND["explained"] = error.body["doc_url"]
 LONG = [{"role": "user", "content": "word " * 5000}]
 FOUND["long"] = error_of(lambda: client.chat.completions.create(model="small", messages=LONG))
 print(json.dumps(FOUND))

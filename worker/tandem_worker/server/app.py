@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
-from tandem_worker.errors import RequestError, WorkerError
+from tandem_worker.errors import DOC_URL, RequestError, WorkerError, explanations
 from tandem_worker.logs import REQUEST_ID
 from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
@@ -144,9 +144,11 @@ class WorkerApp:
             handler = self._routes.get((method, path))
             if handler is None and method == "GET" and path.startswith("/v1/models/"):
                 handler = self._model
+            if handler is None and method == "GET" and path.startswith(DOC_URL):
+                handler = self._explain
             if handler is None:
                 raise _no_route(method, path, {known for _, known in self._routes})
-            if path not in self._open:
+            if path not in self._open and not path.startswith(DOC_URL):
                 self._check_sender(scope, headers)
             body = await _read_body(receive) if method == "POST" else b""
             call = Call(method, path, headers, body, receive, tracking_send)
@@ -236,6 +238,16 @@ class WorkerApp:
 
     async def _version(self, call: Call) -> None:
         await call.reply({"version": RELEASE})
+
+    async def _explain(self, call: Call) -> None:
+        code = call.path.removeprefix(DOC_URL)
+        said = explanations().get(code)
+        if said is None:
+            known = ", ".join(explanations())
+            raise RequestError(
+                f"there is no code {code[:100]!r}; there are {known}", status=404, code="not_found"
+            )
+        await call.reply(said.encode(), content_type="text/plain; charset=utf-8")
 
     async def _load(self, call: Call) -> None:
         await call.reply(self._worker.load())

@@ -32,6 +32,7 @@ _PAGES = {
     "/openapi.json": "This document",
     "/health": "Whether the process lives",
     "/ready": "Whether requests are taken",
+    "/errors/{code}": "What an error's code means and what to do",
 }
 _ERROR = {
     "type": "object",
@@ -45,6 +46,7 @@ _ERROR = {
                 "type": {"type": "string"},
                 "param": {"type": ["string", "null"]},
                 "code": {"type": ["string", "null"]},
+                "doc_url": {"type": "string"},
             },
         }
     },
@@ -66,8 +68,9 @@ def document(model: str) -> bytes:
         paths[path] = {"post": {**operation, "requestBody": {"required": True, "content": content}}}
     for path, summary in _PAGES.items():
         paths[path] = {"get": _operation(summary)}
-    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    paths["/v1/models/{model}"]["get"]["parameters"] = [name]
+    for path, named in (("/v1/models/{model}", "model"), ("/errors/{code}", "code")):
+        name = {"name": named, "in": "path", "required": True, "schema": {"type": "string"}}
+        paths[path]["get"]["parameters"] = [name]
     return json.dumps(
         {
             "openapi": "3.1.0",
