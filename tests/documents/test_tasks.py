@@ -136,11 +136,10 @@ def files(folder: Path) -> None:
 
 
 def check_that_a_key_opens_the_endpoint(running: Running) -> None:
-    minted = running.tandem("tandem keys create research 2>/dev/null")
-    key = re.search(r"^key +(\S+)$", minted, re.M)
-    number = re.search(r"^id +(\S+)$", minted, re.M)
-    assert key is not None
-    assert number is not None
+    minted = json.loads(running.tandem("tandem keys create research --json"))
+    key, number = minted["key"], minted["id"]
+    limited = json.loads(running.tandem(f"tandem keys limit {number} --usd-per-hour 2 --json"))
+    assert limited["usd_per_hour"] == 2
     ask = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     url = f"{running.url().removesuffix('/v1')}/v1/chat/completions"
 
@@ -148,10 +147,10 @@ def check_that_a_key_opens_the_endpoint(running: Running) -> None:
         without = client.post(url, json=ask)
         assert without.status_code == 401
         assert without.json()["error"]["code"] == "missing_api_key"
-        answer = client.post(url, json=ask, headers={"authorization": f"Bearer {key[1]}"})
+        answer = client.post(url, json=ask, headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
-        running.tandem(f"tandem keys revoke {number[1]}")
-        refused = client.post(url, json=ask, headers={"authorization": f"Bearer {key[1]}"})
+        running.tandem(f"tandem keys revoke {number}")
+        refused = client.post(url, json=ask, headers={"authorization": f"Bearer {key}"})
         assert refused.json()["error"]["code"] == "invalid_api_key"
 
 

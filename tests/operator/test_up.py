@@ -322,6 +322,10 @@ def test_the_commands_talk_to_the_running_cluster_and_ctrl_c_leaves_nothing(up: 
     assert as_json["status"]["ready"] == "2/2"
     assert "stub: serving as" in up.tandem("logs", "large-decode").stdout
     assert "KVLinkReady" in up.tandem("describe", "model", "large").stdout
+    described = json.loads(up.tandem("describe", "model", "large", "--json").stdout)
+    assert described["object"]["status"]["ready"] == "2/2"
+    assert len(described["pods"]) == 2
+    assert described["events"]
     assert "Serving" in up.tandem("events").stdout
     scaled = up.tandem("scale", "workerpool/small-unified", "--replicas", "2")
     assert scaled.stdout == "workerpool/small-unified scaled\n"

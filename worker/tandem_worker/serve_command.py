@@ -29,12 +29,22 @@ def register(subparsers: Any) -> None:
         metavar="MODEL",
         help="a Hugging Face model directory, or hf://ORG/NAME[@REVISION]",
     )
-    parser.add_argument("--name", help="name of the model (default: the directory's)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 works too")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--max-model-len", type=int, help="longest prompt + answer, tokens")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the model (default: the directory's)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; ::1 works too"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16 or float16"
+    )
+    parser.add_argument(
+        "--max-model-len", type=int, metavar="N", help="longest prompt + answer, tokens"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.set_defaults(run=run)
 
 

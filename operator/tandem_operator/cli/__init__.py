@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        # A file that the user named and that can only be told when it is written.
+        sys.stderr.write(f"tandem {parsed.command}: {error.filename}: {error.strerror}\n")
+        return 1
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

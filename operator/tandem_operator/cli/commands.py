@@ -106,10 +106,13 @@ def register(subparsers: Any) -> None:
     )
     _kind(describe, help="a kind, or KIND/NAME")
     _name(describe)
+    describe.add_argument(
+        "--json", action="store_true", help="print object, pods and events as JSON"
+    )
 
     logs = _add(subparsers, "logs", "show what a pod wrote", _logs)
     _completed(logs.add_argument("name", help="a pod, pool, Model or Router"), completion.log_names)
-    logs.add_argument("-c", "--container", help="a container of the pod")
+    logs.add_argument("-c", "--container", metavar="NAME", help="of the pod, such as fetch-weights")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
 
@@ -308,6 +311,15 @@ def _describe(args: argparse.Namespace) -> int:
         there = ", ".join(o["metadata"]["name"] for o in answer if o["kind"] in kinds) or "none"
         raise CommandError(f"{word} {name!r} not found; there are: {there}")
     obj = found[0]
+    pods = [o for o in answer if o["kind"] == "Pod" and _owned_by(o, obj)]
+    events = [
+        o
+        for o in answer
+        if o["kind"] == "Event" and o["involvedObject"].get("uid") == obj["metadata"]["uid"]
+    ]
+    if args.json:
+        sys.stdout.write(_dump({"object": obj, "pods": pods, "events": events}, "json"))
+        return 0
     out = [f"Name:     {name}", f"Kind:     {obj['kind']}"]
     out.append(f"Created:  {obj['metadata']['creationTimestamp']}")
     out.append("Spec:\n" + _indent(_dump(obj.get("spec") or {}, "yaml")))
@@ -321,15 +333,9 @@ def _describe(args: argparse.Namespace) -> int:
         out.append(f"  a word of REASON is explained by `tandem explain {rows[-1][2]}`")
     if status:
         out.append("Status:\n" + _indent(_dump(status, "yaml")))
-    pods = [o for o in answer if o["kind"] == "Pod" and _owned_by(o, obj)]
-    if pods and obj["kind"] != "Pod":
+    if pods:
         rows = [table.header("Pod"), *(table.row("Pod", p) for p in pods)]
         out.append("Pods:\n" + _indent("\n".join(table.render(rows))))
-    events = [
-        o
-        for o in answer
-        if o["kind"] == "Event" and o["involvedObject"].get("uid") == obj["metadata"]["uid"]
-    ]
     if events:
         rows = [["AGE", "TYPE", "REASON", "MESSAGE"]]
         for e in events:

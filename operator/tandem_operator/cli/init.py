@@ -22,7 +22,9 @@ FORMS = (
 def register(subparsers: Any) -> None:
     """Add the command to the parser."""
     text = "write a commented YAML for a small and a large model"
-    parser = subparsers.add_parser("init", help=text, description=f"{text}. Each is {FORMS}.")
+    parser = subparsers.add_parser(
+        "init", help=text, description=f"{text[0].upper()}{text[1:]}. Each model is {FORMS}."
+    )
     for tier in ("small", "large"):
         parser.add_argument(f"--{tier}", required=True, metavar="MODEL", help=FORMS)
         parser.add_argument(
@@ -31,7 +33,9 @@ def register(subparsers: Any) -> None:
             help="dollars per million input and output tokens, such as 0.15/0.60; an external "
             "endpoint needs them",
         )
-    parser.add_argument("--image", default=VLLM_IMAGE, help=f"image of vllm: ({VLLM_IMAGE})")
+    parser.add_argument(
+        "--image", default=VLLM_IMAGE, metavar="IMAGE", help=f"of vllm: ({VLLM_IMAGE})"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write; stdout when absent")
     parser.set_defaults(run=_init)
 

@@ -33,13 +33,12 @@ def register(subparsers: Any) -> None:
     text = "mint, list, limit and revoke API keys of a Router"
     keys = subparsers.add_parser("keys", help=text, description=__doc__.split("\n\n")[0])
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="all keys, never their text")
-    listing.add_argument("--json", action="store_true", help="print them as JSON")
-    create = actions.add_parser("create", help="mint a key; it is shown once")
+    listing = action(actions, "list", "all keys, never their text")
+    create = action(actions, "create", "mint a key; it is shown once")
     create.add_argument("tenant", help="whose; one of spec.tenants")
-    limit = actions.add_parser("limit", help="change the limits of a key; 0 takes one away")
+    limit = action(actions, "limit", "change the limits of a key; 0 takes one away")
     limit.add_argument("id", help="as `tandem keys list` shows it")
-    revoke = actions.add_parser("revoke", help="end a key for good")
+    revoke = action(actions, "revoke", "end a key for good")
     revoke.add_argument("id", help="as `tandem keys list` shows it")
     for parser in (create, limit):
         for name, (kind, metavar, what) in LIMITS.items():
@@ -54,15 +53,28 @@ def register(subparsers: Any) -> None:
         (revoke, _revoke),
     ):
         add_router_options(parser)
+        parser.add_argument("--json", action="store_true", help="print what the router says")
         parser.set_defaults(run=run)
+
+
+def action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """One action of a command, with its sentence."""
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    return parser
 
 
 def add_router_options(parser: argparse.ArgumentParser) -> None:
     """Which Router is asked."""
     parser.add_argument("--router", metavar="NAME", help="which, when there are several")
     parser.add_argument("--cluster", metavar="NAME", help="which, when several are running")
-    parser.add_argument("--url", help="endpoint of a Router elsewhere, http://HOST:PORT")
-    parser.add_argument("--token-file", type=Path, help="with --url: the peer token")
+    parser.add_argument(
+        "--url", metavar="URL", help="endpoint of a Router elsewhere, http://HOST:PORT"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="with --url: holds the peer token"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -116,7 +128,7 @@ def _create(args: argparse.Namespace) -> int:
     if args.expires is not None:
         fields["expires_in_s"] = args.expires
     answer = call(args, "POST", "/admin/keys", {"tenant": args.tenant, **fields})
-    sys.stdout.write(f"id   {answer['id']}\nkey  {answer['key']}\n")
+    _tell(args, answer, f"id   {answer['id']}\nkey  {answer['key']}")
     sys.stderr.write("the key is shown this once; keep it\n")
     return 0
 
@@ -129,15 +141,19 @@ def _limit(args: argparse.Namespace) -> int:
         fields["expires_in_s"] = args.expires
     if not fields:
         raise CommandError("name a limit, such as --usd-per-hour 2; 0 takes one away")
-    call(args, "PATCH", f"/admin/keys/{_id(args)}", fields)
-    sys.stdout.write(f"key {args.id} limited\n")
+    answer = call(args, "PATCH", f"/admin/keys/{_id(args)}", fields)
+    _tell(args, answer, f"key {args.id} limited")
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
     answer = call(args, "DELETE", f"/admin/keys/{_id(args)}")
-    sys.stdout.write(f"key {answer['id']} of {answer['tenant']} revoked\n")
+    _tell(args, answer, f"key {answer['id']} of {answer['tenant']} revoked")
     return 0
+
+
+def _tell(args: argparse.Namespace, answer: Object, text: str) -> None:
+    sys.stdout.write((json.dumps(answer, indent=2) if args.json else text) + "\n")
 
 
 def _id(args: argparse.Namespace) -> str:

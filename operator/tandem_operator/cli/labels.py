@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_operator.cli.errors import CommandError
-from tandem_operator.cli.keys import UNITS, add_router_options, call
+from tandem_operator.cli.keys import UNITS, action, add_router_options, call
 from tandem_operator.resources.base import Object
 
 #: Whose word counts where several judged one request; the last one most.
@@ -31,7 +31,7 @@ def register(subparsers: Any) -> None:
     text = "labels of quality of a running Router: export them for training, add gold ones"
     labels = subparsers.add_parser("labels", help=text, description=__doc__.split("\n\n")[0])
     actions = labels.add_subparsers(dest="action", metavar="ACTION", required=True)
-    export = actions.add_parser("export", help="write rows that `tandem train` reads")
+    export = action(actions, "export", "write rows that `tandem train` reads")
     export.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="default: standard output"
     )
@@ -48,7 +48,7 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="every label as it is kept, also those without a prompt, which nothing is trained on",
     )
-    gold = actions.add_parser("gold", help="add labels that are known to be right")
+    gold = action(actions, "gold", "add labels that are known to be right")
     gold.add_argument(
         "file",
         type=Path,
@@ -56,6 +56,7 @@ def register(subparsers: Any) -> None:
         help='JSON lines {"request_id", "quality": {TIER: 0..1}, "probability"?}: with which the '
         "request was picked among those that are judged",
     )
+    gold.add_argument("--json", action="store_true", help="print what was taken as JSON")
     for parser, run in ((export, _export), (gold, _gold)):
         add_router_options(parser)
         parser.set_defaults(run=run)
@@ -163,7 +164,8 @@ def _gold(args: argparse.Namespace) -> int:
         )
         num_taken += answer["num_taken"]
         unknown += answer["unknown"]
-    sys.stdout.write(f"{num_taken} gold labels taken\n")
+    told = json.dumps({"num_taken": num_taken, "unknown": unknown})
+    sys.stdout.write(f"{told if args.json else f'{num_taken} gold labels taken'}\n")
     if unknown:
         names = ", ".join(unknown[:3])
         sys.stderr.write(f"{len(unknown)} requests are not known here, such as {names}\n")

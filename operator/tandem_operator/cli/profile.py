@@ -30,7 +30,8 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("url", help="such as http://127.0.0.1:8000")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the profile here")
-    parser.add_argument("--model", help="model name; absent: the first that the server lists")
+    parser.add_argument("--model", metavar="NAME",
+                        help="of the model; absent: the first that the server lists")  # fmt: skip
     parser.add_argument(
         "--api-key-env", metavar="NAME", help="variable that holds the bearer token"
     )
@@ -46,7 +47,7 @@ def register(subparsers: Any) -> None:
                         help="of the device's memory: prints the share reached")  # fmt: skip
     parser.add_argument("--weights-gb", type=float, metavar="GB",
                         help="bytes of the weights, for the same")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts")
     parser.set_defaults(run=run)
 
 

@@ -30,7 +30,7 @@ def add_traffic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=1.0, metavar="FACTOR",
                         help="speeds the trace up by this factor")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N requests")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="port of the endpoint (default: 8000 or next free)",
     )
     parser.add_argument(
-        "--seed", type=int, default=7, help="seed of the test questions (default 7)"
+        "--seed", type=int, default=7, metavar="N", help="seed of the test questions (default 7)"
     )
     parser.add_argument(
         "--timeout", type=float, default=180.0, metavar="S", help="seconds to wait until ready"

@@ -41,6 +41,7 @@ def register(subparsers: Any) -> None:
         "--seed",
         type=_whole(*OPTION_BOUNDS["seed"]),
         default=0,
+        metavar="N",
         help="same seed, same bytes (default 0)",
     )
     train.add_argument(
@@ -77,13 +78,18 @@ def register(subparsers: Any) -> None:
         help="also train K times on K-1 parts of the data and report on the part left out",
     )
     _add_prices(train)
-    for name, what in (("--json", "as JSON"), ("--html", "as a page")):
-        train.add_argument(
-            name,
-            type=Path,
-            metavar="FILE",
-            help=f"the report of --cross-validate {what}; needs --cross-validate K",
-        )
+    train.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="the verdict as JSON; with --cross-validate its whole report",
+    )
+    train.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="the report of --cross-validate as a page; needs --cross-validate K",
+    )
     train.add_argument("--quiet", action="store_true", help="no progress on standard error")
     train.set_defaults(run=_guarded(_train))
     evaluate = subparsers.add_parser(
@@ -188,8 +194,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from tandem_router.predictor.evaluation.report import make_report
     from tandem_router.predictor.training import crossval, trainer
 
-    if (arguments.json or arguments.html) and not arguments.cross_validate:
-        raise DataError("--json and --html write the report of --cross-validate K; name K, say 5")
+    if arguments.html and not arguments.cross_validate:
+        raise DataError("--html writes the report of --cross-validate K; name K, say 5")
     _check_outputs(arguments.output, arguments.json, arguments.html)
     dataset = _read(arguments.data)
     prices = _prices(arguments, dataset.tiers)
@@ -212,8 +218,11 @@ def _train(arguments: argparse.Namespace) -> int:
         found = make_report(dataset, predictions, seed=arguments.seed, prices=prices)
         _write(found, arguments, f"cross-validation in {arguments.cross_validate} parts")
     else:
-        for line in terminal.sentences(trained.meta.get("evaluation", {"pairs": {}})):
+        found = trained.meta.get("evaluation", {"pairs": {}})
+        for line in terminal.sentences(found):
             print(line)
+        if arguments.json:
+            artifact.save(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
     for line in _to_plug_in(arguments.output, len(content)):
         print(line)
     return 0
