@@ -25,7 +25,8 @@ from tandem_router.policy import (
     decide,
 )
 from tandem_router.policy.cost import expected_output_tokens
-from tandem_router.policy.decide import decide_fully, decide_plainly
+from tandem_router.policy.decide import decide_fully
+from tandem_router.policy.gain_rule import decide_plainly
 
 SMALL = TierOption("small", usd_per_1m_input_tokens=0.2, usd_per_1m_output_tokens=0.6)
 LARGE = TierOption("large", usd_per_1m_input_tokens=5.0, usd_per_1m_output_tokens=15.0)

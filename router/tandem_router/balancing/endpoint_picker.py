@@ -138,7 +138,10 @@ class Picker:
         return len(self.usable(tier))
 
     def any_usable(self, tier: str) -> bool:
-        now = self._clock()
+        return self.ready(tier, self._clock())
+
+    def ready(self, tier: str, now: float) -> bool:
+        """As `any_usable`, at `now`."""
         for worker in self._decoders.get(tier, ()):  # noqa: SIM110 (a generator costs thrice)
             if worker.usable(now):
                 return True

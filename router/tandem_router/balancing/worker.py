@@ -123,9 +123,10 @@ class Worker:
     def usable(self, now: float, ejected_too: bool = False) -> bool:
         if self.draining or now < self.down_until:
             return False
-        if not ejected_too and self.outcomes.ejected(now):
+        if now < self.outcomes.ejected_until and not ejected_too:
             return False
-        return self.load is None or (self.load.ready and not self.load.draining)
+        load = self.load
+        return load is None or (load.ready and not load.draining)
 
     @property
     def host(self) -> str:

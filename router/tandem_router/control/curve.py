@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tandem_router.policy import Decision
+from tandem_router.policy import Decision, TierVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +34,37 @@ class RoutingCurve:
     def __init__(self, window: int = 1000) -> None:
         if window < 1:
             raise ValueError(f"window={window} must be at least 1 request")
-        self._tiers: tuple[str, ...] = ()
-        self._rows: deque[tuple[float, ...]] = deque(maxlen=window)
+        # As they were decided; read when somebody asks.
+        self._verdicts: deque[tuple[TierVerdict, ...]] = deque(maxlen=window)
 
     def observe(self, decision: Decision) -> None:
         """Take one decision; those without a score of every tier say nothing."""
-        tiers = tuple(verdict.tier for verdict in decision.verdicts)
-        qualities = [v.quality for v in decision.verdicts if v.quality is not None]
-        if len(tiers) < 2 or len(qualities) != len(tiers):
-            return
-        if tiers != self._tiers:
-            self._tiers = tiers
-            self._rows.clear()
-        self._rows.append(tuple(qualities))
+        if decision.gain is not None:
+            self._verdicts.append(decision.verdicts)
+
+    def _known(self) -> tuple[tuple[str, ...], list[list[float]]]:
+        """The tiers, cheapest first, and their qualities in each request since they are those."""
+        tiers: tuple[str, ...] = ()
+        rows: list[list[float]] = []
+        for verdicts in self._verdicts:
+            qualities = [v.quality for v in verdicts if v.quality is not None]
+            if len(qualities) < 2 or len(qualities) < len(verdicts):
+                continue
+            names = tuple([verdict.tier for verdict in verdicts])
+            if names != tiers:
+                tiers, rows = names, []
+            rows.append(qualities)
+        return tiers, rows
 
     def points(self, count: int = 11) -> tuple[CurvePoint, ...]:
         """Points from all-dearest to all-cheapest, evenly spaced in the gain's quantiles.
 
         Empty before the first scored request.
         """
-        if not self._rows or count < 2:
+        tiers, known = self._known()
+        if not known or count < 2:
             return ()
-        quality = np.array(self._rows)  # (num_requests, num_tiers), cheapest first
+        quality = np.array(known)  # (num_requests, num_tiers), cheapest first
         gain = np.sort(quality[:, -1] - quality[:, 0])
         ranks = np.linspace(0.0, 1.0, count)
         thresholds = [float(gain[0]) - 1e-6, *map(float, np.quantile(gain, ranks[1:]))]
@@ -67,8 +76,8 @@ class RoutingCurve:
         for threshold in thresholds:
             # argmax takes the first of equals: the cheaper tier, as `decide` does.
             chosen = np.argmax(quality - threshold * height, axis=1)
-            counts = np.bincount(chosen, minlength=len(self._tiers)) / len(quality)
-            shares = dict(zip(self._tiers, map(float, counts), strict=True))
+            counts = np.bincount(chosen, minlength=len(tiers)) / len(quality)
+            shares = dict(zip(tiers, map(float, counts), strict=True))
             ratio = float(quality[rows, chosen].mean()) / best if best > 0.0 else 1.0
             points[threshold] = CurvePoint(threshold, shares, ratio)
         return tuple(points.values())

@@ -81,6 +81,7 @@ class OnlineControl:
         self.sampler = sampler
         self.shift = shift
         self.curve = RoutingCurve()
+        self._made: tuple[PolicySetPoints, float, PolicySetPoints] | None = None
 
     def set_points(self, now: float) -> PolicySetPoints:
         """Set-points for a decision at `now`."""
@@ -94,7 +95,11 @@ class OnlineControl:
         # A controller says "all" or "none" by infinity, which JSON and gauges cannot show.
         threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, threshold))
         if self.pacer is None:
-            return replace(self.base, gain_threshold=threshold)
+            made = self._made
+            if made is None or made[0] is not self.base or made[1] != threshold:
+                points = replace(self.base, gain_threshold=threshold)
+                made = self._made = (self.base, threshold, points)
+            return made[2]
         if price > 0.0:
             threshold = max(threshold, _STRONG_PREFERENCE)
         return replace(

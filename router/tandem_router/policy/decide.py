@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 
 from msgspec import Struct
 
 from tandem_router.policy.ceilings import NOTHING_GRANTED, Grant, granted
 from tandem_router.policy.cost import slo_miss_probability
+from tandem_router.policy.gain_rule import decide_plainly, list_price
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
-    NO_OVERRIDES,
     Decision,
     PolicySetPoints,
     PolicyState,
@@ -34,6 +33,7 @@ from tandem_router.policy.terms import (
     ScoreStatus,
     TierOption,
     TierVerdict,
+    finite,
 )
 
 _STATUS_REASON = {
@@ -78,102 +78,6 @@ def decide(
     if plain is not None:
         return plain
     return decide_fully(request, tiers, set_points, state)
-
-
-def decide_plainly(
-    request: RouteRequest, tiers: Sequence[TierOption], set_points: PolicySetPoints
-) -> Decision | None:
-    """The decision where nothing is in the way of the gain rule; None where something may be.
-
-    What most requests are, at a seventh of the cost: scored, nothing demanded, no ceiling, no SLO,
-    every tier ready and able. It is what `decide_fully` says, to the bit.
-    """
-    score, overrides, tenant, slo = request.score, request.overrides, request.tenant, set_points.slo
-    if (
-        score is None
-        or request.score_status is not ScoreStatus.OK
-        or score.out_of_distribution
-        or score.output_tokens
-        or getattr(score, "mean_tokens", None)
-        or (overrides is not NO_OVERRIDES and overrides != NO_OVERRIDES)
-        or tenant.allowed_tiers is not None
-        or tenant.max_cost_usd is not None
-        or tenant.remaining_usd is not None
-        or set_points.budget_remaining_usd is not None
-        or slo.ttft_s is not None
-        or slo.tpot_s is not None
-        or len(tiers) < 2
-    ):
-        return None
-    price_of_money = _finite(set_points.lambda_per_usd)
-    if request.num_expected_uses > 1.0:
-        price_of_money /= request.num_expected_uses
-    full = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, _finite(set_points.gain_threshold)))
-    needs, max_tokens, num_choices = request.needs, request.max_tokens, request.num_choices
-    prompt = request.prompt_tokens
-    if prompt < 0 or (max_tokens is not None and max_tokens < 0):
-        return None
-    qualities, unbilled = score.quality, set_points.unbilled
-    ordered = sorted(tiers, key=_list_price)
-    top = len(ordered) - 1
-    verdicts: list[TierVerdict] = []
-    best: TierVerdict | None = None
-    cheapest_against = against = 0.0
-    for rank, tier in enumerate(ordered):
-        name, capabilities = tier.name, tier.capabilities
-        usd_in, usd_out = tier.usd_per_1m_input_tokens, tier.usd_per_1m_output_tokens
-        mean = tier.default_output_tokens
-        stated = qualities.get(name)
-        if (
-            not tier.available
-            or tier.max_share is not None
-            or capabilities.context_length is not None
-            or stated is None
-            or not 0.0 <= stated <= 1.0
-            or not (0.0 <= usd_in <= 1e9 and 0.0 <= usd_out <= 1e9 and 0.0 < mean <= 1e9)
-        ):
-            return None
-        for feature in needs.features:
-            if not getattr(capabilities, feature):
-                return None
-        high = 2.0 * mean
-        if max_tokens is not None:
-            mean, high = min(mean, max_tokens), min(high, max_tokens)
-        price_out = usd_out / 1e6
-        if num_choices > 1:
-            price_out *= num_choices
-        expected = prompt * (usd_in / 1e6)
-        cost = expected + mean * price_out
-        money = 0.0 if name in unbilled else price_of_money * cost
-        against = money + full * (rank / top)
-        if rank == 0:
-            cheapest_against = against
-        utility = stated - against
-        wait_s = None if tier.ttft_s is None else max(0.0, tier.queue_wait_s) + tier.ttft_s
-        reserve = expected + high * price_out
-        verdict = TierVerdict(
-            name, stated, cost, reserve, 0.0, wait_s, utility + money, utility, None
-        )
-        verdicts.append(verdict)
-        if best is None or (utility, -cost) > (best.utility, -best.expected_cost_usd):
-            best = verdict
-    assert best is not None
-    if len({verdict.tier for verdict in verdicts}) < len(verdicts):
-        return None
-    least, most = verdicts[0].quality, verdicts[-1].quality
-    assert least is not None
-    assert most is not None
-    return Decision(
-        best.tier,
-        Reason.SUFFICIENT if best is verdicts[0] else Reason.GAIN,
-        most - least,
-        against - cheapest_against,
-        1.0 - least,
-        best.expected_cost_usd,
-        best.reserve_cost_usd,
-        0.0,
-        tuple(verdicts),
-    )
 
 
 def decide_fully(
@@ -250,9 +154,9 @@ def _candidates(
         raise ValueError("tiers is empty; a router needs at least one tier")
     if len({tier.name for tier in tiers}) < len(tiers):
         raise ValueError(f"tiers {[tier.name for tier in tiers]} repeat a name; make them unique")
-    price_of_money = _finite(set_points.lambda_per_usd)
-    threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, _finite(set_points.gain_threshold)))
-    miss_penalty = _finite(set_points.slo.miss_penalty)
+    price_of_money = finite(set_points.lambda_per_usd)
+    threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, finite(set_points.gain_threshold)))
+    miss_penalty = finite(set_points.slo.miss_penalty)
     # An answer that will be served again costs each serving its part.
     if request.num_expected_uses > 1.0:
         price_of_money /= request.num_expected_uses
@@ -260,7 +164,7 @@ def _candidates(
     if request.score is not None and request.score_status is ScoreStatus.OK:
         qualities = request.score.quality
     unbilled = set_points.unbilled
-    ordered = sorted(tiers, key=_list_price)
+    ordered = sorted(tiers, key=list_price)
     top = max(1, len(ordered) - 1)
     found = []
     for rank, tier in enumerate(ordered):
@@ -279,16 +183,6 @@ def _candidates(
             _Candidate(tier, name, rank, grant, cost, late, quality, against, value, utility)
         )
     return found
-
-
-_list_price = attrgetter("list_price")
-
-
-def _finite(value: float) -> float:
-    """Within +-1e9, so that a price times a cost never overflows; NaN counts as nothing."""
-    if -1e9 <= value <= 1e9:
-        return value
-    return min(1e9, max(-1e9, value)) if value == value else 0.0
 
 
 def _apply_hard_limits(
@@ -379,7 +273,7 @@ def _fallback(candidates: list[_Candidate], set_points: PolicySetPoints) -> _Can
 
 def _best(scored: Sequence[_Candidate], set_points: PolicySetPoints | None = None) -> _Candidate:
     """Highest utility, ties to the cheaper; with `set_points`, utility without its SLO term."""
-    give_back = _finite(set_points.slo.miss_penalty) if set_points else 0.0
+    give_back = finite(set_points.slo.miss_penalty) if set_points else 0.0
     best, best_key = scored[0], (-math.inf, -math.inf, -math.inf)
     for candidate in scored:
         utility = candidate.utility if candidate.utility is not None else -math.inf

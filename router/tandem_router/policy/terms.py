@@ -307,3 +307,10 @@ class PolicyState:
         if len(self._recent) == self.window and self._recent[0] == tier:
             count -= 1  # this one leaves the window when the new request enters
         return count + 1 <= math.floor(max_share * self.window + 1e-9)
+
+
+def finite(value: float) -> float:
+    """Within +-1e9, so that a price times a cost never overflows; NaN counts as nothing."""
+    if -1e9 <= value <= 1e9:
+        return value
+    return min(1e9, max(-1e9, value)) if value == value else 0.0

@@ -70,7 +70,7 @@ def admit(
     hold = services.ledger.hold(tenant, num_tokens, key)
     return Arrival(
         request=request,
-        overrides=replace(headers.overrides, tier=forced),
+        overrides=headers.overrides if forced is None else replace(headers.overrides, tier=forced),
         priority=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
         no_cache=headers.no_cache,
         tenant=tenant if key is not None else None,

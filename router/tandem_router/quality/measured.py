@@ -51,8 +51,13 @@ class _Traffic:
 
     num: int = 0
     served: float = 0.0
-    dearest: float = 0.0
     by_tier: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: _Traffic) -> None:
+        self.num += other.num
+        self.served += other.served
+        for tier, quality in other.by_tier.items():
+            self.by_tier[tier] = self.by_tier.get(tier, 0.0) + quality
 
 
 @dataclass(slots=True)
@@ -99,7 +104,7 @@ class Measured:
 
     def _forget(self) -> None:
         self._rows: OrderedDict[str, _Row] = OrderedDict()
-        self._traffic: dict[str | None, _Traffic] = {None: _Traffic()}
+        self._traffic: dict[str, _Traffic] = {}  # by tenant
         self._cache: dict[tuple[str | None, str | None], tuple[int, Estimate]] = {}
         self._version = 0
 
@@ -107,16 +112,24 @@ class Measured:
 
     def served(self, tenant: str, tier: str, predicted: Mapping[str, float]) -> None:
         """One answered request that may be learned from."""
-        for scope in (None, tenant):
-            traffic = self._traffic.get(scope)
-            if traffic is None:
-                traffic = self._traffic[scope] = _Traffic()
-            traffic.num += 1
-            if predicted:
-                traffic.served += predicted.get(tier, 0.0)
-                traffic.dearest += predicted.get(self.dearest, 0.0)
-                for name, quality in predicted.items():
-                    traffic.by_tier[name] = traffic.by_tier.get(name, 0.0) + quality
+        traffic = self._traffic.get(tenant)
+        if traffic is None:
+            traffic = self._traffic[tenant] = _Traffic()
+        traffic.num += 1
+        if predicted:
+            traffic.served += predicted.get(tier, 0.0)
+            sums = traffic.by_tier
+            for name, quality in predicted.items():
+                sums[name] = sums.get(name, 0.0) + quality
+
+    def _traffic_of(self, tenant: str | None) -> _Traffic:
+        """None: of all tenants."""
+        if tenant is not None:
+            return self._traffic.get(tenant) or _Traffic()
+        total = _Traffic()
+        for traffic in self._traffic.values():
+            total.add(traffic)
+        return total
 
     def learn(self, label: Label) -> None:
         """One label; what is known already changes nothing but the last word of a source."""
@@ -218,10 +231,9 @@ class Measured:
 
     def predicted_ratio(self, tenant: str | None = None) -> float | None:
         """What the predictor expected of the same traffic."""
-        traffic = self._traffic.get(tenant)
-        if not self._predicts or traffic is None or traffic.dearest <= 0.0:
-            return None
-        return traffic.served / traffic.dearest
+        traffic = self._traffic_of(tenant)
+        dearest = traffic.by_tier.get(self.dearest, 0.0)
+        return traffic.served / dearest if self._predicts and dearest > 0.0 else None
 
     def ratio(self, tenant: str | None = None) -> Estimate:
         """Delivered quality over all-dearest, of one tenant's requests or of all, with feedback."""
@@ -239,7 +251,7 @@ class Measured:
 
     def feedback(self) -> float:
         """By how much users' verdicts move the ratio."""
-        total = self._traffic[None].num
+        total = sum(traffic.num for traffic in self._traffic.values())
         moved = 0.0
         for tenant, said in self._said.items():
             if said.num <= 0:
@@ -272,7 +284,7 @@ class Measured:
             predicted.append((row.predicted.get(column, 0.0), row.predicted.get(self.dearest, 0.0)))
             gold.append(right or (np.nan, np.nan))
             gold_weight.append(1.0 / row.gold_probability)
-        traffic = self._traffic.get(tenant, _Traffic())
+        traffic = self._traffic_of(tenant)
         first = traffic.served if tier is None else traffic.by_tier.get(tier, 0.0)
         num = max(1, traffic.num)
         if not weight:
@@ -284,14 +296,13 @@ class Measured:
                 np.array(predicted),
                 np.array(gold),
                 np.array(gold_weight),
-                np.array([first, traffic.dearest]) / num,
+                np.array([first, traffic.by_tier.get(self.dearest, 0.0)]) / num,
                 traffic.num,
             )
         )
 
     def _largest_tenants(self) -> list[str]:
-        names = [name for name in self._traffic if name is not None]
-        return sorted(names, key=lambda name: -self._traffic[name].num)[:MOST_TENANTS]
+        return sorted(self._traffic, key=lambda name: -self._traffic[name].num)[:MOST_TENANTS]
 
     def state(self) -> dict[str, Any]:
         """As JSON, for status, page and metrics."""

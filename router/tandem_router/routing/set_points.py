@@ -27,7 +27,13 @@ from tandem_router.control import (
 from tandem_router.control.floor_limit import FloorLimit
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.policy import Decision, LatencySlo, PolicySetPoints, PolicyState
+from tandem_router.policy import (
+    Decision,
+    LatencySlo,
+    PolicySetPoints,
+    PolicyState,
+    TierVerdict,
+)
 from tandem_router.prices import Prices
 from tandem_router.routing.predictor_source import ArtifactPredictor, LengthPredictor, Predictor
 from tandem_router.store.records import Label
@@ -51,7 +57,7 @@ class Counted(Struct, eq=False):
     set_points: PolicySetPoints  # those it was decided with
     place: int  # among the recent requests
     expected: _Expected | None  # None where a quality is unknown
-    tiers: tuple[str, ...]  # cheapest first, as in `expected`
+    verdicts: tuple[TierVerdict, ...]  # cheapest first, as in `expected`
 
 
 class Steering:
@@ -247,7 +253,7 @@ class Steering:
             set_points,
             self.state.record(decision.tier),
             expected,
-            tuple(verdict.tier for verdict in decision.verdicts),
+            decision.verdicts,
         )
 
     def _hold_floor(self, gain: float | None, dearest: float | None) -> None:
@@ -267,8 +273,8 @@ class Steering:
             return
         if qualities is not None:
             expected.qualities = tuple(
-                qualities.get(tier, quality)
-                for tier, quality in zip(counted.tiers, expected.qualities, strict=True)
+                qualities.get(verdict.tier, quality)
+                for verdict, quality in zip(counted.verdicts, expected.qualities, strict=True)
             )
         cheapest, dearest = expected.qualities[0], expected.qualities[-1]
         if cheapest is not None and dearest is not None:

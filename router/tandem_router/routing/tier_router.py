@@ -15,16 +15,18 @@ from msgspec.structs import replace
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.config import RouterConfig, TenantConfig, TierConfig
 from tandem_router.errors import ApiError
-from tandem_router.limits.ledger import Hold, Ledger
+from tandem_router.limits.ledger import NO_CEILINGS, Hold, Ledger
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import (
+    NO_OVERRIDES,
     Capabilities,
     Decision,
     Overrides,
     PolicySetPoints,
     Reason,
     RouteRequest,
+    ScoreStatus,
     TenantCeilings,
     TierOption,
     decide,
@@ -34,6 +36,7 @@ from tandem_router.routing.latency_window import LatencyWindow
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
+from tandem_router.routing.standing_rule import StandingRule
 
 # What a tier's option is made of, beside the router's settings.
 _State = tuple[bool, float | None, float | None, float, Capabilities]
@@ -110,6 +113,7 @@ class Routing:
             if tier.kind == "external"
         }
         self._options: dict[str, tuple[TierConfig, _State, TierOption]] = {}
+        self._rule: StandingRule | None = None
         self._ceilings: dict[str, tuple[TenantConfig, TenantCeilings]] = {}
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
@@ -186,6 +190,10 @@ class Routing:
         (404) for an unknown model.
         """
         means = self._ledger.means(hold)
+        if not failed and means is NO_CEILINGS and overrides is NO_OVERRIDES:
+            plain = self._plainly(request, hold.tenant, scored, set_points, expected_uses)
+            if plain is not None:
+                return plain
         if means.budget_usd is not None:
             set_points = replace(set_points, budget_remaining_usd=means.budget_usd)
         forced = overrides.tier
@@ -236,6 +244,53 @@ class Routing:
             if cheapest is not None:
                 decision = replace(decision, difficulty=1.0 - cheapest)
         return decision
+
+    def _plainly(
+        self,
+        request: InferenceRequest,
+        tenant: TenantConfig,
+        scored: Scored,
+        set_points: PolicySetPoints,
+        expected_uses: float,
+    ) -> Decision | None:
+        """What `choose` says where the gain rule alone decides; None where more may be weighed."""
+        score = scored.score
+        if (
+            score is None
+            or scored.status is not ScoreStatus.OK
+            or score.out_of_distribution
+            or score.output_tokens
+            or getattr(score, "mean_tokens", None)
+            or getattr(score, "utility", None)
+            or tenant.allowed_tiers is not None
+            or tenant.max_cost_usd is not None
+        ):
+            return None
+        rule = self._rule
+        if rule is None or not rule.holds(self._config, set_points, self.capabilities):
+            rule = self._rule = StandingRule(self._config, set_points, self.capabilities)
+        if rule.gain is None:
+            return None
+        now = self._clock()
+        waits_s: list[float | None] = []
+        known = True
+        for name in rule.tiers:
+            if not self._picker.ready(name, now):
+                return None
+            latency = self.latency[name]
+            if latency.ttft_s is None or now - latency.updated >= LATENCY_BELIEVED_S:
+                known = False
+            elif known:
+                waits_s.append(max(0.0, self.queue_wait_s(name)) + latency.ttft_s)
+        return rule.gain.decide(
+            score.quality,
+            request.num_prompt_tokens,
+            request.max_tokens,
+            request.num_choices,
+            request.needs.features,
+            expected_uses,
+            waits_s if known else rule.unknown_waits,
+        )
 
     def _ceilings_of(self, tenant: TenantConfig, remaining_usd: float | None) -> TenantCeilings:
         """Made once per tenant's configuration; what is left of its money is of now."""
