@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -71,6 +73,18 @@ class Reading(msgspec.Struct, frozen=True):
     headers: RequestHeaders
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """Who asks for an answer, on what terms, and where it goes."""
+
+    headers: RequestHeaders
+    caller: Caller | None
+    client: Exchange | Scope  # the exchange of our own server, another server's scope
+    receive: Receive
+    send: Send
+    request_id: str
+    started_at: float
+
+
 class DataPath:
     """ASGI application for the paths that `handles` accepts."""
 
@@ -107,8 +121,10 @@ class DataPath:
                 return
         if scope["path"].startswith(MESSAGES):
             send = anthropic_reply.MessagesSend(send, request_id)
+        # Where the page is not the router's own, nor an allowed one's: only a key may speak for it.
+        stranger = is_foreign(scope["headers"], self._services.config.access.cors_origins)
         try:
-            await self._handle(scope, receive, send, request_id)
+            await self._handle(scope, receive, send, request_id, stranger)
         except (ApiError, RequestRefused) as refusal:
             await self._refused(refusal, send, request_id)
         except ClientGone:
@@ -150,9 +166,7 @@ class DataPath:
             check_size(len(body), services.config.limits)
             held = self.bodies.hold(tenant if caller is not None else exchange.address, len(body))
             try:
-                await self._infer(
-                    reading.kind,
-                    body,
+                asked = Asked(
                     reading.headers,
                     caller,
                     exchange,
@@ -161,6 +175,7 @@ class DataPath:
                     request_id,
                     started_at,
                 )
+                await self._infer(asked, reading.kind, body)
             finally:
                 held.release()
         except (ApiError, RequestRefused) as refusal:
@@ -179,33 +194,33 @@ class DataPath:
             headers = [(b"x-should-retry", b"false")]
             await respond(send, refusal.status, refusal.body, request_id, headers)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _handle(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, stranger: bool
+    ) -> None:
         started_at = self._services.clock()
         limits = self._services.config.limits
         path: str = scope["path"]
         headers = parse_headers(scope["headers"], limits)
         caller = self._authenticator.caller(headers.api_key)
         if path == "/v1/models" or path.startswith("/v1/models/"):
-            _require_method(scope, "GET")
+            _require_method(scope["method"], "GET", path)
             body = self._models(path.removeprefix("/v1/models").removeprefix("/"))
             await respond(send, 200, body, request_id)
             return
         if path in ABOUT:
-            _require_method(scope, "GET")
+            _require_method(scope["method"], "GET", path)
             said = description.VERSION if path == "/version" else self._description
             await respond(send, 200, said, request_id)
             return
         if path not in POSTS:
             raise _unknown_path(path)
-        _require_method(scope, "POST")
-        if caller is None and is_foreign(
-            scope["headers"], self._services.config.access.cors_origins
-        ):
+        _require_method(scope["method"], "POST", path)
+        if caller is None and stranger:
             raise foreign(scope["headers"])
         # Whoever is above a limit is told so before a byte of the body is read for it.
         tenant = caller.tenant.name if caller is not None else "anonymous"
         self._services.ledger.check(tenant, 0.0, caller.key if caller is not None else None)
-        held = self.bodies.hold(tenant if caller is not None else _address(scope))
+        held = self.bodies.hold(tenant if caller is not None else _address(scope.get("client")))
         try:
             body = await read_body(scope, receive, limits, held)
             if path in TOKENIZING:
@@ -230,68 +245,42 @@ class DataPath:
                 else:
                     body = msgspec.json.encode(anthropic_request.to_chat(fields))
             client = scope.get("extensions", {}).get("tandem.exchange") or scope
-            await self._infer(
-                kind, body, headers, caller, client, receive, send, request_id, started_at
-            )
+            asked = Asked(headers, caller, client, receive, send, request_id, started_at)
+            await self._infer(asked, kind, body)
         finally:
             held.release()
 
-    async def _infer(
-        self,
-        kind: Kind,
-        body: bytes,
-        headers: RequestHeaders,
-        caller: Caller | None,
-        client: Exchange | Scope,
-        receive: Receive,
-        send: Send,
-        request_id: str,
-        started_at: float,
-    ) -> None:
-        """client: the exchange of our own server, another server's scope."""
+    async def _infer(self, asked: Asked, kind: Kind, body: bytes) -> None:
         services = self._services
         request = parse_inference(kind, body, self._declared)
         tracing = services.tracing
         if tracing is None:
-            await self._admitted(
-                request, headers, caller, client, receive, send, request_id, started_at
-            )
+            await self._admitted(asked, request)
             return
         refused = None
+        client = asked.client
         scope = client.scope if isinstance(client, Exchange) else client
-        tracing.begin(request_id, f"{kind} {services.config.name}", scope["headers"])
+        tracing.begin(asked.request_id, f"{kind} {services.config.name}", scope["headers"])
         try:
-            await self._admitted(
-                request, headers, caller, client, receive, send, request_id, started_at
-            )
+            await self._admitted(asked, request)
         except (ApiError, RequestRefused) as error:
             refused = str(error) or type(error).__name__
             raise
         finally:
-            tracing.end(request_id, refused)
+            tracing.end(asked.request_id, refused)
 
-    async def _admitted(
-        self,
-        request: InferenceRequest,
-        headers: RequestHeaders,
-        caller: Caller | None,
-        client: Exchange | Scope,
-        receive: Receive,
-        send: Send,
-        request_id: str,
-        started_at: float,
-    ) -> None:
-        services = self._services
+    async def _admitted(self, asked: Asked, request: InferenceRequest) -> None:
+        services, caller, client = self._services, asked.caller, asked.client
         arrival = admit(
             services,
             request,
-            headers,
+            asked.headers,
             caller.tenant.name if caller is not None else "anonymous",
             caller.key if caller is not None else None,
-            request_id,
-            started_at,
+            asked.request_id,
+            asked.started_at,
         )
-        handler = RequestHandler(services, arrival, send)
+        handler = RequestHandler(services, arrival, asked.send)
         # Our own server calls; any other has to be asked.
         exchange = client if isinstance(client, Exchange) else None
         task = exchange.task if exchange is not None else asyncio.current_task()
@@ -305,7 +294,7 @@ class DataPath:
                 task.cancel()
 
         async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
+            while (await asked.receive())["type"] != "http.disconnect":
                 pass
             leave()
 
@@ -324,16 +313,17 @@ class DataPath:
         except (ApiError, RequestRefused):
             raise
         except Exception:
-            logger.exception("request %s failed inside the router", request_id)
+            logger.exception("request %s failed inside the router", asked.request_id)
             error = ApiError(
                 500,
-                f"the router failed on this request; its log names {request_id}",
+                f"the router failed on this request; its log names {asked.request_id}",
                 type="server_error",
                 code="internal_error",
             )
             if not handler.headers_sent:
                 raise error from None
-            await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
+            body = b"data: " + error.body() + b"\n\n"
+            await asked.send({"type": "http.response.body", "body": body})
         finally:
             if exchange is not None:
                 exchange.on_gone = None
@@ -358,16 +348,13 @@ class DataPath:
         )
 
 
-def _address(scope: Scope) -> str:
-    client = scope.get("client")
+def _address(client: Sequence[Any] | None) -> str:
     return str(client[0]) if client else ""
 
 
-def _require_method(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
-        raise ApiError(
-            405, f"{scope['path']} takes {method}, not {scope['method']}", code="method_not_allowed"
-        )
+def _require_method(given: str, wanted: str, path: str) -> None:
+    if given != wanted:
+        raise ApiError(405, f"{path} takes {wanted}, not {given}", code="method_not_allowed")
 
 
 def _unknown_path(path: str) -> ApiError:

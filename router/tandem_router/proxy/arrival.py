@@ -36,11 +36,7 @@ class Arrival(Struct, frozen=True):
     deadline: float  # of the router's clock: no worker, no first token by then is a refusal
     answer_s: float  # beyond it, the time that the length of a whole reply may take
     cache_key: bytes | None  # None where the answer must not be reused
-
-    @property
-    def forced(self) -> bool:
-        """Whether the client named the tier."""
-        return self.overrides.tier is not None
+    forced: bool  # whether the client named the tier
 
 
 def admit(
@@ -82,6 +78,7 @@ def admit(
         deadline=started_at + services.config.failover.wait_s,
         answer_s=answer_s(request, services.config.failover),
         cache_key=services.reuse.key(request, tenant),
+        forced=forced is not None,
     )
 
 

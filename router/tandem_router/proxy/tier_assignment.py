@@ -71,8 +71,9 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
         if tier is not None:
             _shed_if_late(services, decision)
             middle = None
-            if not given_up:
-                middle = services.routing.middle(request, arrival.overrides, decision)
+            if not given_up and not arrival.forced:
+                promised_s = arrival.overrides.ttft_slo_s
+                middle = services.routing.middle(request, promised_s, decision)
             chosen = decision
             if middle is not None:
                 chosen = _as_read(services, arrival, scored, set_points, middle, decision)

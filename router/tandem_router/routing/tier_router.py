@@ -308,14 +308,16 @@ class Routing:
         return replace(known[1], remaining_usd=remaining_usd)
 
     def middle(
-        self, request: InferenceRequest, overrides: Overrides, decision: Decision
+        self, request: InferenceRequest, slo_s: float | None, decision: Decision
     ) -> Middle | None:
-        """Where the cheaper tier is to answer first and be read, and on what terms."""
+        """Where the cheaper tier is to answer first and be read, and on what terms.
+
+        slo_s: time to the first token that the client asked for; the Router's where it did not.
+        """
         cascade = self.answers.cascade if self.answers.settings is not None else None
-        if cascade is None or overrides.tier is not None:
+        if cascade is None:
             return None
         slo_ms = self._config.slo.ttft_ms
-        slo_s = overrides.ttft_slo_s
         if slo_s is None and slo_ms is not None:
             slo_s = slo_ms / 1000.0
         seen = self.latency[cascade.first].last_whole.report(95.0, None, self._clock())
