@@ -16,8 +16,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from tandem_router.predictor.reading import ngrams
 from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.combining import MonotoneCalibrator, NonNegativeStack
+from tandem_router.predictor.training.corpus import Corpus
 from tandem_router.predictor.training.estimators import (
-    Corpus,
     HandView,
     TextView,
     Tfidf,

@@ -1,7 +1,8 @@
 """Follows one value through the files that it is handed to, as the code runs.
 
 A station is a file of the package of which a function is called with the value. Whoever reads the
-code along the calls has to open a file again each time the value comes back to one it had left.
+code along the calls has to open a file again each time the value comes to a function in one that
+was left; a function is read once, however often a loop calls it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Journey:
         self._root = str(ROOT / package) + "/"
         self._is_it = is_it
         self.stations: list[str] = []
+        # (file, function), each where it was called first.
         self.calls: list[tuple[str, str]] = []
+        self._met: set[tuple[str, str]] = set()
 
     @property
     def returns(self) -> list[str]:
@@ -52,11 +55,14 @@ class Journey:
         # A coroutine that goes on is "called" too, and its variables are no arguments by then.
         if frame.f_lasti > 6 or code.co_name.startswith("<"):
             return
+        station = code.co_filename.removeprefix(self._root)
+        if (station, code.co_qualname) in self._met:
+            return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
         if not any(self._is_it(given[name]) for name in names if name in given):
             return
-        station = code.co_filename.removeprefix(self._root)
+        self._met.add((station, code.co_qualname))
         self.calls.append((station, code.co_qualname))
         if not self.stations or self.stations[-1] != station:
             self.stations.append(station)

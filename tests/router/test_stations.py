@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 
 from journey import Journey
-from tandem_router.api.inference import Asked, DataPath, Reading
-from tandem_router.api.origin import loopback_names
-from tandem_router.openai.headers import RequestHeaders
+from tandem_router.api.inference import Asked, Reading
+from tandem_router.api.origin import header, is_foreign
+from tandem_router.config import LimitsConfig
+from tandem_router.openai.headers import RequestHeaders, parse_headers
 from tandem_router.policy import Overrides
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.testing.two_tiers import both
 
 HEADERS = {"x-tandem-max-cost-usd": "0.5", "x-tandem-priority": "1"}
-
-
 # How often one comes back to a file at most: the aim, and what the code has.
 MOST_RETURNS = 3
 
@@ -48,11 +47,12 @@ async def test_following_a_requests_headers_one_returns_to_few_files(
 
 def test_a_value_that_wanders_is_found() -> None:
     """The bound is worth something only if the count rises where a value goes to and fro."""
-    journey = Journey("router/tandem_router", lambda value: value == "/v1/chat")
+    sent = [(b"x", b"1")]
+    journey = Journey("router/tandem_router", lambda value: value is sent)
     with journey.followed():
-        for _ in range(2):
-            DataPath.handles("/v1/chat")
-            loopback_names("/v1/chat")
+        header(sent, b"x")
+        parse_headers(sent, LimitsConfig())
+        is_foreign(sent, ())
 
-    assert journey.stations == ["api/inference.py", "api/origin.py"] * 2
-    assert journey.returns == ["api/inference.py", "api/origin.py"]
+    assert journey.stations == ["api/origin.py", "openai/headers.py", "api/origin.py"]
+    assert journey.returns == ["api/origin.py"]

@@ -1,14 +1,14 @@
 """The views of a prompt as scikit-learn estimators, and how each is exported to plain arrays.
 
-A view maps a :class:`Corpus` (prompts already counted, so that cross-validation does not tokenise
-twice) to one number per output column: a tier's expected quality, or a pair's label. Targets may
-hold NaN where a row has no label; every column is then learned from the rows that have it.
+A view maps a :class:`.corpus.Corpus` to one number per output column: a tier's expected quality, or
+a pair's label. Targets may hold NaN where a row has no label; every column is then learned from the
+rows that have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,88 +29,19 @@ from tandem_router.predictor.linear_algebra import (
     Trees,
     round_topics,
 )
-from tandem_router.predictor.reading import hand_features, ngrams
-from tandem_router.predictor.reading.embedding import StaticEmbedding
+from tandem_router.predictor.reading import hand_features
+from tandem_router.predictor.training.corpus import (
+    CHAR_NGRAMS,
+    WORD_NGRAMS,
+    Corpus,
+    Counts,
+    IntArray,
+)
 
-IntArray = npt.NDArray[np.int64]
-
-#: n-gram lengths of the two text views.
-WORD_NGRAMS = (1, 2)
-CHAR_NGRAMS = (3, 5)
 #: Words and word pairs the topics are found in.
 TOPIC_FEATURES = 8_000
 #: A level costs about 5 microseconds per prompt; deeper trees ranked no better.
 MAX_DEPTH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Hashed n-gram counts of many prompts: `matrix` columns stand for `keys` (ascending)."""
-
-    keys: npt.NDArray[np.uint32]
-    matrix: sp.csr_matrix
-
-    def take(self, rows: IntArray) -> Counts:
-        return Counts(self.keys, self.matrix[rows])
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Prompts turned into counts and hand features once, sliced many times."""
-
-    words: Counts
-    chars: Counts
-    hand: FloatArray  # (num_rows, num_features)
-    dense: FloatArray | None = None  # (num_rows, width of the embedding)
-    #: Topic spaces fitted on these very prompts.
-    spaces: dict[tuple[int, int, int], TopicSpace] = field(default_factory=dict, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.hand)
-
-    def take(self, rows: IntArray) -> Corpus:
-        dense = None if self.dense is None else self.dense[rows]
-        chars = self.chars.take(rows) if self.chars.matrix.shape[0] else self.chars
-        return Corpus(self.words.take(rows), chars, self.hand[rows], dense)
-
-    @classmethod
-    def of(cls, prompts: Sequence[str], embedding: StaticEmbedding | None = None) -> Corpus:
-        items = [ngrams.read(prompt) for prompt in prompts]
-        return cls(
-            _count(ngrams.word_grams(item, WORD_NGRAMS[1]) for item in items),
-            _count(ngrams.char_grams(item, *CHAR_NGRAMS) for item in items),
-            np.array([hand_features.features(item) for item in items]).reshape(
-                len(items), len(hand_features.NAMES)
-            ),
-            None
-            if embedding is None
-            else np.array([embedding(item.text) for item in items]).reshape(-1, embedding.width),
-        )
-
-    @classmethod
-    def of_words(cls, texts: Sequence[str]) -> Corpus:
-        """Texts for views of words alone."""
-        items = [ngrams.read(text) for text in texts]
-        words = _count(ngrams.word_grams(item, WORD_NGRAMS[1]) for item in items)
-        return cls(words, words.take(np.empty(0, dtype=np.int64)), np.empty((len(items), 0)))
-
-
-def _count(hashes: Iterator[ngrams.UInt32Array]) -> Counts:
-    keys: list[ngrams.UInt32Array] = []
-    counts: list[npt.NDArray[np.int64]] = []
-    starts = [0]
-    for row in hashes:
-        row_keys, row_counts = ngrams.count(row)
-        keys.append(row_keys)
-        counts.append(row_counts)
-        starts.append(starts[-1] + len(row_keys))
-    flat = np.concatenate(keys) if keys else np.empty(0, dtype=np.uint32)
-    data = np.concatenate(counts).astype(np.float64) if counts else np.empty(0)
-    vocabulary, columns = np.unique(flat, return_inverse=True)
-    return Counts(
-        vocabulary,
-        sp.csr_matrix((data, columns, starts), shape=(len(starts) - 1, len(vocabulary))),
-    )
 
 
 def label_groups(targets: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
@@ -245,6 +176,19 @@ class TextView(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             return linear
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(linear, -30.0, 30.0))))
 
+    def unknown_share(self, X: Corpus) -> FloatArray:
+        """Share of each prompt's distinct words that the training prompts did not have."""
+        matrix = X.words.matrix
+        known = np.isin(X.words.keys, self.tfidf_.keys_)
+        distinct = np.maximum(np.diff(matrix.indptr), 1)
+        seen = np.add.reduceat(
+            np.append(known[matrix.indices], 0.0), np.minimum(matrix.indptr[:-1], matrix.nnz)
+        )
+        seen[np.diff(matrix.indptr) == 0] = 0
+        share: FloatArray = 1.0 - seen / distinct
+        share[np.diff(matrix.indptr) == 0] = 0.0
+        return share
+
     def export(self) -> TextLinear:
         return self.tfidf_.export(
             self.coef_.astype(np.float32), self.intercept_, self.loss == "logistic"
@@ -354,7 +298,8 @@ class TopicSpace:
                 # float16 here and in the artifact: half the bytes and still the same numbers
                 components = svd.components_.T.astype(np.float16)
             corpus.spaces[key] = cls(tfidf, components)
-        return corpus.spaces[key]
+        space: TopicSpace = corpus.spaces[key]
+        return space
 
     def transform(self, corpus: Corpus) -> FloatArray:
         """Topics of every prompt, ``(num_rows, num_topics)``, on the grid of serving."""

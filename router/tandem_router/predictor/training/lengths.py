@@ -25,8 +25,8 @@ from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.linear_algebra import FloatArray, Trees, join_trees
 from tandem_router.predictor.runtime import MIN_SPREAD, QUANTILES
-from tandem_router.predictor.training.dataset import Dataset
-from tandem_router.predictor.training.estimators import Corpus, TreeView
+from tandem_router.predictor.training.corpus import Corpus
+from tandem_router.predictor.training.estimators import TreeView
 
 MIN_ROWS = 50
 NUM_FOLDS = 3
@@ -44,7 +44,9 @@ class Lengths:
 
 def train(
     corpus: Corpus,
-    dataset: Dataset,
+    names: tuple[str, ...],
+    tokens: FloatArray,
+    costs: FloatArray,
     folds: npt.NDArray[np.int64],
     seed: int,
     progress: Callable[[str], None],
@@ -52,8 +54,11 @@ def train(
     num_trees: int = 50,
     max_leaf_nodes: int | None = 256,
 ) -> Lengths:
-    """Heads for the tiers with enough lengths or costs."""
-    tokens, costs = dataset.output_tokens(), dataset.cost_usd()
+    """Heads for the tiers with enough lengths or costs.
+
+    tokens, costs: of every answer, ``(num_rows, num_tiers)``, NaN where not known; names: the
+    tiers.
+    """
     tiers, cost_tiers = _known_often(tokens), _known_often(costs)
     if not tiers and not cost_tiers:
         return Lengths([], [], {}, {})
@@ -79,7 +84,7 @@ def train(
                 tokens[known, index],
             )
             arrays["lengths/factors"][position] = factors
-            report[dataset.tiers[index]] = {"pinball_tokens": loss, "num_rows": int(known.sum())}
+            report[names[index]] = {"pinball_tokens": loss, "num_rows": int(known.sum())}
         grown += [forest.fit(corpus, part).export()[1] for part in (target, missed)]
     means = np.concatenate((tokens[:, tiers], costs[:, cost_tiers]), axis=1)
     unit = np.maximum(np.nanmean(means, axis=0), 1e-12)
@@ -93,8 +98,8 @@ def train(
     grown.append(smooth.fit(corpus, means / unit).export()[1])
     arrays |= {f"lengths/trees/{key}": value for key, value in join_trees(grown).arrays().items()}
     return Lengths(
-        [dataset.tiers[index] for index in tiers],
-        [dataset.tiers[index] for index in cost_tiers],
+        [names[index] for index in tiers],
+        [names[index] for index in cost_tiers],
         arrays,
         report,
     )

@@ -28,8 +28,9 @@ from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.reading import hand_features, ngrams
 from tandem_router.predictor.training import answer_verifier, lengths, stacking
+from tandem_router.predictor.training.corpus import Corpus
 from tandem_router.predictor.training.dataset import Dataset
-from tandem_router.predictor.training.estimators import Corpus
+from tandem_router.predictor.training.filling import filled
 from tandem_router.predictor.training.labels import targets_of
 from tandem_router.predictor.training.options import LABEL_FORMS, OPTION_BOUNDS, Options
 from tandem_router.predictor.training.views import (
@@ -38,7 +39,6 @@ from tandem_router.predictor.training.views import (
     cross_fit,
     default_views,
     export_view,
-    filled,
 )
 
 Progress = Callable[[str], None]
@@ -205,7 +205,9 @@ def _train(
     arrays["reference/utility"] = np.quantile(honest.utility, np.linspace(0.0, 1.0, 11), axis=0)
     heads = lengths.train(
         corpus,
-        dataset,
+        dataset.tiers,
+        dataset.output_tokens(),
+        dataset.cost_usd(),
         folds,
         options.seed,
         progress,

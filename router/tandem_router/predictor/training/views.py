@@ -15,15 +15,16 @@ import numpy.typing as npt
 from tandem_router.predictor import artifact
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.training.corpus import Corpus
 from tandem_router.predictor.training.estimators import (
     TOPIC_FEATURES,
-    Corpus,
     DenseView,
     HandView,
     NeighbourView,
     TextView,
     TreeView,
 )
+from tandem_router.predictor.training.filling import filled
 from tandem_router.predictor.training.options import Options
 
 View = TextView | HandView | TreeView | NeighbourView | DenseView
@@ -36,8 +37,6 @@ FOREST_ROWS = 600.0
 NUM_TOPICS = 40
 #: Header, evaluation, calibration and length heads under a size limit.
 RESERVED_BYTES = 120_000
-#: Trees of the forest that guesses what a row was not graded for.
-FILL_TREES = 30
 #: Training prompts kept as neighbours.
 MAX_POINTS = 4096
 
@@ -98,26 +97,6 @@ def default_views(options: Options, num_tiers: int = 2, num_rows: int = 0) -> di
     return views
 
 
-def filled(corpus: Corpus, targets: FloatArray) -> FloatArray:
-    """Targets without a gap: what a row was not graded for is what plain views expect of it.
-
-    Tiers graded on different rows are so learned on the same rows: forests share their splits and
-    errors of two tiers cancel in their difference, where a forest per tier ranks two good models by
-    its own noise. Grades given together still rank better (docs/studies/routing.md).
-    """
-    missing = np.isnan(targets)
-    if not missing.any():
-        return targets
-    known = (~missing).any(axis=0)
-    guess = np.full_like(targets, 0.5)
-    part = targets[:, known]
-    words = TextView("word", "squared", 3.0).fit(corpus, part).predict(corpus)
-    hand = HandView(alpha=30.0).fit(corpus, part).predict(corpus)
-    trees = TreeView(num_trees=FILL_TREES).fit(corpus, part).predict(corpus)
-    guess[:, known] = np.clip((words + hand + 2.0 * trees) / 4.0, 0.0, 1.0)
-    return np.where(missing, guess, targets)
-
-
 def cross_fit(
     corpus: Corpus,
     targets: FloatArray,
@@ -137,21 +116,8 @@ def cross_fit(
             fitted = view.fit(known_part, learned)
             out[outside, index] = fitted.predict(held_out)
             if isinstance(fitted, TextView) and fitted.kind == "word":
-                unknown[outside] = _unknown_share(fitted, held_out)
+                unknown[outside] = fitted.unknown_share(held_out)
     return out, unknown
-
-
-def _unknown_share(view: TextView, corpus: Corpus) -> FloatArray:
-    matrix = corpus.words.matrix
-    known = np.isin(corpus.words.keys, view.tfidf_.keys_)
-    distinct = np.maximum(np.diff(matrix.indptr), 1)
-    seen = np.add.reduceat(
-        np.append(known[matrix.indices], 0.0), np.minimum(matrix.indptr[:-1], matrix.nnz)
-    )
-    seen[np.diff(matrix.indptr) == 0] = 0
-    share: FloatArray = 1.0 - seen / distinct
-    share[np.diff(matrix.indptr) == 0] = 0.0
-    return share
 
 
 def export_view(name: str, view: View) -> tuple[dict[str, Any], Arrays]:
