@@ -112,6 +112,22 @@ def test_each_field_of_a_model_becomes_vllms_flag() -> None:
     assert template["spec"]["initContainers"][0]["image"] == Settings().worker_image
 
 
+def test_a_flag_of_several_values_gets_each_as_a_word() -> None:
+    args = "{enable-lora: 'true', lora-modules: 'sql=/a/sql poems=/a/poems', chat-template: 'a b'}"
+    one = '{lora-modules: \'{"name": "sql", "path": "/a b"}\'}'
+
+    several, single = (
+        pods(parsed(f"  image: v\n  engine: {{type: VLLM, args: {given}}}\n  unified: {{}}\n"))
+        for given in (args, one)
+    )
+
+    words = several["unified"]["spec"]["containers"][0]["args"]
+    at = words.index("--lora-modules")
+    assert words[at + 1 :] == ["sql=/a/sql", "poems=/a/poems"]
+    assert flags(several["unified"])["--chat-template"] == "a b"
+    assert flags(single["unified"])["--lora-modules"] == '{"name": "sql", "path": "/a b"}'
+
+
 def test_split_roles_get_nixl_with_buffers_where_the_model_is() -> None:
     body = "  image: v\n  engine: {type: VLLM}\n  prefill: {gpus: 1}\n  decode: {}\n"
 

@@ -338,6 +338,10 @@ class DataPath:
             {"id": each, "object": "model", "created": self._created, "owned_by": "tandem"}
             for each in names
         ]
+        entries += [
+            {**entries[0], "id": adapter, "parent": config.tier(tier).served_model}
+            for adapter, tier in self._services.routing.adapters().items()
+        ]
         if not name:
             return json.dumps({"object": "list", "data": entries}).encode()
         for entry in entries:

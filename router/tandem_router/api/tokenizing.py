@@ -9,6 +9,7 @@ import msgspec
 from tandem_router.anthropic.request import to_counted_chat
 from tandem_router.api.api_keys import Caller
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
+from tandem_router.engines import engine_of
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.answer import NotAnAnswer, unpacked
@@ -79,11 +80,15 @@ class Tokenizing:
                 param="model",
                 code="unsupported_by_tier",
             )
-        tier = max(reversed(served), key=list_price).name
+        chosen = max(reversed(served), key=list_price)
+        tier, adapter = chosen.name, services.routing.adapter(model)
         headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
-        if services.peer_token:
-            headers.append((b"x-tandem-peer-token", services.peer_token.encode()))
+        headers += engine_of(chosen.engine).auth(services.peer_token)
+        body = msgspec.json.encode({**fields, "model": adapter or chosen.served_model})
+        left_out = services.picker.without(tier, adapter) if adapter is not None else frozenset()
         for worker in services.picker.usable(tier):
+            if worker.url in left_out:
+                continue
             try:
                 response = await services.client.request(
                     "POST", worker.url + path, headers=headers, body=body

@@ -66,6 +66,7 @@ class Picker:
         self._prefillers: dict[str, list[Worker]] = {}
         self._tiers: frozenset[str] | None = None  # as the last table names them
         self._capabilities: dict[str, Capabilities] = {}
+        self._adapters: dict[str, frozenset[str]] = {}
 
     def reconfigure(self, failover: FailoverConfig) -> None:
         """Other bounds of retries and ejections from now on; what is under way stays counted."""
@@ -180,6 +181,18 @@ class Picker:
                 first = reduce(_both, reports)
             self._capabilities[tier] = first
         return self._capabilities.get(tier, TEXT_WORKER)
+
+    def adapters(self, tier: str) -> frozenset[str]:
+        """LoRA adapters that some worker of the tier has loaded; the last known where none says."""
+        reports = [w.load.adapters for w in self._decoders.get(tier, ()) if w.load is not None]
+        if reports:
+            self._adapters[tier] = frozenset().union(*reports)
+        return self._adapters.get(tier, frozenset())
+
+    def without(self, tier: str, adapter: str) -> frozenset[str]:
+        """URLs of the tier's workers that have not said that they have loaded the adapter."""
+        every = (*self._decoders.get(tier, ()), *self._prefillers.get(tier, ()))
+        return frozenset(w.url for w in every if w.load is None or adapter not in w.load.adapters)
 
     def pick(
         self,

@@ -40,6 +40,7 @@ class Load:
     prefill_profile: tuple[float, float, float] | None = None
     decode_profile: tuple[float, float, float] | None = None
     capabilities: Capabilities = TEXT_WORKER
+    adapters: frozenset[str] = frozenset()  # LoRA adapters, by the names that requests use
 
     @classmethod
     def parse(cls, data: Any) -> Load:
@@ -71,6 +72,7 @@ class Load:
             prefill_profile=_three(halves.get("prefill")),
             decode_profile=_three(halves.get("decode")),
             capabilities=_capabilities(data.get("capabilities"), max_model_len),
+            adapters=_names(data.get("adapters")),
         )
 
 
@@ -85,6 +87,12 @@ def _capabilities(said: Any, max_model_len: int | None) -> Capabilities:
     return Capabilities(
         **{name: bool(said.get(name, getattr(TEXT_WORKER, name))) for name in _FLAGS},
         context_length=length if isinstance(length, int) and length > 0 else max_model_len,
+    )
+
+
+def _names(said: Any) -> frozenset[str]:
+    return (
+        frozenset(n for n in said if isinstance(n, str)) if isinstance(said, list) else frozenset()
     )
 
 

@@ -22,7 +22,12 @@ class ServedModels:
 
     def __init__(self, served_model: str) -> None:
         self._served_model = served_model
-        self.entries: list[dict[str, Any]] | None = None
+        self.entries: list[dict[str, Any]] = []
+
+    @property
+    def adapters(self) -> list[str]:
+        """LoRA adapters: what a server lists with the model that they belong to."""
+        return [str(entry["id"]) for entry in self.entries if entry.get("parent") and "id" in entry]
 
     async def read(self, ask: Ask) -> str | None:
         """A sentence where another model is served. Raises ValueError without a usable reply."""
@@ -49,7 +54,12 @@ class _Reader:
 
     async def read(self, ask: Ask) -> dict[str, Any]:
         problem = await self._models.read(ask)
-        report = {"role": self._role, "ready": problem is None, "capabilities": dict(ABLE)}
+        report = {
+            "role": self._role,
+            "ready": problem is None,
+            "capabilities": dict(ABLE),
+            "adapters": self._models.adapters,
+        }
         return report if problem is None else {**report, "problem": problem}
 
 

@@ -18,6 +18,8 @@ from tandem_router.openai.request import InferenceRequest
 REVISION_NAME = "tandem.revision="
 # Requests that run without one counter moving for this long: the engine behind the server hangs.
 HUNG_AFTER_S = 120.0
+# How often a server that runs is asked again for its names: adapters are loaded while it does.
+NAMES_EVERY_S = 10.0
 # vLLM gives the token ids of a stream since.
 TOKEN_IDS_SINCE = (0, 10, 2)
 _PIXEL = (
@@ -58,6 +60,7 @@ class VLLMReader:
         self._clock = clock
         self._probe = probe
         self._who: dict[str, Any] | None = None
+        self._named_at = clock()
         self._profile = StepProfile()
         self._progress: float | None = None
         self._moved_at = clock()
@@ -74,12 +77,14 @@ class VLLMReader:
             )
             if self._who is None or restarted:
                 self._who = await self._identify(ask)
+            elif self._clock() - self._named_at >= NAMES_EVERY_S:
+                self._who |= await self._names(ask)
         except BaseException:
             self._who = None  # whoever answers next may be another one
             raise
         self._profile.add(sample)
         report = {"role": self._role, **load_of(sample, self._profile), **self._who}
-        problem = report.get("problem") or self._hangs(sample)
+        problem = report.pop("problem") or self._hangs(sample)
         if not sample.values:
             report["notes"] = [*report["notes"], "gives no metrics: its load is not known"]
         return {**report, "ready": problem is None, **({"problem": problem} if problem else {})}
@@ -97,20 +102,8 @@ class VLLMReader:
         )
 
     async def _identify(self, ask: Ask) -> dict[str, Any]:
-        problem = await self._models.read(ask)
         who: dict[str, Any] = {"served_model": self._served_model, "notes": []}
-        if problem is not None:
-            who["problem"] = problem
-        revision, adapters = None, []
-        for entry in self._models.entries or []:
-            name = str(entry.get("id"))
-            if name.startswith(REVISION_NAME):
-                revision = name.removeprefix(REVISION_NAME)
-            elif name == self._served_model and isinstance(entry.get("max_model_len"), int):
-                who["max_model_len"] = entry["max_model_len"]
-            elif entry.get("parent"):
-                adapters.append(name)
-        who |= {"revision": revision, "adapters": adapters}
+        who |= await self._names(ask)
         version = await _json(ask, "/version")
         text = str(version.get("version") or "") if isinstance(version, dict) else ""
         who["engine"] = f"vLLM {text}".strip()
@@ -119,9 +112,26 @@ class VLLMReader:
                 f"vLLM {text} gives no token ids: a stream whose worker dies ends with an error; "
                 "0.10.2 or newer goes on"
             )
-        if self._probe and problem is None:
+        if self._probe and who["problem"] is None:
             who["capabilities"] = await self._able(ask)
         return who
+
+    async def _names(self, ask: Ask) -> dict[str, Any]:
+        """What its list of models says: whether it serves ours, its revision, its adapters."""
+        problem = await self._models.read(ask)
+        self._named_at = self._clock()
+        names: dict[str, Any] = {
+            "problem": problem,
+            "revision": None,
+            "adapters": self._models.adapters,
+        }
+        for entry in self._models.entries:
+            name = str(entry.get("id"))
+            if name.startswith(REVISION_NAME):
+                names["revision"] = name.removeprefix(REVISION_NAME)
+            elif name == self._served_model and isinstance(entry.get("max_model_len"), int):
+                names["max_model_len"] = entry["max_model_len"]
+        return names
 
     async def _able(self, ask: Ask) -> dict[str, Any]:
         described = await _json(ask, "/openapi.json")

@@ -25,6 +25,7 @@ class Arrival(Struct, frozen=True):
 
     request: InferenceRequest
     overrides: Overrides  # with the tier that the client named, if it named one
+    adapter: str | None  # of that tier, where the client named one
     priority: int | None
     no_cache: bool
     tenant: str | None  # None where nobody needs a key
@@ -67,6 +68,7 @@ def admit(
     return Arrival(
         request=request,
         overrides=headers.overrides if forced is None else replace(headers.overrides, tier=forced),
+        adapter=services.routing.adapter(request.model),
         priority=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
         no_cache=headers.no_cache,
         tenant=tenant if key is not None else None,

@@ -363,6 +363,8 @@ class Retries:
         picker, name = self._services.picker, self._assignment.tier.name
         num_tokens = float(self._arrival.request.num_prompt_tokens)
         exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
+        if self._arrival.adapter is not None:
+            exclude = exclude | picker.without(name, self._arrival.adapter)
         chain = self._chain if self._assignment.tier.kind == "pool" else ()
         expected = self._assignment.expected_tokens
         pick = picker.pick(name, chain, num_tokens, exclude, expected_tokens=expected)
@@ -371,8 +373,11 @@ class Retries:
         return pick
 
     def _has_other_worker(self, worker: Worker) -> bool:
+        picker, name = self._services.picker, self._assignment.tier.name
         gone = self._left_out | {worker.url}
-        usable = self._services.picker.usable(self._assignment.tier.name)
+        if self._arrival.adapter is not None:
+            gone |= picker.without(name, self._arrival.adapter)
+        usable = picker.usable(name)
         return any(other.url not in gone for other in usable)
 
     def _may_retry(self, fault: Fault) -> bool:

@@ -54,7 +54,7 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
         request_id=arrival.request_id,
         created=arrival.created,
         seed=arrival.seed,
-        served_model=tier.served_model,
+        served_model=arrival.adapter or tier.served_model,
         prefill_url=pick.prefill.url if pick.prefill is not None else None,
         deadline_ms=deadline_ms,
         priority=arrival.priority,

@@ -124,12 +124,16 @@ class Routing:
         self.answers.reconfigure(config)
 
     def forced_tier(self, model: str) -> str | None:
-        """Tier named by `model`; None where the router decides. Raises ApiError (404)."""
+        """Tier named by `model`, itself or one of its adapters; None where the router decides.
+
+        Raises ApiError (404).
+        """
         if model == self._config.name:
             return None
-        tier = self._by_model.get(model)
+        adapters = {} if model in self._by_model else self.adapters()
+        tier = self._by_model.get(model) or adapters.get(model)
         if tier is None:
-            names = ", ".join([self._config.name, *self._by_model])
+            names = ", ".join([self._config.name, *self._by_model, *adapters])
             raise ApiError(
                 404,
                 f"the model {model[:100]!r} does not exist; use one of {names}",
@@ -139,6 +143,22 @@ class Routing:
         if self._picker.gone(tier):
             raise gone_tier(tier)
         return tier
+
+    def adapter(self, model: str) -> str | None:
+        """`model` where it is a LoRA adapter's, not a tier's, a model's or the router's."""
+        return None if model == self._config.name or model in self._by_model else model
+
+    def adapters(self) -> dict[str, str]:
+        """LoRA adapters that workers have loaded, with their tier: the first that has one.
+
+        A name that a tier, its model or the router has already is theirs.
+        """
+        taken = {self._config.name, *self._by_model}
+        found: dict[str, str] = {}
+        for tier in self._config.tiers:
+            for name in sorted(self._picker.adapters(tier.name) - taken):
+                found.setdefault(name, tier.name)
+        return found
 
     def embedding_tier(self) -> str:
         """The one tier that embeds. Raises ApiError (400) where none or several can.

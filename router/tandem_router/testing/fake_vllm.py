@@ -60,6 +60,7 @@ class FakeVLLM(FakeServer):
 
     served_model: str = "model"
     revision: str = ""
+    adapters: tuple[str, ...] = ()
     version: str = "0.32.0"
     gives_ids: bool = True
     tools: bool = False
@@ -155,6 +156,8 @@ class FakeVLLM(FakeServer):
             entries = [{"id": self.served_model, "parent": None, "max_model_len": MAX_MODEL_LEN}]
             if self.revision:
                 entries.append({"id": f"tandem.revision={self.revision}", "parent": None})
+            own = self.served_model
+            entries += [{"id": a, "root": f"/{a}", "parent": own} for a in self.adapters]
             return await _json(writer, {"object": "list", "data": entries})
         if seen.path == "/version":
             return await _json(writer, {"version": self.version})
@@ -162,8 +165,13 @@ class FakeVLLM(FakeServer):
             return await _json(writer, {"paths": {"/v1/chat/completions": {}}})
         if self.refuse and not _is_probe(seen):
             return await plain_reply(writer, *self.refuse.pop(0))
-        if seen.json.get("model") != self.served_model:
+        if seen.json.get("model") not in (self.served_model, *self.adapters):
             return await _error(writer, 404, "NotFoundError", "The model does not exist.")
+        if seen.path == "/tokenize":
+            ids = prompt_ids(seen.json)
+            return await _json(
+                writer, {"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids}
+            )
         if seen.json.get("tools") and not self.tools:
             why = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser'
             return await _error(writer, 400, "BadRequestError", why)
@@ -224,6 +232,7 @@ async def _serve(args: argparse.Namespace) -> None:
         port=args.port,
         served_model=names[0],
         revision=marks.get("tandem.revision", ""),
+        adapters=tuple(module.split("=")[0] for module in args.lora_modules),
         pause_s=0.02,
         max_tokens=48,
     )
@@ -242,6 +251,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--served-model-name", nargs="+", required=True)
+    parser.add_argument("--lora-modules", nargs="+", default=[])
     args, _ = parser.parse_known_args(argv)
     asyncio.run(_serve(args))
 

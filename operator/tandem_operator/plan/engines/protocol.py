@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from tandem_operator.plan.objects import Settings
@@ -45,14 +45,19 @@ def pod_labels(model: Model) -> dict[str, str]:
     return {} if kind == "Tandem" else {ENGINE_LABEL: kind}
 
 
-def flags(args: Mapping[str, str]) -> list[str]:
-    """Flags of a command line: true is the bare flag, false its --no- form."""
+def flags(args: Mapping[str, str], lists: Collection[str] = ()) -> list[str]:
+    """Flags of a command line: true is the bare flag, false its --no- form.
+
+    lists: names of flags that take several values; the words of theirs are one each.
+    """
     found: list[str] = []
     for name, value in sorted(args.items()):
         if value == "true":
             found.append(f"--{name}")
         elif value == "false":
             found.append(f"--no-{name}")
+        elif name.replace("_", "-") in lists and not value.lstrip().startswith("{"):
+            found += [f"--{name}", *value.split()]
         else:
             found += [f"--{name}", value]
     return found

@@ -14,6 +14,12 @@ from tandem_operator.resources.base import Object, quantity, seconds
 
 # A further name of the model tells its revision; the router's adapter reads it.
 REVISION_NAME = "tandem.revision="
+# Flags of vLLM 0.32 that take several values (of those that a Model may set).
+_LISTS = frozenset(
+    "allowed-media-domains collect-detailed-traces cpu-offload-params cudagraph-capture-sizes "
+    "ignore-patterns kv-cache-dtype-skip-layers lora-modules lora-target-modules numa-bind-cpus "
+    "numa-bind-nodes offload-params sleep-preserve-parameter-names".split()
+)
 _ORDERS = {"fcfs": "None", "sjf": "Length", "edf": "Deadline"}
 
 
@@ -52,7 +58,7 @@ class VLLMPod:
         names = ["--served-model-name", model.served_name, f"{REVISION_NAME}{revision}"]
         return {
             "command": ["vllm", "serve"],
-            "args": [weights, *names, *flags(own), *flags(engine.args)],
+            "args": [weights, *names, *flags(own), *flags(engine.args, _LISTS)],
             "env": _environment(role, spec, at),
         }
 
