@@ -134,6 +134,10 @@ ROUTER: dict[str, Tests | Probe] = {
     "predictor.retraining.min_labels": shown_by(
         "router/test_retraining.py::test_a_better_predictor_is_trained_shadowed_and_promoted"
     ),
+    "predictor.retraining.by": shown_by(
+        "router/test_retraining.py::"
+        "test_routers_that_share_a_store_use_the_same_predictor_that_a_job_trained"
+    ),
     "predictor.length_midpoint_chars": Probe(scored, 100.0, 400.0),
     "objective.quality_floor": Probe(floor_threshold, 0.8, 0.99),
     "slo.ttft_ms": Probe(reported, 100.0, 500.0),

@@ -282,7 +282,14 @@ async def test_routers_that_share_a_store_learn_what_the_others_found(
         def router_of(store: Store) -> tuple[Labels, LiveQuality]:
             labels, services = Labels(store), app.services
             quality = LiveQuality(
-                config, labels, store, services.steering, services.metrics, "large", lambda: 1e9
+                config,
+                labels,
+                store,
+                services.steering,
+                services.metrics,
+                "small",
+                "large",
+                lambda: 1e9,
             )
             return labels, quality
 
@@ -332,6 +339,7 @@ async def test_labels_that_cannot_be_read_are_told_and_read_later(
             store,
             services.steering,
             services.metrics,
+            "small",
             "large",
             lambda: 1e9,
         )

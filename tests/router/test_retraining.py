@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ import pytest
 from tandem_router.config import parse_config
 from tandem_router.predictor.cli import main as tandem
 from tandem_router.quality.measured import Change
-from tandem_router.quality.retraining import Retraining, rows_of, train_apart
+from tandem_router.quality.retraining import FolderArchive, Retraining, StoreArchive
+from tandem_router.quality.retraining.job import train_once
+from tandem_router.quality.retraining.lifecycle import JOB_LIMIT_S
+from tandem_router.quality.retraining.training import rows_of, train_apart, write_rows
 from tandem_router.routing.predictor_source import ArtifactPredictor
 from tandem_router.store.records import Label
+from tandem_router.store.sqlite import SqliteStore
 from tandem_router.store.writer import Store
 from tandem_router.testing.two_tiers import CONFIG
 
@@ -83,15 +87,16 @@ class World:
             config(**learning),
             self.source,
             self.store,
-            folder,
+            FolderArchive(folder),
             self._used,
             lambda: self.now,
             train=self._train,
         )
         self._number = 0
 
-    def _used(self) -> None:
+    def _used(self, labels: Sequence[Label]) -> None:
         self.num_used += 1
+        self.told = labels
 
     async def _train(self, data: Sequence[Path], into: Path) -> str:
         self.num_trained += 1
@@ -101,6 +106,7 @@ class World:
         return ""
 
     async def labels(self, num: int, seed: int, right: bool = True) -> None:
+        await self.retraining.prepare()
         for row in rows(right, num, seed):
             self._number += 1
             self.now += 0.1
@@ -158,9 +164,12 @@ async def test_a_promotion_is_taken_back_where_measured_quality_falls(world: Any
     while "promoted" not in live.kinds:
         await live.labels(20, seed=len(live.kinds) + live.num_trained)
 
+    live.now += 1.0
     live.retraining.changed(Change(live.now, "small", True, 9.5, 40, 0.5, 0.8))
+    await live.retraining.step()
     assert live.source.version != before
     live.retraining.changed(Change(live.now, "small", False, 9.5, 40, 0.8, 0.5))
+    await live.retraining.step()
 
     assert live.source.version == before
     assert live.kinds[-1] == "rolled back"
@@ -176,9 +185,12 @@ async def test_a_restart_goes_on_with_the_promoted_one_until_another_file_is_mou
 
     again = World(live.folder, artifacts["wrong"], "unused")
     other = World(live.folder, artifacts["right"], "unused")
+    await again.retraining.prepare()
+    await other.retraining.prepare()
 
     assert again.source.version == live.source.version
     assert "promoted" in again.kinds
+    assert again.retraining.life.phase == "watched"
     assert other.source.version == ArtifactPredictor(artifacts["right"], ()).version
 
 
@@ -229,6 +241,193 @@ def test_gold_goes_before_what_was_judged() -> None:
     gold = Label("a", "gold", 1.0, "t", "small", 0.5, {"small": 1.0}, gold=True, prompt="q")
 
     assert rows_of([gold, judged]) == [{"prompt": "q", "quality": {"small": 1.0, "large": 1.0}}]
+
+
+async def test_a_restart_goes_on_comparing_the_candidate(
+    world: Any, artifacts: dict[str, Path]
+) -> None:
+    live = world("wrong", "right")
+    await live.labels(70, seed=1)
+    assert live.retraining.life.phase == "shadowed"
+
+    again = World(live.folder, artifacts["wrong"], "unused")
+    again.now = live.now
+    await again.retraining.prepare()
+
+    for name in ("phase", "candidate", "comparison", "steps"):
+        assert again.retraining.state()[name] == live.retraining.state()[name], name
+    await again.labels(400, seed=3)
+    assert again.kinds[:2] == ["trained", "promoted"]
+
+
+async def test_who_takes_over_is_told_what_it_says_of_labels_that_it_was_not_trained_from(
+    world: Any,
+) -> None:
+    live = world("wrong", "right")
+    while "promoted" not in live.kinds:
+        await live.labels(20, seed=len(live.kinds) + live.num_trained)
+
+    trained, promoted = live.retraining.life.steps
+    assert len(live.told) >= 30
+    assert all(trained.at < told.at <= promoted.at for told in live.told)
+    hard, easy = question(1, hard=True), question(2, hard=False)
+    said = {one.prompt.split()[0]: one.predicted["small"] for one in live.told}
+    assert said[hard.split()[0]] < 0.5 < said[easy.split()[0]]
+
+
+async def test_after_a_change_of_quality_only_what_came_since_is_learned_from(
+    world: Any, tmp_path: Path
+) -> None:
+    live = world("wrong", "right")
+    data = tmp_path / "base.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(True, 200)))
+    live.retraining._data = data
+    seen: list[int] = []
+    train = live.retraining._train
+
+    async def counted(files: Sequence[Path], into: Path) -> str:
+        seen.append(sum(len(file.read_text().splitlines()) for file in files))
+        said: str = await train(files, into)
+        return said
+
+    live.retraining._train = counted
+    await live.labels(52, seed=1)
+    assert live.retraining.life.phase == "shadowed"
+    live.retraining.changed(Change(live.now, "small", False, 9.5, 40, 0.8, 0.5))
+    live.now += 100.0
+    await live.labels(52, seed=2)
+
+    assert live.kinds == ["trained", "rejected", "trained"]
+    assert "fell to about 0.50 after it was trained" in live.retraining.life.steps[1].why
+    # Fifty labels and as many rows of the data; then fifty labels, and no row of before.
+    assert seen == [100, 50]
+
+
+def test_no_more_of_the_first_data_is_taken_than_there_are_labels(tmp_path: Path) -> None:
+    data = tmp_path / "base.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(True, 80)))
+    labels = [label(number, row, 1.0) for number, row in enumerate(rows(False, 30))]
+
+    few = write_rows(tmp_path / "a", labels, data).read_text().splitlines()
+    alone = write_rows(tmp_path / "b", labels, None).read_text().splitlines()
+
+    assert (len(few), len(alone)) == (60, 30)
+    assert few[:30] == alone
+
+
+class Replica(World):
+    """One of several routers, whose store is shared."""
+
+    def __init__(self, folder: Path, mounted: Path, backend: SqliteStore, by: str) -> None:
+        super().__init__(folder, mounted, "unused")
+        self.store = Store(backend, wall_clock=lambda: self.now, flush_s=1.0)
+        changed = config()
+        retraining = changed.predictor.retraining.model_copy(update={"by": by})
+        predictor = changed.predictor.model_copy(update={"retraining": retraining})
+        self.archive = StoreArchive(backend, folder, lambda: self.now)
+        self.retraining = Retraining(
+            changed.model_copy(update={"predictor": predictor}),
+            self.source,
+            self.store,
+            self.archive,
+            self._used,
+            lambda: self.now,
+            train=self._train,
+        )
+
+    async def step(self) -> None:
+        assert await self.store.step()
+        await self.retraining.step()
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    backend = SqliteStore(tmp_path / "shared.db", max_decisions=9)
+    yield backend
+    await backend.close()
+
+
+async def test_routers_that_share_a_store_use_the_same_predictor_that_a_job_trained(
+    shared: SqliteStore, tmp_path: Path, artifacts: dict[str, Path]
+) -> None:
+    leads, follows = (
+        Replica(tmp_path / name, artifacts["wrong"], shared, "Job") for name in ("a", "b")
+    )
+    for router in (leads, follows):
+        await router.step()
+
+    async def labels(num: int, seed: int) -> None:
+        for row in rows(True, num, seed):
+            leads._number += 1
+            leads.now = follows.now = leads.now + 0.1
+            found = label(leads._number, row, leads.now)
+            leads.store.add_label(found)
+            leads.retraining.learn(found)
+            follows.retraining.learn(found)
+        await leads.step()
+        await follows.step()
+
+    await labels(55, seed=1)
+    run = leads.retraining.state()["run"]
+    assert run
+    assert follows.retraining.state()["run"] == ""
+
+    async def train(files: Sequence[Path], into: Path) -> str:
+        shutil.copyfile(artifacts["right"], into)
+        return ""
+
+    assert await train_once(shared, "another", None, train) == (
+        "training another is not wanted any more"
+    )
+    assert await train_once(shared, run, None, train) == ""
+    await labels(5, seed=2)
+    assert leads.kinds == ["trained"]
+    assert "from 55 labels" in leads.retraining.life.steps[0].why
+    while "promoted" not in leads.kinds:
+        await labels(20, seed=len(leads.kinds) + leads._number)
+    await follows.step()
+
+    assert leads.source.version == follows.source.version != leads.retraining._base
+    assert follows.kinds == leads.kinds
+    # The one that decides is gone; the other one goes on with what it watched.
+    follows.now += 60.0
+    await shared.claim("retraining", leads.archive._holder, 0.0)
+    await follows.step()
+    assert follows.retraining.state()["leads"]
+    assert follows.retraining.life.phase == leads.retraining.life.phase
+
+
+async def test_a_job_that_fails_or_never_ends_is_told_and_changes_nothing(
+    shared: SqliteStore, tmp_path: Path, artifacts: dict[str, Path]
+) -> None:
+    live = Replica(tmp_path / "a", artifacts["wrong"], shared, "Job")
+    before = live.source.version
+
+    async def killed(files: Sequence[Path], into: Path) -> str:
+        return "training ended with status -9"
+
+    for seed in (1, 2):
+        await live.step()
+        for row in rows(True, 60, seed):
+            live._number += 1
+            live.now += 0.1
+            live.store.add_label(found := label(live._number, row, live.now))
+            live.retraining.learn(found)
+        await live.step()
+        run = live.retraining.state()["run"]
+        assert run
+        if seed == 1:
+            assert await train_once(shared, run, None, killed) == "training ended with status -9"
+        else:
+            live.now += JOB_LIMIT_S
+        await live.step()
+        live.now += 200.0
+
+    assert live.kinds == ["failed", "failed"]
+    first, second = live.retraining.life.steps
+    assert first.why == "training ended with status -9"
+    assert second.why == "there was no result within 75 minutes"
+    assert live.source.version == before
 
 
 async def test_training_apart_says_why_it_learned_nothing(tmp_path: Path) -> None:

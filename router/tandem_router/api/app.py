@@ -49,7 +49,7 @@ from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
 from tandem_router.quality.measured import Change
-from tandem_router.quality.retraining import Retraining
+from tandem_router.quality.retraining import FolderArchive, Retraining, StoreArchive
 from tandem_router.random_ids import new_request_id
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
@@ -61,7 +61,7 @@ from tandem_router.routing.predictor_source import (
 )
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
-from tandem_router.store.records import Backend, Spend
+from tandem_router.store.records import Backend, Label, Spend
 from tandem_router.store.writer import Store
 from tandem_router.telemetry.tracing import Tracing
 
@@ -157,7 +157,16 @@ class RouterApp:
             wall_clock,
             (rng or random.Random()).random,
         )
-        quality = LiveQuality(config, labels, store, steering, metrics, prices.dearest, wall_clock)
+        quality = LiveQuality(
+            config,
+            labels,
+            store,
+            steering,
+            metrics,
+            prices.cheapest,
+            prices.dearest,
+            wall_clock,
+        )
         self.services = Services(
             config=config,
             picker=self.picker,
@@ -212,16 +221,19 @@ class RouterApp:
         if folder is None:
             raise ConfigError("predictor.retraining needs --retraining-dir FOLDER")
         measured = services.quality.measured
+        backend = services.store.backend if services.config.store.type == "postgres" else None
         retraining = Retraining(
             services.config,
             artifact,
             services.store,
-            folder,
-            lambda: self._predictor_changed(artifact),
+            StoreArchive(backend, folder, services.clock)
+            if backend is not None
+            else FolderArchive(folder),
+            lambda labels: self._predictor_changed(artifact, labels),
             services.wall_clock,
             data,
         )
-        services.labels.on_label.append(retraining.learn)
+        services.quality.attach(retraining)
         told = measured.on_change
 
         def changed(change: Change) -> None:
@@ -247,9 +259,11 @@ class RouterApp:
             {key.id: (f"API key {key.id}", key) for key in self.services.store.keys.values()}
         )
 
-    def _predictor_changed(self, predictor: Predictor) -> None:
+    def _predictor_changed(self, predictor: Predictor, labels: Sequence[Label] = ()) -> None:
+        """labels: not trained from, with what it says of them."""
         self.services.steering.predictor_changed(predictor)
         self.services.routing.scorer.predictor_changed()
+        self.services.quality.predictor_changed(labels)
 
     def _store_opened(self, before: Sequence[Spend]) -> None:
         """Go on counting where earlier processes stopped."""
@@ -369,6 +383,8 @@ class RouterApp:
             tasks.append(asyncio.ensure_future(self._artifact.watch(self._mounted)))
         store = self.services.store
         await store.step()  # what was known before counts from the first request on
+        if self._retraining is not None:
+            await self._retraining.prepare()
         tasks += [
             asyncio.ensure_future(store.run()),
             asyncio.ensure_future(self.services.quality.run()),

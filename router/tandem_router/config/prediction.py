@@ -18,6 +18,12 @@ class RetrainingConfig(Section):
     min_labels: int = Field(
         default=500, ge=50, le=100_000, description="New labels that a training needs."
     )
+    by: Literal["Process", "Job"] = Field(
+        default="Process",
+        description="Process: a child of this router trains. Job: somebody else does, where "
+        "`retraining.run` of /admin/state asks for it, and leaves the predictor in the postgres "
+        "store.",
+    )
 
 
 class PredictorConfig(Section):

@@ -7,6 +7,10 @@ Three bases, one after the other:
 * Refuted: labels prove that the predicted limit breaks the floor, or that the cheap tier got worse
   against its prediction. From then on only what labels certify counts, down to everything to the
   dearest tier, until another predictor comes.
+
+Labels are a judge's, whose losses may be too small: verdicts that err pull two answers together.
+Gold labels say by which factor (`judge_leans`), and what may be lost, as the judge sees it, is
+divided by it. That is a correction, not part of the certificate.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ RISK = 0.1
 HALF_BELIEVED = 50.0
 #: Labels that the offsets are the mean of.
 OFFSET_WINDOW = 1_000
+#: Labels that are learned again where a judge proves to lean otherwise.
+LABELS_KEPT = 1_000
+#: A factor that moved by less changes nothing.
+LEAN_STEP = 0.05
 
 
 class FloorLimit:
@@ -54,16 +62,34 @@ class FloorLimit:
         self.predicts = predicts
         self._predicted = PredictedFloor(floor, initial if predicts else 1.0, training)
         self._thresholds = thresholds
+        self._lean = 1.0
         self._begin(floor)
 
     def _begin(self, floor: float) -> None:
-        self._floor = floor
-        self._certified = QualityFloor(
-            floor, RISK, smallest_probability=1.0, thresholds=self._thresholds
-        )
+        self._asked = floor
+        self._labels: deque[tuple[ShadowLabel, float]] = deque(maxlen=LABELS_KEPT)
+        self._new_certificate()
         self._against = LossDetector(1.0)
         self._residuals: deque[tuple[float, float]] = deque(maxlen=OFFSET_WINDOW)
         self.refuted = False
+
+    def _new_certificate(self) -> None:
+        """Nothing is proven of the floor as the judge sees it."""
+        self._floor = 1.0 - (1.0 - self._asked) / self._lean
+        self._certified = QualityFloor(
+            self._floor, RISK, smallest_probability=1.0, thresholds=self._thresholds
+        )
+
+    def judge_leans(self, factor: float) -> bool:
+        """Losses are this many times what the judge says; True where that changed the limit."""
+        if abs(factor - self._lean) <= LEAN_STEP * self._lean:
+            return False
+        self._lean = factor
+        self._new_certificate()
+        self._predicted.set_floor(self._floor)
+        for label, in_force in list(self._labels):
+            self._learn(label, in_force)
+        return True
 
     @property
     def threshold(self) -> float:
@@ -89,8 +115,8 @@ class FloorLimit:
 
     def set_floor(self, floor: float) -> None:
         """Another floor for the same traffic: what was certified was for the old one."""
-        self._predicted.set_floor(floor)
         self._begin(floor)
+        self._predicted.set_floor(self._floor)
 
     def observe(self, gain: float, dearest_quality: float) -> bool:
         """One scored request; True when the limit was computed anew."""
@@ -105,6 +131,14 @@ class FloorLimit:
         numbers = (label.gain, label.quality_small, label.quality_large)
         if not all(map(math.isfinite, numbers)):
             return False
+        fell = self._learn(label, in_force)
+        if fell:
+            self._labels.clear()
+        self._labels.append((label, in_force))
+        self._correct(label)
+        return fell
+
+    def _learn(self, label: ShadowLabel, in_force: float) -> bool:
         small = min(1.0, max(0.0, label.quality_small))
         large = min(1.0, max(0.0, label.quality_large))
         below = label.gain <= min(in_force, self._predicted.threshold)
@@ -118,7 +152,6 @@ class FloorLimit:
             self._residuals.clear()
             self._against.reset()
             self.refuted = self.refuted or not self._certified.rose
-        self._correct(label)
         return fell
 
     def _correct(self, label: ShadowLabel) -> None:

@@ -3,24 +3,45 @@
 A candidate is scored beside the predictor in use on labels that came after its training, so that
 neither has seen them. Per label the difference of their squared errors is one bet (Waudby-Smith and
 Ramdas 2024): a capital grows while the candidate predicts better, another while it predicts worse,
-and whichever passes 1/risk first decides, at any time. A candidate that is no better after
-`most_labels` is rejected: a change needs a reason. After a promotion the old predictor is scored
-beside the new one in the same way, and comes back where it proves better, or where a tier's
-measured quality falls meanwhile.
+and whichever passes 1/risk first decides, at any time. What a bet may lose bounds its stake, so the
+candidate is tested as one that leaves the predictor in use by no more than it does on nine of ten
+of the first labels: two that differ by little everywhere are told apart after a fraction of the
+labels. A confidence sequence of the mean, tried too, promoted equals in one case of two where
+tiers are right in 95 of 100. A candidate that is no better after `most_labels` is rejected: a
+change needs a reason. After a promotion the old predictor is scored beside the new one in the same
+way, and comes back where it proves better, or where a tier's measured quality falls meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Verdict = Literal["better", "worse", "no better"]
 Kind = Literal["trained", "failed", "promoted", "rejected", "rolled back", "kept"]
 
-_MOST_BET = 0.5
+_MOST_STAKE = 0.75
+#: First labels, which say how far the candidate goes and on which nothing is bet.
+FIRST_LABELS = 30
+_USUAL_SHARE, _LEAST_MOVE = 0.9, 0.01
 STEPS_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One tier's measured quality on a label, and what both predictors said of it; 0..1 each."""
+
+    measured: float
+    in_use: float
+    other: float
+
+    def gain(self, most_move: float = 1.0) -> float:
+        """By how much the other's squared error is smaller, were it to move no further."""
+        move = min(most_move, max(-most_move, self.other - self.in_use))
+        return (self.measured - self.in_use) ** 2 - (self.measured - self.in_use - move) ** 2
 
 
 class PairedTest:
@@ -29,46 +50,78 @@ class PairedTest:
     Args:
         risk: with which either verdict may be wrong, over all times together.
         most_labels: after so many the one that is tested is no better.
-        least_labels: before so many there is no verdict.
     """
 
-    def __init__(self, risk: float, most_labels: int, least_labels: int = 30) -> None:
+    def __init__(self, risk: float, most_labels: int) -> None:
         self._bar = -math.log(risk)
-        self._most, self._least = most_labels, least_labels
+        self._most = most_labels
         self.num_labels = 0
-        self.sum = 0.0
-        self.sum_squares = 0.0
-        self._scale = 0.0
+        self._gained, self._weight = 0.0, 0.0
+        self._moves: list[float] = []
+        self._most_move = 1.0
+        self._sum, self._squares = 0.0, 0.25
         self._capital = {1: 0.0, -1: 0.0}  # log, of better and of worse
 
     @property
     def mean(self) -> float:
         """By how much the tested one's squared error is smaller; weighted by the labels."""
-        return self.sum / self._scale if self._scale > 0.0 else 0.0
+        return self._gained / self._weight if self._weight > 0.0 else 0.0
 
-    def observe(self, known: float, tested: float, weight: float = 1.0) -> Verdict | None:
-        """Errors of both on one label, 0..1; weight: 0..1, in proportion to one over its chance.
+    def observe(self, tiers: Sequence[Compared], weight: float = 1.0) -> Verdict | None:
+        """One label; weight: 0..1, in proportion to one over its chance.
 
         Numbers that are none count for nothing.
         """
-        if not all(map(math.isfinite, (known, tested, weight))):
+        numbers = (weight, *(n for t in tiers for n in (t.measured, t.in_use, t.other)))
+        if not tiers or not all(
+            math.isfinite(number) and 0.0 <= number <= 1.0 for number in numbers
+        ):
             return None
-        weight = min(1.0, max(0.0, weight))
-        better = weight * min(1.0, max(-1.0, known - tested))
-        spread = 0.25 + self.sum_squares
-        for sign in (1, -1):
-            bet = min(_MOST_BET, max(0.0, sign * self.sum / spread))
-            self._capital[sign] += math.log1p(bet * sign * better)
         self.num_labels += 1
-        self.sum += better
-        self.sum_squares += better * better
-        self._scale += weight
-        if self.num_labels >= self._least:
-            if self._capital[1] >= self._bar:
-                return "better"
-            if self._capital[-1] >= self._bar:
-                return "worse"
+        self._weight += weight
+        self._gained += weight * _mean([tier.gain() for tier in tiers])
+        if self.num_labels <= FIRST_LABELS:
+            self._moves += [abs(tier.other - tier.in_use) for tier in tiers]
+            if self.num_labels == FIRST_LABELS:
+                usual = sorted(self._moves)[int(_USUAL_SHARE * (len(self._moves) - 1))]
+                self._most_move = max(_LEAST_MOVE, usual)
+            return None
+        # No gain is beyond twice the move.
+        won = weight * _mean([tier.gain(self._most_move) for tier in tiers]) / self._most_move / 2.0
+        for sign in (1, -1):
+            stake = min(_MOST_STAKE, max(0.0, sign * self._sum / self._squares))
+            self._capital[sign] += math.log1p(stake * sign * won)
+        self._sum += won
+        self._squares += won * won
+        if self._capital[1] >= self._bar:
+            return "better"
+        if self._capital[-1] >= self._bar:
+            return "worse"
         return "no better" if self.num_labels >= self._most else None
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for `restore`."""
+        return {
+            "num_labels": self.num_labels,
+            "gained": self._gained,
+            "weight": self._weight,
+            "moves": self._moves,
+            "most_move": self._most_move,
+            "sum": self._sum,
+            "squares": self._squares,
+            "capital": [self._capital[1], self._capital[-1]],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.num_labels = int(state["num_labels"])
+        self._gained, self._weight = float(state["gained"]), float(state["weight"])
+        self._moves, self._most_move = list(state["moves"]), float(state["most_move"])
+        self._sum, self._squares = float(state["sum"]), float(state["squares"])
+        self._capital = dict(zip((1, -1), map(float, state["capital"]), strict=True))
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +175,13 @@ class PredictorLife:
         self._note(now, "trained", version, f"from {num_labels} labels; now scored beside")
 
     def observe(
-        self, now: float, active: str, in_use: float, other: float, weight: float = 1.0
+        self, now: float, active: str, tiers: Sequence[Compared], weight: float = 1.0
     ) -> Literal["promote", "reject", "roll back", "keep"] | None:
-        """Squared errors of the predictor in use and of the other one on a new label."""
+        """What the predictor in use and the other one said of a new label."""
         test, name = self.test, self.other
         if test is None or name is None:
             return None
-        verdict = test.observe(in_use, other, weight)
+        verdict = test.observe(tiers, weight)
         if verdict is None:
             return None
         said = f"squared error {test.mean:+.4f} smaller over {test.num_labels} labels after it"
@@ -161,6 +214,36 @@ class PredictorLife:
         """Somebody mounted another predictor: what was compared concerns it no longer."""
         if self.phase != "training":
             self._end()
+
+    def outdated(self, now: float, why: str) -> bool:
+        """What a candidate was trained from is no longer so; True where there was one."""
+        if self.phase != "shadowed" or self.other is None:
+            return False
+        self._note(now, "rejected", self.other, why)
+        self._end()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for `restore` in another process."""
+        return {
+            "phase": self.phase,
+            "other": self.other,
+            "trained_at": self._trained_at,
+            "test": None if self.test is None else self.test.state(),
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another process stopped. Raises KeyError, TypeError or ValueError."""
+        steps = [Step(**step) for step in state["steps"]]
+        test = None
+        if state["test"] is not None:
+            test = PairedTest(self._risk, self._most)
+            test.restore(state["test"])
+        self.phase, self.other, self.test = state["phase"], state["other"], test
+        self._trained_at = state["trained_at"]
+        self.steps.clear()
+        self.steps.extend(steps)
 
     def _end(self) -> None:
         self.phase, self.other, self.test = "idle", None, None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from tandem_router.config import RouterConfig
 from tandem_router.metrics import Metrics
@@ -34,6 +34,23 @@ RETENTION_STEPS = 60
 LATE_S = 60.0
 
 
+class Retrained(Protocol):
+    """What learning needs of a predictor that is trained again from what is learned.
+
+    switched_at: when another one came into use.
+    """
+
+    switched_at: list[float]
+
+    async def prepare(self) -> None: ...
+
+    def learn(self, label: Label) -> None: ...
+
+    def rescore(self, labels: Sequence[Label]) -> dict[str, Label]:
+        """Labels that an earlier predictor scored, with what the one in use says; by request."""
+        ...
+
+
 class LiveQuality:
     """The quality of one router's answers, as labels have it."""
 
@@ -44,6 +61,7 @@ class LiveQuality:
         store: Store,
         steering: Steering,
         metrics: Metrics,
+        cheapest: str,
         dearest: str,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -52,6 +70,8 @@ class LiveQuality:
         self._steering = steering
         self._metrics = metrics
         self._wall_clock = wall_clock
+        self._cheapest = cheapest
+        self._retrained: Retrained | None = None
         names = tuple(tier.name for tier in config.tiers)
         self.measured = Measured(names, dearest, steering.states_quality)
         self.measured.on_change = self._changed
@@ -69,8 +89,27 @@ class LiveQuality:
         """One answered request that may be learned from."""
         self.measured.served(tenant, tier, predicted)
 
-    def learn(self, label: Label) -> None:
-        """One label, of this router or another; nothing here waits."""
+    def attach(self, retrained: Retrained) -> None:
+        """Where the predictor is trained anew from what is learned here."""
+        self._retrained = retrained
+
+    def predictor_changed(self, labels: Sequence[Label] = ()) -> None:
+        """Another predictor is in use; labels: not trained from, with what it says of them."""
+        self.measured.rebase(labels)
+        for label in labels:
+            if label.source in CERTIFYING:
+                self._steering.learn(label)
+        self._lean()
+
+    def _lean(self) -> None:
+        measured = self.measured
+        self._steering.judge_leans(measured.judge_lean(self._cheapest, measured.dearest))
+
+    def learn(self, label: Label, rescored: Label | None = None) -> None:
+        """One label, of this router or another; nothing here waits.
+
+        rescored: with what the predictor in use says of it, where another one scored it.
+        """
         key = (label.request_id, label.source, label.at)
         if key in self._known:
             return
@@ -80,8 +119,12 @@ class LiveQuality:
         self._newest = max(self._newest, label.at)
         self._metrics.quality_labels[(label.source,)].inc()
         self.measured.learn(label)
+        if self._retrained is not None:
+            self._retrained.learn(label)
         if label.source in CERTIFYING:
-            self._steering.learn(label)
+            self._steering.learn(rescored or label)
+        elif label.source == "gold":
+            self._lean()
 
     def _changed(self, change: Change) -> None:
         logger.warning(
@@ -120,10 +163,26 @@ class LiveQuality:
         since = self._wall_clock() - LABELS_KEPT_S
         if self._store.backend is not None:
             kept = await self._store.labels(since)
-            await self._learn_all(kept[-MOST_REPLAYED:])
+            await self._learn_again(kept[-MOST_REPLAYED:])
             for decision in reversed(await self._store.backend.decisions(MOST_REPLAYED)):
                 self._served_before(decision)
         self.replayed = True
+
+    async def _learn_again(self, labels: list[Label]) -> None:
+        """Labels of earlier processes, some of them scored by earlier predictors."""
+        retrained, rescored = self._retrained, dict[str, Label]()
+        switches = deque[float]()
+        if retrained is not None:
+            await retrained.prepare()
+            rescored = await asyncio.to_thread(retrained.rescore, labels)
+            switches.extend(sorted(retrained.switched_at))
+        for number, label in enumerate(labels):
+            while switches and label.at >= switches[0]:
+                switches.popleft()
+                self.measured.rebase()
+            self.learn(label, rescored.get(label.request_id))
+            if number % 10 == 9:
+                await asyncio.sleep(0)  # requests go on
 
     def _served_before(self, decision: Mapping[str, Any]) -> None:
         since = self.measured.since

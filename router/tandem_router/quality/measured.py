@@ -9,7 +9,7 @@ was learned before is forgotten. Pure: times are those of the labels.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,9 @@ RECENT, LAST = 400, 20
 #: The history has a point at least so many seconds apart, fewer the longer it is.
 HISTORY_S, HISTORY_SHARE = 60.0, 1 / 200
 MOST_HISTORY = 600
+#: Gold labels before which the judge is taken at its word, and losses that it is believed for.
+LEAST_GOLD, BELIEVED_LOSSES = 20, 3.0
+MOST_LEAN = 4.0
 #: Tenants, those with most requests, of which `state` tells the ratio.
 MOST_TENANTS = 20
 
@@ -157,6 +160,42 @@ class Measured:
         if self.since is None:
             self.since = label.at
         self._note_history(label.at)
+
+    def rebase(self, labels: Iterable[Label] = ()) -> None:
+        """Another predictor: what it is off by is no change of quality.
+
+        labels: those that it was not trained from, with what it says of them.
+        """
+        for detector in self._drift.values():
+            detector.reset()
+        for label in labels:
+            for tier, quality in label.quality.items():
+                if tier in self._drift and tier in label.predicted:
+                    self._drift[tier].observe(quality, label.predicted[tier])
+
+    def judge_lean(self, cheapest: str, dearest: str) -> float:
+        """How many times as large losses are, by gold labels, as the judge says; 1 until known.
+
+        A judge that errs in favour of neither answer makes losses smaller; one that makes them
+        larger is left alone.
+        """
+        losses, levels, total, num = np.zeros(2), np.zeros(2), 0.0, 0
+        for row in self._rows.values():
+            judged = _pair(row.judged, cheapest, dearest)
+            gold = _pair(row.gold, cheapest, dearest)
+            if judged is None or gold is None:
+                continue
+            weight = 1.0 / (row.probability * row.gold_probability)
+            losses += weight * np.array([judged[1] - judged[0], gold[1] - gold[0]])
+            levels += weight * np.array([judged[1], gold[1]])
+            total, num = total + weight, num + 1
+        if num < LEAST_GOLD or not np.all(levels > 0.0):
+            return 1.0
+        believed = BELIEVED_LOSSES * total / num
+        by_judge, by_gold = (losses + believed) / levels
+        if not by_judge > 0.0:
+            return MOST_LEAN if by_gold > 0.0 else 1.0
+        return float(min(MOST_LEAN, max(1.0, by_gold / by_judge)))
 
     def _new_row(self, label: Label) -> _Row:
         row = _Row(

@@ -168,6 +168,12 @@ class Steering:
         self._move_threshold()
         self._show_set_points()
 
+    def judge_leans(self, factor: float) -> None:
+        """Gold labels say that losses are so many times what the judge says."""
+        if self._floor is not None and self._floor.judge_leans(factor):
+            self._move_threshold()
+            self._show_set_points()
+
     def _new_floor(
         self, predictor: Predictor | None, before: FloorLimit | None = None
     ) -> FloorLimit | None:

@@ -100,6 +100,28 @@ class PostgresStore:
             await db.execute(_sql(tables.KEEP_META, 2), "key_secret", proposed)
             return str(await db.fetchval("SELECT value FROM meta WHERE name = 'key_secret'"))
 
+    async def keep(self, name: str, body: bytes | None) -> None:
+        async with self._connection() as db:
+            if body is None:
+                await db.execute(_sql(tables.DROP_KEPT, 1), name)
+            else:
+                await db.execute(_sql(tables.KEEP, 2), name, body)
+
+    async def kept(self, name: str) -> bytes | None:
+        rows = await self._rows(_sql(tables.KEPT, 1), name)
+        return bytes(rows[0][0]) if rows else None
+
+    async def kept_names(self, prefix: str) -> list[str]:
+        rows = await self._rows("SELECT name FROM kept")
+        return [row[0] for row in rows if row[0].startswith(prefix)]
+
+    async def claim(self, name: str, holder: str, for_s: float) -> bool:
+        now = "extract(epoch from clock_timestamp())"
+        sql = tables.CLAIM.format(values=f"$1, $2, {now} + $3", now=now)
+        async with self._connection() as db:
+            said: str = await db.execute(sql, name, holder, for_s)
+        return not said.endswith(" 0")
+
     async def lease(
         self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
     ) -> float:

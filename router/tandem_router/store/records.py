@@ -153,6 +153,18 @@ class Backend(Protocol):
         """The secret of minted keys' hashes: the one that is kept, else `proposed`, kept now."""
         ...
 
+    async def keep(self, name: str, body: bytes | None) -> None:
+        """Keep some bytes under a name; None forgets them."""
+        ...
+
+    async def kept(self, name: str) -> bytes | None: ...
+
+    async def kept_names(self, prefix: str) -> list[str]: ...
+
+    async def claim(self, name: str, holder: str, for_s: float) -> bool:
+        """Whether `holder` has the name for so long from now, by the store's clock."""
+        ...
+
     async def lease(
         self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
     ) -> float:

@@ -110,6 +110,26 @@ class SqliteStore:
 
         return await self._run(keep)
 
+    async def keep(self, name: str, body: bytes | None) -> None:
+        if body is None:
+            await self._run(lambda db: db.execute(_sql(tables.DROP_KEPT, 1), (name,)))
+        else:
+            await self._run(lambda db: db.execute(_sql(tables.KEEP, 2), (name, body)))
+
+    async def kept(self, name: str) -> bytes | None:
+        rows = await self._rows(_sql(tables.KEPT, 1), (name,))
+        return bytes(rows[0][0]) if rows else None
+
+    async def kept_names(self, prefix: str) -> list[str]:
+        rows = await self._rows("SELECT name FROM kept", ())
+        return [name for (name,) in rows if name.startswith(prefix)]
+
+    async def claim(self, name: str, holder: str, for_s: float) -> bool:
+        now = time.time()
+        sql = tables.CLAIM.format(values="?, ?, ?", now="?")
+        values = (name, holder, now + for_s, now)
+        return await self._run(lambda db: db.execute(sql, values).rowcount > 0)
+
     async def lease(
         self, bucket: str, want: float, per_s: float, capacity: float, owed: float = 0.0
     ) -> float:

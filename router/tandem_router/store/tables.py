@@ -35,6 +35,9 @@ TABLES = (
         tokens_per_minute DOUBLE PRECISION, usd_per_hour DOUBLE PRECISION)""",
     """CREATE TABLE IF NOT EXISTS buckets (
         name TEXT PRIMARY KEY, level DOUBLE PRECISION NOT NULL, at DOUBLE PRECISION NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, body BYTEA NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS claims (
+        name TEXT PRIMARY KEY, holder TEXT NOT NULL, until DOUBLE PRECISION NOT NULL)""",
 )
 
 SPEND_COLUMNS = (
@@ -109,6 +112,18 @@ NOTE_BATCH = (
     "INSERT INTO batches (writer, sequence) VALUES ({values}) "
     "ON CONFLICT (writer) DO UPDATE SET sequence = excluded.sequence "
     "WHERE batches.sequence < excluded.sequence"
+)
+KEEP = (
+    "INSERT INTO kept (name, body) VALUES ({values}) "
+    "ON CONFLICT (name) DO UPDATE SET body = excluded.body"
+)
+DROP_KEPT = "DELETE FROM kept WHERE name = {values}"
+KEPT = "SELECT body FROM kept WHERE name = {values}"
+# A claim that has ended, or is one's own, is anybody's; the last value is the time.
+CLAIM = (
+    "INSERT INTO claims (name, holder, until) VALUES ({values}) "
+    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until "
+    "WHERE claims.holder = excluded.holder OR claims.until < {now}"
 )
 KEEP_META = "INSERT INTO meta (name, value) VALUES ({values}) ON CONFLICT (name) DO NOTHING"
 
