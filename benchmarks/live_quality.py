@@ -51,7 +51,9 @@ spec:
   - name: large
     external: {url: LARGE, model: large, usdPer1MInputTokens: "10", usdPer1MOutputTokens: "30"}
   fallbackTier: large
-  predictor: {training: {data: "file://DATA", fromLabels: true, every: 5s, minLabels: MIN_LABELS}}
+  predictor:
+    deadline: 2s  # a busy machine's
+    training: {data: "file://DATA", fromLabels: true, every: 5s, minLabels: MIN_LABELS}
   objective: {qualityFloor: "FLOOR"}
   store: {sqlite: {}}
   learning:

@@ -46,8 +46,11 @@ class Retrained(Protocol):
 
     def learn(self, label: Label) -> None: ...
 
-    def rescore(self, labels: Sequence[Label]) -> dict[str, Label]:
-        """Labels that an earlier predictor scored, with what the one in use says; by request."""
+    def rescore(self, labels: Sequence[Label]) -> dict[str, Label] | None:
+        """What the predictor in use says of those that it was not trained from, by request.
+
+        None where there was no other one.
+        """
         ...
 
 
@@ -80,7 +83,7 @@ class LiveQuality:
         self._newest = 0.0
         self.replayed = False
         self.error: str | None = None
-        labels.on_label.append(self.learn)
+        labels.on_label.append(self.learn_new)
 
     def reconfigure(self, config: RouterConfig) -> None:
         self._config = config
@@ -105,10 +108,14 @@ class LiveQuality:
         measured = self.measured
         self._steering.judge_leans(measured.judge_lean(self._cheapest, measured.dearest))
 
-    def learn(self, label: Label, rescored: Label | None = None) -> None:
-        """One label, of this router or another; nothing here waits.
+    def learn_new(self, label: Label) -> None:
+        """One label, of this router or another; nothing here waits."""
+        self.learn(label, label)
 
-        rescored: with what the predictor in use says of it, where another one scored it.
+    def learn(self, label: Label, steers: Label | None) -> None:
+        """steers: the label with what the predictor in use says of it, to move the floor's limit.
+
+        None where that is not known, as it was trained from it.
         """
         key = (label.request_id, label.source, label.at)
         if key in self._known:
@@ -122,7 +129,8 @@ class LiveQuality:
         if self._retrained is not None:
             self._retrained.learn(label)
         if label.source in CERTIFYING:
-            self._steering.learn(rescored or label)
+            if steers is not None:
+                self._steering.learn(steers)
         elif label.source == "gold":
             self._lean()
 
@@ -170,7 +178,7 @@ class LiveQuality:
 
     async def _learn_again(self, labels: list[Label]) -> None:
         """Labels of earlier processes, some of them scored by earlier predictors."""
-        retrained, rescored = self._retrained, dict[str, Label]()
+        retrained, rescored = self._retrained, None
         switches = deque[float]()
         if retrained is not None:
             await retrained.prepare()
@@ -180,7 +188,8 @@ class LiveQuality:
             while switches and label.at >= switches[0]:
                 switches.popleft()
                 self.measured.rebase()
-            self.learn(label, rescored.get(label.request_id))
+            steers = label if rescored is None else rescored.get(label.request_id)
+            self.learn(label, steers)
             if number % 10 == 9:
                 await asyncio.sleep(0)  # requests go on
 
@@ -192,7 +201,7 @@ class LiveQuality:
 
     async def _learn_all(self, labels: list[Label]) -> None:
         for number, label in enumerate(labels):
-            self.learn(label)
+            self.learn_new(label)
             if number % 10 == 9:
                 await asyncio.sleep(0)  # requests go on
 

@@ -157,8 +157,8 @@ class Measured:
                 self._forget()
                 self.since = label.at
                 self.on_change(change)
-        if self.since is None:
-            self.since = label.at
+        if self.since is None or label.at < self.since:
+            self.since = label.at  # a store tells of earlier ones after the first new ones
         self._note_history(label.at)
 
     def rebase(self, labels: Iterable[Label] = ()) -> None:

@@ -207,16 +207,17 @@ class Retraining:
     async def _adopt(self, predictor: Predictor) -> None:
         self._source.adopt(predictor)
         labels = await self._labels(max(self._in_use_since, self._changed_at))
-        self._use(list((await asyncio.to_thread(self.rescore, labels)).values()))
+        rescored = await asyncio.to_thread(self.rescore, labels)
+        self._use(list((rescored or {}).values()))
 
-    def rescore(self, labels: Sequence[Label]) -> dict[str, Label]:
+    def rescore(self, labels: Sequence[Label]) -> dict[str, Label] | None:
         """What the predictor in use says of labels that it was not trained from, by request.
 
-        Empty where it is the mounted one, which said it when they were made.
+        None where there was no other one: then it is what labels say themselves.
         """
         active = self._source.current
         if active is None or (self._source.version == self._base and not self.switched_at):
-            return {}
+            return None
         return {
             label.request_id: replace(label, predicted=dict(active.score(label.prompt).quality))
             for label in labels
