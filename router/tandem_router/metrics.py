@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -148,6 +148,14 @@ class TierMetrics:
         self.waiting = metrics.waiting[(tier,)]
 
 
+class OutcomeMetrics(NamedTuple):
+    """What is counted once per request, by how it came out."""
+
+    decisions: Counter
+    requests: Counter
+    tenant_cost: Counter
+
+
 class Metrics:
     """One router's metrics."""
 
@@ -252,6 +260,19 @@ class Metrics:
         )
         self.registry.register(scraped)
         self.tiers = {name: TierMetrics(self, name) for name in tiers}
+        self._outcomes: dict[tuple[str, str, str, str], OutcomeMetrics] = {}
+
+    def of_outcome(self, tier: str, reason: str, status: str, tenant: str) -> OutcomeMetrics:
+        """The counters of one outcome; as many as there are label values."""
+        key = (tier, reason, status, tenant)
+        found = self._outcomes.get(key)
+        if found is None:
+            found = self._outcomes[key] = OutcomeMetrics(
+                self.decisions[(tier, reason)],
+                self.requests[(tier, status)],
+                self.tenant_cost[(tenant,)],
+            )
+        return found
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

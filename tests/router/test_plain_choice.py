@@ -15,6 +15,7 @@ from tandem_router.api.app import RouterApp
 from tandem_router.balancing.worker import Load
 from tandem_router.config import parse_config
 from tandem_router.limits.ledger import ANONYMOUS, Hold
+from tandem_router.openai.body import Bodies
 from tandem_router.openai.request import parse_inference
 from tandem_router.policy import (
     NO_OVERRIDES,
@@ -120,7 +121,7 @@ def test_the_short_way_to_a_tier_leads_where_the_long_one_does(
             if worker.tier == name:
                 worker.load = report if name != "far" else None
                 worker.down_until = NOW + 1.0 if down else 0.0
-    request = parse_inference("chat", json.dumps(body).encode(), config.limits)
+    request = parse_inference("chat", json.dumps(body).encode(), Bodies(config.limits))
     hold = Hold(ANONYMOUS, (), 0.0)
     scored, set_points = Scored(score, status), services.steering.set_points
     choice = (request, overrides, hold, scored, set_points, uses, failed)

@@ -210,6 +210,17 @@ class Picker:
         """
         now = self._clock()
         known = self._decoders.get(tier, ())
+        expected = UNKNOWN_OUTPUT_TOKENS if expected_tokens is None else expected_tokens
+        if len(known) == 1 and tier not in self._prefillers:
+            (only,) = known
+            if only.url in exclude or not only.usable(now, ejected_too):
+                return None
+            uncached = num_tokens
+            if chain:
+                block_tokens = self._config.prefix_block_bytes / BYTES_PER_TOKEN
+                uncached = max(0.0, num_tokens - only.prefixes.num_covered(chain) * block_tokens)
+            only.sent_tokens += expected
+            return self._started(Pick(only, None, uncached, chain))
         prefills: list[Worker] = []
         if tier in self._prefillers:
             prefills = [
@@ -256,7 +267,6 @@ class Picker:
                     best = (cost, decode, prefill, uncached)
         assert best is not None
         _, decode, prefill, uncached = best
-        expected = UNKNOWN_OUTPUT_TOKENS if expected_tokens is None else expected_tokens
         decode.sent_tokens += expected
         return self._started(Pick(decode, prefill, uncached, chain))
 
@@ -310,11 +320,17 @@ class Picker:
         return chosen
 
     def _started(self, pick: Pick) -> Pick:
-        for worker in (pick.decode, pick.prefill):
-            if worker is not None:
-                worker.num_inflight += 1
-                worker.prefixes.add(pick.chain)
-        (pick.prefill or pick.decode).pending_tokens += pick.num_uncached_tokens
+        decode, prefill = pick.decode, pick.prefill
+        decode.num_inflight += 1
+        if pick.chain:
+            decode.prefixes.add(pick.chain)
+        if prefill is None:
+            decode.pending_tokens += pick.num_uncached_tokens
+            return pick
+        prefill.num_inflight += 1
+        if pick.chain:
+            prefill.prefixes.add(pick.chain)
+        prefill.pending_tokens += pick.num_uncached_tokens
         return pick
 
     def first_token(self, pick: Pick) -> None:
@@ -326,7 +342,8 @@ class Picker:
                 pick.prefill.num_inflight -= 1
 
     def finished(self, pick: Pick) -> None:
-        self.first_token(pick)
+        if not pick.prefill_done:
+            self.first_token(pick)
         pick.decode.num_inflight -= 1
 
     def failed(self, worker: Worker, why: str) -> None:
@@ -337,6 +354,17 @@ class Picker:
         worker.last_error = why
         # If it restarted, its cache is gone; if not, affinity is soon learnt again.
         worker.prefixes.clear()
+
+    def answered_well(self, pick: Pick) -> None:
+        """As `first_token`, and `outcome` of an answer."""
+        worker = pick.decode
+        if not pick.prefill_done:
+            self.first_token(pick)
+        outcomes = worker.outcomes
+        if outcomes.num_failures or outcomes.num_ejections:
+            outcomes.succeeded()
+        if worker.num_failures or worker.down_until:
+            self.answered(worker)
 
     def outcome(self, worker: Worker, good: bool) -> bool:
         """Count what a request came to there; True when that ejects the worker for a while."""

@@ -175,7 +175,10 @@ class RouterConfig(Section):
         return self
 
     def tier(self, name: str) -> TierConfig:
-        return next(tier for tier in self.tiers if tier.name == name)
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise KeyError(name)
 
 
 def parse_config(text: str | bytes, source: str = "configuration") -> RouterConfig:

@@ -117,13 +117,11 @@ class UpstreamClient:
             pool = self._pool(split_url(url)[0], outward)
             known = self._targets[method, url, outward] = (pool, _request_line(method, url))
         pool, line = known
-        lines = [line]
-        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         if body or method == "POST":
-            lines.append(b"content-length: %d\r\n\r\n" % len(body))
+            head = b"%b%bcontent-length: %d\r\n\r\n" % (line, lines, len(body))
         else:
-            lines.append(b"\r\n")
-        head = b"".join(lines)
+            head = b"%b%b\r\n" % (line, lines)
 
         stall_s = stall_timeout_s or self.stall_timeout_s
         connection = pool.take_idle()
@@ -136,7 +134,8 @@ class UpstreamClient:
             connection.send(head, body, response)
             response.watch(stall_s, begin_within_s)
             try:
-                await response.headers_ready()
+                if not response.status:
+                    await response.headers_ready()
             except UpstreamError:
                 if reused and not response.received_any:
                     reused = False

@@ -239,25 +239,43 @@ class Exchange:
                     continue
                 kept.append(header)
             headers = kept
-        parts = [b"%b: %b\r\n" % header for header in headers]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         if length is not None:
-            parts.append(b"content-length: %d\r\n" % length)
+            lines += b"content-length: %d\r\n" % length
+        self._reply_head = self._head(status, lines, sized)
+
+    def begin_stream(self, lines: bytes) -> None:
+        """As `begin` with status 200 and no length; lines: the headers as they are written."""
+        if not self._gone and not self.complete:
+            self._reply_head = self._head(200, lines, False)
+
+    def reply(self, lines: bytes, body: bytes) -> None:
+        """A whole reply with status 200 at once; not while congested."""
+        if self._gone or self.complete:
+            return
+        lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
+        head = self._head(200, lines, True)
+        self.started = self.complete = True
+        connection = self._connection
+        connection.write(head if self.method == "HEAD" else head + body)
+        self._wake()
+        connection.finished(self)
+
+    def _head(self, status: int, lines: bytes, sized: bool) -> bytes:
+        """The reply's head, with what says where it ends and whether the connection goes on."""
         old = self.version == "1.0"
         if not sized and self.method != "HEAD":
             if old:
                 self.keep_alive = False  # the end of the connection is the end of the body
             else:
                 self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
+                lines += b"transfer-encoding: chunked\r\n"
         if not self.keep_alive or self.more_body:
-            parts.append(b"connection: close\r\n")
+            lines += b"connection: close\r\n"
         elif old:
-            parts.append(b"connection: keep-alive\r\n")
-        self._reply_head = b"%b%b%b\r\n" % (
-            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
-            self._connection.default_headers,
-            b"".join(parts),
-        )
+            lines += b"connection: keep-alive\r\n"
+        first = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        return b"%b%b%b\r\n" % (first, self._connection.default_headers, lines)
 
     async def run(
         self,

@@ -26,6 +26,11 @@ class Usage(Struct, frozen=True):
     reasoning_tokens: int = 0
     estimated: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all its tokens have the tier's two usual prices."""
+        return not self.cached_tokens and not self.reasoning_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,

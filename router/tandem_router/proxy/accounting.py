@@ -22,7 +22,6 @@ from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
-from tandem_router.store.records import Spend
 from tandem_router.telemetry.logs import REQUESTS
 
 
@@ -57,50 +56,65 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     if assignment.counted is not None:
         services.steering.answered(assignment.counted, cost)
     record.status = status
-    record.error = record.error or outcome.error
-    record.e2e_s = outcome.ended_at - arrival.started_at
+    error = record.error = record.error or outcome.error
+    e2e_s = record.e2e_s = outcome.ended_at - arrival.started_at
     record.prompt_tokens, record.output_tokens = served
     record.cost_usd = cost
     record.usage_estimated = outcome.usage.estimated
     dearest = services.prices.dearest
-    record.cost_all_large_usd = services.prices.cost_usd(
-        dearest, served[0], _expected_output(assignment, dearest, served[1])
-    )
-    metrics = services.metrics
+    if tier == dearest and used is not NOTHING and usage.is_plain and assignment.cached is None:
+        all_large = last_cost
+    else:
+        expected = _expected_output(assignment, dearest, served[1])
+        all_large = services.prices.cost_usd(dearest, served[0], expected)
+    record.cost_all_large_usd = all_large
+    metrics, tenant = services.metrics, record.tenant
     bound = metrics.tiers[tier]
-    metrics.decisions[(tier, record.reason)].inc()
-    broke_off = status == 200 and record.error is not None
-    metrics.requests[(tier, "broke_off" if broke_off else str(status))].inc()
-    bound.prompt_tokens.inc(usage.prompt_tokens)
-    bound.output_tokens.inc(usage.output_tokens)
-    bound.cost.inc(last_cost)
-    metrics.cost_all_large.inc(record.cost_all_large_usd)
-    metrics.tenant_cost[(record.tenant,)].inc(cost)
-    alone = record.read is None or record.reason == Reason.VERIFIED
-    if status == 200 and alone and assignment.cached is None and not record.attempts:
-        services.routing.latency[tier].last_whole.saw(record.e2e_s, outcome.ended_at)
+    label = "broke_off" if status == 200 and error is not None else _label(status)
+    counters = metrics.of_outcome(tier, record.reason, label, tenant)
+    # Counters are plain numbers: adding to them here spares a call for each.
+    counters.decisions.value += 1.0
+    counters.requests.value += 1.0
+    counters.tenant_cost.value += cost
+    bound.prompt_tokens.value += usage.prompt_tokens
+    bound.output_tokens.value += usage.output_tokens
+    bound.cost.value += last_cost
+    metrics.cost_all_large.value += all_large
     if status == 200:
-        bound.e2e.observe(record.e2e_s)
+        alone = record.read is None or record.reason == Reason.VERIFIED
+        if alone and assignment.cached is None and not record.attempts:
+            services.routing.latency[tier].last_whole.saw(e2e_s, outcome.ended_at)
+        bound.e2e.observe(e2e_s)
         bound.prompt_length.observe(prompt_tokens)
         bound.output_length.observe(output_tokens)
     if outcome.first_token_at is not None and record.stream:
-        record.ttft_s = outcome.first_token_at - arrival.started_at
-        bound.ttft.observe(record.ttft_s)
-        if output_tokens > 1:
-            record.tpot_s = (outcome.ended_at - outcome.first_token_at) / (output_tokens - 1)
-            bound.tpot.observe(record.tpot_s)
-        if record.read is not None:
-            # Two answers' time, or a whole one's: what clients waited, not how quick the tier is.
-            services.routing.latency[tier].last_ttft.saw(record.ttft_s, outcome.ended_at)
-        elif not record.attempts:
-            # Of a request that failed elsewhere first, the wait says nothing of this tier.
-            services.routing.latency[tier].saw(
-                record.ttft_s, record.tpot_s, outcome.ended_at, assignment.queue_wait_s
-            )
-    services.decisions.finished(record)
-    _keep(services, record)
+        _account_stream(services, assignment, outcome.first_token_at, outcome.ended_at)
+    services.decisions.finished(tier, *served, cost, all_large)
+    services.store.spent(_day(int(record.time) // 86_400), tenant, tier, *served, cost, all_large)
+    if services.store.backend is not None:
+        services.store.add_decision(lambda: explained(record))
     if services.tracing is not None or REQUESTS.isEnabledFor(logging.INFO):
         _tell(services, record, arrival)
+
+
+def _account_stream(
+    services: Services, assignment: TierAssignment, first_token_at: float, ended_at: float
+) -> None:
+    """The times of a stream, as its client saw them."""
+    record, tier = assignment.record, assignment.tier.name
+    bound, latency = services.metrics.tiers[tier], services.routing.latency[tier]
+    output_tokens = record.output_tokens or 0
+    ttft_s = record.ttft_s = first_token_at - assignment.arrival.started_at
+    bound.ttft.observe(ttft_s)
+    if output_tokens > 1:
+        record.tpot_s = (ended_at - first_token_at) / (output_tokens - 1)
+        bound.tpot.observe(record.tpot_s)
+    if record.read is not None:
+        # Two answers' time, or a whole one's: what clients waited, not how quick the tier is.
+        latency.last_ttft.saw(ttft_s, ended_at)
+    elif not record.attempts:
+        # Of a request that failed elsewhere first, the wait says nothing of this tier.
+        latency.saw(ttft_s, record.tpot_s, ended_at, assignment.queue_wait_s)
 
 
 def _tell(services: Services, record: DecisionRecord, arrival: Arrival) -> None:
@@ -130,22 +144,9 @@ def _tell(services: Services, record: DecisionRecord, arrival: Arrival) -> None:
     REQUESTS.info("request", extra={**named, **said, **tokens, **times})
 
 
-def _keep(services: Services, record: DecisionRecord) -> None:
-    """Hand what outlives the process to the store, which writes it later."""
-    services.store.add_spend(
-        Spend(
-            _day(int(record.time) // 86_400),
-            record.tenant,
-            record.tier,
-            1,
-            record.prompt_tokens or 0,
-            record.output_tokens or 0,
-            record.cost_usd or 0.0,
-            record.cost_all_large_usd or 0.0,
-        )
-    )
-    if services.store.backend is not None:
-        services.store.add_decision(lambda: explained(record))
+@lru_cache(maxsize=64)
+def _label(status: int) -> str:
+    return str(status)
 
 
 @lru_cache(maxsize=8)

@@ -45,6 +45,17 @@ from tandem_router.proxy.stream import Relay, StreamEnded
 from tandem_router.proxy.tier_assignment import TierAssignment, assign
 from tandem_router.routing.answer_reading import text_of
 
+# Said by us: what a provider calls its reply may make a browser run it.
+JSON = b"application/json"
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    NOSNIFF,
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+_JSON_LINES = b"content-type: %b\r\n%b: %b\r\n" % (JSON, *NOSNIFF)
+_STREAM_LINES = b"".join([b"%b: %b\r\n" % header for header in _STREAM_HEADERS])
+
 
 class RequestHandler:
     """Runs one inference request; `run` returns when the client has everything."""
@@ -160,8 +171,7 @@ class RequestHandler:
         body, reply = await self._whole_answer(assignment, retries)
         self._saw_first_token()
         retries.release()
-        # Said by us: what a provider calls its reply may make a browser run it.
-        await self._send_whole(assignment, body, b"application/json")
+        await self._send_whole(assignment, body, JSON)
         if isinstance(reply.get("usage"), dict):
             self._keep_answer(assignment, body)
 
@@ -213,7 +223,7 @@ class RequestHandler:
             content_type = b"text/event-stream; charset=utf-8"
         else:
             body = encode_json(reply)
-            content_type = b"application/json"
+            content_type = JSON
         await self._send_whole(assignment, body, content_type, (b"x-tandem-cache", b"hit"))
 
     async def _send_whole(
@@ -223,14 +233,22 @@ class RequestHandler:
         content_type: bytes,
         *extra: tuple[bytes, bytes],
     ) -> None:
+        cost_usd = self._cost_usd(assignment)
+        self.headers_sent = True
+        exchange = self._exchange
+        if exchange is not None and content_type == JSON and not extra and not exchange.congested:
+            self.complete = True
+            self._completed_at = self._services.clock()
+            exchange.reply(_JSON_LINES + assignment.reply_lines(cost_usd), body)
+            return
         headers = [
             (b"content-type", content_type),
             NOSNIFF,
             *extra,
-            *assignment.reply_headers(self._cost_usd(assignment)),
+            *assignment.reply_headers(cost_usd),
+            (b"content-length", b"%d" % len(body)),
         ]
-        self.headers_sent = True
-        await self._begin(headers, len(body))
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send_last(body)
 
     # -- streams ----------------------------------------------------------------------------
@@ -259,15 +277,12 @@ class RequestHandler:
         retries.answered()
         self._saw_first_token()
         self.headers_sent = assignment.committed = True
-        await self._begin(
-            [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                NOSNIFF,
-                (b"cache-control", b"no-cache"),
-                (b"x-accel-buffering", b"no"),
-                *assignment.reply_headers(assignment.decision.expected_cost_usd),
-            ]
-        )
+        expected_usd = assignment.decision.expected_cost_usd
+        if self._exchange is not None and not self._exchange.congested:
+            self._exchange.begin_stream(_STREAM_LINES + assignment.reply_lines(expected_usd))
+        else:
+            headers = [*_STREAM_HEADERS, *assignment.reply_headers(expected_usd)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await relay.flush()
         while True:
             try:
@@ -319,15 +334,6 @@ class RequestHandler:
             self._exchange.write(body, False)
         else:
             await self._send({"type": "http.response.body", "body": body})
-
-    async def _begin(self, headers: list[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """length: of the body, where it is known."""
-        if self._exchange is not None and not self._exchange.congested:
-            self._exchange.begin(200, headers, length)
-        else:
-            if length is not None:
-                headers.append((b"content-length", b"%d" % length))
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _saw_first_token(self) -> None:
         self._first_token_at = self._services.clock()

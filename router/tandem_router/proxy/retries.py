@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from tandem_router.balancing.endpoint_picker import Pick
@@ -60,29 +60,38 @@ _PASSING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN, FaultKind.SERVER_
 _RESTARTING = frozenset({FaultKind.UNREACHABLE, FaultKind.BROKEN})
 
 
+def _is_no_stream(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a reply is something else, or one that cannot be read."""
+    content_type = headers.get(b"content-type", b"")
+    packed = headers.get(b"content-encoding", b"identity") != b"identity"
+    return packed or b"json" in content_type or b"html" in content_type
+
+
 class Retries:
     """The workers of one request, one after the other."""
+
+    # What most requests leave as it is, so that making one costs little.
+    _pick: Pick | None = None
+    _response: Response | None = None
+    _num_attempts = 0
+    # Whether a worker or provider has the request, or answered it: it may have used tokens.
+    asked = False
+    _is_funded = True  # there is money for another try of this tier
+    _retry_of: str | None = None  # tier whose retry budget the present attempt uses
+    # Of the present tier:
+    _num_failures = 0
+    _waits_since: float | None = None  # no worker of it could be had since then
+    _full: Fault | None = None
 
     def __init__(self, services: Services, assignment: TierAssignment) -> None:
         self._services = services
         self._failover = services.config.failover
         self._assignment = assignment
         self._arrival = assignment.arrival
-        self._pick: Pick | None = None
-        self._response: Response | None = None
-        self._num_attempts = 0
         self._deadline = assignment.arrival.deadline
         self._faults: dict[str, Fault] = {}  # the last one of each tier
-        # Whether a worker or provider has the request, or answered it: it may have used tokens.
-        self.asked = False
-        self._is_funded = True  # there is money for another try of this tier
-        self._retry_of: str | None = None  # tier whose retry budget the present attempt uses
-        # Of the present tier:
-        self._num_failures = 0
-        self._waits_since: float | None = None  # no worker of it could be had since then
         self._left_out: set[str] = set()  # workers that failed this request
         self._busy: set[str] = set()  # workers to be asked again a little later
-        self._full: Fault | None = None
 
     @cached_property
     def _chain(self) -> Sequence[int]:
@@ -100,7 +109,7 @@ class Retries:
             pick = self._picked() if self._num_attempts == 0 else None
             if pick is None:
                 pick = await self._acquire()
-            self._services.metrics.tiers[self._assignment.tier.name].inflight.inc()
+            self._services.metrics.tiers[self._assignment.tier.name].inflight.value += 1.0
             try:
                 return await self._ask(pick, body, resumption)
             except Fault as fault:
@@ -109,8 +118,7 @@ class Retries:
     def answered(self) -> None:
         """The reply is an answer: its first token is here, or all of it."""
         if self._pick is not None:
-            self._services.picker.first_token(self._pick)
-            self._services.picker.outcome(self._pick.decode, good=True)
+            self._services.picker.answered_well(self._pick)
         if self._response is not None:
             self._response.began()
 
@@ -191,7 +199,7 @@ class Retries:
         if self._pick is not None:
             tier = self._pick.decode.tier
             self._services.picker.finished(self._pick)
-            self._services.metrics.tiers[tier].inflight.dec()
+            self._services.metrics.tiers[tier].inflight.value -= 1.0
             self._pick = None
         if self._retry_of is not None:
             self._services.picker.retries(self._retry_of).give_back()
@@ -204,54 +212,52 @@ class Retries:
 
     async def _ask(self, pick: Pick, body: bytes, resumption: Resumption | None) -> Response:
         """Raises Fault, RequestRefused."""
-        services, arrival, tier = self._services, self._arrival, self._assignment.tier
-        record = self._assignment.record
+        services, arrival, assignment = self._services, self._arrival, self._assignment
+        tier, record, request = assignment.tier, assignment.record, arrival.request
         self._pick = pick
-        record.decode_worker = pick.decode.url
-        record.prefill_worker = pick.prefill.url if pick.prefill else None
+        record.decode_worker = url = pick.decode.url
+        record.prefill_worker = pick.prefill.url if pick.prefill is not None else None
         self._num_attempts += 1
         self.asked = True
-        path, max_tokens = arrival.request.path, self._assignment.decision.max_tokens
-        if resumption is not None and resumption.path != path:
-            # Bounded already, by what is left of the answer.
-            path, max_tokens = resumption.path, None
-        body = body if resumption is None else resumption.body
+        path, max_tokens = request.path, assignment.decision.max_tokens
+        if resumption is not None:
+            body = resumption.body
+            if resumption.path != path:
+                # Bounded already, by what is left of the answer.
+                path, max_tokens = resumption.path, None
         external = tier.kind == "external"
-        known = None if external else told(services, self._assignment, pick)
+        known = None if external else told(services, assignment, pick)
         headers = upstream_headers(services, tier, arrival, known)
-        body = upstream_body(tier, arrival.request, body, max_tokens, known)
-        if arrival.tenant is not None and tier.kind == "pool" and engine_of(tier.engine).salted:
-            body = salted(arrival.request.fields, body, arrival.tenant)
+        body = upstream_body(tier, request, body, max_tokens, known)
+        if not external and arrival.tenant is not None and engine_of(tier.engine).salted:
+            body = salted(request.fields, body, arrival.tenant)
         if pick.prefill is not None:
             body = await self._prefilled(pick, headers, path, body)
         stall_s = self._failover.stall_timeout_s
-        if not arrival.request.stream:
+        if not request.stream:
             stall_s *= WHOLE_REPLY_PATIENCE
         try:
             response = self._response = await services.client.request(
                 "POST",
-                target(tier, pick.decode.url, path),
+                target(tier, url, path),
                 headers=headers,
                 body=body,
                 stall_timeout_s=stall_s,
                 begin_within_s=self._patience_s(),
-                outward=tier.kind == "external",
+                outward=external,
             )
-            if response.status != 200:
+            status = response.status
+            if status != 200:
                 payload = await response.read_all(4 * 2**20)
         except UpstreamError as error:
             raise of_transport(error) from error
-        if response.status != 200:
+        if status != 200:
             verdict = of_refusal(Refusal(response.status, response.headers, payload, external))
             if isinstance(verdict, RequestRefused):
                 self.release()
                 self.asked = False  # refused: nothing was generated
             raise verdict
-        content_type = response.headers.get(b"content-type", b"")
-        packed = response.headers.get(b"content-encoding", b"identity") != b"identity"
-        if arrival.request.stream and (
-            packed or b"json" in content_type or b"html" in content_type
-        ):
+        if request.stream and _is_no_stream(response.headers):
             raise Fault(FaultKind.BAD_ANSWER, "no stream where one was asked for", status=200)
         return response
 
@@ -285,15 +291,17 @@ class Retries:
         Where another tier could answer, a tier gets part of the time. A worker of ours that
         reports its load is alive and may take as long as its queue is.
         """
-        if self._assignment.committed:
+        assignment, failover = self._assignment, self._failover
+        if assignment.committed:
             return None
         answer_s = self._arrival.answer_s
         left = max(0.001, self._deadline + answer_s - self._services.clock())
-        external = self._assignment.tier.kind == "external"
-        if not self._assignment.others() and not self._assignment.has_answer:
+        external = assignment.tier.kind == "external"
+        if not assignment.others() and not assignment.has_answer:
             return left if external else None
-        half = self._failover.wait_s / 2.0
-        share = min(half, self._failover.tier_patience_s) if external else half
+        share = failover.wait_s / 2.0
+        if external and failover.tier_patience_s < share:
+            share = failover.tier_patience_s
         return min(left, share + answer_s)
 
     # -- who is next ------------------------------------------------------------------------
@@ -360,15 +368,17 @@ class Retries:
 
     def _picked(self) -> Pick | None:
         """A worker that may be asked; one that failed others lately where there is no choice."""
-        picker, name = self._services.picker, self._assignment.tier.name
+        picker, assignment = self._services.picker, self._assignment
+        tier = assignment.tier
+        name = tier.name
         num_tokens = float(self._arrival.request.num_prompt_tokens)
         exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
         if self._arrival.adapter is not None:
             exclude = exclude | picker.without(name, self._arrival.adapter)
-        chain = self._chain if self._assignment.tier.kind == "pool" else ()
-        expected = self._assignment.expected_tokens
-        pick = picker.pick(name, chain, num_tokens, exclude, expected_tokens=expected)
-        if pick is None and not self._assignment.others():
+        chain = self._chain if tier.kind == "pool" else ()
+        expected = assignment.expected_tokens
+        pick = picker.pick(name, chain, num_tokens, exclude, False, expected)
+        if pick is None and not assignment.others():
             pick = picker.pick(name, chain, num_tokens, exclude, True, expected)
         return pick
 

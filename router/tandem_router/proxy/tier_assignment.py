@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -167,21 +168,22 @@ class TierAssignment:
         self.tier = services.config.tier(decision.tier)
         self._look_at_queue()
         request = arrival.request
+        # By place: names would cost as much as the record itself.
         self.record = DecisionRecord(
-            sequence=services.decisions.next_sequence() if recorded else 0,
-            request_id=arrival.request_id,
-            time=services.wall_clock(),
-            tenant=arrival.hold.tenant.name,
-            model=request.model,
-            kind=request.kind,
-            stream=request.stream,
-            tier=decision.tier,
-            reason=self.reason,
-            gain=decision.gain,
-            threshold=decision.threshold,
-            difficulty=decision.difficulty,
-            quality=dict(scored.score.quality) if scored.score is not None else {},
-            expected_cost_usd=decision.expected_cost_usd,
+            services.decisions.next_sequence() if recorded else 0,
+            arrival.request_id,
+            services.wall_clock(),
+            arrival.hold.tenant.name,
+            request.model,
+            request.kind,
+            request.stream,
+            decision.tier,
+            self.reason,
+            decision.gain,
+            decision.threshold,
+            decision.difficulty,
+            scored.score.quality if scored.score is not None else {},
+            decision.expected_cost_usd,
             max_tokens=decision.max_tokens,
             advised=decision.advised,
             verdicts=decision.verdicts,
@@ -207,7 +209,10 @@ class TierAssignment:
 
     def _look_at_queue(self) -> None:
         """What stood before the request when its tier was chosen: latencies are kept net of it."""
-        self.queue_wait_s = self._services.routing.queue_wait_s(self.tier.name)
+        if self.tier.kind == "pool":
+            self.queue_wait_s = self._services.routing.queue_wait_s(self.tier.name)
+        else:
+            self.queue_wait_s = 0.0
 
     def others(self) -> bool:
         """Whether the router may choose and some other tier could take the request now."""
@@ -354,6 +359,23 @@ class TierAssignment:
         held = self.decision.reserve_cost_usd
         return services.ledger.move(self.arrival.hold, tier, held, used)
 
+    def reply_lines(self, cost_usd: float) -> bytes:
+        """`reply_headers` as they are written."""
+        decision = self.decision
+        gain, difficulty = decision.gain, decision.difficulty
+        if gain is None or difficulty is None or decision.max_tokens is not None:
+            return b"".join([b"%b: %b\r\n" % header for header in self.reply_headers(cost_usd)])
+        return (
+            b"x-request-id: %b\r\n%bx-tandem-cost-usd: %.9f\r\nx-tandem-difficulty: %.4f\r\n"
+            b"x-tandem-gain: %.4f\r\n"
+        ) % (
+            self.arrival.request_id.encode(),
+            _choice_lines(self.tier.name, self.reason),
+            cost_usd,
+            difficulty,
+            gain,
+        )
+
     def reply_headers(self, cost_usd: float) -> list[tuple[bytes, bytes]]:
         """What the client is told of the choice."""
         decision = self.decision
@@ -370,6 +392,11 @@ class TierAssignment:
         if decision.gain is not None:
             headers.append((b"x-tandem-gain", b"%.4f" % decision.gain))
         return headers
+
+
+@lru_cache(maxsize=256)
+def _choice_lines(tier: str, reason: str) -> bytes:
+    return f"x-tandem-tier: {tier}\r\nx-tandem-reason: {reason}\r\n".encode()
 
 
 def _find_cached(

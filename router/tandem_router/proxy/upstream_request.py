@@ -7,7 +7,9 @@ in the body only what the client sent, with the provider's name of the model.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -34,6 +36,9 @@ INTERNAL = frozenset(
         "tandem",
     }
 )
+
+_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
+_TELLS_USAGE = b'"stream_options":{"include_usage":true},'
 
 
 def target(tier: TierConfig, base: str, path: str) -> str:
@@ -97,18 +102,52 @@ def upstream_body(
     max_tokens: what the ceilings of money leave of an answer; None: as `body` says. What needs no
     change is passed on byte by byte.
     """
-    fields = request.fields_of(body)
     if tier.kind == "external":
         own = request.fields
+        if max_tokens is None and body is request.body and INTERNAL.isdisjoint(own):
+            renamed = spliced(request, tier.served_model)
+            if renamed is not None:
+                return renamed
         if not INTERNAL.isdisjoint(own):
             own = {name: value for name, value in own.items() if name not in INTERNAL}
         taken: Mapping[str, Any] = as_provider(request, own, tier.served_model)
+        fields: Mapping[str, Any] = {}
     else:
         assert told is not None
+        fields = request.fields_of(body)
         taken = engine_of(tier.engine).fields(request, fields, told)
     if max_tokens is not None:
         taken = with_max_tokens(request.kind, taken, max_tokens, tier.max_tokens_field)
     return body if taken is fields else msgspec.json.encode(taken)
+
+
+def spliced(request: InferenceRequest, model: str) -> bytes | None:
+    """As `engines.openai.as_provider`, and all else byte by byte; None where that is not certain.
+
+    A body that spells `"model"` once and escapes no letter has no other such key at any depth, and
+    the router has read one at the top.
+    """
+    body, fields = request.body, request.fields
+    if body.count(b'"model"') != 1 or b"\\u00" in body:
+        return None
+    found = _MODEL.search(body)
+    if found is None or found[1] != request.model.encode():
+        return None
+    start = 0
+    if request.stream:
+        options = fields.get("stream_options")
+        if "stream_options" not in fields:
+            start = body.index(b"{") + 1
+        elif options is None or options.get("include_usage") is not True:
+            return None
+    tells = body[:start] + _TELLS_USAGE if start else b""
+    return b"%b%b%b%b" % (tells, body[start : found.start(1)], _quoted(model), body[found.end(1) :])
+
+
+@lru_cache(maxsize=256)
+def _quoted(text: str) -> bytes:
+    """Inside of quotes, as JSON writes it."""
+    return msgspec.json.encode(text)[1:-1]
 
 
 def salted(fields: Mapping[str, Any], body: bytes, tenant: str) -> bytes:

@@ -132,15 +132,23 @@ class DecisionLog:
         totals.cost_usd += spend.cost_usd
         self.cost_all_large_usd += spend.cost_all_large_usd
 
-    def finished(self, record: DecisionRecord) -> None:
-        totals = self.totals.get(record.tier)
+    def finished(
+        self,
+        tier: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        cost_usd: float,
+        cost_all_large_usd: float,
+    ) -> None:
+        """Count one request of this process."""
+        totals = self.totals.get(tier)
         if totals is None:
-            totals = self.totals[record.tier] = TierTotals()
+            totals = self.totals[tier] = TierTotals()
         totals.num_requests += 1
-        totals.prompt_tokens += record.prompt_tokens or 0
-        totals.output_tokens += record.output_tokens or 0
-        totals.cost_usd += record.cost_usd or 0.0
-        self.cost_all_large_usd += record.cost_all_large_usd or 0.0
+        totals.prompt_tokens += prompt_tokens
+        totals.output_tokens += output_tokens
+        totals.cost_usd += cost_usd
+        self.cost_all_large_usd += cost_all_large_usd
 
     def last(self, number: int, after: int = 0) -> list[dict[str, Any]]:
         """Newest first, at most `number`, only those with a sequence above `after`."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 from msgspec import Struct
 
 
-class Spend(Struct, frozen=True):
+class Spend(Struct):
     """What one tenant used of one tier on one day (UTC, YYYY-MM-DD)."""
 
     day: str

@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -97,6 +98,27 @@ class Store:
         known = self._spend.get(key)
         self._spend[key] = spend if known is None else known.plus(spend)
 
+    def spent(
+        self,
+        day: str,
+        tenant: str,
+        tier: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        cost_usd: float,
+        cost_all_large_usd: float,
+    ) -> None:
+        """As `add_spend` of one request."""
+        key = (day, tenant, tier)
+        row = self._spend.get(key)
+        if row is None:
+            row = self._spend[key] = Spend(day, tenant, tier)
+        row.num_requests += 1
+        row.prompt_tokens += prompt_tokens
+        row.output_tokens += output_tokens
+        row.cost_usd += cost_usd
+        row.cost_all_large_usd += cost_all_large_usd
+
     def add_decision(self, decision: Callable[[], Mapping[str, Any]]) -> None:
         """`decision` is called when a batch is made, away from the request."""
         if self._backend is not None:
@@ -124,7 +146,7 @@ class Store:
 
     async def spend(self, since_day: str = "") -> list[Spend]:
         """By day, tenant and tier: what is kept, and what waits to be. Raises StoreError."""
-        rows = {key: row for key, row in self._spend.items() if row.day >= since_day}
+        rows = {key: copy(row) for key, row in self._spend.items() if row.day >= since_day}
         kept = await self._backend.spend(since_day) if self._backend is not None else ()
         waiting = self._unwritten.spend if self._unwritten is not None else []
         for row in (*kept, *waiting):
