@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import audit
 import binaries
 import control
 import network
+from eventually import eventually_in_another_process
 
 HERE = Path(__file__).resolve().parent
 CLUSTER = HERE / "cluster.py"
@@ -105,16 +106,17 @@ class Cluster:
 
     def left(self, timeout_s: float = 120.0) -> list[str]:
         """What is still in the default namespace once garbage collection had its time."""
-        deadline = time.monotonic() + timeout_s
         kinds = (
             "deployments,replicasets,services,pods,workerpools,poddisruptionbudgets,networkpolicies"
         )
-        while True:
+
+        def there() -> list[str]:
             found = [f"{i['kind']}/{i['metadata']['name']}" for i in self.get(kinds)["items"]]
-            found = [name for name in found if name != "Service/kubernetes"]
-            if not found or time.monotonic() > deadline:
-                return found
-            time.sleep(0.5)
+            return [name for name in found if name != "Service/kubernetes"]
+
+        with contextlib.suppress(AssertionError):
+            eventually_in_another_process(lambda: not there(), timeout_s, 0.5)
+        return there()
 
 
 @pytest.fixture(scope="session")
@@ -132,11 +134,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         ready = run_dir / "ready.json"
         binaries.build()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the control plane did not start:\n{log.read_text(errors='replace')}")
-            time.sleep(0.1)
+        eventually_in_another_process(
+            ready.exists,
+            START_TIMEOUT_S,
+            told=lambda: log.read_text(errors="replace"),
+            process=process,
+        )
         facts = json.loads(ready.read_text())
         path = os.pathsep.join([facts["binaries"], os.environ.get("PATH", "/usr/bin:/bin")])
         yield Cluster(

@@ -18,6 +18,8 @@ import httpx
 import pytest
 import yaml
 
+from eventually import eventually_in_another_process
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "tandem-system"
 ROUTER = "tandem.dev/router=chat"
@@ -78,21 +80,13 @@ def pods(cluster: Any, selector: str) -> list[Any]:
 
 
 def until(cluster: Any, what: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            state = cluster.kubectl("get", "models,routers,workerpools,pods,nodes", "-o", "wide")
-            log = cluster.run(
-                "kubectl",
-                "logs",
-                "-l",
-                "app.kubernetes.io/name=tandem-operator",
-                "-n",
-                NAMESPACE,
-                "--tail=20",
-            )
-            pytest.fail(f"not in {timeout_s:g} s: {what}\n{state}\n{log.stdout}")
-        time.sleep(1.0)
+    def told() -> str:
+        state = cluster.kubectl("get", "models,routers,workerpools,pods,nodes", "-o", "wide")
+        of_operator = ("-l", "app.kubernetes.io/name=tandem-operator", "-n", NAMESPACE)
+        log = cluster.run("kubectl", "logs", *of_operator, "--tail=20")
+        return f"{what}\n{state}\n{log.stdout}"
+
+    eventually_in_another_process(condition, timeout_s, 1.0, told)
 
 
 def settle(cluster: Any) -> None:

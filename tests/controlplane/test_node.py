@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eventually import eventually_in_another_process
 from tandem_operator.resources.base import Object
 
 NAMESPACE = "node"
@@ -56,10 +57,7 @@ def wait(cluster: Any, name: str, condition: str) -> None:
 
 
 def until(what: str, condition: Callable[[], bool], timeout_s: float = 45.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
+    eventually_in_another_process(condition, timeout_s, 0.2, lambda: what)
 
 
 def test_a_node_tells_its_capacity_and_keeps_its_lease(node: Any) -> None:

@@ -6,12 +6,13 @@ import io
 import json
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from eventually import eventually_in_another_process
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_RELEASE = "61162d4290a50b9637c7af037682b2ab62a4946b"
@@ -108,11 +109,11 @@ def test_an_upgrade_from_the_first_release_keeps_everything(cluster: Any, tmp_pa
         # As people upgrade: their own values again, nothing new.
         helm("upgrade", "tandem", str(ROOT / "charts" / "tandem"), "-f", str(values), *WAIT)
         cluster.kubectl("wait", *IN, "--for=create", "deployment/m-unified", "--timeout=40s")
-        for _ in range(200):
-            claimed = cluster.get("pvc", "m-weights", *IN)["metadata"]
-            if "ownerReferences" not in claimed:
-                break
-            time.sleep(0.2)
+        # Weights were the Model's and would have gone with it; now they stay.
+        eventually_in_another_process(
+            lambda: "ownerReferences" not in cluster.get("pvc", "m-weights", *IN)["metadata"],
+            told=lambda: cluster.get("model", "m", *IN)["status"]["message"],
+        )
 
         assert uid("model", "m") == before
         assert {k: uid(k, n) for k, n in (("pvc", "m-weights"), ("wp", "m-unified"))} == kept
@@ -127,9 +128,6 @@ def test_an_upgrade_from_the_first_release_keeps_everything(cluster: Any, tmp_pa
         found = yaml.safe_load(helm("get", "values", "tandem", "-o", "yaml"))
         assert found == {**VALUES, "allow": {"ownNamespace": True}}
 
-        # Weights were the Model's and would have gone with it; now they stay.
-        said = cluster.get("model", "m", *IN)["status"]["message"]
-        assert "ownerReferences" not in claimed, said
         cluster.kubectl("delete", *IN, "model/m", "--timeout=30s")
         cluster.kubectl("wait", *IN, "--for=delete", "deployment/m-unified", "--timeout=60s")
         assert uid("pvc", "m-weights") == kept["pvc"]

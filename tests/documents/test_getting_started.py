@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from document_kit import DOCS, NEEDS_PODS, ROOT, blocks, commands, of_cluster
+from eventually import eventually_in_another_process
 from tandem_operator.demo import suite
 from tandem_operator.plan.objects import service_name
 from tandem_operator.plan.router import router_name
@@ -107,11 +107,10 @@ def _started(line: str, folder: Path, env: dict[str, str]) -> subprocess.Popen[b
             stderr=out,
             stdin=subprocess.DEVNULL,
         )
-    end = time.monotonic() + 240
-    while "ready after" not in (folder / "up.log").read_text():
-        late = process.poll() is not None or time.monotonic() > end
-        assert not late, (folder / "up.log").read_text()
-        time.sleep(0.1)
+    log = folder / "up.log"
+    eventually_in_another_process(
+        lambda: "ready after" in log.read_text(), 240.0, told=log.read_text, process=process
+    )
     return process
 
 
@@ -134,17 +133,15 @@ def _plug_in(path: Path) -> None:
 
 
 def _until_loaded(folder: Path, env: dict[str, str]) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
+    def has_it() -> bool:
         answer = subprocess.run(
             ["tandem", "get", "router", "chat", "--json"], cwd=folder, env=env, capture_output=True
         )
         status = json.loads(answer.stdout)["status"]
         conditions = {c["type"]: c["status"] for c in status["conditions"]}
-        if conditions["PredictorReady"] == "True" == conditions["Ready"]:
-            return
-        time.sleep(0.2)
-    raise AssertionError("the router did not take the predictor")
+        return conditions["PredictorReady"] == "True" == conditions["Ready"]
+
+    eventually_in_another_process(has_it, 90.0, 0.2)
 
 
 def test_the_way_from_two_folders_to_a_measured_saving(reader: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import httpx
 import pytest
 
 from document_kit import DOCS, NEEDS_PODS, ROOT, blocks, commands
+from eventually import eventually_in_another_process
 from tandem_router.testing.fake_provider import FakeProvider
 
 PAGES = sorted(p for p in (DOCS / "tasks").glob("*.md") if p.name != "index.md")
@@ -84,11 +84,9 @@ def up(folder: Path, yaml: Path, *, real: bool = False) -> Iterator[Running]:
             stdin=subprocess.DEVNULL,
         )
     try:
-        end = time.monotonic() + 120
-        while "ready after" not in log.read_text():
-            late = process.poll() is not None or time.monotonic() > end
-            assert not late, log.read_text()
-            time.sleep(0.05)
+        eventually_in_another_process(
+            lambda: "ready after" in log.read_text(), 120.0, told=log.read_text, process=process
+        )
         yield Running(env, log)
     finally:
         process.send_signal(signal.SIGTERM)

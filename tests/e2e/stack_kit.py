@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from eventually import eventually_in_another_process
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "01-hybrid"
@@ -58,15 +59,14 @@ class Stack:
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Until every Model and Router is Ready."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+
+        def is_ready() -> bool:
             objects = [*self.get("models")["items"], *self.get("routers")["items"]]
             conditions = [c for o in objects for c in (o.get("status") or {}).get("conditions", [])]
             ready = [c["status"] for c in conditions if c["type"] == "Ready"]
-            if len(ready) == len(objects) and set(ready) == {"True"}:
-                return
-            time.sleep(0.2)
-        raise AssertionError(f"not ready after {timeout_s} s:\n{self.tandem('get')}")
+            return len(ready) == len(objects) and set(ready) == {"True"}
+
+        eventually_in_another_process(is_ready, timeout_s, 0.2, lambda: self.tandem("get"))
 
 
 def process_of(pod: dict[str, Any]) -> int:
@@ -117,12 +117,16 @@ def start(folder: Path, name: str, *arguments: str, example: Path = EXAMPLE) -> 
             start_new_session=True,
         )
     stack = Stack(process, name, env, log)
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while "ready after" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(f"tandem up did not become ready:\n{log.read_text()}")
-        time.sleep(0.1)
+    try:
+        eventually_in_another_process(
+            lambda: "ready after" in log.read_text(),
+            READY_TIMEOUT_S,
+            told=log.read_text,
+            process=process,
+        )
+    except AssertionError:
+        process.kill()
+        raise
     endpoint = stack.get("router", "chat")["status"]["endpoint"]
     stack.url = endpoint.removesuffix("/v1")
     return stack

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eventually import eventually_in_another_process
 from stack_kit import EXAMPLE, Stack, process_of, processes_below, start, stop, tandem_command
 from tandem_operator.demo.suite import generate
 
@@ -128,10 +128,11 @@ def test_a_killed_process_comes_back_and_questions_are_answered(
     victim = process_of(pod)
 
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 120
-    while stack.pods()[component]["status"]["containerStatuses"][0]["restartCount"] == 0:
-        assert time.monotonic() < deadline, stack.tandem("get", "pods")
-        time.sleep(0.2)
+    eventually_in_another_process(
+        lambda: stack.pods()[component]["status"]["containerStatuses"][0]["restartCount"],
+        within_s=120.0,
+        told=lambda: stack.tandem("get", "pods"),
+    )
     stack.wait_ready()
 
     for model in ("chat", "small", "large"):
@@ -184,10 +185,11 @@ def test_get_reads_well(stack: Stack) -> None:
 
 def test_a_pool_is_scaled_and_the_new_worker_answers(stack: Stack, client: httpx.Client) -> None:
     stack.tandem("scale", "workerpool", "small-unified", "--replicas", "2")
-    deadline = time.monotonic() + 120
-    while stack.get("workerpool", "small-unified")["status"].get("readyReplicas") != 2:
-        assert time.monotonic() < deadline, stack.tandem("get", "workerpools")
-        time.sleep(0.2)
+    eventually_in_another_process(
+        lambda: stack.get("workerpool", "small-unified")["status"].get("readyReplicas") == 2,
+        within_s=120.0,
+        told=lambda: stack.tandem("get", "workerpools"),
+    )
 
     reply = client.post("/v1/chat/completions", json=body("small", "What is 14+5?"))
     stack.tandem("scale", "workerpool", "small-unified", "--replicas", "1")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from eventually import eventually_in_another_process
 from stack_kit import EXAMPLE, Stack, start, stop
 
 SLEEPY = f"""\
@@ -49,10 +49,7 @@ def workers(stack: Stack) -> list[Any]:
 
 def asleep(stack: Stack) -> None:
     """Wait until no worker is left."""
-    deadline = time.monotonic() + 60
-    while workers(stack):
-        assert time.monotonic() < deadline, stack.tandem("get")
-        time.sleep(0.3)
+    eventually_in_another_process(lambda: not workers(stack), told=lambda: stack.tandem("get"))
 
 
 def test_an_idle_pool_sleeps_and_wakes_and_one_scaled_by_hand_is_waited_for(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eventually import eventually_in_another_process
 from fake_provider import Command, Provider, Reply, right, rows_of, sums
 
 Write = Callable[..., Path]
@@ -77,8 +77,7 @@ def test_after_ctrl_c_nothing_is_asked_twice(
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while len(provider.requests) < 12 and process.poll() is None:
-        time.sleep(0.01)
+    eventually_in_another_process(lambda: len(provider.requests) >= 12, process=process)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
 

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import yaml
 
 import exported_metrics
 import prometheus_binaries
+from eventually import eventually_in_another_process
 from tandem_operator.resources.crds import _TYPES as KINDS
 from tandem_router.policy.terms import Reason, ScoreStatus
 
@@ -234,11 +234,9 @@ def prometheus(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + 60.0
-        while not _scraped(url):
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.2)
+        eventually_in_another_process(
+            lambda: _scraped(url), told=(folder / "log").read_text, process=process
+        )
         yield url
     finally:
         process.terminate()

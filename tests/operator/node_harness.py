@@ -6,12 +6,12 @@ import asyncio
 import json
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from eventually import eventually_in_another_process
 from tandem_operator.node.images import ImageTable
 from tandem_operator.node.node import Node, NodeSettings, loopback_addresses
 from tandem_operator.resources.base import Object
@@ -150,7 +150,7 @@ def alive(pid: int) -> bool:
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:
     """Whether a process ends in time; polled, since it is no child of ours."""
-    end = time.monotonic() + timeout_s
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not alive(pid)
+    try:
+        return eventually_in_another_process(lambda: not alive(pid), timeout_s, 0.02)
+    except AssertionError:
+        return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
+from eventually import eventually
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import concerned
@@ -57,12 +57,6 @@ class Passes:
         return end
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110, many things may make it true
-            await asyncio.sleep(0.001)
-
-
 async def test_a_pass_that_fails_is_told_and_stops_nobody() -> None:
     """A refusal of the cluster and a defect of ours alike."""
     passes, told = Passes(ApiError(500, "no"), KeyError("spec")), list[tuple[Key, str]]()
@@ -76,7 +70,7 @@ async def test_a_pass_that_fails_is_told_and_stops_nobody() -> None:
     running = asyncio.create_task(subject.run())
     subject.queue.add(MODEL)
     subject.queue.add(ROUTER)
-    await until(lambda: len(passes.seen) >= 4)  # each is tried again
+    await eventually(lambda: len(passes.seen) >= 4)  # each is tried again
     running.cancel()
 
     assert told == [(MODEL, "ApiError('no')"), (ROUTER, "KeyError('spec')")]
@@ -93,5 +87,5 @@ async def test_everything_is_looked_at_again_after_the_resync_time() -> None:
         0.0,
     )
     running = asyncio.create_task(subject.run())
-    await until(lambda: passes.seen.count(MODEL) >= 2)
+    await eventually(lambda: passes.seen.count(MODEL) >= 2)
     running.cancel()

@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventually import eventually_in_another_process
 from tandem_operator.cli import main
 from tandem_operator.local.cluster import ClusterError, LocalCluster
 from tandem_operator.local.port_forward import Forwarder, PortInUseError
@@ -301,13 +301,10 @@ def up(tmp_path: Path) -> Iterator[Up]:
         up.process.stdout.close()
 
 
-def _nothing_left(up: Up) -> bool:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        if not up.children() and not list(up.run_dir.iterdir()):
-            return True
-        time.sleep(0.05)
-    return False
+def _nothing_is_left(up: Up) -> None:
+    eventually_in_another_process(
+        lambda: not up.children() and not list(up.run_dir.iterdir()), within_s=10.0
+    )
 
 
 def test_the_commands_talk_to_the_running_cluster_and_ctrl_c_leaves_nothing(up: Up) -> None:
@@ -349,7 +346,7 @@ def test_the_commands_talk_to_the_running_cluster_and_ctrl_c_leaves_nothing(up: 
     up.process.send_signal(signal.SIGINT)
 
     assert up.process.wait(20) == 0
-    assert _nothing_left(up)
+    _nothing_is_left(up)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -359,7 +356,7 @@ def test_a_killed_cluster_leaves_nothing(up: Up, number: signal.Signals) -> None
     up.process.send_signal(number)
     up.process.wait(20)
 
-    assert _nothing_left(up)
+    _nothing_is_left(up)
     assert "start one with `tandem up FILE`" in up.tandem("get").stderr
 
 

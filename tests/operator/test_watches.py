@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
+from eventually import eventually
 from tandem_operator.kube.cache import CUSTOM_KINDS, Copies, KindCache
 from tandem_operator.kube.client import KubeApi
 from tandem_operator.kube.watches import CustomResourceWatches, ListedCopies
@@ -147,11 +148,6 @@ class Fed:
     def models(self) -> dict[str, Object]:
         return {o["metadata"]["name"]: o["spec"] for o in self.copies["Model"].select(None, {})}
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110, many things may make it true
-                await asyncio.sleep(0.01)
-
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 Source = Callable[[KubeApi, str | None, float, Fed], list[Run]]
@@ -173,7 +169,7 @@ def by_label(api: KubeApi, namespace: str | None, relist_s: float, fed: Fed) -> 
     """As children are watched."""
 
     async def soon(_: float) -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
 
     caches = {
         kind: KindCache(api, kind, (namespace,), LABEL, fed.noticed, relist_s, sleep=soon)
@@ -201,8 +197,8 @@ async def running(
     subject = Fed()
     tasks = [asyncio.create_task(run()) for run in source(api, namespace, relist_s, subject)]
     try:
-        await subject.until(lambda: all(c.synced.is_set() for c in subject.copies.values()))
-        await subject.until(server.is_watched)
+        await eventually(lambda: all(c.synced.is_set() for c in subject.copies.values()))
+        await eventually(server.is_watched)
         yield subject
     finally:
         for task in tasks:
@@ -219,9 +215,9 @@ async def test_copies_follow_what_changes(source: Source) -> None:
     async with running(server, source) as subject:
         server.put("models", "b", size=2)
         server.put("models", "a", size=3)
-        await subject.until(lambda: subject.models() == {"a": {"size": 3}, "b": {"size": 2}})
+        await eventually(lambda: subject.models() == {"a": {"size": 3}, "b": {"size": 2}})
         server.drop("models", "b")
-        await subject.until(lambda: subject.models() == {"a": {"size": 3}})
+        await eventually(lambda: subject.models() == {"a": {"size": 3}})
 
     assert sorted(subject.told) == ["a", "a", "b", "b"]
 
@@ -235,7 +231,7 @@ async def test_watching_needs_no_right_but_list_and_watch(
     server = Apiserver()
     async with running(server, source, namespace) as subject:
         server.put("models", "a", size=1)
-        await subject.until(lambda: subject.models() == {"a": {"size": 1}})
+        await eventually(lambda: subject.models() == {"a": {"size": 1}})
 
     where = f"{GROUP}/namespaces/{namespace}" if namespace else GROUP
     wanted = {f"{where}/{plural}" for plural in PLURALS}
@@ -255,7 +251,7 @@ async def test_what_was_deleted_while_a_watch_was_down_goes_after_a_410(source: 
         server.drop("models", "b", silent=True)
         server.put("models", "c", silent=True)
         server.expire("models")
-        await subject.until(lambda: set(subject.models()) == {"c"})
+        await eventually(lambda: set(subject.models()) == {"c"})
 
     assert sorted(subject.told) == ["a", "a", "b", "b", "c"]
 
@@ -265,10 +261,10 @@ async def test_a_cut_watch_goes_on_from_the_last_version(source: Source) -> None
     server = Apiserver()
     async with running(server, source) as subject:
         server.put("models", "a")
-        await subject.until(lambda: set(subject.models()) == {"a"})
+        await eventually(lambda: set(subject.models()) == {"a"})
         server.cut("models")
         server.put("models", "b", silent=True)  # the fake keeps no history
-        await subject.until(lambda: len(server.watched_from) == len(PLURALS) + 1)
+        await eventually(lambda: len(server.watched_from) == len(PLURALS) + 1)
 
     assert server.watched_from[-1] == "2"
 
@@ -287,9 +283,9 @@ async def test_an_event_that_was_lost_is_made_up_for_by_the_next_list(source: So
     server = Apiserver()
     async with running(server, source, relist_s=0.3) as subject:
         server.put("models", "a", silent=True)
-        await subject.until(lambda: set(subject.models()) == {"a"})
+        await eventually(lambda: set(subject.models()) == {"a"})
         server.drop("models", "a", silent=True)
-        await subject.until(lambda: subject.models() == {})
+        await eventually(lambda: subject.models() == {})
 
 
 async def test_a_broken_stream_of_a_kind_is_told_and_taken_up_where_it_was(
@@ -300,10 +296,10 @@ async def test_a_broken_stream_of_a_kind_is_told_and_taken_up_where_it_was(
     with caplog.at_level(logging.WARNING, "tandem.operator"):
         async with running(server, by_label) as subject:
             server.garble("models")
-            await subject.until(lambda: len(server.watched_from) > len(PLURALS))
-            await subject.until(server.is_watched)
+            await eventually(lambda: len(server.watched_from) > len(PLURALS))
+            await eventually(server.is_watched)
             server.put("models", "b")
-            await subject.until(lambda: set(subject.models()) == {"a", "b"})
+            await eventually(lambda: set(subject.models()) == {"a", "b"})
 
     assert "Model: watch Model: JSONDecodeError" in caplog.text
     assert server.watched_from[-1] == "2"
@@ -319,7 +315,7 @@ async def test_a_broken_stream_of_kopf_is_told_and_everything_is_listed_again(
             server.drop("models", "a", silent=True)
             server.put("models", "b", silent=True)
             server.garble("models")
-            await subject.until(lambda: set(subject.models()) == {"b"})
+            await eventually(lambda: set(subject.models()) == {"b"})
 
     assert "kopf ended: JSONDecodeError" in caplog.text
 
@@ -331,7 +327,7 @@ async def test_tasks_of_others_go_on_when_kopf_ends() -> None:
         other = asyncio.create_task(asyncio.Event().wait())
         server.garble("models")
         server.put("models", "b", silent=True)
-        await subject.until(lambda: set(subject.models()) == {"b"})
+        await eventually(lambda: set(subject.models()) == {"b"})
 
         assert not other.done()
         other.cancel()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from eventually import eventually
 from tandem_router.api.api_keys import key_hash
 from tandem_router.api.app import RouterApp
 from tandem_router.api.origin import loopback_names
@@ -27,17 +28,18 @@ CHAT = {"model": "large", "messages": [{"role": "user", "content": "hello"}], "m
 
 
 @contextlib.asynccontextmanager
-async def served(app: Any, limits: ServerLimits | None = None) -> AsyncIterator[int]:
+async def served(
+    app: Any, limits: ServerLimits | None = None, listener: Listener | None = None
+) -> AsyncIterator[int]:
     """The port of an ASGI application behind our protocol."""
-    listener = Listener(limits or ServerLimits())
+    listener = listener or Listener(limits or ServerLimits())
     config = uvicorn.Config(
         app, port=0, http=listener.protocol(), lifespan="off", log_config=None, ws="none"
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.ensure_future(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await eventually(lambda: server.started)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
@@ -93,9 +95,10 @@ async def test_a_slow_header_is_refused_while_it_is_read(run_router: Any) -> Non
 
 
 async def test_health_lives_when_every_connection_is_taken(run_router: Any) -> None:
-    async with run_router({}) as (_, app), served(app, ServerLimits(max_connections=2)) as port:
+    listener = Listener(ServerLimits(max_connections=2))
+    async with run_router({}) as (_, app), served(app, listener=listener) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        await asyncio.sleep(0.02)
+        await eventually(lambda: len(listener.connections) == 2)
         health = await said(port, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         models = await said(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
         for _, writer in held:
@@ -256,10 +259,10 @@ async def test_a_page_that_cors_origins_name_may_ask(run_router: Any, make_worke
 
 async def test_connections_that_say_nothing_are_bounded_by_address(run_router: Any) -> None:
     """The configuration's max_waiting_connections_per_address."""
-    limits = ServerLimits(max_waiting_per_address=2)
-    async with run_router({}) as (_, app), served(app, limits) as port:
+    listener = Listener(ServerLimits(max_waiting_per_address=2))
+    async with run_router({}) as (_, app), served(app, listener=listener) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        await asyncio.sleep(0.02)
+        await eventually(lambda: len(listener.connections) == 2)
         third = await said(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
         for _, writer in held:
             writer.close()
@@ -277,10 +280,12 @@ async def test_a_client_that_never_reads_is_dropped() -> None:
             part = {"type": "http.response.body", "body": b"x" * 2**20, "more_body": left > 0}
             await send(part)
 
-    async with served(large, ServerLimits(write_timeout_s=0.1)) as port:
+    listener = Listener(ServerLimits(write_timeout_s=0.1))
+    async with served(large, listener=listener) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        await eventually(lambda: listener.connections)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        await asyncio.sleep(1.0)
+        await eventually(lambda: not listener.connections)
         num_bytes = 0
         with contextlib.suppress(ConnectionResetError):
             while part := await reader.read(2**20):

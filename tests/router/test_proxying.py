@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import msgspec
 import pytest
 
+from eventually import eventually
 from tandem_router.testing.two_tiers import Scores, both
 
 
@@ -106,10 +106,7 @@ async def test_a_client_that_leaves_cancels_the_worker(run_router: Any, make_wor
 
     async with run_router({"large": {"decode": [worker]}}, background=False) as (client, app):
         await client.chat(model="large", stream=True, leave_after=1)
-        for _ in range(200):
-            if worker.num_disconnects:
-                break
-            await asyncio.sleep(0.01)
+        await eventually(lambda: worker.num_disconnects)
 
     assert worker.num_disconnects == 1
     assert app.services.ledger.num_inflight == 0

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from eventually import eventually
 from quality_world import World
 from tandem_operator.cli import main
 from tandem_router.policy import PlainScore
@@ -158,20 +159,22 @@ async def process_of(folder: Path, config: dict[str, Any]) -> AsyncIterator[tupl
 
 async def labelled(client: httpx.AsyncClient, url: str, num: int) -> dict[str, Any]:
     """The state once the router has so many labels."""
-    async with asyncio.timeout(20):
-        while True:
-            state: dict[str, Any] = (await client.get(f"{url}/admin/state")).json()
-            if state["quality"]["num_labels"] >= num:
-                return state
-            await asyncio.sleep(0.05)
+
+    async def state() -> dict[str, Any]:
+        said: dict[str, Any] = (await client.get(f"{url}/admin/state")).json()
+        return said if said["quality"]["num_labels"] >= num else {}
+
+    return await eventually(state)
 
 
 async def stored(path: Path, number: int) -> None:
     """Until so many labels are on the disk."""
     store = SqliteStore(path, max_decisions=10)
-    async with asyncio.timeout(10):
-        while len(await store.labels()) < number:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+
+    async def there() -> bool:
+        return len(await store.labels()) >= number
+
+    await eventually(there)
     await store.close()
 
 
@@ -194,7 +197,7 @@ async def test_labels_survive_a_killed_router_and_are_exported_for_training(
         async with process_of(tmp_path, config) as (url, process):
             for number in range(40):
                 await ask(url, number)
-                await asyncio.sleep(0.01)
+                await labelled(client, url, number + 1)
             before = await labelled(client, url, 40)
             await stored(tmp_path / "router.db", 40)
             process.send_signal(signal.SIGKILL)
@@ -257,7 +260,7 @@ async def test_a_store_that_is_full_or_locked_stops_neither_answers_nor_learning
         async with run_router({}, predictor=Trained(), **config, **place) as (client, app):
             await client.chat("question 0")
             await app.services.learner.idle()
-            await asyncio.sleep(0.05)
+            await stored(path, 1)
             other = sqlite3.connect(path, isolation_level=None)
             other.execute("BEGIN EXCLUSIVE")
             statuses = [(await client.chat(f"question {n}")).status for n in range(1, 6)]
@@ -265,9 +268,7 @@ async def test_a_store_that_is_full_or_locked_stops_neither_answers_nor_learning
             state = (await client.get("/admin/state")).json
             other.execute("ROLLBACK")
             other.close()
-            async with asyncio.timeout(15):
-                while len(await app.services.store.labels()) < 6:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+            await stored(path, 6)
 
     assert statuses == [200] * 5
     assert state["quality"]["num_labels"] == 6

@@ -16,6 +16,8 @@ from typing import Any
 import openai
 import pytest
 
+from eventually import eventually
+
 CONFIG = {
     "name": "chat",
     "tiers": [{"name": "small", "served_model": "s"}, {"name": "large", "served_model": "l"}],
@@ -56,15 +58,16 @@ async def served(folder: Path, table: dict[str, Any]) -> AsyncIterator[tuple[str
 
 
 async def ready(client: openai.AsyncOpenAI) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await client.with_options(max_retries=0).post(
-                    "/tokenize", body={"model": "large", "prompt": "x"}, cast_to=object
-                )
-                return
-            except openai.InternalServerError:
-                await asyncio.sleep(0.02)
+    async def tokenizes() -> bool:
+        try:
+            await client.with_options(max_retries=0).post(
+                "/tokenize", body={"model": "large", "prompt": "x"}, cast_to=object
+            )
+        except openai.InternalServerError:
+            return False
+        return True
+
+    await eventually(tokenizes)
 
 
 async def test_the_openai_client_is_served_and_sigterm_lets_streams_finish(

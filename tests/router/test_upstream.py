@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eventually import eventually
 from tandem_router.balancing import kubernetes_discovery as endpointslices
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
 from tandem_router.errors import UnreachableError, UpstreamError
@@ -200,8 +201,7 @@ async def test_a_slow_reader_holds_the_server_back_and_loses_nothing() -> None:
     async with server(script) as url:
         client = UpstreamClient()
         response = await client.request("GET", url)
-        for _ in range(50):
-            await asyncio.sleep(0.002)
+        await eventually(lambda: written > PAUSE_ABOVE_BYTES)
         assert response.num_buffered_bytes <= PAUSE_ABOVE_BYTES * 2
         assert len(await response.read_all()) == size
         client.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from eventually import eventually
 from tandem_router.testing.two_tiers import Scores
 
 
@@ -33,7 +34,7 @@ async def test_a_request_is_held_until_a_worker_appears(run_router: Any, make_wo
 
     async with run_router({}) as (client, app):
         task = asyncio.ensure_future(client.chat(model="large"))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: app.services.ledger.num_inflight)
         assert not task.done()
         app.set_table({"large": {"decode": (worker.url,)}})
         reply = await task
@@ -70,12 +71,11 @@ async def test_a_tier_that_sleeps_is_waited_for_as_long_as_a_worker_takes_to_sta
     failover = {"wait_s": 0.2, "wake_s": 30.0, "tier_wait_s": 0.1}
     async with run_router({}, failover=failover) as (client, app):
         held = asyncio.create_task(client.chat(model="large"))
-        await asyncio.sleep(0.5)
-        waiting = not held.done()
+        done, _ = await asyncio.wait({held}, timeout=0.5)
         app.set_table({"large": {"decode": (worker.url,)}})
         answer = await held
 
-    assert waiting
+    assert not done
     assert answer.status == 200
 
 

@@ -82,7 +82,7 @@ async def one_life(pair: Pair, blocks: Blocks, number: int, seed: int) -> str:
 
     writer = asyncio.ensure_future(write())
     if fate.startswith("owner"):
-        await asyncio.sleep(rng.random() * 0.01)
+        await asyncio.wait({writer}, timeout=rng.random() * 0.01)
         if fate == "owner":
             reservation.abort()
         else:

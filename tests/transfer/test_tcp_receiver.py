@@ -270,10 +270,12 @@ async def test_a_writer_that_ignores_an_abort_is_cut_off_and_only_then_released(
     await raw.opened("r1")
 
     reservation.abort("cancelled")
-    await asyncio.sleep(0.05)
+    released = asyncio.ensure_future(reservation.released())
+    done, _ = await asyncio.wait({released}, timeout=0.05)
+    assert not done
     assert reservation.state is ReservationState.QUARANTINED
 
-    await asyncio.wait_for(reservation.released(), 5)
+    await asyncio.wait_for(released, 5)
     assert await raw.ends()
 
 

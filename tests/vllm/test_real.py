@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from eventually import eventually_in_another_process
 from stack_kit import ROOT, Stack, process_of, start, stop
 
 pytestmark = pytest.mark.slow
@@ -96,14 +97,12 @@ def large_pods(stack: Stack) -> list[dict[str, Any]]:
 
 
 def wait_for_ready(stack: Stack, number: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+    def are_ready() -> bool:
         state = httpx.get(f"{stack.url}/admin/state").json()
         usable = [w for w in state["workers"] if w["tier"] == "large" and w["usable"]]
-        if len(usable) == number and len(large_pods(stack)) == number:
-            return
-        time.sleep(0.5)
-    raise AssertionError(stack.tandem("get", "all"))
+        return len(usable) == number and len(large_pods(stack)) == number
+
+    eventually_in_another_process(are_ready, 240.0, 0.5, lambda: stack.tandem("get", "all"))
 
 
 def check_that_the_openai_client_speaks_to_vllm_through_the_router(stack: Stack) -> None:
@@ -166,13 +165,10 @@ def check_that_both_tiers_answer_and_a_floor_changes_while_running(stack: Stack)
     changed = stack.log.parent / "changed.yaml"
     changed.write_text(text)
     stack.tandem("apply", str(changed))
-    deadline = time.monotonic() + 60
-    while threshold() <= held and time.monotonic() < deadline:
-        time.sleep(0.5)
+    # A lower floor asks for a larger gain before the large tier is worth it.
+    eventually_in_another_process(lambda: threshold() > held, every_s=0.5)
 
     assert before == ["small", "large"]
-    # A lower floor asks for a larger gain before the large tier is worth it.
-    assert threshold() > held
     assert httpx.get(f"{stack.url}/admin/state").json()["quality_floor"] == 0.6
     assert {p["metadata"]["uid"] for p in stack.get("pods")["items"]} == pods
 

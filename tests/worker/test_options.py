@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from eventually import eventually
 from tandem_worker.server.worker import Worker
 
 Greedy = Callable[[list[int], int], list[int]]
@@ -203,9 +204,7 @@ async def test_a_full_queue_answers_429_with_retry_after(start_worker: Any) -> N
     client = Client(await start_worker(max_num_seqs=1, max_waiting=2))
     body = {"prompt": PROMPT, "max_tokens": 100, "ignore_eos": True}
     running = [asyncio.create_task(client.post(**body)) for _ in range(3)]
-    async with asyncio.timeout(20):
-        while client.worker.engine.load.num_waiting < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await eventually(lambda: client.worker.engine.load.num_waiting >= 2)
 
     refused = await client.post(**body)
 

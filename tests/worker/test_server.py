@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from eventually import eventually
 from tandem_worker.errors import InvariantError
 from tandem_worker.server.http_server import HttpServer, listen, url_of
 from tandem_worker.server.worker import Worker
@@ -395,8 +396,7 @@ async def test_two_requests_of_one_id_do_not_disturb_each_other(
     abandoned = asyncio.create_task(
         post(worker, "/v1/completions", bodies[0] | {"max_tokens": 900}, x_request_id="same")
     )
-    while not worker.num_requests:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await eventually(lambda: worker.num_requests)
     retried = asyncio.create_task(stream(worker, "/v1/completions", bodies[0], x_request_id="same"))
     abandoned.cancel()
     async with asyncio.timeout(20):
@@ -415,9 +415,7 @@ async def test_a_client_that_leaves_frees_its_blocks(start_worker: Any) -> None:
         client.stream("POST", "/v1/completions", json=body) as reply,
     ):
         await anext(reply.aiter_lines())
-    async with asyncio.timeout(20):
-        while worker.num_requests or not worker.engine.load.is_idle:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not worker.num_requests and worker.engine.load.is_idle)
 
     assert await worker.engine.call(lambda core: core.scheduler.blocks.num_used) == 0
 
@@ -428,8 +426,7 @@ async def test_a_draining_worker_finishes_what_runs_and_refuses_the_rest(
     worker = await start_worker()
     body = {"prompt": "x", "max_tokens": 60, "ignore_eos": True}
     running = asyncio.create_task(post(worker, "/v1/completions", body))
-    while not worker.num_requests:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await eventually(lambda: worker.num_requests)
 
     drained = asyncio.create_task(worker.drain(30))
     await asyncio.sleep(0)

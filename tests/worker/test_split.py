@@ -16,6 +16,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from eventually import eventually
 from tandem_worker.config import WorkerConfig
 from tandem_worker.disaggregation.protocol import PrefillJob
 from tandem_worker.engine.requests import EngineRequest, ReservedEvent
@@ -54,12 +55,12 @@ def metric(worker: Worker, name: str) -> float:
 
 async def used_blocks(worker: Worker) -> int:
     """Blocks still referred to once everything has settled."""
-    async with asyncio.timeout(20):
-        while True:
-            used = await worker.engine.call(lambda core: core.scheduler.blocks.num_used)
-            if not used:
-                return 0
-            await asyncio.sleep(0.02)
+
+    async def none_used() -> bool:
+        return not await worker.engine.call(lambda core: core.scheduler.blocks.num_used)
+
+    await eventually(none_used)
+    return 0
 
 
 @pytest.fixture
@@ -287,14 +288,12 @@ async def test_a_client_that_leaves_during_a_remote_prefill_leaks_nothing(
             request = asyncio.create_task(
                 client.post("/v1/completions", json={"prompt": prompt}, headers=headers)
             )
-            await asyncio.sleep(delay)
+            await asyncio.wait({request}, timeout=delay)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
 
     assert await used_blocks(decode) == await used_blocks(prefill) == 0
-    async with asyncio.timeout(20):
-        while decode.num_requests or prefill.num_requests:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await eventually(lambda: not decode.num_requests and not prefill.num_requests)
 
 
 async def test_a_remote_prefill_cancelled_before_it_began_gives_its_blocks_back(
@@ -384,8 +383,11 @@ async def test_killing_the_prefill_worker_during_a_prefill_only_delays_the_reque
 
     request = asyncio.create_task(complete(decode, prompt, url, temperature=0, max_tokens=8))
     async with httpx.AsyncClient(base_url=url) as client:
-        while (await client.get("/v1/load")).json()["num_running"] == 0:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+
+        async def runs() -> bool:
+            return bool((await client.get("/v1/load")).json()["num_running"])
+
+        await eventually(runs)
     process.send_signal(signal.SIGKILL)
     tokens, _ = await request
 

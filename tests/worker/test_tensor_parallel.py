@@ -16,6 +16,7 @@ import httpx
 import pytest
 import torch
 
+from eventually import eventually
 from tandem_kernels.quantize import (
     QuantizedWeight,
     dequantize,
@@ -223,9 +224,7 @@ async def test_a_rank_that_dies_or_hangs_is_the_workers_death(
     async with httpx.AsyncClient(base_url=worker.url, timeout=60) as client:
         body = {"prompt": [5, 6, 7], "max_tokens": 900, "ignore_eos": True, "temperature": 0}
         running = asyncio.create_task(client.post("/v1/completions", json=body))
-        async with asyncio.timeout(30):
-            while not worker.engine.core.counters.num_generated_tokens:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: worker.engine.core.counters.num_generated_tokens, 30.0)
         os.kill(runner.ranks[0].pid, number)
 
         answer = await running

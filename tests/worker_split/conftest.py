@@ -17,6 +17,7 @@ import httpx
 import pytest
 import torch
 
+from eventually import eventually
 from worker_kit import save_model
 
 TOKEN = "split-secret"
@@ -39,16 +40,16 @@ class WorkerProcess:
 
     async def ready(self) -> None:
         """Wait until it serves; a worker that dies shows its log."""
-        async with asyncio.timeout(START_S):
-            while True:
-                if self.process.poll() is not None:
-                    raise AssertionError(f"the worker ended:\n{self.log.read_text()[-4000:]}")
-                try:
-                    if (await self.client.get("/ready")).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass
-                await asyncio.sleep(0.1)
+
+        async def serves() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the worker ended:\n{self.log.read_text()[-4000:]}")
+            try:
+                return (await self.client.get("/ready")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(serves, START_S, 0.1)
 
     async def complete(
         self, prompt: list[int], prefill: str | None = None, **body: Any
@@ -79,12 +80,12 @@ class WorkerProcess:
 
     async def idle(self) -> None:
         """Wait until no block is in use, and check that none is lost."""
-        async with asyncio.timeout(60):
-            while True:
-                blocks = (await self.load())["kv_blocks"]
-                if not blocks["used"]:
-                    break
-                await asyncio.sleep(0.05)
+
+        async def unused() -> dict[str, Any]:
+            blocks: dict[str, Any] = (await self.load())["kv_blocks"]
+            return {} if blocks["used"] else blocks
+
+        blocks = await eventually(unused, 60.0, 0.05)
         assert blocks["free"] + blocks["cached"] == blocks["total"]
 
     def kill(self, number: int = signal.SIGKILL) -> None:

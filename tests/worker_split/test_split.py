@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from eventually import eventually
+
 pytestmark = pytest.mark.slow  # each worker process imports torch
 
 VOCABULARY = 512
@@ -114,12 +116,12 @@ async def test_200_prompts_and_samples_are_the_same_split_unified_and_in_transfo
 
 async def busy(worker: Any) -> None:
     """Wait until the worker is computing a prefill."""
-    async with asyncio.timeout(60):
-        while True:
-            load = await worker.load()
-            if load["num_running"] and load["pending_prefill_tokens"]:
-                return
-            await asyncio.sleep(0.002)
+
+    async def computes() -> bool:
+        load = await worker.load()
+        return bool(load["num_running"] and load["pending_prefill_tokens"])
+
+    await eventually(computes, 60.0, 0.002)
 
 
 async def test_killed_and_frozen_prefill_workers_only_delay_and_a_killed_decode_leaks_nothing(
