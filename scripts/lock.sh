@@ -14,6 +14,6 @@ compile() {
     --python-version 3.12 -c constraints.txt "$@"
 }
 compile --extra operator pyproject.toml -o docker/operator.txt
-compile --extra router --extra otel pyproject.toml -o docker/router.txt
+compile --extra router --extra gateway --extra otel pyproject.toml -o docker/router.txt
 compile --extra worker --extra otel pyproject.toml -o docker/worker.txt
 printf 'hatchling\npip\n' | compile - -o docker/build.txt

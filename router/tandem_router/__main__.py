@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from tandem_router.api.origin import loopback_names
 
     host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
+    port = args.port or config.http_port
     app = RouterApp(
         config,
         artifact_path=args.predictor,
@@ -82,8 +83,8 @@ def _run(args: argparse.Namespace) -> int:
         training_data=args.training_data,
         allowed_hosts=loopback_names(host),
         tracing=from_environment("tandem-router"),
+        address=(host, port),
     )
-    port = args.port or config.http_port
     # Long-lived objects leave the collector's sight: full collections otherwise stop every
     # stream for tens of milliseconds once a predictor is loaded.
     gc.collect()

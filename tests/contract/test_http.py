@@ -24,6 +24,7 @@ import pytest
 from tandem_router.api.app import RouterApp
 from tandem_router.balancing.worker import TEXT_WORKER, Load
 from tandem_router.config import parse_config
+from tandem_router.engines.ticket import ticket
 from tandem_router.policy import Capabilities
 from tandem_router.predictor.cascade import TokenStatistics
 from tandem_router.testing.asgi_client import Client
@@ -329,6 +330,23 @@ async def test_a_decode_worker_orders_a_prefill_as_the_page_says(worker: Worker)
     assert len(order["kv"]["block_ids"]) == 1
     assert 0 < order["deadline_ms"] <= 800
     server.close()
+
+
+async def test_a_worker_takes_a_ticket_with_its_body_and_no_other(worker: Worker) -> None:
+    body = json.dumps({"prompt": "the quick", "max_tokens": 1}).encode()
+    headers = {"x-request-id": "a", "x-tandem-created": "1", "x-tandem-model": "m"}
+    signed = [(name.encode(), value.encode()) for name, value in headers.items()]
+    given = ticket(TOKEN.encode(), "/v1/completions", signed, body, time.time())
+    headers["x-tandem-ticket"] = given.decode()
+
+    async with httpx.AsyncClient(base_url=worker.url) as client:
+        good = await client.post("/v1/completions", content=body, headers=headers)
+        other = await client.post("/v1/completions", content=body + b" ", headers=headers)
+        aside = await client.post("/drain", headers=headers)
+
+    assert good.status_code == 200, good.text
+    assert (other.status_code, aside.status_code) == (401, 401)
+    assert other.json()["error"]["code"] == "invalid_peer_token"
 
 
 async def test_a_prefill_worker_fulfils_that_order(worker: Worker) -> None:

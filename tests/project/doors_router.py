@@ -316,6 +316,9 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
     ),
     "http_port": Probe(served, 8001, 8002),
+    "gateway_port": shown_by(
+        "gateway/test_envoy.py::test_an_envoy_asks_the_router_where_each_request_goes"
+    ),
     "drain_timeout_s": Probe(served, 10.0, 20.0),
     "decisions_kept": Probe(kept_decisions, 5, 10),
 }

@@ -6,6 +6,7 @@ FastAPI serves everything a person or an operator asks; `/v1/*` never enters it.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import random
 import time
@@ -79,7 +80,8 @@ class RouterApp:
     workers. metrics_token: opens /metrics. store_file, store_url: where the configured store is.
     config_path: watched for changed settings. retraining_dir, training_data: where the predictor
     is trained again, and what from beside labels. allowed_hosts: where `access.allowed_hosts` is
-    absent. clock: monotonic seconds. rng: used for picking.
+    absent. clock: monotonic seconds. rng: used for picking. address: host and port that it is
+    served at, which a gateway is told.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class RouterApp:
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         tracing: Tracing | None = None,
+        address: tuple[str, int] | None = None,
     ) -> None:
         if isinstance(config.endpoints, FileEndpoints) and endpoints_path is None:
             pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
@@ -211,6 +214,9 @@ class RouterApp:
             self.settings.on_change.append(self._retraining.reconfigure)
         named = config.access.allowed_hosts
         self._allowed_hosts = named if named is not None else allowed_hosts
+        self._address = address
+        if config.gateway_port is not None:
+            importlib.import_module("tandem_router.gateway.server")  # says what is missing
         self.control = _control_app(self)
 
     def _make_retraining(self, folder: Path | None, data: Path | None) -> Retraining | None:
@@ -396,7 +402,8 @@ class RouterApp:
         for task in tasks:
             task.add_done_callback(_say_why)
         try:
-            yield
+            async with self._gateway():
+                yield
         finally:
             await self.services.learner.close()
             for task in tasks:
@@ -407,6 +414,37 @@ class RouterApp:
             self.services.client.close()
             if self.services.tracing is not None:
                 await asyncio.to_thread(self.services.tracing.close)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it should be sent requests.
+
+        A Router whose tiers are all scaled to zero takes requests and holds them; one that has not
+        heard of its workers yet, or reaches none of them, takes none.
+        """
+        asleep = self.has_table and not any(self.picker.workers)
+        return asleep or any(self.picker.num_usable(tier.name) for tier in self.config.tiers)
+
+    @asynccontextmanager
+    async def _gateway(self) -> AsyncIterator[None]:
+        """The port at which a gateway asks, where there is one."""
+        config = self.config
+        if config.gateway_port is None or self._address is None:
+            yield
+            return
+        from tandem_router.gateway.server import serving
+        from tandem_router.gateway.session import Front
+
+        host, http_port = self._address
+        home = f"[{host}]:{http_port}" if ":" in host else f"{host}:{http_port}"
+        data_path = self._data_path
+        front = Front(
+            self.services, self.keys.caller, data_path.bodies, lambda: data_path.declared, home
+        )
+        async with serving(
+            front, host, config.gateway_port, lambda: self.is_ready, config.drain_timeout_s
+        ):
+            yield
 
 
 def _without_body(send: Send) -> Send:
@@ -474,10 +512,7 @@ def _control_app(app: RouterApp) -> FastAPI:
     @api.get("/ready")
     async def ready() -> JSONResponse:
         usable = {tier.name: app.picker.num_usable(tier.name) for tier in app.config.tiers}
-        # A Router whose tiers are all scaled to zero takes requests and holds them; one that has
-        # not heard of its workers yet, or reaches none of them, takes none.
-        asleep = app.has_table and not any(app.picker.workers)
-        good = asleep or any(usable.values())
+        good = app.is_ready
         return JSONResponse(
             {"ready": good, "usable_workers": usable}, status_code=200 if good else 503
         )

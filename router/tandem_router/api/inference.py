@@ -96,13 +96,13 @@ class DataPath:
         self._tokenizing = Tokenizing(services)
         self._description = description.document(services.config)
         limits = services.config.limits
-        self._declared = Bodies(limits)
+        self.declared = Bodies(limits)
         self.bodies = HeldBodies(limits.max_held_body_bytes, limits.max_held_body_bytes_per_sender)
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Other bounds of bodies from now on; those that are held stay counted."""
         self._description = description.document(config)
-        self._declared = Bodies(config.limits)
+        self.declared = Bodies(config.limits)
         self.bodies.max_bytes = config.limits.max_held_body_bytes
         self.bodies.max_bytes_per_sender = config.limits.max_held_body_bytes_per_sender
 
@@ -252,7 +252,7 @@ class DataPath:
 
     async def _infer(self, asked: Asked, kind: Kind, body: bytes) -> None:
         services = self._services
-        request = parse_inference(kind, body, self._declared)
+        request = parse_inference(kind, body, self.declared)
         tracing = services.tracing
         if tracing is None:
             await self._admitted(asked, request)

@@ -138,6 +138,10 @@ class Picker:
     def num_usable(self, tier: str) -> int:
         return len(self.usable(tier))
 
+    def has_prefill(self, tier: str) -> bool:
+        """Whether the endpoints name workers of the tier that only prefill."""
+        return bool(self._prefillers.get(tier))
+
     def any_usable(self, tier: str) -> bool:
         return self.ready(tier, self._clock())
 

@@ -105,6 +105,13 @@ class RouterConfig(Section):
         FileEndpoints()
     )
     http_port: int = Field(default=8000, ge=1, le=65535, description="Port of the HTTP server.")
+    gateway_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="gRPC port at which a gateway asks for the worker of each request, as the "
+        "endpoint picker of an InferencePool; absent: none.",
+    )
     drain_timeout_s: Positive = Field(
         default=30.0, description="After SIGTERM, time for requests in flight to finish."
     )

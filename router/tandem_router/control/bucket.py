@@ -87,6 +87,10 @@ class Bucket:
         self.held = max(0.0, self.held - max(0.0, held))
         self.spent += max(0.0, used if math.isfinite(used) else held)
 
+    def give_back(self, amount: float) -> None:
+        """Unspend what was settled a moment ago and not used after all."""
+        self.spent = max(0.0, self.spent - amount)
+
     def wait_s(self, now: float, amount: float, *, overdraw: bool = False) -> float | None:
         """Seconds until `amount` can be held if nothing else is; None: never."""
         wanted = min(amount, self.capacity) if overdraw else amount

@@ -301,6 +301,13 @@ class Ledger:
         if self.budget is not None:
             self.budget.settle(self._clock(), held, used)
 
+    def withdraw(self, hold: Hold) -> None:
+        """End a hold as if the request had not come: it comes again by another door."""
+        self.settle(hold, NOTHING)
+        for account in hold.accounts:
+            if account.requests is not None:
+                account.requests.give_back(1.0)
+
     def settle(self, hold: Hold, used: Used) -> Used:
         """End a hold with what its last attempt used; returns what all of it used.
 

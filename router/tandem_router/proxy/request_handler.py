@@ -9,27 +9,17 @@ tier from the token ids already forwarded, so that the client sees one whole str
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.cache import CachedAnswer
-from tandem_router.cache.response_cache import as_stream, assemble, with_new_id
+from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.exchange import Exchange
-from tandem_router.limits.ledger import NOTHING
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
 from tandem_router.openai.sse import DONE, encode_json
-from tandem_router.openai.usage import (
-    NOTHING_USED,
-    Usage,
-    read_usage,
-    reply_chars,
-    text_tokens,
-)
 from tandem_router.policy import Reason
-from tandem_router.proxy.accounting import Outcome, account
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import Fault, FaultKind, RequestRefused, of_error, of_transport
@@ -40,10 +30,9 @@ from tandem_router.proxy.first_answer import (
     wants_another,
 )
 from tandem_router.proxy.retries import Retries
-from tandem_router.proxy.shadow import offer
+from tandem_router.proxy.seen_answer import SeenAnswer
 from tandem_router.proxy.stream import Relay, StreamEnded
 from tandem_router.proxy.tier_assignment import TierAssignment, assign
-from tandem_router.routing.answer_reading import text_of
 
 # Said by us: what a provider calls its reply may make a browser run it.
 JSON = b"application/json"
@@ -67,15 +56,13 @@ class RequestHandler:
         self._send = send
         self._exchange = Exchange.of(send)
         self._assignment: TierAssignment | None = None
-        self._retries: Retries | None = None
-        self._relay: Relay | None = None
-        self._whole_usage: Usage | None = None  # of a whole reply
-        self._whole_reply: dict[str, Any] | None = None
-        self._first_token_at: float | None = None
-        self._completed_at: float | None = None
-        self.headers_sent = False
+        self._seen = SeenAnswer(services, arrival)
         # Set just before the last bytes are sent: from then on a closed connection is normal.
         self.complete = False
+
+    @property
+    def headers_sent(self) -> bool:
+        return self._seen.headers_sent
 
     async def run(self) -> None:
         """Raises ApiError or RequestRefused while no header has been sent; never after."""
@@ -88,7 +75,7 @@ class RequestHandler:
             elif assignment.middle is not None:
                 await self._read_first(assignment)
             else:
-                retries = self._retries = Retries(self._services, assignment)
+                retries = self._seen.retries = Retries(self._services, assignment)
                 await self._directly(assignment, retries)
         except ApiError as refusal:
             status, error = refusal.status, refusal.message
@@ -103,9 +90,9 @@ class RequestHandler:
             status, error = 500, "the router failed"
             raise
         finally:
-            if self._retries is not None:
-                self._retries.release(close=True)
-            self._account(status, error)
+            if self._seen.retries is not None:
+                self._seen.retries.release(close=True)
+            self._seen.account(self._assignment, status, error)
 
     async def _directly(self, assignment: TierAssignment, retries: Retries) -> None:
         if self._request.stream:
@@ -119,13 +106,13 @@ class RequestHandler:
         """Get the cheaper tier's answer, have it read, and send it or ask the dearer tier."""
         services, arrival = self._services, self._arrival
         assignment.arrival = asked_whole(services, arrival)
-        retries = self._retries = Retries(services, assignment)
+        retries = self._seen.retries = Retries(services, assignment)
         _, reply = await self._whole_answer(assignment, retries)
         retries.release()
         assignment.arrival = arrival
-        assert self._whole_usage is not None
+        assert self._seen.whole_usage is not None
         is_ours = assignment.tier.kind == "pool"
-        answer = first_answer(reply, self._request.kind, self._whole_usage, is_ours)
+        answer = first_answer(reply, self._request.kind, self._seen.whole_usage, is_ours)
         # Another tier may have had to answer: there is nothing to weigh it against.
         if assignment.middle is not None and await wants_another(services, assignment, answer):
             if await self._escalated(assignment, answer):
@@ -143,8 +130,8 @@ class RequestHandler:
             return False
         assert assignment.record.read is not None
         assignment.record.read = {**assignment.record.read, "outcome": "escalated"}
-        first, self._whole_usage = self._retries, None
-        retries = self._retries = Retries(self._services, assignment)
+        first, self._seen.whole_usage = self._seen.retries, None
+        retries = self._seen.retries = Retries(self._services, assignment)
         try:
             await self._directly(assignment, retries)
         except (ApiError, RequestRefused):
@@ -152,28 +139,28 @@ class RequestHandler:
                 raise
             retries.release(close=True)
             assignment.go_back()
-            self._retries, self._relay = first, None
+            self._seen.retries, self._seen.relay = first, None
             return False
         self._services.routing.answers.count("escalated")
         return True
 
     async def _send_first(self, assignment: TierAssignment, answer: FirstAnswer) -> None:
-        self._whole_usage = answer.usage
-        self._saw_first_token()
+        self._seen.whole_usage = answer.usage
+        self._seen.saw_first_token()
         body, content_type = answer.body(self._arrival)
         await self._send_whole(assignment, body, content_type)
         if isinstance(answer.reply.get("usage"), dict):
-            self._keep_answer(assignment, encode_json(answer.reply))
+            self._seen.keep(assignment, encode_json(answer.reply))
 
     # -- whole replies ----------------------------------------------------------------------
 
     async def _whole(self, assignment: TierAssignment, retries: Retries) -> None:
         body, reply = await self._whole_answer(assignment, retries)
-        self._saw_first_token()
+        self._seen.saw_first_token()
         retries.release()
         await self._send_whole(assignment, body, JSON)
         if isinstance(reply.get("usage"), dict):
-            self._keep_answer(assignment, body)
+            self._seen.keep(assignment, body)
 
     async def _whole_answer(
         self, assignment: TierAssignment, retries: Retries
@@ -189,11 +176,7 @@ class RequestHandler:
                 continue
             break
         retries.answered()
-        self._whole_reply = reply
-        prompt, usage = self._request.num_prompt_tokens, reply.get("usage")
-        self._whole_usage = read_usage(usage, prompt, 0)
-        if self._whole_usage.estimated:
-            self._whole_usage = read_usage(usage, prompt, text_tokens(reply_chars(reply)))
+        self._seen.saw_whole(reply)
         return body, reply
 
     async def _answer(
@@ -233,12 +216,12 @@ class RequestHandler:
         content_type: bytes,
         *extra: tuple[bytes, bytes],
     ) -> None:
-        cost_usd = self._cost_usd(assignment)
-        self.headers_sent = True
+        cost_usd = self._seen.cost_usd(assignment)
+        self._seen.headers_sent = True
         exchange = self._exchange
         if exchange is not None and content_type == JSON and not extra and not exchange.congested:
             self.complete = True
-            self._completed_at = self._services.clock()
+            self._seen.completed()
             exchange.reply(_JSON_LINES + assignment.reply_lines(cost_usd), body)
             return
         headers = [
@@ -255,10 +238,10 @@ class RequestHandler:
 
     async def _stream(self, assignment: TierAssignment, retries: Retries) -> None:
         def told() -> dict[str, Any]:
-            cost_usd = self._cost_usd(assignment)
+            cost_usd = self._seen.cost_usd(assignment)
             return {"tier": assignment.tier.name, "reason": assignment.reason, "cost_usd": cost_usd}
 
-        relay = self._relay = Relay(
+        relay = self._seen.relay = Relay(
             self._request,
             self._services.config.failover.max_kept_bytes,
             self._send,
@@ -275,8 +258,8 @@ class RequestHandler:
                 retries.failed(fault)
                 self._failed_over(assignment, "stream")
         retries.answered()
-        self._saw_first_token()
-        self.headers_sent = assignment.committed = True
+        self._seen.saw_first_token()
+        self._seen.headers_sent = assignment.committed = True
         expected_usd = assignment.decision.expected_cost_usd
         if self._exchange is not None and not self._exchange.congested:
             self._exchange.begin_stream(_STREAM_LINES + assignment.reply_lines(expected_usd))
@@ -305,8 +288,7 @@ class RequestHandler:
                     await self._end_with(assignment, *_lost(refusal))
                     return
         await self._send_last(rest + DONE)
-        if self._arrival.cache_key is not None and (events := relay.journal.events) is not None:
-            self._keep_answer(assignment, assemble(events, self._request.kind, relay.usage))
+        self._seen.keep_stream(assignment)
         retries.let_end()
 
     def _checked(self, assignment: TierAssignment, event: bytes) -> bytes:
@@ -329,14 +311,11 @@ class RequestHandler:
 
     async def _send_last(self, body: bytes) -> None:
         self.complete = True
-        self._completed_at = self._services.clock()
+        self._seen.completed()
         if self._exchange is not None and not self._exchange.congested:
             self._exchange.write(body, False)
         else:
             await self._send({"type": "http.response.body", "body": body})
-
-    def _saw_first_token(self) -> None:
-        self._first_token_at = self._services.clock()
 
     def _failed_over(self, assignment: TierAssignment, kind: str) -> None:
         self._services.metrics.failovers[(assignment.tier.name, kind)].inc()
@@ -344,67 +323,6 @@ class RequestHandler:
         if self._services.tracing is not None:
             what = {"tandem.tier": assignment.tier.name, "tandem.kind": kind}
             self._services.tracing.event(self._arrival.request_id, "failed over", what)
-
-    def _keep_answer(self, assignment: TierAssignment, body: bytes | None) -> None:
-        cache_key = self._arrival.cache_key
-        if cache_key is not None and body is not None:
-            cost_usd = assignment.cost_usd(self._used(assignment))
-            self._services.reuse.keep(cache_key, body, assignment.tier.name, cost_usd)
-
-    def _used(self, assignment: TierAssignment) -> Usage:
-        """What the try that ended it used: the provider's usage, else by what was seen."""
-        retries, relay = self._retries, self._relay
-        if assignment.cached is not None or retries is None or not retries.asked:
-            return NOTHING_USED
-        prompt = self._request.num_prompt_tokens
-        if relay is not None:
-            usage = read_usage(relay.usage, prompt, 0)
-            if usage.estimated:
-                usage = read_usage(relay.usage, prompt, relay.journal.num_tokens())
-        elif self._whole_usage is not None:
-            usage = self._whole_usage
-        else:
-            return assignment.unseen()
-        generates = self._request.kind != "embeddings"
-        if generates and not usage.output_tokens and not self.headers_sent:
-            return assignment.unseen()
-        return usage
-
-    def _cost_usd(self, assignment: TierAssignment) -> float:
-        """What the client is told: of a first answer that was not sent, too."""
-        sent_usd = assignment.cost_usd(self._used(assignment))
-        if assignment.decision.reason is Reason.ESCALATED:
-            return sent_usd + assignment.first_cost_usd
-        return sent_usd
-
-    def _account(self, status: int, error: str | None) -> None:
-        services, assignment = self._services, self._assignment
-        if assignment is None:
-            services.ledger.settle(self._arrival.hold, NOTHING)
-            return
-        ended_at = self._completed_at if self._completed_at is not None else services.clock()
-        outcome = Outcome(
-            status,
-            error,
-            self._used(assignment),
-            self._first_token_at,
-            ended_at,
-            # Escalating has booked it, also where it is sent after all.
-            booked=assignment.has_answer and assignment.decision.reason is not Reason.ESCALATED,
-        )
-        account(services, assignment, outcome)
-        if status == 200 and assignment.record.error is None:
-            offer(services, assignment, self._answer_text)
-
-    def _answer_text(self) -> str | None:
-        """What the client was answered; None where it is no text, or was not kept."""
-        reply, relay = self._whole_reply, self._relay
-        if relay is not None:
-            events = relay.journal.events
-            kind, usage = self._request.kind, relay.usage or {}
-            body = assemble(events, kind, usage) if events is not None else None
-            reply = json.loads(body) if body is not None else None
-        return text_of(reply, self._request.kind) if reply is not None else None
 
 
 def _lost(refusal: ApiError | RequestRefused | UpstreamError) -> tuple[bytes, str]:

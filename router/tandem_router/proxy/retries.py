@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
 from tandem_router.balancing.endpoint_picker import Pick
@@ -33,7 +33,6 @@ from tandem_router.proxy.faults import (
 )
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.proxy.upstream_request import (
-    salted,
     target,
     told,
     upstream_body,
@@ -109,11 +108,32 @@ class Retries:
             pick = self._picked() if self._num_attempts == 0 else None
             if pick is None:
                 pick = await self._acquire()
-            self._services.metrics.tiers[self._assignment.tier.name].inflight.value += 1.0
+            self._hold(pick)
             try:
                 return await self._ask(pick, body, resumption)
             except Fault as fault:
                 self.failed(fault)
+
+    def take(self, but: Set[str] = NOBODY) -> Pick | None:
+        """Hold workers now for whoever asks them in our stead; None where none is usable.
+
+        but: URLs that may not be asked.
+        """
+        self._left_out |= but
+        pick = self._picked()
+        if pick is not None:
+            self._hold(pick)
+        return pick
+
+    def _hold(self, pick: Pick) -> None:
+        """Until `release`."""
+        self._pick = pick
+        self._services.metrics.tiers[self._assignment.tier.name].inflight.value += 1.0
+        record = self._assignment.record
+        record.decode_worker = pick.decode.url
+        record.prefill_worker = pick.prefill.url if pick.prefill is not None else None
+        self._num_attempts += 1
+        self.asked = True
 
     def answered(self) -> None:
         """The reply is an answer: its first token is here, or all of it."""
@@ -127,10 +147,29 @@ class Retries:
 
         Raises ApiError when nobody may, RequestRefused where the fault was the request's own.
         """
+        assignment, worker = self._assignment, self.lost(fault)
+        external = assignment.tier.kind == "external"
+        if fault.kind is FaultKind.INCAPABLE:
+            if not self._change_tier():
+                raise RequestRefused(fault.status or 400, fault.body)
+        elif fault.kind in _BUSY:
+            self._busy.add(worker.url)
+            if fault.kind is FaultKind.FULL:
+                self._full = fault
+            if external and not self._change_tier() and not self._queues():
+                raise refusal_of(self._faults)
+        elif assignment.committed:
+            if external:
+                raise refusal_of(self._faults)  # only token ids can be gone on from exactly
+            self._deadline = self._services.clock() + self._failover.wait_s
+        else:
+            self._after_failure(fault, worker)
+
+    def lost(self, fault: Fault) -> Worker:
+        """Tell everybody of an attempt that gave no answer, and let go of its worker."""
         assignment, pick = self._assignment, self._pick
         assert pick is not None
         tier, worker = assignment.tier, pick.decode
-        external = tier.kind == "external"
         # A worker that is busy or starts is asked again and again: said once at most.
         seen = self._faults.get(tier.name)
         again = seen is not None and seen.kind is fault.kind
@@ -149,21 +188,7 @@ class Retries:
         self._is_funded = assignment.gave_up(fault)
         self.asked = assignment.committed
         self._faults[tier.name] = fault
-        if fault.kind is FaultKind.INCAPABLE:
-            if not self._change_tier():
-                raise RequestRefused(fault.status or 400, fault.body)
-        elif fault.kind in _BUSY:
-            self._busy.add(worker.url)
-            if fault.kind is FaultKind.FULL:
-                self._full = fault
-            if external and not self._change_tier() and not self._queues():
-                raise refusal_of(self._faults)
-        elif assignment.committed:
-            if external:
-                raise refusal_of(self._faults)  # only token ids can be gone on from exactly
-            self._deadline = self._services.clock() + self._failover.wait_s
-        else:
-            self._after_failure(fault, worker)
+        return worker
 
     def _after_failure(self, fault: Fault, worker: Worker) -> None:
         """Before the first token: another worker, another tier, or the same worker once more."""
@@ -213,12 +238,7 @@ class Retries:
     async def _ask(self, pick: Pick, body: bytes, resumption: Resumption | None) -> Response:
         """Raises Fault, RequestRefused."""
         services, arrival, assignment = self._services, self._arrival, self._assignment
-        tier, record, request = assignment.tier, assignment.record, arrival.request
-        self._pick = pick
-        record.decode_worker = url = pick.decode.url
-        record.prefill_worker = pick.prefill.url if pick.prefill is not None else None
-        self._num_attempts += 1
-        self.asked = True
+        tier, request, url = assignment.tier, arrival.request, pick.decode.url
         path, max_tokens = request.path, assignment.decision.max_tokens
         if resumption is not None:
             body = resumption.body
@@ -228,9 +248,7 @@ class Retries:
         external = tier.kind == "external"
         known = None if external else told(services, assignment, pick)
         headers = upstream_headers(services, tier, arrival, known)
-        body = upstream_body(tier, request, body, max_tokens, known)
-        if not external and arrival.tenant is not None and engine_of(tier.engine).salted:
-            body = salted(request.fields, body, arrival.tenant)
+        body = upstream_body(tier, arrival, body, max_tokens, known)
         if pick.prefill is not None:
             body = await self._prefilled(pick, headers, path, body)
         stall_s = self._failover.stall_timeout_s

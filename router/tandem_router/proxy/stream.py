@@ -104,6 +104,30 @@ class Relay:
         if not self._begun:
             raise Fault(FaultKind.BAD_ANSWER, "the stream ended without an answer", status=200)
 
+    def passed(self, data: bytes) -> bytes:
+        """What the client gets of the next bytes of a reply that somebody else carries to it.
+
+        b"" for data is the reply's end. [DONE] is not among what is returned; `done` says that it
+        is due. Raises Fault, StreamEnded.
+        """
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            raise ending
+        events = self._read(data, None)
+        if events and not self._begun:
+            self._begun = FIRST_TOKEN.search(events) is not None
+        events = self._kept(events)
+        return self._wire.shown(events) if events else b""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first token has been seen."""
+        return self._begun
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
     async def flush(self) -> None:
         """Send what came before and with the first token."""
         events = self._kept(b"".join(self._held))

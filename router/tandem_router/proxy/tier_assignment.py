@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.cache import CachedAnswer
+from tandem_router.config import TierConfig
 from tandem_router.errors import ApiError, overloaded
 from tandem_router.limits.ledger import Used
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS
@@ -34,10 +35,18 @@ SHED_ABOVE = 0.95
 SHED_RETRY_AFTER_S = 2.0
 
 
-async def assign(services: Services, arrival: Arrival) -> TierAssignment:
+class NotNow(Exception):
+    """The answer is in the cache, or its tier has no worker that may be asked at once."""
+
+
+async def assign(
+    services: Services, arrival: Arrival, now: Callable[[TierConfig], bool] | None = None
+) -> TierAssignment:
     """Decide for a tier, or find a cached answer; waits for budget where the Router queues.
 
-    Raises ApiError when the policy refuses.
+    now: given by who can only hand the request to a worker, and at once: whether the tier has one.
+
+    Raises ApiError when the policy refuses, NotNow (nothing is counted) where `now` does not do.
     """
     request = arrival.request
     scored = UNSCORED
@@ -63,9 +72,13 @@ async def assign(services: Services, arrival: Arrival) -> TierAssignment:
         cached = None
         if tier is not None:
             cached = _find_cached(services, arrival, decision, set_points.lambda_per_usd)
+            if now is not None and (cached is not None or not now(services.config.tier(tier))):
+                raise NotNow
             if cached is not None:
                 decision = replace(decision, tier=cached.tier)
                 return TierAssignment(services, arrival, scored, decision, cached, None)
+        if now is not None and decision.queue:
+            raise NotNow
         if tier is not None and not arrived:
             services.arrivals.arrived(decision, request.num_prompt_tokens)
             arrived = True

@@ -92,7 +92,7 @@ def upstream_headers(
 
 def upstream_body(
     tier: TierConfig,
-    request: InferenceRequest,
+    arrival: Arrival,
     body: bytes,
     max_tokens: int | None,
     told: Told | None,
@@ -102,6 +102,7 @@ def upstream_body(
     max_tokens: what the ceilings of money leave of an answer; None: as `body` says. What needs no
     change is passed on byte by byte.
     """
+    request = arrival.request
     if tier.kind == "external":
         own = request.fields
         if max_tokens is None and body is request.body and INTERNAL.isdisjoint(own):
@@ -118,7 +119,10 @@ def upstream_body(
         taken = engine_of(tier.engine).fields(request, fields, told)
     if max_tokens is not None:
         taken = with_max_tokens(request.kind, taken, max_tokens, tier.max_tokens_field)
-    return body if taken is fields else msgspec.json.encode(taken)
+    body = body if taken is fields else msgspec.json.encode(taken)
+    if arrival.tenant is not None and tier.kind == "pool" and engine_of(tier.engine).salted:
+        body = salted(request.fields, body, arrival.tenant)
+    return body
 
 
 def spliced(request: InferenceRequest, model: str) -> bytes | None:

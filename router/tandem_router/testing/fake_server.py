@@ -81,7 +81,10 @@ class FakeServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 first, *lines = head.decode().split("\r\n")
                 headers = dict(line.lower().split(": ", 1) for line in lines if line)
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if headers.get("transfer-encoding") == "chunked":
+                    body = await _read_chunks(reader)
+                else:
+                    body = await reader.readexactly(int(headers.get("content-length", 0)))
                 seen = Seen(first.split(" ")[1], headers, body)
                 self.seen.append(seen)
                 if seen.path != "/v1/load":
@@ -100,6 +103,15 @@ class FakeServer:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return b"".join(parts)
 
 
 async def plain_reply(

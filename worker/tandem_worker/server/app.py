@@ -6,6 +6,7 @@ Raw ASGI because each token is one write: nothing stands between the engine's ev
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
@@ -31,7 +32,7 @@ from tandem_worker.openai.request import (
     with_defaults,
 )
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
-from tandem_worker.server import browsers
+from tandem_worker.server import browsers, ticket
 from tandem_worker.server.description import RELEASE, document
 from tandem_worker.server.embedding import embed
 from tandem_worker.server.generation import Generation
@@ -100,6 +101,16 @@ class Call:
 Handler = Callable[[Call], Awaitable[None]]
 
 
+def _not_a_peer(why: str) -> RequestError:
+    return RequestError(
+        f"this worker serves the router and its peers only; {why}",
+        status=401,
+        type="authentication_error",
+        code="invalid_peer_token",
+        headers={"connection": "close"},
+    )
+
+
 class WorkerApp:
     """Routes of one worker; an ASGI application."""
 
@@ -148,9 +159,12 @@ class WorkerApp:
                 handler = self._explain
             if handler is None:
                 raise _no_route(method, path, {known for _, known in self._routes})
+            digest = None
             if path not in self._open and not path.startswith(DOC_URL):
-                self._check_sender(scope, headers)
+                digest = self._check_sender(scope, headers)
             body = await _read_body(receive) if method == "POST" else b""
+            if digest is not None and hashlib.sha256(body).hexdigest() != digest:
+                raise _not_a_peer("the body is not the one that the ticket was written for")
             call = Call(method, path, headers, body, receive, tracking_send)
             await handler(call)
         except RequestError as error:
@@ -170,21 +184,24 @@ class WorkerApp:
                 )
                 await call.reply(failure.body(), status=500)
 
-    def _check_sender(self, scope: Scope, headers: Mapping[str, str]) -> None:
+    def _check_sender(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
+        """Raises RequestError; with a ticket, the digest that the body must have."""
         given = headers.get("x-tandem-peer-token", "").encode()
-        tokens = self._worker.peer_tokens()
+        tokens, digest = self._worker.peer_tokens(), None
         if tokens and not any(hmac.compare_digest(given, token) for token in tokens):
-            raise RequestError(
-                "this worker serves the router and its peers only; send x-tandem-peer-token",
-                status=401,
-                type="authentication_error",
-                code="invalid_peer_token",
-                headers={"connection": "close"},
-            )
+            if ticket.HEADER not in headers:
+                raise _not_a_peer("send x-tandem-peer-token")
+            digest = ticket.expected_digest(headers, scope["path"], tokens, time.time())
+            if digest is None:
+                raise _not_a_peer(
+                    "the ticket is not good: for another path or other headers, out of date, or by "
+                    "a router with another peer token"
+                )
         browsers.check(headers, None if tokens else self._names)
         connection = scope.get("extensions", {}).get("tandem.connection")
         if tokens and connection is not None:
             connection.known()
+        return digest
 
     # -- small routes ----------------------------------------------------------------------------
 

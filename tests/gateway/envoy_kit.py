@@ -1,0 +1,209 @@
+"""A real Envoy as a Gateway API gateway sets it up for an InferencePool, and a router process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def envoy_program() -> str:
+    script = ROOT / "scripts" / "envoy_setup.py"
+    made = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
+
+
+def _typed(name: str, **fields: Any) -> dict[str, Any]:
+    return {"@type": f"type.googleapis.com/{name}", **fields}
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def _endpoints(name: str, ports: Iterable[int]) -> dict[str, Any]:
+    entries = [{"endpoint": {"address": _address(port)}} for port in ports]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": entries}]}
+
+
+def envoy_config(
+    ports: Mapping[int, Mapping[str, Any]], picker: int, pool: Iterable[int]
+) -> dict[str, Any]:
+    """What gateways make of an HTTPRoute to an InferencePool: a filter that asks, and a cluster
+    whose load balancer does as it is told.
+
+    ports: to listen on, each with what is unusual of its filter.
+    """
+    return {
+        "static_resources": {
+            "listeners": [_listener(port, **unusual) for port, unusual in ports.items()],
+            "clusters": [_picker(picker), _pool(pool)],
+        }
+    }
+
+
+def _listener(port: int, fail_open: bool = False, **mode: str) -> dict[str, Any]:
+    http = "envoy.extensions.filters.http"
+    duplex = "FULL_DUPLEX_STREAMED"
+    processing = {
+        "request_header_mode": "SEND",
+        "response_header_mode": "SEND",
+        "request_body_mode": duplex,
+        "response_body_mode": duplex,
+        "request_trailer_mode": "SEND",
+        "response_trailer_mode": "SEND",
+        **mode,
+    }
+    asks = _typed(
+        f"{http}.ext_proc.v3.ExternalProcessor",
+        grpc_service={"envoy_grpc": {"cluster_name": "picker"}},
+        failure_mode_allow=fail_open,
+        processing_mode=processing,
+        message_timeout="5s",
+        metadata_options={
+            "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
+            "receiving_namespaces": {"untyped": ["envoy.lb"]},
+        },
+    )
+    route = {
+        "match": {"prefix": "/"},
+        "route": {
+            "cluster": "pool",
+            "timeout": "0s",
+            "retry_policy": {"retry_on": "connect-failure", "num_retries": 2},
+        },
+    }
+    manager = _typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="http",
+        http_filters=[
+            {"name": "envoy.filters.http.ext_proc", "typed_config": asks},
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": _typed(f"{http}.router.v3.Router"),
+            },
+        ],
+        route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    )
+    filters = [{"name": "http_connection_manager", "typed_config": manager}]
+    return {
+        "name": f"in-{port}",
+        "address": _address(port),
+        "filter_chains": [{"filters": filters}],
+    }
+
+
+def _picker(port: int) -> dict[str, Any]:
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    http2 = _typed(options, explicit_http_config={"http2_protocol_options": {}})
+    return {
+        "name": "picker",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {options: http2},
+        "load_assignment": _endpoints("picker", [port]),
+    }
+
+
+def _pool(ports: Iterable[int]) -> dict[str, Any]:
+    policies = "envoy.extensions.load_balancing_policies"
+    in_turn = {
+        "typed_extension_config": {
+            "name": "round_robin",
+            "typed_config": _typed(f"{policies}.round_robin.v3.RoundRobin"),
+        }
+    }
+    as_told = _typed(
+        f"{policies}.override_host.v3.OverrideHost",
+        override_host_sources=[
+            {
+                "metadata": {
+                    "key": "envoy.lb",
+                    "path": [{"key": "x-gateway-destination-endpoint"}],
+                }
+            },
+            {"header": "x-gateway-destination-endpoint"},
+        ],
+        fallback_policy={"policies": [in_turn]},
+    )
+    policy = {"name": "override_host", "typed_config": as_told}
+    return {
+        "name": "pool",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_balancing_policy": {"policies": [{"typed_extension_config": policy}]},
+        "load_assignment": _endpoints("pool", ports),
+    }
+
+
+@contextmanager
+def _running(command: list[str], log: Path, answers: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process once `answers` does; its log is what an assertion shows."""
+    environment = {name: value for name, value in os.environ.items() if name != "POD_IP"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        for _ in range(300):
+            assert process.poll() is None, log.read_text()[-4000:]
+            try:
+                httpx.get(answers)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        else:
+            raise AssertionError(log.read_text()[-4000:])
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def envoy(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [envoy_program(), "-c", str(file), "--concurrency", "1", "--disable-hot-restart"]
+    first = config["static_resources"]["listeners"][0]["address"]["socket_address"]
+    url = f"http://127.0.0.1:{first['port_value']}"
+    with _running([*command, "-l", "warning"], folder / "envoy.log", url):
+        yield
+
+
+@contextmanager
+def router(
+    folder: Path, config: dict[str, Any], port: int, table: dict[str, Any], **secrets: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """secrets: options with a file of this content."""
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "endpoints.json").write_text(json.dumps({"tiers": table}))
+    command = [sys.executable, "-m", "tandem_router", "--config", str(folder / "config.json")]
+    command += ["--endpoints", str(folder / "endpoints.json"), "--port", str(port)]
+    for option, text in secrets.items():
+        file = folder / option
+        file.write_text(text)
+        command += [f"--{option.replace('_', '-')}-file", str(file)]
+    with _running(command, folder / "router.log", f"http://127.0.0.1:{port}/health") as process:
+        yield process
