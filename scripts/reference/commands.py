@@ -16,12 +16,13 @@ def page() -> str:
         "`tandem COMMAND --help` prints the same. The exit status is 0 when done, 1 when it failed "
         "with a sentence, 2 for wrong usage, 130 after Ctrl-C.\n",
     ]
-    for parser in _parsers():
+    for parser in parsers():
         out += list(_section(parser))
     return "\n".join(out)
 
 
-def _parsers() -> Iterator[argparse.ArgumentParser]:
+def parsers() -> Iterator[argparse.ArgumentParser]:
+    """Of every command of the three programs, in the order of the page."""
     from tandem_operator.cli import build_parser
     from tandem_operator.kube.operator import build_parser as operator_parser
     from tandem_router.__main__ import build_parser as router_parser
@@ -51,13 +52,15 @@ def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
     if parser.description:
         text = " ".join(parser.description.split())
         yield cell(text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")) + "\n"
-    rows = [_row(a) for a in parser._actions if _shown(a)]
+    rows = [_row(action) for action in options(parser)]
     if rows:
         yield table(("option", "default", "meaning"), rows)
 
 
-def _shown(action: argparse.Action) -> bool:
-    return not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Arguments and options of a command; not --help, and not its own commands."""
+    left_out = (argparse._HelpAction, argparse._SubParsersAction)
+    return [action for action in parser._actions if not isinstance(action, left_out)]
 
 
 def _row(action: argparse.Action) -> tuple[str, str, str]:

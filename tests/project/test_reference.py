@@ -78,9 +78,9 @@ def test_every_header_of_the_source_is_explained() -> None:
 def test_every_option_says_what_it_does() -> None:
     silent = [
         f"{parser.prog} {action.dest}"
-        for parser in commands._parsers()
-        for action in parser._actions
-        if commands._shown(action) and not action.help
+        for parser in commands.parsers()
+        for action in commands.options(parser)
+        if not action.help
     ]
 
     assert silent == []

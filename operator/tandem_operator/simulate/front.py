@@ -1,4 +1,9 @@
-"""The router of a simulation: the production policy, fed from the trace's scores."""
+"""The router of a simulation: the production policy and controllers, fed from the trace's scores.
+
+`tandem_router.routing.set_points` drives the same objects: `decide`, `PolicyState`, `OnlineControl`
+and `FloorLimit`. What it has beside them is what a replay has not: an artifact that is exchanged,
+labels, money that other replicas spend, and metrics.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from tandem_operator.simulate.arrivals import Arrival
-from tandem_router.control import RoutingCurve
-from tandem_router.control.predicted_floor import PredictedFloor
+from tandem_router.control import OnlineControl, ShareTracker, TrafficShift
+from tandem_router.control.floor_limit import FloorLimit
 from tandem_router.policy import (
     Decision,
     LatencySlo,
@@ -68,26 +73,37 @@ class Front:
     ) -> None:
         self._tiers = tiers
         self._available = available
-        self.set_points = PolicySetPoints(
+        base = PolicySetPoints(
             gain_threshold=threshold,
             fallback_tier=fallback,
             slo=LatencySlo(ttft_slo_s, tpot_slo_s),
             unbilled=frozenset(t.name for t in tiers if t.external_ttft_s is None),
         )
+        cap = tiers[-1].max_share if len(tiers) > 1 else None
+        self._control = OnlineControl(
+            base,
+            share=ShareTracker(cap) if cap is not None else None,
+            share_ceiling=True,
+            shift=TrafficShift() if cap is not None else None,
+        )
+        self._now = 0.0
         self._asked: float | None = None
         self._state = PolicyState()
-        self._curve = RoutingCurve()
-        self._floor = (
-            PredictedFloor(quality_floor, threshold) if quality_floor is not None else None
-        )
+        self._floor = FloorLimit(quality_floor, threshold) if quality_floor is not None else None
         self.counts = {tier.name: [0, 0, 0] for tier in tiers}  # requests, prompt, output tokens
         self.num_inflight = 0
         self.num_refused = 0
         self.held: Counter[str] = Counter()
         self._wanted = {tier.name: [0, 0] for tier in tiers}  # requests, prompt tokens
 
+    @property
+    def set_points(self) -> PolicySetPoints:
+        """Those in force."""
+        return self._control.set_points(self._now)
+
     def choose(self, arrival: Arrival) -> Decision:
         """The policy's decision, counted."""
+        self._now = arrival.at_s
         score = PlainScore(arrival.predicted) if arrival.predicted else None
         options = [
             TierOption(
@@ -114,12 +130,11 @@ class Front:
             self._wanted[wanted][1] += arrival.prompt_tokens
         if decision.tier is not None:
             self._state.record(decision.tier)
-        self._curve.observe(decision)
+            self._control.decided(self._now, decision, arrival.prompt_tokens)
         if self._floor is not None and arrival.predicted and decision.gain is not None:
             dearest = decision.verdicts[-1].quality
             if dearest is not None and self._floor.observe(decision.gain, dearest):
-                limited = self._floor.clip(self._asked)
-                self.set_points = replace(self.set_points, gain_threshold=limited)
+                self._move_base(self._floor.clip(self._asked))
         return decision
 
     def finished(self, tier: str, prompt_tokens: int, output_tokens: int) -> None:
@@ -134,7 +149,10 @@ class Front:
         self._asked = threshold
         if self._floor is not None:
             threshold = self._floor.clip(threshold)
-        self.set_points = replace(self.set_points, gain_threshold=threshold)
+        self._move_base(threshold)
+
+    def _move_base(self, threshold: float) -> None:
+        self._control.base = replace(self._control.base, gain_threshold=threshold)
 
     def state(self) -> dict[str, Any]:
         """What GET /admin/state says, as far as the control loop reads it."""
@@ -162,7 +180,7 @@ class Front:
                     "shares": point.shares,
                     "quality_ratio": point.quality_ratio,
                 }
-                for point in self._curve.points()
+                for point in self._control.curve.points()
             ],
             "set_points": {"gain_threshold": self.set_points.gain_threshold},
             "threshold": {

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ class Seen:
 
 
 @dataclass(eq=False)
-class FakeServer:
+class FakeServer(ABC):
     """Remembers every request; `answer` says what comes back."""
 
     seen: list[Seen] = field(default_factory=list)
@@ -70,9 +71,9 @@ class FakeServer:
             await self._answered.wait()
         await self.stop()
 
+    @abstractmethod
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """Write a reply; False where the connection is to be reset."""
-        raise NotImplementedError
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
