@@ -9,13 +9,13 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from tandem_worker.engine.core import EngineCore
+from tandem_worker.engine.drawn import Sampled
 from tandem_worker.engine.profile import StepProfile
 from tandem_worker.engine.requests import (
     EngineRequest,
     ErrorEvent,
     Event,
     ReservedEvent,
-    Sampled,
     TokenEvent,
     Work,
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_operator.cli.errors import CommandError
+from tandem_operator.cli.kinds import ALIASES, kinds_of
 
 PROFILES = {
     "bash": "~/.bashrc",
@@ -67,16 +68,12 @@ def typed_command(line: str) -> str | None:
 
 def kinds(prefix: str, **_: Any) -> list[str]:
     """Kinds, each once, in the plural."""
-    from tandem_operator.cli.commands import ALIASES
-
     plural = {kind: word for word, kind in ALIASES.items() if word.endswith("s")}
     return [*plural.values(), "all"]
 
 
 def names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Names of the running cluster's objects of the kind that was typed."""
-    from tandem_operator.cli.commands import kinds_of
-
     return _names(kinds_of(getattr(parsed_args, "kind", "") or "all"), parsed_args.cluster)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from tandem_operator.cli.commands import ALIASES, kind_of
 from tandem_operator.cli.errors import CommandError
+from tandem_operator.cli.kinds import ALIASES, kind_of
 from tandem_operator.resources import API_VERSION, KINDS
 from tandem_operator.resources.crds import open_api
 from tandem_operator.resources.schema import Schema

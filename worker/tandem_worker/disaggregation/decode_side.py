@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from tandem_worker.disaggregation.protocol import PrefillJob, PrefillOrder
-from tandem_worker.engine.requests import ReservedEvent, TokenLogprobs
+from tandem_worker.engine.drawn import TokenLogprobs
+from tandem_worker.engine.requests import ReservedEvent
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import PeerError

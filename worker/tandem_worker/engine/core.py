@@ -7,23 +7,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tandem_worker.engine.drawn import Drawn, Failed, Pooled, Sampled, TokenLogprobs
 from tandem_worker.engine.profile import StepProfile
 from tandem_worker.engine.requests import (
     BlockPush,
-    Drawn,
     EngineRequest,
     ErrorEvent,
     Event,
-    Failed,
     FinishReason,
-    Pooled,
     PromptLogprobsEvent,
     ReservedEvent,
     Runner,
-    Sampled,
     Sink,
     TokenEvent,
-    TokenLogprobs,
     VectorEvent,
     Work,
 )

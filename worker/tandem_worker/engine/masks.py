@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from tandem_worker.engine.constraints import GrammarError
-from tandem_worker.engine.requests import Failed, Work
+from tandem_worker.engine.drawn import Failed
+from tandem_worker.engine.requests import Work
 
 _NUM_THREADS = 2
 

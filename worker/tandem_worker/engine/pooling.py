@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from tandem_worker.engine.requests import Failed, Pooled
+from tandem_worker.engine.drawn import Failed, Pooled
 
 PoolingKind = Literal["last", "mean"]
 

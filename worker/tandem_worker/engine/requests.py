@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from tandem_worker.engine.drawn import Drawn, TokenLogprobs
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.scheduler import Chunk
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
@@ -14,42 +15,6 @@ if TYPE_CHECKING:
     from tandem_worker.engine.pooling import Pooling
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A token's natural log-probability under the raw logits, and the likeliest alternatives."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One drawn token."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """No token could be drawn for one sequence; the rest of the step is good.
-
-    Attributes:
-        message: A sentence for the client.
-        code: Machine-readable reason, counted in the metrics.
-    """
-
-    message: str
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pooled:
-    """The vector of a sequence that generates nothing."""
-
-    vector: tuple[float, ...]
 
 
 class Constraint(Protocol):
@@ -169,10 +134,6 @@ class Work:
     def draws(self) -> bool:
         """Whether a token is drawn after this chunk."""
         return self.chunk.samples and self.request.pooling is None
-
-
-Drawn = Sampled | Pooled | Failed | None
-"""What a chunk gives; None until its sequence's end is reached."""
 
 
 class Runner(Protocol):

@@ -12,15 +12,9 @@ from tandem_kernels.checks import KernelArgumentError
 from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
+from tandem_worker.engine.drawn import Drawn, Sampled, TokenLogprobs
 from tandem_worker.engine.masks import MaskBuilder
-from tandem_worker.engine.requests import (
-    Drawn,
-    EngineRequest,
-    Event,
-    Sampled,
-    TokenLogprobs,
-    Work,
-)
+from tandem_worker.engine.requests import EngineRequest, Event, Work
 from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights

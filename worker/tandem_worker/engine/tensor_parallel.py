@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 
 from tandem_worker.config import WorkerConfig
-from tandem_worker.engine.requests import Drawn, Work
+from tandem_worker.engine.drawn import Drawn
+from tandem_worker.engine.requests import Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.errors import ConfigError, WorkerError
 from tandem_worker.models.sharding import Shard

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_worker.engine.core import Delivery, EngineCore
-from tandem_worker.engine.requests import EngineRequest, FinishReason, TokenLogprobs
+from tandem_worker.engine.drawn import TokenLogprobs
+from tandem_worker.engine.requests import EngineRequest, FinishReason
 from tandem_worker.errors import InvariantError
 
 CHECK_EVERY_S = 10.0

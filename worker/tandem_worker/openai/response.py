@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tandem_worker.dialects.reader import CallPiece
-from tandem_worker.engine.requests import FinishReason, TokenLogprobs
+from tandem_worker.engine.drawn import TokenLogprobs
+from tandem_worker.engine.requests import FinishReason
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.request import CompletionRequest
 from tandem_worker.openai.text_offsets import TextOffsets

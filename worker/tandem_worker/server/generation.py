@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tandem_worker.dialects.reader import AnswerReader
 from tandem_worker.engine.constraints import CreateConstraint
+from tandem_worker.engine.drawn import TokenLogprobs
 from tandem_worker.engine.requests import (
     EngineRequest,
     ErrorEvent,
@@ -19,7 +20,6 @@ from tandem_worker.engine.requests import (
     PromptLogprobsEvent,
     ReservedEvent,
     TokenEvent,
-    TokenLogprobs,
 )
 from tandem_worker.engine.sampling import SamplingParams, choice_seed
 from tandem_worker.engine.thread import EngineThread
