@@ -5,7 +5,9 @@ from __future__ import annotations
 from doors_rows import Probe, Tests, shown_by
 
 WORKER: dict[str, Tests | Probe] = {
-    "served_model": shown_by("worker/test_server.py::test_errors_are_openai_objects", word="model"),
+    "served_model": shown_by(
+        "worker/test_server_life.py::test_errors_are_openai_objects", word="model"
+    ),
     "role": shown_by("worker/test_split.py::test_a_unified_worker_has_no_kv_link_and_says_so"),
     "dtype": shown_by("worker/test_models.py::test_logits_equal_those_of_transformers"),
     "device": shown_by("worker/test_warm_up.py::test_warm_up_compiles_on_a_gpu_and_not_on_a_cpu"),
@@ -56,7 +58,7 @@ WORKER: dict[str, Tests | Probe] = {
         "worker_split/test_split.py::test_a_taken_kv_port_ends_a_worker_with_a_sentence"
     ),
     "drain_timeout_s": shown_by(
-        "worker/test_server.py::test_a_draining_worker_finishes_what_runs_and_refuses_the_rest",
+        "worker/test_server_life.py::test_a_draining_worker_finishes_what_runs_and_refuses_the_rest",
         word="drain",
     ),
     "local_prefill_max_tokens": shown_by(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from family_kit import save_family
+from hub_kit import FakeHub, serving
 from tandem_worker.config import WorkerConfig
 from tandem_worker.server.worker import Worker
 from worker_kit import Served, save_model
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A hub with one small model."""
+    with serving(FakeHub()) as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")
