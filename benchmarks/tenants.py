@@ -2,7 +2,8 @@
 
 usage: tenants.py [--seconds 20] [--json]
 
-A router and a worker of four slots run in one process, the tenants each in another. The polite one
+A router and a worker of four slots run in one process (its queue in turns, by our worker's own
+counters), the tenants each in another. The polite one
 asks once in 0.1 s and reads its streams; the hostile one does all at once what its key allows: it
 floods, opens streams and leaves, sends bodies of nested brackets, packed and half ones. The ratio
 is of 99th percentiles in the same run, polite alone and polite beside hostile.
@@ -30,6 +31,7 @@ from tandem_router.config import parse_config
 from tandem_router.testing.fake_server import Seen
 from tandem_router.testing.fake_worker import FakeWorker
 from tandem_router.testing.live_router import live_router
+from tandem_worker.scheduling.tenants import Turns
 
 SECRET = b"0123456789abcdef"
 SLOTS, SERVICE_S = 4, 0.1
@@ -37,10 +39,11 @@ SLOTS, SERVICE_S = 4, 0.1
 
 @dataclass(eq=False)
 class QueueingWorker(FakeWorker):
-    """Four requests at a time, the lowest priority first, as a worker's scheduler takes them."""
+    """Four requests at a time, tenants in turns, as a worker's scheduler takes them."""
 
     _free: int = SLOTS
-    _queue: list[tuple[int, int, asyncio.Future[None]]] = field(default_factory=list)
+    _turns: Turns = field(default_factory=Turns)
+    _queue: list[tuple[int, str, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
@@ -48,10 +51,14 @@ class QueueingWorker(FakeWorker):
             return await super().answer(seen, writer)
         self._count += 1
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (int(seen.headers.get("x-tandem-priority", 0)), self._count, turn)
-        self._queue.append(entry)
+        tenant = seen.headers["x-tandem-tenant"]
+        self._turns.came(tenant)
+        self._queue.append((self._count, tenant, turn))
         self._next()
-        await turn
+        try:
+            await turn
+        finally:
+            self._turns.left(tenant, 0.0)
         try:
             await asyncio.sleep(SERVICE_S)
             return await super().answer(seen, writer)
@@ -61,10 +68,11 @@ class QueueingWorker(FakeWorker):
 
     def _next(self) -> None:
         while self._free and self._queue:
-            first = min(self._queue, key=lambda entry: entry[:2])
+            first = min(self._queue, key=lambda each: (self._turns.served(each[1]), each[0]))
             self._queue.remove(first)
             if not first[2].cancelled():
                 self._free -= 1
+                self._turns.charge(first[1], 1, is_decode=True)
                 first[2].set_result(None)
 
 

@@ -168,7 +168,7 @@ def test_a_queue_by_priority_is_given_length_or_deadline(
     assert priority(order="Length", expected_tokens=40.2) == 40
     assert priority(order="Deadline", deadline_ms=500) == 100_500
     assert priority(order="Deadline", deadline_ms=500) < priority(order="Deadline")
-    assert priority(order="Length", expected_tokens=9.0, priority=-1) < 0
+    assert priority(order="Length", expected_tokens=9.0, turn=-1) < 0
 
 
 def test_our_workers_are_told_the_predicted_length_of_an_answer() -> None:

@@ -10,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_router.api.api_keys import key_hash
+from tandem_router.engines import Told, engine_of
 from tandem_router.errors import ApiError
 from tandem_router.limits.ledger import Hold, Ledger, Used
 from tandem_router.limits.turns import REQUESTS_PER_TURN, turn
+from tandem_router.openai.body import Bodies
+from tandem_router.openai.request import parse_inference
+from tandem_router.proxy.upstream_request import tenant_id
 from tandem_router.testing.two_tiers import TIERS
 
 SECRET = b"0123456789abcdef"
+BODY = b'{"model": "large", "messages": [{"role": "user", "content": "hello"}]}'
 SLOTS, SERVICE_S, SPAN_S = 4, 0.4, 60.0
 
 
@@ -107,10 +112,10 @@ def test_more_requests_never_go_before_fewer_and_few_change_nothing(
     assert -100 <= (given_turn or 0) <= 100
 
 
-async def test_a_tenants_flood_waits_behind_itself_at_the_worker(
+async def test_workers_are_told_the_tenant_and_what_its_client_asked(
     run_router: Any, make_worker: Any
 ) -> None:
-    """Also where it asks to go first, as far as it may."""
+    """A worker shares itself by it: same name at every router, and nobody's own."""
     worker = await make_worker()
     hostile = {"name": "hostile", "key_hashes": [key_hash(SECRET, "h")]}
     polite = {"name": "polite", "key_hashes": [key_hash(SECRET, "p")]}
@@ -122,7 +127,43 @@ async def test_a_tenants_flood_waits_behind_itself_at_the_worker(
         flood = {"authorization": "Bearer h"}
         await client.chat(model="large", headers=flood)
         await client.chat(model="large", headers={**flood, "x-tandem-priority": "0"})
-        await client.chat(model="large", headers={"authorization": "Bearer p"})
+        await client.chat(
+            model="large", headers={"authorization": "Bearer p", "x-tandem-tenant": "hostile"}
+        )
 
     priorities = [seen.headers.get("x-tandem-priority") for seen in worker.inference]
-    assert priorities == ["2", "2", None]
+    tenants = [seen.headers["x-tandem-tenant"] for seen in worker.inference]
+    assert priorities == [None, "0", None]
+    assert tenants == [tenant_id("hostile")] * 2 + [tenant_id("polite")]
+    assert len(set(tenants)) == 2
+    assert "hostile" not in tenants[0]
+
+
+async def test_an_engine_without_tenants_is_given_turns(run_router: Any, make_config: Any) -> None:
+    """vLLM's queue by priority: a flood goes behind, also where it asks to go first."""
+    request = parse_inference("chat", BODY, Bodies(make_config().limits))
+    told = [
+        Told("r", 1, 1, "m", priority=0, turn=turn(0, number), order="Length", expected_tokens=9.0)
+        for number in (1, 40)
+    ]
+    first, flood = (engine_of("VLLM").fields(request, request.fields, each) for each in told)
+
+    assert first["priority"] < flood["priority"]
+
+
+async def test_a_flood_leaves_another_tenant_room_in_the_router(make_config: Any) -> None:
+    """Without any limit of its own: half of `max_inflight`, and all of it where nobody shares."""
+    for tenants, most in ((("hostile", "polite"), 5), (("hostile",), 10)):
+        config = make_config(
+            tiers=TIERS, tenants=[{"name": name} for name in tenants], limits={"max_inflight": 10}
+        )
+        ledger = Ledger(config, lambda: 0.0)
+        for _ in range(most):
+            ledger.hold("hostile", 1.0)
+        with pytest.raises(ApiError) as refused:
+            ledger.hold("hostile", 1.0)
+        if "polite" in tenants:
+            ledger.hold("polite", 1.0)
+
+        assert refused.value.status == 429
+        assert "in flight" in str(refused.value)

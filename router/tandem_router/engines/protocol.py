@@ -45,6 +45,9 @@ class Told(Struct, frozen=True):
     prefill_url: str | None = None
     deadline_ms: int | None = None
     priority: int | None = None
+    # The same behind the requests that its tenant has under way, for engines that know no tenants.
+    turn: int | None = None
+    tenant: str | None = None  # an opaque name, where tenants have keys
     expected_tokens: float | None = None
     order: str = "None"  # by what the engine orders its queue: None, Length or Deadline
     peer_token: str | None = None

@@ -63,6 +63,8 @@ class TandemEngine:
             headers.append((b"x-tandem-deadline-ms", str(told.deadline_ms).encode()))
         if told.priority is not None:
             headers.append((b"x-tandem-priority", str(told.priority).encode()))
+        if told.tenant is not None:
+            headers.append((b"x-tandem-tenant", told.tenant.encode()))
         if told.expected_tokens is not None:
             expected = max(1, round(told.expected_tokens))
             headers.append((b"x-tandem-expected-tokens", str(expected).encode()))

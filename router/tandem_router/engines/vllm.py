@@ -257,4 +257,4 @@ def _priority(told: Told) -> int | None:
         own = told.created * 1000 + (told.deadline_ms if told.deadline_ms is not None else 10**9)
     else:
         return None
-    return (told.priority or 0) * _PRIORITY_STEP + own
+    return (told.turn or 0) * _PRIORITY_STEP + own

@@ -194,6 +194,16 @@ class Ledger:
                 code="router_full",
                 retry_after_s=1.0,
             )
+        own = self._accounts.get(tenant)
+        room = self._max_inflight - self.num_inflight - 1
+        is_shared = len(self._tenants) > 2  # by more than `anonymous` and one
+        if is_shared and own is not None and own.num_inflight > room:
+            raise overloaded(
+                f"{own.name} has {own.num_inflight} requests in flight and may not take the "
+                f"router's last {room + 1}: they are for other tenants; retry later",
+                code="router_full",
+                retry_after_s=1.0,
+            )
         if tenant not in self._accounts:
             raise ApiError(401, f"tenant {tenant!r} is gone", type="authentication_error")
         accounts: tuple[Account, ...] = (self._accounts[tenant],)

@@ -1,7 +1,8 @@
-"""Whose request goes first at a worker: that of the tenant with fewer of them under way.
+"""Whose request goes first at an engine that knows no tenants: of who has fewer under way.
 
-Workers order their queues by a number, lower first. A tenant that floods one waits behind its own
-flood, and not everybody else with it. Pure.
+Such an engine orders its queue by a number, lower first. A tenant that floods it waits behind its
+own flood, and not everybody else with it. Our workers are told the tenant and share themselves
+(`tandem_worker/scheduling/tenants.py`). Pure.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class Arrival(Struct, frozen=True):
     request: InferenceRequest
     overrides: Overrides  # with the tier that the client named, if it named one
     adapter: str | None  # of that tier, where the client named one
-    priority: int | None
+    priority: int | None  # as its client asked
+    turn: int | None  # the same, behind what its tenant has under way
     no_cache: bool
     tenant: str | None  # None where nobody needs a key
     hold: Hold
@@ -69,7 +70,8 @@ def admit(
         request=request,
         overrides=headers.overrides if forced is None else replace(headers.overrides, tier=forced),
         adapter=services.routing.adapter(request.model),
-        priority=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
+        priority=headers.priority,
+        turn=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
         no_cache=headers.no_cache,
         tenant=tenant if key is not None else None,
         hold=hold,

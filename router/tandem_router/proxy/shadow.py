@@ -81,6 +81,7 @@ def _shadow(services: Services, served: TierAssignment, tier: str) -> Shadow:
         arrival,
         overrides=replace(arrival.overrides, tier=tier),
         priority=LOWEST_PRIORITY,
+        turn=LOWEST_PRIORITY,
         hold=nobody,
         started_at=services.clock(),
         deadline=services.clock() + services.config.failover.wait_s,

@@ -63,6 +63,8 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
         prefill_url=pick.prefill.url if pick.prefill is not None else None,
         deadline_ms=deadline_ms,
         priority=arrival.priority,
+        turn=arrival.turn,
+        tenant=None if arrival.tenant is None else tenant_id(arrival.tenant),
         expected_tokens=assignment.expected_tokens,
         order=tier.engine_order,
         peer_token=services.peer_token,
@@ -152,6 +154,12 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
 def _quoted(text: str) -> bytes:
     """Inside of quotes, as JSON writes it."""
     return msgspec.json.encode(text)[1:-1]
+
+
+@lru_cache(maxsize=4096)
+def tenant_id(tenant: str) -> str:
+    """How workers tell a tenant from others: the same at every router, and nobody's name."""
+    return hashlib.sha256(f"tenant\0{tenant}".encode()).hexdigest()[:16]
 
 
 def salted(fields: Mapping[str, Any], body: bytes, tenant: str) -> bytes:

@@ -92,6 +92,7 @@ class PrefillService:
             deadline_s=now_s + order.job.deadline_ms / 1e3 if order.job.deadline_ms else None,
             pinned=True,
             salt=order.job.cache_salt,
+            tenant=order.job.tenant,
         )
         request = EngineRequest(
             sequence=sequence,

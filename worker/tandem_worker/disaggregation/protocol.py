@@ -41,6 +41,7 @@ class PrefillJob:
     sampling: SamplingParams
     deadline_ms: int | None = None
     cache_salt: bytes = b""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class PrefillOrder:
             "position": len(job.token_ids),
             "deadline_ms": job.deadline_ms,
             **({"cache_salt": job.cache_salt.hex()} if job.cache_salt else {}),
+            **({"tenant": job.tenant} if job.tenant else {}),
             "kv": {"address": self.kv_address, "block_ids": list(self.block_ids)},
         }
 
@@ -106,6 +108,7 @@ class PrefillOrder:
                 sampling=replace(sampling, seed=seed, grammar=wire.sampling.grammar),
                 deadline_ms=wire.deadline_ms,
                 cache_salt=wire.cache_salt,
+                tenant=wire.tenant,
             ),
             epoch=wire.epoch,
             num_computed_tokens=wire.num_computed_tokens,
@@ -177,6 +180,7 @@ class _Wire(Declared):
     position: int | None = None
     deadline_ms: int | None = Field(default=None, ge=0, le=INT32)
     cache_salt: Annotated[bytes, PlainValidator(_salt)] = b""
+    tenant: str = Field(default="", max_length=64)
     kv: _Target
 
     def check(self, *, vocab_size: int, max_model_len: int) -> None:

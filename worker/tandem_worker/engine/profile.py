@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tandem_worker.scheduling.tenants import StepCosts
+
 _NOMINAL_TOKEN_S = 1e-3
 
 
@@ -100,6 +102,20 @@ class StepProfile:
             return None
         a, b, c = self._prefill.coefficients()
         return a + b * num_tokens + c * ((start + num_tokens) ** 2 - start**2)
+
+    def step_costs(self) -> StepCosts | None:
+        """What a step of mixed chunks costs, or None before it is known; one kind stands for both
+        until the other has been seen."""
+        is_prefill = self._prefill.count >= self.MIN_OBSERVATIONS
+        is_decode = self._decode.count >= self.MIN_OBSERVATIONS
+        if not is_prefill and not is_decode:
+            return None
+        a, b, c = (self._prefill if is_prefill else self._decode).coefficients()
+        base_s, token_s, square_s = (a, b, c) if is_prefill else (a, c, 0.0)
+        if not is_decode:
+            return StepCosts(base_s, token_s, square_s, token_s, 0.0)
+        a, b, c = self._decode.coefficients()
+        return StepCosts(a, token_s, square_s, c, b)
 
     def service_time_s(self, start: int, num_prompt: int, num_output: int) -> float:
         """Predicted time of one sequence by itself; a millisecond per token before it is known."""

@@ -14,6 +14,7 @@ class RequestContext:
         deadline_ms: From arrival, for deadline-aware orders.
         priority: Lower goes first.
         expected_tokens: Predicted length of the answer, or None.
+        tenant: Whose request it is, as far as the router says; tenants share the worker in turns.
     """
 
     request_id: str
@@ -24,6 +25,7 @@ class RequestContext:
     deadline_ms: int | None = None
     priority: int = 0
     expected_tokens: int | None = None
+    tenant: str = ""
     send_token_ids: bool = False
     send_usage: bool = False
     send_token_statistics: bool = False

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import bisect
 import enum
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, hash_block
+from tandem_worker.scheduling.tenants import ReadCosts, Turns, first_in_turn
 
 Order = Literal["fcfs", "mlfq", "sjf", "edf"]
 
@@ -50,6 +52,7 @@ class Sequence:
         reuse_prefix: False where every position must really be computed (prompt log-probabilities).
         pinned: Never paused or preempted: a push is reading its blocks.
         salt: Keeps prefixes of different owners apart in the cache.
+        tenant: Whose it is; tenants share the worker in turns. Empty: nobody's in particular.
         num_computed_tokens: Positions whose keys and values are in ``block_ids``.
     """
 
@@ -64,6 +67,7 @@ class Sequence:
     reuse_prefix: bool = True
     pinned: bool = False
     salt: bytes = b""
+    tenant: str = ""
     state: State = State.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -74,6 +78,7 @@ class Sequence:
     level: int = 0
     served_tokens: int = 0
     queued_since_s: float = 0.0
+    num_sat_out: int = 0
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -159,6 +164,38 @@ def _nominal_time(sequence: Sequence) -> float:
     return _NOMINAL_TOKEN_S * (sequence.num_uncomputed_tokens + sequence.remaining_output_tokens)
 
 
+class _Queue:
+    """Waiting sequences in turn: tenants by what they have been served, each one's in its order."""
+
+    def __init__(self, waiting: list[Sequence], turns: Turns) -> None:
+        self._turns = turns
+        self._lines: dict[str, deque[Sequence]] = {}
+        self._extra: dict[str, float] = {}
+        self._current = ""
+        for sequence in waiting:
+            self._lines.setdefault(sequence.tenant, deque()).append(sequence)
+
+    def first(self) -> Sequence | None:
+        """Who is next; until `took` or `skip` the same."""
+        if not self._lines:
+            return None
+        heads = [(line[0].priority, tenant) for tenant, line in self._lines.items()]
+        self._current = first_in_turn(heads, self._turns, self._extra)
+        return self._lines[self._current][0]
+
+    def took(self, num_tokens: int) -> None:
+        """The first has been admitted, with so many tokens to compute."""
+        tenant = self._current
+        self._extra[tenant] = self._extra.get(tenant, 0.0) + num_tokens
+        self._lines[tenant].popleft()
+        if not self._lines[tenant]:
+            del self._lines[tenant]
+
+    def skip(self, tenant: str) -> None:
+        """Nobody of this tenant can be admitted now."""
+        del self._lines[tenant]
+
+
 class Scheduler:
     """Chooses each step's chunks and gives sequences their blocks.
 
@@ -170,6 +207,7 @@ class Scheduler:
             joins at the level that its first step would use up).
         service_time: For edf, from measured steps; absent: a millisecond per token.
         choose_remote: Decides at admission whether a sequence that may be prefilled remotely is.
+        step_costs: What a step costs, for tenants' shares of it; absent: a step is not shared.
     """
 
     def __init__(
@@ -180,12 +218,16 @@ class Scheduler:
         order: Order = "fcfs",
         service_time: ServiceTime = _nominal_time,
         choose_remote: PrefillChoice | None = None,
+        step_costs: ReadCosts = lambda: None,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
         self.order = order
         self._service_time = service_time
         self._choose_remote = choose_remote or (lambda sequence, uncached: True)
+        self._step_costs = step_costs
+        self._now_s = 0.0
+        self.turns = Turns()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.awaiting_kv: dict[str, Sequence] = {}
@@ -200,11 +242,14 @@ class Scheduler:
         sequence.state = State.WAITING
         sequence.queued_since_s = now_s
         sequence.level = self._join_level(len(sequence.token_ids))
+        self._now_s = now_s
+        self.turns.came(sequence.tenant)
         self._enqueue(sequence, now_s)
 
     def finish(self, sequence: Sequence, *, hold: bool = False) -> None:
         """Stop computing a sequence; frees its blocks unless ``hold`` (see :meth:`let_go`)."""
         self._detach(sequence)
+        self.turns.left(sequence.tenant, self._now_s)
         if hold:
             sequence.state = State.HOLDING
             self.holding[sequence.request_id] = sequence
@@ -250,6 +295,7 @@ class Scheduler:
         """Like :meth:`remote_failed` for a sequence nobody wants any more."""
         exposed = self.remote_failed(sequence, 0.0)
         self.waiting.remove(sequence)
+        self.turns.left(sequence.tenant, self._now_s)
         sequence.state = State.FINISHED
         return exposed
 
@@ -276,8 +322,12 @@ class Scheduler:
     def schedule(self, now_s: float) -> Step:
         """Choose the next step's chunks and allocate their blocks."""
         step = Step()
+        self._now_s = now_s
         budget = self.limits.max_batched_tokens
+        self._claim(step, now_s)
+        num_claimed = len(step.preempted)
         selected, paused = self._select(now_s)
+        caps = self._share(selected, now_s)
         size = self.blocks.block_size
         chunks = step.chunks
         prefills: list[Sequence] = []
@@ -300,21 +350,25 @@ class Scheduler:
             chunks = step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
         step.num_decodes = len(chunks)
 
+        if self.turns.are_shared:
+            prefills.sort(key=lambda s: (s.priority, self.turns.served(s.tenant)))
         for sequence in prefills:
-            if sequence.state is not State.RUNNING or budget == 0:
+            cap = caps.get(sequence.tenant, budget)
+            if sequence.state is not State.RUNNING or budget == 0 or cap <= 0:
                 continue
-            num_tokens = min(budget, sequence.num_uncomputed_tokens)
+            num_tokens = min(budget, cap, sequence.num_uncomputed_tokens)
             if self._grow(sequence, num_tokens, step, now_s):
                 chunks.append(Chunk(sequence, sequence.num_computed_tokens, num_tokens))
                 budget -= num_tokens
-        if step.preempted:
+                caps[sequence.tenant] = cap - num_tokens
+        if len(step.preempted) > num_claimed:
             # A later sequence's growth may have preempted one that was already given a chunk.
             decodes = chunks[: step.num_decodes]
             step.num_decodes = sum(c.sequence.state is State.RUNNING for c in decodes)
             step.chunks = [c for c in chunks if c.sequence.state is State.RUNNING]
 
-        if not step.preempted:
-            self._admit(step, budget, paused, now_s)
+        if len(step.preempted) == num_claimed:
+            self._admit(step, budget, paused, caps, now_s)
         return step
 
     def advance(self, step: Step) -> None:
@@ -322,11 +376,15 @@ class Scheduler:
         size = self.blocks.block_size
         caches = self.blocks.prefix_cache
         is_mlfq = self.order == "mlfq"
+        is_shared = self.turns.are_shared
         running = State.RUNNING
         for sequence, start, num_tokens in step.chunks:
             if sequence.state is not running:
                 continue
             computed = sequence.num_computed_tokens = start + num_tokens
+            if is_shared:
+                is_decode = num_tokens == 1 and computed == len(sequence.token_ids)
+                self.turns.charge(sequence.tenant, num_tokens, is_decode)
             if is_mlfq:
                 sequence.served_tokens += num_tokens
                 quantum = self.limits.mlfq_quantum_tokens << sequence.level
@@ -344,7 +402,12 @@ class Scheduler:
         :meth:`advance_quiet` instead of one by one.
         """
         running = self.running
-        if self.order == "mlfq" or not running or len(running) > self.limits.max_batched_tokens:
+        if (
+            self.turns.are_shared
+            or self.order == "mlfq"
+            or not running
+            or len(running) > self.limits.max_batched_tokens
+        ):
             return 0
         if self.waiting and len(running) + len(self.awaiting_kv) < self.limits.max_num_seqs:
             return 0
@@ -393,7 +456,15 @@ class Scheduler:
                 sequence.level = 0
                 sequence.queued_since_s = now_s
         everyone = sorted(self.running + self.waiting, key=lambda s: self._rank(s, now_s))
-        chosen = {id(s) for s in everyone[: self.limits.max_num_seqs]}
+        best = everyone
+        if self.turns.are_shared:  # each tenant's first, then each one's second, ...
+            places: Counter[str] = Counter()
+            order: list[tuple[int, int]] = []
+            for number, sequence in enumerate(everyone):
+                order.append((places[sequence.tenant], number))
+                places[sequence.tenant] += 1
+            best = [everyone[number] for _, number in sorted(order)]
+        chosen = {id(s) for s in best[: self.limits.max_num_seqs]}
         running: list[Sequence] = []
         paused: list[Sequence] = []
         for sequence in everyone:
@@ -417,7 +488,14 @@ class Scheduler:
             return (sequence.priority, sequence.level, arrival)
         return (sequence.priority, arrival)
 
-    def _admit(self, step: Step, budget: int, paused: list[Sequence], now_s: float) -> None:
+    def _admit(
+        self,
+        step: Step,
+        budget: int,
+        paused: list[Sequence],
+        caps: dict[str, int],
+        now_s: float,
+    ) -> None:
         """Move waiting sequences in while blocks, slots and budget last."""
         if not self.waiting:
             return
@@ -428,9 +506,9 @@ class Scheduler:
         if self.order in _MOVING_ORDERS:
             self.waiting.sort(key=lambda s: self._rank(s, now_s))
         taken: list[Sequence] = []
-        for sequence in list(self.waiting):
-            if slots <= 0:
-                break
+        queue = _Queue(self.waiting, self.turns)
+        while slots > 0 and (sequence := queue.first()) is not None:
+            tenant = sequence.tenant
             hits = self._lookup(sequence)
             needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
             while paused and not self._fits(needed, hits):
@@ -441,8 +519,15 @@ class Scheduler:
             num_cached = len(hits) * self.blocks.block_size
             uncached = len(sequence.token_ids) - num_cached
             remote = sequence.remote_prefill and self._choose_remote(sequence, uncached)
-            if budget == 0 and not remote:
-                break
+            if (remote or sequence.pinned) and not self._may_keep(sequence, slots, needed):
+                queue.skip(tenant)
+                continue
+            cap = min(budget, caps.get(tenant, budget))
+            if cap <= 0 and not remote:
+                if budget == 0:
+                    break
+                queue.skip(tenant)
+                continue
             self.blocks.acquire(hits)
             fresh = self.blocks.allocate(needed)
             assert fresh is not None, "availability was checked above"
@@ -453,6 +538,7 @@ class Scheduler:
             self.num_prefix_queries += len(sequence.token_ids)
             self.num_prefix_hits += num_cached
             taken.append(sequence)
+            queue.took(uncached)
             slots -= 1
             if remote:
                 sequence.state = State.AWAITING_KV
@@ -462,12 +548,133 @@ class Scheduler:
             sequence.state = State.RUNNING
             sequence.remote_prefill = False
             self.running.append(sequence)
-            num_tokens = min(budget, uncached)
+            num_tokens = min(cap, uncached)
             step.chunks.append(Chunk(sequence, num_cached, num_tokens))
             budget -= num_tokens
-        if taken:  # they stand in front, except under MLFQ's preemptions
+            if tenant in caps:
+                caps[tenant] -= num_tokens
+        if taken:
             admitted = set(map(id, taken))
             self.waiting = [s for s in self.waiting if id(s) not in admitted]
+
+    # -- shares of tenants -----------------------------------------------------------------------
+
+    def _claim(self, step: Step, now_s: float) -> None:
+        """Take room for the first in turn from a tenant that holds more than its share of it.
+
+        Slots and blocks have equal shares; whoever is below its own takes from who is furthest
+        above. Nothing is taken that leaves the other one with less.
+        """
+        if not self.turns.are_shared or not self.waiting:
+            return
+        sequence = _Queue(self.waiting, self.turns).first()
+        assert sequence is not None
+        num_tenants = len(self.turns.here)
+        held = [*self.running, *self.awaiting_kv.values()]
+        hits = self._lookup(sequence)
+        needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
+        share = max(1, self.limits.max_num_seqs // num_tenants)
+        if sum(s.tenant == sequence.tenant for s in held) < share:
+            while len(self.running) + len(self.awaiting_kv) >= self.limits.max_num_seqs:
+                slots = Counter(s.tenant for s in (*self.running, *self.awaiting_kv.values()))
+                if not self._take_from(slots, share, sequence, step, now_s):
+                    break
+        share = self.blocks.num_blocks // num_tenants
+        own = sum(len(s.block_ids) for s in held if s.tenant == sequence.tenant)
+        if own + needed <= share:
+            while not self._fits(needed, hits):
+                blocks: Counter[str] = Counter()
+                for each in (*self.running, *self.awaiting_kv.values()):
+                    blocks[each.tenant] += len(each.block_ids)
+                if not self._take_from(blocks, share, sequence, step, now_s):
+                    break
+
+    def _take_from(
+        self, held: Counter[str], share: int, sequence: Sequence, step: Step, now_s: float
+    ) -> bool:
+        """Preempt one of the tenant that holds most; False where nobody has more than a share."""
+        for tenant, number in held.most_common():
+            if number <= share or tenant == sequence.tenant:
+                continue
+            own = [
+                s
+                for s in self.running
+                if s.tenant == tenant and not s.pinned and s.priority >= sequence.priority
+            ]
+            if own:
+                self._preempt(max(own, key=lambda s: self._rank(s, now_s)), step, now_s)
+                return True
+        return False
+
+    def _may_keep(self, sequence: Sequence, slots: int, needed: int) -> bool:
+        """Whether a tenant may hold one more that cannot be preempted.
+
+        It may hold as much as it leaves free (a dynamic threshold, Choudhury and Hahne 1998), so
+        that there is room for whoever comes.
+        """
+        tenant = sequence.tenant
+        if not tenant:
+            return True
+        kept = [s for s in self.awaiting_kv.values() if s.tenant == tenant]
+        kept += [s for s in self.running if s.pinned and s.tenant == tenant]
+        if not kept:
+            return True
+        num_blocks = sum(len(s.block_ids) for s in kept) + needed
+        return len(kept) < slots and num_blocks <= self.blocks.num_available - needed
+
+    def _share(self, selected: list[Sequence], now_s: float) -> dict[str, int]:
+        """Leave out of a step what of one tenant would make it too long for another.
+
+        While several tenants are here, none adds more to a step than a share of what the step would
+        cost for the one that asks for least. Decodes that are left out go first the next time.
+
+        Returns:
+            Tokens of prompts that a tenant may still add; absent: no bound.
+        """
+        if not (self.turns.are_shared or self.turns.were_shared(now_s)):
+            return {}
+        if (costs := self._step_costs()) is None:
+            return {}
+        size = self.limits.max_batched_tokens
+        parts: dict[str, list[Sequence]] = {}
+        for sequence in selected:
+            parts.setdefault(sequence.tenant, []).append(sequence)
+        own_s: dict[str, float] = {}
+        left: dict[str, int] = {}
+        for sequence in (*selected, *self.waiting):  # as a step of the tenant's alone would be
+            tenant = sequence.tenant
+            num_tokens = min(left.get(tenant, size), sequence.num_uncomputed_tokens)
+            if num_tokens:
+                start, is_decode = sequence.num_computed_tokens, num_tokens == 1
+                cost_s = costs.chunk_s(start, num_tokens, is_decode)
+                own_s[tenant] = own_s.get(tenant, costs.base_s) + cost_s
+                left[tenant] = left.get(tenant, size) - num_tokens
+        found = self.turns.allowance_s(own_s, now_s)
+        if found is None:
+            return {}
+        least, allowance_s = found
+        caps: dict[str, int] = {}
+        out: set[int] = set()
+        for tenant in own_s:
+            if tenant == least:
+                continue
+            left_s = allowance_s
+            decodes = [s for s in parts.get(tenant, ()) if s.num_uncomputed_tokens == 1]
+            decodes.sort(key=lambda s: -s.num_sat_out)
+            for number, sequence in enumerate(decodes):
+                cost_s = costs.chunk_s(sequence.num_computed_tokens, 1, is_decode=True)
+                if number and cost_s > left_s:
+                    sequence.num_sat_out += 1
+                    out.add(id(sequence))
+                    continue
+                sequence.num_sat_out = 0
+                left_s -= cost_s
+            starts = [s.num_computed_tokens for s in parts.get(tenant, ())]
+            caps[tenant] = costs.tokens_in(left_s, min(starts, default=0)) if left_s > 0 else 0
+            if not decodes:
+                caps[tenant] = max(1, caps[tenant])
+        selected[:] = [s for s in selected if id(s) not in out]
+        return caps
 
     def _enqueue(self, sequence: Sequence, now_s: float) -> None:
         """Into the waiting queue, at its place."""
@@ -497,12 +704,24 @@ class Scheduler:
             candidates = [s for s in self.running if not s.pinned]
             if not candidates:
                 return False
+            if self.turns.are_shared:
+                candidates = self._of_who_holds_most(candidates)
             # Of equals the last to come: max keeps the first it sees.
             victim = max(reversed(candidates), key=lambda s: self._rank(s, now_s))
             self._preempt(victim, step, now_s)
             if victim is sequence:
                 return False
         return True
+
+    def _of_who_holds_most(self, candidates: list[Sequence]) -> list[Sequence]:
+        """Of the last in priority, those of the tenant with the most blocks."""
+        last = max(s.priority for s in candidates)
+        candidates = [s for s in candidates if s.priority == last]
+        blocks: Counter[str] = Counter()
+        for each in self.running:
+            blocks[each.tenant] += len(each.block_ids)
+        most = max((s.tenant for s in candidates), key=lambda tenant: blocks[tenant])
+        return [s for s in candidates if s.tenant == most]
 
     def _preempt(self, sequence: Sequence, step: Step, now_s: float) -> None:
         """Take a sequence's blocks away; it recomputes later, helped by the prefix cache."""

@@ -37,6 +37,7 @@ from tandem_worker.server.description import RELEASE, document
 from tandem_worker.server.embedding import embed
 from tandem_worker.server.generation import Generation
 from tandem_worker.server.preparation import (
+    Prepared,
     check_vocabulary,
     encode,
     max_tokens,
@@ -52,6 +53,7 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+MAX_TENANT_CHARS = 64
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
 
@@ -277,11 +279,12 @@ class WorkerApp:
         worker = self._worker
         worker.check_loaded()
         data = read_object(call.body)
-        if data.get("messages") is not None:
-            (token_ids,) = (await prepare(worker, parse_chat(data))).prompts
-        else:
-            body = TokenizeBody.read(data)
-            token_ids = await encode(worker, body.prompt, body)
+        async with worker.preparing.turn(_tenant(call.headers)):
+            if data.get("messages") is not None:
+                (token_ids,) = (await prepare(worker, parse_chat(data))).prompts
+            else:
+                body = TokenizeBody.read(data)
+                token_ids = await encode(worker, body.prompt, body)
         await call.reply(
             {
                 "tokens": list(token_ids),
@@ -326,10 +329,15 @@ class WorkerApp:
         self, call: Call, request: CompletionRequest, context: RequestContext
     ) -> None:
         worker = self._worker
-        prepared = await with_grammar(worker, await prepare(worker, request))
+        with worker.places.hold(context.tenant, max(1, len(request.prompts)) * request.n):
+            async with worker.preparing.turn(context.tenant):
+                prepared = await with_grammar(worker, await prepare(worker, request))
+            await self._generated(call, prepared, context)
+
+    async def _generated(self, call: Call, prepared: Prepared, context: RequestContext) -> None:
+        worker = self._worker
         request, prompts = prepared.request, prepared.prompts
         limit = max_tokens(worker, request, prompts)
-        worker.check_capacity(len(prompts) * request.n)
         generation = worker.generate(
             request, prompts, context, limit, lambda: prepared.reader(worker)
         )
@@ -370,9 +378,10 @@ class WorkerApp:
                     param="dimensions",
                     code="unsupported_parameter",
                 )
-            prompts = await prepare_inputs(worker, body)
-            worker.check_capacity(len(prompts))
-            await _unless_gone(call, self._embed(call, body, prompts, context))
+            with worker.places.hold(context.tenant, len(body.input)):
+                async with worker.preparing.turn(context.tenant):
+                    prompts = await prepare_inputs(worker, body)
+                await _unless_gone(call, self._embed(call, body, prompts, context))
 
     async def _embed(
         self,
@@ -455,6 +464,7 @@ class WorkerApp:
             deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
             priority=_header_int(headers, "x-tandem-priority", signed=True) or 0,
             expected_tokens=_header_int(headers, "x-tandem-expected-tokens"),
+            tenant=_tenant(headers),
             send_token_ids=headers.get("x-tandem-token-ids") == "1",
             send_usage=headers.get("x-tandem-usage") == "1",
             send_token_statistics=headers.get("x-tandem-token-statistics") == "1",
@@ -466,17 +476,17 @@ class WorkerApp:
         worker = self._worker
         worker.check_accepting()
         data = read_object(call.body)
-        worker.check_capacity(1)
         REQUEST_ID.set(str(data.get("request_id", ""))[:128])
         with worker.tracing.span("prefill", call.headers, REQUEST_ID.get()):
             await self._prefilled(call, data)
 
     async def _prefilled(self, call: Call, data: Mapping[str, Any]) -> None:
         worker = self._worker
+        tenant = str(data.get("tenant") or "")[:MAX_TENANT_CHARS]
         work = asyncio.create_task(worker.prefill_service.prefill(data))
         gone = asyncio.create_task(call.disconnected())
         try:
-            with worker.counted():
+            with worker.counted(), worker.places.hold(tenant, 1):
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if work.cancelled():
                     raise RequestError("aborted", status=499, code="aborted")
@@ -543,6 +553,16 @@ def _header_int(headers: Mapping[str, str], name: str, *, signed: bool = False) 
     if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
         raise RequestError(f"header {name}={value[:40]!r} must be an integer")
     return int(value)
+
+
+def _tenant(headers: Mapping[str, str]) -> str:
+    value = headers.get("x-tandem-tenant", "")
+    if len(value) > MAX_TENANT_CHARS or not value.isascii() or not value.isprintable():
+        raise RequestError(
+            f"header x-tandem-tenant={value[:40]!r} must have at most {MAX_TENANT_CHARS} printable "
+            "characters"
+        )
+    return value
 
 
 def _no_route(method: str, path: str, known: set[str]) -> WorkerError:

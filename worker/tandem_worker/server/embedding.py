@@ -49,6 +49,7 @@ async def embed(
             predicted_output_tokens=0,
             reuse_prefix=pooling == "last",  # a mean needs every token's state
             salt=salt,
+            tenant=context.tenant,
         )
         engine.add(
             EngineRequest(

@@ -265,6 +265,7 @@ class Generation:
             and choice.sampling.max_tokens > 0,
             reuse_prefix=not scored,
             salt=self.request.cache_salt,
+            tenant=context.tenant,
         )
         self._engine.add(
             EngineRequest(
@@ -301,6 +302,7 @@ class Generation:
             sampling=choice.sampling,
             deadline_ms=self.context.deadline_ms,
             cache_salt=self.request.cache_salt,
+            tenant=self.context.tenant,
         )
         choice.task = self._remote.start(self.context.prefill_url, job, event)
 

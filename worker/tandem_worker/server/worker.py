@@ -17,6 +17,7 @@ from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import RequestError, WorkerError
 from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.scheduling.kv_blocks import BlockManager
+from tandem_worker.scheduling.places import FairGate, Places
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
 from tandem_worker.server.grammar_check import GrammarCheck
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from tandem_worker.transfer import KVLayout, KVReceiver, KVSender
 
 logger = logging.getLogger(__name__)
+
+NUM_PREPARING = 4
+"""Prompts rendered and tokenized at once; a chat template renders one at a time anyway."""
 
 
 class Worker:
@@ -85,6 +89,10 @@ class Worker:
         self.sampling_defaults: dict[str, float] = {}
         self.is_draining = False
         self.num_requests = 0
+        self.places = Places(config.max_num_seqs, config.max_waiting)
+        """For sequences, from a request's admission to its end."""
+        self.preparing = FairGate(NUM_PREPARING)
+        """For whoever renders and tokenizes."""
         self._is_loaded = False
         self._load_error: str | None = None
         self._eos: frozenset[int] = frozenset()
@@ -187,18 +195,6 @@ class Worker:
                 type="server_error",
                 code="draining",
                 headers={"retry-after": "1", "x-tandem-draining": "1"},
-            )
-
-    def check_capacity(self, num_sequences: int) -> None:
-        """Raise a 429 RequestError when the waiting queue is full."""
-        waiting = self.engine.load.num_waiting
-        if waiting and waiting + num_sequences > self.config.max_waiting:
-            raise RequestError(
-                f"{waiting} requests wait already, {self.config.max_waiting} may; try again later",
-                status=429,
-                type="rate_limit_error",
-                code="queue_full",
-                headers={"retry-after": "1"},
             )
 
     async def check_format(self, sampling: SamplingParams) -> None:
@@ -305,6 +301,7 @@ class Worker:
                 s.num_computed_tokens, s.num_uncomputed_tokens, s.remaining_output_tokens
             ),
             choose_remote=self._choose_remote,
+            step_costs=profile.step_costs,
         )
         core = EngineCore(runner, scheduler, eos_token_ids=self._eos, profile=profile)
         self.engine = EngineThread(core, asyncio.get_running_loop())
