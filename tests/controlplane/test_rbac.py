@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eventually import eventually_in_another_process
 from tandem_operator.resources.base import Object
 
 HERE = Path(__file__).resolve().parent
@@ -37,9 +38,28 @@ http.server.ThreadingHTTPServer((os.environ["POD_IP"], 8100), Handler).serve_for
 """
 
 
+# Stands in for a router that asks for a training.
+ASKS = """
+import http.server, json, os
+STATE = {"set_points": {"gain_threshold": 0.1}, "retraining": {"run": "1", "leads": True}}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        body = json.dumps(STATE).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_GET = do_POST = do_PUT = answer
+http.server.ThreadingHTTPServer((os.environ["POD_IP"], 8000), Handler).serve_forever()
+"""
+
+
+def _python(name: str, code: str) -> Object:
+    return {"name": name, "command": ["python", "-c", code], "args": []}
+
+
 def _worker(**spec: Any) -> Object:
-    container = {"name": "worker", "command": ["python", "-c", WORKER], "args": []}
-    return {**spec, "podPatch": {"spec": {"containers": [container]}}}
+    return {**spec, "podPatch": {"spec": {"containers": [_python("worker", WORKER)]}}}
 
 
 def _object(kind: str, name: str, **spec: Any) -> Object:
@@ -83,6 +103,34 @@ RESOURCES = [
         "r",
         tiers=[{"name": n, "modelRef": {"name": n}} for n in ("c", "m")],
         podPatch={"spec": {"nodeSelector": {"no-node": "has-this"}}},
+    ),
+    {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": "db",
+            "namespace": NAMESPACE,
+            "labels": {"tandem.dev/usable-by": "routers"},
+        },
+        "stringData": {"url": "postgresql://nobody@127.0.0.1:9/none"},
+    },
+    _object(
+        "Router",
+        "t",
+        tiers=[{"name": n, "modelRef": {"name": n}} for n in ("c", "m")],
+        store={"postgres": {"secretRef": {"name": "db", "key": "url"}}},
+        predictor={"training": {"data": "image:///graded.jsonl", "fromLabels": True}},
+        learning={
+            "shadowShare": "0.1",
+            "capture": "Prompts",
+            "judge": {"url": "https://judge.example/v1", "model": "j"},
+        },
+        podPatch={
+            "spec": {
+                "initContainers": [_python("train-predictor", "pass")],
+                "containers": [_python("router", ASKS)],
+            }
+        },
     ),
 ]
 
@@ -131,6 +179,11 @@ STRAYS: list[Object] = [
         "spec": {"replicas": 0, "selector": {"matchLabels": {"stray": "1"}}, "template": _POD},
     },
     {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "spec": {"suspend": True, "template": {"spec": {**_POD["spec"], "restartPolicy": "Never"}}},
+    },
+    {
         "apiVersion": "tandem.dev/v1alpha1",
         "kind": "WorkerPool",
         "spec": {"modelRef": {"name": "m"}, "role": "unified"},
@@ -147,6 +200,7 @@ APPLIED = (
     ("", "persistentvolumeclaims"),
     ("policy", "poddisruptionbudgets"),
     ("networking.k8s.io", "networkpolicies"),
+    ("batch", "jobs"),
     (RBAC, "roles"),
     (RBAC, "rolebindings"),
 )
@@ -259,6 +313,7 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(RESOURCES))
     cluster.kubectl("wait", *here, "--for=condition=Ready", "model/m", "--timeout=60s")
     admitted(cluster)
+    eventually_in_another_process(lambda: cluster.get("jobs", *here, "-l", MANAGED)["items"])
     made = {key: plain(cluster, key[1]) for key in APPLIED}
 
     # A folder of the node is not for pods under this standard, and the Model says so.
@@ -303,6 +358,11 @@ def plain(cluster: Any, resource: str) -> Object:
     for key in ("clusterIP", "clusterIPs"):
         if isinstance(spec, dict):
             spec.pop(key, None)
+    if found["kind"] == "Job":  # what the apiserver made of it
+        del spec["selector"]
+        labels = spec["template"]["metadata"]["labels"]
+        own = {k: v for k, v in labels.items() if "controller-uid" not in k and "job-name" not in k}
+        spec["template"]["metadata"] = {"labels": own}
     metadata = {k: found["metadata"][k] for k in ("name", "namespace", "labels")}
     return {k: v for k, v in found.items() if k != "status"} | {"metadata": metadata}
 

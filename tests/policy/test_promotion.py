@@ -81,7 +81,7 @@ def shadowed() -> PredictorLife:
     assert life.due(0.0, 100)
     life.began(0.0)
     assert not life.due(1e9, 10_000)
-    life.trained(10.0, "v2", 100)
+    life.trained(10.0, "v2", 150)
     return life
 
 
@@ -128,6 +128,18 @@ def test_the_old_one_is_let_go_where_the_new_one_holds() -> None:
 
     assert feed(life, "v2", 0.1, 0.1) == "keep"
     assert life.phase == "idle"
+
+
+def test_a_candidate_that_is_not_proven_makes_room_for_one_of_twice_the_labels() -> None:
+    life = shadowed()
+
+    assert not life.due(1e9, 149)
+    assert not life.due(3599.0, 150)
+    assert life.due(3600.0, 150)
+    life.began(3600.0)
+
+    assert (life.phase, life.other) == ("training", None)
+    assert (life.steps[-1].kind, life.steps[-1].version) == ("rejected", "v2")
 
 
 def test_a_fall_of_measured_quality_takes_a_promotion_back_and_nothing_else() -> None:

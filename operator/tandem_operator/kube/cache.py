@@ -49,6 +49,7 @@ MANAGED_KINDS = (
     "PersistentVolumeClaim",
     "Role",
     "RoleBinding",
+    "Job",
     "Pod",
 )
 _INDEXED = (MODEL_LABEL, ROUTER_LABEL)

@@ -56,6 +56,13 @@ def router_policy(router: Router, name: str, settings: Settings) -> Object:
     )
 
 
+def closed_policy(
+    owner: Model | Router, name: str, pods: dict[str, str], settings: Settings
+) -> Object:
+    """Nobody may reach these pods; they reach what the installation lets all reach."""
+    return _policy(owner, name, pods, [], [], settings)
+
+
 def _policy(
     owner: Model | Router,
     name: str,

@@ -40,6 +40,22 @@ def retraining_dir(router: Router, settings: Settings) -> str:
     return f"{STORE_DIR if kept else SCRATCH_DIR}/predictors"
 
 
+def training_data(router: Router) -> tuple[str, Object | None, list[Object]]:
+    """Where a pod finds the training data: path, volume (none for the image's), mounts."""
+    training = router.spec.predictor.training
+    assert training is not None
+    scheme, _, rest = training.data.partition("://")
+    if scheme == "image":
+        return rest, None, []
+    if scheme == "file":
+        folder, _, inside = rest.rpartition("/")
+        volume: Object = {"name": "training", "hostPath": {"path": folder or "/"}}
+    else:
+        volume, inside = _source(training.data, "training")
+    mount = {"name": "training", "mountPath": TRAINING_DIR, "readOnly": True}
+    return f"{TRAINING_DIR}/{inside}".rstrip("/"), volume, [mount]
+
+
 def add_predictor(
     router: Router,
     image: str,
@@ -69,19 +85,9 @@ def add_predictor(
         return
     if predictor.training is None:
         return
-    uri = predictor.training.data
-    scheme, _, rest = uri.partition("://")
-    data, training_mounts = rest, []
-    if scheme != "image":
-        if scheme == "file":
-            folder, _, inside = rest.rpartition("/")
-            volume = {"name": "training", "hostPath": {"path": folder or "/"}}
-        else:
-            volume, inside = _source(uri, "training")
-        volumes.append(volume)
-        data = f"{TRAINING_DIR}/{inside}".rstrip("/")
-        training_mounts = [{"name": "training", "mountPath": TRAINING_DIR, "readOnly": True}]
-    known = settings.data_digests.get(uri)
+    data, shown, training_mounts = training_data(router)
+    volumes += [shown] if shown is not None else []
+    known = settings.data_digests.get(predictor.training.data)
     store: Object = {"name": "predictor", "emptyDir": {}}
     if settings.predictor_cache and known:
         path = f"{settings.predictor_cache}/{known}"

@@ -42,6 +42,7 @@ from tandem_operator.plan.router_config import (
     usd_per_hour,
 )
 from tandem_operator.plan.router_store import add_store, store_claims, strategy
+from tandem_operator.plan.training import training_objects
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object
 from tandem_router.live_config import live_part, static_part
@@ -147,12 +148,14 @@ def plan_router(
     policy_found: bool = True,
     policy_error: str = "",
     measured: Mapping[str, TokenPrice] | None = None,
+    training_run: str = "",
 ) -> Plan:
     """What should exist for a Router.
 
     models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
     that it names exists there; policy_error: what is wrong with it. measured: prices of
-    tokens by tier. With a Model missing nothing is planned anew and what runs keeps running.
+    tokens by tier. training_run: the training of a predictor that its pods ask
+    for. With a Model missing nothing is planned anew and what runs keeps running.
     """
     plan = Plan(problems=cross_problems(router, models, routers, policy_found, policy_error))
     if missing_models(router, models):
@@ -202,6 +205,7 @@ def plan_router(
     if settings.network.enabled:
         plan.apply.append(router_policy(router, name, settings))
     plan.apply += entrances(router, name, settings)
+    plan.apply += training_objects(router, settings, name, training_run)
     plan.apply.append(
         child(
             router,

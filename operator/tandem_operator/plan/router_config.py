@@ -11,6 +11,7 @@ from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Settings, service_name
 from tandem_operator.plan.predictor import embedding_volume
 from tandem_operator.plan.router_store import store_config
+from tandem_operator.plan.training import trains_by_job
 from tandem_operator.resources import Model, Router, TierSpec
 from tandem_operator.resources.base import Object, quantity, seconds
 from tandem_operator.resources.router import Learning
@@ -150,6 +151,8 @@ def router_config(
             "every_s": seconds(training.every),
             "min_labels": training.min_labels,
         }
+        if trains_by_job(router, settings):
+            data["predictor"]["retraining"]["by"] = "Job"
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
     floor = spec.held_floor if spec.held_floor is not None else spec.learned_floor

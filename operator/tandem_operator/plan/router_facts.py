@@ -86,12 +86,16 @@ class QualityFacts:
 
 @dataclass(frozen=True)
 class RetrainingFacts:
-    """What became of predictors that a router trained from its labels; texts may be empty."""
+    """What became of predictors that a router trained from its labels; texts may be empty.
+
+    run: the training that it asks a Job for.
+    """
 
     candidate: str = ""
     comparison: str = ""
     last_change: str = ""
     problem: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,13 @@ def router_status(
     refused_pods: Blocker | None = None,
     claims: Claims = NO_CLAIMS,
     prices: Mapping[str, TokenPrice] | None = None,
+    failed_training: str = "",
 ) -> Object:
     """The status of a Router.
 
     model_objects: the raw Models with their status, by name. traffic: what its pods measured.
     refused_pods: why it gets no more of them. claims: its own PersistentVolumeClaims by name.
-    prices: measured ones of tokens, by tier.
+    prices: measured ones of tokens, by tier. failed_training: what its last Job ended with.
     """
     conditions = Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
@@ -118,7 +119,7 @@ def router_status(
                 ("candidate", retraining.candidate[:64]),
                 ("comparison", retraining.comparison),
                 ("lastChange", retraining.last_change),
-                ("problem", retraining.problem),
+                ("problem", retraining.problem or failed_training),
             ):
                 if said:
                     status["predictor"][name] = said[:1024]

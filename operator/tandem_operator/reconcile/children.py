@@ -29,6 +29,7 @@ PRUNED_KINDS = (
     "ServiceAccount",
     "Role",
     "RoleBinding",
+    "Job",
 )
 
 # Claims hold downloaded data: compared and made, never removed by the operator.

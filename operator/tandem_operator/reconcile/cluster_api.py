@@ -46,6 +46,7 @@ KIND_INFO: dict[str, KindInfo] = {
     "NetworkPolicy": KindInfo("networking.k8s.io/v1", "networkpolicies"),
     "Role": KindInfo("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": KindInfo("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Job": KindInfo("batch/v1", "jobs"),
     "Ingress": KindInfo("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": KindInfo("gateway.networking.k8s.io/v1", "httproutes"),
     "Lease": KindInfo("coordination.k8s.io/v1", "leases"),

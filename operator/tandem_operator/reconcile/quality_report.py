@@ -39,10 +39,11 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
 
 
 def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
-    """What the first pod says that trains from labels; one does."""
-    state = next((s["retraining"] for s in states if isinstance(s.get("retraining"), dict)), None)
-    if state is None:
+    """What the pod says that decides about predictors trained from labels; else any that can."""
+    found = [s["retraining"] for s in states if isinstance(s.get("retraining"), dict)]
+    if not found:
         return None
+    state = next((one for one in found if one.get("leads")), found[0])
     test, steps = state.get("comparison") or {}, state.get("steps") or []
     comparison = ""
     if test:
@@ -60,7 +61,11 @@ def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
         when = at.strftime("%Y-%m-%dT%H:%M:%SZ")
         changed = f"{when} {last.get('kind')} {last.get('version')}: {last.get('why')}"
     return RetrainingFacts(
-        str(state.get("candidate") or ""), comparison, changed, str(state.get("problem") or "")
+        str(state.get("candidate") or ""),
+        comparison,
+        changed,
+        str(state.get("problem") or ""),
+        str(state.get("run") or "")[:32],
     )
 
 

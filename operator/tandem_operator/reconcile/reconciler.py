@@ -29,6 +29,7 @@ from tandem_operator.plan.pods import Blocker, is_ready
 from tandem_operator.plan.replica_failure import refused_pods
 from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.plan.router_status import router_status, service_endpoint
+from tandem_operator.plan.training import failed_training
 from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, claims_of, own_children
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
@@ -238,11 +239,23 @@ class Reconciler:
         old = obj.get("status") or {}
         traffic = await self.traffic(pods)
         measured = measured_prices(router, models, old, traffic)
+        retraining = traffic.retraining if traffic is not None else None
         plan = Plan(problems=await self._refusals(router, result))
         if not plan.problems:
             plan = plan_router(
-                router, models, routers, self.settings, token, policy_found, policy_error, measured
+                router,
+                models,
+                routers,
+                self.settings,
+                token,
+                policy_found,
+                policy_error,
+                measured,
+                retraining.run if retraining is not None else "",
             )
+        if retraining is None:
+            # No pod says whether it is wanted any more.
+            plan.keep |= {("Job", o["metadata"]["name"]) for o in children if o["kind"] == "Job"}
         for pod in pods:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
@@ -272,6 +285,7 @@ class Reconciler:
             refused_pods=await self._without_pods(children, pods, result),
             claims=claims_of(children),
             prices=measured,
+            failed_training=failed_training(children),
         )
         if decisions:
             status["decisions"] = decisions

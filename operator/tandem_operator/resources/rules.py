@@ -333,10 +333,13 @@ ROUTER_RULES: list[Rule] = [
     Rule(
         ("spec",),
         "!has(self.predictor) || !has(self.predictor.training) || "
-        "!self.predictor.training.fromLabels || self.replicas <= 1",
-        "training from labels is of one router pod: several would each promote a predictor of "
-        "their own; set replicas to 1, or fromLabels to false",
-        lambda o, _: not _from_labels(o) or o["replicas"] <= 1,
+        "!self.predictor.training.fromLabels || self.replicas <= 1 || "
+        "(has(self.store) && has(self.store.postgres))",
+        "several router pods that train from labels need a store to share, or each would promote "
+        "a predictor of its own; set store.postgres, or replicas to 1, or fromLabels to false",
+        lambda o, _: (
+            not _from_labels(o) or o["replicas"] <= 1 or "postgres" in (o.get("store") or {})
+        ),
         "predictor.training.fromLabels",
     ),
     Rule(

@@ -106,6 +106,11 @@ class FloorLimit:
         return "Refuted" if self.refuted else "Predicted"
 
     @property
+    def lean(self) -> float:
+        """By how much losses are larger than the judge says."""
+        return self._lean
+
+    @property
     def num_labels(self) -> int:
         return self._certified.num_labels
 

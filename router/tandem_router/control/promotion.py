@@ -152,15 +152,26 @@ class PredictorLife:
         self.test: PairedTest | None = None
         self.steps: deque[Step] = deque(maxlen=STEPS_KEPT)
         self._trained_at: float | None = None
+        self._trained_from = 0  # labels, of the candidate
 
     def due(self, now: float, num_new_labels: int) -> bool:
-        """Whether to train now. The first training waits for labels alone."""
-        if self.phase in ("training", "shadowed") or num_new_labels < self.min_labels:
+        """Whether to train now. The first training waits for labels alone.
+
+        A candidate that is not proven once there are twice the labels that it was trained from
+        makes room for one that is trained from all of them.
+        """
+        needed = self.min_labels
+        if self.phase == "shadowed":
+            needed = max(needed, self._trained_from)
+        if self.phase == "training" or num_new_labels < needed:
             return False
         return self._trained_at is None or now >= self._trained_at + self.every_s
 
     def began(self, now: float) -> None:
         """Training has begun; a predecessor that was watched is let go."""
+        if self.phase == "shadowed" and self.other is not None:
+            why = "not proven better, and there are twice the labels to train from"
+            self._note(now, "rejected", self.other, why)
         self.phase, self.other, self.test = "training", None, None
         self._trained_at = now
 
@@ -171,6 +182,7 @@ class PredictorLife:
     def trained(self, now: float, version: str, num_labels: int) -> None:
         """A candidate is there, and shadowed from now on."""
         self.phase, self.other = "shadowed", version
+        self._trained_from = num_labels
         self.test = PairedTest(self._risk, self._most)
         self._note(now, "trained", version, f"from {num_labels} labels; now scored beside")
 
@@ -229,6 +241,7 @@ class PredictorLife:
             "phase": self.phase,
             "other": self.other,
             "trained_at": self._trained_at,
+            "trained_from": self._trained_from,
             "test": None if self.test is None else self.test.state(),
             "steps": [asdict(step) for step in self.steps],
         }
@@ -241,7 +254,7 @@ class PredictorLife:
             test = PairedTest(self._risk, self._most)
             test.restore(state["test"])
         self.phase, self.other, self.test = state["phase"], state["other"], test
-        self._trained_at = state["trained_at"]
+        self._trained_at, self._trained_from = state["trained_at"], int(state["trained_from"])
         self.steps.clear()
         self.steps.extend(steps)
 

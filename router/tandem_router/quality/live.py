@@ -75,6 +75,7 @@ class LiveQuality:
         self._wall_clock = wall_clock
         self._cheapest = cheapest
         self._retrained: Retrained | None = None
+        self._leaned_at = 0  # gold labels
         names = tuple(tier.name for tier in config.tiers)
         self.measured = Measured(names, dearest, steering.states_quality)
         self.measured.on_change = self._changed
@@ -105,7 +106,9 @@ class LiveQuality:
         self._lean()
 
     def _lean(self) -> None:
+        """Correct the floor by what gold labels say of the judge."""
         measured = self.measured
+        self._leaned_at = measured.num_checked
         self._steering.judge_leans(measured.judge_lean(self._cheapest, measured.dearest))
 
     def learn_new(self, label: Label) -> None:
@@ -132,7 +135,9 @@ class LiveQuality:
             if steers is not None:
                 self._steering.learn(steers)
         elif label.source == "gold":
-            self._lean()
+            num = self.measured.num_checked
+            if abs(num - self._leaned_at) > num // 50:
+                self._lean()
 
     def _changed(self, change: Change) -> None:
         logger.warning(

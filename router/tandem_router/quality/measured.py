@@ -17,6 +17,7 @@ import numpy as np
 
 from tandem_router.control import ResidualDrift
 from tandem_router.control.quality_ratio import Estimate, Sample, estimate
+from tandem_router.quality.labelled import Labelled
 from tandem_router.store.records import Label
 
 MOST_ROWS = 10_000
@@ -33,19 +34,6 @@ LEAST_GOLD, BELIEVED_LOSSES = 20, 3.0
 MOST_LEAN = 4.0
 #: Tenants, those with most requests, of which `state` tells the ratio.
 MOST_TENANTS = 20
-
-
-@dataclass(slots=True)
-class _Row:
-    """One request of which two answers were judged."""
-
-    tenant: str
-    tier: str
-    probability: float
-    judged: dict[str, float]
-    predicted: Mapping[str, float]
-    gold: dict[str, float] = field(default_factory=dict)
-    gold_probability: float = 1.0
 
 
 @dataclass(slots=True)
@@ -106,7 +94,7 @@ class Measured:
         self._forget()
 
     def _forget(self) -> None:
-        self._rows: OrderedDict[str, _Row] = OrderedDict()
+        self._labelled = Labelled(self._tiers, MOST_ROWS)
         self._traffic: dict[str, _Traffic] = {}  # by tenant
         self._cache: dict[tuple[str | None, str | None], tuple[int, Estimate]] = {}
         self._version = 0
@@ -141,16 +129,13 @@ class Measured:
         if label.source == "feedback":
             self._hear(label)
             return
-        row = self._rows.get(label.request_id)
+        known = label.request_id in self._labelled
         if label.source == "gold":
-            if row is None:
-                row = self._new_row(label)
-                row.gold_probability = 1.0
-            else:
-                row.gold_probability = label.probability
-            row.gold.update(label.quality)
-        elif row is None:
-            self._new_row(label)
+            if not known:
+                self._labelled.add(label)
+            self._labelled.check(label, label.probability if known else 1.0)
+        elif not known:
+            self._labelled.add(label)
             change = self._drifted(label)
             if change is not None:
                 self.changes.append(change)
@@ -179,32 +164,18 @@ class Measured:
         A judge that errs in favour of neither answer makes losses smaller; one that makes them
         larger is left alone.
         """
-        losses, levels, total, num = np.zeros(2), np.zeros(2), 0.0, 0
-        for row in self._rows.values():
-            judged = _pair(row.judged, cheapest, dearest)
-            gold = _pair(row.gold, cheapest, dearest)
-            if judged is None or gold is None:
-                continue
-            weight = 1.0 / (row.probability * row.gold_probability)
-            losses += weight * np.array([judged[1] - judged[0], gold[1] - gold[0]])
-            levels += weight * np.array([judged[1], gold[1]])
-            total, num = total + weight, num + 1
-        if num < LEAST_GOLD or not np.all(levels > 0.0):
+        checked = self._labelled.checked(cheapest, dearest)
+        if len(checked.weight) < LEAST_GOLD:
             return 1.0
-        believed = BELIEVED_LOSSES * total / num
-        by_judge, by_gold = (losses + believed) / levels
+        believed = BELIEVED_LOSSES * checked.weight.mean()
+        judged, gold = checked.weight @ checked.judged, checked.weight @ checked.gold
+        if not (judged[1] > 0.0 and gold[1] > 0.0):
+            return 1.0
+        by_judge = (judged[1] - judged[0] + believed) / judged[1]
+        by_gold = (gold[1] - gold[0] + believed) / gold[1]
         if not by_judge > 0.0:
             return MOST_LEAN if by_gold > 0.0 else 1.0
         return float(min(MOST_LEAN, max(1.0, by_gold / by_judge)))
-
-    def _new_row(self, label: Label) -> _Row:
-        row = _Row(
-            label.tenant, label.tier, label.probability, dict(label.quality), label.predicted
-        )
-        self._rows[label.request_id] = row
-        if len(self._rows) > MOST_ROWS:
-            self._rows.popitem(last=False)
-        return row
 
     def _hear(self, label: Label) -> None:
         before = self._feedback.pop(label.request_id, None)
@@ -266,7 +237,12 @@ class Measured:
     @property
     def num_labels(self) -> int:
         """Requests of which both answers were judged, since the last change."""
-        return len(self._rows)
+        return len(self._labelled)
+
+    @property
+    def num_checked(self) -> int:
+        """Of these, with a gold label."""
+        return self._labelled.num_checked
 
     def predicted_ratio(self, tenant: str | None = None) -> float | None:
         """What the predictor expected of the same traffic."""
@@ -304,37 +280,24 @@ class Measured:
     def _estimate(self, tenant: str | None, tier: str | None) -> Estimate:
         known = self._cache.get((tenant, tier))
         # Computed anew for every half percent of labels.
-        if known is None or self._version - known[0] > len(self._rows) // 200:
+        if known is None or self._version - known[0] > len(self._labelled) // 200:
             known = self._cache[tenant, tier] = (self._version, self._compute(tenant, tier))
         return known[1]
 
     def _compute(self, tenant: str | None, tier: str | None) -> Estimate:
-        weight, judged, predicted, gold, gold_weight = [], [], [], [], []
-        for row in self._rows.values():
-            column = row.tier if tier is None else tier
-            if tenant is not None and row.tenant != tenant:
-                continue
-            pair = _pair(row.judged, column, self.dearest)
-            if pair is None:
-                continue
-            right = _pair(row.gold, column, self.dearest)
-            weight.append(1.0 / row.probability)
-            judged.append(pair)
-            predicted.append((row.predicted.get(column, 0.0), row.predicted.get(self.dearest, 0.0)))
-            gold.append(right or (np.nan, np.nan))
-            gold_weight.append(1.0 / row.gold_probability)
+        rows = self._labelled.rows(tenant, tier, self.dearest)
         traffic = self._traffic_of(tenant)
         first = traffic.served if tier is None else traffic.by_tier.get(tier, 0.0)
         num = max(1, traffic.num)
-        if not weight:
+        if not len(rows.weight):
             return Estimate(None, None, None, 0, 0)
         return estimate(
             Sample(
-                np.array(weight),
-                np.array(judged),
-                np.array(predicted),
-                np.array(gold),
-                np.array(gold_weight),
+                rows.weight,
+                rows.judged,
+                rows.predicted,
+                rows.gold,
+                rows.gold_weight,
                 np.array([first, traffic.by_tier.get(self.dearest, 0.0)]) / num,
                 traffic.num,
             )
@@ -363,11 +326,6 @@ class Measured:
             ],
             "history": list(self.history),
         }
-
-
-def _pair(quality: Mapping[str, float], one: str, other: str) -> tuple[float, float] | None:
-    first, second = quality.get(one), quality.get(other)
-    return None if first is None or second is None else (first, second)
 
 
 def _surprise(label: Label) -> float:

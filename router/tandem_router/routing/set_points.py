@@ -149,6 +149,7 @@ class Steering:
             "limit": floor.threshold if floor is not None else None,
             "basis": floor.basis if floor is not None else None,
             "num_labels": floor.num_labels if floor is not None else 0,
+            "judge_lean": floor.lean if floor is not None else 1.0,
             "in_force": self.set_points.gain_threshold,
         }
 
