@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._keep_alive = True
+        self._is_after_chunk = False  # what the parser is fed next begins a chunk
 
     @property
     def name(self) -> str:
@@ -91,6 +92,9 @@ class Connection(asyncio.Protocol):
             return
         response.received_any = True
         response.last_data = self._loop.time()
+        pass_on = response._pass_on
+        if pass_on is not None and self._is_after_chunk and pass_on(data):
+            return  # whole chunks: the parser would be where it is
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -98,6 +102,8 @@ class Connection(asyncio.Protocol):
             response._fail(UpstreamError(f"{self._pool.name}: malformed HTTP reply: {error}"))
             self.abort()
             return
+        if self._is_after_chunk and not data.endswith(b"\r\n"):
+            self._is_after_chunk = False  # the next one has begun
         blocks = response._blocks
         if response._sink is not None and len(blocks) == 1 and not response._done:
             response._sink(blocks.pop())  # as `_notify`, for nearly every chunk of a stream
@@ -129,6 +135,12 @@ class Connection(asyncio.Protocol):
             and status not in (204, 304)
         )
 
+    def on_chunk_header(self) -> None:
+        self._is_after_chunk = False
+
+    def on_chunk_complete(self) -> None:
+        self._is_after_chunk = True
+
     def on_body(self, body: bytes) -> None:
         response = self.response
         if response is not None:
@@ -150,6 +162,7 @@ class Connection(asyncio.Protocol):
     def send(self, head: bytes, body: bytes, response: Response) -> None:
         assert self.transport is not None
         self.response = response
+        self._is_after_chunk = False
         if len(body) > 65536:
             self.transport.write(head)
             self.transport.write(body)
@@ -188,6 +201,7 @@ class Response:
     _stall_s = math.inf
     _begin_by = math.inf
     _sink: Callable[[bytes], None] | None = None
+    _pass_on: Callable[[bytes], bool] | None = None
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -295,9 +309,18 @@ class Response:
         `pour(None)`, and must not raise.
         """
         self._sink = sink
+        if sink is None:
+            self._pass_on = None
         if sink is not None:
             self.resume()
             self._notify()
+
+    def offer(self, pass_on: Callable[[bytes], bool] | None) -> None:
+        """What arrives between two chunks goes to `pass_on` first, in its framing, while poured.
+
+        It says whether those were whole chunks, which it has taken; it must not raise.
+        """
+        self._pass_on = pass_on
 
     def pause(self) -> None:
         """Read no more until `resume`: whoever takes the bytes is slow."""
@@ -324,7 +347,7 @@ class Response:
 
     def close(self) -> None:
         """Give the reply up. Closing before its end closes the connection: the worker's cue."""
-        self._sink = None
+        self._sink = self._pass_on = None
         connection = self._connection
         if connection is not None and not self._done:
             connection.response = None

@@ -48,6 +48,7 @@ class Exchange:
         "method",
         "more_body",
         "names",
+        "on_congested",
         "on_drained",
         "on_gone",
         "started",
@@ -88,6 +89,8 @@ class Exchange:
         self.complete = False
         # Called once when the client leaves before its reply is complete.
         self.on_gone: Callable[[], None] | None = None
+        # Called when the client reads slower than it is written to.
+        self.on_congested: Callable[[], None] | None = None
         # Called when a client that was slow has read what was written.
         self.on_drained: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -207,12 +210,17 @@ class Exchange:
             self._wake()
             connection.finished(self)
 
-    def chunk(self, body: bytes) -> bool:
-        """As `write` of one part among others; False, and nothing is done, where that differs."""
+    @property
+    def relays_chunks(self) -> bool:
+        """Whether what follows are chunks, the reply's head is written: `write_chunks` may be."""
+        return self._chunked and self._reply_head is None
+
+    def write_chunks(self, chunks: bytes) -> bool:
+        """Parts of the reply's body in their framing; whether they could be written."""
         connection = self._connection
-        if not self._chunked or self._reply_head is not None or self._gone or connection.closing:
+        if connection.closing:
             return False
-        connection.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        connection.transport.write(chunks)
         return True
 
     def begin(

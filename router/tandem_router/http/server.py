@@ -245,6 +245,9 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.writing_paused = True
         self.deadline = self.loop.time() + self.limits.write_timeout_s
+        exchange = self._exchange
+        if exchange is not None and exchange.on_congested is not None:
+            exchange.on_congested()
 
     def resume_writing(self) -> None:
         if self.writing_paused:

@@ -63,7 +63,7 @@ def _is_no_stream(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a reply is something else, or one that cannot be read."""
     content_type = headers.get(b"content-type", b"")
     packed = headers.get(b"content-encoding", b"identity") != b"identity"
-    return packed or b"json" in content_type or b"html" in content_type
+    return packed or content_type.find(b"json") >= 0 or content_type.find(b"html") >= 0
 
 
 class Retries:

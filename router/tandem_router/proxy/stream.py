@@ -29,6 +29,7 @@ from tandem_router.openai.sse import (
     event_data,
     split_events,
 )
+from tandem_router.proxy.chunks import payload_of, says_something
 from tandem_router.proxy.faults import Fault, FaultKind, of_error, of_transport
 from tandem_router.proxy.resume import StreamJournal
 
@@ -158,26 +159,28 @@ class Relay:
         """As `forward`, from one connection to the other without a turn of this task."""
         last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        # Whole events that nobody has to read or change go on as they are.
-        splitter, journal, wire = self._splitter, self.journal, self._wire
-        as_they_are = isinstance(wire, PlainWire) and not journal.resumed
+        splitter, journal = self._splitter, self.journal
+        as_they_are = isinstance(self._wire, PlainWire) and not journal.resumed
+        as_they_are = as_they_are and exchange.relays_chunks
+
+        def failed(error: Exception) -> None:
+            response.pour(None)
+            if not last.done():
+                last.set_exception(error)
+
+        def pass_on(data: bytes) -> bool:
+            """Chunks of whole events that nobody has to read or change go on as they came."""
+            events = payload_of(data)
+            if events is None or says_something(events) or not exchange.write_chunks(data):
+                return False
+            try:
+                journal.forwarded(events)
+            except Exception as error:
+                failed(error)
+            return True
 
         def take(data: bytes) -> None:
             try:
-                if (
-                    as_they_are
-                    and data.endswith(b"\n\n")
-                    and splitter.is_between
-                    and b'"usage"' not in data
-                    and b"[DONE]" not in data
-                    and b'"error"' not in data
-                    and b"\r" not in data
-                    and exchange.chunk(data)
-                ):
-                    journal.forwarded(data)
-                    if exchange.congested:
-                        response.pause()
-                    return
                 events = self._kept(self._read(data, response.error))
                 if events:
                     events = self._wire.shown(events)
@@ -188,26 +191,28 @@ class Relay:
                     return
                 if events:
                     exchange.write(events, True)
-                if exchange.congested:
-                    response.pause()
                 if self._ending is not None:
                     ending, self._ending = self._ending, None
                     raise ending
+                if as_they_are:  # while what comes next begins an event
+                    response.offer(pass_on if splitter.is_between else None)
             except Exception as error:
-                response.pour(None)
-                if not last.done():
-                    last.set_exception(error)
+                failed(error)
 
         if self._ending is not None:
             ending, self._ending = self._ending, None
             raise ending
-        exchange.on_drained = response.resume
+        exchange.on_congested, exchange.on_drained = response.pause, response.resume
         try:
+            if as_they_are and splitter.is_between:
+                response.offer(pass_on)
             response.pour(take)
+            if exchange.congested:
+                response.pause()
             return await last
         finally:
             response.pour(None)
-            exchange.on_drained = None
+            exchange.on_congested = exchange.on_drained = None
 
     def take_over(self) -> None:
         """Another worker's reply comes next."""
@@ -253,7 +258,7 @@ class Relay:
             return self._ended(of_transport(broken))
         if not data:
             return self._ended(Fault(FaultKind.BROKEN, "the stream ended before its answer did"))
-        if b'"usage"' in events or b"[DONE]" in events or b'"error"' in events:
+        if says_something(events):
             return self._look_at(events)
         if not self._begun and events and not _are_json(events):
             raise Fault(FaultKind.BAD_ANSWER, "the stream holds no chunks", status=200)

@@ -134,7 +134,7 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
     the router has read one at the top.
     """
     body, fields = request.body, request.fields
-    if body.count(b'"model"') != 1 or b"\\u00" in body:
+    if body.count(b'"model"') != 1 or body.find(b"\\u00") >= 0:
         return None
     found = _MODEL.search(body)
     if found is None or found[1] != request.model.encode():
