@@ -135,7 +135,7 @@ raise SystemExit(main(sys.argv[1:]))
 def test_two_pods_on_one_claim_leave_whole_files(hub: FakeHub, tmp_path: Path) -> None:
     """Their part files once collided: zeros in the file, exit status 0."""
     body = hub.files["model.safetensors"] = safetensors(24 * 2**20)
-    second = threading.Event()
+    second_waits = threading.Event()
     first_is_at_two_thirds = threading.Event()
 
     def rule(request: BaseHTTPRequestHandler) -> Answer | None:
@@ -147,27 +147,30 @@ def test_two_pods_on_one_claim_leave_whole_files(hub: FakeHub, tmp_path: Path) -
             request.end_headers()
             request.wfile.write(body[: 16 * 2**20])
             first_is_at_two_thirds.set()
-            second.wait(3.0)  # with one writer there is no second
+            second_waits.wait(60)
             request.wfile.write(body[16 * 2**20 :])
             request.close_connection = True
             return None
-        second.set()
         return None
 
     hub.rules.append(rule)
     env = {**os.environ, "HF_ENDPOINT": hub.url}
-    command = [sys.executable, "-c", COLLIDING, "hf://org/name", str(tmp_path)]
+    command = [sys.executable, "-u", "-c", COLLIDING, "hf://org/name", str(tmp_path)]
 
     pods = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)]
     assert first_is_at_two_thirds.wait(60)
     pods.append(
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     )
+    waits = pods[1].stdout
+    assert waits is not None
+    told = waits.readline()
+    second_waits.set()
     said = [pod.communicate(timeout=60)[0].decode() for pod in pods]
 
+    assert b"another pod is writing" in told
     assert [pod.returncode for pod in pods] == [0, 0], said
     assert (tmp_path / "model.safetensors").read_bytes() == body
-    assert "another pod is writing" in said[1]
     assert len(hub.gets("model.safetensors")) == 1
 
 
