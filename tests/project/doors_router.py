@@ -121,7 +121,7 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_choices.py::test_a_late_predictor_means_the_fallback_tier", word="fallback"
     ),
     "predictor.type": shown_by(
-        "router/test_config.py::test_the_command_ends_with_a_sentence_when_it_cannot_start"
+        "router/test_choices.py::test_a_fixed_predictor_sends_everything_to_the_fallback_tier"
     ),
     "predictor.deadline_ms": Probe(slowly_scored, 1.0, 10_000.0),
     "predictor.max_prompt_chars": Probe(scored, 256, 1000),

@@ -55,7 +55,9 @@ def run_router(make_config: Callable[..., RouterConfig], tmp_path: Any) -> Calla
         background: bool = True,
         **changes: Any,
     ) -> AsyncIterator[tuple[Client, RouterApp]]:
-        options = {name: changes.pop(name) for name in OPTIONS if name in changes}
+        # A predictor as a section is configuration, as an object the thing itself.
+        given = [name for name in OPTIONS if not isinstance(changes.get(name, {}), dict)]
+        options = {name: changes.pop(name) for name in given}
         app = RouterApp(
             make_config(**changes),
             endpoints_path=tmp_path / "endpoints.json",

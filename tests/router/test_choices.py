@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tandem_router.balancing.worker import Load
 from tandem_router.policy import PlainScore
 from tandem_router.testing.two_tiers import Scores, both
 
@@ -149,3 +150,43 @@ async def test_a_missed_slo_moves_requests_or_sheds_them_as_the_router_says(
     assert one_known.headers["x-tandem-tier"] == "large"
     assert both_known.headers["x-tandem-tier"] == "small"
     assert both_known.headers["x-tandem-reason"] == "slo"
+
+
+@pytest.mark.parametrize("fallback", ["small", "large"])
+async def test_a_fixed_predictor_sends_everything_to_the_fallback_tier(
+    run_router: Any, make_worker: Any, fallback: str
+) -> None:
+    """The dearest too; prompt length sends a short question to the small one."""
+    table, told = await both(make_worker), {}
+    for kind in ("Fixed", "Length"):
+        config = {"predictor": {"type": kind}, "fallback_tier": fallback}
+        async with run_router(table, **config) as (client, _):
+            replies = [await client.chat("x" * size) for size in (1, 2000)]
+        told[kind] = [reply.headers["x-tandem-tier"] for reply in replies]
+
+    assert told == {"Fixed": [fallback, fallback], "Length": ["small", "large"]}
+
+
+async def test_tokens_that_wait_at_a_tiers_workers_move_a_request_to_another(
+    run_router: Any, make_worker: Any, reported: Any
+) -> None:
+    """What workers report is the queue wait of the SLO's penalty."""
+    found = {}
+    for waiting in (0, 10_000):
+        async with run_router(
+            await both(make_worker),
+            predictor=Scores(0.75, 0.9),
+            threshold=0.1,
+            slo={"ttft_ms": 500},
+        ) as (client, app):
+            await reported(app)
+            for tier in ("small", "large"):
+                await client.chat(model=tier, stream=True)
+            for worker in app.picker.workers:
+                tokens = waiting if worker.tier == "large" else 0
+                profile = (0.0, 0.001, 0.0)
+                worker.load = Load(pending_prefill_tokens=tokens, prefill_profile=profile)
+            reply = await client.chat()
+        found[waiting] = (reply.headers["x-tandem-tier"], reply.headers["x-tandem-reason"])
+
+    assert found == {0: ("large", "gain"), 10_000: ("small", "slo")}
