@@ -24,6 +24,7 @@ CRDS = (
 )
 PROMETHEUS_RULE = "monitoring.coreos.com/v1/PrometheusRule"
 HTTP_ROUTE = "gateway.networking.k8s.io/v1/HTTPRoute"
+INFERENCE_POOL = "inference.networking.k8s.io/v1/InferencePool"
 POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 
 
@@ -134,6 +135,7 @@ def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
             "operator.watchNamespace=a",
             "needs Gateway API, which the cluster does not know",
         ),
+        ("routers.inferencePools=true", "which the cluster does not know; install its definitions"),
         (
             r"routers.ingress.host=\{router\}.test",
             "write {namespace} into it, or set operator.watchNamespaces to one",
@@ -245,6 +247,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "routers.httpRoute.host": "{router}.{namespace}.test",
         "routers.httpRoute.parentRefs": [{"name": "gateway"}],
         "routers.httpRoute.annotations": {"a": "b"},
+        "routers.inferencePools": True,
         "networkPolicies.enabled": False,
         "networkPolicies.metricsFrom": [{"podSelector": {}}],
         "networkPolicies.routerFrom": [{"podSelector": {}}],
@@ -262,6 +265,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
     }
     kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
     kinds = (*kinds, "--api-versions", HTTP_ROUTE, "--api-versions", PROMETHEUS_RULE)
+    kinds = (*kinds, "--api-versions", INFERENCE_POOL)
     script = f"helm template t {CHART} {' '.join(kinds)} -f - | sha256sum"
     digests: dict[str, str] = {}
     for path, value in changed.items():

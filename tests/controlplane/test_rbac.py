@@ -102,6 +102,7 @@ RESOURCES = [
         "Router",
         "r",
         tiers=[{"name": n, "modelRef": {"name": n}} for n in ("c", "m")],
+        gateway={"namespace": "gateways"},
         podPatch={"spec": {"nodeSelector": {"no-node": "has-this"}}},
     ),
     {
@@ -141,14 +142,41 @@ ALLOWED = (
     "allow.volumes={hostPath}",
 )
 
+# As much of the Gateway API Inference Extension as an apiserver needs to take a pool.
+GATEWAY = "inference.networking.k8s.io"
+POOLS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {
+        "name": f"inferencepools.{GATEWAY}",
+        "annotations": {"api-approved.kubernetes.io": "https://gateway-api.sigs.k8s.io"},
+    },
+    "spec": {
+        "group": GATEWAY,
+        "scope": "Namespaced",
+        "names": {"kind": "InferencePool", "plural": "inferencepools", "singular": "inferencepool"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+POOL_CRD = f"inferencepools.{GATEWAY}"
+WITH_POOLS = ("--set", "routers.inferencePools=true")
+
 ON_THE_NODE = _object("Model", "f", weights={"source": "file:///m"}, unified={})
 
-# Objects that say they belong to Model m and are in no plan, one of each kind.
+# Objects that say they belong to Model m, or Router r, and are in no plan, one of each kind.
 MANAGED = "app.kubernetes.io/managed-by=tandem"
-STRAY = {
-    "name": "stray",
-    "labels": {"app.kubernetes.io/managed-by": "tandem", "tandem.dev/model": "m"},
-}
 _POD = {
     "metadata": {"labels": {"stray": "1"}},
     "spec": {"containers": [{"name": "c", "image": "python"}]},
@@ -188,6 +216,7 @@ STRAYS: list[Object] = [
         "kind": "WorkerPool",
         "spec": {"modelRef": {"name": "m"}, "role": "unified"},
     },
+    {"apiVersion": f"{GATEWAY}/v1", "kind": "InferencePool", "spec": {}},
 ]
 
 
@@ -203,6 +232,7 @@ APPLIED = (
     ("batch", "jobs"),
     (RBAC, "roles"),
     (RBAC, "rolebindings"),
+    (GATEWAY, "inferencepools"),
 )
 
 
@@ -226,6 +256,7 @@ class Grant:
 
 def rendered(cluster: Any, *options: str) -> list[Object]:
     """The chart's objects."""
+    options = (*WITH_POOLS, "--api-versions", f"{GATEWAY}/v1/InferencePool", *options)
     result = cluster.run("helm", "template", "tandem", CHART, "-n", NAMESPACE, *options)
     assert result.returncode == 0, result.stderr
     return [o for o in yaml.safe_load_all(result.stdout) if o]
@@ -287,8 +318,11 @@ def story(cluster: Any) -> Iterator[Story]:
     before = len(cluster.requests(NAMESPACE, ACCOUNT))
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, level)
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(POOLS))
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{POOL_CRD}", "--timeout=30s")
     options = (
         *ALLOWED,
+        *WITH_POOLS,
         "--set",
         "operator.replicas=1",
         "--take-ownership",
@@ -305,6 +339,7 @@ def story(cluster: Any) -> Iterator[Story]:
         cluster.run("kubectl", "delete", "models,routers,asp", "--all", "-n", NAMESPACE)
         cluster.run("helm", "uninstall", "tandem", "-n", NAMESPACE)
         cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
+        cluster.run("kubectl", "delete", "crd", POOL_CRD)
 
 
 def live(cluster: Any) -> dict[tuple[str, str], Object]:
@@ -321,10 +356,10 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     refused = '--for=jsonpath={.status.conditions[?(@.type=="Ready")].reason}=PodsRefused'
     cluster.kubectl("wait", *here, refused, "model/f", "--timeout=30s")
 
-    uid = cluster.get("model", "m", *here)["metadata"]["uid"]
-    owner = {"apiVersion": "tandem.dev/v1alpha1", "kind": "Model", "name": "m", "uid": uid}
-    stray = {**STRAY, "ownerReferences": [{**owner, "controller": True}]}
-    strays = yaml.safe_dump_all([{**s, "metadata": stray} for s in STRAYS])
+    of_m, of_r = stray(cluster, "Model", "m"), stray(cluster, "Router", "r")
+    strays = yaml.safe_dump_all(
+        [{**s, "metadata": of_r if s["kind"] == "InferencePool" else of_m} for s in STRAYS]
+    )
     cluster.kubectl("apply", *here, "-f", "-", stdin=strays)
     cluster.kubectl("wait", *here, "--for=delete", "-f", "-", "--timeout=30s", stdin=strays)
 
@@ -341,6 +376,15 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     bound = {**role, "metadata": {**role["metadata"], "name": "bound"}}
     cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(bound))
     return made
+
+
+def stray(cluster: Any, kind: str, name: str) -> Object:
+    """Metadata of something that says it belongs to this resource."""
+    uid = cluster.get(kind.lower(), name, "-n", NAMESPACE)["metadata"]["uid"]
+    owner = {"apiVersion": "tandem.dev/v1alpha1", "kind": kind, "name": name, "uid": uid}
+    labels = {"app.kubernetes.io/managed-by": "tandem", f"tandem.dev/{kind.lower()}": name}
+    references = [{**owner, "controller": True}]
+    return {"name": "stray", "labels": labels, "ownerReferences": references}
 
 
 def admitted(cluster: Any) -> None:

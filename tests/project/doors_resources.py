@@ -229,6 +229,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "metricsTokenSecretRef.name": Row("a", "b"),
         "metricsTokenSecretRef.key": Row("a", "b", {"metricsTokenSecretRef.name": "s"}),
         "access.allowedHosts": Row(ABSENT, ["chat.example"]),
+        "gateway.namespace": Row("gateways", "istio-ingress"),
         "access.corsOrigins": Row([], ["https://app.example"]),
         "store.sqlite.size": Row("1Gi", "2Gi"),
         "store.sqlite.storageClassName": Row("a", "b", {"store.sqlite.size": "1Gi"}),

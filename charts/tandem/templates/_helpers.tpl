@@ -101,6 +101,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and $route.host (not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute")) -}}
 {{- fail "routers.httpRoute.host needs Gateway API, which the cluster does not know; install its definitions first, or use routers.ingress" -}}
 {{- end -}}
+{{- if and .Values.routers.inferencePools (not (.Capabilities.APIVersions.Has "inference.networking.k8s.io/v1/InferencePool")) -}}
+{{- fail "routers.inferencePools needs the Gateway API Inference Extension, which the cluster does not know; install its definitions first" -}}
+{{- end -}}
 {{- range $kind, $limit := .Values.operator.resources.limits | default dict -}}
 {{- if and (eq $kind "nvidia.com/gpu") $limit -}}
 {{- fail "operator.resources.limits asks for a GPU, which the operator never uses; remove it, and set gpus on a Model's roles" -}}

@@ -76,7 +76,7 @@ class LocalCluster:
         num_gpus: int | None = None,
     ) -> None:
         self.rundir = rundir
-        router_port, worker_port, kv_port = free_ports(rundir.subnet)
+        router_port, worker_port, kv_port, gateway_port = free_ports(rundir.subnet)
         base = settings or Settings(pre_stop_s=1, image_pull_policy="Never")
         self.settings = replace(
             base,
@@ -86,6 +86,7 @@ class LocalCluster:
             router_port=router_port,
             worker_port=worker_port,
             kv_port=kv_port,
+            gateway_port=gateway_port,
         )
         self.store = Store()
         self._port, self._exact_port = port, exact_port

@@ -167,14 +167,14 @@ def _claim_subnet(seed: int) -> tuple[int, socket.socket]:
     raise RunDirError("no loopback address block is free; stop another `tandem up`")
 
 
-def free_ports(subnet: int) -> tuple[int, int, int]:
-    """Router, worker and KV port on which pods can listen.
+def free_ports(subnet: int) -> tuple[int, int, int, int]:
+    """Router, worker, KV and picker port on which pods can listen.
 
     A server elsewhere on 0.0.0.0:8000 blocks that port on every address, so the usual ports are
     tried first and then others.
     """
     for offset in (0, 10_000, 20_000, 30_000):
-        ports = (8000 + offset, 8100 + offset, 8200 + offset)
+        ports = (8000 + offset, 8100 + offset, 8200 + offset, 9002 + offset)
         try:
             for port in ports:
                 with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -183,4 +183,4 @@ def free_ports(subnet: int) -> tuple[int, int, int]:
         except OSError:
             continue
         return ports
-    raise RunDirError("ports 8000, 8100 and 8200 are in use on all addresses; free them")
+    raise RunDirError("ports 8000, 8100, 8200 and 9002 are in use on all addresses; free them")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL, Settings, child
+from tandem_operator.plan.objects import MODEL_LABEL, ROLE_LABEL, ROUTER_LABEL, Settings, child
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object
 
@@ -45,6 +45,9 @@ def router_policy(router: Router, name: str, settings: Settings) -> Object:
             *settings.network.metrics_from,
         ]
         ingress = [{"from": peers, "ports": [port]}]
+    if router.spec.gateway is not None:
+        ports = [port, _tcp(settings.gateway_port)]
+        ingress.append({"from": [_namespace(router.spec.gateway.namespace)], "ports": ports})
     workers = {"podSelector": {"matchExpressions": [{"key": MODEL_LABEL, "operator": "Exists"}]}}
     return _policy(
         router,
@@ -61,6 +64,28 @@ def closed_policy(
 ) -> Object:
     """Nobody may reach these pods; they reach what the installation lets all reach."""
     return _policy(owner, name, pods, [], [], settings)
+
+
+def gateway_policy(router: Router, gateway: str, name: str, settings: Settings) -> Object | None:
+    """A gateway's namespace reaches the workers of this Router's Models that take requests.
+
+    None where no tier has workers of ours.
+    """
+    used = {t.model_ref.name for t in router.spec.tiers if t.model_ref is not None}
+    if not used:
+        return None
+    workers = [
+        {"key": MODEL_LABEL, "operator": "In", "values": sorted(used)},
+        {"key": ROLE_LABEL, "operator": "NotIn", "values": ["prefill"]},
+    ]
+    peer = _namespace(gateway)
+    spec = {
+        "podSelector": {"matchExpressions": workers},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [peer], "ports": [_tcp(settings.worker_port)]}],
+    }
+    body = {"spec": spec}
+    return child(router, "networking.k8s.io/v1", "NetworkPolicy", f"{name}-gateway", body)
 
 
 def _policy(
@@ -93,6 +118,10 @@ def _operator(settings: Settings) -> list[dict[str, Any]]:
             "podSelector": {"matchLabels": {"app.kubernetes.io/name": "tandem-operator"}},
         }
     ]
+
+
+def _namespace(name: str) -> Object:
+    return {"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: name}}}
 
 
 def _tcp(port: int) -> Object:

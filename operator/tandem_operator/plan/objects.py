@@ -49,6 +49,7 @@ class Settings:
     router_port: int = 8000
     worker_port: int = 8100
     kv_port: int = 8200
+    gateway_port: int = 9002
     network: NetworkRules = field(default_factory=NetworkRules)
     # How often a Router's pods are asked what they measured; each answer may be a status write.
     status_period_s: float = 30.0

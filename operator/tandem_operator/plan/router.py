@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from tandem_operator.plan.entrance import entrances
+from tandem_operator.plan.gateway import PORT_NAME, gateway_objects, gateway_problem
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.network import router_policy
 from tandem_operator.plan.objects import (
@@ -206,6 +207,9 @@ def plan_router(
         plan.apply.append(router_policy(router, name, settings))
     plan.apply += entrances(router, name, settings)
     plan.apply += training_objects(router, settings, name, training_run)
+    plan.apply += gateway_objects(router, name, settings)
+    if (unpointed := gateway_problem(router, settings)) is not None:
+        plan.problems.append(unpointed)
     plan.apply.append(
         child(
             router,
@@ -356,6 +360,9 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "volumes": volumes,
         "topologySpreadConstraints": [spread({ROUTER_LABEL: router.metadata.name})],
     }
+    if router.spec.gateway is not None:
+        port = {"name": PORT_NAME, "containerPort": settings.gateway_port, "protocol": "TCP"}
+        container["ports"].append(port)
     if init:
         pod["initContainers"] = init
     template: Object = {

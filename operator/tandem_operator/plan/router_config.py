@@ -145,6 +145,8 @@ def router_config(
         data["budget"]["usd_per_hour"] = max(0.0, round(tokens, 6))
     if spec.replicas > 1:
         data["replicas"] = spec.replicas
+    if spec.gateway is not None:
+        data["gateway_port"] = settings.gateway_port
     training = spec.predictor.training
     if training is not None and training.from_labels:
         data["predictor"]["retraining"] = {

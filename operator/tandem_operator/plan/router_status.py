@@ -70,6 +70,12 @@ def router_status(
     add_quality_conditions(conditions, router, traffic, now)
     if router.spec.cascade is not None:
         _cascade(conditions, traffic)
+    if router.spec.gateway is not None:
+        if unpointed := problems.get("GatewayReady"):
+            conditions.add("GatewayReady", False, unpointed.reason, unpointed.message)
+        else:
+            text = f"InferencePool {router.metadata.name} names this Router as its endpoint picker"
+            conditions.add("GatewayReady", True, "Pooled", text)
     wanted = router.spec.replicas
     # A Model that goes takes its tier with it; what serves the others goes on.
     if unresolved and not (ready_pods and any_ready):

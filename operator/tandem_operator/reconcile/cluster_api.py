@@ -49,6 +49,7 @@ KIND_INFO: dict[str, KindInfo] = {
     "Job": KindInfo("batch/v1", "jobs"),
     "Ingress": KindInfo("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": KindInfo("gateway.networking.k8s.io/v1", "httproutes"),
+    "InferencePool": KindInfo("inference.networking.k8s.io/v1", "inferencepools"),
     "Lease": KindInfo("coordination.k8s.io/v1", "leases"),
 }
 

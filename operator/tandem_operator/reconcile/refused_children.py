@@ -20,9 +20,16 @@ _PREFACE = re.compile(
 
 def refused_child(child: Object, error: ApiError) -> Problem | None:
     """What to say of a child that cannot be written; None where trying again may help."""
+    kind, name = child["kind"], child["metadata"]["name"]
+    if kind == "InferencePool" and error.status == 404:
+        return Problem(
+            "GatewayReady",
+            "NoInferencePools",
+            "the cluster has no kind InferencePool any more; install the definitions of the "
+            "Gateway API Inference Extension",
+        )
     if not error.refuses_body:
         return None
-    kind, name = child["kind"], child["metadata"]["name"]
     said = _PREFACE.sub("", _REQUEST.sub("", str(error))).strip().rstrip(".")
     return Problem(
         "Accepted",

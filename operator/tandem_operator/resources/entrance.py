@@ -71,12 +71,19 @@ class Entrance(_Section):
     )
     ingress: IngressRules = Field(default_factory=IngressRules)
     http_route: RouteRules = Field(default_factory=RouteRules)
+    inference_pools: bool = Field(
+        default=False, description="An InferencePool for each Router that names a gateway."
+    )
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of objects that it makes besides Services."""
-        pairs = (("Ingress", self.ingress.host), ("HTTPRoute", self.http_route.host))
-        return tuple(kind for kind, host in pairs if host)
+        made = (
+            ("Ingress", self.ingress.host),
+            ("HTTPRoute", self.http_route.host),
+            ("InferencePool", self.inference_pools),
+        )
+        return tuple(kind for kind, wanted in made if wanted)
 
 
 def filled(text: str, router: str, namespace: str) -> str:

@@ -64,6 +64,14 @@ class Scaling(Resource):
         return self.mode != "External"
 
 
+class Gateway(Resource):
+    """Who asks the Router as the endpoint picker of an InferencePool."""
+
+    namespace: Name = Field(
+        description="Namespace of the gateway's pods; its pods alone may ask, and reach workers."
+    )
+
+
 class RouterResources(Resources):
     """What one router pod asks for; a share of the CPU, so that no neighbour starves it."""
 
@@ -152,6 +160,11 @@ class RouterSpec(Resource):
     )
     port: int = Field(
         default=8000, ge=1, le=65_535, description="TCP port of the endpoint's Service."
+    )
+    gateway: Gateway | None = Field(
+        default=None,
+        description="A Gateway API Inference Extension gateway that asks this Router which worker "
+        "takes each request, and carries it there; none when absent.",
     )
     image: Image | None = Field(
         default=None, description="Router image; the operator's own version when absent."
