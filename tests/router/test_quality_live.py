@@ -354,3 +354,59 @@ async def test_labels_that_cannot_be_read_are_told_and_read_later(
     assert told == "labels cannot be read: it is locked"
     assert live.state()["error"] is None
     assert live.replayed
+
+
+async def test_another_judge_begins_anew_and_a_restart_does_not_mix_their_verdicts(
+    run_router: Any, make_config: Any, tmp_path: Path
+) -> None:
+    def judged_by(model: str) -> Any:
+        judge = {"type": "External", "url": "http://judge.test/v1", "model": model}
+        return make_config(learning={"shadow_share": 0.5, "judge": judge})
+
+    async with run_router({}, predictor=Trained(), background=False) as (_, app):
+        services, now = app.services, [1000.0]
+        backend = SqliteStore(tmp_path / "router.db", max_decisions=9)
+
+        def live_of(model: str) -> LiveQuality:
+            config, store = judged_by(model), Store(backend, wall_clock=lambda: now[0])
+            return LiveQuality(
+                config,
+                Labels(store),
+                store,
+                services.steering,
+                services.metrics,
+                "small",
+                "large",
+                lambda: now[0],
+            )
+
+        async def labels(live: LiveQuality, name: str, num: int) -> None:
+            assert await live._store.step()
+            await live.step()
+            for number in range(num):
+                now[0] += 1.0
+                quality = {"small": 1.0, "large": 1.0}
+                found = Label(f"{name}{number}", "judge", now[0], "t", "small", 0.5, quality)
+                live._store.add_label(found)
+                live.learn_new(found)
+            assert await live._store.step()
+            await live.step()
+
+        first = live_of("one")
+        await labels(first, "a", 40)
+        again = live_of("one")
+        await labels(again, "b", 0)
+        other = live_of("two")
+        await labels(other, "c", 5)
+        changed_at = other.measured.since
+        once_more = live_of("two")
+        await labels(once_more, "d", 0)
+        restarted = once_more.measured.num_labels
+        once_more.reconfigure(judged_by("three"))
+        await backend.close()
+
+    assert again.measured.num_labels == 40
+    assert (other.measured.num_labels, restarted) == (5, 5)
+    assert changed_at is not None
+    assert changed_at >= 1040.0
+    assert once_more.measured.num_labels == 0

@@ -7,6 +7,7 @@ where several routers share a store, each learns what the others found.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +31,15 @@ STEP_S = 10.0
 #: Labels that move the floor's limit: one a request, drawn at a known probability.
 CERTIFYING = frozenset({"judge", "shadow"})
 RETENTION_STEPS = 60
+#: Under which the store keeps whose verdicts the labels are.
+JUDGE = "judge"
 #: A label may be written this long after it was made.
 LATE_S = 60.0
+
+
+def _judge_of(config: RouterConfig) -> str:
+    judge = config.learning.judge
+    return "" if judge is None else f"{judge.type} {judge.url} {judge.model}"
 
 
 class Retrained(Protocol):
@@ -76,6 +84,8 @@ class LiveQuality:
         self._cheapest = cheapest
         self._retrained: Retrained | None = None
         self._leaned_at = 0  # gold labels
+        # Whose verdicts labels are, and from when on.
+        self._judge, self._since, self._unkept = "", 0.0, False
         names = tuple(tier.name for tier in config.tiers)
         self.measured = Measured(names, dearest, steering.states_quality)
         self.measured.on_change = self._changed
@@ -88,6 +98,22 @@ class LiveQuality:
 
     def reconfigure(self, config: RouterConfig) -> None:
         self._config = config
+        if self.replayed and not self._judged_by(_judge_of(config)):
+            self._other_judge(self._wall_clock())
+
+    def _judged_by(self, judge: str) -> bool:
+        """Whether labels until now are of this judge; where there is none, nothing has changed."""
+        return not judge or judge == self._judge
+
+    def _other_judge(self, now: float) -> None:
+        """Two judges have two scales: what one said says nothing of the other."""
+        before, self._judge = self._judge, _judge_of(self._config)
+        if before:
+            logger.warning("another judge: what was learned from the one before is forgotten")
+            self._since = now
+            self.measured.restart(now)
+            self._steering.forget_labels()
+        self._unkept = True
 
     def served(self, tenant: str, tier: str, predicted: Mapping[str, float]) -> None:
         """One answered request that may be learned from."""
@@ -121,7 +147,7 @@ class LiveQuality:
         None where that is not known, as it was trained from it.
         """
         key = (label.request_id, label.source, label.at)
-        if key in self._known:
+        if key in self._known or label.at <= self._since:
             return
         self._known[key] = None
         if len(self._known) > MOST_KNOWN:
@@ -168,13 +194,23 @@ class LiveQuality:
                 await self._learn_all(await self._store.labels(self._newest - LATE_S))
             if forget and self.replayed:
                 await self.forget(self._wall_clock())
+            if self._unkept and self._store.backend is not None:
+                kept = {"judge": self._judge, "since": self._since}
+                await self._store.backend.keep(JUDGE, json.dumps(kept).encode())
+                self._unkept = False
             self.error = None
         except StoreError as error:
             self.error = f"labels cannot be read: {error}"
 
     async def _replay(self) -> None:
-        since = self._wall_clock() - LABELS_KEPT_S
+        now, backend = self._wall_clock(), self._store.backend
+        if backend is not None and (body := await backend.kept(JUDGE)) is not None:
+            known = json.loads(body)
+            self._judge, self._since = str(known["judge"]), float(known["since"])
+        if not self._judged_by(_judge_of(self._config)):
+            self._other_judge(now)
         if self._store.backend is not None:
+            since = max(now - LABELS_KEPT_S, self._since)
             kept = await self._store.labels(since)
             await self._learn_again(kept[-MOST_REPLAYED:])
             for decision in reversed(await self._store.backend.decisions(MOST_REPLAYED)):

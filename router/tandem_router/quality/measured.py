@@ -83,6 +83,7 @@ class Measured:
         self._tiers = tiers
         self.dearest = dearest
         self.since: float | None = None
+        self._restarted = False
         self.changes: deque[Change] = deque(maxlen=20)
         self.history: deque[dict[str, float | None]] = deque(maxlen=MOST_HISTORY)
         self.on_change: Callable[[Change], None] = lambda change: None
@@ -141,10 +142,18 @@ class Measured:
                 self.changes.append(change)
                 self._forget()
                 self.since = label.at
+                self._restarted = True
                 self.on_change(change)
-        if self.since is None or label.at < self.since:
+        if self.since is None or (label.at < self.since and not self._restarted):
             self.since = label.at  # a store tells of earlier ones after the first new ones
         self._note_history(label.at)
+
+    def restart(self, at: float) -> None:
+        """Labels of before `at` are another judge's: nothing is known, and `since` begins anew."""
+        self._forget()
+        self.since = at
+        self._restarted = True
+        self.rebase()
 
     def rebase(self, labels: Iterable[Label] = ()) -> None:
         """Another predictor: what it is off by is no change of quality.

@@ -169,6 +169,12 @@ class Steering:
         self._move_threshold()
         self._show_set_points()
 
+    def forget_labels(self) -> None:
+        """Labels until now are of no use for the floor: what is predicted counts again."""
+        self._floor = self._new_floor(self._predictor, before=self._floor)
+        self._move_threshold()
+        self._show_set_points()
+
     def judge_leans(self, factor: float) -> None:
         """Gold labels say that losses are so many times what the judge says."""
         if self._floor is not None and self._floor.judge_leans(factor):
