@@ -69,7 +69,8 @@ class WorkerConfig(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Weights and KV blocks. auto: float32 on a CPU, the checkpoint's on a GPU.",
+        description="Weights and KV blocks. auto: the checkpoint's own; on a CPU bfloat16 for "
+        "16-bit checkpoints where it multiplies them natively, else float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where torch finds one, else cpu."

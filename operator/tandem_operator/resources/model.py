@@ -91,8 +91,9 @@ class Engine(Resource):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Number format of weights and KV cache; auto takes the checkpoint's own on "
-        "a GPU and float32 on a CPU.",
+        description="Number format of weights and KV cache; auto takes the checkpoint's own; on "
+        "a CPU bfloat16 for 16-bit checkpoints where the CPU multiplies them, else float32 (for "
+        "VLLM always). Name it where pods of one Model run on unlike CPUs.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to compute; auto takes CUDA when the pod has a GPU."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tandem_worker.engine.drawn import Drawn, TokenLogprobs
+from tandem_worker.engine.packing import BlockRow
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.scheduler import Chunk
 from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
@@ -98,6 +99,7 @@ class EngineRequest:
         constraint: Which tokens may be drawn, or None for all.
         pooling: How the prompt becomes a vector; then nothing is drawn.
         prompt_logprobs: Number of alternatives per prompt token, or None for no echo.
+        blocks: The sequence's block ids as the runner reads them.
     """
 
     sequence: ScheduledSequence
@@ -111,6 +113,7 @@ class EngineRequest:
     prompt_logprobs: int | None = None
     pooling: Pooling | None = None
     collected_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    blocks: BlockRow = field(default_factory=BlockRow)
 
     @property
     def request_id(self) -> str:

@@ -9,15 +9,19 @@ import numpy as np
 import torch
 
 from tandem_kernels.checks import KernelArgumentError
+from tandem_kernels.dispatch import interpreting
 from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.drawn import Drawn, Sampled, TokenLogprobs
 from tandem_worker.engine.masks import MaskBuilder
+from tandem_worker.engine.packing import pack
 from tandem_worker.engine.requests import EngineRequest, Event, Work
 from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights
+from tandem_worker.models.cpu_linear import computes_bfloat16
+from tandem_worker.models.cpu_transformer import CpuTransformer
 from tandem_worker.models.sharding import WHOLE, Shard
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
@@ -61,7 +65,7 @@ class ModelRunner:
         self._masks = MaskBuilder(self.device)
         name: str = config.dtype
         if name == "auto":
-            name = "float32" if self.device.type == "cpu" else _gpu_dtype(self.spec)
+            name = _own_dtype(self.spec, self.device)
         self.dtype = _DTYPES[name]
         weights = load_weights(
             self.spec, weights_dir, dtype=self.dtype, device=self.device, shard=shard
@@ -69,7 +73,8 @@ class ModelRunner:
         self.num_blocks = self._count_blocks(config)
         fitting = self.num_blocks * BLOCK_SIZE
         self.max_model_len = min(config.max_model_len or self.spec.max_position, fitting)
-        self.model = Transformer(
+        on_cpu = self.device.type == "cpu" and not interpreting()
+        self.model = (CpuTransformer if on_cpu else Transformer)(
             self.own_spec, weights, max_positions=self.max_model_len + 1, reduce=reduce
         )
         shape = (self.num_blocks, self.own_spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
@@ -179,51 +184,22 @@ class ModelRunner:
 
     def pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
         """The tensors of one step: decodes first, then chunks of prompts."""
-        tokens: list[int] = []
-        positions: list[np.ndarray] = []
-        slots: list[np.ndarray] = []
-        tables = []
-        lengths = []
-        for item in work:
-            sequence, start = item.chunk.sequence, item.chunk.start
-            end = start + item.chunk.num_tokens
-            tokens += sequence.token_ids[start:end]
-            where = np.arange(start, end, dtype=np.int64)
-            num_blocks = -(-end // BLOCK_SIZE)
-            table = np.asarray(sequence.block_ids[:num_blocks], dtype=np.int64)
-            positions.append(where)
-            slots.append(table[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE)
-            tables.append(table)
-            lengths.append(end)
-        counts = [item.chunk.num_tokens for item in work[num_decodes:]]
+        packed = pack([item.chunk for item in work], [i.request.blocks for i in work], num_decodes)
+        tables, lens = self._to_device(packed.tables), self._to_device(packed.lens)
+        starts = np.cumsum([0, *packed.counts], dtype=np.int32)
         return Batch(
-            token_ids=torch.tensor(tokens, dtype=torch.int64, device=self.device),
-            positions=self._to_device(np.concatenate(positions)),
-            slot_mapping=self._to_device(np.concatenate(slots)),
+            token_ids=self._to_device(packed.tokens),
+            positions=self._to_device(packed.positions),
+            slot_mapping=self._to_device(packed.slots),
             num_decodes=num_decodes,
-            decodes=Decodes(self._table(tables[:num_decodes]), self._int32(lengths[:num_decodes]))
-            if num_decodes
-            else None,
-            prefills=Prefills(
-                self._table(tables[num_decodes:]),
-                self._int32([0, *np.cumsum(counts)]),
-                self._int32(lengths[num_decodes:]),
-            )
-            if counts
+            decodes=Decodes(tables[:num_decodes], lens[:num_decodes]) if num_decodes else None,
+            prefills=Prefills(tables[num_decodes:], self._to_device(starts), lens[num_decodes:])
+            if packed.counts
             else None,
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-    def _int32(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
-
-    def _table(self, tables: list[np.ndarray]) -> torch.Tensor:
-        padded = np.zeros((len(tables), max(len(t) for t in tables)), dtype=np.int32)
-        for row, table in enumerate(tables):
-            padded[row, : len(table)] = table
-        return self._to_device(padded)
 
     # -- drawing ---------------------------------------------------------------------------------
 
@@ -235,7 +211,7 @@ class ModelRunner:
     ) -> list[Sampled]:
         params = [request.sampling for request in requests]
         if allowed is None and all(p.is_plain_greedy for p in params):
-            return [Sampled(token) for token in logits.argmax(-1).tolist()]
+            return [Sampled(token) for token in _argmax(logits)]
 
         def column(values: Sequence[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -359,6 +335,14 @@ class ModelRunner:
         return int(count)
 
 
+def _argmax(logits: torch.Tensor) -> list[int]:
+    """Of each row the first of the greatest; on a CPU by numpy, which is seven times as fast."""
+    if logits.is_cuda:
+        return logits.argmax(-1).tolist()
+    best: list[int] = logits.numpy().argmax(-1).tolist()
+    return best
+
+
 def _ignore(event: Event) -> None:
     """Takes a warm-up's events."""
 
@@ -373,5 +357,9 @@ def _device(config: WorkerConfig) -> torch.device:
     return torch.device("cuda" if available else "cpu")
 
 
-def _gpu_dtype(spec: ModelSpec) -> str:
-    return spec.dtype if spec.dtype in _DTYPES else "bfloat16"
+def _own_dtype(spec: ModelSpec, device: torch.device) -> str:
+    """The checkpoint's own type where the device computes it; float16 as bfloat16 on a CPU."""
+    if device.type == "cuda":
+        return spec.dtype if spec.dtype in _DTYPES else "bfloat16"
+    is_half = spec.dtype in ("bfloat16", "float16")
+    return "bfloat16" if is_half and computes_bfloat16() else "float32"

@@ -22,7 +22,7 @@ from tandem_kernels.swiglu import swiglu
 from tandem_worker.errors import ModelError
 from tandem_worker.models.checkpoint import DenseMlp, LayerWeights, ModelWeights
 from tandem_worker.models.mixture import Experts, mixture
-from tandem_worker.models.quantized import linear
+from tandem_worker.models.quantized import Weight, linear
 from tandem_worker.models.spec import ModelSpec
 
 
@@ -123,7 +123,7 @@ class Transformer:
         layer i's are written.
         """
         eps = self.spec.rms_norm_eps
-        hidden = F.embedding(batch.token_ids, self.weights.embed)
+        hidden = self._embedded(batch)
         residual: torch.Tensor | None = None
         for index, layer in enumerate(self.weights.layers):
             normed, residual = add_rms_norm(hidden, residual, layer.input_norm, eps)
@@ -131,15 +131,27 @@ class Transformer:
             attended = self._attention(index, layer, normed, batch, k_cache, v_cache)
             if on_layer is not None:
                 on_layer(index)
-            hidden = self._reduce(linear(attended, layer.o, layer.o_bias))
+            hidden = self._reduce(self._linear(attended, layer.o, layer.o_bias))
             normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
-            hidden = self._reduce(_mlp(normed, layer.mlp))
+            hidden = self._reduce(self._mlp(normed, layer.mlp))
         normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
         return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``(rows, hidden_size)`` to float32 ``(rows, vocab_size)``."""
-        return linear(hidden, self.weights.lm_head, None).float()
+        return self._linear(hidden, self.weights.lm_head, None).float()
+
+    def _mlp(self, x: torch.Tensor, mlp: DenseMlp | Experts) -> torch.Tensor:
+        if isinstance(mlp, Experts):
+            return mixture(x, mlp)
+        inner = swiglu(self._linear(x, mlp.gate_up, mlp.gate_up_bias))
+        return self._linear(inner, mlp.down, mlp.down_bias)
+
+    def _linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear(x, weight, bias)
+
+    def _embedded(self, batch: Batch) -> torch.Tensor:
+        return F.embedding(batch.token_ids, self.weights.embed)
 
     def _attention(
         self,
@@ -152,7 +164,7 @@ class Transformer:
     ) -> torch.Tensor:
         spec = self.spec
         num_tokens = normed.shape[0]
-        qkv = linear(normed, layer.qkv, layer.qkv_bias)
+        qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
         rows = qkv.view(num_tokens, -1, spec.head_dim)
         num_q, num_kv = spec.num_heads, spec.num_kv_heads
         q = qk_norm_rope_write(
@@ -194,12 +206,6 @@ class Transformer:
             )
             parts.append(out.reshape(num_tokens - batch.num_decodes, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _mlp(x: torch.Tensor, mlp: DenseMlp | Experts) -> torch.Tensor:
-    if isinstance(mlp, Experts):
-        return mixture(x, mlp)
-    return linear(swiglu(linear(x, mlp.gate_up, mlp.gate_up_bias)), mlp.down, mlp.down_bias)
 
 
 def _as_it_is(whole: torch.Tensor) -> torch.Tensor:
