@@ -355,6 +355,25 @@ async def test_pools_that_nobody_asks_sleep_after_the_time_given(curve):
     assert decisions[-1]["reason"] == "nobody asks: sleeping"
 
 
+async def test_a_policy_that_breaks_a_rule_is_not_followed_as_the_routers_status_says():
+    """An older apiserver may hold one; the status tells that built-in values hold."""
+    world = sleepy()
+    twice = {"signals": [{"name": "KVUtilization", "target": "0.5"}] * 2}
+
+    class Stored(ManagedCopies):
+        async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+            found = await super().get(kind, namespace, name)
+            if found is None or kind != "AutoscalingPolicy":
+                return found
+            return {**found, "spec": {**found["spec"], "decode": twice}}
+
+    world.driver = ScalingDriver(Stored(world.store), SETTINGS, lambda: world.now, world.ask)
+    await world.run(1.0, 4)
+    await world.run(0.0, 40)
+
+    assert min(world.replicas(name) for name in POOLS) >= 1
+
+
 @pytest.mark.parametrize("curve", [CURVE, []], ids=["known curve", "no curve yet"])
 async def test_a_held_request_wakes_sleeping_pools_within_a_second(curve):
     world = sleepy()

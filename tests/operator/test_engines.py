@@ -287,6 +287,23 @@ async def test_a_pass_asks_another_engine_once_for_all_that_it_wants_to_know() -
     assert len(server.seen) == asked > 0
 
 
+async def test_a_proxy_of_the_operators_environment_leads_to_no_pod(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = await FakeVLLM(served_model="m", running=3.0).start()
+    try:
+        load = await EngineReports().read(_vllm_pod(), server.port, 5.0)
+    finally:
+        await server.stop()
+
+    assert load is not None
+    assert load["num_running"] == 3.0
+
+
 async def test_load_of_a_vllm_pod_has_the_shape_that_the_control_loop_reads() -> None:
     server = await FakeVLLM(served_model="m", running=3.0, kv_use=0.5).start()
     pod = _vllm_pod()

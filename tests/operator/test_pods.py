@@ -17,6 +17,7 @@ from tandem_operator.plan.router_facts import TierFacts
 from tandem_operator.reconcile import pod_client as pods
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.pod_client import WorkerPods, ask_json, router_traffic
+from tandem_operator.reconcile.pod_http import MAX_REPLY_BYTES
 from tandem_operator.resources.base import Object
 
 
@@ -49,7 +50,7 @@ async def test_a_reply_may_come_in_pieces_and_in_chunks() -> None:
 async def test_a_reply_without_end_is_refused() -> None:
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     async with answering(head, b"x" * 65536, endless=True) as port:
-        with pytest.raises(ValueError, match=f"more than {pods.MAX_REPLY_BYTES} bytes"):
+        with pytest.raises(ValueError, match=f"more than {MAX_REPLY_BYTES} bytes"):
             await ask_json("127.0.0.1", port, "/x")
 
 

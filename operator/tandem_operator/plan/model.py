@@ -27,6 +27,7 @@ from tandem_operator.plan.objects import (
     Settings,
     child,
     digest,
+    disruption_budget,
     foreign_labels,
     owner_labels,
     patched,
@@ -34,6 +35,7 @@ from tandem_operator.plan.objects import (
     pod_security_context,
     probe,
     relative_path,
+    requested,
     security_context,
     service_name,
 )
@@ -111,7 +113,8 @@ def plan_model(
         plan.apply.append(
             _deployment(model, role, spec, name, revision, replicas, missing, settings)
         )
-        plan.apply.append(_disruption_budget(model, role, name))
+        pods_of_role = {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role}
+        plan.apply.append(disruption_budget(model, name, pods_of_role, labels))
     if settings.network.enabled:
         plan.apply.append(worker_policy(model, settings))
     for pod in pods:
@@ -196,22 +199,6 @@ def _service(model: Model, role: str, name: str, settings: Settings) -> Object:
                 "clusterIP": "None",
                 "selector": {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role},
                 "ports": ports,
-            }
-        },
-        {ROLE_LABEL: role},
-    )
-
-
-def _disruption_budget(model: Model, role: str, name: str) -> Object:
-    return child(
-        model,
-        "policy/v1",
-        "PodDisruptionBudget",
-        name,
-        {
-            "spec": {
-                "maxUnavailable": 1,
-                "selector": {"matchLabels": {MODEL_LABEL: model.metadata.name, ROLE_LABEL: role}},
             }
         },
         {ROLE_LABEL: role},
@@ -350,12 +337,7 @@ def _mounts(engine: EnginePod) -> tuple[tuple[str, str], ...]:
 
 
 def _resources(spec: RoleSpec) -> Object:
-    requests: dict[str, str] = {}
-    limits: dict[str, str] = {}
-    if spec.resources.cpu:
-        requests["cpu"] = spec.resources.cpu
-    if spec.resources.memory:
-        requests["memory"] = limits["memory"] = spec.resources.memory
+    requests, limits = requested(spec.resources)
     if spec.gpus:
         requests[spec.gpu_resource] = limits[spec.gpu_resource] = str(spec.gpus)
     return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}

@@ -13,6 +13,7 @@ from tandem_operator.resources import API_VERSION, Model, Router
 from tandem_operator.resources.allow_list import AllowList
 from tandem_operator.resources.base import Object as Object
 from tandem_operator.resources.entrance import Entrance
+from tandem_operator.resources.model import Resources
 from tandem_operator.resources.network_rules import NetworkRules
 from tandem_operator.resources.pod_defaults import PodDefaults
 
@@ -148,6 +149,28 @@ def child(
     if annotations:
         metadata["annotations"] = dict(annotations)
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
+
+
+def disruption_budget(
+    owner: Model | Router,
+    name: str,
+    pods: Mapping[str, str],
+    labels: Mapping[str, str] | None = None,
+) -> Object:
+    """One of these pods at a time may be moved away. pods: labels by which they are found."""
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": dict(pods)}}
+    return child(owner, "policy/v1", "PodDisruptionBudget", name, {"spec": spec}, labels)
+
+
+def requested(resources: Resources) -> tuple[dict[str, str], dict[str, str]]:
+    """(requests, limits) of a container: CPU is asked for, memory is a limit as well."""
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if resources.cpu:
+        requests["cpu"] = resources.cpu
+    if resources.memory:
+        requests["memory"] = limits["memory"] = resources.memory
+    return requests, limits
 
 
 def peer_secret(namespace: str, token: str) -> Object:

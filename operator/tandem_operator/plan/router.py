@@ -23,6 +23,7 @@ from tandem_operator.plan.objects import (
     Settings,
     child,
     digest,
+    disruption_budget,
     foreign_labels,
     log_variables,
     owner_labels,
@@ -31,6 +32,7 @@ from tandem_operator.plan.objects import (
     pod_security_context,
     probe,
     relative_path,
+    requested,
     security_context,
     spread,
 )
@@ -228,20 +230,7 @@ def plan_router(
             {REVISION_LABEL: revision},
         )
     )
-    plan.apply.append(
-        child(
-            router,
-            "policy/v1",
-            "PodDisruptionBudget",
-            name,
-            {
-                "spec": {
-                    "maxUnavailable": 1,
-                    "selector": {"matchLabels": {ROUTER_LABEL: router.metadata.name}},
-                }
-            },
-        )
-    )
+    plan.apply.append(disruption_budget(router, name, {ROUTER_LABEL: router.metadata.name}))
     return plan
 
 
@@ -324,12 +313,8 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         mounts.append({"name": "metrics-token", "mountPath": METRICS_DIR, "readOnly": True})
         volumes.append({"name": "metrics-token", "secret": {"secretName": metrics.name}})
     add_store(router, settings, args, mounts, volumes)
-    resources: Object = {}
-    if router.spec.resources.cpu:
-        resources.setdefault("requests", {})["cpu"] = router.spec.resources.cpu
-    if router.spec.resources.memory:
-        resources.setdefault("requests", {})["memory"] = router.spec.resources.memory
-        resources["limits"] = {"memory": router.spec.resources.memory}
+    requests, limits = requested(router.spec.resources)
+    resources = {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
     container: Object = {
         "name": "router",
         "image": image,

@@ -31,6 +31,7 @@ from tandem_operator.plan.router import rates_name
 from tandem_operator.plan.scheduling import unschedulable
 from tandem_operator.reconcile.children import controlled, onto
 from tandem_operator.reconcile.cluster_api import ClusterApi
+from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
 from tandem_operator.resources import Model, Router
@@ -191,15 +192,9 @@ class ScalingDriver:
         if ref is None:
             return None
         obj = await self._api.get("AutoscalingPolicy", router.metadata.namespace, ref.name)
-        if obj is None:
-            return None
-        try:
-            return AutoscalingPolicy.model_validate(
-                {name: obj[name] for name in ("metadata", "spec") if name in obj}
-            ).spec
-        except ValueError as error:
-            logger.warning("AutoscalingPolicy %s is not usable: %s", ref.name, error)
-            return None
+        read = parse(obj) if obj is not None else None
+        # Where it cannot be read, the Router's status says so: built-in values hold.
+        return read.spec if isinstance(read, AutoscalingPolicy) else None
 
     async def _pools(
         self, namespace: str, tiers: Mapping[str, str]

@@ -10,14 +10,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
 from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
 from tandem_operator.plan.objects import ROLE_LABEL, Object
+from tandem_operator.reconcile.pod_http import ask_pod
 from tandem_router.engines import Ask, LoadReader, engine_of
 from tandem_router.errors import UpstreamError
 
-MAX_REPLY_BYTES = 4 * 2**20
 MAX_READERS = 4096
 HANDOVER_TIMEOUT_S = 30.0
 
@@ -64,23 +62,9 @@ async def handover(prefill: Object, decode: Object, port: int) -> tuple[bool, st
 
 def asker(host: str, port: int) -> Ask:
     """How an adapter asks a pod. What it raises is OSError or ValueError."""
-    base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def ask(path: str, body: bytes = b"") -> tuple[int, bytes]:
-        content = bytearray()
         headers = {"content-type": "application/json"} if body else {}
-        method = "POST" if body else "GET"
-        try:
-            async with (
-                httpx.AsyncClient(verify=False, trust_env=False, timeout=None) as client,
-                client.stream(method, base + path, content=body, headers=headers) as reply,
-            ):
-                async for part in reply.aiter_bytes():
-                    content += part
-                    if len(content) > MAX_REPLY_BYTES:
-                        raise ValueError(f"{path} answers with more than {MAX_REPLY_BYTES} bytes")
-        except httpx.HTTPError as error:
-            raise OSError(f"{path} is not answered: {error!r}") from error
-        return reply.status_code, bytes(content)
+        return await ask_pod(host, port, "POST" if body else "GET", path, body, headers)
 
     return ask

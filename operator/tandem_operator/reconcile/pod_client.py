@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import httpx
-
 from tandem_operator.plan.model_status import LinkTest, Remark
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
@@ -25,6 +23,7 @@ from tandem_operator.plan.router_facts import (
 )
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.engine_reports import EngineReports, handover, is_foreign
+from tandem_operator.reconcile.pod_http import ask_pod
 from tandem_operator.reconcile.quality_report import quality_facts, retraining_facts
 
 # A passed test holds while both pods live; this bounds how long a later fault stays unseen.
@@ -32,7 +31,6 @@ RETEST_AFTER_S = 600.0
 RETRY_AFTER_S = 5.0
 TIMEOUT_S = 5.0
 PATIENCE_S = 1.0  # that one pass has with a link test
-MAX_REPLY_BYTES = 4 * 2**20
 
 
 async def ask_json(
@@ -49,27 +47,14 @@ async def ask_json(
     Raises OSError, TimeoutError or ValueError when there is no usable answer.
     """
     method = method or ("GET" if body is None else "POST")
-    name = f"[{host}]" if ":" in host else host
     headers = {"x-tandem-peer-token": token}
-    content = bytearray()
-    try:
-        # Pods speak plain HTTP; a proxy of the operator's own environment does not lead to them.
-        async with (
-            asyncio.timeout(timeout_s),
-            httpx.AsyncClient(verify=False, trust_env=False, timeout=None) as client,
-            client.stream(
-                method, f"http://{name}:{port}{path}", json=body, headers=headers
-            ) as reply,
-        ):
-            async for part in reply.aiter_bytes():
-                content += part
-                if len(content) > MAX_REPLY_BYTES:
-                    raise ValueError(f"{path} answers with more than {MAX_REPLY_BYTES} bytes")
-    except httpx.RemoteProtocolError as error:
-        raise ValueError(f"{path} answers what is no HTTP: {error}") from error
-    except httpx.HTTPError as error:
-        raise OSError(f"{path} is not answered: {error!r}") from error
-    return reply.status_code, json.loads(content)
+    sent = b""
+    if body is not None:
+        headers["content-type"] = "application/json"
+        sent = json.dumps(body).encode()
+    async with asyncio.timeout(timeout_s):
+        status, content = await ask_pod(host, port, method, path, sent, headers)
+    return status, json.loads(content)
 
 
 async def peer_token(api: ClusterApi, namespace: str) -> str:

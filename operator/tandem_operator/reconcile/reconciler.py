@@ -395,8 +395,7 @@ class Reconciler:
                 return
             raise
         for news in news_in(obj, status):
-            name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
-            await self.api.create(event(obj, news, name, self.now()))
+            await self._tell(obj, news, result)
 
 
 def _both_roles_ready(pods: list[Object]) -> bool:

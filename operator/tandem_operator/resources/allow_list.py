@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints, field_validator
 
+from tandem_operator.resources.base import Values
 from tandem_router.addresses import networks
 
 Entry = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
@@ -20,12 +20,8 @@ Entry = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r
 USABLE_BY_LABEL = "tandem.dev/usable-by"
 
 
-class AllowList(BaseModel):
+class AllowList(Values):
     """Restrictive by default; each field opens one thing."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
-    )
 
     images: tuple[Entry, ...] = Field(
         default=(),

@@ -131,6 +131,14 @@ class Resource(BaseModel):
         return self.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
+class Values(BaseModel):
+    """A part of the chart's values, or of a file beside them: what an installation says."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
+
+
 class ObjectRef(Resource):
     """Names an object of a known kind in the same namespace."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
+
+from tandem_operator.resources.base import Values
 
 _HOST = re.compile(r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 _PLACES = ("{router}", "{namespace}")
@@ -30,13 +31,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Annotations = dict[str, str]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
-    )
-
-
-class IngressRules(_Section):
+class IngressRules(Values):
     """An Ingress per Router."""
 
     host: Host = Field(default="", description="Host; empty makes no Ingress.")
@@ -50,7 +45,7 @@ class IngressRules(_Section):
     )
 
 
-class RouteRules(_Section):
+class RouteRules(Values):
     """An HTTPRoute per Router, for Gateway API."""
 
     host: Host = Field(default="", description="Host; empty makes no HTTPRoute.")
@@ -60,7 +55,7 @@ class RouteRules(_Section):
     annotations: Annotations = Field(default_factory=dict, description="For the controller.")
 
 
-class Entrance(_Section):
+class Entrance(Values):
     """Plain Services inside the cluster, where nothing is said."""
 
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(

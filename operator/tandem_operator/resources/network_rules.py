@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from tandem_operator.resources.base import Values
 
 Peer = dict[str, Any]
 
@@ -14,12 +15,8 @@ MONITORING: Peer = {
 }
 
 
-class NetworkRules(BaseModel):
+class NetworkRules(Values):
     """Peers are those of a Kubernetes NetworkPolicy."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
-    )
 
     enabled: bool = Field(
         default=True, description="NetworkPolicies for the pods of workers and routers."

@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints, field_validator
 
-from tandem_operator.resources.base import GROUP
+from tandem_operator.resources.base import GROUP, Values
 from tandem_operator.resources.pod_patch import misfits
 
 Annotations = dict[str, str]
 SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 
 
-class PodDefaults(BaseModel):
+class PodDefaults(Values):
     """Nothing, where nothing is said."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
-    )
 
     worker: dict[str, Any] = Field(
         default_factory=dict, description="Patch of every worker's pod template."
