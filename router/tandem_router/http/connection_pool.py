@@ -268,7 +268,11 @@ class Response:
 
     async def headers_ready(self) -> None:
         while self.status == 0 and not self._done:
-            await self._wait()
+            self._waiter = self._loop.create_future()  # `_wait`, without its own frame
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self.status == 0:
             raise self._error or UpstreamError("the reply ended before its headers")
 

@@ -31,30 +31,23 @@ Direct = Callable[["Exchange"], Awaitable[None] | None]
 class Exchange:
     """One request and its reply: ASGI's `receive` and `send`."""
 
-    __slots__ = (
-        "_body",
-        "_body_bytes",
-        "_chunked",
-        "_connection",
-        "_gone",
-        "_length",
-        "_reply_head",
-        "_scope",
-        "_told_all",
-        "_waiter",
-        "complete",
-        "head",
-        "keep_alive",
-        "method",
-        "more_body",
-        "names",
-        "on_congested",
-        "on_drained",
-        "on_gone",
-        "started",
-        "task",
-        "version",
-    )
+    # What most requests leave as it is, so that making one costs little.
+    _body_bytes = 0
+    _length = 0
+    _told_all = False
+    _gone = False
+    _waiter: asyncio.Future[None] | None = None
+    _reply_head: bytes | None = None
+    _chunked = False
+    started = False
+    complete = False
+    # Called once when the client leaves before its reply is complete.
+    on_gone: Callable[[], None] | None = None
+    # Called when the client reads slower than it is written to.
+    on_congested: Callable[[], None] | None = None
+    # Called when a client that was slow has read what was written.
+    on_drained: Callable[[], None] | None = None
+    task: asyncio.Task[None] | None = None
 
     def __init__(
         self,
@@ -76,24 +69,11 @@ class Exchange:
         # Headers by name, the last of those with one name: whether there is one is seen at once.
         self.names = names
         self.keep_alive = keep_alive
-        self._body: list[bytes] = [] if body is None else [body]
-        self._body_bytes = 0
-        self._length = 0 if body is None else len(body)
         self.more_body = body is None
-        self._told_all = False
-        self._gone = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._reply_head: bytes | None = None
-        self._chunked = False
-        self.started = False
-        self.complete = False
-        # Called once when the client leaves before its reply is complete.
-        self.on_gone: Callable[[], None] | None = None
-        # Called when the client reads slower than it is written to.
-        self.on_congested: Callable[[], None] | None = None
-        # Called when a client that was slow has read what was written.
-        self.on_drained: Callable[[], None] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self._body: list[bytes] = []
+        if body is not None:
+            self._body.append(body)
+            self._length = len(body)
 
     @property
     def scope(self) -> Message:

@@ -119,6 +119,16 @@ class Ledger:
         for name, tenant in self._tenants.items():
             self._limit(self._accounts, name, f"tenant {name!r}", tenant)
 
+        # Those that nothing but the router's own limit holds up: most, and soon told.
+        self._unlimited = {
+            name: (account,)
+            for name, account in self._accounts.items()
+            if len(self._tenants) <= 2  # else the last places are for others
+            and account.requests is None
+            and account.tokens is None
+            and account.limits.max_concurrency is None
+        }
+
     def set_keys(self, keys: Mapping[str, tuple[str, Limits]]) -> None:
         """API keys that have limits of their own: id to (name in messages, limits)."""
         for key in self._keys.keys() - keys.keys():
@@ -188,6 +198,9 @@ class Ledger:
 
         Raises ApiError (429 with Retry-After). Asked before a body is read, too.
         """
+        alone = self._unlimited.get(tenant)
+        if alone is not None and self.num_inflight < self._max_inflight and key not in self._keys:
+            return alone
         if self.num_inflight >= self._max_inflight:
             raise overloaded(
                 f"the router has {self.num_inflight} requests in flight, its limit; retry later",
@@ -235,9 +248,18 @@ class Ledger:
         self.num_inflight += 1
         return Hold(self._tenants[tenant], accounts, num_tokens)
 
+    def _has_ceiling(self, hold: Hold) -> bool:
+        """Whether any sum of money bounds it."""
+        if self.budget is not None:
+            return True
+        for account in hold.accounts:  # noqa: SIM110 (a generator costs thrice)
+            if account.usd is not None:
+                return True
+        return False
+
     def means(self, hold: Hold) -> Means:
         """What a request may be decided with: what is left, and what it holds itself."""
-        if self.budget is None and all(each.usd is None for each in hold.accounts):
+        if not self._has_ceiling(hold):
             return NO_CEILINGS
         now = self._clock()
         left = [each.usd.left(now) for each in hold.accounts if each.usd is not None]
@@ -255,7 +277,7 @@ class Ledger:
         now = self._clock()
         if used is not NOTHING:
             self._book(hold, now, used)
-        if self.budget is None and all(each.usd is None for each in hold.accounts):
+        if not self._has_ceiling(hold):
             hold.tier, hold.usd = tier, usd
             hold.budget_usd = 0.0 if tier in self.unbilled else usd
             return True

@@ -39,6 +39,7 @@ class Scored(Struct, frozen=True):
 
 
 UNSCORED = Scored(None, ScoreStatus.ABSENT)
+_OK, _FAILED = (ScoreStatus.OK.value,), (ScoreStatus.FAILED.value,)
 
 
 class Scorer:
@@ -109,32 +110,57 @@ class Scorer:
             return True
         return best <= INLINE_BELOW_S
 
-    async def score(self, prompt: str) -> Scored:
+    def score_now(self, prompt: str) -> Scored | None:
+        """The score of a predictor that runs here; None where it has to be waited for."""
         predictor = self._predictor
         if predictor is None:
             return UNSCORED
+        if self._executor is not None:
+            return None
+        prompt = prompt[: self._max_chars]
+        try:
+            start = time.perf_counter()
+            score = predictor.score(prompt)
+            took_s = time.perf_counter() - start
+            self._recent.saw(len(prompt), score)
+        except Exception:
+            self._complain()
+            self._metrics.predictor_outcomes[_FAILED].inc()
+            return Scored(None, ScoreStatus.FAILED)
+        if took_s <= self._deadline_s:
+            self._num_slow = 0
+        else:
+            self._num_slow += 1
+            if self._num_slow >= SLOW_IN_A_ROW:
+                logger.warning("the predictor has become slow; it now runs in a thread")
+                self._leave_the_loop()
+        self._metrics.predictor_seconds.observe(took_s)
+        self._metrics.predictor_outcomes[_OK].value += 1.0
+        return Scored(score, ScoreStatus.OK)
+
+    def _complain(self) -> None:
+        """In an exception's handler."""
+        if not self._complained:
+            self._complained = True
+            logger.exception("the predictor failed; the fallback tier answers (said once)")
+
+    async def score(self, prompt: str) -> Scored:
+        predictor, executor = self._predictor, self._executor
+        if predictor is None or executor is None:
+            return self.score_now(prompt) or UNSCORED
         prompt = prompt[: self._max_chars]
         status = ScoreStatus.OK
         score: Score | None = None
         took_s: float | None = None
         try:
-            if self._executor is None:
-                score, took_s = _timed(predictor, prompt)
-                self._num_slow = self._num_slow + 1 if took_s > self._deadline_s else 0
-                if self._num_slow >= SLOW_IN_A_ROW:
-                    logger.warning("the predictor has become slow; it now runs in a thread")
-                    self._leave_the_loop()
+            score, took_s = await self._in_thread(executor, predictor, prompt)
+            if score is None:
+                status = ScoreStatus.LATE
             else:
-                score, took_s = await self._in_thread(self._executor, predictor, prompt)
-                if score is None:
-                    status = ScoreStatus.LATE
-            if score is not None:
                 self._recent.saw(len(prompt), score)
         except Exception:
             status = ScoreStatus.FAILED
-            if not self._complained:
-                self._complained = True
-                logger.exception("the predictor failed; the fallback tier answers (said once)")
+            self._complain()
         if took_s is not None:
             self._metrics.predictor_seconds.observe(took_s)
         self._metrics.predictor_outcomes[(status.value,)].inc()

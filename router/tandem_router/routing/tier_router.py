@@ -191,7 +191,9 @@ class Routing:
 
     async def score(self, prompt: str | None) -> Scored:
         """The predictor's view of a prompt; absent where there is no text."""
-        return UNSCORED if prompt is None else await self.scorer.score(prompt)
+        if prompt is None:
+            return UNSCORED
+        return self.scorer.score_now(prompt) or await self.scorer.score(prompt)
 
     def choose(
         self,
