@@ -4,7 +4,7 @@ usage: vllm_shapes.py URL [--out FILE]
 
 Asks a fixed list of questions and keeps status, content type and body of each reply; times, ids
 and texts are as they came, and only their shapes are compared. Of `/metrics` the names are kept,
-of `/openapi.json` the paths.
+of `/openapi.json` the paths and the fields of a chat request.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ QUESTIONS: dict[str, tuple[str, dict[str, Any] | None]] = {
         },
     ),
     "text": (TEXT, {"prompt": "3 + 4 =", **SHORT}),
+    "text stream": (
+        TEXT,
+        {"prompt": [20, 21, 12], **SHORT, "stream": True, "stream_options": USAGE},
+    ),
     "text stream with ids": (
         TEXT,
         {
@@ -122,13 +126,25 @@ def record(ask: httpx.Client) -> dict[str, Any]:
         else:
             replies[name] = answered(ask.post(path, json={"model": model, **body}))
     names = ask.get("/metrics").text.splitlines()
-    paths = sorted(ask.get("/openapi.json").json()["paths"])
+    described = ask.get("/openapi.json").json()
     return {
         "version": ask.get("/version").json()["version"],
         "metrics": sorted({n.split("{")[0].split(" ")[0] for n in names if n[:5] == "vllm:"}),
-        "paths": paths,
+        "paths": sorted(described["paths"]),
+        "chat_fields": sorted(
+            described["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+        ),
         "replies": replies,
     }
+
+
+def written(found: dict[str, Any]) -> str:
+    """As JSON, a reply per line; the folder of the weights is nobody's business."""
+    root = found["replies"]["models"]["body"]["data"][0]["root"]
+    replies = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in found["replies"].items()]
+    head = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "replies"]
+    lines = ["{", ",\n".join(head) + ",", ' "replies": {', ",\n".join(replies), " }", "}", ""]
+    return "\n".join(lines).replace(root, "/weights")
 
 
 def main() -> int:
@@ -142,7 +158,7 @@ def main() -> int:
     except (httpx.HTTPError, ValueError, KeyError) as error:
         print(f"{args.url} does not answer as vLLM does: {error!r}", file=sys.stderr)
         return 1
-    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    text = written(found)
     if args.out is None:
         print(text, end="")
     else:

@@ -39,8 +39,11 @@ def test_your_own_models_take_ten_lines_that_a_test_types_in_this_order() -> Non
 def test_the_yaml_is_taken() -> None:
     shown = [b.text for b in blocks(README) if b.language == "yaml"]
 
-    assert len(shown) == 1
-    assert {m.obj["kind"] for m in load_text(shown[0], "README.md")} == {"Model", "Router"}
+    whole, vllm = shown
+    assert {m.obj["kind"] for m in load_text(whole, "README.md")} == {"Model", "Router"}
+    [model] = load_text("apiVersion: tandem.dev/v1alpha1\nkind: Model\n" + vllm, "README.md")
+    assert model.obj["spec"]["engine"]["type"] == "VLLM"
+    assert len(vllm.splitlines()) == 6
 
 
 def test_the_headers_are_in_the_reference() -> None:

@@ -102,7 +102,9 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-def start(folder: Path, name: str, *arguments: str, example: Path = EXAMPLE) -> Stack:
+def start(
+    folder: Path, name: str, *arguments: str, example: Path = EXAMPLE, router: str = "chat"
+) -> Stack:
     """Run `tandem up` with its state under `folder` and wait until it says ready."""
     env = {**os.environ, "XDG_CACHE_HOME": str(folder), "OMP_NUM_THREADS": "1"}
     env.pop("XDG_RUNTIME_DIR", None)
@@ -127,7 +129,7 @@ def start(folder: Path, name: str, *arguments: str, example: Path = EXAMPLE) -> 
     except AssertionError:
         process.kill()
         raise
-    endpoint = stack.get("router", "chat")["status"]["endpoint"]
+    endpoint = stack.get("router", router)["status"]["endpoint"]
     stack.url = endpoint.removesuffix("/v1")
     return stack
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -185,6 +186,53 @@ async def test_the_first_blocking_cause_is_shown(status: Object, reason: str) ->
     ready = cluster.condition("Model", "m", "Ready")
     assert (ready["status"], ready["reason"]) == ("False", reason)
     assert ready["message"]
+
+
+def starting(took_s: int, exit_code: int, restarts: int = 1) -> Object:
+    """A worker pod with ten minutes to start, whose process ended after so many seconds."""
+    at = datetime(2026, 11, 30, tzinfo=UTC)
+    times = {"startedAt": at.isoformat(), "finishedAt": (at + timedelta(0, took_s)).isoformat()}
+    last = {"terminated": {"exitCode": exit_code, **times}} if restarts else {}
+    entry = {
+        "name": "worker",
+        "state": {"running": {}},
+        "lastState": last,
+        "restartCount": restarts,
+    }
+    probe = {"periodSeconds": 2, "failureThreshold": 300}
+    return {
+        "metadata": {"name": "m-0"},
+        "spec": {"containers": [{"name": "worker", "startupProbe": probe}]},
+        "status": {"containerStatuses": [entry]},
+    }
+
+
+def test_a_worker_that_compiles_for_minutes_says_how_long_it_may() -> None:
+    found = first_blocker([starting(0, 0, restarts=0)])
+
+    assert found is not None
+    assert (found.reason, found.message) == (
+        "Starting",
+        "pod m-0 is starting; it has 600 s for it (rollout.startupTimeout)",
+    )
+
+
+@pytest.mark.parametrize("exit_code", [0, 137, 143])
+def test_a_worker_that_its_startup_probe_ended_names_the_field_to_raise(exit_code: int) -> None:
+    found = first_blocker([starting(605, exit_code)])
+
+    assert found is not None
+    assert found.reason == "Starting"
+    assert "was not ready within 600 s and was started again (restarts: 1)" in found.message
+    assert "raise rollout.startupTimeout" in found.message
+
+
+@pytest.mark.parametrize(("took_s", "exit_code"), [(40, 137), (605, 1), (4000, 143)])
+def test_a_worker_that_ended_otherwise_is_a_crash(took_s: int, exit_code: int) -> None:
+    found = first_blocker([starting(took_s, exit_code)])
+
+    assert found is not None
+    assert found.reason == "EngineCrash"
 
 
 def test_the_most_basic_cause_of_several_is_first() -> None:

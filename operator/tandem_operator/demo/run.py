@@ -187,7 +187,7 @@ async def _work(args: argparse.Namespace, cluster: LocalCluster, manifests: list
                 (router, "tandem routes all"),
             )
         }
-    measured = _measured(answers[small], answers[large], answers[router], large)
+    measured = compared(answers[small], answers[large], answers[router], large)
     summaries = summarize(measured)
     held_out = held_out_result(summaries)
     drop = held_out["quality_drop"]
@@ -269,9 +269,10 @@ def _outcome(answer: Answer) -> Outcome:
     return Outcome(answer.right, answer.cost_usd, answer.ttft_s, answer.tpot_s)
 
 
-def _measured(
+def compared(
     small: Sequence[Answer], large: Sequence[Answer], routed: Sequence[Answer], large_tier: str
 ) -> list[Measured]:
+    """Each question's three answers beside each other."""
     return [
         Measured(
             prompt_characters=len(r.question.prompt),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from tandem_operator.plan.scheduling import Claims, no_node
 from tandem_operator.resources.base import Object
@@ -26,6 +27,10 @@ def is_ready(pod: Object) -> bool:
 
 
 NO_CLAIMS: Claims = {}
+
+# How a process ends that was asked to, or made to.
+_SIGNALLED = frozenset({0, 137, 143})
+_SLACK_S = 30.0  # by which probes and clocks of a node are late
 
 # Most basic first: the first one that holds for any pod is the one to show.
 _ORDER = (
@@ -63,9 +68,40 @@ def blocker(pod: Object, claims: Claims = NO_CLAIMS) -> Blocker | None:
             break  # its volumes are being mounted
         return Blocker(_init_reason(entry["name"]), f"pod {name}: {entry['name']} is running")
     for entry in status.get("containerStatuses") or []:
-        if found := _waiting(name, entry):
+        if found := _too_slow(pod, entry) or _waiting(name, entry):
             return found
-    return Blocker("Starting", f"pod {name} is starting")
+    limit_s = _startup_limit_s(pod)
+    within = f"; it has {limit_s:.0f} s for it (rollout.startupTimeout)" if limit_s else ""
+    return Blocker("Starting", f"pod {name} is starting{within}")
+
+
+def _startup_limit_s(pod: Object) -> float | None:
+    """How long the probe gives a worker to start; None for other pods."""
+    for container in pod["spec"].get("containers") or []:
+        if container["name"] == "worker" and (probe := container.get("startupProbe")):
+            return float(probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3))
+    return None
+
+
+def _too_slow(pod: Object, entry: Object) -> Blocker | None:
+    """A worker that was ended by its startup probe, as one that compiles for longer is."""
+    limit_s = _startup_limit_s(pod)
+    last = (entry.get("lastState") or {}).get("terminated") or {}
+    if entry["name"] != "worker" or limit_s is None or last.get("exitCode") not in _SIGNALLED:
+        return None
+    try:
+        began, ended = (datetime.fromisoformat(last[at]) for at in ("startedAt", "finishedAt"))
+    except (KeyError, ValueError):
+        return None
+    grace_s = float(pod["spec"].get("terminationGracePeriodSeconds") or 30)
+    if not limit_s <= (ended - began).total_seconds() <= limit_s + grace_s + _SLACK_S:
+        return None
+    return Blocker(
+        "Starting",
+        f"pod {pod['metadata']['name']} was not ready within {limit_s:.0f} s and was started again "
+        f"(restarts: {entry.get('restartCount', 0)}); raise rollout.startupTimeout if it still "
+        "loads or compiles then: its log says how far it gets",
+    )
 
 
 def _init_reason(container: str) -> str:

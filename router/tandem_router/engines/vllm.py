@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tandem_router.engines.openai import ServedModels, as_provider
+from tandem_router.engines.openai import as_provider
 from tandem_router.engines.protocol import Ask, Headers, Told
+from tandem_router.engines.served_models import ServedModels
 from tandem_router.engines.vllm_metrics import Sample, StepProfile, load_of
 from tandem_router.engines.vllm_stream import VLLMWire
 from tandem_router.openai.request import InferenceRequest
@@ -87,6 +88,9 @@ class VLLMReader:
         problem = report.pop("problem") or self._hangs(sample)
         if not sample.values:
             report["notes"] = [*report["notes"], "gives no metrics: its load is not known"]
+        elif sample.missing:
+            lost = f"its /metrics lack {', '.join(sample.missing)}: its load is known in part"
+            report["notes"] = [*report["notes"], lost]
         return {**report, "ready": problem is None, **({"problem": problem} if problem else {})}
 
     def _hangs(self, sample: Sample) -> str | None:
@@ -107,13 +111,14 @@ class VLLMReader:
         version = await _json(ask, "/version")
         text = str(version.get("version") or "") if isinstance(version, dict) else ""
         who["engine"] = f"vLLM {text}".strip()
-        if (numbers := _numbers(text)) and numbers < TOKEN_IDS_SINCE:
+        described = await _json(ask, "/openapi.json")
+        if not _gives_token_ids(described, text):
             who["notes"].append(
-                f"vLLM {text} gives no token ids: a stream whose worker dies ends with an error; "
-                "0.10.2 or newer goes on"
+                f"{who['engine']} gives no token ids: a stream whose worker dies ends with an "
+                "error; 0.10.2 or newer goes on"
             )
         if self._probe and who["problem"] is None:
-            who["capabilities"] = await self._able(ask)
+            who["capabilities"] = await self._able(ask, described)
         return who
 
     async def _names(self, ask: Ask) -> dict[str, Any]:
@@ -133,11 +138,11 @@ class VLLMReader:
                 names["max_model_len"] = entry["max_model_len"]
         return names
 
-    async def _able(self, ask: Ask) -> dict[str, Any]:
-        described = await _json(ask, "/openapi.json")
+    async def _able(self, ask: Ask, described: Any) -> dict[str, Any]:
         paths = described.get("paths") if isinstance(described, dict) else None
         paths = paths if isinstance(paths, dict) else {}
-        embeds = "/v1/embeddings" in paths
+        # Older versions list the path for every model.
+        embeds = "/v1/embeddings" in paths and await self._embeds(ask)
         order = {"model": self._served_model, "max_tokens": 1, "temperature": 0}
         words = [{"role": "user", "content": "a"}]
         picture = [{"type": "image_url", "image_url": {"url": _PIXEL}}]
@@ -149,8 +154,14 @@ class VLLMReader:
             "structured_output": True,
             "logprobs": True,
             "embeddings": embeds,
-            "generation": not embeds or "/v1/completions" in paths,
+            "generation": not embeds or await _accepts(ask, {**order, "messages": words}),
         }
+
+    async def _embeds(self, ask: Ask) -> bool:
+        """0.10 answers 200 with an error where the model does not embed."""
+        order = {"model": self._served_model, "input": "a"}
+        status, body = await ask("/v1/embeddings", json.dumps(order).encode())
+        return status == 200 and b'"data"' in body
 
 
 async def _json(ask: Ask, path: str) -> Any:
@@ -162,8 +173,18 @@ async def _json(ask: Ask, path: str) -> Any:
 
 
 async def _accepts(ask: Ask, order: dict[str, Any]) -> bool:
-    status, _ = await ask("/v1/chat/completions", json.dumps(order).encode())
-    return status == 200
+    status, body = await ask("/v1/chat/completions", json.dumps(order).encode())
+    return status == 200 and b'"choices"' in body
+
+
+def _gives_token_ids(described: Any, version: str) -> bool:
+    """By its API's own description; by its version where it shows none."""
+    try:
+        schemas = described["components"]["schemas"].values()
+        return any("return_token_ids" in (schema.get("properties") or {}) for schema in schemas)
+    except (AttributeError, KeyError, TypeError):
+        numbers = _numbers(version)
+        return not numbers or numbers >= TOKEN_IDS_SINCE
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -77,6 +77,12 @@ class Sample:
         return self.get(_RUNNING)
 
     @property
+    def missing(self) -> list[str]:
+        """What a load report needs and this server does not count, as after a renaming."""
+        needed = ((_RUNNING,), (_WAITING,), (_KV_USE, _KV_USE_V0), PROGRESS)
+        return [names[0] for names in needed if not any(name in self.values for name in names)]
+
+    @property
     def external_hits(self) -> float:
         """Prompt tokens whose KV came from another server."""
         return self.get(_EXTERNAL)

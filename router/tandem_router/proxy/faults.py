@@ -194,7 +194,11 @@ def _error_of(body: bytes) -> Any:
         payload = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return payload.get("error") if isinstance(payload, dict) else None
+    if not isinstance(payload, dict):
+        return None
+    if payload.get("object") == "error":  # vLLM up to 0.9 says it without a frame
+        return {name: value for name, value in payload.items() if name != "object"}
+    return payload.get("error")
 
 
 def _seconds(retry_after: bytes | None) -> float | None:

@@ -32,6 +32,7 @@ class FakeServer(ABC):
 
     seen: list[Seen] = field(default_factory=list)
     num_disconnects: int = 0
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # a client broke off
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     host: str = "127.0.0.1"
     port: int = 0
@@ -101,6 +102,7 @@ class FakeServer(ABC):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             self.num_disconnects += 1
+            self.left.set()
         finally:
             self._writers.discard(writer)
             writer.close()

@@ -1,8 +1,9 @@
-"""A vLLM server without a model: wire shapes as vLLM 0.32 gives them, breakable.
+"""A vLLM server without a model, in the wire shapes of a recorded version, breakable.
 
-Tokens continue a fixed sequence of the prompt: whoever is given prompt and first tokens as ids
-makes the same next ones, as vLLM does at temperature 0 in float32. As a command it is called as
-vLLM is:
+Replies are those that `scripts/vllm_shapes.py` recorded of a real server (`vllm_recordings/`), with
+other texts, ids and numbers. Tokens continue a fixed sequence of the prompt: whoever is given
+prompt and first tokens as ids makes the same next ones, as vLLM does at temperature 0 in float32.
+As a command it is called as vLLM is:
 `python -m tandem_router.testing.fake_vllm serve WEIGHTS --port N --served-model-name NAME ...`
 """
 
@@ -13,28 +14,33 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from tandem_router.testing.fake_server import FakeServer, Seen, begin_stream, plain_reply
+from tandem_router.testing.fake_server import (
+    FakeServer,
+    Seen,
+    begin_stream,
+    embedded,
+    plain_reply,
+)
 from tandem_router.testing.fake_worker import token_text
 
-EOS = 0
+_MARK = "tandem.revision="
 MAX_MODEL_LEN = 512
-METRICS = """\
-# HELP vllm:num_requests_running Number of requests in model execution batches.
-vllm:num_requests_running{{engine="0",model_name="{model}"}} {running}
-vllm:num_requests_waiting{{engine="0",model_name="{model}"}} {waiting}
-vllm:kv_cache_usage_perc{{engine="0",model_name="{model}"}} {kv_use}
-vllm:prefix_cache_queries_total{{engine="0",model_name="{model}"}} 100.0
-vllm:prefix_cache_hits_total{{engine="0",model_name="{model}"}} 25.0
-vllm:external_prefix_cache_hits_total{{engine="0",model_name="{model}"}} {external}
-vllm:generation_tokens_total{{engine="0",model_name="{model}"}} {tokens}
-vllm:request_prompt_tokens_count{{engine="0",model_name="{model}"}} 10.0
-vllm:request_prompt_tokens_sum{{engine="0",model_name="{model}"}} 400.0
-vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.1",model_name="{model}"}} 3.0
-vllm:cache_config_info{{block_size="16",engine="0",num_gpu_blocks="200"}} 1.0
-"""
+RECORDINGS = Path(__file__).parent / "vllm_recordings"
+VERSIONS = ("0.9.2", "0.10.2", "0.32.0")  # those that were recorded
+_NOTES = "# HELP vllm:num_requests_running Number of requests in model execution batches."
+
+
+@cache
+def recording(version: str) -> dict[str, Any]:
+    """What a real server of the version answered."""
+    found: dict[str, Any] = json.loads((RECORDINGS / f"{version}.json").read_text())
+    return found
 
 
 def prompt_ids(body: dict[str, Any]) -> list[int]:
@@ -56,15 +62,23 @@ def next_ids(prompt: list[int], number: int) -> list[int]:
 
 @dataclass(eq=False)
 class FakeVLLM(FakeServer):
-    """cut_after: events of the next streams after which the connection is reset; None: none."""
+    """cut_after: events of the next streams after which the connection is reset; None: none.
+
+    version: says what it says; `plays` is the recorded version whose shapes it has.
+    without_metrics: names that its `/metrics` lack; None: it has no `/metrics`.
+    """
 
     served_model: str = "model"
     revision: str = ""
     adapters: tuple[str, ...] = ()
-    version: str = "0.32.0"
+    more_metrics: dict[str, float] = field(default_factory=dict)
+    plays: str = "0.32.0"
+    version: str | None = None
     gives_ids: bool = True
     tools: bool = False
-    metrics: str | None = METRICS
+    images: bool = False
+    embeds: bool = False
+    without_metrics: Collection[str] | None = ()
     running: float = 0.0
     waiting: float = 0.0
     kv_use: float = 0.0
@@ -84,103 +98,156 @@ class FakeVLLM(FakeServer):
         paths = ("/v1/chat/completions", "/v1/completions")
         return [seen for seen in self.seen if seen.path in paths and not _is_probe(seen)]
 
+    def recorded(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = recording(self.plays)["replies"][name]
+        return found
+
+    def head(self, seen: Seen) -> dict[str, Any]:
+        begins = "chatcmpl-" if seen.path == "/v1/chat/completions" else "cmpl-"
+        return {
+            "id": begins + seen.headers.get("x-request-id", "none"),
+            "created": 1700000000 + len(self.inference),
+            "model": seen.json["model"],
+        }
+
     def events(self, seen: Seen) -> list[bytes]:
         body, chat = seen.json, seen.path == "/v1/chat/completions"
         prompt = prompt_ids(body)
         ids = next_ids(prompt, body.get("max_tokens") or self.max_tokens)
         shows = bool(body.get("return_token_ids")) and self.gives_ids
-        request_id = seen.headers.get("x-request-id", "none")
-        head = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + request_id,
-            "object": "chat.completion.chunk" if chat else "text_completion",
-            "created": 1700000000 + len(self.inference),
-            "model": body["model"],
-        }
+        name = f"{'chat' if chat else 'text'} stream{' with ids' if shows else ''}"
+        told = [e for e in self.recorded(name)["events"] if e != "[DONE]"]
+        usage = next(e for e in told if not e["choices"])
+        told = [e for e in told if e["choices"]]
+        first, last = told[0], told[-1]
+        texts = [("", first)] if chat else []
+        texts += [(token_text(t), told[1]) for t in ids[:-1]] + [(token_text(ids[-1]), last)]
+        if not chat:
+            texts[0] = (texts[0][0], first if len(ids) > 1 else last)
         events = []
-
-        def chunk(choices: list[dict[str, Any]], **more: Any) -> None:
-            text = json.dumps({**head, "choices": choices, **more}, separators=(",", ":"))
-            events.append(b"data: " + text.encode() + b"\n\n")
-
-        if chat:
-            delta = {"role": "assistant", "content": ""}
-            first = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-            chunk([first], **({"prompt_token_ids": prompt} if shows else {}), prompt_text=None)
-        for position, token in enumerate(ids):
-            last = position == len(ids) - 1
-            text = token_text(token)
-            choice: dict[str, Any] = {"index": 0}
-            choice |= {"delta": {"content": text}} if chat else {"text": text}
-            choice |= {"logprobs": None, "finish_reason": "length" if last else None}
-            if shows:
-                if not chat and position == 0:
-                    choice["prompt_token_ids"] = prompt
-                choice["token_ids"] = [token]
-            chunk([choice])
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+        for position, (text, like) in enumerate(texts):
+            [choice] = like["choices"]
+            choice = {**choice}
+            if chat:
+                choice["delta"] = {**choice["delta"], "content": text}
+            else:
+                choice["text"] = text
+            event = {**like, **self.head(seen), "choices": [choice]}
+            at = position - chat  # the token that this event tells, after the one of the role
+            for holder in (event, choice):
+                if holder.get("prompt_token_ids") is not None:
+                    holder["prompt_token_ids"] = prompt
+                if holder.get("token_ids") is not None:
+                    holder["token_ids"] = [ids[at]] if at >= 0 else []
+            events.append(event)
         if (body.get("stream_options") or {}).get("include_usage"):
-            chunk([], usage={**usage, "total_tokens": len(prompt) + len(ids)})
-        return [*events, b"data: [DONE]\n\n"]
+            events.append({**usage, **self.head(seen), "usage": _usage(usage, prompt, ids)})
+        lines = [json.dumps(event, separators=(",", ":")).encode() for event in events]
+        return [b"data: " + line + b"\n\n" for line in (*lines, b"[DONE]")]
 
     def whole(self, seen: Seen) -> dict[str, Any]:
         body, prompt = seen.json, prompt_ids(seen.json)
         ids = next_ids(prompt, body.get("max_tokens") or self.max_tokens)
         text = "".join(map(token_text, ids))
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
-        if seen.path == "/v1/completions":
-            said = {"text": text}
-        return {
-            "id": seen.headers.get("x-request-id", "none"),
-            "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "length", **said}],
-            "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(ids)},
-            "kv_transfer_params": self.kv_params if _order(seen) else None,
+        chat = seen.path == "/v1/chat/completions"
+        like = self.recorded("chat" if chat else "text")["body"]
+        [choice] = like["choices"]
+        choice = {**choice}
+        if chat:
+            choice["message"] = {**choice["message"], "content": text}
+        else:
+            choice["text"] = text
+        reply = {**like, **self.head(seen), "choices": [choice], "usage": _usage(like, prompt, ids)}
+        return {**reply, "kv_transfer_params": self.kv_params if _order(seen) else None}
+
+    def models(self) -> dict[str, Any]:
+        like = self.recorded("models")["body"]
+        base = next(entry for entry in like["data"] if not entry["parent"])
+        names = [self.served_model, *([f"{_MARK}{self.revision}"] if self.revision else [])]
+        entries = [{**base, "id": name, "max_model_len": MAX_MODEL_LEN} for name in names]
+        for adapter in self.adapters:
+            own = {"id": adapter, "root": f"/{adapter}", "parent": self.served_model}
+            entries.append({**base, **own, "max_model_len": None})
+        return {**like, "data": entries}
+
+    def metrics(self) -> str:
+        """Prometheus text with the names of the recorded version."""
+        said = {
+            "vllm:num_requests_running": self.running,
+            "vllm:num_requests_waiting": self.waiting,
+            "vllm:kv_cache_usage_perc": self.kv_use,
+            "vllm:gpu_cache_usage_perc": self.kv_use,
+            "vllm:prefix_cache_queries_total": 100.0,
+            "vllm:prefix_cache_hits_total": 25.0,
+            "vllm:external_prefix_cache_hits_total": self.external_hits,
+            "vllm:generation_tokens_total": self.tokens_made,
+            "vllm:request_prompt_tokens_count": 10.0,
+            "vllm:request_prompt_tokens_sum": 400.0,
         }
+        lines = [_NOTES]
+        for name in {**dict.fromkeys(recording(self.plays)["metrics"]), **self.more_metrics}:
+            labels = f'engine="0",model_name="{self.served_model}"'
+            value = self.more_metrics.get(name, said.get(name, 0.0))
+            if name == "vllm:cache_config_info":
+                labels, value = 'block_size="16",engine="0",num_gpu_blocks="200"', 1.0
+            elif name.endswith("_bucket"):
+                labels += ',le="+Inf"'
+            if name not in (self.without_metrics or ()):
+                lines.append(f"{name}{{{labels}}} {value}")
+        return "\n".join([*lines, ""])
+
+    async def error(
+        self, writer: asyncio.StreamWriter, status: int, kind: str, message: str
+    ) -> bool:
+        """An error in the version's own form."""
+        like = self.recorded("unknown model")["body"]
+        said = {"message": message, "type": kind, "code": status}
+        if isinstance(like.get("error"), dict):
+            return await _json(writer, {**like, "error": {**like["error"], **said}}, status)
+        return await _json(writer, {**like, **said}, status)
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if seen.path == "/health":
             return await plain_reply(writer, 200, {}, b"")
         if seen.path == "/metrics":
-            if self.metrics is None:
+            if self.without_metrics is None:
                 return await plain_reply(writer, 404, {}, b'{"detail":"Not Found"}')
-            text = self.metrics.format(
-                model=self.served_model,
-                running=self.running,
-                waiting=self.waiting,
-                kv_use=self.kv_use,
-                tokens=self.tokens_made,
-                external=self.external_hits,
-            )
-            return await plain_reply(writer, 200, {}, text.encode())
+            return await plain_reply(writer, 200, {}, self.metrics().encode())
         if seen.path == "/v1/models":
-            entries = [{"id": self.served_model, "parent": None, "max_model_len": MAX_MODEL_LEN}]
-            if self.revision:
-                entries.append({"id": f"tandem.revision={self.revision}", "parent": None})
-            own = self.served_model
-            entries += [{"id": a, "root": f"/{a}", "parent": own} for a in self.adapters]
-            return await _json(writer, {"object": "list", "data": entries})
+            return await _json(writer, self.models())
         if seen.path == "/version":
-            return await _json(writer, {"version": self.version})
+            return await _json(writer, {"version": self.version or self.plays})
         if seen.path == "/openapi.json":
-            return await _json(writer, {"paths": {"/v1/chat/completions": {}}})
+            known = recording(self.plays)
+            fields: dict[str, Any] = {name: {} for name in known["chat_fields"]}
+            schemas = {"ChatCompletionRequest": {"properties": fields}}
+            paths: dict[str, Any] = {path: {} for path in known["paths"]}
+            if self.embeds:
+                paths = {"/v1/embeddings": {}}
+            described = {"paths": paths, "components": {"schemas": schemas}}
+            return await _json(writer, described)
         if self.refuse and not _is_probe(seen):
             return await plain_reply(writer, *self.refuse.pop(0))
         if seen.json.get("model") not in (self.served_model, *self.adapters):
-            return await _error(writer, 404, "NotFoundError", "The model does not exist.")
+            return await self.error(writer, 404, "NotFoundError", "The model does not exist.")
         if seen.path == "/tokenize":
             ids = prompt_ids(seen.json)
-            return await _json(
-                writer, {"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids}
-            )
+            like = self.recorded("tokenize")["body"]
+            return await _json(writer, {**like, "count": len(ids), "tokens": ids})
         if seen.json.get("tools") and not self.tools:
             why = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser'
-            return await _error(writer, 400, "BadRequestError", why)
-        if "image_url" in json.dumps(seen.json.get("messages")):
-            return await _error(writer, 400, "BadRequestError", "not a multimodal model")
+            return await self.error(writer, 400, "BadRequestError", why)
+        if "image_url" in json.dumps(seen.json.get("messages")) and not self.images:
+            return await self.error(writer, 400, "BadRequestError", "not a multimodal model")
+        if seen.path == "/v1/embeddings":
+            if not self.embeds:
+                known = self.recorded("embeddings")
+                return await _json(writer, known["body"], known["status"])
+            return await _json(writer, embedded(seen.json))
         num_asked = len(prompt_ids(seen.json)) + (seen.json.get("max_tokens") or 1)
         if num_asked > MAX_MODEL_LEN:
             why = f"This model's maximum context length is {MAX_MODEL_LEN} tokens."
-            return await _error(writer, 400, "BadRequestError", why)
+            return await self.error(writer, 400, "BadRequestError", why)
         is_new = tuple(prompt_ids(seen.json)) not in self.cached
         self.cached.add(tuple(prompt_ids(seen.json)))
         if (
@@ -215,13 +282,14 @@ def _is_probe(seen: Seen) -> bool:
     return seen.json.get("max_tokens") == 1 and not _order(seen)
 
 
-async def _json(writer: asyncio.StreamWriter, value: Any) -> bool:
-    return await plain_reply(writer, 200, {}, json.dumps(value).encode())
+def _usage(like: dict[str, Any], prompt: list[int], ids: list[int]) -> dict[str, Any]:
+    counts = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+    return {**like["usage"], **counts, "total_tokens": len(prompt) + len(ids)}
 
 
-async def _error(writer: asyncio.StreamWriter, status: int, kind: str, message: str) -> bool:
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    return await plain_reply(writer, status, {}, json.dumps({"error": error}).encode())
+async def _json(writer: asyncio.StreamWriter, value: Any, status: int = 200) -> bool:
+    text = json.dumps(value, separators=(",", ":")).encode()
+    return await plain_reply(writer, status, {}, text)
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -231,7 +299,7 @@ async def _serve(args: argparse.Namespace) -> None:
         host=args.host,
         port=args.port,
         served_model=names[0],
-        revision=marks.get("tandem.revision", ""),
+        revision=marks.get(_MARK.rstrip("="), ""),
         adapters=tuple(module.split("=")[0] for module in args.lora_modules),
         pause_s=0.02,
         max_tokens=48,
