@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -65,6 +65,9 @@ from tandem_router.routing.tier_router import Routing
 from tandem_router.store.records import Backend, Label, Spend
 from tandem_router.store.writer import Store
 from tandem_router.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from tandem_router.gateway.session import Front
 
 logger = logging.getLogger("tandem.router")
 
@@ -433,18 +436,19 @@ class RouterApp:
             yield
             return
         from tandem_router.gateway.server import serving
-        from tandem_router.gateway.session import Front
 
         host, http_port = self._address
         home = f"[{host}]:{http_port}" if ":" in host else f"{host}:{http_port}"
-        data_path = self._data_path
-        front = Front(
-            self.services, self.keys.caller, data_path.bodies, lambda: data_path.declared, home
-        )
-        async with serving(
-            front, host, config.gateway_port, lambda: self.is_ready, config.drain_timeout_s
-        ):
+        port, drain_s = config.gateway_port, config.drain_timeout_s
+        async with serving(self.front(home), host, port, lambda: self.is_ready, drain_s):
             yield
+
+    def front(self, home: str) -> Front:
+        """What a gateway's conversations share with this router's own address, `home`."""
+        from tandem_router.gateway.session import Front
+
+        path = self._data_path
+        return Front(self.services, self.keys.caller, path.bodies, lambda: path.declared, home)
 
 
 def _without_body(send: Send) -> Send:

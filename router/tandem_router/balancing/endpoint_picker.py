@@ -345,6 +345,11 @@ class Picker:
             if pick.prefill is not None:
                 pick.prefill.num_inflight -= 1
 
+    def handed_on(self, pick: Pick, worker: Worker) -> Pick:
+        """The request went to `worker` instead of the one that was picked."""
+        self.finished(pick)
+        return self._started(Pick(worker, None, pick.num_uncached_tokens, pick.chain))
+
     def finished(self, pick: Pick) -> None:
         if not pick.prefill_done:
             self.first_token(pick)

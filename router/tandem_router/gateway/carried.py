@@ -206,21 +206,12 @@ class CarriedAnswer:
 
     def _stood_in(self, served: str) -> None:
         """The gateway reached another of the named endpoints than the first."""
-        picker, record = self._services.picker, self._assignment.record
         tier = self._assignment.tier.name
-        first = picker.worker(tier, record.decode_worker or "")
-        stand_in = next(
-            (each for each in picker.workers if each.tier == tier and endpoint(each) == served),
-            None,
-        )
-        if stand_in is None:
-            logger.warning("the gateway says that %s served a request for tier %s", served, tier)
-            return
-        if first is not None:
-            picker.failed(first, "the gateway did not reach it")
-        record.decode_worker = stand_in.url
-        record.num_failovers += 1
-        self._services.metrics.failovers[(tier, "gateway")].inc()
+        for worker in self._services.picker.workers:
+            if worker.tier == tier and endpoint(worker) == served:
+                self._retries.stood_in(worker)
+                return
+        logger.warning("the gateway says that %s served a request for tier %s", served, tier)
 
     def _told(self) -> dict[str, Any]:
         assignment = self._assignment

@@ -135,6 +135,16 @@ class Retries:
         self._num_attempts += 1
         self.asked = True
 
+    def stood_in(self, worker: Worker) -> None:
+        """Whoever asks in our stead did not reach the worker that was taken, but this one."""
+        assert self._pick is not None
+        picker, record = self._services.picker, self._assignment.record
+        picker.failed(self._pick.decode, "the gateway did not reach it")
+        self._pick = picker.handed_on(self._pick, worker)
+        record.decode_worker = worker.url
+        record.num_failovers += 1
+        self._services.metrics.failovers[(worker.tier, "gateway")].inc()
+
     def answered(self) -> None:
         """The reply is an answer: its first token is here, or all of it."""
         if self._pick is not None:
