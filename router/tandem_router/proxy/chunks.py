@@ -6,11 +6,14 @@ framing and all. What is anything else is left to the parser.
 
 from __future__ import annotations
 
-# Lines that begin a chunk, and the lengths that they say; as many as there are lengths of events.
-_lengths: dict[bytes, int] = {}
-MOST_LENGTHS = 4096
+# Lines that begin a chunk: where its content begins and ends, and it itself, if it is the first.
+# As many as there are lengths of events.
+_PLACES: dict[bytes, tuple[int, int, int]] = {}
+MOST_PLACES = 4096
 MOST_DIGITS = 8
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_NOWHERE = (0, 0, 0)
+_END = b"\n\n\r\n"
 
 
 def payload_of(data: bytes) -> bytes | None:
@@ -18,25 +21,37 @@ def payload_of(data: bytes) -> bytes | None:
 
     The last chunk, of no length, and what has extensions or trailers, is none of these.
     """
-    at = data.find(b"\r\n", 0, MOST_DIGITS + 2)
-    length = _lengths.get(data[:at]) or _length(data[:at])
-    end = at + 2 + length
-    if end + 2 == len(data):
-        if length > 1 and data.endswith(b"\n\n\r\n") and data.find(b"\r", at + 2) == end:
-            return data[at + 2 : end]
+    line = data[: data.find(b"\r\n", 0, MOST_DIGITS + 2)]
+    start, end, after = _PLACES.get(line) or _places(line)
+    if after == len(data):
+        if data.find(b"\r", start) == end and data.endswith(_END):
+            return data[start:end]
         return None
     parts = []
-    start = 0
-    while length > 1 and data[end - 2 : end + 2] == b"\n\n\r\n" and data.find(b"\r", at + 2) == end:
-        parts.append(data[at + 2 : end])
-        start = end + 2
-        if start == len(data):
+    while after and data[end - 2 : after] == _END and data.find(b"\r", start) == end:
+        parts.append(data[start:end])
+        if after == len(data):
             return b"".join(parts)
-        at = data.find(b"\r\n", start, start + MOST_DIGITS + 2)
-        line = data[start:at]
-        length = _lengths.get(line) or _length(line)
-        end = at + 2 + length
+        line = data[after : data.find(b"\r\n", after, after + MOST_DIGITS + 2)]
+        first = after
+        start, end, after = _PLACES.get(line) or _places(line)
+        if after:
+            start, end, after = first + start, first + end, first + after
     return None
+
+
+def _places(line: bytes) -> tuple[int, int, int]:
+    """(start and end of its content, its end) of a chunk that begins so; zeros where none may."""
+    if not 0 < len(line) <= MOST_DIGITS or not _HEX.issuperset(line):
+        return _NOWHERE
+    length = int(line, 16)
+    if length < 2:  # the last chunk, or less than ends an event
+        return _NOWHERE
+    if len(_PLACES) >= MOST_PLACES:
+        _PLACES.clear()
+    start = len(line) + 2
+    places = _PLACES[line] = (start, start + length, start + length + 2)
+    return places
 
 
 def says_something(events: bytes) -> bool:
@@ -47,13 +62,3 @@ def says_something(events: bytes) -> bool:
     return (
         events.find(b'"usage"') >= 0 or events.find(b"[DONE]") >= 0 or events.find(b'"error"') >= 0
     )
-
-
-def _length(line: bytes) -> int:
-    """The number that begins a chunk; 0 where it is none, or zero."""
-    if not 0 < len(line) <= MOST_DIGITS or not _HEX.issuperset(line):
-        return 0
-    if len(_lengths) >= MOST_LENGTHS:
-        _lengths.clear()
-    length = _lengths[line] = int(line, 16)
-    return length

@@ -82,8 +82,8 @@ class StreamJournal:
     def forwarded(self, events: bytes) -> None:
         """Remember complete events that were sent to the client."""
         self._kept.append(events)
-        self._num_kept_bytes += len(events)
-        if self._num_kept_bytes > self._max_kept_bytes:
+        size = self._num_kept_bytes = self._num_kept_bytes + len(events)
+        if size > self._max_kept_bytes:
             self._condense()
 
     def _condense(self) -> None:
