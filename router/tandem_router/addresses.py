@@ -30,7 +30,9 @@ METADATA = tuple(
 )
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 CLUSTER_SUFFIXES = (".svc", ".cluster.local", ".local", ".localhost", ".internal")
-NAT64 = ip_network("64:ff9b::/96")
+# IPv6 networks whose last 32 bits are an IPv4 address: NAT64 of the world and of one's own
+# (RFC 8215), and "IPv4-compatible" ones, which some hosts still route.
+EMBEDDING = tuple(ip_network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Outward:
             return "is a link-local or metadata address"
         if address.is_unspecified or address.is_multicast:
             return "is no address of a server"
-        if self.only_public and not address.is_global:
+        if self.only_public and (not address.is_global or _is_site_local(address)):
             return "is not a public address, but one of the cluster or of a private network"
         return None
 
@@ -116,9 +118,13 @@ def _embedded(address: Address) -> Address:
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
-    if address in NAT64:
+    if int(address) > 1 and any(address in net for net in EMBEDDING):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address
+
+
+def _is_site_local(address: Address) -> bool:
+    return isinstance(address, IPv6Address) and address.is_site_local
 
 
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:

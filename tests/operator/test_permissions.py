@@ -62,6 +62,35 @@ def test_code_that_comes_with_weights_runs_where_the_installation_lets_it(flag: 
     assert said(asking("true"), AllowList(remote_code=True)) == []
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("config", "/data/flags.yaml"),
+        ("conf", "/data/flags.yaml"),
+        ("kv_transfer_config", '{"kv_connector": "X", "kv_connector_module_path": "evil"}'),
+        ("compilation-config", '{"backend": "evil.module"}'),
+        ("compilation_config.backend", "evil.module"),
+        ("distributed-executor-backend", "evil.Executor"),
+        ("structured-outputs-config", '{"reasoning_parser_plugin": "/data/x.py"}'),
+        ("load-format", "pt"),
+    ],
+)
+def test_flags_that_name_code_by_their_value_are_refused(flag: str, value: str) -> None:
+    def asking(args: dict[str, str]) -> Model:
+        return a_model(image="tandem/worker:0.1.0", engine={"type": "OpenAI", "args": args})
+
+    assert [text.split(":")[0] for text in said(asking({flag: value}))] == ["CodeNotAllowed"]
+    harmless = {"compilation-config": '{"cudagraph_mode": "FULL"}', "load-format": "safetensors"}
+    assert said(asking({**harmless, "distributed-executor-backend": "mp"})) == []
+
+
+def test_a_class_of_the_clusters_own_pods_is_refused() -> None:
+    (text,) = said(a_model(unified={"priorityClassName": "system-cluster-critical"}))
+
+    assert text.startswith("FieldNotAllowed: spec.unified.priorityClassName")
+    assert said(a_model(unified={"priorityClassName": "batch"})) == []
+
+
 @pytest.mark.parametrize("flag", ["worker-cls", "middleware", "tool_parser_plugin", "scheduler-c"])
 def test_no_engine_type_is_a_way_around_flags_that_load_code(flag: str) -> None:
     def asking(flag: str) -> Model:
@@ -129,6 +158,49 @@ ESCAPES = {
     ),
     "another's Service": ({"metadata": {"labels": {"app": "bank"}}}, "allow.podFields={labels}"),
     "another's network": ({"metadata": {"annotations": {"cni": "host"}}}, "{annotations}"),
+    "a plugin as a variable": (
+        container(env=[{"name": "NCCL_NET_PLUGIN", "value": "/data/x.so"}]),
+        "{NCCL_NET_PLUGIN}",
+    ),
+    "a debugger's library": (
+        container(env=[{"name": "CUDA_INJECTION64_PATH", "value": "/data/x.so"}]),
+        "{CUDA_INJECTION64_PATH}",
+    ),
+    "a factory of log handlers": (
+        container(env=[{"name": "VLLM_LOGGING_CONFIG_PATH", "value": "/data/x"}]),
+        "{VLLM_LOGGING_CONFIG_PATH}",
+    ),
+    "every GPU of the node": (
+        container(env=[{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]),
+        "{NVIDIA_VISIBLE_DEVICES}",
+    ),
+    "kernels compiled elsewhere": (
+        container(volumeMounts=[{"name": "x", "mountPath": "/var/cache/tandem/triton"}]),
+        "allow.podFields={volumeMounts}",
+    ),
+    "the folder above them": (
+        container(volumeMounts=[{"name": "x", "mountPath": "/var/cache"}]),
+        "allow.podFields={volumeMounts}",
+    ),
+    "eviction of everybody else": (
+        {"spec": {"priorityClassName": "system-node-critical"}},
+        "allow.podFields={priorityClassName}",
+    ),
+    "a debugger's container": (
+        {"spec": {"ephemeralContainers": [{"name": "worker"}]}},
+        "{ephemeralContainers}",
+    ),
+    "processes of all containers": ({"spec": {"shareProcessNamespace": True}}, "shareProcess"),
+    "another's name": ({"spec": {"hostAliases": [{"ip": "10.0.0.1"}]}}, "{hostAliases}"),
+    "another resolver": ({"spec": {"dnsConfig": {"nameservers": ["10.0.0.1"]}}}, "{dnsConfig}"),
+    "the kernel's settings": ({"spec": {"sysctls": []}}, "{sysctls}"),
+    "an unmasked proc": (container(securityContext={"procMount": "Unmasked"}), "{securityContext}"),
+    "a driver's volume": (
+        {"spec": {"volumes": [{"name": "x", "csi": {"driver": "secrets-store.csi.k8s.io"}}]}},
+        "allow.volumes={csi}",
+    ),
+    "a block of a disk": (container(volumeDevices=[{"devicePath": "/dev/x"}]), "{volumeDevices}"),
+    "a directive of the merge": (container(**{"$patch": "replace"}), "{$patch}"),
     "a field of tomorrow": ({"spec": {"hostEverything": True}}, "{hostEverything}"),
 }
 

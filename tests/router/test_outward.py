@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_router.addresses import Outward, networks, numeric, shows_key
-from tandem_router.config import ConfigError, parse_config
-from tandem_router.errors import UnreachableError
+from tandem_router.config import parse_config
+from tandem_router.errors import ApiError, ConfigError, UnreachableError
 from tandem_router.http.client import UpstreamClient
+from tandem_router.openai.body import Bodies
+from tandem_router.openai.request import parse_inference
 from tandem_router.testing.fake_provider import FakeProvider
 from tandem_router.testing.two_tiers import CONFIG, TIERS
 
@@ -48,6 +50,13 @@ def test_a_cluster_refuses_private_addresses_unless_their_network_is_allowed(add
 @pytest.mark.parametrize("address", OUTSIDE)
 def test_public_addresses_are_never_refused(address: str) -> None:
     assert CLUSTER.refused(ip_address(address)) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["::169.254.169.254", "64:ff9b:1::a9fe:a9fe", "fec0::1", "2002:a9fe:a9fe::"]
+)
+def test_no_ipv6_address_stands_for_an_inner_one(address: str) -> None:
+    assert CLUSTER.refused(ip_address(address)) is not None
 
 
 @given(st.sampled_from([each for each in METADATA + INSIDE if ":" not in each]))
@@ -167,3 +176,50 @@ async def test_a_client_reads_nothing_of_where_a_tier_may_not_be(
     assert reply.status == 502
     assert "cannot be reached" in reply.error["message"]
     assert "127.0.0.1" not in reply.body.decode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "HTTPS://[::ffff:a9fe:a9fe]/x.png",
+        "http://0xa9fea9fe/",
+        "http://10.0.0.1/x.png",
+        "http://db.team.svc/x.png",
+        "file:///var/run/secrets/token",
+        " file:/etc/passwd",
+        "gopher://x/",
+    ],
+)
+async def test_no_image_makes_a_server_of_ours_ask_inside(
+    run_router: Any, make_worker: Any, url: str
+) -> None:
+    worker = await make_worker()
+    outward = {"only_public": True}
+    async with run_router({"large": {"decode": [worker]}}, outward=outward) as (client, _):
+        parts = [{"type": "image_url", "image_url": {"url": url}}]
+        refused = await client.chat(messages=[{"role": "user", "content": parts}])
+
+    assert refused.status == 400
+    assert "data: URL" in refused.error["message"]
+    assert worker.inference == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"}},
+        {"ec_transfer_params": {}},
+        {"vllm_xargs": {"kv_transfer_params": {"remote_host": "10.0.0.1"}}},
+        {"tandem": {"resume_token_ids": [[1]]}},
+        {"chat_template": "{% for x in range(10**9) %}{% endfor %}"},
+    ],
+    ids=str,
+)
+def test_what_servers_say_to_each_other_no_client_says(make_config: Any, said: Any) -> None:
+    """A KV transfer's parameters would fetch another tenant's blocks; a template is a program."""
+    turn, bodies = {"role": "user", "content": "hello"}, Bodies(make_config().limits)
+    body = json.dumps({"model": "large", "messages": [turn], **said}).encode()
+
+    with pytest.raises(ApiError, match=r"reserved for the router|not taken from requests"):
+        parse_inference("chat", body, bodies)

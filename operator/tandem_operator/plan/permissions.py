@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tandem_operator.plan.objects import Problem, Settings
+from tandem_operator.plan.objects import SCRATCH_DIR, Problem, Settings
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
@@ -55,10 +55,36 @@ _VOLUMES = frozenset(
     {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret"}
 )
 # Variables by which a loader, an interpreter or a compiler runs other code than the image's.
-_CODE_PREFIXES = ("LD_", "PYTHON", "TRITON_", "CUDA_HOME", "NVCC", "OPENSSL_")
-_CODE_VARIABLES = frozenset(
-    {"BASH_ENV", "CC", "CXX", "ENV", "GCONV_PATH", "HOME", "PATH", "VIRTUAL_ENV"}
+_CODE_PREFIXES = (
+    *("LD_", "PYTHON", "TRITON_", "NVCC", "OPENSSL_", "TORCHINDUCTOR_", "OMPI_MCA_", "PMIX_MCA_"),
+    *("CUDA_HOME", "CUDA_INJECTION", "CUDA_PATH", "VLLM_PLUGINS", "VLLM_LOGGING_CONFIG"),
+    # By these a container takes GPUs of the node that nobody gave it.
+    *("NVIDIA_", "AMD_VISIBLE", "HABANA_VISIBLE"),
 )
+_CODE_VARIABLES = frozenset(
+    {
+        *("BASH_ENV", "CC", "CXX", "ENV", "GCONV_PATH", "GLIBC_TUNABLES", "HOME", "LOCPATH"),
+        *("NODE_OPTIONS", "PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
+        *("HF_MODULES_CACHE", "TORCH_EXTENSIONS_DIR", "TORCH_HOME", "UCX_MODULE_DIR"),
+        *("NCCL_CONF_FILE", "NCCL_ENV_PLUGIN", "NCCL_GIN_PLUGIN", "NCCL_NET_PLUGIN"),
+        *("NCCL_PROFILER_PLUGIN", "NCCL_TUNER_PLUGIN"),
+        *("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_CACHE_ROOT", "VLLM_SERVER_DEV_MODE"),
+        *("VLLM_TORCH_PROFILER_DIR", "VLLM_USE_MODELSCOPE"),
+    }
+)
+# Flags of vLLM and SGLang by whose value a server reads more flags or loads what it names.
+_NAMES_CODE = {
+    "additional-config": "",
+    "compilation-config": "backend",
+    "config": "",
+    "distributed-executor-backend": ".",
+    "ec-transfer-config": "",
+    "io-processor-plugin": "",
+    "kv-transfer-config": "module_path",
+    "load-format": "p",  # pt and npcache unpickle
+    "profiler-config": "",
+    "structured-outputs-config": "plugin",
+}
 # Where volumes may appear: nowhere that code is loaded from.
 _MOUNTS = ("/data", "/dev/shm", "/mnt", "/tmp", "/var/cache", "/var/lib/tandem")
 _PROBES = frozenset({"livenessProbe", "readinessProbe", "startupProbe"})
@@ -137,6 +163,10 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
     found += _image(resource, settings, allow)
     found += _remote_code(resource, allow)
     found += _host_paths(resource, allow)
+    if isinstance(resource, Model):
+        for role, spec in resource.spec.roles().items():
+            where = f"spec.{role}.priorityClassName"
+            found += _priority(spec.priority_class_name, where, allow)
     for path, patch in patches(resource).items():
         found += _patch(patch, path, settings, allow)
     found += _secrets(resource, allow, secrets)
@@ -178,7 +208,8 @@ def _remote_code(resource: Model | Router, allow: AllowList) -> list[Problem]:
     code = [
         name
         for name, value in resource.spec.engine.args.items()
-        if _loads_code(name.replace("_", "-").split(".")[0]) and value != "false"
+        if (_loads_code(name.replace("_", "-").split(".")[0]) and value != "false")
+        or _names_code(name.replace("_", "-"), value)
     ]
     text = "engine.args {} runs Python that comes with the weights, or that it names; remove it"
     return [
@@ -191,6 +222,15 @@ def _loads_code(flag: str) -> bool:
     """Whether a server may take a flag, abbreviated or not, for one that loads code."""
     names = ("trust-remote-code", *VLLM_LOADS_CODE)
     return len(flag) > 1 and any(name.startswith(flag) for name in names)
+
+
+def _names_code(flag: str, value: str) -> bool:
+    """Whether a flag's value, or its part behind a dot, may be a module or a file of flags."""
+    first = flag.split(".")[0]
+    said = f"{flag.removeprefix(first)} {value}"
+    return len(first) > 3 and any(
+        name.startswith(first) and mark in said for name, mark in _NAMES_CODE.items()
+    )
 
 
 def _image_at(path: str, image: Any, settings: Settings, allow: AllowList) -> list[Problem]:
@@ -277,6 +317,8 @@ def _pod_field(
         return [_refusal("AccountNotAllowed", text, f"allow.serviceAccounts={{{value}}}")]
     if field not in _POD_FIELDS:
         return [_field(field, where)]
+    if field == "priorityClassName":
+        return _priority(value, where, allow)
     entries = value if isinstance(value, list) else []
     if field == "volumes":
         return [
@@ -339,9 +381,24 @@ def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> 
             found += [
                 _field(key, f"{where}.{key} {path}")
                 for path in map(posixpath.normpath, _names(value, "mountPath"))
-                if not any(path == root or path.startswith(f"{root}/") for root in _MOUNTS)
+                if not any(_at_or_below(path, root) for root in _MOUNTS)
+                # Kernels that were compiled before are loaded from there.
+                or _at_or_below(path, SCRATCH_DIR)
+                or _at_or_below(SCRATCH_DIR, path)
             ]
     return found
+
+
+def _at_or_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root}/")
+
+
+def _priority(name: Any, where: str, allow: AllowList) -> list[Problem]:
+    """The cluster's own classes evict everybody else's pods."""
+    if not str(name).startswith("system-") or "priorityClassName" in allow.pod_fields:
+        return []
+    text = f"{where} {name!r} is for the cluster's own pods; use another class"
+    return [_refusal("FieldNotAllowed", text, "allow.podFields={priorityClassName}")]
 
 
 def _reaches_out(probe: Any) -> bool:

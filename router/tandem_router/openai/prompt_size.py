@@ -25,7 +25,7 @@ def prompt_tokens(num_bytes: int, fields: Mapping[str, Any]) -> tuple[int, int]:
     """(expected, most) tokens of a prompt whose body has `num_bytes` bytes."""
     messages = fields.get("messages")
     num_image_tokens = 0
-    for url, detail in _images(messages) if messages else ():
+    for url, detail in images_of(messages) if messages else ():
         num_bytes -= len(url)
         num_image_tokens += image_tokens(url, detail)
     text = max(0, num_bytes)
@@ -35,7 +35,7 @@ def prompt_tokens(num_bytes: int, fields: Mapping[str, Any]) -> tuple[int, int]:
     )
 
 
-def _images(messages: Any) -> Iterator[tuple[str, Any]]:
+def images_of(messages: Any) -> Iterator[tuple[str, Any]]:
     """(URL, detail) of each image of a chat."""
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None

@@ -38,9 +38,12 @@ _PROMPT_FIELDS: dict[Kind, bytes] = {
 DEFAULT_OUTPUT_TOKENS = 256
 # What routers and workers tell each other, and what would change how others' text is read.
 RESERVED = frozenset(
-    {"tandem", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"}
+    {
+        *("tandem", "kv_transfer_params", "ec_transfer_params"),
+        *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+    }
 )
-_NOT_TAKEN = RESERVED | {"chat_template"}
+_NOT_TAKEN = RESERVED | {"chat_template", "vllm_xargs"}
 _NO_IDS: Sequence[Sequence[int]] = ()
 _PLAIN_FEATURES = needed_features({})
 
@@ -145,6 +148,10 @@ def parse_inference(kind: Kind, body: bytes, bodies: Bodies) -> InferenceRequest
 def _refuse(fields: Mapping[str, Any]) -> None:
     for reserved in RESERVED & fields.keys():
         raise bad_request(f"`{reserved}` is reserved for the router", reserved)
+    extra = fields.get("vllm_xargs")
+    # vLLM keeps both in one place.
+    for reserved in RESERVED & (extra.keys() if isinstance(extra, dict) else frozenset()):
+        raise bad_request(f"`vllm_xargs.{reserved}` is reserved for the router", "vllm_xargs")
     if fields.get("chat_template") is not None:
         raise bad_request(
             "`chat_template` is not taken from requests: the model's own is used", "chat_template"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tandem_router.config import FailoverConfig
+from tandem_router.config.access import OutwardConfig
 from tandem_router.errors import bad_request
 from tandem_router.limits.ledger import Hold
 from tandem_router.limits.turns import turn
 from tandem_router.openai.headers import RequestHeaders
+from tandem_router.openai.prompt_size import images_of
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
@@ -61,6 +66,8 @@ def admit(
             f"may send {highest} or more (its `highest_priority`)",
             "x-tandem-priority",
         )
+    if "images" in request.needs.features:
+        check_images(request.fields, services.config.outward)
     expected = DEFAULT_OUTPUT_TOKENS
     if request.max_tokens is not None:
         expected = min(request.max_tokens, LONGEST_ANSWER_TOKENS)
@@ -84,6 +91,28 @@ def admit(
         cache_key=services.reuse.key(request, tenant),
         forced=forced is not None,
     )
+
+
+def check_images(fields: Mapping[str, Any], outward: OutwardConfig) -> None:
+    """Refuse images that a server of ours would fetch from where only pods may ask.
+
+    What a name stands for the server finds out itself: `networkPolicies.restrictEgress` is for
+    that. Raises ApiError (400).
+    """
+    for url, _ in images_of(fields.get("messages")):
+        scheme, colon, _ = url.strip()[:16].partition(":")
+        scheme = scheme.lower()
+        if not colon or scheme == "data":
+            continue
+        why = outward.rule.refused_url(url.strip()) if scheme in ("http", "https") else None
+        if scheme not in ("http", "https"):
+            why = "is neither https:, http: nor data:"
+        if why is not None:
+            raise bad_request(
+                f"the image {url[:100]!r} {why}; send it as a data: URL, or add its network to "
+                "outward.allowed_networks",
+                "messages",
+            )
 
 
 def answer_s(request: InferenceRequest, failover: FailoverConfig) -> float:
