@@ -1,7 +1,8 @@
 """What mkdocs does not do by itself: folders in the nav, and links to files outside docs/.
 
 A folder in `nav` (ending in /) becomes all its pages, in order of their names. A page in docs/ that
-nobody has placed yet stands at the end of Design, so that a new page is never lost. A link to a
+nobody has placed yet stands at the end of Design, so that a new page is never lost. Search puts
+pages for users before records of why it is so. A link to a
 file of the repository that is no page leads to a copy of it in the site, below files/.
 """
 
@@ -14,6 +15,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?P<head>\]\()(?P<target>[^)\s#]+)(?P<tail>#[^)\s]*)?\)")
+
+#: What a page counts in search by where it is; 1 where nothing is said.
+BOOSTS = {
+    "faq.md": 2.0,
+    "getting-started.md": 2.0,
+    "tasks/": 2.0,
+    "troubleshooting.md": 2.0,
+    "decisions/": 0.02,
+    "studies/": 0.05,
+    "architecture.md": 0.1,
+    "contract.md": 0.2,
+}
 
 _copied: set[str] = set()
 
@@ -48,6 +61,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links that leave docs/ lead to copies of the files; a folder's to its README or page."""
     from mkdocs.structure.files import File
 
+    for start, boost in BOOSTS.items():
+        if page.file.src_uri.startswith(start):
+            page.meta.setdefault("search", {"boost": boost})
     folder = posixpath.dirname(page.file.src_uri)
 
     def moved(match: re.Match[str]) -> str:

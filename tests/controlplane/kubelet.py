@@ -2,8 +2,9 @@
 
 It registers a Node, renews its Lease, watches the pods bound to it, runs them with the process
 handling that `tandem up` uses (`tandem_operator.node`), reports their status, and deletes a pod
-once its processes have ended; `kubelet_server.py` answers `kubectl logs` and `kubectl exec`. Pods
-get addresses 10.77.N.x, which are reachable inside the cluster's network namespace.
+once its processes have ended; `kubelet_server.py` answers `kubectl logs`, `exec` and
+`port-forward`. Pods get addresses 10.77.N.x, which are reachable inside the cluster's network
+namespace.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from tandem_operator.node.node import Node, NodeSettings
 from tandem_operator.resources.base import GPU_RESOURCE, Object
 
 ROOT = Path(__file__).resolve().parents[2]
+# In namespaces of this prefix workers and routers are stand-ins, which start in a blink.
+STAND_IN = "stand-in"
+STUB = (sys.executable, "-S", str(ROOT / "tests" / "operator" / "stub_server.py"))
 FAKE_VLLM = (sys.executable, "-m", "tandem_router.testing.fake_vllm")
 LEASE_PERIOD_S = 2.0
 STATUS_PERIOD_S = 5.0
@@ -47,6 +51,27 @@ def pod_addresses(third_byte: int) -> Iterator[str]:
     for third in range(third_byte, 256):
         for fourth in range(2, 255):
             yield f"10.77.{third}.{fourth}"
+
+
+def as_it_runs(pod: Object) -> Object:
+    """A pod with the images that this node runs for it."""
+    if not pod["metadata"]["namespace"].startswith(f"{STAND_IN}-"):
+        return pod
+    spec = dict(pod["spec"])
+    for kind in ("initContainers", "containers"):
+        spec[kind] = [
+            {**c, "image": STAND_IN} if "tandem/" in c["image"] else c for c in spec.get(kind, [])
+        ]
+    return {**pod, "spec": spec}
+
+
+class Images(ImageTable):
+    """What images hold here; a step that prepares something for a stand-in has nothing to do."""
+
+    def command(self, image: str, command: Sequence[str], args: Sequence[str]) -> list[str]:
+        if command and image == STAND_IN:
+            return ["true"]
+        return super().command(image, command, args)
 
 
 class Api:
@@ -106,7 +131,8 @@ class Kubelet:
             report=self._report,
             # What docker/ copies into the images.
             # vLLM's images hold a fake one here.
-            images=ImageTable(
+            images=Images(
+                entrypoints={**ImageTable().entrypoints, STAND_IN: STUB},
                 commands=local_commands() | {"vllm": FAKE_VLLM},
                 folders={"/opt/tandem/examples": str(ROOT / "examples")},
             ),
@@ -291,7 +317,7 @@ class Kubelet:
         elif pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
             return
         else:
-            self.node.run(pod)
+            self.node.run(as_it_runs(pod))
 
     def _gone(self, uid: str) -> None:
         """Deleted behind our back (force, or the node's own eviction): end the processes now."""

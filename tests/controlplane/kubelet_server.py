@@ -1,8 +1,9 @@
-"""The kubelet's HTTPS port: what the apiserver asks for `kubectl logs` and `kubectl exec`.
+"""The kubelet's HTTPS port: what the apiserver asks for `kubectl logs`, `exec` (and so `cp`) and
+`port-forward`.
 
 exec speaks WebSocket with the subprotocol v5.channel.k8s.io, which an apiserver of 1.36 passes
 through to nodes that declare the feature ExtendWebSocketsToKubelet. SPDY, which older clients
-use, is refused with a sentence.
+use, is refused with a sentence. port-forward is SPDY all the same, inside a WebSocket.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 import httpx
 
+import port_forward
 from exec_websocket import WebSocket, WebSocketError, accept_head
 from tandem_operator.node.container import LogSpan
 from tandem_operator.node.node import Node, NotRunningError
@@ -83,14 +85,20 @@ class KubeletServer:
         writer: asyncio.StreamWriter,
     ) -> None:
         verb, *names = url.path.strip("/").split("/")
-        if verb not in ("containerLogs", "exec") or len(names) != 3:
-            raise _Refused(404, f"this node serves logs and exec, not {verb!r}")
-        namespace, name, container = names
+        forwards = verb == "portForward" and len(names) == 2
+        if not forwards and (verb not in ("containerLogs", "exec") or len(names) != 3):
+            raise _Refused(404, f"this node serves logs, exec and port-forward, not {verb!r}")
+        namespace, name, container = [*names, ""][:3]
         pod = self._find(namespace, name)
         if pod is None:
             raise _Refused(404, f"pod {name!r} is not on this node")
         uid = str(pod["metadata"]["uid"])
-        if verb == "containerLogs":
+        if forwards:
+            _check_upgrade(headers, port_forward.PROTOCOL)
+            writer.write(accept_head(headers, port_forward.PROTOCOL))
+            address = str(pod.get("status", {}).get("podIP", ""))
+            await port_forward.PortForward(WebSocket(reader, writer), address).run()
+        elif verb == "containerLogs":
             await self._logs(uid, name, container, url.params, writer)
         else:
             await self._exec(uid, container, url.params, headers, reader, writer)
@@ -155,11 +163,7 @@ class KubeletServer:
     ) -> None:
         if _flag(parameters, "tty"):
             raise _Refused(400, "this node gives commands no terminal; leave out -t")
-        offered = [p.strip() for p in headers.get("sec-websocket-protocol", "").split(",")]
-        if headers.get("upgrade", "").lower() != "websocket" or PROTOCOL not in offered:
-            raise _Refused(
-                400, f"this node speaks WebSocket with {PROTOCOL}; use a kubectl of 1.30 or later"
-            )
+        _check_upgrade(headers, PROTOCOL)
         try:
             process = await self._node.exec(uid, container, parameters.get_list("command"))
         except NotRunningError as error:
@@ -199,6 +203,14 @@ class KubeletServer:
                 task.cancel()
             process.kill_group()
             await asyncio.gather(output, client, code, return_exceptions=True)
+
+
+def _check_upgrade(headers: dict[str, str], protocol: str) -> None:
+    offered = [p.strip() for p in headers.get("sec-websocket-protocol", "").split(",")]
+    if headers.get("upgrade", "").lower() != "websocket" or protocol not in offered:
+        raise _Refused(
+            400, f"this node speaks WebSocket with {protocol}; use a kubectl of 1.31 or later"
+        )
 
 
 def _flag(parameters: httpx.QueryParams, name: str) -> bool:

@@ -319,6 +319,32 @@ def test_exec_gives_output_errors_input_and_exit_status(node: Any, sleeper: str)
     assert "this node speaks WebSocket with v5.channel.k8s.io" in older.stderr
 
 
+def test_port_forward_carries_several_connections_and_says_which_port_is_closed(node: Any) -> None:
+    serve = (
+        "import http.server as h, os; "
+        "h.test(h.SimpleHTTPRequestHandler, port=8099, bind=os.environ['IP'])"
+    )
+    served = pod("web", python(serve))
+    served["spec"]["containers"][0]["env"] = [
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    ]
+    create(node, served)
+    wait(node, "web", "condition=Ready")
+    script = (
+        f"kubectl -n {NAMESPACE} port-forward pod/web 18099:8099 18100:1 >log 2>&1 & "
+        "until grep -q 18100 log; do sleep 0.1; done; "
+        "get='curl -s --noproxy *'; "
+        'for i in 1 2 3; do $get -f -o out$i http://127.0.0.1:18099/ & p="$p $!"; done; '
+        "wait $p && cat out1 out2 out3 | grep -c 'Directory listing'; "
+        "$get http://127.0.0.1:18100/; kill %1; cat log"
+    )
+    result = node.run("bash", "-c", f"set -f; cd $(mktemp -d); {script}")
+    kubectl(node, "delete", "pod", "web", "--wait=false")
+
+    assert result.stdout.startswith("6\n"), result.stdout + result.stderr
+    assert "port 1 of the pod is not reached" in result.stdout
+
+
 def test_a_deleted_pod_runs_its_hook_and_ends_within_its_grace_period(
     node: Any, tmp_path: Any
 ) -> None:

@@ -1,22 +1,36 @@
-"""What a page tells its reader to type: the console lines and YAML blocks of a Markdown file."""
+"""What a page tells its reader to type: the console lines and YAML blocks of a Markdown file, and
+who runs each of them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+GETTING_STARTED = DOCS / "getting-started.md"
+TASKS = sorted(p for p in (DOCS / "tasks").glob("*.md") if p.name != "index.md")
+EXAMPLES = sorted(p for p in (ROOT / "examples").iterdir() if re.match(r"\d\d-", p.name))
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
+#: Typed by a reader and run by no test: by how a line begins, why, and what looks at it instead.
+NOT_RUN = {
+    "make setup": "installs from a registry; every test runs in what it made",
+    "python3 -m build --wheel": "fetches a build system; tests/project/test_wheel.py builds the "
+    "wheel without a network",
+    "pip install ": "the same test installs it",
+    "docker ": "no container runtime here; files and names are compared with the chart's line",
+}
 
-#: Commands of a cluster that an apiserver alone cannot answer, and what looks at them.
-NEEDS_PODS = {
-    "kubectl wait ": "tests/controlplane/test_hybrid.py waits for running pods",
-    "kubectl cp ": "needs a kubelet with tar in a container",
-    "kubectl port-forward ": "needs a running pod; the Service's name is compared",
+#: Examples that `tandem up` does not start here, and what starts them.
+STARTED_ELSEWHERE = {
+    "01-hybrid": "tests/e2e, with its real models",
+    "02-vllm": "tests/vllm, with a real server",
+    "07-own-weights": "claims are a cluster's: tests/controlplane/test_documents.py",
+    "09-gpus": "GPUs are a cluster's: tests/controlplane/test_documents.py",
+    "13-keda": "KEDA's kinds: the HPA that KEDA makes of it, in tests/controlplane/test_scaling.py",
 }
 
 
@@ -48,7 +62,36 @@ def commands(page: Path) -> list[str]:
     return [c for b in blocks(page) if b.language == "console" for c in b.commands()]
 
 
-def of_cluster(page: Path, elsewhere: Iterable[str] = tuple(NEEDS_PODS)) -> list[str]:
-    """The commands of a page that a real apiserver checks without running pods."""
-    typed = [line for line in commands(page) if line.startswith(("helm ", "kubectl "))]
-    return [line for line in typed if not line.startswith(tuple(elsewhere))]
+def run_by(page: Path) -> list[tuple[str, str]]:
+    """(line, who runs it) of a page: `here`, `cluster`, or `nobody`; "" where that is not known.
+
+    What follows a forwarded port is asked through it, so it is the cluster's too.
+    """
+    found, forwarded = [], False
+    for line in commands(page):
+        forwarded |= line.startswith("kubectl port-forward ")
+        if line.startswith(tuple(NOT_RUN)):
+            who = "nobody"
+        elif line.startswith(("kubectl ", "helm ")) or forwarded:
+            who = "cluster"
+        else:
+            who = "here" if line.startswith(("tandem ", "curl ", "export ")) else ""
+        found.append((line, who))
+    return found
+
+
+def here(page: Path) -> list[str]:
+    """The lines that run on one machine."""
+    return [line for line, who in run_by(page) if who == "here"]
+
+
+def of_cluster(page: Path) -> list[str]:
+    """The lines that run against a cluster."""
+    return [line for line, who in run_by(page) if who == "cluster"]
+
+
+def example_of(page: Path) -> Path:
+    """The file of `examples/` that a task page shows."""
+    shown = re.findall(r'^--8<-- "(examples/[^"]+)"$', page.read_text(), re.M)
+    assert len(shown) == 1, f"{page.name} shows {shown}"
+    return ROOT / shown[0]

@@ -17,24 +17,12 @@ from typing import Any
 
 import pytest
 
-from document_kit import DOCS, NEEDS_PODS, ROOT, blocks, commands, of_cluster
+from document_kit import GETTING_STARTED as PAGE
+from document_kit import ROOT, blocks, commands, here
 from eventually import eventually_in_another_process
 from tandem_operator.demo import suite
-from tandem_operator.plan.objects import service_name
-from tandem_operator.plan.router import router_name
 
-PAGE = DOCS / "getting-started.md"
 NUM_QUESTIONS = 64
-
-#: Typed by a reader and not run: why, and what is checked instead.
-ELSEWHERE = {
-    **NEEDS_PODS,
-    "make setup": "installs; every test runs in what it made",
-    'export PATH="$PWD/.venv/bin:$PATH"': "the shell of the test has it",
-    "python3 -m build --wheel": "tests/project/test_wheel.py builds and installs the wheel",
-    "pip install ": "the same",
-    "docker ": "no container runtime here; names and files are compared below",
-}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +52,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     seen: dict[str, Any] = {"folder": folder, "printed": {}}
     up: subprocess.Popen[bytes] | None = None
     try:
-        for line in _local():
+        for line in here(PAGE):
             if line.startswith("tandem up"):
                 up = _started(line, folder, env)
                 continue
@@ -88,13 +76,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         if up is not None:
             up.send_signal(signal.SIGTERM)
             seen["ended"] = up.wait(60)
-
-
-def _local() -> list[str]:
-    """The commands before the cluster, without those that are looked at elsewhere."""
-    lines = commands(PAGE)
-    first = next(i for i, line in enumerate(lines) if line.startswith("docker "))
-    return [line for line in lines[:first] if not line.startswith(tuple(ELSEWHERE))]
 
 
 def _started(line: str, folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -167,18 +148,6 @@ def test_what_the_page_prints_has_the_form_of_what_is_printed(reader: dict[str, 
     assert said[5].split("#")[1] == printed[5].split("#")[1]
 
 
-def test_every_command_of_the_page_is_run_or_says_where_it_is_looked_at() -> None:
-    lines = commands(PAGE)
-    run = set(_local()) | set(of_cluster(PAGE, ELSEWHERE))
-
-    for start, why in ELSEWHERE.items():
-        assert any(line.startswith(start) for line in lines), f"{start!r} is typed nowhere"
-        assert why
-    assert [ln for ln in lines if ln not in run and not ln.startswith(tuple(ELSEWHERE))] == [
-        "curl -s http://127.0.0.1:8000/v1/models"  # of the forwarded port
-    ]
-
-
 def test_images_are_built_from_the_files_that_are_there() -> None:
     lines = commands(PAGE)
     built = [line for line in lines if line.startswith("docker build")]
@@ -190,9 +159,3 @@ def test_images_are_built_from_the_files_that_are_there() -> None:
         assert (ROOT / file).is_file()
         assert f"docker push {tag}" in lines
         assert f"={tag}" in helm
-
-
-def test_the_forwarded_service_is_the_routers() -> None:
-    line = next(line for line in commands(PAGE) if "port-forward" in line)
-
-    assert f"service/{service_name(router_name('chat'))} 8000:8000" in line

@@ -32,6 +32,22 @@ def test_what_is_written_is_accepted(
     assert [t["name"] for t in tiers] == ["small", "large"]
 
 
+def test_a_providers_key_has_its_place_and_a_server_without_one_needs_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As it stands it starts: what `tandem up` needs is in the file, not in kubectl."""
+    ends = ["--small", "http://127.0.0.1:9101/v1#mini", "--large", "https://api.test/v1#big"]
+    prices = ["--small-price", "0.1/0.4", "--large-price", "2.5/10"]
+    assert main(["init", *ends, *prices]) == 0
+
+    secret, router = (m.obj for m in load_text(capsys.readouterr().out, "f.yaml"))
+    small, large = (t["external"] for t in router["spec"]["tiers"])
+    assert "apiKeySecretRef" not in small
+    assert large["apiKeySecretRef"]["name"] == secret["metadata"]["name"]
+    assert secret["metadata"]["labels"] == {"tandem.dev/usable-by": "routers"}
+    assert list(secret["stringData"]) == ["api-key"]
+
+
 @pytest.mark.parametrize(
     ("large", "sentence"),
     [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -78,6 +81,59 @@ def test_search_works_from_disk_and_knows_the_words_that_people_look_up(site: Pa
     for word in ("InsufficientGPU", "apiKeySecretRef", "maxShare", "tandem_decisions_total"):
         assert word in index
     assert (site / "assets" / "iframe-worker.js").is_file()
+
+
+#: What people ask, the words they would type for it, the page that has to be among the first three
+#: hits, and what stands on it that answers.
+QUESTIONS = [
+    ("rotate a client's key", "faq.html", "tandem keys revoke"),
+    ("why is my Router Degraded?", "faq.html", "tandem get models"),
+    ("what does tandem_decisions_total mean", "tasks/monitoring.html", "tandem_decisions_total"),
+    ("what was spent yesterday?", "faq.html", "/admin/spend?since="),
+    ("quality floor not held", "faq.html", "FloorHeld"),
+    ("InsufficientGPU", "tasks/gpus.html", "add nodes, or lower"),
+    ("429 too many requests", "faq.html", "request_rate_limit"),
+    ("a provider's key has changed", "faq.html", "apiKeySecretRef"),
+    ("scale to zero", "tasks/autoscaling.html", "ScaledToZero"),
+    ("several router pods with postgres", "tasks/replicas.html", "postgres"),
+    ("upgrade without downtime", "tasks/upgrade.html", "helm upgrade"),
+    ("fill a claim with weights", "getting-started.html", "kubectl cp"),
+    ("grade answers without references", "grading.html", "--judge"),
+    ("export labels for training", "reference/commands.html", "tandem labels export"),
+    ("first request to the cluster", "getting-started.html", "port-forward"),
+    ("try it without changing answers", "faq.html", "routing: Advise"),
+    ("worker out of memory", "faq.html", "kvCacheMemory"),
+    ("limit dollars per hour of a team", "tasks/teams.html", "usdPerHour"),
+    ("logs of a worker", "faq.html", "tandem logs"),
+    ("change the floor while it runs", "faq.html", "within seconds"),
+    ("which tier answered a request", "faq.html", "x-tandem-tier"),
+    ("where do dollars come from", "tasks/budget.html", "usdPer1MInputTokens"),
+    ("prefill and decode apart", "concepts.html", "tandem plan"),
+    ("uninstall everything", "faq.html", "helm uninstall"),
+]
+
+
+def test_what_people_ask_is_among_the_first_three_hits(site: Path) -> None:
+    """By the search of the site itself, run as a browser's worker runs it."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("the site's search is JavaScript: needs node")
+    script = str(Path(__file__).with_name("site_search.mjs"))
+    asked = json.dumps([words for words, _, _ in QUESTIONS])
+    done = subprocess.run(
+        [node, script, str(site)], input=asked, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lost = []
+    for (words, page, answer), pages in zip(QUESTIONS, json.loads(done.stdout), strict=True):
+        first = [parts[0].split("#")[0] for parts in pages[:3]]
+        if page not in first:
+            lost.append(f"{words!r} finds {first}, not {page}")
+        if answer not in html.unescape(re.sub(r"<[^>]+>", "", (site / page).read_text())):
+            lost.append(f"{page} does not say {answer!r}")
+
+    assert len(QUESTIONS) >= 20
+    assert lost == []
 
 
 def test_every_code_that_a_server_explains_has_its_place_on_the_page(site: Path) -> None:

@@ -50,6 +50,11 @@ class Source:
     url: str = ""
     model: str = ""
 
+    @property
+    def keyed(self) -> bool:
+        """Whether a key may be sent there: it travels over https only."""
+        return self.url.startswith("https://")
+
 
 def source_of(tier: str, text: str) -> Source:
     """Read what --small or --large names. Raises CommandError."""
@@ -105,6 +110,28 @@ def _model(source: Source, image: str) -> str:
     return "\n".join(lines)
 
 
+def _secret_name(source: Source) -> str:
+    return f"{source.tier}-api-key"
+
+
+def _secret(source: Source) -> str:
+    name = _secret_name(source)
+    return "\n".join(
+        [
+            f"# The key of {source.url}. On a cluster rather, so that it is in no file:",
+            f"# kubectl create secret generic {name} --from-literal=api-key=..., then",
+            f"# kubectl label secret {name} tandem.dev/usable-by=routers",
+            "apiVersion: v1",
+            "kind: Secret",
+            "metadata:",
+            f"  name: {name}",
+            "  labels: {tandem.dev/usable-by: routers}",
+            "stringData: {api-key: put-yours-here}",
+            "---",
+        ]
+    )
+
+
 def _tier(source: Source, prices: tuple[str, str] | None) -> list[str]:
     if source.weights is not None:
         lines = [f"  - name: {source.tier}", f"    modelRef: {{name: {source.tier}}}"]
@@ -118,15 +145,15 @@ def _tier(source: Source, prices: tuple[str, str] | None) -> list[str]:
         raise CommandError(
             f"an external endpoint has a price per token; add --{source.tier}-price IN/OUT"
         )
-    secret = f"{source.tier}-api-key"
+    key = f"apiKeySecretRef: {{name: {_secret_name(source)}}}"
     return [
         f"  - name: {source.tier}",
         "    external:",
         f"      url: {source.url}",
         f'      model: "{source.model}"',
-        f"      # kubectl create secret generic {secret} --from-literal=api-key=..., and label it",
-        "      # tandem.dev/usable-by; without a key, remove the line.",
-        f"      apiKeySecretRef: {{name: {secret}}}",
+        f"      {key}"
+        if source.keyed
+        else f"      # {key}    # if it wants a key, which travels over https only",
         f'      usdPer1MInputTokens: "{prices[0]}"',
         f'      usdPer1MOutputTokens: "{prices[1]}"',
     ]
@@ -135,6 +162,7 @@ def _tier(source: Source, prices: tuple[str, str] | None) -> list[str]:
 def text_of(sources: list[Source], prices: dict[str, tuple[str, str] | None], image: str) -> str:
     """The YAML."""
     models = [_model(s, image) for s in sources if s.weights is not None]
+    models += [_secret(s) for s in sources if s.keyed]
     tiers = [line for s in sources for line in _tier(s, prices[s.tier])]
     router = [
         "apiVersion: tandem.dev/v1alpha1",
@@ -172,5 +200,6 @@ def _init(args: argparse.Namespace) -> int:
     if path.exists():
         raise CommandError(f"{path} exists; remove it, or choose another name with -o")
     path.write_text(text)
-    sys.stdout.write(f"wrote {path}; next: tandem up {path}, or kubectl apply -f {path}\n")
+    first = " put your key into its Secret, then" if any(s.keyed for s in sources) else ""
+    sys.stdout.write(f"wrote {path}; next:{first} tandem up {path}, or kubectl apply -f {path}\n")
     return 0
