@@ -24,6 +24,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.policy.ceilings import granted
 from tandem_router.policy.cost import expected_output_tokens
 from tandem_router.policy.decide import decide_fully
 from tandem_router.policy.gain_rule import decide_plainly
@@ -511,3 +512,19 @@ def test_a_change_of_price_moves_the_decision_without_another_predictor() -> Non
     }
 
     assert chosen == {1.0: "large", 100.0: "small"}
+
+
+def test_a_bound_that_money_sets_fits_into_the_tiers_context():
+    """Without it a request of a team whose client sets no bound asked for more than a worker of a
+    short context holds, and was refused."""
+    rich = TenantCeilings(remaining_usd=1.0)
+    short = replace_tier(SMALL, capabilities=Capabilities(context_length=512))
+
+    free = granted(ask(tenant=rich), SMALL, PolicySetPoints())
+    held = granted(ask(tenant=rich), short, PolicySetPoints())
+    long = granted(ask(tenant=rich, most_prompt_tokens=600), short, PolicySetPoints())
+
+    assert free.max_tokens == PolicySetPoints().max_paid_tokens
+    assert held.max_tokens == 512 - 400
+    assert long.max_tokens == 512 - 400  # by the likely count, where the highest leaves nothing
+    assert held.reserve_usd < free.reserve_usd

@@ -88,7 +88,7 @@ def granted(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
         return Grant(expected + mean * price_out, expected + high * price_out, None)
     most_prompt_usd = max(prompt, request.most_prompt_tokens) * price_in
     client = None if request.max_tokens is None else max(0, request.max_tokens)
-    wanted = client if client is not None else max(1, set_points.max_paid_tokens)
+    wanted = client if client is not None else _unbounded(request, tier, set_points)
     usual = min(wanted, math.ceil(high))
     least = min(wanted, max(0, set_points.min_paid_tokens))
     affordable, tight = _affordable(ceilings, most_prompt_usd, price_out, wanted, usual)
@@ -104,6 +104,18 @@ def granted(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints
         wanted_usd=wanted_usd,
         least_usd=most_prompt_usd + least * price_out,
     )
+
+
+def _unbounded(request: RouteRequest, tier: TierOption, set_points: PolicySetPoints) -> int:
+    """How long an answer may get whose client sets no bound: what is forwarded has to fit into the
+    tier's context, or its worker refuses a request that it would have served without a ceiling."""
+    most, context = max(1, set_points.max_paid_tokens), tier.capabilities.context_length
+    if context is None:
+        return most
+    room = context - max(request.prompt_tokens, request.most_prompt_tokens)
+    if room < set_points.min_paid_tokens:  # by its longest reading; by the likely one there is more
+        room = context - request.prompt_tokens
+    return max(1, min(most, room))
 
 
 def _affordable(
