@@ -30,16 +30,16 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
 
     top = build_parser()
     yield top
-    for _, sub in sorted(_children(top)):
+    for _, sub in sorted(children(top)):
         yield sub
-        for _, inner in sorted(_children(sub)):
+        for _, inner in sorted(children(sub)):
             yield inner
     yield router_parser()
     yield worker_parser()
     yield operator_parser()
 
 
-def _children(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+def children(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return list(action.choices.items())

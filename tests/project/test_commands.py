@@ -35,8 +35,8 @@ NOTHING_TO_PARSE = {
 @cache
 def leaves() -> dict[str, argparse.ArgumentParser]:
     """Every command that does something, by what is typed after `tandem`."""
-    found = [p for p in commands._parsers() if p.prog.startswith("tandem ")]
-    return {p.prog.removeprefix("tandem "): p for p in found if not commands._children(p)}
+    found = [p for p in commands.parsers() if p.prog.startswith("tandem ")]
+    return {p.prog.removeprefix("tandem "): p for p in found if not commands.children(p)}
 
 
 def test_whatever_a_person_would_parse_is_there_as_json() -> None:
