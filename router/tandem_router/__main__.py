@@ -20,6 +20,7 @@ from tandem_router.telemetry.tracing import from_environment
 
 # For the store, the configuration, workers' load reports and the reserve for probes.
 FILES_KEPT_BACK = 96
+GC_THRESHOLDS = (5_000, 20, 50)
 
 logger = logging.getLogger("tandem.router")
 
@@ -89,6 +90,9 @@ def _run(args: argparse.Namespace) -> int:
     # stream for tens of milliseconds once a predictor is loaded.
     gc.collect()
     gc.freeze()
+    # A request leaves some ten objects in the decision log: the usual 700 would have them looked
+    # at every hundred requests.
+    gc.set_threshold(*GC_THRESHOLDS)
     listener = Listener(_server_limits(config.limits))
 
     def bound(changed: RouterConfig) -> None:

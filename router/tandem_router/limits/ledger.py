@@ -48,7 +48,7 @@ class Account:
     num_inflight: int = 0
 
 
-class Used(Struct, frozen=True):
+class Used(Struct, frozen=True, gc=False):
     """What one attempt, or a whole request, really used."""
 
     tokens: float = 0.0
@@ -81,7 +81,7 @@ class Hold(Struct, eq=False):
     settled: bool = False
 
 
-class Means(Struct, frozen=True):
+class Means(Struct, frozen=True, gc=False):
     """Dollars that one request may still set aside, its own hold included; None: no ceiling."""
 
     tenant_usd: float | None

@@ -17,7 +17,7 @@ CHARS_PER_TOKEN = 4.0
 MOST_TOKENS = 10**9
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, gc=False):
     """Tokens of one answer; cached ones are part of the prompt, reasoning ones of the output."""
 
     prompt_tokens: int = 0

@@ -4,7 +4,8 @@ Everything here is a plain value. Services build these from their own state (pic
 ledger) and hand them to `decide`; the simulator and the tests build them by hand.
 
 Values are msgspec structs: a frozen dataclass takes twenty times as long to make (4.4 against
-0.2 us with nine fields), and a dozen are made for each request.
+0.2 us with nine fields), and a dozen are made for each request. Those that hold no more than
+numbers, names and each other are none of the garbage collector's business (`gc=False`).
 
 Units: costs in USD, prices in USD per million tokens, times in seconds, qualities in 0..1.
 """
@@ -77,7 +78,7 @@ class Score(Protocol):
         ...
 
 
-class PlainScore(Struct, frozen=True):
+class PlainScore(Struct, frozen=True, gc=False):
     """A `Score` as a value, for callers without a predictor object."""
 
     quality: Mapping[str, float]
@@ -99,7 +100,7 @@ class Capabilities:
     context_length: int | None = None  # prompt plus answer, tokens; None: not known
 
 
-class Needs(Struct, frozen=True):
+class Needs(Struct, frozen=True, gc=False):
     """What a request asks of the tier that answers it."""
 
     features: frozenset[str] = frozenset()  # names of the flags of `Capabilities`
@@ -215,7 +216,7 @@ class PolicySetPoints(Struct, frozen=True):
     min_paid_tokens: int = 16
 
 
-class TierVerdict(Struct, frozen=True):
+class TierVerdict(Struct, frozen=True, gc=False):
     """How one tier fared, for dashboards and logs."""
 
     tier: str
@@ -229,7 +230,7 @@ class TierVerdict(Struct, frozen=True):
     excluded: Reason | None  # the constraint that ruled it out
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """Where the request goes and why.
 
     `tier is None` means refuse (or, when `queue` is true, hold and ask again after

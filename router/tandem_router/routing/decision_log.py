@@ -25,7 +25,7 @@ class Attempt:
     cost_usd: float
 
 
-class DecisionRecord(Struct, eq=False):
+class DecisionRecord(Struct, eq=False, gc=False):
     """One request; filled in as it proceeds."""
 
     sequence: int

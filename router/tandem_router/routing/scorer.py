@@ -31,7 +31,7 @@ ESTIMATED = "estimated"
 SLOW_IN_A_ROW = 3
 
 
-class Scored(Struct, frozen=True):
+class Scored(Struct, frozen=True, gc=False):
     """What the predictor said about one prompt, and whether it said it in time."""
 
     score: Score | None
