@@ -156,6 +156,17 @@ class OutcomeMetrics(NamedTuple):
     tenant_cost: Counter
 
 
+class _ByTier(dict[str, TierMetrics]):
+    """Those of each tier, made when it is first asked for; of a tier that is gone they stay."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __missing__(self, tier: str) -> TierMetrics:
+        made = self[tier] = TierMetrics(self._metrics, tier)
+        return made
+
+
 class Metrics:
     """One router's metrics."""
 
@@ -259,7 +270,8 @@ class Metrics:
             ("tier", "kind"),
         )
         self.registry.register(scraped)
-        self.tiers = {name: TierMetrics(self, name) for name in tiers}
+        self.tiers = _ByTier(self)
+        self.show(tiers)
         self._outcomes: dict[tuple[str, str, str, str], OutcomeMetrics] = {}
 
     def of_outcome(self, tier: str, reason: str, status: str, tenant: str) -> OutcomeMetrics:
@@ -273,6 +285,11 @@ class Metrics:
                 self.tenant_cost[(tenant,)],
             )
         return found
+
+    def show(self, tiers: Sequence[str]) -> None:
+        """Name these tiers before anything was counted."""
+        for name in tiers:
+            _ = self.tiers[name]
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

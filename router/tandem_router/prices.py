@@ -11,11 +11,12 @@ class Prices:
     """List prices of a router's tiers; `dearest` and `cheapest` are tier names."""
 
     def __init__(self, config: RouterConfig) -> None:
+        self._prices: dict[str, tuple[float, float, float, float]] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: RouterConfig) -> None:
-        """Take other prices."""
-        self._prices = {tier.name: _of_one_million(tier) for tier in config.tiers}
+        """Take other tiers and prices; a tier that is gone may still have requests to pay."""
+        self._prices |= {tier.name: _of_one_million(tier) for tier in config.tiers}
         # Of equally priced tiers the last declared is the dearest, as the policy ranks them.
         self.dearest = max(reversed(config.tiers), key=list_price).name
         self.cheapest = min(config.tiers, key=list_price).name

@@ -221,6 +221,9 @@ MASKS = (
 )
 
 
+KLOG = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")
+
+
 def read(cluster: Any, command: str) -> str:
     """A command and what it prints, ready to be compared."""
     result = cluster.run("sh", "-c", f"cd '{ROOT}' && {command} -n {NAMESPACE}")
@@ -229,7 +232,8 @@ def read(cluster: Any, command: str) -> str:
         text = AGES.sub("<age>", text)
     for pattern, mask in MASKS:
         text = pattern.sub(mask, text)
-    lines = [line.rstrip() for line in text.splitlines()]
+    # kubectl tells itself in its log's form that it ended a watch, now and then.
+    lines = [line.rstrip() for line in text.splitlines() if not KLOG.match(line)]
     return "\n".join([f"$ {command}", *lines]) + "\n"
 
 

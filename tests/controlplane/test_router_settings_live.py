@@ -142,6 +142,67 @@ def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> N
     assert any("threshold: null -> 0.31" in text for text in told)
 
 
+MORE_TIERS = {
+    "spec": {
+        "tiers": [
+            {"name": "mini", "external": {"url": "http://127.0.0.1:9/v1", "model": "mini"}},
+            {"name": "extra", "external": {"url": "http://127.0.0.1:9/v3", "model": "extra"}},
+        ],
+        "cache": {"enabled": True},
+        "predictor": {"type": "Length"},
+        "replicas": 3,
+    }
+}
+SETTINGS = """
+import json, sys, httpx
+headers = {"x-tandem-peer-token": sys.argv[1]}
+found = []
+for host in sys.argv[2:]:
+    live = httpx.get(f"http://{host}:8000/admin/settings", headers=headers, trust_env=False).json()
+    found.append([[tier["name"] for tier in live["tiers"]], live["cache"]["enabled"]])
+print(json.dumps(found))
+"""
+
+
+def told(cluster: Any, reason: str) -> str:
+    events = cluster.get("events", *IN)["items"]
+    return "\n".join(e["message"] for e in events if e["reason"] == reason)
+
+
+def test_tiers_come_and_go_in_the_same_pods_and_a_later_pod_reads_the_same(routed: Any) -> None:
+    before = pods(routed)
+    secret = routed.get("secret", "tandem-peer-token", *IN)["data"]["token"]
+    token = routed.run("sh", "-c", f"echo {secret} | base64 -d").stdout.strip()
+    wanted = [[["mini", "extra"], True]]
+
+    routed.kubectl("patch", *IN, "router/chat", "--type=merge", "-p", json.dumps(MORE_TIERS))
+    deadline, seen = time.monotonic() + 20.0, None
+    while seen != wanted * 2 and time.monotonic() < deadline:
+        asked = routed.run(*routed.enter, sys.executable, "-c", SETTINGS, token, *before.values())
+        seen = json.loads(asked.stdout) if asked.returncode == 0 else asked.stderr
+    ready = "--for=jsonpath={.status.ready}=3/3"
+    routed.kubectl("wait", *IN, ready, "router/chat", "--timeout=60s")
+    after = pods(routed)
+    later = [address for uid, address in after.items() if uid not in before]
+    asked = routed.run(*routed.enter, sys.executable, "-c", SETTINGS, token, *later)
+
+    assert seen == wanted * 2
+    assert before.items() <= after.items()
+    assert json.loads(asked.stdout) == wanted
+    assert "tiers: mini, full -> mini, extra" in told(routed, "SettingsChanged")
+    assert told(routed, "NewPods") == ""
+
+
+def test_an_event_says_why_there_are_new_pods(routed: Any) -> None:
+    change = {"spec": {"resources": {"cpu": "200m"}}}
+    routed.kubectl("patch", *IN, "router/chat", "--type=merge", "-p", json.dumps(change))
+    deadline = time.monotonic() + 20.0
+    while not told(routed, "NewPods") and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+    assert 'resources: {"requests": {"cpu": ' in told(routed, "NewPods")
+
+
 def test_status_says_that_nothing_outlives_the_pods(routed: Any) -> None:
     wanted = '--for=jsonpath={.status.conditions[?(@.type=="Durable")].reason}=NotDurable'
     routed.kubectl("wait", *IN, wanted, "router/chat", "--timeout=60s")

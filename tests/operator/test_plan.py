@@ -244,14 +244,13 @@ async def test_a_router_gets_its_predictor(
 ) -> None:
     cluster = Cluster(BOTH + f"  predictor: {predictor}\n")
     await cluster.settle()
-    spec = cluster.get("Deployment", "r-router")["spec"]["template"]["spec"]
-    args = spec["containers"][0]["args"]
+    deployment = cluster.get("Deployment", "r-router")
+    spec, revision = deployment["spec"]["template"]["spec"], deployment["metadata"]["labels"]
+    name = f"r-router-{revision['tandem.dev/revision']}"
+    config = json.loads(cluster.get("ConfigMap", name)["data"]["config.json"])
 
     assert ("initContainers" in spec) == init
-    if argument is None:
-        assert "--predictor" not in args
-    else:
-        assert args[args.index("--predictor") + 1] == argument
+    assert config["predictor"].get("artifact") == argument
 
 
 @pytest.mark.parametrize(

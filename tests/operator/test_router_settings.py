@@ -59,6 +59,10 @@ TENANT = {"name": "team", "usdPerHour": "2"}
         {"routing": "Advise"},
         {"tiers": [{**TIER, "maxShare": "0.5"}]},
         {"tiers": [{**TIER, "external": {**TIER["external"], "usdPer1MOutputTokens": "9"}}]},
+        {"tiers": [{**TIER, "external": {**TIER["external"], "model": "other"}}]},
+        {"cache": {"enabled": True}},
+        {"access": {"allowedHosts": ["ai.example.com"]}},
+        {"predictor": {"type": "Fixed"}},
     ],
 )
 def test_settings_change_the_configuration_and_no_pod(change: Object) -> None:
@@ -76,8 +80,6 @@ def test_settings_change_the_configuration_and_no_pod(change: Object) -> None:
     [
         {"image": "other:1"},
         {"resources": {"cpu": "2"}},
-        {"tiers": [{**TIER, "external": {**TIER["external"], "model": "other"}}]},
-        {"cache": {"enabled": True}},
         {"store": {"sqlite": {}}},
     ],
 )

@@ -125,6 +125,9 @@ ROUTER: dict[str, Tests | Probe] = {
     ),
     "predictor.deadline_ms": Probe(slowly_scored, 1.0, 10_000.0),
     "predictor.max_prompt_chars": Probe(scored, 256, 1000),
+    "predictor.artifact": shown_by(
+        "router/test_live_tiers.py::test_another_kind_of_predictor_or_another_artifact_is_used"
+    ),
     "predictor.embedding": shown_by(
         "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
     ),

@@ -136,7 +136,7 @@ async def polled(client: Asked, dead_after_s: Callable[[], float]) -> int | None
             client,  # type: ignore[arg-type]
             poll_s=0.01,
             peer_token=lambda: None,
-            pools={"small": TierConfig(name="small", served_model="m")},
+            pools=lambda: {"small": TierConfig(name="small", served_model="m")},
             dead_after_s=dead_after_s,
             on_change=answered.set,
         )

@@ -111,7 +111,7 @@ class LocalCluster:
         self._forwarders: dict[str, Forwarder] = {}
         workers = WorkerPods(self.store, self.settings, time.monotonic)
         scaling = ScalingDriver(self.store, self.settings)
-        routers = RouterPods(self.store, self.settings)
+        routers = RouterPods(self.store, self.settings, self._node.as_seen)
         reconciler = Reconciler(
             api=self.store,
             settings=self.settings,

@@ -118,6 +118,11 @@ class Node:
             if same and runner.volumes.uses(kind, name):
                 await runner.refresh_volumes()
 
+    def as_seen(self, pod: Object, text: str) -> str:
+        """A text with the paths at which a pod's processes find its volumes here."""
+        runner = self._pods.get(pod["metadata"]["uid"])
+        return text if runner is None else runner.volumes.as_seen(text)
+
     async def refresh(self, uid: str | None = None) -> None:
         """Bring the volumes of one pod, or of all, up to date: new tokens, changed objects."""
         for runner in list(self._pods.values()):

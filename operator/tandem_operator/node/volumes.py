@@ -94,6 +94,10 @@ class PodVolumes:
             for mount in container.get("volumeMounts", [])
         ]
 
+    def as_seen(self, text: str) -> str:
+        """A text with the paths at which the pod's processes find its volumes."""
+        return self._all_mounts().rewrite(text)
+
     def remove(self) -> None:
         """Delete what belongs to the pod alone."""
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -33,6 +33,18 @@ def embedding_volume(uri: str) -> tuple[Object | None, str]:
     return volume, f"{EMBEDDING_DIR}/{inside}".rstrip("/")
 
 
+def artifact_path(router: Router) -> str | None:
+    """Where a router pod finds the artifact of its predictor; None where it has none."""
+    predictor = router.spec.predictor
+    if predictor.kind != "Learned":
+        return None
+    if predictor.artifact is None:
+        return f"{PREDICTOR_DIR}/artifact"
+    if predictor.artifact.startswith("image://"):
+        return predictor.artifact.removeprefix("image://")
+    return f"{PREDICTOR_DIR}/{_source(predictor.artifact, 'predictor')[1]}".rstrip("/")
+
+
 def retraining_dir(router: Router, settings: Settings) -> str:
     """Where retrained predictors are: beside the store's file, else gone with the pod."""
     store = store_of(router, settings)
@@ -74,14 +86,10 @@ def add_predictor(
         if volume is not None:
             volumes.append(volume)
             mounts.append({"name": "embedding", "mountPath": EMBEDDING_DIR, "readOnly": True})
-    if predictor.artifact is not None and predictor.artifact.startswith("image://"):
-        args += ["--predictor", predictor.artifact.removeprefix("image://")]
-        return
     if predictor.artifact is not None:
-        volume, inside = _source(predictor.artifact, "predictor")
-        volumes.append(volume)
-        mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
-        args += ["--predictor", f"{PREDICTOR_DIR}/{inside}".rstrip("/")]
+        if not predictor.artifact.startswith("image://"):
+            volumes.append(_source(predictor.artifact, "predictor")[0])
+            mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
         return
     if predictor.training is None:
         return
@@ -94,7 +102,6 @@ def add_predictor(
         store = {"name": "predictor", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
     volumes.append(store)
     mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
-    args += ["--predictor", f"{PREDICTOR_DIR}/artifact"]
     if predictor.training.from_labels:
         args += ["--retraining-dir", retraining_dir(router, settings), "--training-data", data]
         mounts += training_mounts

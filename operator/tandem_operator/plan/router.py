@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tandem_operator.plan.entrance import entrances
 from tandem_operator.plan.gateway import PORT_NAME, gateway_objects, gateway_problem
+from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, made_of
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.network import router_policy
 from tandem_operator.plan.objects import (
@@ -37,10 +38,9 @@ from tandem_operator.plan.objects import (
     spread,
 )
 from tandem_operator.plan.predictor import add_predictor
+from tandem_operator.plan.provider_keys import add_provider_keys
 from tandem_operator.plan.router_config import (
     DRAIN_TIMEOUT_S,
-    JUDGE_KEY_DIR,
-    KEYS_DIR,
     router_config,
     usd_per_hour,
 )
@@ -228,6 +228,7 @@ def plan_router(
                 }
             },
             {REVISION_LABEL: revision},
+            {MADE_OF_ANNOTATION: made_of(template)},
         )
     )
     plan.apply.append(disruption_budget(router, name, {ROUTER_LABEL: router.metadata.name}))
@@ -293,17 +294,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         volumes.append({"name": "endpoints", "configMap": source})
     init: list[Object] = []
     add_predictor(router, image, args, mounts, volumes, init, settings)
-    for tier in router.spec.tiers:
-        if tier.external is not None and (ref := tier.external.api_key_secret_ref) is not None:
-            volume = f"key-{tier.name}"
-            mounts.append(
-                {"name": volume, "mountPath": f"{KEYS_DIR}/{tier.name}", "readOnly": True}
-            )
-            volumes.append({"name": volume, "secret": {"secretName": ref.name}})
-    judge = router.spec.learning.judge if router.spec.learning is not None else None
-    if judge is not None and (ref := judge.api_key_secret_ref) is not None:
-        mounts.append({"name": "judge-key", "mountPath": JUDGE_KEY_DIR, "readOnly": True})
-        volumes.append({"name": "judge-key", "secret": {"secretName": ref.name}})
+    add_provider_keys(router, mounts, volumes)
     if (key := router.spec.key_secret_ref) is not None:
         args += ["--key-secret-file", f"{TENANT_KEY_DIR}/{key.key}"]
         mounts.append({"name": "tenant-key", "mountPath": TENANT_KEY_DIR, "readOnly": True})

@@ -9,7 +9,8 @@ from tandem_operator.plan.engines import engine_of
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.model import pool_name
 from tandem_operator.plan.objects import Settings, service_name
-from tandem_operator.plan.predictor import embedding_volume
+from tandem_operator.plan.predictor import artifact_path, embedding_volume
+from tandem_operator.plan.provider_keys import key_file
 from tandem_operator.plan.router_store import store_config
 from tandem_operator.plan.training import trains_by_job
 from tandem_operator.resources import Model, Router, TierSpec
@@ -17,8 +18,6 @@ from tandem_operator.resources.base import Object, quantity, seconds
 from tandem_operator.resources.router import Learning
 from tandem_router.config import RouterConfig
 
-KEYS_DIR = "/etc/tandem/keys"
-JUDGE_KEY_DIR = "/etc/tandem/judge-key"
 # Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
 # stream ends with its router. An idle router ends at once.
 DRAIN_TIMEOUT_S = 300
@@ -85,7 +84,7 @@ def _tier(
                 "context_length": able.context_length,
             }
         if (ref := external.api_key_secret_ref) is not None:
-            entry["api_key_file"] = f"{KEYS_DIR}/{tier.name}/{ref.key}"
+            entry["api_key_file"] = key_file(ref)
         return entry
     if tier.model_ref is None:
         raise ValueError(f"tier {tier.name} has neither modelRef nor external")
@@ -157,6 +156,8 @@ def router_config(
             data["predictor"]["retraining"]["by"] = "Job"
     if spec.predictor.embedding is not None:
         data["predictor"]["embedding"] = embedding_volume(spec.predictor.embedding)[1]
+    if (artifact := artifact_path(router)) is not None:
+        data["predictor"]["artifact"] = artifact
     floor = spec.held_floor if spec.held_floor is not None else spec.learned_floor
     if floor is not None:
         data["objective"] = {"quality_floor": floor}
@@ -189,12 +190,11 @@ def router_config(
         data["threshold"] = float(spec.threshold)
     if spec.tenants:
         data["tenants"] = [_tenant(t.model_dump(exclude_none=True)) for t in spec.tenants]
-    services = _services(router, models, settings)
-    if settings.endpoints == "endpointslice" and services:
+    if settings.endpoints == "endpointslice":
         data["endpoints"] = {
             "type": "endpointslice",
             "namespace": router.metadata.namespace,
-            "services": services,
+            "services": _services(router, models, settings),
             # Written out, so that a node without mount namespaces can put the real path in.
             "credentials_dir": "/var/run/secrets/kubernetes.io/serviceaccount",
         }
@@ -240,7 +240,7 @@ def _learning(learning: Learning) -> Object:
             "usd_per_1m_output_tokens": float(judge.usd_per_1m_output_tokens),
         }
         if (ref := judge.api_key_secret_ref) is not None:
-            data["judge"]["api_key_file"] = f"{JUDGE_KEY_DIR}/{ref.key}"
+            data["judge"]["api_key_file"] = key_file(ref)
     return data
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
+from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import LinkTest, Remark, asleep, model_status, pool_status
 from tandem_operator.plan.objects import (
@@ -260,6 +261,7 @@ class Reconciler:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
         await apply_plan(self.api, router, plan, children, pods, result)
+        await self._tell_of_new_pods(obj, plan, children, result)
         endpoint = (
             self.endpoint(router)
             if self.endpoint is not None
@@ -311,6 +313,21 @@ class Reconciler:
             result.look_again(PUSH_RETRY_S)
         if changed:
             await self._tell(obj, News("Normal", "SettingsChanged", "; ".join(changed)), result)
+
+    async def _tell_of_new_pods(
+        self, obj: Object, plan: Plan, children: list[Object], result: Result
+    ) -> None:
+        """Why the router pods that run are replaced: not every change can be taken up by them."""
+        old = next((c for c in children if c["kind"] == "Deployment"), None)
+        new = next((o for o in plan.apply if o["kind"] == "Deployment"), None)
+        if old is None or new is None:
+            return
+        before, after = old["metadata"], new["metadata"]
+        if (before.get("labels") or {}).get(REVISION_LABEL) != after["labels"][REVISION_LABEL]:
+            known = (before.get("annotations") or {}).get(MADE_OF_ANNOTATION)
+            why = why_new_pods(known, after["annotations"][MADE_OF_ANNOTATION])
+            text = f"router pods are replaced one after the other: {why}"
+            await self._tell(obj, News("Normal", "NewPods", text), result)
 
     async def _tell(self, obj: Object, news: News, result: Result) -> None:
         name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from tandem_operator.plan.objects import REVISION_LABEL, Object, Settings
@@ -22,9 +24,16 @@ MOST_REMEMBERED = 10_000
 class RouterPods:
     """Remembers which settings each pod has taken, so that each is pushed once."""
 
-    def __init__(self, api: ClusterApi, settings: Settings) -> None:
+    def __init__(
+        self,
+        api: ClusterApi,
+        settings: Settings,
+        as_seen: Callable[[Object, str], str] = lambda pod, text: text,
+    ) -> None:
+        """as_seen: a text with the paths at which a pod finds what it mounts."""
         self._api = api
         self._settings = settings
+        self._as_seen = as_seen
         self._taken: dict[str, str] = {}
 
     async def traffic(self, pods: list[Object]) -> TrafficFacts | None:
@@ -67,6 +76,7 @@ class RouterPods:
     async def _put(self, pod: Object, live: dict[str, Any], token: str) -> list[str] | None:
         """What one pod says it changed; None where it did not take the settings."""
         name = pod["metadata"]["name"]
+        live = json.loads(self._as_seen(pod, json.dumps(live)))
         try:
             status, body = await ask_json(
                 pod["status"]["podIP"],

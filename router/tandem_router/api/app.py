@@ -54,12 +54,8 @@ from tandem_router.quality.retraining import FolderArchive, Retraining, StoreArc
 from tandem_router.random_ids import new_request_id
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
-from tandem_router.routing.predictor_source import (
-    ArtifactPredictor,
-    Predictor,
-    UnlearnedPredictor,
-    configured_predictor,
-)
+from tandem_router.routing.predictor_in_use import PredictorInUse
+from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.records import Backend, Label, Spend
@@ -110,28 +106,17 @@ class RouterApp:
         tracing: Tracing | None = None,
         address: tuple[str, int] | None = None,
     ) -> None:
-        if isinstance(config.endpoints, FileEndpoints) and endpoints_path is None:
-            pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
-            if pools:
-                raise ConfigError(
-                    f"tiers {', '.join(pools)} are pools, so --endpoints FILE is needed "
-                    "(or `endpoints: {type: endpointslice}` in the configuration)"
-                )
-        self._artifact: ArtifactPredictor | None = None
-        if predictor is None and config.predictor.type == "Learned":
-            if artifact_path is None:
-                predictor = UnlearnedPredictor(config.tiers, config.predictor)
-            else:
-                predictor = self._artifact = ArtifactPredictor(
-                    artifact_path,
-                    tuple(tier.name for tier in config.tiers),
-                    config.predictor.embedding,
-                )
         self._config_path = config_path
         self._endpoints_path = endpoints_path
+        self._check_endpoints(config)
+        # As the discovery of workers told it last; external tiers are in the configuration.
+        self._table: EndpointTable = {}
+        self._discovery: asyncio.Task[None] | None = None
+        self._taken = config
+        self._predictor = PredictorInUse(config, predictor, artifact_path)
+        predictor = self._predictor.current
         self.picker = Picker(config.picking, rng or random.Random(), clock, config.failover)
         metrics = Metrics([tier.name for tier in config.tiers])
-        predictor = predictor or configured_predictor(config)
         prices = Prices(config)
         ledger = Ledger(config, clock)
         store = Store(
@@ -198,8 +183,9 @@ class RouterApp:
         )
         self._retraining = self._make_retraining(retraining_dir, training_data)
         self.services.retraining = self._retraining
+        self._predictor.on_kind, self._predictor.on_artifact = self._use, self._mounted
         # Until the endpoints are known every tier may be there.
-        self.set_table({tier.name: {} for tier in config.tiers})
+        self.set_table({tier.name: {} for tier in config.tiers if tier.kind == "pool"})
         self.has_table = False
         self.keys = Authenticator(config.tenants, _secrets(key_secret), store, wall_clock)
         self.settings = LiveSettings(self.services, self.keys)
@@ -212,19 +198,19 @@ class RouterApp:
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
-        self.settings.on_change.append(self._data_path.reconfigure)
+        self.settings.check.append(self._check_endpoints)
+        self.settings.on_change += [self._reconfigure, self._data_path.reconfigure]
         if self._retraining is not None:
             self.settings.on_change.append(self._retraining.reconfigure)
-        named = config.access.allowed_hosts
-        self._allowed_hosts = named if named is not None else allowed_hosts
         self._address = address
         if config.gateway_port is not None:
             importlib.import_module("tandem_router.gateway.server")  # says what is missing
+        self._default_hosts = allowed_hosts
         self.control = _control_app(self)
 
     def _make_retraining(self, folder: Path | None, data: Path | None) -> Retraining | None:
         """What trains the predictor again; None where nobody asks for it."""
-        services, artifact = self.services, self._artifact
+        services, artifact = self.services, self._predictor.artifact
         if services.config.predictor.retraining is None or artifact is None:
             return None
         if folder is None:
@@ -252,6 +238,36 @@ class RouterApp:
         measured.on_change = changed
         return retraining
 
+    def _check_endpoints(self, config: RouterConfig) -> None:
+        """Raises ConfigError where nothing would tell of a pool's workers."""
+        pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
+        if pools and isinstance(config.endpoints, FileEndpoints) and self._endpoints_path is None:
+            raise ConfigError(
+                f"tiers {', '.join(pools)} are pools, so --endpoints FILE is needed "
+                "(or `endpoints: {type: endpointslice}` in the configuration)"
+            )
+
+    def _reconfigure(self, after: RouterConfig) -> None:
+        """Take other tiers, endpoints and predictor, beside what LiveSettings hands out."""
+        before, self._taken = self._taken, after
+        known = {tier.name for tier in before.tiers}
+        new = [tier.name for tier in after.tiers if tier.kind == "pool" and tier.name not in known]
+        had_table = self.has_table
+        # Until something is told of a new tier's workers it may be there.
+        self.set_table({**{name: {} for name in new}, **self._table})
+        self.has_table = had_table
+        if self._discovery is not None and before.endpoints != after.endpoints:
+            self._discovery.cancel()
+            self._discovery = self._discover()
+        self._predictor.reconfigure(after)
+
+    def _use(self, predictor: Predictor | None) -> None:
+        services = self.services
+        services.routing.predict_by(predictor)
+        services.steering.predictor_changed(predictor)
+        services.quality.measured.states(services.steering.states_quality)
+        services.quality.predictor_changed()
+
     def _mounted(self, predictor: Predictor) -> None:
         self._predictor_changed(predictor)
         if self._retraining is not None:
@@ -261,6 +277,11 @@ class RouterApp:
     def config(self) -> RouterConfig:
         """As it is in force."""
         return self.services.config
+
+    @property
+    def _allowed_hosts(self) -> Sequence[str] | None:
+        named = self.config.access.allowed_hosts
+        return named if named is not None else self._default_hosts
 
     def _keys_changed(self) -> None:
         self.keys.refresh()
@@ -346,6 +367,7 @@ class RouterApp:
 
     def set_table(self, table: EndpointTable) -> None:
         """Take a new table of workers; external tiers are always part of it."""
+        self._table = table
         merged: dict[str, Any] = {}
         for tier in self.config.tiers:
             if tier.kind == "external":
@@ -363,7 +385,6 @@ class RouterApp:
     async def running(self) -> AsyncIterator[None]:
         """Background work: endpoints and load reports."""
         config = self.config
-        pools = {tier.name: tier for tier in config.tiers if tier.kind == "pool"}
         tasks = [
             asyncio.ensure_future(
                 poll_loads(
@@ -371,25 +392,14 @@ class RouterApp:
                     self.services.client,
                     poll_s=config.picking.load_poll_s,
                     peer_token=lambda: self.services.peer_token,
-                    pools=pools,
+                    pools=lambda: {t.name: t for t in self.config.tiers if t.kind == "pool"},
                     dead_after_s=lambda: self.config.failover.dead_after_s,
                     on_change=self.services.workers_changed.set,
                 )
             )
         ]
-        if isinstance(config.endpoints, FileEndpoints):
-            if self._endpoints_path is not None:
-                tasks.append(
-                    asyncio.ensure_future(
-                        watch_file(self._endpoints_path, config.endpoints.poll_s, self.set_table)
-                    )
-                )
-        else:
-            from tandem_router.balancing.kubernetes_discovery import watch_slices
-
-            tasks.append(asyncio.ensure_future(watch_slices(config.endpoints, self.set_table)))
-        if self._artifact is not None:
-            tasks.append(asyncio.ensure_future(self._artifact.watch(self._mounted)))
+        self._discovery = self._discover()
+        tasks.append(asyncio.ensure_future(self._predictor.watch()))
         store = self.services.store
         await store.step()  # what was known before counts from the first request on
         if self._retraining is not None:
@@ -409,6 +419,9 @@ class RouterApp:
                 yield
         finally:
             await self.services.learner.close()
+            if self._discovery is not None:
+                tasks.append(self._discovery)
+            self._predictor.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -449,6 +462,22 @@ class RouterApp:
 
         path = self._data_path
         return Front(self.services, self.keys.caller, path.bodies, lambda: path.declared, home)
+
+    def _discover(self) -> asyncio.Task[None] | None:
+        """Begin to follow the workers, as the configuration says."""
+        endpoints = self.config.endpoints
+        if not isinstance(endpoints, FileEndpoints):
+            from tandem_router.balancing.kubernetes_discovery import watch_slices
+
+            task = asyncio.ensure_future(watch_slices(endpoints, self.set_table))
+        elif self._endpoints_path is not None:
+            task = asyncio.ensure_future(
+                watch_file(self._endpoints_path, endpoints.poll_s, self.set_table)
+            )
+        else:
+            return None
+        task.add_done_callback(_say_why)
+        return task
 
 
 def _without_body(send: Send) -> Send:

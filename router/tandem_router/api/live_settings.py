@@ -28,6 +28,8 @@ class LiveSettings:
     def __init__(self, services: Services, authenticator: Authenticator) -> None:
         self._services = services
         self._authenticator = authenticator
+        # Called with a configuration that is to come in force; may raise ConfigError.
+        self.check: list[Callable[[RouterConfig], None]] = []
         # Called with the configuration that is in force from now on.
         self.on_change: list[Callable[[RouterConfig], None]] = []
         self.error: str | None = None
@@ -54,17 +56,23 @@ class LiveSettings:
             services.config = after
             return []
         # First what can refuse.
+        for check in self.check:
+            check(after)
+        services.external_keys.reconfigure(after)
         self._authenticator.reconfigure(after.tenants)
         services.config = after
+        services.metrics.show([tier.name for tier in after.tiers])
         services.prices.reconfigure(after)
         services.ledger.reconfigure(after)
         services.routing.reconfigure(after)
-        services.steering.reconfigure(after, services.ledger.budget)
+        services.steering.reconfigure(after, services.ledger.budget, services.ledger.unbilled)
+        services.reuse.reconfigure(after)
         services.picker.reconfigure(after.failover)
         services.learner.reconfigure(after.learning, after.replicas)
-        services.quality.reconfigure(after)
+        services.quality.reconfigure(after, services.prices.cheapest, services.prices.dearest)
         services.client.connect_timeout_s = after.failover.connect_timeout_s
         services.client.stall_timeout_s = after.failover.stall_timeout_s
+        services.client.outward = after.outward.rule
         for tell in self.on_change:
             tell(after)
         for change in changed:

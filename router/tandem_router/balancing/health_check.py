@@ -29,21 +29,28 @@ async def poll_loads(
     *,
     poll_s: float,
     peer_token: Callable[[], str | None],
-    pools: Mapping[str, TierConfig],
+    pools: Callable[[], Mapping[str, TierConfig]],
     dead_after_s: Callable[[], float],
     on_change: Callable[[], None],
 ) -> None:
     """Keep one polling task per worker until cancelled; pools: tiers whose workers are asked."""
     tasks: dict[Worker, asyncio.Task[None]] = {}
+    asked: Mapping[Worker, tuple[str, str]] = {}  # as whose: engine and model
     try:
         while True:
-            present = {worker for worker in picker.workers if worker.tier in pools}
+            tiers = pools()
+            present = {
+                worker: (tiers[worker.tier].engine, tiers[worker.tier].served_model)
+                for worker in picker.workers
+                if worker.tier in tiers
+            }
             for worker in [known for known, task in tasks.items() if task.done()]:
                 _say_why(worker, tasks.pop(worker))
-            for worker in [known for known in tasks if known not in present]:
+            for worker in [known for known in tasks if present.get(known) != asked[known]]:
                 tasks.pop(worker).cancel()
-            for worker in present - tasks.keys():
-                tier = pools[worker.tier]
+            asked = present
+            for worker in present.keys() - tasks.keys():
+                tier = tiers[worker.tier]
                 ask = _asker(client, worker.url, engine_of(tier.engine), peer_token, poll_s)
                 reader = engine_of(tier.engine).reader(tier.served_model, worker.role)
                 tasks[worker] = asyncio.ensure_future(

@@ -121,6 +121,9 @@ async def watch_slices(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Hand over the table after every change; runs until cancelled."""
+    if not config.services:
+        on_table({})
+        return
     api = _Api(config)
     names = ",".join(sorted({ref.service for ref in config.services}))
     selector = quote(f"{SERVICE_LABEL} in ({names})", safe="")

@@ -21,10 +21,11 @@ from tandem_router.cache import (
     cache_key,
     worth_upgrading,
 )
-from tandem_router.config import RouterConfig
+from tandem_router.config import RouterConfig, served_by
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 from tandem_router.policy import Decision
+from tandem_router.prices import list_price
 
 _MORE_THAN_TEXT = ("logprobs", "top_logprobs", "tools", "functions", "audio", "modalities")
 
@@ -34,20 +35,29 @@ class Reuse:
 
     def __init__(self, config: RouterConfig, clock: Callable[[], float]) -> None:
         self.cache: ResponseCache | None = None
-        if config.cache.enabled:
-            self.cache = ResponseCache(
-                config.cache.max_bytes,
-                ttl_s=config.cache.ttl_s,
-                eviction=Eviction[config.cache.eviction],
-            )
         # Of this process only: keys cannot be computed outside it.
         self._salt = secrets.token_bytes(32)
         self._clock = clock
-        by_price = sorted(
-            config.tiers,
-            key=lambda tier: tier.usd_per_1m_input_tokens + tier.usd_per_1m_output_tokens,
-        )
-        self._ranks = {tier.name: rank for rank, tier in enumerate(by_price)}
+        self._models: dict[str, tuple[str | None, ...]] = {}
+        self._ranks: dict[str, int] = {}
+        self.reconfigure(config)
+
+    def reconfigure(self, config: RouterConfig) -> None:
+        """Take other bounds and tiers; answers stay, but for those of another model than now."""
+        bounds = config.cache
+        eviction = Eviction[bounds.eviction]
+        if not bounds.enabled:
+            self.cache = None
+        elif self.cache is None:
+            self.cache = ResponseCache(bounds.max_bytes, ttl_s=bounds.ttl_s, eviction=eviction)
+        else:
+            self.cache.resize(bounds.max_bytes, ttl_s=bounds.ttl_s, eviction=eviction)
+        models = {tier.name: served_by(config, tier) for tier in config.tiers}
+        ranks = {tier.name: rank for rank, tier in enumerate(sorted(config.tiers, key=list_price))}
+        if self.cache is not None and (models, ranks) != (self._models, self._ranks):
+            same = {t: rank for t, rank in ranks.items() if models[t] == self._models.get(t)}
+            self.cache.rerank(same)
+        self._models, self._ranks = models, ranks
 
     def key(self, request: InferenceRequest, tenant: str) -> bytes | None:
         """None when the answer must not be reused."""
@@ -69,7 +79,8 @@ class Reuse:
         lambda_per_usd: float,
     ) -> CachedAnswer | None:
         """An answer good enough for a request that would otherwise go to `decision.tier`."""
-        assert self.cache is not None
+        if self.cache is None:  # switched off a moment ago
+            return None
         assert decision.tier is not None
         rank = self._ranks[decision.tier]
         demand = Demand(exact_tier=forced, min_rank=rank if quality_demanded else 0)
@@ -85,9 +96,9 @@ class Reuse:
         return answer
 
     def keep(self, key: bytes, body: bytes, tier: str, cost_usd: float) -> None:
-        assert self.cache is not None
-        now = self._clock()
-        self.cache.put(key, CachedAnswer(body, tier, self._ranks[tier], cost_usd, now))
+        """Unless the cache or the tier went while it was made."""
+        if self.cache is not None and (rank := self._ranks.get(tier)) is not None:
+            self.cache.put(key, CachedAnswer(body, tier, rank, cost_usd, self._clock()))
 
 
 def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes | None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tandem_router.cache.frequency import FrequencySketch
@@ -191,6 +191,29 @@ class ResponseCache:
         times again (the Poisson-gamma forecast over an equal horizon).
         """
         return max(1.0, self.sketch.estimate(key))
+
+    def resize(self, capacity_bytes: int, *, eviction: Eviction, ttl_s: float | None) -> None:
+        """Other bounds from now on; what is worth least leaves until the rest fits."""
+        self.capacity_bytes, self.ttl_s = capacity_bytes, ttl_s
+        if eviction is not self.eviction:
+            self.eviction, self._clock = eviction, 0.0
+            for key, slot in self._slots.items():
+                self._rank(key, slot)
+        while self.used_bytes > capacity_bytes:
+            _, version, key = heapq.heappop(self._heap)
+            found = self._slots.get(key)
+            if found is not None and found.version == version:
+                self._remove(key)
+                self.stats.evicted += 1
+
+    def rerank(self, ranks: Mapping[str, int]) -> None:
+        """Tiers have other places by price; answers of tiers that are not named are dropped."""
+        for key, slot in list(self._slots.items()):
+            rank = ranks.get(slot.answer.tier)
+            if rank is None:
+                self._remove(key)
+            elif rank != slot.answer.tier_rank:
+                slot.answer = replace(slot.answer, tier_rank=rank)
 
     def clear(self) -> None:
         """Forget every answer; frequencies stay."""

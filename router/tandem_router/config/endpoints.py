@@ -45,7 +45,9 @@ class EndpointSliceEndpoints(Section):
 
     type: Literal["endpointslice"]
     namespace: Name
-    services: tuple[ServiceRef, ...] = Field(min_length=1, max_length=64)
+    services: tuple[ServiceRef, ...] = Field(
+        max_length=64, description="Those of the tiers that are pools; none where no tier is."
+    )
     api_url: str | None = Field(
         default=None,
         max_length=2048,

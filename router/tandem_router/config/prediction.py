@@ -31,8 +31,14 @@ class PredictorConfig(Section):
 
     type: Literal["Learned", "Fixed", "Length"] = Field(
         default="Length",
-        description="Learned: the artifact given by --predictor. Length: longer prompts are "
-        "harder. Fixed: no prompt is scored, the fallback tier answers.",
+        description="Learned: the artifact. Length: longer prompts are harder. Fixed: no prompt is "
+        "scored, the fallback tier answers.",
+    )
+    artifact: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="Learned only: the file or directory that `tandem train` wrote; --predictor "
+        "goes before it.",
     )
     deadline_ms: Positive = Field(
         default=20.0, description="A score later than this counts as late: fallback tier."

@@ -188,6 +188,14 @@ class RouterConfig(Section):
         raise KeyError(name)
 
 
+def served_by(config: RouterConfig, tier: TierConfig) -> tuple[str | None, ...]:
+    """Who answers a tier's requests: where this differs, what was learnt of it is of another."""
+    services: tuple[str, ...] = ()
+    if isinstance(config.endpoints, EndpointSliceEndpoints):
+        services = tuple(s.service for s in config.endpoints.services if s.tier == tier.name)
+    return (tier.served_model, tier.engine, tier.url, *services)
+
+
 def parse_config(text: str | bytes, source: str = "configuration") -> RouterConfig:
     """Parse JSON text. Raises ConfigError with one line per broken field."""
     try:

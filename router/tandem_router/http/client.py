@@ -75,6 +75,17 @@ class UpstreamClient:
         self._targets: dict[tuple[str, str, bool], tuple[OriginPool, bytes]] = {}
         self._deadlines: Deadlines | None = None
 
+    @property
+    def outward(self) -> Outward:
+        """Where providers may be."""
+        return self._outward
+
+    @outward.setter
+    def outward(self, rule: Outward) -> None:
+        self._outward = rule
+        for pool in self._outward_pools.values():
+            pool.outward = rule
+
     def _pool(self, origin: Origin, outward: bool) -> OriginPool:
         pools = self._outward_pools if outward else self._pools
         pool = pools.get(origin)

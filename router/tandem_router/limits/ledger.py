@@ -104,7 +104,7 @@ class Ledger:
         self._usd_per_hour: float | None = None
         self._max_inflight = config.limits.max_inflight
         self.num_inflight = 0
-        self.unbilled = frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
+        self.unbilled = _unbilled(config)
         self.budget: Bucket | None = None
         self._set_budget(config)
         self._tenants: dict[str, TenantConfig] = {}
@@ -152,6 +152,9 @@ class Ledger:
         """Other limits and budget from now on; what is spent, held and owed stays."""
         self._max_inflight = config.limits.max_inflight
         self.num_routers = config.replicas
+        # A tier that is gone may still have requests to settle, as they were held.
+        gone = self.unbilled - {tier.name for tier in config.tiers}
+        self.unbilled = _unbilled(config) | gone
         self._set_tenants(config)
         self._set_budget(config)
         for key, account in self._keys.items():
@@ -159,7 +162,7 @@ class Ledger:
 
     def _set_budget(self, config: RouterConfig) -> None:
         usd_per_hour, now = config.budget.usd_per_hour, self._clock()
-        if usd_per_hour is None or len(self.unbilled) == len(config.tiers):
+        if usd_per_hour is None or all(tier.kind == "pool" for tier in config.tiers):
             self.budget = self._usd_per_hour = None
             return
         self._usd_per_hour = usd_per_hour
@@ -374,6 +377,10 @@ def _bucket(
         return Bucket(amount / seconds, amount, now)
     bucket.set_rate(now, amount / seconds, amount)
     return bucket
+
+
+def _unbilled(config: RouterConfig) -> frozenset[str]:
+    return frozenset(tier.name for tier in config.tiers if tier.kind == "pool")
 
 
 def _too_fast(account: Account, now: float, num_tokens: float) -> ApiError | None:

@@ -96,8 +96,9 @@ class LiveQuality:
         self.error: str | None = None
         labels.on_label.append(self.learn_new)
 
-    def reconfigure(self, config: RouterConfig) -> None:
-        self._config = config
+    def reconfigure(self, config: RouterConfig, cheapest: str, dearest: str) -> None:
+        self._config, self._cheapest = config, cheapest
+        self.measured.set_tiers(tuple(tier.name for tier in config.tiers), dearest)
         if self.replayed and not self._judged_by(_judge_of(config)):
             self._other_judge(self._wall_clock())
 

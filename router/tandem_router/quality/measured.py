@@ -94,6 +94,22 @@ class Measured:
         self._said: dict[str, _Said] = {}
         self._forget()
 
+    def set_tiers(self, tiers: tuple[str, ...], dearest: str) -> None:
+        """Compare these tiers, with this one; labels of those that stay are kept."""
+        self._tiers = tiers
+        self._drift = {tier: self._drift.get(tier) or ResidualDrift() for tier in tiers}
+        self._recent = {tier: self._recent.get(tier) or deque(maxlen=RECENT) for tier in tiers}
+        if dearest != self.dearest:
+            # What was predicted of past traffic was added up for another dearest tier.
+            self.dearest = dearest
+            self._traffic.clear()
+        self._version += 1
+        self._cache.clear()
+
+    def states(self, qualities: bool) -> None:
+        """Whether what is predicted from now on are qualities, or ranks only."""
+        self._predicts = qualities
+
     def _forget(self) -> None:
         self._labelled = Labelled(self._tiers, MOST_ROWS)
         self._traffic: dict[str, _Traffic] = {}  # by tenant

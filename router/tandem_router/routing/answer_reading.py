@@ -88,6 +88,10 @@ class AnswerReader:
     def reconfigure(self, config: RouterConfig) -> None:
         self._config = config
 
+    def use(self, predictor: object) -> None:
+        """Answers are read by this predictor's verifier from now on."""
+        self._predictor = predictor
+
     @property
     def settings(self) -> CascadeConfig | None:
         return self._config.cascade

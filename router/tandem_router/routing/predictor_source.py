@@ -6,9 +6,7 @@ request is counted as `predictor-failed` and the fallback tier answers until a g
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -84,12 +82,22 @@ class ArtifactPredictor:
     def __init__(self, path: Path, tiers: tuple[str, ...], embedding: str | None = None) -> None:
         self._path = path
         self._tiers = tiers
-        self._embedding = _embedding(embedding)
+        self._embedding, self._embedding_dir = _embedding(embedding), embedding
         self._stamp: tuple[int, int, int] | None = None
         self._loaded: LearnedPredictor | None = None
         self._problem = f"{path} has not been read"
         self.version: str | None = None
         self.reload()
+
+    def reconfigure(self, path: Path, tiers: tuple[str, ...], embedding: str | None) -> bool:
+        """Take another file, tiers or embedding; whether there is something to read anew."""
+        anew = (path, embedding) != (self._path, self._embedding_dir)
+        if embedding != self._embedding_dir:
+            self._embedding, self._embedding_dir = _embedding(embedding), embedding
+        if anew:
+            self._path, self._stamp = path, None
+        self._tiers = tiers
+        return anew
 
     @property
     def loaded(self) -> bool:
@@ -182,13 +190,6 @@ class ArtifactPredictor:
             for step in range(steps)
         ]
         return [(gain, float(means[column])) for gain in between]
-
-    async def watch(self, on_change: Callable[[Predictor], None]) -> None:
-        """Look for a new file until cancelled; reading happens off the event loop."""
-        while True:
-            await asyncio.sleep(ARTIFACT_POLL_S)
-            if await asyncio.to_thread(self.reload):
-                on_change(self)
 
 
 def _embedding(directory: str | None) -> StaticEmbedding | None:

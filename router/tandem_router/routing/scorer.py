@@ -53,10 +53,8 @@ class Scorer:
     def __init__(
         self, predictor: Predictor | None, config: PredictorConfig, metrics: Metrics
     ) -> None:
-        self._predictor = predictor
-        self._type = config.type
-        self._deadline_s = config.deadline_ms / 1000.0
-        self._max_chars = config.max_prompt_chars
+        self._predictor: Predictor | None = None
+        self.reconfigure(config)
         self._metrics = metrics
         self._executor: ThreadPoolExecutor | None = None
         self._running: Future[tuple[Score, float]] | None = None
@@ -64,7 +62,20 @@ class Scorer:
         self._late: tuple[int, Future[tuple[Score, float]]] | None = None
         self._num_slow = 0
         self._complained = False
-        if predictor is not None and not self._is_quick(predictor):
+        self.use(predictor)
+
+    def reconfigure(self, config: PredictorConfig) -> None:
+        """Take another deadline and length of what is scored."""
+        self._type = config.type
+        self._deadline_s = config.deadline_ms / 1000.0
+        self._max_chars = config.max_prompt_chars
+
+    def use(self, predictor: Predictor | None) -> None:
+        """Another predictor scores from now on, on a scale of its own."""
+        self._predictor = predictor
+        self.predictor_changed()
+        self._complained, self._num_slow = False, 0
+        if self._executor is None and predictor is not None and not self._is_quick(predictor):
             self._leave_the_loop()
 
     @property

@@ -83,6 +83,7 @@ class Steering:
         self._clock = clock
         self._predictor = predictor
         self._unbilled = unbilled
+        self._ends = (prices.cheapest, prices.dearest)
         self.state = PolicyState()
         self._asked = config.threshold  # None: nobody asks for one
         self._floor = self._new_floor(predictor)
@@ -100,12 +101,28 @@ class Steering:
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._show_set_points()
 
-    def reconfigure(self, config: RouterConfig, budget: Bucket | None) -> None:
+    def reconfigure(
+        self, config: RouterConfig, budget: Bucket | None, unbilled: frozenset[str]
+    ) -> None:
         """Take other settings; what was learnt about traffic, money and qualities stays.
 
-        Only a threshold or floor that differs from before moves the threshold.
+        Only a threshold or floor that differs from before moves the threshold; where gains lie
+        between other tiers than before, what was learnt of gains is forgotten.
         """
         before, self._config = self._config, config
+        ends = (self._prices.cheapest, self._prices.dearest)
+        if {tier.name for tier in config.tiers} != {tier.name for tier in before.tiers} or (
+            ends != self._ends
+        ):
+            self._expected.clear()
+        if ends != self._ends:
+            self._ends = ends
+            self.control.forget()
+            self._floor = self._new_floor(self._predictor, before=self._floor)
+            self._move_threshold()
+        self._unbilled = unbilled
+        if self.control.pacer is not None:
+            self.control.pacer.unbilled = unbilled
         self.control.base = replace(self.control.base, **_fixed_set_points(config))
         pacer = self.control.pacer
         if budget is None:
@@ -218,9 +235,13 @@ class Steering:
     def _move_threshold(self) -> None:
         self.control.base = replace(self.control.base, gain_threshold=self._clipped())
 
-    def predictor_changed(self, predictor: Predictor) -> None:
-        """A new artifact is in use: its gains are on another scale."""
+    def predictor_changed(self, predictor: Predictor | None) -> None:
+        """Another predictor or artifact is in use: its gains are on another scale."""
         self._predictor = predictor
+        states_quality = not isinstance(predictor, LengthPredictor)
+        if states_quality != self.states_quality:
+            self._expected.clear()
+        self.states_quality = states_quality
         self._floor = self._new_floor(predictor, before=self._floor)
         self._move_threshold()
         self._show_set_points()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from tandem_router.balancing.endpoint_picker import Picker
-from tandem_router.config import RouterConfig, TenantConfig, TierConfig
+from tandem_router.config import RouterConfig, TenantConfig, TierConfig, served_by
 from tandem_router.errors import ApiError
 from tandem_router.limits.ledger import NO_CEILINGS, Hold, Ledger
 from tandem_router.metrics import Metrics
@@ -78,7 +78,8 @@ def gone_tier(tier: str) -> ApiError:
     """What who asks for a deleted tier is told, at once."""
     return ApiError(
         404,
-        f"tier {tier!r} is no longer served: its workers were deleted, not only stopped",
+        f"tier {tier!r} is no longer served: it was removed, or its workers were deleted, not only "
+        "stopped",
         param="model",
         code="model_not_found",
     )
@@ -104,7 +105,17 @@ class Routing:
         self._clock = clock
         self.scorer = Scorer(predictor, config.predictor, metrics)
         self.answers = AnswerReader(config, predictor, metrics)
-        self.latency = {tier.name: TierLatency() for tier in config.tiers}
+        # Of a tier that is gone too: its last requests still end.
+        self.latency: dict[str, TierLatency] = {}
+        self._options: dict[str, tuple[TierConfig, _State, TierOption]] = {}
+        self._rule: StandingRule | None = None
+        self._ceilings: dict[str, tuple[TenantConfig, TenantCeilings]] = {}
+        self._take(config)
+
+    def _take(self, config: RouterConfig) -> None:
+        self._config = config
+        for tier in config.tiers:
+            self.latency.setdefault(tier.name, TierLatency())
         self._declared = {
             tier.name: Capabilities(**tier.capabilities.model_dump())
             if tier.capabilities is not None
@@ -112,16 +123,27 @@ class Routing:
             for tier in config.tiers
             if tier.kind == "external"
         }
-        self._options: dict[str, tuple[TierConfig, _State, TierOption]] = {}
-        self._rule: StandingRule | None = None
-        self._ceilings: dict[str, tuple[TenantConfig, TenantCeilings]] = {}
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 
     def reconfigure(self, config: RouterConfig) -> None:
-        """Take other prices, shares, fallback tier and mode; the tiers themselves stay."""
-        self._config = config
+        """Take other tiers, prices, shares, fallback tier and mode.
+
+        Latencies of a tier that somebody else answers now are forgotten, all others stay.
+        """
+        before = self._config
+        known = {tier.name: served_by(before, tier) for tier in before.tiers}
+        for tier in config.tiers:
+            if known.get(tier.name, ()) not in ((), served_by(config, tier)):
+                self.latency[tier.name] = TierLatency()
+        self._take(config)
+        self.scorer.reconfigure(config.predictor)
         self.answers.reconfigure(config)
+
+    def predict_by(self, predictor: Predictor | None) -> None:
+        """Another predictor scores from now on."""
+        self.scorer.use(predictor)
+        self.answers.use(predictor)
 
     def forced_tier(self, model: str) -> str | None:
         """Tier named by `model`, itself or one of its adapters; None where the router decides.
@@ -222,6 +244,8 @@ class Routing:
         score = scored.score
         now = self._clock()
         options = [self._option(tier, failed, now) for tier in self._config.tiers]
+        if forced is not None and all(option.name != forced for option in options):
+            raise gone_tier(forced)  # it went while the request was on its way here
         if forced is None:
             # One that only embeds is no end of the scale that gains are measured on.
             options = [each for each in options if each.capabilities.generation] or options

@@ -92,6 +92,8 @@ class Retraining:
 
     def reconfigure(self, config: RouterConfig) -> None:
         self._config = config
+        if (settings := config.predictor.retraining) is not None:
+            self.life.every_s, self.life.min_labels = settings.every_s, settings.min_labels
 
     def mounted(self) -> None:
         """Another file was mounted: it is in use, and what was compared with the old one is not."""
