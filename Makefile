@@ -6,12 +6,13 @@ ARGS ?=
 PYTEST_WORKERS ?= 2
 SHELL := /bin/bash
 
-.PHONY: help setup demo test lint sbom cluster reference docs screenshots clean
+.PHONY: help setup demo test lint sbom chart cluster reference docs screenshots clean
 help:
 	@echo 'make demo     start a small and a large model behind one endpoint and route questions'
 	@echo 'make test     run every test'
 	@echo 'make lint     ruff, mypy, import contracts, known vulnerabilities'
 	@echo 'make sbom     what the images install, as CycloneDX'
+	@echo 'make chart    pack the chart, or push it: ARGS=oci://registry.example.com/charts'
 	@echo 'make cluster  a real Kubernetes control plane in the foreground'
 	@echo 'make docs     the documents as one site, in site/ (ARGS=serve shows it while you write)'
 	@echo 'make screenshots  take the pictures of the documents anew (needs Chromium)'
@@ -47,6 +48,9 @@ screenshots: setup
 
 docs: reference
 	@exec $(VENV)/bin/python -m mkdocs $(or $(ARGS),build)
+
+chart:
+	@exec scripts/chart.sh $(ARGS)
 
 cluster: setup
 	@exec $(VENV)/bin/python tests/controlplane/cluster.py $(ARGS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tandem_router.config import LimitsConfig, RouterConfig, load_config
 from tandem_router.errors import ConfigError, RouterError
+from tandem_router.http.listen import listen
 from tandem_router.http.server import Listener, ServerLimits
 from tandem_router.secret_file import SecretFile
 from tandem_router.telemetry.logs import configure
@@ -43,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--training-data", type=Path, help="graded rows to train again from, beside labels"
     )
-    parser.add_argument("--host", help="address to listen on (default: $POD_IP or 127.0.0.1)")
+    parser.add_argument(
+        "--host",
+        help="address to listen on, several with commas between, such as 0.0.0.0,:: (default: "
+        "$POD_IPS, $POD_IP or 127.0.0.1)",
+    )
     parser.add_argument("--port", type=int, help="port (default: http_port of the configuration)")
     parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning"), help="least severe"
@@ -68,7 +73,8 @@ def _run(args: argparse.Namespace) -> int:
     from tandem_router.api.app import RouterApp
     from tandem_router.api.origin import loopback_names
 
-    host = args.host or os.environ.get("POD_IP") or "127.0.0.1"
+    named = args.host or os.environ.get("POD_IPS") or os.environ.get("POD_IP") or "127.0.0.1"
+    hosts = [host.strip().strip("[]") for host in named.split(",")]
     port = args.port or config.http_port
     app = RouterApp(
         config,
@@ -82,9 +88,9 @@ def _run(args: argparse.Namespace) -> int:
         config_path=args.config,
         retraining_dir=args.retraining_dir,
         training_data=args.training_data,
-        allowed_hosts=loopback_names(host),
+        allowed_hosts=loopback_names(hosts),
         tracing=from_environment("tandem-router"),
-        address=(host, port),
+        address=(hosts[0], port),
     )
     # Long-lived objects leave the collector's sight: full collections otherwise stop every
     # stream for tens of milliseconds once a predictor is loaded.
@@ -102,8 +108,6 @@ def _run(args: argparse.Namespace) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             loop="auto",
             http=listener.protocol(),
             ws="none",
@@ -113,12 +117,15 @@ def _run(args: argparse.Namespace) -> int:
             timeout_graceful_shutdown=int(max(1, config.drain_timeout_s)),
         )
     )
-    logger.info("router %r serves http://%s:%d/v1", config.name, host, port)
+    listeners = listen(hosts, port)
+    for host in hosts:
+        name = f"[{host}]" if ":" in host else host
+        logger.info("router %r serves http://%s:%d/v1", config.name, name, port)
     # uvicorn drains on the first signal and then raises it again for whoever listened before;
     # a drained router has ended well, so nobody does.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.run()
+    server.run(sockets=listeners)
     return 0 if server.started else 1
 
 

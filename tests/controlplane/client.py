@@ -53,7 +53,8 @@ async def addresses(api: httpx.AsyncClient, selector: str) -> list[str]:
         port = piece["ports"][0]["port"]
         for endpoint in piece.get("endpoints") or []:
             if endpoint.get("conditions", {}).get("ready"):
-                found += [f"http://{address}:{port}" for address in endpoint["addresses"]]
+                hosts = (f"[{a}]" if ":" in a else a for a in endpoint["addresses"])
+                found += [f"http://{host}:{port}" for host in hosts]
     return found
 
 

@@ -29,8 +29,6 @@ from control import ControlServer
 START_TIMEOUT_S = 60.0
 # Where kube-controller-manager makes a folder for each PersistentVolume, without asking.
 PROVISIONED = Path("/tmp/hostpath_pv")
-SERVICE_RANGE = "10.0.0.0/24"
-SERVICE_ADDRESS = "10.0.0.1"
 CONTROLLERS = (
     "serviceaccount-token-controller",
     "serviceaccount-controller",
@@ -72,11 +70,13 @@ class ControlPlane:
     Runs inside the namespace that `network.unshare_command` made. `stop` ends everything.
     """
 
-    def __init__(self, binaries: Path, run_dir: Path, num_nodes: int) -> None:
+    def __init__(self, binaries: Path, run_dir: Path, num_nodes: int, family: str) -> None:
         self.binaries = binaries
+        self.family = family
+        self.addresses = network.FAMILIES[family]
         self.run_dir = run_dir
         self.pki = run_dir / "pki"
-        self.nodes = {f"node-{i}": network.node_address(i) for i in range(num_nodes)}
+        self.nodes = {f"node-{i}": self.addresses.node(i) for i in range(num_nodes)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: set[str] = set()
 
@@ -88,8 +88,8 @@ class ControlPlane:
         if not self.pki.exists():
             pki.make_pki(
                 self.pki,
-                address=network.HOST_ADDRESS,
-                service_address=SERVICE_ADDRESS,
+                address=self.addresses.host,
+                service_address=self.addresses.service,
                 nodes=self.nodes,
             )
         self.start_etcd()
@@ -121,13 +121,13 @@ class ControlPlane:
         self._spawn(
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
-            f"--bind-address={network.HOST_ADDRESS}",
+            f"--bind-address={self.addresses.host}",
             "--secure-port=6443",
-            f"--advertise-address={network.HOST_ADDRESS}",
+            f"--advertise-address={self.addresses.host}",
             f"--tls-cert-file={p / 'apiserver.crt'}",
             f"--tls-private-key-file={p / 'apiserver.key'}",
             f"--client-ca-file={p / 'ca.crt'}",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={self.addresses.service_ranges}",
             "--allow-privileged=true",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={p / 'sa.pub'}",
@@ -236,7 +236,8 @@ class ControlPlane:
             command = [
                 sys.executable,
                 str(Path(__file__).resolve().parent / "kubelet.py"),
-                f"--server=https://{network.HOST_ADDRESS}:6443",
+                f"--server=https://{network.url_host(self.addresses.host)}:6443",
+                f"--family={self.family}",
                 f"--pki={self.pki}",
                 f"--folder={self.run_dir / name}",
                 f"--name={name}",
@@ -321,7 +322,7 @@ class ControlPlane:
     def _secure(self, port: int) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=str(self.pki / "ca.crt"))
         context.load_cert_chain(self.pki / "admin.crt", self.pki / "admin.key")
-        return http.client.HTTPSConnection(network.HOST_ADDRESS, port, context=context, timeout=5)
+        return http.client.HTTPSConnection(self.addresses.host, port, context=context, timeout=5)
 
     @staticmethod
     def _get(connection: http.client.HTTPConnection, path: str) -> bool:
@@ -336,14 +337,14 @@ class ControlPlane:
 
 def run_inside(arguments: argparse.Namespace) -> int:
     """What happens in the namespace: start everything, then wait or run one command."""
-    network.configure_loopback()
+    network.configure_loopback(network.FAMILIES[arguments.family])
     run_dir = Path(arguments.run_dir)
     network.keep_in(run_dir / "volumes", PROVISIONED)
-    tools = binaries.installed()
+    tools = binaries.installed(binaries.RELEASES[arguments.kubernetes])
     if tools is None:
         print("cluster: run tests/controlplane/binaries.py first", file=sys.stderr)
         return 1
-    plane = ControlPlane(tools, run_dir, arguments.nodes)
+    plane = ControlPlane(tools, run_dir, arguments.nodes, arguments.family)
     stopping = False
 
     def stop(*_: object) -> None:
@@ -395,12 +396,24 @@ def main() -> int:
     )
     parser.add_argument("--run-dir", help="where state and logs go (default: a temporary folder)")
     parser.add_argument("--nodes", type=int, default=2, help="process nodes to start (default: 2)")
+    parser.add_argument(
+        "--family",
+        choices=network.FAMILIES,
+        default="ipv4",
+        help="addresses of pods, nodes and Services: ipv4 (default), ipv6, or dual for both",
+    )
+    parser.add_argument(
+        "--kubernetes",
+        choices=binaries.RELEASES,
+        default=binaries.NEWEST.minor,
+        help=f"release to run (default: {binaries.NEWEST.minor})",
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
         return run_inside(arguments)
     try:
-        binaries.build()
+        binaries.build(binaries.RELEASES[arguments.kubernetes])
     except binaries.BuildError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
@@ -416,6 +429,10 @@ def main() -> int:
         str(run_dir),
         "--nodes",
         str(arguments.nodes),
+        "--family",
+        arguments.family,
+        "--kubernetes",
+        arguments.kubernetes,
     ]
     if arguments.exec:
         command += ["--exec", arguments.exec]

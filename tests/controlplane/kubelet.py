@@ -3,8 +3,8 @@
 It registers a Node, renews its Lease, watches the pods bound to it, runs them with the process
 handling that `tandem up` uses (`tandem_operator.node`), reports their status, and deletes a pod
 once its processes have ended; `kubelet_server.py` answers `kubectl logs`, `exec` and
-`port-forward`. Pods get addresses 10.77.N.x, which are reachable inside the cluster's network
-namespace.
+`port-forward`. Pods get addresses 10.77.N.x or fd77::N:x (`network.py`), which are reachable inside
+the cluster's network namespace.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 import kubelet_server
+import network
 from kubelet_server import KubeletServer
 from tandem_operator.node.images import ImageTable, local_commands
 from tandem_operator.node.node import Node, NodeSettings
@@ -44,13 +46,6 @@ REFRESH_PERIOD_S = 60.0
 
 def now(micro: bool = False) -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S" + (".%fZ" if micro else "Z"))
-
-
-def pod_addresses(third_byte: int) -> Iterator[str]:
-    """10.77.N.2 onwards; each node of a test has its own N, at most 255 x 253 pods ever."""
-    for third in range(third_byte, 256):
-        for fourth in range(2, 255):
-            yield f"10.77.{third}.{fourth}"
 
 
 def as_it_runs(pod: Object) -> Object:
@@ -117,7 +112,16 @@ class Kubelet:
     """Keeps the pods bound to one node running as processes."""
 
     def __init__(
-        self, api: Api, name: str, folder: Path, *, address: str, subnet: int, gpus: int, cpus: str
+        self,
+        api: Api,
+        name: str,
+        folder: Path,
+        *,
+        address: str,
+        family: str,
+        subnet: int,
+        gpus: int,
+        cpus: str,
     ) -> None:
         self.api = api
         self.name = name
@@ -126,7 +130,7 @@ class Kubelet:
         self.gpus = gpus
         self.node = Node(
             folder,
-            addresses=pod_addresses(subnet),
+            addresses=network.FAMILIES[family].pods(subnet),
             lookup=self.lookup,
             report=self._report,
             # What docker/ copies into the images.
@@ -380,6 +384,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         name,
         Path(arguments.folder),
         address=arguments.address,
+        family=arguments.family,
         subnet=arguments.subnet,
         gpus=arguments.gpus,
         cpus=arguments.cpus,
@@ -389,9 +394,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     context.load_verify_locations(pki / "ca.crt")
     context.verify_mode = ssl.CERT_REQUIRED
     # What client-go puts into every pod, so that in-cluster clients find the apiserver.
-    host, _, port = arguments.server.removeprefix("https://").partition(":")
-    os.environ.update(KUBERNETES_SERVICE_HOST=host, KUBERNETES_SERVICE_PORT=port)
-    server = await KubeletServer(kubelet.node, kubelet.find).start(arguments.address, context)
+    server = urlsplit(arguments.server)
+    os.environ.update(
+        KUBERNETES_SERVICE_HOST=str(server.hostname), KUBERNETES_SERVICE_PORT=str(server.port)
+    )
+    listener = await KubeletServer(kubelet.node, kubelet.find).start(arguments.address, context)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -406,7 +413,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     finally:
         task.cancel()
         stopped.cancel()
-        server.close()
+        listener.close()
         await kubelet.close()
 
 
@@ -417,6 +424,7 @@ def main() -> int:
     parser.add_argument("--folder", required=True, help="where pods keep their files and logs")
     parser.add_argument("--name", default="node-0")
     parser.add_argument("--address", required=True, help="the node's own address")
+    parser.add_argument("--family", choices=network.FAMILIES, default="ipv4")
     parser.add_argument("--subnet", type=int, default=16, help="third byte of the pods' addresses")
     parser.add_argument("--gpus", type=int, default=8, help="nvidia.com/gpu to offer")
     parser.add_argument("--cpus", default="16")

@@ -128,7 +128,7 @@ def make_pki(folder: Path, *, address: str, service_address: str, nodes: dict[st
     """Everything that start-up needs; `nodes` maps each node's name to its address."""
     folder.mkdir(parents=True)
     folder.chmod(0o700)
-    server = f"https://{address}:6443"
+    server = f"https://{f'[{address}]' if ':' in address else address}:6443"
     ca = make_authority(folder, "ca", "kubernetes-ca")
     front = make_authority(folder, "front-proxy-ca", "front-proxy-ca")
     names = (

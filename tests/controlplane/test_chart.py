@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ CRDS = (
 PROMETHEUS_RULE = "monitoring.coreos.com/v1/PrometheusRule"
 HTTP_ROUTE = "gateway.networking.k8s.io/v1/HTTPRoute"
 INFERENCE_POOL = "inference.networking.k8s.io/v1/InferencePool"
+SERVICE_MONITOR = "monitoring.coreos.com/v1/ServiceMonitor"
 POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 
 
@@ -150,6 +152,10 @@ def test_every_value_is_documented_and_the_schema_says_the_same() -> None:
             "--server-side -f charts/tandem/files/crds), or set crds.install=true",
         ),
         (
+            "metrics.serviceMonitor=true",
+            "would both have every pod scraped; set metrics.podMonitor=false",
+        ),
+        (
             "metrics.podMonitor=false,metrics.alerts=false,metrics.labels.release=x",
             "set metrics.podMonitor=true, or remove the labels",
         ),
@@ -238,6 +244,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "allow.ownNamespace": True,
         "roles.create": False,
         "routers.serviceType": "LoadBalancer",
+        "routers.ipFamilyPolicy": "PreferDualStack",
         "routers.serviceAnnotations": {"a": "b"},
         "routers.ingress.host": "{router}.{namespace}.test",
         "routers.ingress.className": "nginx",
@@ -256,6 +263,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "clusterDomain": "example.org",
         "logFormat": "json",
         "metrics.podMonitor": False,
+        "metrics.serviceMonitor": True,
         "metrics.alerts": False,
         "metrics.runbooks": "https://runbooks.test/tandem",
         "metrics.labels": {"release": "prometheus"},
@@ -266,6 +274,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
     kinds = ("--api-versions", POD_MONITOR, "--api-versions", "tandem.dev/v1alpha1/Model")
     kinds = (*kinds, "--api-versions", HTTP_ROUTE, "--api-versions", PROMETHEUS_RULE)
     kinds = (*kinds, "--api-versions", INFERENCE_POOL)
+    kinds = (*kinds, "--api-versions", SERVICE_MONITOR)
     script = f"helm template t {CHART} {' '.join(kinds)} -f - | sha256sum"
     digests: dict[str, str] = {}
     for path, value in changed.items():
@@ -277,6 +286,8 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         node[last] = value
         if path == "serviceAccount.create":
             node["name"] = "t-operator"
+        if path == "metrics.serviceMonitor":
+            node["podMonitor"] = False
         if path == "networkPolicies.egressTo":
             node["restrictEgress"] = True
         if path.startswith("routers.ingress.") and last != "host":
@@ -294,6 +305,30 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
     assert len(set(digests.values())) == len(digests)
 
 
+def test_values_of_an_earlier_release_are_completed_by_this_ones_defaults(cluster: Any) -> None:
+    """`--reuse-values` knows nothing of sections that came later; here each in turn is unknown."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert (CHART / "files" / "defaults.yaml").read_text() == (CHART / "values.yaml").read_text()
+    whole = cluster.run("helm", "template", "t", str(CHART)).stdout
+    each = " ".join(f"'{section}'" for section in values)
+    script = f"for s in {each}; do helm template t {CHART} --set $s=null | sha256sum; done"
+    found = cluster.run("sh", "-c", script).stdout.splitlines()
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+
+    assert [line.split()[0] for line in found] == [digest] * len(values)
+
+
+def test_a_value_that_is_taken_away_is_no_error_of_a_template(cluster: Any) -> None:
+    """One that somebody sets to null, or that a later release of this section added."""
+    each = " ".join(sorted(documented()))
+    script = f"for v in {each}; do helm template t {CHART} --set $v=null 2>&1 >/dev/null; done"
+    said = cluster.run("sh", "-c", script, timeout_s=200.0).stdout
+
+    assert "nil pointer" not in said, said
+    assert "<nil>" not in said, said
+    assert "wrong type" not in said, said
+
+
 # Monitoring ---------------------------------------------------------------------------------
 
 
@@ -307,6 +342,27 @@ def test_monitors_are_rendered_only_where_their_kind_exists(cluster: Any) -> Non
     assert not [o for o in [*plain, *off] if o["kind"] == "PodMonitor"]
     assert [o["metadata"]["name"] for o in found] == ["t-operator", "t-router", "t-worker"]
     assert {o["metadata"]["labels"]["release"] for o in found} == {"prometheus"}
+
+
+def test_service_monitors_take_the_place_of_pod_monitors(cluster: Any) -> None:
+    """For a Prometheus that selects those alone; each finds the Services that are made."""
+    from tandem_operator.plan.objects import MANAGED, ROLE_LABEL, ROUTER_LABEL
+
+    on = "metrics.podMonitor=false,metrics.serviceMonitor=true"
+    kinds = ("--api-versions", SERVICE_MONITOR, "--api-versions", POD_MONITOR)
+    objects = template(cluster, *kinds, "--set", on)
+    monitors = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "ServiceMonitor"}
+    service = next(o for o in objects if o["kind"] == "Service")
+
+    assert not [o for o in objects if o["kind"] == "PodMonitor"]
+    assert set(monitors) == {"t-operator", "t-router", "t-worker"}
+    own = monitors["t-operator"]["selector"]["matchLabels"]
+    assert own.items() <= service["metadata"]["labels"].items()
+    for name, label in (("t-router", ROUTER_LABEL), ("t-worker", ROLE_LABEL)):
+        selector = monitors[name]["selector"]
+        assert selector["matchLabels"] == MANAGED
+        assert selector["matchExpressions"] == [{"key": label, "operator": "Exists"}]
+        assert monitors[name]["endpoints"][0]["port"] == "http"
 
 
 def test_alerts_come_where_their_kind_exists_and_name_their_runbooks(cluster: Any) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+import debian_package
 import exported_metrics
-import prometheus_binaries
 from eventually import eventually_in_another_process
 from tandem_operator.resources.crds import _TYPES as KINDS
 from tandem_router.policy.terms import Reason, ScoreStatus
@@ -113,7 +113,7 @@ UNMEASURED: Object = FLOOR | {
 
 @pytest.fixture(scope="module")
 def tools() -> Path:
-    return prometheus_binaries.folder()
+    return debian_package.folder("prometheus", "prometheus", "promtool")
 
 
 def scenario(series: Object, expected: dict[str, bool]) -> Object:

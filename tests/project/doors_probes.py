@@ -234,20 +234,27 @@ def served(config: RouterConfig) -> Any:
         started = True
 
         def __init__(self, options: uvicorn.Config) -> None:
-            told.extend([options.port, options.timeout_graceful_shutdown])
+            told.append(options.timeout_graceful_shutdown)
 
-        def run(self) -> None:
+        def run(self, sockets: Any) -> None:
             return
 
+    def listen(hosts: Any, port: int) -> list[Any]:
+        told.append(port)
+        return []
+
+    listens = router_command.listen
     kept = uvicorn.Server, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(config.model_dump_json(exclude_unset=True))
         uvicorn.Server = Server  # type: ignore[assignment, misc]
+        router_command.listen = listen
         try:
             router_command.main(["--config", str(file), "--endpoints", str(file)])
         finally:
             uvicorn.Server = kept[0]  # type: ignore[misc]
+            router_command.listen = listens
             signal.signal(signal.SIGTERM, kept[1])
             signal.signal(signal.SIGINT, kept[2])
             gc.unfreeze()

@@ -223,7 +223,7 @@ async def test_a_router_on_a_loopback_address_answers_to_names_of_this_machine_o
     make_config: Any, tmp_path: Path, listens_on: str, host: str, status: int
 ) -> None:
     app = RouterApp(
-        make_config(), endpoints_path=tmp_path / "e", allowed_hosts=loopback_names(listens_on)
+        make_config(), endpoints_path=tmp_path / "e", allowed_hosts=loopback_names([listens_on])
     )
 
     reply = await Client(app).request("GET", "/v1/models", headers={"host": host})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventually import eventually
 from tandem_router.testing.two_tiers import CONFIG, TIERS, Scores, both
 
 PEER = {"x-tandem-peer-token": "peer-secret", "content-type": "application/json"}
@@ -23,12 +23,6 @@ async def put(client: Any, **live: Any) -> list[str]:
     assert reply.status == 200, reply.body
     changed: list[str] = reply.json["changed"]
     return changed
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30.0):
-        while not true():  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0)
 
 
 def external(worker: Any, name: str = "cloud", **fields: Any) -> dict[str, Any]:
@@ -69,7 +63,7 @@ async def test_a_tier_that_is_removed_ends_its_streams_and_takes_no_more(
     async with run_router(table, predictor=Scores(0.4, 0.9), **OPTIONS) as (client, app):
         whole = await client.chat(stream=True, model="large", seed=1)
         begun = asyncio.ensure_future(client.chat(stream=True, model="large", seed=1))
-        await until(lambda: app.picker.num_inflight("large") > 0)
+        await eventually(lambda: app.picker.num_inflight("large") > 0, every_s=0.0)
         changed = await put(client, tiers=TIERS[:1], fallback_tier="small")
         refused = await client.chat(model="large")
         routed = await client.chat()
@@ -177,11 +171,8 @@ async def test_another_kind_of_predictor_or_another_artifact_is_used(
     async with run_router(await both(make_worker), **OPTIONS) as (client, app):
 
         async def used(until: str) -> dict[str, Any]:
-            for _ in range(500):
-                state = (await client.get("/admin/state")).json
-                if state["predictor"].startswith(until):
-                    break
-                await asyncio.sleep(0.01)
+            await eventually(lambda: app.services.routing.scorer.name.startswith(until))
+            state: dict[str, Any] = (await client.get("/admin/state")).json
             return state
 
         short = await client.chat()
@@ -192,10 +183,10 @@ async def test_another_kind_of_predictor_or_another_artifact_is_used(
         label = app.services.steering
         label.move_set_points(gain_threshold=0.3)
         await put(client, predictor={"type": "Learned", "artifact": str(tmp_path / "none")})
-        await until(lambda: "none" in str(app.services.routing.scorer.artifact))
+        await eventually(lambda: "none" in str(app.services.routing.scorer.artifact))
         missing = (await client.get("/admin/state")).json
         await put(client, predictor={"type": "Learned", "artifact": str(other)})
-        await until(lambda: not app.services.routing.scorer.artifact["problem"])
+        await eventually(lambda: not app.services.routing.scorer.artifact["problem"])
         asked = label.threshold_limit["asked"]
         refused = await client.request(
             "PUT", "/admin/settings", {"predictor": {"type": "Learned", "retraining": {}}}, PEER

@@ -1,3 +1,24 @@
+{{- /* `helm upgrade --reuse-values` from an earlier release brings that release's values alone: what it
+       did not know yet gets this release's defaults. Where every section is there, an absent value is
+       one that somebody set to null. */}}
+{{- define "tandem.values" -}}
+{{- $defaults := .Files.Get "files/defaults.yaml" | fromYaml -}}
+{{- $values := .Values -}}
+{{- $earlier := dict -}}
+{{- range $section, $_ := $defaults }}{{ if not (hasKey $values $section) }}{{ $_ := set $earlier $section true }}{{ end }}{{ end -}}
+{{- if $earlier -}}
+{{- range $section, $default := $defaults -}}
+{{- if hasKey $earlier $section -}}
+{{- $_ := set $values $section $default -}}
+{{- else if kindIs "map" $default -}}
+{{- range $name, $value := $default -}}
+{{- if not (hasKey (get $values $section) $name) }}{{ $_ := set (get $values $section) $name $value }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "tandem.name" -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}-operator
 {{- end -}}
@@ -33,7 +54,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "tandem.image" -}}
 {{- $image := get .root.Values.images .name -}}
 {{- with .root.Values.images.registry }}{{ $image = printf "%s/%s" (trimSuffix "/" .) $image }}{{ end -}}
-{{- with get .root.Values.images.digests .name -}}
+{{- with get (.root.Values.images.digests | default dict) .name -}}
 {{- $image = printf "%s@%s" (regexReplaceAll ":[^:/@]+$" $image "") . -}}
 {{- end -}}
 {{- $image -}}
@@ -57,8 +78,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (not .Values.crds.install) (not (.Capabilities.APIVersions.Has "tandem.dev/v1alpha1/Model")) -}}
 {{- fail "crds.install=false, but the cluster does not know Models; apply the definitions first (kubectl apply --server-side -f charts/tandem/files/crds), or set crds.install=true" -}}
 {{- end -}}
-{{- if and .Values.metrics.labels (not .Values.metrics.podMonitor) (not .Values.metrics.alerts) -}}
-{{- fail "metrics.labels are for PodMonitors and alerts; set metrics.podMonitor=true, or remove the labels" -}}
+{{- if and .Values.metrics.podMonitor .Values.metrics.serviceMonitor -}}
+{{- fail "metrics.podMonitor and metrics.serviceMonitor would both have every pod scraped; set metrics.podMonitor=false" -}}
+{{- end -}}
+{{- $monitored := or .Values.metrics.podMonitor .Values.metrics.serviceMonitor -}}
+{{- if and .Values.metrics.labels (not $monitored) (not .Values.metrics.alerts) -}}
+{{- fail "metrics.labels are for monitors and alerts; set metrics.podMonitor=true, or remove the labels" -}}
 {{- end -}}
 {{- if and .Values.images.pullSecrets (eq .Values.images.pullPolicy "Never") -}}
 {{- fail "images.pullPolicy=Never pulls nothing, so images.pullSecrets cannot be used; remove them, or set images.pullPolicy=IfNotPresent" -}}
@@ -70,7 +95,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (has .Release.Namespace $namespaces) (not .Values.allow.ownNamespace) -}}
 {{- fail (printf "operator.watchNamespaces=%s is the operator's own namespace, where Models and Routers are refused; install into another one, or set allow.ownNamespace=true" .Release.Namespace) -}}
 {{- end -}}
-{{- if and .Values.networkPolicies.enabled .Values.metrics.podMonitor (not .Values.networkPolicies.metricsFrom) -}}
+{{- if and .Values.networkPolicies.enabled $monitored (not .Values.networkPolicies.metricsFrom) -}}
 {{- fail "networkPolicies.metricsFrom is empty, so that Prometheus could not scrape; name its namespace there, or set metrics.podMonitor=false" -}}
 {{- end -}}
 {{- if and .Values.networkPolicies.egressTo (not .Values.networkPolicies.restrictEgress) -}}
@@ -104,7 +129,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.routers.inferencePools (not (.Capabilities.APIVersions.Has "inference.networking.k8s.io/v1/InferencePool")) -}}
 {{- fail "routers.inferencePools needs the Gateway API Inference Extension, which the cluster does not know; install its definitions first" -}}
 {{- end -}}
-{{- range $kind, $limit := .Values.operator.resources.limits | default dict -}}
+{{- range $kind, $limit := (.Values.operator.resources | default dict).limits | default dict -}}
 {{- if and (eq $kind "nvidia.com/gpu") $limit -}}
 {{- fail "operator.resources.limits asks for a GPU, which the operator never uses; remove it, and set gpus on a Model's roles" -}}
 {{- end -}}

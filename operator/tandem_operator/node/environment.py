@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tandem_operator.node.volumes import Lookup, MountError, contents
@@ -23,7 +23,7 @@ def expand(text: str, env: Mapping[str, str]) -> str:
 
 
 async def environment(
-    pod: Mapping[str, Any], container: Mapping[str, Any], pod_ip: str, lookup: Lookup
+    pod: Mapping[str, Any], container: Mapping[str, Any], pod_ips: Sequence[str], lookup: Lookup
 ) -> dict[str, str]:
     """The variables that the container's manifest asks for.
 
@@ -43,18 +43,18 @@ async def environment(
         if "value" in entry:
             env[entry["name"]] = expand(str(entry["value"]), env)
         elif (
-            found := await _value_from(entry.get("valueFrom") or {}, pod, pod_ip, lookup)
+            found := await _value_from(entry.get("valueFrom") or {}, pod, pod_ips, lookup)
         ) is not None:
             env[entry["name"]] = found
     return env
 
 
 async def _value_from(
-    source: Mapping[str, Any], pod: Mapping[str, Any], pod_ip: str, lookup: Lookup
+    source: Mapping[str, Any], pod: Mapping[str, Any], pod_ips: Sequence[str], lookup: Lookup
 ) -> str | None:
     namespace = str(pod["metadata"].get("namespace", "default"))
     if ref := source.get("fieldRef"):
-        return field(pod, pod_ip, str(ref["fieldPath"]))
+        return field(pod, pod_ips, str(ref["fieldPath"]))
     for key, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
         if ref := source.get(key):
             obj = await lookup(kind, namespace, ref["name"])
@@ -65,11 +65,13 @@ async def _value_from(
     return ""
 
 
-def field(pod: Mapping[str, Any], pod_ip: str, path: str) -> str:
+def field(pod: Mapping[str, Any], pod_ips: Sequence[str], path: str) -> str:
     """A downward API field of the pod, such as metadata.name or metadata.labels['x']."""
     metadata, spec = pod["metadata"], pod["spec"]
-    if path in ("status.podIP", "status.podIPs", "status.hostIP"):
-        return pod_ip
+    if path == "status.podIPs":
+        return ",".join(pod_ips)
+    if path in ("status.podIP", "status.hostIP"):
+        return pod_ips[0]
     if path == "spec.nodeName":
         return str(spec.get("nodeName", ""))
     if path == "spec.serviceAccountName":

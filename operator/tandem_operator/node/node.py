@@ -30,7 +30,8 @@ def loopback_addresses(second_byte: int) -> Iterator[str]:
 class Node:
     """Runs pods below a folder; report(pod, status) is called on each change of a pod.
 
-    claims: where PersistentVolumeClaims have their folders; nodes of one cluster share it.
+    addresses: of each pod, several with commas between. claims: where PersistentVolumeClaims have
+    their folders; nodes of one cluster share it.
     """
 
     def __init__(

@@ -54,7 +54,9 @@ class PodRunner:
         extra_env: dict[str, str] | None = None,
     ) -> None:
         self.pod = pod
-        self.ip = ip
+        # One of each family where the cluster has both; the first is the pod's own.
+        self.ips = ip.split(",")
+        self.ip = self.ips[0]
         self.volumes = PodVolumes(
             pod, folder / "volumes", claims, lookup, rewrite=not settings.mount_namespaces
         )
@@ -295,7 +297,7 @@ class PodRunner:
     async def _command(self, c: ContainerState) -> tuple[list[str], dict[str, str], Path]:
         real = self.volumes.mounts(c.spec)
         mounts = Mounts({}) if self._settings.mount_namespaces else real
-        asked = await environment(self.pod, c.spec, self.ip, self._lookup)
+        asked = await environment(self.pod, c.spec, self.ips, self._lookup)
         base = dict(os.environ) if self._settings.inherit_environment else {}
         env = {**base, **self._extra_env, **{k: mounts.rewrite(v) for k, v in asked.items()}}
 
@@ -378,7 +380,7 @@ class PodRunner:
         return {
             "phase": self._phase(),
             "podIP": self.ip,
-            "podIPs": [{"ip": self.ip}],
+            "podIPs": [{"ip": ip} for ip in self.ips],
             "hostIP": self.ip,
             "startTime": self._start_time,
             "conditions": self._conditions.of(

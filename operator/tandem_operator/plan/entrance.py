@@ -21,11 +21,13 @@ def entrances(router: Router, name: str, settings: Settings) -> list[Object]:
 
 def _service(router: Router, name: str, settings: Settings) -> Object:
     port = {"name": "http", "port": router.spec.port, "targetPort": "http", "protocol": "TCP"}
-    spec = {
+    spec: Object = {
         "type": router.spec.service_type or settings.entrance.service_type,
         "selector": {ROUTER_LABEL: router.metadata.name},
         "ports": [port],
     }
+    if settings.entrance.ip_family_policy:
+        spec["ipFamilyPolicy"] = settings.entrance.ip_family_policy
     marks = settings.entrance.service_annotations
     return child(router, "v1", "Service", service_name(name), {"spec": spec}, annotations=marks)
 

@@ -313,6 +313,8 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "args": args,
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            # All of them: in a dual-stack cluster its Service may lead to either family.
+            {"name": "POD_IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
             *log_variables(settings),
         ],
         "ports": [{"name": "http", "containerPort": settings.router_port, "protocol": "TCP"}],

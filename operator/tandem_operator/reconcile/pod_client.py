@@ -178,7 +178,8 @@ class WorkerPods:
             return await self._handover(prefill, decode)
         namespace = prefill["metadata"]["namespace"]
         token = await peer_token(self._api, namespace)
-        address = f"{decode['status']['podIP']}:{self._settings.kv_port}"
+        to = decode["status"]["podIP"]
+        address = f"{f'[{to}]' if ':' in to else to}:{self._settings.kv_port}"
         host, port = prefill["status"]["podIP"], self._settings.worker_port
         pair = f"{prefill['metadata']['name']} to {decode['metadata']['name']}"
         try:

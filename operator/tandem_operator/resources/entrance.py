@@ -64,6 +64,9 @@ class Entrance(Values):
     service_annotations: Annotations = Field(
         default_factory=dict, description="Annotations of each Router's Service."
     )
+    ip_family_policy: Literal["", "SingleStack", "PreferDualStack", "RequireDualStack"] = Field(
+        default="", description="Of each Router's Service; the cluster's own when empty."
+    )
     ingress: IngressRules = Field(default_factory=IngressRules)
     http_route: RouteRules = Field(default_factory=RouteRules)
     inference_pools: bool = Field(

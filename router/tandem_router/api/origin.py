@@ -22,17 +22,20 @@ _OF_BROWSERS = frozenset({b"origin", b"sec-fetch-site"})
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-def loopback_names(listens_on: str) -> tuple[str, ...] | None:
-    """What a router that only this machine reaches is called; None for any other address."""
-    if listens_on == "localhost":
-        return LOOPBACK_NAMES
-    try:
-        address = ip_address(listens_on)
-    except ValueError:
-        return None
-    if not address.is_loopback:
-        return None
-    return (*LOOPBACK_NAMES, f"[{address}]" if address.version == 6 else str(address))
+def loopback_names(listens_on: Iterable[str]) -> tuple[str, ...] | None:
+    """What a router that only this machine reaches is called; None where others reach it."""
+    names = list(LOOPBACK_NAMES)
+    for host in listens_on:
+        if host == "localhost":
+            continue
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return None
+        if not address.is_loopback:
+            return None
+        names.append(f"[{address}]" if address.version == 6 else str(address))
+    return tuple(names)
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -1,6 +1,6 @@
-"""Where Prometheus and promtool come from: the PATH, else Debian's package, unpacked into a cache.
+"""Programs of a Debian package: the PATH's, else the package's own, unpacked into a cache.
 
-Nothing is installed: the package's service would start beside the tests.
+Nothing is installed: a package's service would start beside the tests.
 """
 
 from __future__ import annotations
@@ -12,37 +12,31 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-TOOLS = ("prometheus", "promtool")
 
-
-def cache_root() -> Path:
-    """Outside the checkout, so that a fresh clone on the same machine fetches nothing again."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tandem" / "prometheus"
-
-
-def folder() -> Path:
-    """The folder that holds both. Raises RuntimeError with what to do where they cannot be had."""
-    found = [shutil.which(tool) for tool in TOOLS]
-    if found[0] and found[1]:
+def folder(package: str, *tools: str) -> Path:
+    """The folder that holds the tools. Raises RuntimeError that says what to do without them."""
+    found = [shutil.which(tool) for tool in tools]
+    if found[0] and all(found):
         return Path(found[0]).parent
-    root = cache_root()
+    # Outside the checkout, so that a fresh clone on the same machine fetches nothing again.
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    root = Path(base) / "tandem" / package
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         target = root / "usr" / "bin"
-        if not all((target / tool).exists() for tool in TOOLS):
-            _unpack(root)
+        if not all((target / tool).exists() for tool in tools):
+            _unpack(package, root, tools)
     return target
 
 
-def _unpack(root: Path) -> None:
+def _unpack(package: str, root: Path, tools: tuple[str, ...]) -> None:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise RuntimeError(f"no {tool} here; put prometheus and promtool into the PATH")
+            raise RuntimeError(f"no {tool} here; put {' and '.join(tools)} into the PATH")
     with tempfile.TemporaryDirectory() as download:
         Path(download).chmod(0o755)
-        fetch = ["apt-get", "download", "-q", "prometheus"]
+        fetch = ["apt-get", "download", "-q", package]
         got = subprocess.run(fetch, cwd=download, capture_output=True, text=True)
         if got.returncode != 0:
             # The lists may be older than the package, or not there yet.
@@ -50,5 +44,5 @@ def _unpack(root: Path) -> None:
             got = subprocess.run(fetch, cwd=download, capture_output=True, text=True)
         packages = sorted(Path(download).glob("*.deb"))
         if got.returncode != 0 or not packages:
-            raise RuntimeError(f"apt-get download prometheus: {got.stderr.strip()}")
+            raise RuntimeError(f"apt-get download {package}: {got.stderr.strip()}")
         subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(root)], check=True)
