@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from eventually import eventually
+from tandem_router.quality.measured import Measured
+from tandem_router.store.records import Label
 from tandem_router.testing.two_tiers import CONFIG, TIERS, Scores, both
 
 PEER = {"x-tandem-peer-token": "peer-secret", "content-type": "application/json"}
@@ -220,3 +222,25 @@ async def test_the_mounted_file_means_the_same_as_the_push(
     assert error is None
     assert reply.status == 200
     assert again == []
+
+
+def test_labels_of_tiers_that_stay_are_kept_and_new_ones_are_learned() -> None:
+    def label(number: int, tiers: tuple[str, str]) -> Label:
+        quality = {tiers[0]: 0.5, tiers[1]: 1.0}
+        return Label(f"r{number}", "shadow", float(number), "t", tiers[0], 1.0, quality)
+
+    measured = Measured(("small", "large"), "large")
+    for number in range(30):
+        measured.learn(label(number, ("small", "large")))
+    measured.set_tiers(("small", "large", "cloud"), "large")
+    kept = measured.num_labels
+    for number in range(30, 60):
+        measured.learn(label(number, ("cloud", "large")))
+    small, cloud = measured.tier("small"), measured.tier("cloud")
+    measured.set_tiers(("small", "cloud"), "cloud")
+
+    assert kept == 30
+    assert small.ratio == pytest.approx(0.5)
+    assert cloud.ratio == pytest.approx(0.5)
+    # Nothing was judged beside the new dearest one yet.
+    assert measured.tier("small").ratio is None

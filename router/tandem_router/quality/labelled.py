@@ -62,6 +62,15 @@ class Labelled:
             longer(name, (size,), -1, int)
         self._size = size
 
+    def add_tiers(self, tiers: tuple[str, ...]) -> None:
+        """Labels may tell of these too from now on; of tiers that are gone they are kept."""
+        new = [name for name in tiers if name not in self._tiers]
+        for name in new:
+            self._tiers[name] = len(self._tiers)
+        for column, none in (("_judged", np.nan), ("_gold", np.nan), ("_predicted", 0.0)):
+            more = np.full((self._size, len(new)), none)
+            setattr(self, column, np.hstack([getattr(self, column), more]))
+
     _judged: Floats
     _gold: Floats
     _predicted: Floats

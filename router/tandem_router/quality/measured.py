@@ -97,6 +97,7 @@ class Measured:
     def set_tiers(self, tiers: tuple[str, ...], dearest: str) -> None:
         """Compare these tiers, with this one; labels of those that stay are kept."""
         self._tiers = tiers
+        self._labelled.add_tiers(tiers)
         self._drift = {tier: self._drift.get(tier) or ResidualDrift() for tier in tiers}
         self._recent = {tier: self._recent.get(tier) or deque(maxlen=RECENT) for tier in tiers}
         if dearest != self.dearest:
