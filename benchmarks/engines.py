@@ -42,7 +42,7 @@ from tandem_operator.demo.strategies import summarize
 from tandem_operator.demo.suite import generate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+sys.path[:0] = [str(ROOT / "tests" / name) for name in ("e2e", "support")]
 import stack_kit  # noqa: E402
 from stack_kit import Stack, start, stop  # noqa: E402
 

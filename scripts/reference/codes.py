@@ -36,7 +36,8 @@ class UnreadableError(Exception):
 
 
 @cache
-def _modules(folder: Path) -> tuple[tuple[Path, ast.Module], ...]:
+def modules(folder: Path) -> tuple[tuple[Path, ast.Module], ...]:
+    """Every module of a package as it stands, but for those of tests."""
     paths = [p for p in sorted(folder.rglob("*.py")) if "testing" not in p.parts]
     return tuple((path, ast.parse(path.read_text())) for path in paths)
 
@@ -54,7 +55,8 @@ def _words(node: ast.AST) -> set[str]:
     }
 
 
-def _texts(node: ast.AST) -> set[str]:
+def texts(node: ast.AST) -> set[str]:
+    """Every text below a node."""
     return {
         n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
     }
@@ -161,7 +163,7 @@ def conditions() -> tuple[set[str], set[str]]:
     """(types, reasons) of conditions that the operator writes."""
     types: set[str] = set()
     reasons: set[str] = set()
-    for path, tree in _modules(OPERATOR):
+    for path, tree in modules(OPERATOR):
         if path.relative_to(OPERATOR).parts[0] not in ("plan", "reconcile"):
             continue
         for order in _bound("_ORDER", tree):
@@ -184,7 +186,7 @@ def error_codes() -> dict[str, dict[str, set[int]]]:
     """Per code, who says it (router, worker) and with which HTTP statuses."""
     found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for server, folder in SERVERS.items():
-        for path, tree in _modules(folder):
+        for path, tree in modules(folder):
             for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
                 for keyword in call.keywords:
                     if keyword.arg != "code" or _called(call) not in STATUS:

@@ -6,9 +6,10 @@ processes; a header of the source that neither explains is an error.
 
 from __future__ import annotations
 
+import ast
 import re
 
-from reference.codes import ROOT, SERVERS, UnreadableError, _modules, _texts
+from reference.codes import ROOT, SERVERS, UnreadableError, modules, texts
 from reference.markdown import HEAD, cell, code, table
 
 NAME = re.compile(r"^x-(tandem-[a-z-]+|request-id|should-retry)$")
@@ -31,18 +32,15 @@ def used() -> set[str]:
     """Headers of ours that router or worker read or write."""
     found: set[str] = set()
     for folder in SERVERS.values():
-        for _, tree in _modules(folder):
-            texts = _texts(tree) | _bytes(tree)
-            found |= {t for t in texts if NAME.match(t)}
+        for _, tree in modules(folder):
+            found |= {t for t in texts(tree) | _bytes(tree) if NAME.match(t)}
     return found
 
 
-def _bytes(tree: object) -> set[str]:
-    import ast
-
+def _bytes(tree: ast.AST) -> set[str]:
     return {
         n.value.decode("latin-1")
-        for n in ast.walk(tree)  # type: ignore[arg-type]
+        for n in ast.walk(tree)
         if isinstance(n, ast.Constant) and isinstance(n.value, bytes)
     }
 
@@ -70,7 +68,7 @@ def page() -> str:
     if missing := used() - set(known):
         raise UnreadableError(
             f"headers {', '.join(sorted(missing))} are used and not explained: add them to "
-            "a table of docs/router.md or docs/contract.md, or to ALSO in {__name__}"
+            f"a table of docs/router.md or docs/contract.md, or to ALSO in {__name__}"
         )
     out = [
         HEAD + "# Headers\n",

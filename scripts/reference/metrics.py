@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from reference.codes import ROOT, _modules
+from reference.codes import ROOT, modules
 from reference.markdown import HEAD, cell, code, table
 
 PACKAGES = (
@@ -57,7 +57,7 @@ def page() -> str:
 
 def families(folder: Path) -> Iterator[Metric]:
     """The families that the modules below a folder make."""
-    for path, tree in _modules(folder):
+    for path, tree in modules(folder):
         if (
             "prometheus_client" not in path.read_text()
             and "tandem_operator_" not in path.read_text()

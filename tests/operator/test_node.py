@@ -15,6 +15,8 @@ import pytest
 
 from node_harness import Harness, alive, gone, pod, running
 
+HERE = Path(__file__).parent
+
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
@@ -259,7 +261,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_killed_parent(tmp_path: Path, number: signal.Signals) -> None:
     """Neither the container (PDEATHSIG) nor what it started (guardian)."""
-    code = PARENT.format(path=[str(Path(__file__).parent)])
+    code = PARENT.format(path=[str(HERE), str(HERE.parent / "support")])
     command = [sys.executable, "-c", code, str(tmp_path / "node"), str(tmp_path / "child")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

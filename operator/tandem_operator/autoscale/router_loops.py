@@ -36,6 +36,7 @@ from tandem_operator.autoscale.settings import loop_settings, scheduled_floor
 from tandem_operator.autoscale.sizing import Operating, Role
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
+from tandem_operator.resources.timestamps import timestamp
 
 SHARE_SMOOTHING = 0.2
 ADVISED = "advised, not done: "
@@ -146,7 +147,7 @@ class ManagedScaling:
             return []
         return [
             {
-                "time": datetime.fromtimestamp(decision.at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "time": timestamp(decision.at_s),
                 "pool": decision.pool[:64],
                 "before": f"{decision.before:g}",
                 "after": f"{decision.after:g}",

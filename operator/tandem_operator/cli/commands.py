@@ -293,7 +293,9 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _owned_by(pod: Object, obj: Object) -> bool:
-    label = {"Model": "tandem.dev/model", "Router": "tandem.dev/router"}.get(obj["kind"])
+    from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL
+
+    label = {"Model": MODEL_LABEL, "Router": ROUTER_LABEL}.get(obj["kind"])
     labels = pod["metadata"].get("labels") or {}
     return label is not None and labels.get(label) == obj["metadata"]["name"]
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.timestamps import seconds_since_epoch
 
 
 def _condition(obj: Object, kind: str, field: str) -> str:
@@ -34,8 +35,7 @@ def cell(obj: Object, path: str) -> str:
 
 def age(timestamp: str, now: datetime | None = None) -> str:
     """Time since an RFC 3339 time in kubectl's short form, such as 5s, 3m or 2h."""
-    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    total = max(0, int(((now or datetime.now(UTC)) - then).total_seconds()))
+    total = max(0, int((now or datetime.now(UTC)).timestamp() - seconds_since_epoch(timestamp)))
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if total >= 2 * length:
             return f"{total // length}{unit}"

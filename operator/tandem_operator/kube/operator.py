@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -36,6 +35,7 @@ from tandem_operator.resources.base import Object
 from tandem_operator.resources.entrance import Entrance
 from tandem_operator.resources.network_rules import NetworkRules
 from tandem_operator.resources.pod_defaults import PodDefaults
+from tandem_operator.resources.timestamps import timestamp
 
 logger = logging.getLogger("tandem.operator")
 
@@ -91,10 +91,6 @@ def _json(kind: type[Rules]) -> Callable[[str], Rules]:
     return read
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 class Operator:
     """Watches the cluster and reconciles what changed, as long as it runs."""
 
@@ -123,7 +119,7 @@ class Operator:
         reconciler = Reconciler(
             api=self.cache,
             settings=settings,
-            now=_now,
+            now=timestamp,
             link_tester=workers.test_link,
             busy=workers.busy,
             weights=workers.weights,

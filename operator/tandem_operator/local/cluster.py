@@ -15,7 +15,7 @@ from typing import Self
 from tandem_operator.local.controllers import Deployments, Endpoints, Kubelet
 from tandem_operator.local.port_forward import Forwarder
 from tandem_operator.local.state_dir import RunDir, free_ports, predictor_cache
-from tandem_operator.local.store import Store, timestamp
+from tandem_operator.local.store import Store
 from tandem_operator.local.wait_reachable import reach_every_tier
 from tandem_operator.manifests import Manifest
 from tandem_operator.node.images import ImageTable
@@ -32,6 +32,7 @@ from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key
 from tandem_operator.reconcile.router_pods import RouterPods
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.timestamps import timestamp
 
 logger = logging.getLogger("tandem.local")
 

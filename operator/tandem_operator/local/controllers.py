@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tandem_operator.local.store import Store
 from tandem_operator.node.node import Node
 from tandem_operator.plan.objects import (
+    COST_ANNOTATION,
     MANAGED,
     MODEL_LABEL,
     REVISION_LABEL,
@@ -24,7 +25,6 @@ from tandem_operator.plan.scheduling import gpu_resource_of, gpus_of_pod
 from tandem_operator.resources.base import Object
 
 HASH_LABEL = "pod-template-hash"
-COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,15 @@ import base64
 import copy
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.reconcile.cluster_api import ATOMIC_MAPS, FIELD_MANAGER, ApiError, WatchEvent
 from tandem_operator.resources import SPECS
 from tandem_operator.resources.base import Object
 from tandem_operator.resources.rules import violations
+from tandem_operator.resources.timestamps import timestamp
 
 StoreKey = tuple[str, str, str]
-
-
-def timestamp() -> str:
-    """The time as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Store:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tandem_operator.node.process import Process
 from tandem_operator.resources.base import Object
-
-
-def now() -> str:
-    """The time as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+from tandem_operator.resources.timestamps import timestamp
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def _size(path: Path) -> int:
 class PodConditions:
     """The conditions of a pod, each with the time of its last change."""
 
-    def __init__(self, clock: Callable[[], str] = now) -> None:
+    def __init__(self, clock: Callable[[], str] = timestamp) -> None:
         self._clock = clock
         self._since: dict[str, tuple[str, str]] = {}
 

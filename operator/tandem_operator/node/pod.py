@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tandem_operator.node.container import ContainerState, LogSpan, PodConditions, now, phase
+from tandem_operator.node.container import ContainerState, LogSpan, PodConditions, phase
 from tandem_operator.node.environment import environment, expand
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.node.prober import Prober
@@ -28,6 +28,7 @@ from tandem_operator.node.volumes import (
     mounted_command,
 )
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.timestamps import timestamp
 
 logger = logging.getLogger("tandem.node")
 
@@ -70,7 +71,7 @@ class PodRunner:
         self._init = [ContainerState(c) for c in pod["spec"].get("initContainers") or []]
         self._containers = [ContainerState(c) for c in pod["spec"]["containers"]]
         self._policy: str = pod["spec"].get("restartPolicy", "Always")
-        self._start_time = now()
+        self._start_time = timestamp()
         self._initialized = not self._init
         self._stopping = asyncio.Event()
         self._last: Object | None = None
@@ -244,7 +245,7 @@ class PodRunner:
         """Start the container and wait for its end; the exit code."""
         log = self.log_path(c.spec["name"])
         log.parent.mkdir(parents=True, exist_ok=True)
-        began = now()
+        began = timestamp()
         try:
             argv, env, cwd = await self._command(c)
             c.begin_log(log)
@@ -288,7 +289,7 @@ class PodRunner:
                 "reason": "Completed" if code == 0 else "Error",
                 "message": message,
                 "startedAt": began,
-                "finishedAt": now(),
+                "finishedAt": timestamp(),
             }
         }
         self._publish()

@@ -25,6 +25,8 @@ MANAGED = {"app.kubernetes.io/managed-by": "tandem"}
 SEEDED_ANNOTATION = "tandem.dev/seeded-replicas"
 # On a WorkerPool that the control loop scales: "BEFORE>AFTER reason", said with the count.
 SCALED_ANNOTATION = "tandem.dev/scaled"
+# On a pod: whoever has least goes first where a pool shrinks.
+COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 PEER_SECRET = "tandem-peer-token"
 
 # Where pods of both kinds find their configuration and token, and may write.

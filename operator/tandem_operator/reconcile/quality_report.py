@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 
 from tandem_operator.plan.router_facts import QualityFacts, RetrainingFacts
 from tandem_operator.resources.base import Object
+from tandem_operator.resources.timestamps import timestamp
 
 
 def quality_facts(states: list[Object]) -> QualityFacts | None:
@@ -57,8 +57,7 @@ def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
     changed = ""
     if steps:
         last = steps[-1]
-        at = datetime.fromtimestamp(_number(last.get("at")) or 0.0, UTC)
-        when = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        when = timestamp(_number(last.get("at")) or 0.0)
         changed = f"{when} {last.get('kind')} {last.get('version')}: {last.get('why')}"
     return RetrainingFacts(
         str(state.get("candidate") or ""),

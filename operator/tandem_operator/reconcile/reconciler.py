@@ -16,6 +16,7 @@ from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import LinkTest, Remark, asleep, model_status, pool_status
 from tandem_operator.plan.objects import (
+    COST_ANNOTATION,
     MANAGED,
     MODEL_LABEL,
     PEER_SECRET,
@@ -40,8 +41,6 @@ from tandem_operator.reconcile.missing_sources import missing_source
 from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources import Model, Router
-
-COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 LINK_RETRY_S = 5.0
 PUSH_RETRY_S = 2.0

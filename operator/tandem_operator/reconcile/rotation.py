@@ -11,10 +11,10 @@ import base64
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from tandem_operator.plan.objects import PEER_SECRET
 from tandem_operator.reconcile.cluster_api import ClusterApi
+from tandem_operator.resources.timestamps import seconds_since_epoch, timestamp
 
 # A person asks for a rotation by writing anything new here.
 ASKED = "tandem.dev/rotate"
@@ -43,7 +43,7 @@ def next_step(
     tokens: lines of the Secret, the first of which is sent. new_token: used when one begins.
     """
     asked, step = annotations.get(ASKED, ""), annotations.get(STEP, "")
-    began = {SINCE: _text(now_s)}
+    began = {SINCE: timestamp(now_s)}
     if not step:
         if not asked or asked == annotations.get(DONE) or not tokens:
             return None
@@ -60,13 +60,9 @@ def _over(tokens: Sequence[str], asked: str) -> Step:
     return Step(tuple(tokens[:1]), {STEP: None, SINCE: None, DONE: asked})
 
 
-def _text(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _seconds(text: str) -> float:
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+        return seconds_since_epoch(text)
     except ValueError:
         return 0.0
 
