@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import Any
 import pytest
 
 from document_kit import DOCS, GETTING_STARTED, ROOT, TASKS, blocks, of_cluster
+from eventually import eventually_in_another_process
 from tandem_operator.cli import main
 from tandem_operator.demo import suite
 
@@ -70,11 +70,9 @@ class Reader:
                 stderr=out,
             )
         try:
-            end = time.monotonic() + 60
-            while "Forwarding from" not in log.read_text():
-                late = process.poll() is not None or time.monotonic() > end
-                assert not late, log.read_text()
-                time.sleep(0.05)
+            eventually_in_another_process(
+                lambda: "Forwarding from" in log.read_text(), told=log.read_text, process=process
+            )
             yield
         finally:
             process.send_signal(signal.SIGTERM)

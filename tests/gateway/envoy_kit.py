@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from eventually import eventually_in_another_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,6 +160,14 @@ def _pool(ports: Iterable[int]) -> dict[str, Any]:
     }
 
 
+def _answers(url: str) -> bool:
+    try:
+        httpx.get(url)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
 @contextmanager
 def _running(command: list[str], log: Path, answers: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process once `answers` does; its log is what an assertion shows."""
@@ -166,15 +175,9 @@ def _running(command: list[str], log: Path, answers: str) -> Iterator[subprocess
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
-        for _ in range(300):
-            assert process.poll() is None, log.read_text()[-4000:]
-            try:
-                httpx.get(answers)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.05)
-        else:
-            raise AssertionError(log.read_text()[-4000:])
+        eventually_in_another_process(
+            lambda: _answers(answers), told=lambda: log.read_text()[-4000:], process=process
+        )
         yield process
     finally:
         process.terminate()
