@@ -84,6 +84,8 @@ class LiveRouter:
         self.run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 @contextmanager
