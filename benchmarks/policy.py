@@ -1,6 +1,6 @@
 """What the online controllers are worth on real outcomes with real arrival times.
 
-    python benchmarks/policy.py [budget|share|floor|change|cascade|coverage|bias|drop|all]
+    python benchmarks/policy.py [budget|share|floor|managed|change|cascade|coverage|bias|drop|all]
         [--runs 200] [--first-seed 0] [--json FILE]
 
 Outcomes: mmlu and gsm8k of `shared/data/routing` (Mixtral-8x7B against GPT-4-1106); arrivals,
@@ -27,6 +27,7 @@ from policy_studies.budget import budget_study
 from policy_studies.cascade import cascade_study
 from policy_studies.change import change_study
 from policy_studies.floor import floor_study
+from policy_studies.managed import managed_study
 from policy_studies.measured import bias_study, coverage_study, drop_study
 from policy_studies.share import share_study
 
@@ -48,6 +49,7 @@ def main() -> None:
         "budget": lambda: budget_study(mmlu, gsm8k, seeds(options.seeds)),
         "share": lambda: share_study(mmlu, gsm8k, seeds(options.seeds)),
         "floor": lambda: floor_study(mmlu, gsm8k, seeds(options.runs)),
+        "managed": lambda: managed_study(mmlu, gsm8k, seeds(options.runs // 2)),
         "change": lambda: change_study(mmlu, gsm8k, seeds(4 * options.seeds)),
         "cascade": lambda: cascade_study(seeds(options.seeds)),
         "coverage": lambda: coverage_study(mmlu, gsm8k, seeds(options.runs)),

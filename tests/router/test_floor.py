@@ -147,6 +147,7 @@ async def test_a_threshold_over_the_floors_limit_is_clipped_and_the_clip_is_name
         "limit": limit,
         "basis": "Predicted",
         "num_labels": 0,
+        "judge_lean": 1.0,
         "in_force": limit,
     }
     assert high["gain_threshold"] == limit

@@ -2,7 +2,7 @@
 
 Three bases, one after the other:
 
-* Predicted: the predictor's expectation, corrected by what labels say its predictions are off by;
+* Predicted: the predictor's expectation, corrected by what labels lost beyond it;
 * Certified: labels prove at least as much (`QualityFloor`), at a stated risk;
 * Refuted: labels prove that the predicted limit breaks the floor, or that the cheap tier got worse
   against its prediction. From then on only what labels certify counts, down to everything to the
@@ -30,10 +30,9 @@ from tandem_router.control.shadow_sampler import ShadowLabel
 Basis = Literal["Predicted", "Certified", "Refuted"]
 
 RISK = 0.1
-#: Labels at which a measured offset counts half.
-HALF_BELIEVED = 50.0
-#: Labels that the offsets are the mean of.
+#: Labels that correct the prediction, and for which share of new ones they do so again.
 OFFSET_WINDOW = 1_000
+CORRECT_SHARE = 0.02
 #: Labels that are learned again where a judge proves to lean otherwise.
 LABELS_KEPT = 1_000
 #: A factor that moved by less changes nothing.
@@ -70,7 +69,8 @@ class FloorLimit:
         self._labels: deque[tuple[ShadowLabel, float]] = deque(maxlen=LABELS_KEPT)
         self._new_certificate()
         self._against = LossDetector(1.0)
-        self._residuals: deque[tuple[float, float]] = deque(maxlen=OFFSET_WINDOW)
+        self._residuals: deque[tuple[float, float, float]] = deque(maxlen=OFFSET_WINDOW)
+        self._since_corrected = 0
         self.refuted = False
 
     def _new_certificate(self) -> None:
@@ -164,12 +164,12 @@ class FloorLimit:
             return
         self._residuals.append(
             (
+                label.gain,
                 label.quality_small - label.predicted_small,
                 label.quality_large - label.predicted_large,
             )
         )
-        belief = 1.0 / (len(self._residuals) + HALF_BELIEVED)
-        self._predicted.correct(
-            belief * sum(small for small, _ in self._residuals),
-            belief * sum(large for _, large in self._residuals),
-        )
+        self._since_corrected += 1
+        if self._since_corrected >= CORRECT_SHARE * len(self._residuals):
+            self._since_corrected = 0
+            self._predicted.correct(self._residuals)

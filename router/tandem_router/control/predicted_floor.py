@@ -5,35 +5,51 @@ measured. With gain g = p_large - p_small and requests with g <= theta sent to t
 quality expected is mean(p_large) - mean(g * 1[g <= theta]); the floor allows a loss of
 (1 - floor) * mean(p_large). The largest theta within it saves most. Recent requests are the
 sample, so the threshold follows the traffic; the training data's gains stand in until there are
-enough. `control.QualityFloor` replaces this estimate by a certificate where shadow labels exist.
+enough. Labels correct it, threshold by threshold: to the loss predicted below theta comes what
+labelled requests below theta lost beyond their prediction. `control.QualityFloor` replaces this
+estimate by a certificate where labels allow.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 WINDOW = 512
 # Without training gains, the given threshold stands until so many requests have been seen.
 MIN_OBSERVED = 64
+#: Labels at which what they say beyond predictions counts half.
+HALF_BELIEVED = 50.0
 RECOMPUTE_EVERY = 16
 
 
-def threshold_for_floor(pairs: Collection[tuple[float, float]], floor: float) -> float:
+def threshold_for_floor(
+    pairs: Collection[tuple[float, float]],
+    floor: float,
+    beyond: Sequence[tuple[float, float]] = (),
+    better: float = 0.0,
+) -> float:
     """Largest gain threshold that keeps the expected quality at `floor` of the dearest tier's.
 
     pairs: (gain of the dearest tier, quality of the dearest tier) per request, both finite.
+    beyond: (gain, what was lost beyond it) of labelled requests, by gain; better: by how much the
+    dearest tier is than predicted.
     """
     ordered = sorted(gain for gain, _ in pairs)
-    allowed = (1.0 - floor) * sum(quality for _, quality in pairs) + 1e-9
+    allowed = (1.0 - floor) * (sum(quality for _, quality in pairs) + better * len(pairs)) + 1e-9
+    scale = len(pairs) / (len(beyond) + HALF_BELIEVED) if beyond else 0.0
+    place, corrected = 0, 0.0
     # Just below the smallest gain everything goes to the dearest tier: always within the floor.
     best = ordered[0] - 1e-6
     lost = 0.0
     for index, gain in enumerate(ordered):
         lost += gain
+        while place < len(beyond) and beyond[place][0] <= gain:
+            corrected += scale * beyond[place][1]
+            place += 1
         last_of_equals = index + 1 == len(ordered) or ordered[index + 1] > gain
-        if last_of_equals and lost <= allowed:
+        if last_of_equals and lost + corrected <= allowed:
             best = gain
     return min(1.0, max(-1.0, best))
 
@@ -52,7 +68,8 @@ class PredictedFloor:
         window: int = WINDOW,
     ) -> None:
         self._floor = floor
-        self._offsets = (0.0, 0.0)
+        self._beyond: list[tuple[float, float]] = []
+        self._better = 0.0
         self._recent: deque[tuple[float, float]] = deque(training, maxlen=window)
         self._since = 0
         self.threshold = initial_threshold
@@ -60,15 +77,14 @@ class PredictedFloor:
             self._compute()
 
     def _compute(self) -> None:
-        """Choose anew, on qualities as they are measured where they are."""
-        cheapest, dearest = self._offsets
-        moved = dearest - cheapest
-        pairs = [(gain + moved, quality + dearest) for gain, quality in self._recent]
-        self.threshold = min(1.0, max(-1.0, threshold_for_floor(pairs, self._floor) - moved))
+        """Choose anew, on losses as they are measured where they are."""
+        self.threshold = threshold_for_floor(self._recent, self._floor, self._beyond, self._better)
 
-    def correct(self, cheapest: float, dearest: float) -> None:
-        """What labels say that the predictions of either tier are too low by."""
-        self._offsets = (cheapest, dearest)
+    def correct(self, labels: Iterable[tuple[float, float, float]]) -> None:
+        """(gain, measured beyond predicted quality of the cheapest and of the dearest tier)."""
+        found = sorted(labels)
+        self._beyond = [(gain, dearest - cheapest) for gain, cheapest, dearest in found]
+        self._better = sum(dearest for _, _, dearest in found) / (len(found) + HALF_BELIEVED)
 
     def clip(self, asked: float | None) -> float:
         """The threshold where somebody asks for another: no more than what holds the floor."""

@@ -114,7 +114,8 @@ function showQuality(state) {
     + `${percent(quality.high)}, ${quality.num_labels} labels (${quality.num_gold} gold)`
     : `too few labels: ${quality.num_labels}`);
   put("basis", threshold.limit === null ? "none: no floor is held"
-    : `${number(threshold.limit)}, ${threshold.basis}, ${threshold.num_labels} labels`);
+    : `${number(threshold.limit)}, ${threshold.basis}, ${threshold.num_labels} labels`
+      + (threshold.judge_lean > 1 ? `; losses ${threshold.judge_lean.toFixed(2)} times what the judge says` : ""));
   const sources = Object.entries(quality.labels_by_source).map(([name, num]) => `${name} ${num}`);
   put("sources", sources.join(", ") || "none");
   put("learning-spent", learning.shadow_share > 0
@@ -127,9 +128,30 @@ function showQuality(state) {
   put("change", change === undefined ? "none" : `${new Date(change.at * 1000).toLocaleString()}: ${change.tier} `
     + `${change.rose ? "up" : "down"} from ${percent(change.before)} to ${percent(change.after)} `
     + `(${change.statistic.toFixed(1)} after ${change.num_labels} labels)`);
+  showPredictor(state.predictor_artifact, state.retraining);
+  const { cascade } = state;
+  const counts = cascade === null ? [] : [...Object.entries(cascade.zones), ...Object.entries(cascade.outcomes)];
+  put("cascade", cascade === null ? "none are asked for" : cascade.problem
+    || counts.map(([name, num]) => `${name} ${num}`).join(", ") || "none yet");
   const now = { at: Date.now() / 1000, measured: quality.measured, low: quality.low, high: quality.high, predicted: quality.predicted };
   qualityChart(byId("quality-chart"), [...quality.history, now], state.quality_floor);
   legend("quality-legend", [["tier-2", "measured"], ["tier-1", "predicted"]]);
+}
+
+function showPredictor(artifact, retraining) {
+  put("predictor-in-use", artifact?.version ?? "–");
+  if (!retraining) { return; }
+  const { comparison, steps, candidate, predecessor } = retraining;
+  const other = candidate ?? predecessor;
+  put("candidate", other !== null && comparison !== null
+    ? `${candidate !== null ? "" : "the one before, "}${other}: squared error `
+      + `${comparison.smaller_error >= 0 ? "+" : ""}${comparison.smaller_error.toFixed(4)} smaller over `
+      + `${comparison.num_labels} labels`
+    : retraining.phase === "training" ? "being trained"
+      : retraining.problem || `${retraining.num_new_labels} of ${retraining.min_labels} new labels`);
+  const step = steps.at(-1);
+  put("predictor-step", step === undefined ? "none"
+    : `${new Date(step.at * 1000).toLocaleString()}: ${step.kind} ${step.version}: ${step.why}`);
 }
 
 function showDecisions(state) {
