@@ -487,3 +487,60 @@ def test_patterns_of_exponential_time_are_refused(model: Path, pattern: str) -> 
 
     with pytest.raises(ModelError, match="repeats a repetition"):
         Tokenizer(model)
+
+
+def _edited(model: Path, **parts: Any) -> None:
+    path = model / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 40}
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 5000}}, "around every text"),
+        ({"normalizer": REPLACE | {"content": "a" * 100}}, "characters of one"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE, REPLACE]}}, "1600 char"),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2000,
+                    "pair": [],
+                    "special_tokens": {},
+                }
+            },
+            "around every text",
+        ),
+    ],
+    ids=["prepend", "replace", "replacements", "template"],
+)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(
+    model: Path, parts: dict[str, Any], why: str
+) -> None:
+    """Its memory would be the worker's, and the end of that the worker's end."""
+    _edited(model, **parts)
+
+    with pytest.raises(ModelError, match=why):
+        Tokenizer(model)
+
+
+def test_an_escaped_name_does_not_hide_a_pattern(model: Path) -> None:
+    _with_pattern(model, r"(a+)+$")
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text().replace('"Regex"', '"\\u0052egex"'))
+
+    with pytest.raises(ModelError, match="repeats a repetition"):
+        Tokenizer(model)
+
+
+def test_a_pattern_that_gives_up_on_a_text_refuses_the_request_alone(model: Path) -> None:
+    """The library panics, which is no Exception."""
+    _with_pattern(model, r"(a|a|aa)+$")
+    tokenizer = Tokenizer(model)
+
+    with pytest.raises(RequestError, match="gives up on this text"):
+        tokenizer.encode("a" * 5000 + "b")
+    assert tokenizer.encode("the quick fox")

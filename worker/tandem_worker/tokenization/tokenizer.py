@@ -5,8 +5,6 @@ Importing transformers costs seconds; ``tokenizers`` and jinja2 are what it uses
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +22,7 @@ from tandem_worker.models.files import (
     read_json,
     read_text,
 )
+from tandem_worker.tokenization import bounds
 from tandem_worker.tokenization.chat_template import ChatTemplate
 from tandem_worker.tokenization.plain_text import MARK, PlainText, is_control
 
@@ -50,10 +49,12 @@ class Tokenizer:
                 "(transformers: tokenizer.save_pretrained)"
             )
         text = read_text(path, MAX_TOKENIZER_BYTES)
-        _check_patterns(text, path)
+        bounds.check(text, path)
         try:
             self._tokenizer = FastTokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and panics
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise ModelError(f"{path} cannot be loaded: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -116,6 +117,12 @@ class Tokenizer:
             raise RequestError(
                 "the text holds a lone surrogate such as \\ud800; send valid Unicode",
                 param="prompt",
+            ) from error
+        except BaseException as error:  # a pattern of the file that gives up on this text panics
+            if not _is_panic(error):
+                raise
+            raise RequestError(
+                "the model's tokenizer gives up on this text; send another one", param="prompt"
             ) from error
         ids: list[int] = encoded.ids
         return ids
@@ -244,46 +251,10 @@ def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     return {"default": template} if isinstance(template, str) else {}
 
 
+def _is_panic(error: BaseException) -> bool:
+    """Of the library's Rust, which is no Exception and has no class to import."""
+    return type(error).__name__ == "PanicException"
+
+
 def _is_text(named: Mapping[Any, Any], name: str) -> bool:
     return isinstance(named.get(name), str)
-
-
-_PATTERN = re.compile(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"')
-_REPEATED = re.compile(r"[+*]|\{\d*,\d*\}")
-
-
-def _check_patterns(text: str, path: Path) -> None:
-    """Refuse regular expressions that take exponential time on some texts.
-
-    A group that repeats without end around something that repeats without end has that many ways
-    to match; no published tokenizer holds one.
-    """
-    for match in _PATTERN.finditer(text):
-        pattern = json.loads(f'"{match[1]}"')
-        if _repeats_a_repetition(pattern):
-            raise ModelError(
-                f"{path}: the regular expression {pattern[:100]!r} repeats a repetition, which "
-                "takes exponential time on some texts; write it without nested + or *"
-            )
-
-
-def _repeats_a_repetition(pattern: str) -> bool:
-    """Whether a group quantified by + or * holds something quantified by + or *."""
-    plain = re.sub(r"\\.", "_", pattern)
-    plain = re.sub(r"\[\^?\]?[^\]]*\]", "_", plain)
-    begun: list[bool] = []  # per open group: holds an unbounded repetition
-    at = 0
-    while at < len(plain):
-        if plain[at] == "(":
-            begun.append(False)
-        elif plain[at] == ")" and begun:
-            holds = begun.pop()
-            repeated = _REPEATED.match(plain, at + 1) is not None
-            if holds and repeated:
-                return True
-            if begun and (holds or repeated):
-                begun[-1] = True
-        elif begun and _REPEATED.match(plain, at):
-            begun[-1] = True
-        at += 1
-    return False
