@@ -12,11 +12,9 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,35 +106,7 @@ def sglang_router(port: int, upstream: int, folder: Path) -> list[str]:
     ]
 
 
-def interpreter() -> str:
-    """A Python built as the images' is: with profile-guided and link-time optimisation.
-
-    pyenv's is not unless asked to, and takes a third longer for the same program. Where this one
-    is such, a distribution's of the same minor version runs this environment's packages as well;
-    where there is none, this one has to do.
-    """
-    if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""):
-        return sys.executable
-    if sys.base_prefix == "/usr":  # distributions optimise theirs and do not say so there
-        return sys.executable
-    return shutil.which(f"python3.{sys.version_info[1]}", path="/usr/bin") or sys.executable
-
-
-def version_of(python: str) -> str:
-    said = subprocess.run([python, "-V"], capture_output=True, text=True, check=True)
-    return said.stdout.split()[-1]
-
-
 def tandem(port: int, upstream: int, folder: Path) -> list[str]:
-    """As `own_tandem`, by an interpreter as the images have it."""
-    command, python = own_tandem(port, upstream, folder), interpreter()
-    if python == sys.executable:
-        return command
-    packages = [str(ROOT / "router"), *(path for path in sys.path if "site-packages" in path)]
-    return ["/usr/bin/env", f"PYTHONPATH={os.pathsep.join(packages)}", python, *command[1:]]
-
-
-def own_tandem(port: int, upstream: int, folder: Path) -> list[str]:
     """Two tiers of one provider, a predictor by length, and everything else as it is by default."""
     url = f"http://127.0.0.1:{upstream}/v1"
     prices = {"mini": (0.15, 0.6), "full": (2.5, 10.0)}
@@ -174,14 +144,9 @@ class Peer:
 
 
 def peers() -> list[Peer]:
-    fast = interpreter()
-    found = [
+    return [
         Peer("nginx", nginx_version(), nginx),
         Peer("vllm-router", VERSIONS["vllm-router"], vllm_router),
         Peer("sglang-router", VERSIONS["sglang-router"], sglang_router),
-        Peer("tandem", f"this tree, {fast} {version_of(fast)}", tandem),
+        Peer("tandem", "this tree", tandem),
     ]
-    if fast != sys.executable:
-        told = f"this tree, the environment's Python {platform.python_version()}, not optimised"
-        found.append(Peer("tandem-own", told, own_tandem))
-    return found
