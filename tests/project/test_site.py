@@ -136,6 +136,16 @@ def test_what_people_ask_is_among_the_first_three_hits(site: Path) -> None:
     assert lost == []
 
 
+def test_what_is_copied_of_a_console_block_can_be_pasted(site: Path) -> None:
+    """Prompts and printed lines have classes of their own, and the style leaves them out."""
+    page, style = (site / "getting-started.html").read_text(), (site / "site.css").read_text()
+
+    assert '<span class="gp">$ </span>' in page
+    assert "[data-md-copying] .gp, [data-md-copying] .go { display: none; }" in style
+    bundle = next((site / "assets" / "javascripts").glob("bundle.*.min.js")).read_text()
+    assert "data-md-copying" in bundle
+
+
 def test_every_code_that_a_server_explains_has_its_place_on_the_page(site: Path) -> None:
     page = (site / "troubleshooting.html").read_text()
 
