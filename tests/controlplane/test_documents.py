@@ -136,7 +136,11 @@ def reader(crds: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Read
         there.types([f"{of_cluster(PAGE)[0]} --take-ownership"])
         yield there
     finally:
-        crds.run("kubectl", "delete", "models,routers", "--all", "--timeout=60s", timeout_s=70.0)
+        # While there is an operator to see it; later tests have others.
+        everywhere = ("models,routers", "--all", "--all-namespaces")
+        crds.run("kubectl", "delete", *everywhere, "--timeout=60s", timeout_s=70.0)
+        spaces = ("teams", *(f"stand-in-{name}" for name in STOOD_IN))
+        crds.run("kubectl", "delete", "namespace", *spaces, "--ignore-not-found", "--wait=false")
         crds.run("helm", "uninstall", "tandem", "--namespace", SYSTEM)
         crds.run("kubectl", "delete", "pvc/weights", "configmap/predictor", "--wait=false")
 
@@ -164,7 +168,6 @@ def test_teams_get_their_keys_through_a_forwarded_port(reader: Reader) -> None:
 
     assert lines[-1].startswith("tandem keys create ")
     printed = there.types([*lines[:-1], f"{lines[-1]} > minted", ask, ask + given])
-    there.cluster.run("kubectl", "delete", "models,routers", "--all", "--wait=false")
 
     refused, answered = (json.loads(text) for text in list(printed.values())[-2:])
     assert refused["error"]["code"] == "missing_api_key"
@@ -179,8 +182,6 @@ def test_claims_gpus_replicas_and_another_engine_become_ready_as_their_pages_say
     for name, there in readers.items():
         there.types(of_cluster(DOCS / "tasks" / f"{name}.md"))
     states = {name: state_of(there) for name, there in readers.items()}
-    for there in readers.values():
-        there.cluster.run("kubectl", "delete", "models,routers", "--all", "--wait=false")
 
     assert {name: state for name, state in states.items() if state} == {}
 

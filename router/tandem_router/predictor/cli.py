@@ -270,7 +270,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     unknown = [tier for tier in dataset.tiers if tier not in predictor.tiers]
     if unknown:
         _say(f"note: the predictor does not know {', '.join(unknown)}; those grades are not used")
+    _say(f"scoring {len(dataset.rows):,} prompts")
     predictions = predict_rows(predictor, dataset)
+    _say("judging the predictor beside every simpler method")
     prices = _prices(arguments, dataset.tiers)
     found = make_report(dataset, predictions, repeats=arguments.bootstrap, prices=prices)
     found["artifact"] = {"version": predictor.version, "data": predictor.meta.get("data")}
