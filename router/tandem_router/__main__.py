@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,17 @@ def _run(args: argparse.Namespace) -> int:
         listener.limits = _server_limits(changed.limits)
 
     app.settings.on_change.append(bound)
-    server = uvicorn.Server(
+    listeners = listen(hosts, port)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            for each in sockets or ():
+                host, number = each.getsockname()[:2]
+                name = f"[{host}]" if ":" in host else host
+                logger.info("router %r running on http://%s:%d/v1", config.name, name, number)
+
+    server = Server(
         uvicorn.Config(
             app,
             loop="auto",
@@ -117,10 +128,6 @@ def _run(args: argparse.Namespace) -> int:
             timeout_graceful_shutdown=int(max(1, config.drain_timeout_s)),
         )
     )
-    listeners = listen(hosts, port)
-    for host in hosts:
-        name = f"[{host}]" if ":" in host else host
-        logger.info("router %r serves http://%s:%d/v1", config.name, name, port)
     # uvicorn drains on the first signal and then raises it again for whoever listened before;
     # a drained router has ended well, so nobody does.
     for number in (signal.SIGTERM, signal.SIGINT):

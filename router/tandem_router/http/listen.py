@@ -1,4 +1,4 @@
-"""Listens on the addresses of a router: one, or one of each family in a dual-stack cluster."""
+"""Takes the addresses of a router: one, or one of each family in a dual-stack cluster."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from tandem_router.errors import ConfigError
 
 
 def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """A socket for each address or name. Raises ConfigError that says what to do."""
+    """A bound socket for each address or name: who connects is refused until the server listens.
+
+    Raises ConfigError that says what to do.
+    """
     listeners: list[socket.socket] = []
     for host in hosts:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = socket.create_server(found[4][:2], family=found[0], backlog=2048)
+            family, kind, number, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )[0]
+            listener = socket.socket(family, kind, number)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
         except OSError as error:
             for each in listeners:
                 each.close()
@@ -23,7 +33,4 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 f"cannot listen on {name}:{port}: {error.strerror}; choose another --host or "
                 "--port, or end the process that holds it"
             ) from error
-        # Accepted connections inherit it; without it chunks wait for delayed acknowledgements.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listeners.append(listener)
     return listeners
