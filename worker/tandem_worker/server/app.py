@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
-import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import DOC_URL, RequestError, WorkerError, explanations
@@ -33,6 +30,7 @@ from tandem_worker.openai.request import (
 )
 from tandem_worker.openai.response import DONE, ReplyWriter, error_chunk
 from tandem_worker.server import browsers, ticket
+from tandem_worker.server.call import Call, Receive, Scope, Send, read_body, unless_gone
 from tandem_worker.server.description import RELEASE, document
 from tandem_worker.server.embedding import embed
 from tandem_worker.server.generation import Generation
@@ -45,59 +43,10 @@ from tandem_worker.server.preparation import (
     prepare_inputs,
     with_grammar,
 )
+from tandem_worker.server.request_headers import MAX_TENANT_CHARS, context_of, tenant_of
 from tandem_worker.server.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-MAX_TENANT_CHARS = 64
-MAX_BODY_BYTES = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One HTTP request, body read."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    receive: Receive
-    send: Send
-
-    async def reply(
-        self,
-        body: bytes | dict[str, Any],
-        *,
-        status: int = 200,
-        headers: Mapping[str, str] | None = None,
-        content_type: str = "application/json",
-    ) -> None:
-        """Send a whole reply."""
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        await self.start(status, content_type, {"content-length": str(len(raw)), **(headers or {})})
-        await self.send({"type": "http.response.body", "body": raw, "more_body": False})
-
-    async def start(
-        self, status: int, content_type: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Send status and headers."""
-        pairs = {"content-type": content_type, **(headers or {})}
-        await self.send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(k.encode(), v.encode()) for k, v in pairs.items()],
-            }
-        )
-
-    async def disconnected(self) -> None:
-        """Return when the client has gone."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -164,7 +113,7 @@ class WorkerApp:
             digest = None
             if path not in self._open and not path.startswith(DOC_URL):
                 digest = self._check_sender(scope, headers)
-            body = await _read_body(receive) if method == "POST" else b""
+            body = await read_body(receive) if method == "POST" else b""
             if digest is not None and hashlib.sha256(body).hexdigest() != digest:
                 raise _not_a_peer("the body is not the one that the ticket was written for")
             call = Call(method, path, headers, body, receive, tracking_send)
@@ -279,7 +228,7 @@ class WorkerApp:
         worker = self._worker
         worker.check_loaded()
         data = read_object(call.body)
-        async with worker.preparing.turn(_tenant(call.headers)):
+        async with worker.preparing.turn(tenant_of(call.headers)):
             if data.get("messages") is not None:
                 (token_ids,) = (await prepare(worker, parse_chat(data))).prompts
             else:
@@ -320,7 +269,9 @@ class WorkerApp:
     async def _answer(self, call: Call, request: CompletionRequest) -> None:
         """Generate and send; aborts when the client leaves."""
         worker = self._worker
-        context = self._context(call.headers, model=request.model, seed=request.seed)
+        context = context_of(
+            call.headers, worker.config.served_model, model=request.model, seed=request.seed
+        )
         REQUEST_ID.set(context.request_id)
         with worker.tracing.span(worker.config.role, call.headers, context.request_id):
             await self._traced(call, request, context)
@@ -351,7 +302,7 @@ class WorkerApp:
         writer = ReplyWriter(request, context, prompts, worker.tokenizer, echo_texts)
         answer = self._stream if request.stream else self._whole
         try:
-            await _unless_gone(call, answer(call, generation, writer))
+            await unless_gone(call, answer(call, generation, writer))
         finally:
             generation.close()
             used = generation.usage()
@@ -370,7 +321,7 @@ class WorkerApp:
         worker.check_accepting()
         with worker.counted():
             body = EmbeddingsBody.read(read_object(call.body))
-            context = self._context(call.headers, model=body.model, seed=0)
+            context = context_of(call.headers, worker.config.served_model, model=body.model, seed=0)
             if body.dimensions not in (None, worker.hidden_size):
                 raise RequestError(
                     f"dimensions={body.dimensions}: this model's vectors have {worker.hidden_size} "
@@ -381,7 +332,7 @@ class WorkerApp:
             with worker.places.hold(context.tenant, len(body.input)):
                 async with worker.preparing.turn(context.tenant):
                     prompts = await prepare_inputs(worker, body)
-                await _unless_gone(call, self._embed(call, body, prompts, context))
+                await unless_gone(call, self._embed(call, body, prompts, context))
 
     async def _embed(
         self,
@@ -423,52 +374,12 @@ class WorkerApp:
             async for delta in generation.deltas():
                 chunk = writer.chunk(delta)
                 if chunk is not None:
-                    await _write(call, chunk)
+                    await call.write(chunk)
             if generation.request.include_usage or generation.context.send_usage:
-                await _write(call, writer.usage_chunk(generation.usage()))
-            await _write(call, DONE, more=False)
+                await call.write(writer.usage_chunk(generation.usage()))
+            await call.write(DONE, more=False)
         except RequestError as error:
-            await _write(call, error_chunk(error.body()), more=False)
-
-    def _context(
-        self, headers: Mapping[str, str], *, model: str | None, seed: int | None
-    ) -> RequestContext:
-        if seed is None:
-            seed = _header_int(headers, "x-tandem-seed")
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
-        created = _header_int(headers, "x-tandem-created")
-        request_id = headers.get("x-request-id", "")
-        if not request_id or len(request_id) > 128 or not request_id.isprintable():
-            request_id = os.urandom(12).hex()
-        served = self._worker.config.served_model
-        # A router forwards the body unchanged, with its own names in it, and says here which model
-        # was chosen; without it the body's name has to be ours.
-        routed = headers.get("x-tandem-model")
-        if routed is None and model not in (None, served):
-            raise RequestError(
-                f"the model {model!r} is not served here; this worker serves {served!r}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
-        prefill = headers.get("x-tandem-prefill") or None
-        if prefill is not None and urlsplit(prefill).scheme != "http":
-            raise RequestError(f"x-tandem-prefill={prefill!r} must look like http://HOST:PORT")
-        return RequestContext(
-            request_id=request_id,
-            created=int(time.time()) if created is None else created,
-            model=routed or served,
-            seed=seed,
-            prefill_url=prefill,
-            deadline_ms=_header_int(headers, "x-tandem-deadline-ms"),
-            priority=_header_int(headers, "x-tandem-priority", signed=True) or 0,
-            expected_tokens=_header_int(headers, "x-tandem-expected-tokens"),
-            tenant=_tenant(headers),
-            send_token_ids=headers.get("x-tandem-token-ids") == "1",
-            send_usage=headers.get("x-tandem-usage") == "1",
-            send_token_statistics=headers.get("x-tandem-token-statistics") == "1",
-        )
+            await call.write(error_chunk(error.body()), more=False)
 
     # -- peers -----------------------------------------------------------------------------------
 
@@ -507,62 +418,6 @@ class WorkerApp:
         self._worker.check_loaded()
         order = LinkCheckOrder.read(read_object(call.body))
         await call.reply(await self._worker.check_kv_link(order.address))
-
-
-async def _unless_gone(call: Call, answering: Coroutine[Any, Any, None]) -> None:
-    """Answer; cancelled when the client leaves."""
-    work = asyncio.create_task(answering)
-    gone = asyncio.create_task(call.disconnected())
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _write(call: Call, data: bytes, *, more: bool = True) -> None:
-    await call.send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-async def _read_body(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError("the client left")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise RequestError(
-                f"the body exceeds {MAX_BODY_BYTES} bytes", status=413, code="body_too_large"
-            )
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _header_int(headers: Mapping[str, str], name: str, *, signed: bool = False) -> int | None:
-    value = headers.get(name)
-    if value is None or value == "":
-        return None
-    digits = value[1:] if signed and value.startswith("-") else value
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-        raise RequestError(f"header {name}={value[:40]!r} must be an integer")
-    return int(value)
-
-
-def _tenant(headers: Mapping[str, str]) -> str:
-    value = headers.get("x-tandem-tenant", "")
-    if len(value) > MAX_TENANT_CHARS or not value.isascii() or not value.isprintable():
-        raise RequestError(
-            f"header x-tandem-tenant={value[:40]!r} must have at most {MAX_TENANT_CHARS} printable "
-            "characters"
-        )
-    return value
 
 
 def _no_route(method: str, path: str, known: set[str]) -> WorkerError:
