@@ -91,7 +91,8 @@ def of_cluster(page: Path) -> list[str]:
 
 
 def example_of(page: Path) -> Path:
-    """The file of `examples/` that a task page shows."""
+    """The file of `examples/` that a task page shows; a route, which is a gateway's, aside."""
     shown = re.findall(r'^--8<-- "(examples/[^"]+)"$', page.read_text(), re.M)
+    shown = [file for file in shown if not file.endswith("/route.yaml")]
     assert len(shown) == 1, f"{page.name} shows {shown}"
     return ROOT / shown[0]
