@@ -263,6 +263,14 @@ def test_slices_become_the_table_without_unready_and_terminating_addresses() -> 
     }
 
 
+def test_of_two_ports_the_one_that_speaks_http_is_asked() -> None:
+    """vLLM's prefill and decode pods have one for blocks, too."""
+    two = slice_object("s", "10.0.0.1")
+    two["ports"] = [{"name": "kv", "port": 8200}, {"name": "http", "port": 8100}]
+
+    assert endpointslices.table_of([two], REFS)["small"] == {"unified": ("http://10.0.0.1:8100",)}
+
+
 def framed(*documents: Any) -> bytes:
     body = b"".join(json.dumps(document).encode() + b"\n" for document in documents)
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
