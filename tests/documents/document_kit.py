@@ -27,7 +27,7 @@ NOT_RUN = {
 #: Examples that `tandem up` does not start here, and what starts them.
 STARTED_ELSEWHERE = {
     "01-hybrid": "tests/e2e, with its real models",
-    "02-vllm": "tests/vllm, with a real server",
+    "02-vllm": "tests/e2e/test_vllm_example.py, with servers that answer as vLLM does",
     "07-own-weights": "claims are a cluster's: tests/controlplane/test_documents.py",
     "09-gpus": "GPUs are a cluster's: tests/controlplane/test_documents.py",
     "13-keda": "KEDA's kinds: the HPA that KEDA makes of it, in tests/controlplane/test_scaling.py",

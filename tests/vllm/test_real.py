@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +22,16 @@ from stack_kit import ROOT, Stack, process_of, start, stop
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
+QUICK = """\
+---
+apiVersion: tandem.dev/v1alpha1
+kind: AutoscalingPolicy
+metadata: {name: quick}
+spec:
+  unified:
+    signals: [{name: RunningRequests, target: "8"}]
+    down: {window: 1s, maxStep: 1, period: 1s}
+"""
 LONG = {
     "model": "large",
     "messages": [{"role": "user", "content": "12 + 34 ="}],
@@ -56,6 +66,7 @@ def test_two_real_servers_serve_a_tier(stack: Stack) -> None:
     check_that_schemas_and_tools_pass_through(stack)
     check_that_both_tiers_answer_and_a_floor_changes_while_running(stack)
     check_that_a_server_killed_in_mid_stream_loses_no_token(stack)
+    check_that_the_loop_takes_a_server_that_nobody_needs(stack)
     check_that_scaling_down_drains_and_breaks_no_stream(stack)
 
 
@@ -102,7 +113,17 @@ def wait_for_ready(stack: Stack, number: int) -> None:
         usable = [w for w in state["workers"] if w["tier"] == "large" and w["usable"]]
         return len(usable) == number and len(large_pods(stack)) == number
 
-    eventually_in_another_process(are_ready, 240.0, 0.5, lambda: stack.tandem("get", "all"))
+    eventually_in_another_process(are_ready, 240.0, 1.5, lambda: stack.tandem("get", "all"))
+
+
+def change_router(stack: Stack, old: str, new: str, more: str = "") -> None:
+    """Apply the example's Router with one thing changed, and perhaps another object."""
+    router = (HERE / "vllm.yaml").read_text().split("---\n")[-1]
+    assert router.count(old) == 1
+    text = router.replace(old, new).replace("image:///opt/tandem/", f"file://{ROOT}/")
+    changed = stack.log.parent / "changed.yaml"
+    changed.write_text(text + more)
+    stack.tandem("apply", str(changed))
 
 
 def check_that_the_openai_client_speaks_to_vllm_through_the_router(stack: Stack) -> None:
@@ -159,12 +180,7 @@ def check_that_both_tiers_answer_and_a_floor_changes_while_running(stack: Stack)
     tier_of(easy)  # the first score of a router may come late
     before, held = [tier_of(easy), tier_of(hard)], threshold()
     pods = {p["metadata"]["uid"] for p in stack.get("pods")["items"]}
-    router = (HERE / "vllm.yaml").read_text().split("---\n")[-1]
-    text = router.replace('qualityFloor: "0.9975"', 'qualityFloor: "0.6"')
-    text = text.replace("image:///opt/tandem/", f"file://{ROOT}/")
-    changed = stack.log.parent / "changed.yaml"
-    changed.write_text(text)
-    stack.tandem("apply", str(changed))
+    change_router(stack, 'qualityFloor: "0.9975"', 'qualityFloor: "0.6"')
     # A lower floor asks for a larger gain before the large tier is worth it.
     eventually_in_another_process(lambda: threshold() > held, every_s=0.5)
 
@@ -194,15 +210,25 @@ def check_that_a_server_killed_in_mid_stream_loses_no_token(stack: Stack) -> Non
     assert 'tandem_resumptions_total{kind="exact",tier="large"} 1.0' in counted
 
 
-def check_that_scaling_down_drains_and_breaks_no_stream(stack: Stack) -> None:
-    wait_for_ready(stack, 2)
-    url = f"{stack.url}/v1/chat/completions"
-    with ThreadPoolExecutor(2) as pool:
-        streams = [pool.submit(Reader(url, LONG).run) for _ in range(2)]
-        time.sleep(0.5)
-        stack.tandem("scale", "workerpool", "large-unified", "--replicas", "1")
-        ended = [stream.result() for stream in streams]
+def check_that_the_loop_takes_a_server_that_nobody_needs(stack: Stack) -> None:
+    """Fewer, by what vLLM's metrics say; the killed one, which is starting again, goes first."""
+    change_router(stack, "mode: External", "mode: Managed, policyRef: {name: quick}", QUICK)
+
     wait_for_ready(stack, 1)
+
+    change_router(stack, "mode: External", "mode: External")
+
+
+def check_that_scaling_down_drains_and_breaks_no_stream(stack: Stack) -> None:
+    url = f"{stack.url}/v1/chat/completions"
+    begun = [threading.Event() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        streams = [pool.submit(Reader(url, LONG).run, 20, event.set) for event in begun]
+        for event in begun:
+            assert event.wait(120)
+        stack.tandem("scale", "workerpool", "large-unified", "--replicas", "0")
+        ended = [stream.result() for stream in streams]
+    wait_for_ready(stack, 0)
 
     assert [reader.errors for reader in ended] == [[]] * 2
     assert {reader.usage["completion_tokens"] for reader in ended if reader.usage} == {400}
