@@ -17,6 +17,7 @@ from tandem_worker.engine.drawn import Drawn, Sampled, TokenLogprobs
 from tandem_worker.engine.masks import MaskBuilder
 from tandem_worker.engine.packing import pack
 from tandem_worker.engine.requests import EngineRequest, Event, Work
+from tandem_worker.engine.row_tables import RowTables
 from tandem_worker.engine.sampling import SamplingParams, as_int64
 from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights
@@ -63,6 +64,7 @@ class ModelRunner:
         self.own_spec = shard.spec(self.spec)
         self.device = _device(config)
         self._masks = MaskBuilder(self.device)
+        self._rows = RowTables(self.spec.vocab_size, self.device)
         name: str = config.dtype
         if name == "auto":
             name = _own_dtype(self.spec, self.device)
@@ -223,7 +225,7 @@ class ModelRunner:
         # filter that is off for a row (0 or 1) costs that row nothing.
         filtered = any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params)
         penalised = any(p.has_penalties for p in params)
-        prompt_mask, output_counts = self._history(requests) if penalised else (None, None)
+        prompt_mask, output_counts = self._rows.history(requests) if penalised else (None, None)
         wanted = [p.num_logprobs for p in params if p.num_logprobs is not None]
         out = sample(
             logits,
@@ -262,40 +264,16 @@ class ModelRunner:
             drawn.append(Sampled(token, TokenLogprobs(logprobs[row], top)))
         return drawn
 
-    def _history(self, requests: Sequence[EngineRequest]) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (len(requests), self.spec.vocab_size)
-        prompt_mask = np.zeros(shape, dtype=bool)
-        counts = np.zeros(shape, dtype=np.int32)
-        for row, request in enumerate(requests):
-            if request.sampling.has_penalties:
-                tokens, split = request.sequence.token_ids, request.sequence.num_prompt_tokens
-                prompt_mask[row, tokens[:split]] = True
-                np.add.at(counts[row], tokens[split:], 1)
-        return self._to_device(prompt_mask), self._to_device(counts)
-
     def _bias(
         self, requests: Sequence[EngineRequest], allowed: torch.Tensor | None
     ) -> torch.Tensor | None:
         """Additive bias per token; -inf on what may not come, end tokens before ``min_tokens``."""
-        bias = self._wanted_bias(requests)
+        bias = self._rows.bias(requests, self.spec.eos_token_ids)
         if allowed is None:
             return bias
         if bias is None:
             bias = torch.zeros(allowed.shape, dtype=torch.float32, device=self.device)
-        return bias.masked_fill_(~allowed, -np.inf)
-
-    def _wanted_bias(self, requests: Sequence[EngineRequest]) -> torch.Tensor | None:
-        if not any(r.sampling.logit_bias or r.sampling.min_tokens for r in requests):
-            return None
-        bias = np.zeros((len(requests), self.spec.vocab_size), dtype=np.float32)
-        for row, request in enumerate(requests):
-            params = request.sampling
-            for token, value in params.logit_bias:
-                bias[row, token] += value
-            if request.num_generated < params.min_tokens:
-                ends = {*params.stop_token_ids, *self.spec.eos_token_ids}
-                bias[row, [token for token in ends if token < self.spec.vocab_size]] = -np.inf
-        return self._to_device(bias)
+        return bias.masked_fill(~allowed, -np.inf)
 
     def _score_prompt(self, item: Work, hidden: torch.Tensor) -> None:
         """Log-probabilities of the tokens that follow each position of the chunk."""
