@@ -15,6 +15,7 @@ if [ $# -eq 0 ]; then # chosen tests set up what they need by themselves
   nice -n 5 "$venv/bin/python" tests/controlplane/binaries.py & groups+=($!)
   nice -n 5 "$venv/bin/python" scripts/vllm_setup.py >/dev/null & groups+=($!)
   nice -n 5 "$venv/bin/python" scripts/clients_setup.py >/dev/null & groups+=($!)
+  nice -n 5 "$venv/bin/python" scripts/envoy_setup.py >/dev/null & groups+=($!)
   set +m
 fi
 "$venv/bin/python" -m pytest -n "$workers" --dist worksteal "$@"

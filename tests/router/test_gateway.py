@@ -464,6 +464,37 @@ async def test_a_buffered_body_has_one_answer_for_each_message(picker: Any) -> N
         assert json.loads(changed)["model"] == "small-model"
 
 
+async def test_a_workers_span_is_the_child_of_the_routers(picker: Any) -> None:
+    class Traces:
+        def __init__(self) -> None:
+            self.open: list[str] = []
+            self.ended: list[str | None] = []
+
+        def begin(self, request_id: str, name: str, headers: Any) -> None:
+            self.open.append(request_id)
+
+        def headers(self, request_id: str) -> list[tuple[bytes, bytes]]:
+            return [(b"traceparent", request_id.encode())]
+
+        def note(self, request_id: str, said: Any) -> None:
+            pass
+
+        def end(self, request_id: str, error: str | None = None) -> None:
+            self.ended.append(error)
+
+    async with picker() as app:
+        traces: Any = Traces()
+        app.services.tracing = traces
+        plane = DataPlane(app)
+        plane.say(asked(traceparent="mine"), body(question()))
+        first, *_ = await plane.until(2)
+        plane.say(answered(), body(json.dumps(REPLY).encode(), True, "response"))
+        await plane.end()
+
+        assert [heads(first)["traceparent"]] == traces.open
+        assert traces.ended == [None]
+
+
 async def test_trailers_end_bodies_as_well(picker: Any) -> None:
     async with picker() as app:
         plane = DataPlane(app)

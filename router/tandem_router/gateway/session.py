@@ -107,6 +107,7 @@ class Session:
         if first.observability_mode:
             raise ProtocolError("observability_mode asks nothing; an endpoint picker has to answer")
         answer: CarriedAnswer | None = None
+        refused: str | None = None
         try:
             self._read_modes(first)
             answer = await self._asked(first, started_at)
@@ -118,14 +119,16 @@ class Session:
             pass
         except ApiError as error:
             self._services.metrics.rejected[(error.code or str(error.status),)].inc()
-            word = error.code or "refused"
+            word, refused = error.code or "refused", error.message
             await self._instead(error.status, error.body(), error.headers(), word)
         except RequestRefused as refusal:
-            extra = [(b"x-should-retry", b"false")]
+            extra, refused = [(b"x-should-retry", b"false")], str(refusal)
             await self._instead(refusal.status, refusal.body, extra, "refused_by_worker")
         finally:
             if answer is not None:
                 answer.end()
+            if self._services.tracing is not None:
+                self._services.tracing.end(self._request_id, refused)
 
     async def _instead(self, status: int, body: bytes, extra: Headers, why: str) -> None:
         await self._send(replies.instead(status, body, extra, self._request_id, why))
@@ -185,6 +188,9 @@ class Session:
                 await self._send(replies.headers("request"))
             body = await self._body(held.grow)
             request = parse_inference(kind, body, self._front.declared())
+            if services.tracing is not None:
+                name = f"{kind} {services.config.name}"
+                services.tracing.begin(self._request_id, name, plain_headers)
             arrival = admit(services, request, read, tenant, key, self._request_id, started_at)
             placed = await place(services, arrival, subset)
             if placed is None:
