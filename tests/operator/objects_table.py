@@ -520,7 +520,7 @@ bad(
 bad(
     "url",
     ROUTER.replace("modelRef: {name: l}", 'external: {url: "api.example.com", model: b}'),
-    "7: Router/r: spec.tiers[1].external.url: 'api.example.com' is not a URL; use http:// or https://",
+    "7: Router/r: spec.tiers[1].external.url: 'api.example.com' is not a base URL; use http:// or https://, without ? and #",
 )
 bad(
     "port",
@@ -557,4 +557,43 @@ bad(
     "merge key",
     "a: &x {b: 1}\nc: {<<: *x}\n",
     "2: c: merge keys (<<) are not part of Kubernetes YAML; write out",
+)
+
+bad(
+    "a tenant without a key",
+    router("  tenants: [{name: anonymous}]\n"),
+    "8: Router/r: spec.tenants[0].name: is 'anonymous', but anonymous are the requests without a key; rename the tenant",
+)
+bad(
+    "host with a port",
+    router('  access: {allowedHosts: ["ai.example:8000"]}\n'),
+    "8: Router/r: spec.access.allowedHosts[0]: 'ai.example:8000' is not a host; write its name or [IPv6 address], without port",
+)
+bad(
+    "url with a query",
+    ROUTER.replace("modelRef: {name: l}", 'external: {url: "https://p.example/v1?k=1", model: b}'),
+    "7: Router/r: spec.tiers[1].external.url: 'https://p.example/v1?k=1' is not a base URL; use http:// or https://, without ? and #",
+)
+bad(
+    "price beside external",
+    ROUTER.replace(
+        "modelRef: {name: l}",
+        'usdPer1MInputTokens: "1", external: {url: "https://p.example/v1", model: b}',
+    ),
+    "7: Router/r: spec.tiers[1].external: the prices of an external tier are those of external; move them there",
+)
+bad(
+    "served name with a space",
+    model("  servedName: a b\n  unified: {}\n"),
+    "6: Model/m: spec.servedName: 'a b' is not a model's name; use letters, digits and, inside, . _ / : -",
+)
+bad(
+    "artifact that climbs out",
+    router('  predictor: {artifact: "pvc://c/../../etc"}\n'),
+    "8: Router/r: spec.predictor.artifact: is 'pvc://c/../../etc', but artifact may not lead out of what it names; write the path without ..",
+)
+bad(
+    "target of nothing",
+    POLICY.replace('"0.8"', '"0"'),
+    "6: AutoscalingPolicy/p: spec.decode.signals: a target of 0 would be missed for ever; write one above 0",
 )

@@ -49,10 +49,13 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_
 ShortText = Annotated[str, StringConstraints(max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 ProviderUrl = Annotated[
-    str, StringConstraints(pattern=r"^https?://[^\s]{1,1000}$", min_length=8, max_length=1024)
+    str, StringConstraints(pattern=r"^https?://[^\s?#]{1,1000}$", min_length=8, max_length=1024)
 ]
 # A model as others call it: an engine's served name, a provider's.
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+ModelName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$", min_length=1, max_length=253),
+]
 ExtendedResource = Annotated[
     str, StringConstraints(pattern=EXTENDED_RESOURCE_PATTERN, max_length=253)
 ]
@@ -66,6 +69,7 @@ _PATTERN_TEXTS = (
     (r"[0-9]{1,9}(\.", 'is not a decimal number; write something like "1.25"'),
     ("file|pvc|hf|s3", "is not a weights URI; use hf://, s3://, pvc://, image:/// or file://"),
     ("file|pvc|configmap", "is not a data URI; use configmap://, pvc://, image:/// or file://"),
+    (r"[^\s?#]", "is not a base URL; use http:// or https://, without ? and #"),
     ("https?", "is not a URL; use http:// or https://"),
     ("hmac-sha256", "is not hmac-sha256:<64 hex digits>; make one with tandem_router.api.api_keys"),
     (
@@ -73,6 +77,8 @@ _PATTERN_TEXTS = (
         "is not the name of a resource of nodes; write one such as nvidia.com/gpu, amd.com/gpu or "
         "nvidia.com/mig-1g.10gb",
     ),
+    ("A-Za-z0-9._/:-", "is not a model's name; use letters, digits and, inside, . _ / : -"),
+    (r"\[[0-9a-f:.]+\]", "is not a host; write its name or [IPv6 address], without port"),
     ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
 )
 

@@ -242,6 +242,22 @@ ROUTER_RULES: list[Rule] = [
         "type",
     ),
     Rule(
+        ("spec", "tenants", "*"),
+        "self.name != 'anonymous'",
+        "anonymous are the requests without a key; rename the tenant",
+        lambda o, _: o["name"] != "anonymous",
+        "name",
+    ),
+    Rule(
+        ("spec", "tiers", "*"),
+        "!has(self.external) || !(has(self.usdPer1MInputTokens) || has(self.usdPer1MOutputTokens))",
+        "the prices of an external tier are those of external; move them there",
+        lambda o, _: (
+            "external" not in o or not o.keys() & {"usdPer1MInputTokens", "usdPer1MOutputTokens"}
+        ),
+        "external",
+    ),
+    Rule(
         ("spec", "tiers", "*"),
         "has(self.modelRef) != has(self.external)",
         "a tier has either modelRef or external, exactly one of them",
@@ -308,6 +324,13 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "predictor"),
+        "!has(self.artifact) || !self.artifact.matches('/[.][.](/|$)')",
+        "artifact may not lead out of what it names; write the path without ..",
+        lambda o, _: re.search("/[.][.](/|$)", o.get("artifact", "")) is None,
+        "artifact",
+    ),
+    Rule(
+        ("spec", "predictor"),
         "!has(self.embedding) || has(self.artifact)",
         "embedding goes with the artifact trained with it; add artifact or remove embedding",
         lambda o, _: "embedding" not in o or "artifact" in o,
@@ -357,6 +380,16 @@ POLICY_RULES: list[Rule] = [
         "!has(self.signals) || self.signals.all(s, self.signals.exists_one(u, u.name == s.name))",
         "a signal may be listed once; remove the second",
         lambda o, _: len({s["name"] for s in o.get("signals", [])}) == len(o.get("signals", [])),
+        "signals",
+    )
+    for role in ("prefill", "decode", "unified")
+]
+POLICY_RULES += [
+    Rule(
+        ("spec", role),
+        "!has(self.signals) || self.signals.all(s, s.target.matches('[1-9]'))",
+        "a target of 0 would be missed for ever; write one above 0",
+        lambda o, _: all(float(s["target"]) > 0.0 for s in o.get("signals", [])),
         "signals",
     )
     for role in ("prefill", "decode", "unified")

@@ -54,7 +54,9 @@ class Access(Resource):
         list[
             Annotated[
                 str,
-                StringConstraints(pattern=r"^[a-z0-9.:\[\]_-]+$", min_length=1, max_length=253),
+                StringConstraints(
+                    pattern=r"^([a-z0-9._-]+|\[[0-9a-f:.]+\])$", min_length=1, max_length=253
+                ),
             ]
         ]
         | None
