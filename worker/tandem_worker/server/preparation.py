@@ -192,6 +192,14 @@ async def encode(
     A chat's text is what the template made, with its control tokens.
     """
     tokenizer = worker.tokenizer
+    most = tokenizer.most_chars_per_token
+    if most and not isinstance(body, TokenizeBody) and len(text) > most * worker.max_model_len:
+        # Told before it is tokenized, which takes seconds for megabytes.
+        raise RequestError(
+            f"This model's maximum context length is {worker.max_model_len} tokens. However, the "
+            f"prompt has at least {-(-len(text) // most)} tokens; shorten it.",
+            code="context_length_exceeded",
+        )
     if isinstance(body, CompletionRequest) and body.kind == "chat":
         work = partial(tokenizer.encode_marked, text, add_special_tokens=False)
     else:

@@ -22,8 +22,11 @@ MOST_ADDED = 1024
 _REPEATED = re.compile(r"[+*]|\{\d*,\d*\}")
 
 
-def check(text: str, path: Path) -> None:
+def check(text: str, path: Path) -> int | None:
     """Look through a tokenizer file.
+
+    Returns:
+        Characters that one token stands for at most; None where nothing bounds them.
 
     Raises:
         ModelError: it is no JSON, or holds what is not bounded.
@@ -47,6 +50,20 @@ def check(text: str, path: Path) -> None:
             f"{path}: its replacements make up to {growth} characters of one; at most "
             f"{MOST_GROWTH} are taken"
         )
+    return _most_chars_per_token(data)
+
+
+def _most_chars_per_token(data: dict[str, Any]) -> int | None:
+    """Of a byte-level BPE, whose tokens are all spelled out: no unknown ones, nothing stripped."""
+    model, added = data.get("model"), data.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    is_bytes = any(node.get("type") == "ByteLevel" for node in _nodes(data.get("pre_tokenizer")))
+    strips = any(each.get("lstrip") or each.get("rstrip") for each in added)
+    if not is_bytes or strips or data.get("normalizer") or not isinstance(vocab, dict):
+        return None
+    texts = [*vocab, *(str(each.get("content")) for each in added)]
+    return max(map(len, texts), default=None)
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ Importing transformers costs seconds; ``tokenizers`` and jinja2 are what it uses
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,9 @@ from tandem_worker.models.files import (
 from tandem_worker.tokenization import bounds
 from tandem_worker.tokenization.chat_template import ChatTemplate
 from tandem_worker.tokenization.plain_text import MARK, PlainText, is_control
+
+# A batch is one text here: no pool of threads for it.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_DEPTH = 200
 """Of messages and schemas; what walks through them calls itself."""
@@ -49,7 +53,8 @@ class Tokenizer:
                 "(transformers: tokenizer.save_pretrained)"
             )
         text = read_text(path, MAX_TOKENIZER_BYTES)
-        bounds.check(text, path)
+        self.most_chars_per_token = bounds.check(text, path)
+        """None where nothing bounds them."""
         try:
             self._tokenizer = FastTokenizer.from_str(text)
         except BaseException as error:  # the library raises bare Exception, and panics
@@ -106,12 +111,11 @@ class Tokenizer:
         """
         parts = text.split(MARK)
         try:
-            encoded = (
-                self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-                if len(parts) == 1
-                else self._tokenizer.encode(
-                    parts, is_pretokenized=True, add_special_tokens=add_special_tokens
-                )
+            # Of the library's ways the one for many texts alone lets other threads run meanwhile.
+            (encoded,) = self._tokenizer.encode_batch_fast(
+                [text if len(parts) == 1 else parts],
+                is_pretokenized=len(parts) > 1,
+                add_special_tokens=add_special_tokens,
             )
         except TypeError as error:
             raise RequestError(
