@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := operator,router,worker,dev
 ARGS ?=
+AUDIT ?=
 PYTEST_WORKERS ?= 2
 SHELL := /bin/bash
 
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 help:
 	@echo 'make demo     start a small and a large model behind one endpoint and route questions'
 	@echo 'make test     run every test'
-	@echo 'make lint     ruff, mypy, import contracts, known vulnerabilities'
+	@echo 'make lint     ruff, mypy, import contracts, bills of materials, known vulnerabilities (AUDIT=--required)'
 	@echo 'make sbom     what the images install, as CycloneDX'
 	@echo 'make chart    pack the chart, or push it: ARGS=oci://registry.example.com/charts'
 	@echo 'make cluster  a real Kubernetes control plane in the foreground'
@@ -32,7 +33,8 @@ lint: setup
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python scripts/audit.py
+	$(VENV)/bin/python scripts/sbom.py
+	$(VENV)/bin/python scripts/audit.py $(AUDIT)
 
 sbom: setup
 	@$(VENV)/bin/python scripts/sbom.py $(ARGS)

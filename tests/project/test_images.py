@@ -117,6 +117,24 @@ def test_a_lock_holds_all_that_the_extra_asks_for(image: str) -> None:
     assert wanted - locked(image).keys() == set(), "run scripts/lock.sh"
 
 
+def test_an_audit_that_cannot_be_made_fails_where_it_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("audit", ROOT / "scripts" / "audit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+
+    def unreachable() -> list[str]:
+        raise audit.NotAudited("the advisory service does not answer")
+
+    monkeypatch.setattr(audit, "audit", unreachable)
+
+    assert [audit.main(options) for options in ([], ["--required"], ["--requird"])] == [0, 1, 2]
+    assert "NOTHING WAS AUDITED" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_it_runs_as_a_numbered_user_that_is_not_root(image: str) -> None:
     users = [rest for word, rest in final_stage(image) if word == "USER"]
