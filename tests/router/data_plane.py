@@ -90,8 +90,11 @@ class DataPlane:
     async def until(self, number: int) -> list[Any]:
         """All that was told, once it is this much."""
         while len(self.told) < number:
+            assert not self._running.done(), self.told
             self._news.clear()
-            await self._news.wait()
+            news = asyncio.ensure_future(self._news.wait())
+            await asyncio.wait((news, self._running), return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
         return self.told
 
     async def end(self) -> list[Any]:

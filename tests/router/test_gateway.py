@@ -95,6 +95,18 @@ async def test_a_body_in_pieces_goes_whole_to_the_picked_worker(picker: Any) -> 
         assert nothing_is_held(app)
 
 
+@pytest.mark.parametrize("text", ["日本", "\x00 \n", "a" * 100])
+async def test_a_renamed_model_leaves_the_words_as_they_are(picker: Any, text: str) -> None:
+    async with picker() as app:
+        plane = DataPlane(app)
+        plane.say(asked(), body(question(text)))
+        _, *parts = await plane.until(2)
+        await plane.end()
+
+        passed = json.loads(streamed(parts, "request")[0])
+        assert passed["messages"][0]["content"] == text
+
+
 async def test_a_large_body_goes_on_in_pieces_that_data_planes_take(picker: Any) -> None:
     async with picker() as app:
         plane = DataPlane(app)

@@ -17,6 +17,7 @@ from tandem_router.engines.ticket import HEADER as TICKET
 from tandem_router.engines.ticket import ticket
 from tandem_router.limits.ledger import NOTHING
 from tandem_router.openai.request import InferenceRequest
+from tandem_router.openai.sse import decode_json, encode_json
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.retries import NOBODY, Retries
@@ -123,8 +124,7 @@ def _outgoing(
     limit = assignment.decision.max_tokens
     body = upstream_body(tier, arrival, arrival.request.body, limit, known)
     if arrival.request.model != known.served_model:
-        fields = {**msgspec.json.decode(body), "model": known.served_model}
-        body = msgspec.json.encode(fields)
+        body = encode_json({**decode_json(body), "model": known.served_model})
     token = services.peer_token
     if token is not None and engine_of(tier.engine).auth(token):
         path, now = arrival.request.path, services.wall_clock()
