@@ -21,6 +21,9 @@ NOT_RUN = {
     "python3 -m build --wheel": "fetches a build system; tests/project/test_wheel.py builds the "
     "wheel without a network",
     "pip install ": "the same test installs it",
+    "kubectl wait --for=condition=GatewayReady ": "needs the definitions of Gateway "
+    "API's Inference Extension; tests/operator/test_gateway.py drives the condition, tests/gateway "
+    "an Envoy",
     "docker ": "no container runtime here; files and names are compared with the chart's line",
 }
 
