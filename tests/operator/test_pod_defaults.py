@@ -55,6 +55,19 @@ async def test_pods_of_each_kind_get_the_installations_patch_and_pull_secrets() 
     assert pulled == 2 * [[{"name": "registry"}]]
 
 
+async def test_a_default_for_a_container_that_a_pod_has_not_leaves_that_pod_alone() -> None:
+    # Only pods that download have `fetch-weights`; one with an image is to be added everywhere.
+    inits = [
+        {"name": "fetch-weights", "resources": {"requests": {"memory": "2Gi"}}},
+        {"name": "tuned", "image": "registry.example/tune"},
+    ]
+    pods = PodDefaults.model_validate({"worker": {"spec": {"initContainers": inits}}})
+    cluster = Cluster(BOTH, Settings(pods=pods))
+    await cluster.settle()
+
+    assert template(cluster, "s-unified")["spec"]["initContainers"] == inits[1:]
+
+
 async def test_a_roles_own_patch_and_fields_win_where_both_say_something() -> None:
     cluster = await settled(
         "podPatch: {spec: {nodeSelector: {pool: h100}, imagePullSecrets: [{name: mine}], "

@@ -295,10 +295,30 @@ def patched(
     template: Object, kind: str, settings: Settings, own: Mapping[str, Any] | None
 ) -> Object:
     """A pod template with the installation's patches of its kind and, last, its resource's own."""
-    for patch in (*settings.pods.under(kind), own):
-        if patch:
-            template = merge_patch(template, patch)
-    return template
+    for default in settings.pods.under(kind):
+        template = merge_patch(template, _fitting(default, template))
+    return merge_patch(template, own) if own else template
+
+
+def _fitting(patch: Mapping[str, Any], template: Object) -> Mapping[str, Any]:
+    """Without what alters a container that this pod has not: defaults are for pods of all shapes.
+
+    A container with an image is one to be added.
+    """
+    spec = patch.get("spec")
+    if not isinstance(spec, Mapping):
+        return patch
+    kept = dict(spec)
+    for field_name in ("containers", "initContainers"):
+        if not _named(spec.get(field_name)):
+            continue
+        here = {item["name"] for item in template["spec"].get(field_name, ())}
+        items = [item for item in spec[field_name] if item["name"] in here or "image" in item]
+        if items:
+            kept[field_name] = items
+        else:
+            del kept[field_name]
+    return {**patch, "spec": kept}
 
 
 def _named(value: Any) -> bool:

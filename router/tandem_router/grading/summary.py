@@ -106,7 +106,7 @@ def lines(found: Summary, output: str) -> list[str]:
     if found["stopped"] == "interrupted" or any(t["missing"] for t in found["tiers"].values()):
         out.append("run the same command again to ask only what is missing")
     if found["graded_rows"]:
-        out.append(f"wrote {output}; next: tandem train {output} -o pair.tandem")
+        out.append(f"wrote {output}; next: tandem train {output} -o predictor")
     else:
         out.append(f"nothing was graded, so {output} was not written")
     return out
