@@ -185,6 +185,10 @@ REFUSED = {
         "  image: v\n  engine: {type: OpenAI, maxNumSeqs: 3}\n  unified: {}\n",
         "as engine.args only",
     ),
+    "another port": (
+        "  image: v\n  engine: {type: OpenAI, args: {port: '8000'}}\n  unified: {}\n",
+        r"must be \$\(TANDEM_PORT\): probes and routers ask there",
+    ),
 }
 
 

@@ -32,9 +32,20 @@ VLLM_SET_BY: dict[str, str] = {
     "tensor-parallel-size": "tensorParallel of the role",
     "kv-transfer-config": "prefill and decode",
     "data-parallel-size": "replicas of the role",
+    "data-parallel-size-local": "replicas of the role",
+    "data-parallel-rank": "replicas of the role",
+    "data-parallel-start-rank": "replicas of the role",
+    "data-parallel-address": "replicas of the role",
+    "data-parallel-rpc-port": "replicas of the role",
+    "data-parallel-backend": "replicas of the role",
+    "data-parallel-hybrid-lb": "replicas of the role",
+    "data-parallel-external-lb": "replicas of the role",
     "api-server-count": "the operator",
     "headless": "the operator",
     "nnodes": "the operator",
+    "node-rank": "the operator",
+    "master-addr": "the operator",
+    "master-port": "the operator",
 }
 # Flags whose value would be code or a module to load from outside the image.
 VLLM_LOADS_CODE = (
@@ -209,6 +220,15 @@ ENGINE_RULES: list[EngineRule] = [
             and o["engine"].get("scheduler", "fcfs") == "fcfs"
         ),
         "engine",
+    ),
+    _needs(
+        ("OpenAI",),
+        f"!({_ARGS}) || !('port' in self.engine.args) || "
+        "self.engine.args['port'] == '$(TANDEM_PORT)'",
+        "engine.args.port of engine.type OpenAI must be $(TANDEM_PORT): probes and routers ask "
+        "there, and a server at another port would stay Starting; set port: $(TANDEM_PORT)",
+        lambda o: o["engine"].get("args", {}).get("port", "$(TANDEM_PORT)") == "$(TANDEM_PORT)",
+        "engine.args",
     ),
     *(_one_gpu(role) for role in ("unified", "prefill", "decode")),
 ]

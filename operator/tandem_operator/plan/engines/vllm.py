@@ -68,7 +68,7 @@ class VLLMPod:
 
 
 def _dtype(dtype: str, spec: RoleSpec) -> str:
-    """auto means for both engines what the field says: float32 on a CPU."""
+    """On a CPU auto is float32, in which answers are the same whoever goes on with them."""
     return "float32" if dtype == "auto" and not spec.gpus else dtype
 
 
