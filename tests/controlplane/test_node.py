@@ -419,4 +419,6 @@ def test_an_image_without_a_command_of_ours_is_told(node: Any) -> None:
     waiting = node.get("pod", "foreign", "-n", NAMESPACE)["status"]["containerStatuses"][0]["state"]
     kubectl(node, "delete", "pod", "foreign", "--wait=false")
 
-    assert "has no local command; use one of tandem/operator" in waiting["waiting"]["message"]
+    message = waiting["waiting"]["message"]
+    assert "image 'registry.example/nginx:1' has no local command; use one of" in message
+    assert "tandem/operator" in message

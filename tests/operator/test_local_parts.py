@@ -307,7 +307,7 @@ async def test_the_environment_comes_from_values_maps_secrets_and_the_pod() -> N
     }
     owner = {"metadata": {"name": "p", "labels": {"l": "v"}}, "spec": {}}
 
-    env = await environment(owner, container, "127.1.2.3", lookup)
+    env = await environment(owner, container, ["127.1.2.3", "fd00::3"], lookup)
 
     assert env == {
         "TOKEN": "secret",

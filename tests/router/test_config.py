@@ -45,7 +45,7 @@ def test_a_minimal_configuration_is_enough_and_survives_a_round_trip() -> None:
         ({"tenants": [{"name": "a", "allowed_tiers": ["x"]}]}, "'x' does not exist"),
         ({"tenants": [{"name": "a"}, {"name": "a"}]}, "same name"),
         ({"budget": {"usd_per_hour": -1}}, "budget.usd_per_hour"),
-        ({"endpoints": {"type": "endpointslice", "namespace": "n", "services": []}}, "services"),
+        ({"endpoints": {"type": "endpointslice", "namespace": "n"}}, "services"),
         (
             {"tiers": [{"name": "small", "served_model": "s", "kind": "external"}]},
             "`url` belongs to kind external",

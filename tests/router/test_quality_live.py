@@ -402,7 +402,7 @@ async def test_another_judge_begins_anew_and_a_restart_does_not_mix_their_verdic
         once_more = live_of("two")
         await labels(once_more, "d", 0)
         restarted = once_more.measured.num_labels
-        once_more.reconfigure(judged_by("three"))
+        once_more.reconfigure(judged_by("three"), "small", "large")
         await backend.close()
 
     assert again.measured.num_labels == 40

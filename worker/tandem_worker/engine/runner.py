@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tandem_kernels import dispatch
 from tandem_kernels.checks import KernelArgumentError
-from tandem_kernels.dispatch import interpreting
 from tandem_kernels.sampler import sample
 from tandem_kernels.warm_up import EngineShapes, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
@@ -75,7 +75,7 @@ class ModelRunner:
         self.num_blocks = self._count_blocks(config)
         fitting = self.num_blocks * BLOCK_SIZE
         self.max_model_len = min(config.max_model_len or self.spec.max_position, fitting)
-        on_cpu = self.device.type == "cpu" and not interpreting()
+        on_cpu = self.device.type == "cpu" and not dispatch.interpreting()
         self.model = (CpuTransformer if on_cpu else Transformer)(
             self.own_spec, weights, max_positions=self.max_model_len + 1, reduce=reduce
         )
@@ -187,15 +187,24 @@ class ModelRunner:
     def pack(self, work: Sequence[Work], num_decodes: int) -> Batch:
         """The tensors of one step: decodes first, then chunks of prompts."""
         packed = pack([item.chunk for item in work], [i.request.blocks for i in work], num_decodes)
-        tables, lens = self._to_device(packed.tables), self._to_device(packed.lens)
         starts = np.cumsum([0, *packed.counts], dtype=np.int32)
+
+        def part(array: np.ndarray, which: slice) -> torch.Tensor:
+            # A tensor of its own: kernels are compiled for arguments that begin at 16 bytes.
+            return self._to_device(array[which].copy())
+
+        first, rest = slice(num_decodes), slice(num_decodes, None)
         return Batch(
             token_ids=self._to_device(packed.tokens),
             positions=self._to_device(packed.positions),
             slot_mapping=self._to_device(packed.slots),
             num_decodes=num_decodes,
-            decodes=Decodes(tables[:num_decodes], lens[:num_decodes]) if num_decodes else None,
-            prefills=Prefills(tables[num_decodes:], self._to_device(starts), lens[num_decodes:])
+            decodes=Decodes(part(packed.tables, first), part(packed.lens, first))
+            if num_decodes
+            else None,
+            prefills=Prefills(
+                part(packed.tables, rest), self._to_device(starts), part(packed.lens, rest)
+            )
             if packed.counts
             else None,
         )
