@@ -1,11 +1,10 @@
 """A bfloat16 matrix on a CPU: read as it is by one row, laid out for a few, widened for many.
 
-One row reads every weight for little arithmetic, and the plain layout reads fastest. From two rows
-on oneDNN's own layout is up to twice as fast. A step of many rows is all arithmetic, and without
-AMX a core multiplies float32 faster than bfloat16 (140 and 80 GFLOP/s at 512 rows, one core of a
-shared Xeon, torch 2.15, November 2026): each matrix is widened into a scratch that stays warm, and
-the products are also more exact. `benchmarks/engine_cpu.py` measures it. Both layouts together take
-what float32 weights would.
+One row reads every weight for little arithmetic, and the plain layout reads fastest; a few rows do
+better with oneDNN's own. A step of many rows is all arithmetic, and without AMX a core multiplies
+float32 faster than bfloat16 (133 and 77 GFLOP/s at 512 rows, one core of a shared Xeon, torch 2.15,
+`benchmarks/engine_cpu.py`): each matrix is widened into a scratch that stays warm, and the products
+are also more exact. Both layouts together take what float32 weights would.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class CpuMatrix:
 
 
 def _take_scratch(shape: torch.Size) -> torch.Tensor:
-    """This thread's float32 scratch; touching new memory each time would double the cost."""
+    """This thread's float32 scratch: new memory each time would have to be mapped first."""
     scratch: torch.Tensor | None = getattr(_scratch, "values", None)
     if scratch is None or scratch.numel() < shape.numel():
         scratch = _scratch.values = torch.empty(shape.numel(), dtype=torch.float32)
