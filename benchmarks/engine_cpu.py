@@ -28,7 +28,8 @@ from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import Chunk, Scheduler, SchedulerLimits, Sequence
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Chunk, Sequence
 
 HIDDEN, INNER, VOCABULARY = 896, 4864, 151_936
 CONTEXT = 256

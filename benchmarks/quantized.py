@@ -23,7 +23,8 @@ from tandem_worker.engine.requests import EngineRequest, TokenEvent
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits, Sequence
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.tokenization.tokenizer import Tokenizer
 
 MODELS = Path(__file__).resolve().parents[1] / "examples" / "models"

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from tandem_worker.errors import RequestError
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.places import Places
-from tandem_worker.scheduling.scheduler import Order, Scheduler, SchedulerLimits, Sequence
+from tandem_worker.scheduling.ranking import Order
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.scheduling.tenants import StepCosts
 
 CPU = StepCosts(0.002, 30e-6, 0.0, 500e-6, 0.0)

@@ -18,7 +18,7 @@ from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.models.cpu_linear import CpuMatrix, is_suited, prefers_float32
 from tandem_worker.models.cpu_transformer import CpuTransformer
 from tandem_worker.models.transformer import Transformer
-from tandem_worker.scheduling.scheduler import Chunk, Sequence
+from tandem_worker.scheduling.sequence import Chunk, Sequence
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),

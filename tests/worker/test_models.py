@@ -17,7 +17,7 @@ from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import ConfigError, ModelError
 from tandem_worker.models.spec import ModelSpec
-from tandem_worker.scheduling.scheduler import Chunk, Sequence
+from tandem_worker.scheduling.sequence import Chunk, Sequence
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from tandem_worker.engine.packing import BlockRow, pack
-from tandem_worker.scheduling.scheduler import Chunk, Sequence
+from tandem_worker.scheduling.sequence import Chunk, Sequence
 
 BLOCK = 64
 

@@ -26,7 +26,7 @@ from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import ModelError
 from tandem_worker.models.quantization import read_quantization
 from tandem_worker.models.spec import ModelSpec
-from tandem_worker.scheduling.scheduler import Chunk, Sequence
+from tandem_worker.scheduling.sequence import Chunk, Sequence
 
 Tensors = dict[str, torch.Tensor]
 Packed = tuple[Tensors, torch.Tensor]

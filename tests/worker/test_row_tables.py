@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from tandem_worker.engine.requests import EngineRequest
 from tandem_worker.engine.row_tables import RowTables
 from tandem_worker.engine.sampling import SamplingParams
-from tandem_worker.scheduling.scheduler import Sequence
+from tandem_worker.scheduling.sequence import Sequence
 
 VOCAB, END = 12, 3
 ENDS = frozenset({END})

@@ -21,8 +21,9 @@ from tandem_worker.engine.requests import (
 )
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import Order, Scheduler, SchedulerLimits
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.ranking import Order
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 BLOCK = 4
 ORDERS: tuple[Order, ...] = ("fcfs", "mlfq", "sjf", "edf")

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import Order, Scheduler, SchedulerLimits, Sequence, Step
+from tandem_worker.scheduling.ranking import Order
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence, Step
 
 BLOCK = 4
 ORDERS: tuple[Order, ...] = ("fcfs", "mlfq", "sjf", "edf")

@@ -21,7 +21,7 @@ from tandem_worker.config import WorkerConfig
 from tandem_worker.disaggregation.protocol import PrefillJob
 from tandem_worker.engine.requests import EngineRequest, ReservedEvent
 from tandem_worker.engine.sampling import SamplingParams
-from tandem_worker.scheduling.scheduler import Sequence
+from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.server.worker import Worker
 
 TEXT = "a router sends each question to a small or a large model, the quick brown fox "

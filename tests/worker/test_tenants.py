@@ -20,7 +20,8 @@ from tandem_worker.engine.profile import StepProfile
 from tandem_worker.errors import RequestError
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.places import FairGate, Places
-from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits, Sequence
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.scheduling.tenants import StepCosts, Turns
 from tenant_world import CPU, GPU, Ask, World, latencies, p99
 

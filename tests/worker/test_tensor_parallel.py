@@ -36,7 +36,8 @@ from tandem_worker.models.sharding import Shard, columns, rows
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits, Sequence
+from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence
 
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "two ranks, every bias": (2, "llama", {"attention_bias": True, "mlp_bias": True}),

@@ -16,8 +16,8 @@ from tandem_worker.engine.requests import EngineRequest, Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import ConfigError
-from tandem_worker.scheduling.scheduler import Chunk
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Chunk
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 _path = Path(__file__).parents[1] / "kernels" / "compiled" / "compile_target.py"
 _spec = importlib.util.spec_from_file_location("compile_target", _path)

@@ -26,7 +26,7 @@ from tandem_router.balancing.endpoint_picker import Pick as WorkerPick
 from tandem_router.balancing.worker import Load
 from tandem_router.config import PickingConfig
 from tandem_worker.scheduling.scheduler import PrefillChoice
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 Role = Literal["unified", "prefill", "decode"]
 

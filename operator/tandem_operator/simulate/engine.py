@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from tandem_operator.simulate.clock import VirtualClock
 from tandem_operator.simulate.profiles import StepModel
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.scheduler import (
-    Order,
-    PrefillChoice,
-    Scheduler,
-    SchedulerLimits,
-    Step,
-)
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.ranking import Order
+from tandem_worker.scheduling.scheduler import PrefillChoice, Scheduler, SchedulerLimits
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Step
 
 
 class CountedTokens(list[int]):

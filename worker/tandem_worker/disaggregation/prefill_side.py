@@ -13,7 +13,7 @@ from tandem_worker.engine.requests import Constraint, EngineRequest, ErrorEvent,
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
 from tandem_worker.metrics import WorkerMetrics
-from tandem_worker.scheduling.scheduler import Sequence
+from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.transfer.errors import TransferError
 from tandem_worker.transfer.interface import FinalState, KVSender, Push
 

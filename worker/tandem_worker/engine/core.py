@@ -23,7 +23,8 @@ from tandem_worker.engine.requests import (
     VectorEvent,
     Work,
 )
-from tandem_worker.scheduling.scheduler import Chunk, Scheduler, State, Step
+from tandem_worker.scheduling.scheduler import Scheduler
+from tandem_worker.scheduling.sequence import Chunk, State, Step
 
 logger = logging.getLogger(__name__)
 

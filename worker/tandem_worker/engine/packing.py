@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandem_worker.config import BLOCK_SIZE
-from tandem_worker.scheduling.scheduler import Chunk
+from tandem_worker.scheduling.sequence import Chunk
 
 Ints = NDArray[np.int64]
 Tables = NDArray[np.int32]

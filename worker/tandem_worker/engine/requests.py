@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tandem_worker.engine.drawn import Drawn, TokenLogprobs
 from tandem_worker.engine.packing import BlockRow
 from tandem_worker.engine.sampling import SamplingParams
-from tandem_worker.scheduling.scheduler import Chunk
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Chunk
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 if TYPE_CHECKING:
     from tandem_worker.engine.pooling import Pooling

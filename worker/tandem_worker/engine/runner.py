@@ -26,8 +26,8 @@ from tandem_worker.models.cpu_transformer import CpuTransformer
 from tandem_worker.models.sharding import WHOLE, Shard
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
-from tandem_worker.scheduling.scheduler import Chunk
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Chunk
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_CPU_KV_BYTES = 256 * 1024 * 1024

@@ -14,7 +14,7 @@ from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
 from tandem_worker.openai.context import RequestContext
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 _numbers = itertools.count(1)
 

@@ -28,7 +28,7 @@ from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.request import CompletionRequest
 from tandem_worker.openai.response import Delta
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 from tandem_worker.tokenization.detokenizer import AnswerText
 from tandem_worker.tokenization.tokenizer import Tokenizer
 

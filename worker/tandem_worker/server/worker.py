@@ -19,7 +19,7 @@ from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.places import FairGate, Places
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
-from tandem_worker.scheduling.scheduler import Sequence as ScheduledSequence
+from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 from tandem_worker.server.grammar_check import GrammarCheck
 from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
