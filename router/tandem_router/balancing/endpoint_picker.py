@@ -1,11 +1,9 @@
 """Which workers take a request: the decode and the prefill worker are chosen together.
 
-Cost of a worker is the work that would stand before this request there, in tokens: prompt
-tokens not covered by its prefix cache, prefill pending on it, and what its answers are expected to
-grow by (or, where it does not say, its requests in flight). Covered
+What stands before a request at a worker is its cost (`worker_cost`). Covered
 prefixes are known from a chain of block hashes over the request's bytes, remembered for each
 worker a request was sent to. Candidates are two random workers (power of two choices, so that
-routers acting on the same old numbers do not all pick one worker) and the one with the longest
+routers acting on the same old numbers do not all pick one worker) and one with the longest
 covered prefix. Pure: randomness and clock are passed in, I/O happens elsewhere.
 """
 
@@ -20,7 +18,10 @@ from msgspec import Struct
 from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN, PrefixIndex, block_hashes
 from tandem_router.balancing.retry_budget import RetryBudget
+from tandem_router.balancing.revisions import same_revision, with_prefill
+from tandem_router.balancing.shared_prefixes import SharedPrefixes
 from tandem_router.balancing.worker import TEXT_WORKER, Load, Worker
+from tandem_router.balancing.worker_cost import Pair, least_cost
 from tandem_router.config import FailoverConfig, PickingConfig
 from tandem_router.policy import Capabilities
 
@@ -64,6 +65,7 @@ class Picker:
         # The same, by tier: those that a request is sent to, and those that only prefill.
         self._decoders: dict[str, list[Worker]] = {}
         self._prefillers: dict[str, list[Worker]] = {}
+        self._shared: dict[str, SharedPrefixes] = {}
         self._tiers: frozenset[str] | None = None  # as the last table names them
         self._capabilities: dict[str, Capabilities] = {}
         self._adapters: dict[str, frozenset[str]] = {}
@@ -116,8 +118,10 @@ class Picker:
             part = self._prefillers if worker.role == "prefill" else self._decoders
             part.setdefault(tier, []).append(worker)
 
-    def chain(self, data: bytes) -> list[int]:
-        return block_hashes(data, self._config.prefix_block_bytes, self._config.max_prefix_blocks)
+    def chain(self, data: bytes, apart: str = "") -> list[int]:
+        """apart: whose prefixes these are, where workers keep them from those of others."""
+        config = self._config
+        return block_hashes(data, config.prefix_block_bytes, config.max_prefix_blocks, apart)
 
     def usable(self, tier: str) -> list[Worker]:
         """Workers that could take a request of the tier now."""
@@ -244,33 +248,29 @@ class Picker:
             if not decodes:
                 return None
             if prefills:
-                decodes = _with_prefill(decodes, prefills)
+                decodes = with_prefill(decodes, prefills)
             candidates = self._candidates(decodes, chain)
-        block_tokens = self._config.prefix_block_bytes / BYTES_PER_TOKEN
-        best: tuple[float, Worker, Worker | None, float] | None = None
+        pairs: list[Pair] = []
         for decode in candidates:
-            covered = decode.prefixes.num_covered(chain) * block_tokens
-            uncached = max(0.0, num_tokens - covered)
-            base = decode.queued_tokens()
-            pairs: list[Worker | None] = [None]
-            if decode.role == "decode" and prefills:
-                pairs = [
+            partners: list[Worker] = []
+            if prefills and decode.role == "decode":
+                partners = [
                     prefill
                     for prefill in self._candidates(prefills, chain)
-                    if _same_revision(decode, prefill)
-                ] or [None]
-            for prefill in pairs:
-                cost = base + uncached
-                if prefill is not None:
-                    on_prefill = prefill.prefixes.num_covered(chain) * block_tokens
-                    cost = base + prefill.queued_tokens() + max(0.0, num_tokens - on_prefill)
-                    # Blocks the decode worker has need no transfer; nor does the same host.
-                    cost += 0.05 * uncached * (prefill.host != decode.host)
-                    cost -= 0.5 * min(covered, num_tokens)
-                if best is None or cost < best[0]:
-                    best = (cost, decode, prefill, uncached)
-        assert best is not None
-        _, decode, prefill, uncached = best
+                    if same_revision(decode, prefill)
+                ]
+            if partners:
+                pairs += [(decode, prefill) for prefill in partners]
+            else:
+                pairs.append((decode, None))
+        (decode, prefill), uncached = least_cost(
+            pairs,
+            chain,
+            num_tokens,
+            self._config.prefix_block_bytes / BYTES_PER_TOKEN,
+            self._shared.get(tier),
+            (*known, *self._prefillers.get(tier, ())),
+        )
         decode.sent_tokens += expected
         return self._started(Pick(decode, prefill, uncached, chain))
 
@@ -299,13 +299,15 @@ class Picker:
         else:
             return []
         if chain:
-            first, most = chain[0], 0
-            nearest: Worker | None = None
-            for worker in workers:
-                if first in worker.prefixes and worker.url not in exclude:
-                    covered = worker.prefixes.num_covered(chain)
-                    if covered > most and worker.usable(now, ejected_too):
-                        nearest, most = worker, covered
+            first = chain[0]
+            holders = [
+                worker
+                for worker in workers
+                if first in worker.prefixes
+                and worker.url not in exclude
+                and worker.usable(now, ejected_too)
+            ]
+            nearest = self._nearest(holders, chain)
             if nearest is not None and nearest not in chosen:
                 chosen.append(nearest)
         return chosen
@@ -318,16 +320,33 @@ class Picker:
             return self._rng.sample(workers, len(workers))
         chosen = self._rng.sample(workers, 2)
         if chain:
-            nearest = max(workers, key=lambda worker: worker.prefixes.num_covered(chain))
-            if nearest not in chosen and nearest.prefixes.num_covered(chain):
+            nearest = self._nearest(workers, chain)
+            if nearest is not None and nearest not in chosen:
                 chosen.append(nearest)
         return chosen
+
+    def _nearest(self, workers: Iterable[Worker], chain: Sequence[int]) -> Worker | None:
+        """One with the longest covered prefix: of many, the less busy of two."""
+        most, found = 1, []
+        for worker in workers:
+            covered = worker.prefixes.num_covered(chain)
+            if covered > most:
+                most, found = covered, [worker]
+            elif covered == most:
+                found.append(worker)
+        if len(found) > 2:
+            found = self._rng.sample(found, 2)
+        return min(found, key=Worker.queued_tokens, default=None)
 
     def _started(self, pick: Pick) -> Pick:
         decode, prefill = pick.decode, pick.prefill
         decode.num_inflight += 1
         if pick.chain:
             decode.prefixes.add(pick.chain)
+            shared = self._shared.get(decode.tier)
+            if shared is None:
+                shared = self._shared[decode.tier] = SharedPrefixes()
+            shared.began(pick.chain)
         if prefill is None:
             decode.pending_tokens += pick.num_uncached_tokens
             return pick
@@ -354,6 +373,8 @@ class Picker:
         if not pick.prefill_done:
             self.first_token(pick)
         pick.decode.num_inflight -= 1
+        if pick.chain:
+            self._shared[pick.decode.tier].ended(pick.chain)
 
     def failed(self, worker: Worker, why: str) -> None:
         """Back off: nothing is sent there for a while, longer with every failure in a row."""
@@ -413,33 +434,3 @@ def _both(one: Capabilities, other: Capabilities) -> Capabilities:
         embeddings=one.embeddings and other.embeddings,
         context_length=min(lengths, default=None),
     )
-
-
-def _revision(worker: Worker) -> str | None:
-    """What the worker said of its revision; None: it has none; "": it has said nothing yet."""
-    return "" if worker.load is None else worker.load.revision
-
-
-def _with_prefill(decodes: list[Worker], prefills: list[Worker]) -> list[Worker]:
-    """Decode workers whose revision has a prefill worker, too; all where none has.
-
-    So a rollout sends nothing to a revision until each of its roles has a ready worker.
-    """
-    revisions = {_revision(prefill) for prefill in prefills}
-    if None in revisions:
-        return decodes
-    paired = [
-        decode
-        for decode in decodes
-        if decode.role != "decode" or (own := _revision(decode)) is None or own in revisions
-    ]
-    return paired or decodes
-
-
-def _same_revision(decode: Worker, prefill: Worker) -> bool:
-    """KV layouts may differ between revisions: never pair two different ones.
-
-    A worker that has said nothing yet is new, so it may be of any revision.
-    """
-    left, right = _revision(decode), _revision(prefill)
-    return left is None or right is None or left == right

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 BYTES_PER_TOKEN = 4.0
 
 
-def block_hashes(data: bytes, block_bytes: int, max_blocks: int) -> list[int]:
+def block_hashes(data: bytes, block_bytes: int, max_blocks: int, apart: str = "") -> list[int]:
     """Chain of hashes: entry i stands for bytes 0..(i+1)*block_bytes, so equal means covered.
 
+    apart: chains of different names have nothing in common.
     Python's keyed hash: no attacker can aim for collisions, and values never leave the process.
     """
     chain = []
-    previous = 0
+    previous = hash(apart) if apart else 0
     for start in range(0, min(len(data) // block_bytes, max_blocks) * block_bytes, block_bytes):
         previous = hash((previous, data[start : start + block_bytes]))
         chain.append(previous)

@@ -140,10 +140,14 @@ class Worker:
     def host(self) -> str:
         return urlsplit(self.url).hostname or ""
 
+    def pending(self) -> float:
+        """Tokens of prefill before a new request."""
+        load = self.load or UNREPORTED
+        return max(self.pending_tokens, float(load.pending_prefill_tokens))
+
     def queued_tokens(self) -> float:
         """Work before a new request, in prefill-token equivalents."""
-        load = self.load or UNREPORTED
-        pending = max(self.pending_tokens, float(load.pending_prefill_tokens))
+        load, pending = self.load or UNREPORTED, self.pending()
         if load.expected_tokens is not None:
             cost = pending + TOKENS_PER_EXPECTED_TOKEN * (load.expected_tokens + self.sent_tokens)
         else:

@@ -95,7 +95,9 @@ class Retries:
     @cached_property
     def _chain(self) -> Sequence[int]:
         """What the request shares with earlier ones, for workers of ours: providers say nothing."""
-        return self._services.picker.chain(self._arrival.request.prefix_bytes)
+        arrival, engine = self._arrival, engine_of(self._assignment.tier.engine)
+        apart = (arrival.tenant or "") if engine.salted else ""
+        return self._services.picker.chain(arrival.request.prefix_bytes, apart)
 
     async def open(self, body: bytes, resumption: Resumption | None = None) -> Response:
         """A 200 reply from some worker, its headers read.
