@@ -51,7 +51,7 @@ async def test_ready_needs_a_usable_worker_or_tiers_that_sleep(
     await gone.stop()
     async with run_router({}) as (client, app):
         asleep = await client.get("/ready")
-        app.has_table = False
+        app.workers.are_told = False
         unknown = await client.get("/ready")
         app.set_table({"large": {"decode": (gone.url,)}})
         app.picker.failed(app.picker.worker("large", gone.url), "gone")

@@ -1,6 +1,6 @@
-"""The router's ASGI application: control, admin, metrics and the dashboard beside the data path.
+"""The router's ASGI application: who is wired to whom, which path goes where, what runs beside.
 
-FastAPI serves everything a person or an operator asks; `/v1/*` never enters it.
+`/v1/*` is the data path; what a person or an operator asks is in `control_app`.
 """
 
 from __future__ import annotations
@@ -10,30 +10,35 @@ import importlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
-from starlette.exceptions import HTTPException
-
-from tandem_router.api import admin, dashboard
 from tandem_router.api.admin_access import OPEN_PATHS, AdminAccess, Secrets
 from tandem_router.api.api_keys import Authenticator
+from tandem_router.api.control_app import control_app
 from tandem_router.api.inference import DataPath, Reading, respond_error
 from tandem_router.api.live_settings import LiveSettings
 from tandem_router.api.origin import check_host, check_writes
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
 from tandem_router.asgi import Send
+from tandem_router.background import begin
 from tandem_router.balancing.endpoint_picker import Picker
-from tandem_router.balancing.file_discovery import EndpointTable, watch_file
+from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.health_check import poll_loads
+from tandem_router.balancing.known_workers import KnownWorkers
 from tandem_router.cache.response_cache import Reuse
-from tandem_router.config import FileEndpoints, RouterConfig
-from tandem_router.errors import DOC_URL, ApiError, ConfigError, explanations
+from tandem_router.config import RouterConfig
+from tandem_router.errors import ApiError, ConfigError
 from tandem_router.http.client import UpstreamClient
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
@@ -58,7 +63,8 @@ from tandem_router.routing.predictor_in_use import PredictorInUse
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
-from tandem_router.store.records import Backend, Label, Spend
+from tandem_router.store.configured import configured_backend
+from tandem_router.store.records import Label, Spend
 from tandem_router.store.writer import Store
 from tandem_router.telemetry.tracing import Tracing
 
@@ -107,20 +113,16 @@ class RouterApp:
         address: tuple[str, int] | None = None,
     ) -> None:
         self._config_path = config_path
-        self._endpoints_path = endpoints_path
-        self._check_endpoints(config)
-        # As the discovery of workers told it last; external tiers are in the configuration.
-        self._table: EndpointTable = {}
-        self._discovery: asyncio.Task[None] | None = None
-        self._taken = config
         self._predictor = PredictorInUse(config, predictor, artifact_path)
         predictor = self._predictor.current
         self.picker = Picker(config.picking, rng or random.Random(), clock, config.failover)
+        changed = asyncio.Event()
+        self.workers = KnownWorkers(config, self.picker, endpoints_path, changed.set)
         metrics = Metrics([tier.name for tier in config.tiers])
         prices = Prices(config)
         ledger = Ledger(config, clock)
         store = Store(
-            _backend(config, store_file, store_url),
+            configured_backend(config.store, store_file, store_url),
             wall_clock=wall_clock,
             flush_s=config.store.flush_s,
         )
@@ -176,7 +178,7 @@ class RouterApp:
             wall_clock=wall_clock,
             peer_tokens=_secrets(peer_token),
             external_keys=ProviderKeys(config, clock),
-            workers_changed=asyncio.Event(),
+            workers_changed=changed,
             reuse=Reuse(config, clock),
             arrivals=Arrivals((tier.name for tier in config.tiers), metrics),
             tracing=tracing,
@@ -184,9 +186,6 @@ class RouterApp:
         self._retraining = self._make_retraining(retraining_dir, training_data)
         self.services.retraining = self._retraining
         self._predictor.on_kind, self._predictor.on_artifact = self._use, self._mounted
-        # Until the endpoints are known every tier may be there.
-        self.set_table({tier.name: {} for tier in config.tiers if tier.kind == "pool"})
-        self.has_table = False
         self.keys = Authenticator(config.tenants, _secrets(key_secret), store, wall_clock)
         self.settings = LiveSettings(self.services, self.keys)
         self._access = AdminAccess(self.services.peer_tokens, _secrets(metrics_token))
@@ -198,15 +197,21 @@ class RouterApp:
         store.on_keys = self._keys_changed
         store.on_open = self._store_opened
         self._data_path = DataPath(self.services, self.keys)
-        self.settings.check.append(self._check_endpoints)
-        self.settings.on_change += [self._reconfigure, self._data_path.reconfigure]
+        self.settings.check.append(self.workers.check)
+        self.settings.on_change += [
+            self.workers.reconfigure,
+            self._predictor.reconfigure,
+            self._data_path.reconfigure,
+        ]
         if self._retraining is not None:
             self.settings.on_change.append(self._retraining.reconfigure)
         self._address = address
         if config.gateway_port is not None:
             importlib.import_module("tandem_router.gateway.server")  # says what is missing
         self._default_hosts = allowed_hosts
-        self.control = _control_app(self)
+        self.control = control_app(
+            self.services, self.keys, self.settings, lambda: self.is_ready, self.running
+        )
 
     def _make_retraining(self, folder: Path | None, data: Path | None) -> Retraining | None:
         """What trains the predictor again; None where nobody asks for it."""
@@ -237,29 +242,6 @@ class RouterApp:
 
         measured.on_change = changed
         return retraining
-
-    def _check_endpoints(self, config: RouterConfig) -> None:
-        """Raises ConfigError where nothing would tell of a pool's workers."""
-        pools = [tier.name for tier in config.tiers if tier.kind == "pool"]
-        if pools and isinstance(config.endpoints, FileEndpoints) and self._endpoints_path is None:
-            raise ConfigError(
-                f"tiers {', '.join(pools)} are pools, so --endpoints FILE is needed "
-                "(or `endpoints: {type: endpointslice}` in the configuration)"
-            )
-
-    def _reconfigure(self, after: RouterConfig) -> None:
-        """Take other tiers, endpoints and predictor, beside what LiveSettings hands out."""
-        before, self._taken = self._taken, after
-        known = {tier.name for tier in before.tiers}
-        new = [tier.name for tier in after.tiers if tier.kind == "pool" and tier.name not in known]
-        had_table = self.has_table
-        # Until something is told of a new tier's workers it may be there.
-        self.set_table({**{name: {} for name in new}, **self._table})
-        self.has_table = had_table
-        if self._discovery is not None and before.endpoints != after.endpoints:
-            self._discovery.cancel()
-            self._discovery = self._discover()
-        self._predictor.reconfigure(after)
 
     def _use(self, predictor: Predictor | None) -> None:
         services = self.services
@@ -366,70 +348,52 @@ class RouterApp:
         await self.control(scope, replay if body else receive, send)
 
     def set_table(self, table: EndpointTable) -> None:
-        """Take a new table of workers; external tiers are always part of it."""
-        self._table = table
-        merged: dict[str, Any] = {}
-        for tier in self.config.tiers:
-            if tier.kind == "external":
-                merged[tier.name] = {"unified": ((tier.url or "").rstrip("/"),)}
-            elif tier.name in table:
-                merged[tier.name] = table[tier.name]
-        unknown = table.keys() - {tier.name for tier in self.config.tiers}
-        if unknown:
-            logger.warning("endpoints of unknown tiers ignored: %s", ", ".join(sorted(unknown)))
-        self.picker.set_table(merged)
-        self.has_table = True
-        self.services.workers_changed.set()
+        """Take a new table of workers, as the discovery does."""
+        self.workers.take(table)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Background work: endpoints and load reports."""
-        config = self.config
-        tasks = [
-            asyncio.ensure_future(
-                poll_loads(
-                    self.picker,
-                    self.services.client,
-                    poll_s=config.picking.load_poll_s,
-                    peer_token=lambda: self.services.peer_token,
-                    pools=lambda: {t.name: t for t in self.config.tiers if t.kind == "pool"},
-                    dead_after_s=lambda: self.config.failover.dead_after_s,
-                    on_change=self.services.workers_changed.set,
-                )
-            )
-        ]
-        self._discovery = self._discover()
-        tasks.append(asyncio.ensure_future(self._predictor.watch()))
         store = self.services.store
+        self.workers.follow()
         await store.step()  # what was known before counts from the first request on
         if self._retraining is not None:
             await self._retraining.prepare()
-        tasks += [
-            asyncio.ensure_future(store.run()),
-            asyncio.ensure_future(self.services.quality.run()),
-        ]
-        if self._retraining is not None:
-            tasks.append(asyncio.ensure_future(self._retraining.run()))
-        if self._config_path is not None:
-            tasks.append(asyncio.ensure_future(self.settings.watch(self._config_path)))
-        for task in tasks:
-            task.add_done_callback(_say_why)
+        tasks = [begin(work, "background work stopped") for work in self._work_beside_requests()]
         try:
             async with self._gateway():
                 yield
         finally:
             await self.services.learner.close()
-            if self._discovery is not None:
-                tasks.append(self._discovery)
             self._predictor.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.workers.close()
             self.services.routing.scorer.close()
             self.services.routing.answers.close()
             self.services.client.close()
             if self.services.tracing is not None:
                 await asyncio.to_thread(self.services.tracing.close)
+
+    def _work_beside_requests(self) -> Iterator[Coroutine[Any, Any, None]]:
+        config, services = self.config, self.services
+        yield poll_loads(
+            self.picker,
+            services.client,
+            poll_s=config.picking.load_poll_s,
+            peer_token=lambda: services.peer_token,
+            pools=lambda: {t.name: t for t in self.config.tiers if t.kind == "pool"},
+            dead_after_s=lambda: self.config.failover.dead_after_s,
+            on_change=services.workers_changed.set,
+        )
+        yield self._predictor.watch()
+        yield services.store.run()
+        yield services.quality.run()
+        if self._retraining is not None:
+            yield self._retraining.run()
+        if self._config_path is not None:
+            yield self.settings.watch(self._config_path)
 
     @property
     def is_ready(self) -> bool:
@@ -438,7 +402,7 @@ class RouterApp:
         A Router whose tiers are all scaled to zero takes requests and holds them; one that has not
         heard of its workers yet, or reaches none of them, takes none.
         """
-        asleep = self.has_table and not any(self.picker.workers)
+        asleep = self.workers.are_told and not any(self.picker.workers)
         return asleep or any(self.picker.num_usable(tier.name) for tier in self.config.tiers)
 
     @asynccontextmanager
@@ -463,22 +427,6 @@ class RouterApp:
         path = self._data_path
         return Front(self.services, self.keys.caller, path.bodies, lambda: path.declared, home)
 
-    def _discover(self) -> asyncio.Task[None] | None:
-        """Begin to follow the workers, as the configuration says."""
-        endpoints = self.config.endpoints
-        if not isinstance(endpoints, FileEndpoints):
-            from tandem_router.balancing.kubernetes_discovery import watch_slices
-
-            task = asyncio.ensure_future(watch_slices(endpoints, self.set_table))
-        elif self._endpoints_path is not None:
-            task = asyncio.ensure_future(
-                watch_file(self._endpoints_path, endpoints.poll_s, self.set_table)
-            )
-        else:
-            return None
-        task.add_done_callback(_say_why)
-        return task
-
 
 def _without_body(send: Send) -> Send:
     """HEAD: the headers of GET."""
@@ -489,92 +437,6 @@ def _without_body(send: Send) -> Send:
         await send(message)
 
     return headers_only
-
-
-def _say_why(task: asyncio.Future[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("background work stopped", exc_info=task.exception())
-
-
-def _backend(config: RouterConfig, file: Path | None, url: str | None) -> Backend | None:
-    """The configured store. Raises ConfigError where its place is not given."""
-    kind, most = config.store.type, config.store.max_decisions
-    if kind == "sqlite":
-        if file is None:
-            raise ConfigError("store.type=sqlite needs --store-file FILE")
-        from tandem_router.store.sqlite import SqliteStore
-
-        return SqliteStore(file, max_decisions=most)
-    if kind == "postgres":
-        if url is None:
-            raise ConfigError("store.type=postgres needs --store-url-file FILE")
-        from tandem_router.store.postgres import PostgresStore
-
-        return PostgresStore(url, max_decisions=most)
-    return None
-
-
-def _control_app(app: RouterApp) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with app.running():
-            yield
-
-    api = FastAPI(
-        title="Tandem router", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
-    )
-
-    @api.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
-        return _error_response(ApiError(error.status_code, str(error.detail)))
-
-    @api.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> Response:
-        return _error_response(error)
-
-    @api.exception_handler(RequestValidationError)
-    async def validation_error(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return _error_response(ApiError(400, f"{where}: {first['msg']}"))
-
-    @api.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @api.get("/ready")
-    async def ready() -> JSONResponse:
-        usable = {tier.name: app.picker.num_usable(tier.name) for tier in app.config.tiers}
-        good = app.is_ready
-        return JSONResponse(
-            {"ready": good, "usable_workers": usable}, status_code=200 if good else 503
-        )
-
-    @api.get(DOC_URL + "{code}")
-    async def explain(code: str) -> Response:
-        said = explanations().get(code)
-        if said is None:
-            known = ", ".join(explanations())
-            raise ApiError(404, f"there is no code {code[:100]!r}; there are {known}")
-        return PlainTextResponse(said)
-
-    @api.get("/metrics")
-    async def metrics() -> Response:
-        admin.refresh_gauges(app.services)
-        return Response(
-            app.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
-
-    api.include_router(admin.routes(app.services, app.keys, app.settings))
-    api.include_router(dashboard.routes(app.services, app.settings))
-    return api
-
-
-def _error_response(error: ApiError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(
-        error.body(), status_code=error.status, media_type="application/json", headers=headers
-    )
 
 
 def _secrets(given: Secrets | str | bytes | None) -> Secrets:

@@ -7,11 +7,11 @@ event loop; until then, and where it cannot be read, the one before goes on.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from tandem_router.background import begin
 from tandem_router.config import RouterConfig
 from tandem_router.prices import list_price
 from tandem_router.routing.predictor_source import (
@@ -21,8 +21,6 @@ from tandem_router.routing.predictor_source import (
     UnlearnedPredictor,
     configured_predictor,
 )
-
-logger = logging.getLogger("tandem.router")
 
 
 class PredictorInUse:
@@ -78,8 +76,7 @@ class PredictorInUse:
         self.on_kind(predictor)
 
     def _read(self, reading: Coroutine[Any, Any, None]) -> None:
-        self._reading = asyncio.get_running_loop().create_task(reading)
-        self._reading.add_done_callback(_say_why)
+        self._reading = begin(reading, "the predictor was not read")
 
     async def _begin(self, config: RouterConfig) -> None:
         predictor = await asyncio.to_thread(self._of, config)
@@ -113,8 +110,3 @@ def _made_from(config: RouterConfig) -> object:
     by_price = [tier.name for tier in sorted(config.tiers, key=list_price)]
     what = (settings.type, settings.artifact, settings.embedding, settings.length_midpoint_chars)
     return what, by_price
-
-
-def _say_why(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("the predictor was not read", exc_info=task.exception())
