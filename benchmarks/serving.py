@@ -174,7 +174,7 @@ def chunks() -> dict[str, Any]:
         for budget in (128, 256, 512, 1024, 2048, 4096):
             engine = replace(ENGINE, max_batched_tokens=budget)
             result = simulate(poisson(rate * 2, pairs), {"unified": 2}, engine)
-            step_s = PROFILE.step_s(budget, float(budget) ** 2, 16, 16 * 1200)
+            step_s = PROFILE.step_s([(0, budget)], [1200] * 16)
             rows[f"{budget} tokens a step"] = {
                 "a full step s": step_s,
                 "p95 TTFT s": result["ttft_s"]["p95"],

@@ -113,8 +113,8 @@ def test_the_simulator_drives_the_production_objects() -> None:
 def test_latencies_of_a_lone_request_are_those_of_the_profile() -> None:
     outcomes = simulate(arrivals_of([(0.0, 200, 11)]), pool()).outcomes
 
-    prefill = PROFILE.step_s(200, 200.0**2, 0, 0)
-    steps = [PROFILE.step_s(0, 0.0, 1, 201 + i) for i in range(10)]
+    prefill = PROFILE.step_s([(0, 200)])
+    steps = [PROFILE.step_s([], [201 + i]) for i in range(10)]
     assert outcomes.ttft_s[0] == pytest.approx(prefill, rel=1e-5)
     assert outcomes.e2e_s[0] == pytest.approx(prefill + sum(steps), rel=1e-5)
 
@@ -195,7 +195,7 @@ def test_a_prompt_goes_where_a_live_decode_worker_would_send_it(
     tokens: int, running: int, latency_s: float
 ) -> None:
     profile = replace(PROFILE, link_latency_s=latency_s)
-    compute_s = profile.step_s(tokens, float(tokens) ** 2, 0, 0)
+    compute_s = profile.step_s([(0, tokens)])
     live = RemoteCosts()
     for _ in range(2):
         live.observe(compute_s + latency_s, compute_s, tokens)

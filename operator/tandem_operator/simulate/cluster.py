@@ -301,7 +301,7 @@ class SimulatedCluster:
         cached = running.job.sequence.num_computed_tokens
         tokens = running.arrival.prompt_tokens - cached
         whole_s = tokens * profile.kv_bytes_per_token / profile.link_bytes_per_s
-        computed_s = profile.step_s(tokens, float(tokens) ** 2, 0, 0)
+        computed_s = profile.step_s([(0, tokens)])
         now = self._clock.now
         # Overlapped with computing, the transfer began a prefill ago unless the link was busy.
         begun = max(pod.link_free_s, now - computed_s)
@@ -334,7 +334,7 @@ def remote_is_cheaper(profile: Profile, uncached: int, num_running: int) -> bool
 
     A local prefill delays every sequence that decodes there, a remote one costs its round trip.
     """
-    compute_s = profile.step_s(uncached, float(uncached) ** 2, 0, 0)
+    compute_s = profile.step_s([(0, uncached)])
     return compute_s * (1 + num_running) > compute_s + profile.link_latency_s
 
 

@@ -97,6 +97,7 @@ class EngineSettings:
     max_batched_tokens: int = 1024
     order: Order = "fcfs"
     kv_tokens: int = 65536
+    block_size: int = 64
     prefix_cache: bool = True
     max_waiting: int = 512
 
@@ -145,15 +146,14 @@ class SimulatedWorker:
         gaps: GapHistogram,
         *,
         choose_remote: PrefillChoice | None = None,
-        block_size: int = 64,
     ) -> None:
         self._clock = clock
         self._model = model
         self._gaps = gaps
         self.settings = settings
         self.blocks = BlockManager(
-            max(2, settings.kv_tokens // block_size),
-            block_size=block_size,
+            max(2, settings.kv_tokens // settings.block_size),
+            block_size=settings.block_size,
             prefix_cache=settings.prefix_cache,
         )
         self.scheduler = Scheduler(
@@ -240,18 +240,15 @@ class SimulatedWorker:
                 return
 
     def _step_s(self, step: Step) -> float:
-        decodes = context = tokens = 0
-        squares = 0.0
-        for chunk in step.chunks:
-            if chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt_tokens:
-                decodes += 1
-                context += chunk.start + 1
+        contexts = []
+        prompts = []
+        for sequence, start, num_tokens in step.chunks:
+            if num_tokens == 1 and start >= sequence.num_prompt_tokens:
+                contexts.append(start + 1)
             else:
-                end = chunk.start + chunk.num_tokens
-                tokens += chunk.num_tokens
-                squares += float(end * end - chunk.start * chunk.start)
-        self.num_prefill_tokens += tokens
-        return self._model.step_s(tokens, squares, decodes, context)
+                prompts.append((start, num_tokens))
+                self.num_prefill_tokens += num_tokens
+        return self._model.step_s(prompts, contexts)
 
     def _end_step(self, step: Step) -> None:
         scheduler = self.scheduler

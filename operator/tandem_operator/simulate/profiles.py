@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,18 +27,14 @@ class StepModel(Protocol):
 
     def step_s(
         self,
-        num_prefill_tokens: int,
-        prefill_squares: float,
-        num_decodes: int,
-        decode_context: int,
+        chunks: Sequence[tuple[int, int]],
+        contexts: Sequence[int] = (),
     ) -> float:
         """Time of a step.
 
         Args:
-            num_prefill_tokens: Prompt tokens computed, over all chunks.
-            prefill_squares: Sum of (start + length)^2 - start^2 over the chunks.
-            num_decodes: Sequences that decode one token.
-            decode_context: Sum of their contexts, tokens.
+            chunks: (start, length) of each piece of a prompt, tokens.
+            contexts: Of each sequence that decodes one token, tokens.
         """
         ...
 
@@ -72,20 +69,19 @@ class Profile:
 
     def step_s(
         self,
-        num_prefill_tokens: int,
-        prefill_squares: float,
-        num_decodes: int,
-        decode_context: int,
+        chunks: Sequence[tuple[int, int]],
+        contexts: Sequence[int] = (),
     ) -> float:
         """See :class:`StepModel`."""
         base = work = 0.0
-        if num_prefill_tokens:
-            a, b, c = self.prefill
-            base, work = a, b * num_prefill_tokens + c * prefill_squares
-        if num_decodes:
+        if chunks:
+            base, b, c = self.prefill
+            for start, length in chunks:
+                work += (b + c * (2 * start + length)) * length
+        if contexts:
             a, b, c = self.decode
             base = a if a > base else base
-            work += b * decode_context + c * num_decodes
+            work += b * sum(contexts) + c * len(contexts)
         return base + work
 
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[float, float]:
