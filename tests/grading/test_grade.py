@@ -273,6 +273,27 @@ def test_cut_off_empty_and_uncounted_answers_are_said(
     assert "small: 1 answers came without a cost; give --price small=IN/OUT" in ran.out
 
 
+def test_a_model_that_explains_is_right_at_its_end_and_a_reference_elsewhere_is_said(
+    tandem: Command, provider: Provider, write: Write, tmp_path: Path
+) -> None:
+    said = {"s": "The capital of France is Paris.", "l": "Paris is the capital of France."}
+    provider.respond = lambda body: Reply(said[body["model"]])
+    asked = (
+        *("grade", write([{"prompt": "Capital?", "reference": "Paris"}])),
+        *("-o", tmp_path / "g.jsonl"),
+        *("--tier", f"small={provider.api}#s", "--tier", f"large={provider.api}#l"),
+    )
+
+    ran = tandem(*asked)
+    again = tandem(*asked, "--grader", "includes")
+
+    assert "large: 1 answers count as wrong though their reference stands in them" in ran.out
+    assert "small: 1 answers count" not in ran.out
+    assert rows_of(tmp_path / "g.jsonl")[0]["quality"] == {"small": 1.0, "large": 1.0}
+    assert "count as wrong" not in again.out
+    assert len(provider.requests) == 2
+
+
 def test_a_routers_tiers_are_asked_by_name_around_its_cache(
     tandem: Command, provider: Provider, write: Write, tmp_path: Path
 ) -> None:

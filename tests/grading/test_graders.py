@@ -1,4 +1,4 @@
-"""Graders are functions of their texts: references of five kinds, a judge in both orders."""
+"""Graders are functions of their texts: references of seven kinds, a judge in both orders."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ from tandem_router.grading.graders.reference import BadReference, grade, kind_of
         ("The answer is (B) Paris", "B", "normalised", True),
         ("B. Paris", "b", "normalised", True),
         ("A dog is an animal", "A", "normalised", False),
+        ("The capital of France is Paris.", "Paris", "ends", True),
+        ("10+36=46 19+4=23>23:46", "23:46", "ends", True),
+        ("They are called the Beatles!", "The Beatles", "ends", True),
+        ("I choose A", "A", "ends", True),
+        ("I choose **B**.", "B", "ends", True),
+        ("Paris is the capital of France.", "Paris", "ends", False),
+        ("It is comparison", "Paris", "ends", False),
+        ("", "Paris", "ends", False),
+        ("Paris is the capital of France.", "Paris", "includes", True),
+        ("A comparison of cities", "Paris", "includes", False),
+        ("The red and the blue one", "red one", "includes", False),
         ("The answer is 42.", "42", "numeric", True),
         ("6 * 7 = 42, so the answer is 6 * 7 = 42", 42, "numeric", True),
         ("First 12, then 30.\n#### 1,234", "... so 1234\n#### 1234", "numeric", True),
@@ -65,12 +76,12 @@ def test_an_answer_is_right_or_wrong(
         ({"a": 1}, "json"),
         ('{"a": 1}', "json"),
         ("[1, 2]", "json"),
-        ("Paris", "normalised"),
-        ("B", "normalised"),
-        (True, "normalised"),
+        ("Paris", "ends"),
+        ("B", "ends"),
+        (True, "ends"),
         (["1", "2"], "numeric"),
-        ("in 1999 and 2001", "normalised"),
-        ("{not json", "normalised"),
+        ("in 1999 and 2001", "ends"),
+        ("{not json", "ends"),
     ],
 )
 def test_what_a_reference_is_says_how_it_is_compared(wanted: Any, kind: str) -> None:
@@ -115,6 +126,24 @@ def test_a_number_is_found_again_in_a_sentence(number: float, sentence: str) -> 
     assert grade(sentence.format(round(other, 3)), number, "numeric") == 0.0
 
 
+WORDS = st.lists(st.text("bcdxyz79", min_size=1, max_size=3), min_size=1, max_size=4).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_what_is_a_reference_ends_with_it_and_what_ends_with_it_includes_it(
+    answer: str, wanted: str
+) -> None:
+    normalised, ends, includes = (
+        grade(answer, wanted, "normalised"),
+        grade(answer, wanted, "ends"),
+        grade(answer, wanted, "includes"),
+    )
+
+    assert normalised <= ends <= includes
+    assert grade(f"So {answer}: {wanted}.", wanted, "ends") == 1.0
+    assert grade(f"{answer}: {wanted}. So.", wanted, "includes") == 1.0
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -138,7 +167,7 @@ def test_grading_a_huge_answer_takes_bounded_work() -> None:
         "\\boxed{" * 100_000,
         "- " * 400_000,
     ):
-        for kind in ("normalised", "numeric"):
+        for kind in ("normalised", "ends", "includes", "numeric"):
             assert grade(answer, "7", kind) == 0.0  # type: ignore[arg-type]
         assert grade(answer, {"a": 1}, "json") == 0.0
 

@@ -36,6 +36,8 @@ class Graded:
     answers: Counter[str] = field(default_factory=Counter)
     without_usage: Counter[str] = field(default_factory=Counter)
     without_cost: Counter[str] = field(default_factory=Counter)
+    #: Answers graded wrong that hold their reference where the grader does not look.
+    holding: Counter[str] = field(default_factory=Counter)
     compared: list[Compared] = field(default_factory=list)
     garbled: int = 0
     contradicted: int = 0
@@ -137,13 +139,23 @@ class Grader:
             return "command", self._by_command(question, answers, self._command_grades)
         if question.reference is not None:
             kind = self.kind_of(question)
-            return kind, {
+            found = {
                 tier: {
                     sample: references.grade(entry["text"], question.reference, kind)
                     for sample, entry in entries.items()
                 }
                 for tier, entries in answers.items()
             }
+            if kind in ("exact", "normalised", "ends"):
+                for tier, grades in found.items():
+                    self._found.holding[tier] += sum(
+                        grade
+                        < references.grade(
+                            answers[tier][sample]["text"], question.reference, "includes"
+                        )
+                        for sample, grade in grades.items()
+                    )
+            return kind, found
         if question.key not in self._judged:
             return "no reference", {}
         return "judge", self._by_judge(verdicts)

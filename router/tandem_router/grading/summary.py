@@ -62,6 +62,7 @@ def _tier(name: str, graded: Graded, outcome: Outcome, spend: Spend, wanted: int
         "empty": graded.empty[name],
         "without_usage": graded.without_usage[name],
         "without_cost": graded.without_cost[name],
+        "holding_reference": int(graded.holding[name]),
         "mean_output_tokens": sum(tokens) / len(tokens) if tokens else None,
         "usd": spend.by_name[name],
         "failures": outcome.failures[name],
@@ -125,6 +126,8 @@ _ABOUT_ANSWERS = {
     "sets it, if your users get longer ones",
     "empty": "are empty",
     "without_usage": "came without token counts",
+    "holding_reference": "count as wrong though their reference stands in them; read some, and if "
+    "they are right run the same with --grader includes (nobody is asked again)",
     "without_cost": "came without a cost; give --price {name}=IN/OUT and run the same again",
 }
 

@@ -1,7 +1,8 @@
-"""Whether an answer agrees with a reference: exact, normalised, numeric, JSON, regular expression.
+"""Whether an answer agrees with a reference: exact, normalised, at its end, numeric, JSON, regex.
 
 Models explain before they conclude, so all but `exact` and `regex` look at what an answer
-concludes (:func:`concluded`) as well as at the whole of it. Grading is a function of its two texts
+concludes (:func:`concluded`) as well as at the whole of it, and a text that names no grader is
+looked for at the answer's end. Grading is a function of its two texts
 alone.
 """
 
@@ -14,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
-Kind = Literal["exact", "normalised", "numeric", "json", "regex"]
+Kind = Literal["exact", "normalised", "ends", "includes", "numeric", "json", "regex"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Characters of an answer that are looked at; what a model repeats beyond is noise.
@@ -63,7 +64,7 @@ def kind_of(reference: Any) -> Kind:
     """The grader that a reference asks for by what it is; a pattern has to be named as one."""
     if isinstance(reference, list) and reference and all(isinstance(r, str) for r in reference):
         kinds = {kind_of(each) for each in reference}
-        return kinds.pop() if len(kinds) == 1 else "normalised"
+        return kinds.pop() if len(kinds) == 1 else "ends"
     if isinstance(reference, dict | list):
         return "json"
     if isinstance(reference, int | float) and not isinstance(reference, bool):
@@ -73,10 +74,10 @@ def kind_of(reference: Any) -> Kind:
         return "numeric"
     if text[:1] in "{[" and text:
         try:
-            return "json" if isinstance(json.loads(text), dict | list) else "normalised"
+            return "json" if isinstance(json.loads(text), dict | list) else "ends"
         except (ValueError, RecursionError):
-            return "normalised"
-    return "normalised"
+            return "ends"
+    return "ends"
 
 
 def _as_text(reference: Any) -> str:
@@ -140,11 +141,15 @@ def normalise(text: str) -> str:
 
     Points, commas and signs that belong to a number stay, so that 3.5 is not 35.
     """
+    return " ".join(_ARTICLES.sub(" ", _plain(text)).split())
+
+
+def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold().replace("−", "-")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<!\d)[.,/:]|[.,/:](?!\d)|[^\w\s.,/:-]|_", " ", text)
     text = re.sub(r"-(?!\d)|(?<=\w)-", " ", text)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(text.split())
 
 
 def normalised(answer: str, reference: str) -> bool:
@@ -158,6 +163,30 @@ def normalised(answer: str, reference: str) -> bool:
         if letter and chosen and chosen[1].upper() == letter[1].upper():
             return True
     return False
+
+
+def ends(answer: str, reference: str) -> bool:
+    """As `normalised`, or the last words of the answer are the reference's: "It is Paris."."""
+    if normalised(answer, reference):
+        return True
+    wanted = _wanted(reference)
+    return any(_plain(each).split()[-len(wanted) :] == wanted for each in _candidates(answer))
+
+
+def includes(answer: str, reference: str) -> bool:
+    """As `normalised`, or the reference's words stand in the answer, together and in their order.
+
+    Generous: an answer that names every choice includes the right one.
+    """
+    if normalised(answer, reference):
+        return True
+    return f" {' '.join(_wanted(reference))} " in f" {_plain(without_thinking(answer))} "
+
+
+def _wanted(reference: str) -> list[str]:
+    """The reference's words without a leading article; one that is nothing else stays whole."""
+    words = _plain(reference).split() or reference.casefold().split() or [reference]
+    return words[1:] if len(words) > 1 and _ARTICLES.fullmatch(words[0]) else words
 
 
 def number_of(text: str, *, whole: bool = False, first: bool = False) -> float | None:
@@ -264,6 +293,8 @@ def regex(answer: str, reference: str) -> bool:
 _GRADERS: dict[Kind, Callable[[str, str], bool]] = {
     "exact": exact,
     "normalised": normalised,
+    "ends": ends,
+    "includes": includes,
     "numeric": numeric,
     "regex": regex,
 }
