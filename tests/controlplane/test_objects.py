@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
+import objects_table
 from tandem_operator.resources import API_VERSION, KINDS
 from tandem_operator.resources.rules import RULES
-
-ROOT = Path(__file__).resolve().parents[2]
+from wrong_values import WRONG
 
 # The apiserver takes these: of a field given twice a YAML parser keeps the last, an empty value
 # counts as absent. Local mode tells both.
@@ -51,19 +49,6 @@ asyncio.run(main())
 """
 
 
-def _table() -> ModuleType:
-    file = ROOT / "tests" / "operator" / "objects_table.py"
-    spec = importlib.util.spec_from_file_location("objects_table", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = _table()
-
-
 def _objects(text: str) -> list[dict[str, Any]]:
     """The custom resources of a text; empty where there is nothing that an apiserver could get."""
     try:
@@ -89,7 +74,7 @@ def create(cluster: Any, objects: list[dict[str, Any]]) -> list[tuple[int, str]]
 
 
 def test_every_good_object_is_taken(crds: Any) -> None:
-    objects = [o for text in TABLE.GOOD.values() for o in _objects(text)]
+    objects = [o for text in objects_table.GOOD.values() for o in _objects(text)]
 
     refused = [message for status, message in create(crds, objects) if status != 201]
 
@@ -98,11 +83,11 @@ def test_every_good_object_is_taken(crds: Any) -> None:
 
 
 def test_every_bad_object_is_refused_with_our_sentence(crds: Any) -> None:
-    cases = {n: (_objects(t)[0], p) for n, (t, p) in TABLE.BAD.items() if _objects(t)}
+    cases = {n: (_objects(t)[0], p) for n, (t, p) in objects_table.BAD.items() if _objects(t)}
 
     answers = dict(zip(cases, create(crds, [o for o, _ in cases.values()]), strict=True))
 
-    assert len(cases) + len(TABLE.GOOD) >= 60
+    assert len(cases) + len(objects_table.GOOD) >= 60
     assert {name for name, (status, _) in answers.items() if status == 201} == (MENDED | TOLD_LATER)
     said = {name: message or "(taken)" for name, (_, message) in answers.items()}
     found = "\n".join(f"{name}:\n  {message}\n" for name, message in said.items())
@@ -115,6 +100,28 @@ def test_every_bad_object_is_refused_with_our_sentence(crds: Any) -> None:
                 assert message in answers[name][1], name
 
 
+def test_every_value_that_nothing_runs_with_is_refused_with_its_sentence(crds: Any) -> None:
+    """CEL knows all of them, so that no pod has to fail first."""
+    answers = create(crds, [_objects(text)[0] for text, _, _ in WRONG.values()])
+
+    for name, (status, message) in zip(WRONG, answers, strict=True):
+        _, path, sentence = WRONG[name]
+        assert status == 422, name
+        assert path in message, name
+        assert sentence in message, (name, message)
+
+
+def test_a_pool_by_hand_is_refused_unless_a_model_could_have_it(crds: Any) -> None:
+    """CEL knows its name, and not whose it is: the operator tells that (test_pools.py)."""
+    pool = {"apiVersion": API_VERSION, "kind": "WorkerPool", "metadata": {"name": "mine"}}
+    pool["spec"] = {"modelRef": {"name": "m"}, "role": "unified"}
+
+    ((status, message),) = create(crds, [pool])
+
+    assert status == 422
+    assert "a WorkerPool is called MODEL-ROLE and is written by the operator" in message
+
+
 def test_kubectl_explains_fields_with_their_units(crds: Any) -> None:
     for field in ("models.spec.decode", "workerpools", "asp.spec.idle"):
         assert "DESCRIPTION" in crds.kubectl("explain", field)
@@ -124,7 +131,7 @@ def test_kubectl_explains_fields_with_their_units(crds: Any) -> None:
 
 
 def test_immutable_fields_stay(crds: Any) -> None:
-    named = TABLE.GOOD["smallest model"].replace("spec:", "spec:\n  servedName: first")
+    named = objects_table.GOOD["smallest model"].replace("spec:", "spec:\n  servedName: first")
     crds.kubectl("apply", "-f", "-", stdin=named)
     try:
         other = named.replace("first", "second")

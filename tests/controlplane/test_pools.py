@@ -41,6 +41,9 @@ RESOURCES = "---\n".join(
             "[{topologyKey: kubernetes.io/hostname, "
             "labelSelector: {matchLabels: {tandem.dev/model: placed}}}]}}}}, replicas: 2}",
         ),
+        model("ranked", "{priorityClassName: nobodys-class}"),
+        "apiVersion: tandem.dev/v1alpha1\nkind: WorkerPool\nmetadata: {name: ghost-unified}\n"
+        "spec: {modelRef: {name: ghost}, role: unified}\n",
         "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\n"
         "metadata: {name: pools-high}\nvalue: 1000\n",
     ]
@@ -49,7 +52,7 @@ RESOURCES = "---\n".join(
 
 @pytest.fixture(scope="module")
 def pools(crds: Any) -> Iterator[Any]:
-    """An operator of the namespace, and the four Models."""
+    """An operator of the namespace, and what cannot run there."""
     cluster = crds
     cluster.kubectl("create", "namespace", NAMESPACE)
     flags = ("--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0", "--worker-image", "none:1")
@@ -66,7 +69,7 @@ def pools(crds: Any) -> Iterator[Any]:
         cluster.kubectl("apply", *IN, "-f", "-", stdin=RESOURCES)
         yield cluster
     finally:
-        cluster.run("kubectl", "delete", "models", "--all", *IN)
+        cluster.run("kubectl", "delete", "models,workerpools", "--all", *IN)
         operator.terminate()
         operator.wait(timeout=30)
         cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
@@ -76,21 +79,23 @@ def pools(crds: Any) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("name", "reason", "text"),
     [
-        ("huge", "InsufficientGPU", "Insufficient nvidia.com/gpu"),
-        ("nowhere", "Unschedulable", "didn't match Pod's node affinity/selector"),
-        ("unclaimed", "VolumeMissing", 'persistentvolumeclaim "missing" not found'),
+        ("model/huge", "InsufficientGPU", "Insufficient nvidia.com/gpu"),
+        ("model/nowhere", "Unschedulable", "didn't match Pod's node affinity/selector"),
+        ("model/unclaimed", "VolumeMissing", 'persistentvolumeclaim "missing" not found'),
+        ("model/ranked", "PodsRefused", "make PriorityClass nobodys-class, or name another one"),
+        ("workerpool/ghost-unified", "MadeByHand", "delete it, and scale the pools of Model ghost"),
     ],
 )
 def test_what_keeps_a_model_from_running_is_in_kubectl_get(
     pools: Any, name: str, reason: str, text: str
 ) -> None:
     ready = '--for=jsonpath={.status.conditions[?(@.type=="Ready")].reason}=' + reason
-    pools.kubectl("wait", *IN, ready, f"model/{name}", "--timeout=50s")
+    pools.kubectl("wait", *IN, ready, name, "--timeout=50s")
 
-    row = pools.kubectl("get", *IN, "model", name, "--no-headers")
+    row = pools.kubectl("get", *IN, name, "--no-headers")
     events = pools.get("events", *IN)["items"]
 
-    assert reason in row.split()
+    assert reason in row.split() or name.startswith("workerpool/")
     told = [e["message"] for e in events if e["reason"] == reason]
     assert any(text in message for message in told), told
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from objects_table import BAD, GOOD, MODEL, ROUTER
 from tandem_operator.manifests import ManifestError, load_paths, load_text
+from wrong_values import WRONG
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -31,7 +32,20 @@ def test_bad_yaml_is_refused_with_line_field_and_rule(name: str) -> None:
     assert [str(p).removeprefix("f.yaml:") for p in caught.value.problems] == problems
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_nothing_runs_with_is_refused_where_it_is_written(name: str) -> None:
+    text, path, sentence = WRONG[name]
+
+    with pytest.raises(ManifestError) as caught:
+        load_text(text, "f.yaml")
+
+    (problem,) = map(str, caught.value.problems)
+    assert f": {path}: " in problem
+    assert sentence.removesuffix(" items").removesuffix(" char") in problem
+
+
 def test_the_table_is_large_enough() -> None:
+    assert len(WRONG) >= 30
     assert len(GOOD) + len(BAD) >= 60
     assert len(BAD) >= 20
 

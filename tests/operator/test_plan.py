@@ -128,6 +128,10 @@ def test_weights_are_mounted_from_where_they_are(
     [
         ('pods "m-x" is forbidden: violates PodSecurity: hostPath volumes', "use image:///, pvc"),
         ('pods "m-x" is forbidden: exceeded quota: q', "raise the ResourceQuota"),
+        (
+            'pods "m-x" is forbidden: no PriorityClass with name fast was found',
+            "make PriorityClass fast, or name another one in priorityClassName",
+        ),
         ("admission webhook denied the request", "or what refuses them"),
     ],
 )

@@ -18,7 +18,9 @@ from tandem_operator.plan.objects import child
 from tandem_operator.reconcile.children import UNSEEN_RETRY_S
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.drift import contains
+from tandem_operator.reconcile.owners import concerned
 from tandem_operator.reconcile.reconciler import COST_ANNOTATION, LINK_RETRY_S
+from tandem_operator.reconcile.requeue import Key
 from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
 
@@ -317,3 +319,25 @@ async def test_what_a_control_loop_learnt_stays_while_there_is_one() -> None:
     cluster.apply(BOTH)
     await cluster.settle()
     assert "r-hourly-rates" not in cluster.names("ConfigMap")
+
+
+async def test_a_pool_by_hand_is_told_that_no_worker_follows_from_it() -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    made = cluster.get("WorkerPool", "m-decode")
+    name = {"name": "m-unified", "namespace": "default"}
+    spec = {"modelRef": {"name": "m"}, "role": "unified"}
+    by_hand = {**made, "metadata": name, "spec": spec, "status": {}}
+    cluster.store.write(by_hand, manager="user")
+    noticed = concerned(cluster.get("WorkerPool", "m-unified"), lambda _: [])
+
+    for _ in range(2):
+        last = await cluster.reconcile("WorkerPool", "m-unified")
+        await cluster.reconcile("WorkerPool", "m-decode")
+
+    assert noticed == [Key("WorkerPool", "default", "m-unified")]
+    ready = cluster.condition("WorkerPool", "m-unified", "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "MadeByHand")
+    assert "delete it, and scale the pools of Model m" in ready["message"]
+    assert last.writes == 0
+    assert cluster.get("WorkerPool", "m-decode")["status"] == made["status"]

@@ -166,6 +166,7 @@ def waiting(reason: str, message: str = "", *, restarts: int = 0, exit_code: int
         (waiting("ErrImagePull"), "ImagePull"),
         (waiting("FailedMount", "/m does not exist"), "VolumeMissing"),
         (waiting("CrashLoopBackOff", "bad config", restarts=3, exit_code=1), "EngineCrash"),
+        (waiting("CrashLoopBackOff", "no folder", restarts=3, exit_code=66), "WeightsUnusable"),
         (waiting("ContainerCreating"), "Starting"),
         (
             {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tandem_worker.cli import main
+from tandem_worker.cli import NO_WEIGHTS, main
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import ConfigError
 
@@ -127,16 +127,22 @@ def test_sigterm_while_loading_ends_at_once_with_status_zero(
 
 
 @pytest.mark.parametrize(
-    ("config", "weights", "said"),
+    ("config", "weights", "exit_status", "said"),
     [
-        ('{"served_model": "m", "x": 1}', ".", "x is not a known field"),
-        ('{"served_model": "m"}', "nowhere", "nowhere is not a directory"),
-        ('{"served_model": "m"}', ".", "holds no .safetensors file"),
+        ('{"served_model": "m", "x": 1}', ".", 1, "x is not a known field"),
+        ('{"served_model": "m"}', "nowhere", NO_WEIGHTS, "nowhere is not a directory"),
+        ('{"served_model": "m"}', ".", NO_WEIGHTS, "holds no .safetensors file"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, weights: str, said: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: str,
+    weights: str,
+    exit_status: int,
+    said: str,
 ) -> None:
+    """Its exit status says whether the weights are at fault: 66 of the contract."""
     (tmp_path / "c.json").write_text(config)
 
     status = main(
@@ -147,6 +153,6 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(
     )
 
     error = capsys.readouterr().err
-    assert status == 1
+    assert status == exit_status
     assert said in error.splitlines()[-1]
     assert "Traceback" not in error

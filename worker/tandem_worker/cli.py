@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
-from tandem_worker.errors import ConfigError, WorkerError
+from tandem_worker.errors import ModelError, WorkerError
 from tandem_worker.logs import configure
 from tandem_worker.server.secret_file import SecretFile
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tandem_worker.server.worker import Worker
 
 _LOOK_EVERY_S = 1.0
+# Exit status of a worker whose weights are not there or are no model (EX_NOINPUT): status tells
+# that apart from a worker that crashed.
+NO_WEIGHTS = 66
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,14 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if revision and not config.revision:
             config = config.model_copy(update={"revision": revision})
         if not arguments.weights.is_dir():
-            raise ConfigError(f"--weights {arguments.weights} is not a directory")
+            raise ModelError(
+                f"--weights {arguments.weights} is not a directory; name a folder that is there"
+            )
         port = config.http_port if arguments.port is None else arguments.port
         return asyncio.run(
             serve(config, arguments.weights, host=arguments.host, port=port, token=token)
         )
     except WorkerError as error:
         print(f"tandem-worker: {error}", file=sys.stderr)
-        return 1
+        return NO_WEIGHTS if isinstance(error, ModelError) else 1
 
 
 def _log_ready(url: str) -> None:

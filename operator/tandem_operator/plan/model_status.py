@@ -88,7 +88,7 @@ def model_status(
     weights_bad = first_blocker(pods, claims)
     current = [p for p in pods if p["metadata"]["labels"].get(REVISION_LABEL) == revision]
     cause = refused or first_blocker(current, claims) or weights_bad
-    if cause and cause.reason in ("WeightsDownload", "VolumeMissing"):
+    if cause and cause.reason in ("WeightsDownload", "WeightsUnusable", "VolumeMissing"):
         conditions.add("WeightsReady", False, cause.reason, cause.message)
     elif different := _different(weights or {}):
         conditions.add("WeightsReady", False, "WeightsDiffer", different)
@@ -249,3 +249,17 @@ def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Ob
     if last:
         status["lastScale"] = last
     return status
+
+
+def by_hand(pool: Object, now: str) -> Object:
+    """The status of a WorkerPool that no Model has made: no worker follows from it."""
+    model, generation = pool["spec"]["modelRef"]["name"], int(pool["metadata"].get("generation", 1))
+    text = (
+        "no Model has made this WorkerPool, so no worker follows from it; delete it, and scale "
+        f"the pools of Model {model} (kubectl get workerpools), or make that Model"
+    )
+    old = (pool.get("status") or {}).get("conditions") or []
+    conditions = [
+        condition(old, "Ready", "False", "MadeByHand", text, generation=generation, now=now)
+    ]
+    return {"observedGeneration": generation, "conditions": conditions}

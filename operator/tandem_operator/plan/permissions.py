@@ -350,8 +350,12 @@ def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> 
     if not isinstance(entry, Mapping):
         return [_field("sidecars", where)]
     found: list[Problem] = []
-    if entry.get("name") not in _OWN_CONTAINERS and "sidecars" not in allow.pod_fields:
-        found.append(_field("sidecars", where))
+    if (name := entry.get("name")) not in _OWN_CONTAINERS and "sidecars" not in allow.pod_fields:
+        text = (
+            f"{where} is called {name!r}, which is none of {', '.join(sorted(_OWN_CONTAINERS))} "
+            "and would be one more container; correct its name, or remove it"
+        )
+        found.append(_refusal("FieldNotAllowed", text, "allow.podFields={sidecars}"))
     for key, value in entry.items():
         if key in allow.pod_fields:
             continue

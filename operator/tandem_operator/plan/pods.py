@@ -30,6 +30,8 @@ NO_CLAIMS: Claims = {}
 
 # How a process ends that was asked to, or made to.
 _SIGNALLED = frozenset({0, 137, 143})
+# A worker of ours whose weights are not there, or are no model that it reads; docs/contract.md.
+_NO_WEIGHTS = 66
 _SLACK_S = 30.0  # by which probes and clocks of a node are late
 
 # Most basic first: the first one that holds for any pod is the one to show.
@@ -39,6 +41,7 @@ _ORDER = (
     "VolumeMissing",
     "ImagePull",
     "WeightsDownload",
+    "WeightsUnusable",
     "PredictorTraining",
     "EngineCrash",
     "RouterCrash",
@@ -124,7 +127,10 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
         detail = ended.get("message") or message or f"exit code {ended.get('exitCode')}"
         kind = "RouterCrash" if entry["name"] == "router" else "EngineCrash"
         count = entry.get("restartCount", 0)
-        return Blocker(kind, f"pod {pod}, restarted {count} times: {detail}; its log says more")
+        text = f"pod {pod}, restarted {count} times: {detail}"
+        if entry["name"] == "worker" and ended.get("exitCode") == _NO_WEIGHTS:
+            return Blocker("WeightsUnusable", f"{text}; correct weights.source, or what it names")
+        return Blocker(kind, f"{text}; its log says more")
     return None
 
 

@@ -5,10 +5,13 @@ Such a pod cannot be looked at; the Deployment tells of it in its ReplicaFailure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tandem_operator.plan.pods import Blocker
 from tandem_operator.resources.base import Object
+
+_NO_CLASS = re.compile("no PriorityClass with name ([^ ]+) was found")
 
 
 def refused_pods(children: Iterable[Object]) -> Blocker | None:
@@ -30,4 +33,9 @@ def _next_step(message: str) -> str:
         )
     if "exceeded quota" in message:
         return "raise the ResourceQuota or ask for less in resources and replicas"
+    if (missing := _NO_CLASS.search(message)) is not None:
+        return (
+            f"make PriorityClass {missing[1]}, or name another one in priorityClassName "
+            "(kubectl get priorityclass)"
+        )
     return "change the pods with podPatch, or what refuses them"

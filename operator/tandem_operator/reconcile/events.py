@@ -29,6 +29,9 @@ def news_in(obj: Object, status: Object) -> list[News]:
     """
     old = obj.get("status") or {}
     if obj["kind"] == "WorkerPool":
+        ready, *_ = status["conditions"]
+        if ready["reason"] == "MadeByHand" and not old.get("conditions"):
+            return [News("Warning", ready["reason"], ready["message"])]
         last = status.get("lastScale")
         if not last or last == old.get("lastScale"):
             return []

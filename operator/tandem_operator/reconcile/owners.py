@@ -14,6 +14,11 @@ RECONCILED = ("Model", "Router", "AutoscalingPolicy")
 _OWNER_LABELS = ((MODEL_LABEL, "Model"), (ROUTER_LABEL, "Router"))
 
 
+def is_controlled(obj: Object) -> bool:
+    """Whether an object names a controller; a WorkerPool made by hand names none."""
+    return any(owner.get("controller") for owner in obj["metadata"].get("ownerReferences") or [])
+
+
 def concerned(obj: Object, routers: Callable[[str], Iterable[Object]]) -> list[Key]:
     """The resources to look at after a change of obj, each once.
 
@@ -26,6 +31,8 @@ def concerned(obj: Object, routers: Callable[[str], Iterable[Object]]) -> list[K
         found.append(Key(kind, namespace, metadata["name"]))
     else:
         found += [Key(o, namespace, labels[label]) for label, o in _OWNER_LABELS if label in labels]
+    if kind == "WorkerPool" and not is_controlled(obj):
+        found.append(Key(kind, namespace, metadata["name"]))
     if kind == "Model":
         found += [
             Key("Router", namespace, router["metadata"]["name"])

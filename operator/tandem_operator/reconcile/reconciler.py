@@ -14,7 +14,14 @@ from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revisi
 from tandem_operator.plan.conditions import condition
 from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
-from tandem_operator.plan.model_status import LinkTest, Remark, asleep, model_status, pool_status
+from tandem_operator.plan.model_status import (
+    LinkTest,
+    Remark,
+    asleep,
+    by_hand,
+    model_status,
+    pool_status,
+)
 from tandem_operator.plan.objects import (
     COST_ANNOTATION,
     MANAGED,
@@ -39,8 +46,9 @@ from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.events import News, event, news_in
 from tandem_operator.reconcile.missing_sources import missing_source
 from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims
+from tandem_operator.reconcile.owners import is_controlled
 from tandem_operator.reconcile.requeue import Key, Result
-from tandem_operator.resources import Model, Router
+from tandem_operator.resources import Model, Router, WorkerPool
 
 LINK_RETRY_S = 5.0
 PUSH_RETRY_S = 2.0
@@ -150,6 +158,9 @@ class Reconciler:
             await self._model(resource, obj, result)
         elif isinstance(resource, Router):
             await self._router(resource, obj, result)
+        elif isinstance(resource, WorkerPool):
+            if not is_controlled(obj):
+                await self._write_status(obj, by_hand(obj, self.now()), result)
         else:
             await self._accept(obj, result)
         return result

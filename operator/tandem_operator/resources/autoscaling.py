@@ -58,7 +58,9 @@ class RolePolicy(Resource):
 class Schedule(Resource):
     """A floor that holds at certain times."""
 
-    name: ShortText = Field(description="Name in the Router's decisions.")
+    name: Annotated[ShortText, StringConstraints(min_length=1)] = Field(
+        description="Name in the Router's decisions."
+    )
     cron: Annotated[
         str, StringConstraints(min_length=9, max_length=100), AfterValidator(checked_cron)
     ] = Field(description='When it begins: minute hour day month weekday, such as "0 8 * * 1-5".')

@@ -46,6 +46,11 @@ Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=1
 Fraction = Annotated[str, StringConstraints(pattern=FRACTION_PATTERN, max_length=8)]
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+# Of a StorageClass, which may have dots.
+ClassName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253),
+]
 ShortText = Annotated[str, StringConstraints(max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 ProviderUrl = Annotated[
@@ -77,8 +82,10 @@ _PATTERN_TEXTS = (
         "is not the name of a resource of nodes; write one such as nvidia.com/gpu, amd.com/gpu or "
         "nvidia.com/mig-1g.10gb",
     ),
+    ("._:/@+-", "is not an image; write one such as registry.example/worker:1.2"),
     ("A-Za-z0-9._/:-", "is not a model's name; use letters, digits and, inside, . _ / : -"),
     (r"\[[0-9a-f:.]+\]", "is not a host; write its name or [IPv6 address], without port"),
+    (r"^[a-z0-9]([-a-z0-9.]*", "is not a name; use lower-case letters, digits, dashes and dots"),
     ("-a-z0-9", "is not a name; use lower-case letters, digits and inner dashes, at most 63"),
 )
 

@@ -124,6 +124,13 @@ def open_api(kind: str) -> Schema:
         },
         {"rule": f"self.metadata.name.matches(r'{NAME_PATTERN}')", "message": NAME_TEXT},
     ]
+    if kind == "WorkerPool":
+        rule = "self.metadata.name == self.spec.modelRef.name + '-' + self.spec.role"
+        text = (
+            "a WorkerPool is called MODEL-ROLE and is written by the operator; make a Model "
+            "instead, and scale the pool that follows from it"
+        )
+        name_rules.append({"rule": rule, "message": text})
     if kind in ("Model", "Router"):
         rule = f"!self.metadata.name.matches(r'{RESERVED_NAME_PATTERN}')"
         name_rules.append({"rule": rule, "message": RESERVED_NAME_TEXT})

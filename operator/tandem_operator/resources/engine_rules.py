@@ -128,6 +128,28 @@ def _one_gpu(role: str) -> EngineRule:
     )
 
 
+def _device(role: str) -> EngineRule:
+    cel = (
+        f"!has(self.engine) || !has(self.engine.device) || !has(self.{role}) || "
+        f"!has(self.{role}.gpus) || (self.engine.device == 'cpu' ? self.{role}.gpus == 0 : "
+        f"self.engine.device != 'cuda' || self.{role}.gpus > 0)"
+    )
+
+    def check(spec: Obj) -> bool:
+        device, gpus = spec["engine"].get("device", "auto"), spec.get(role, {}).get("gpus")
+        if gpus is None or device == "auto":
+            return True
+        return bool(gpus == 0) if device == "cpu" else bool(gpus > 0)
+
+    return EngineRule(
+        cel,
+        "engine.device must fit gpus: cuda computes on GPUs that the role asks for, cpu would hold "
+        "them idle; set gpus, or leave device at auto",
+        check,
+        "engine.device",
+    )
+
+
 ENGINE_RULES: list[EngineRule] = [
     _needs(
         _OTHERS,
@@ -231,4 +253,5 @@ ENGINE_RULES: list[EngineRule] = [
         "engine.args",
     ),
     *(_one_gpu(role) for role in ("unified", "prefill", "decode")),
+    *(_device(role) for role in ("unified", "prefill", "decode")),
 ]

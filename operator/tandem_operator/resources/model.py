@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from tandem_operator.resources.base import (
     GPU_RESOURCE,
+    ClassName,
     Condition,
     Decimal,
     Duration,
@@ -22,7 +23,10 @@ from tandem_operator.resources.base import (
     Text,
 )
 
-Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Image = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", min_length=1, max_length=512),
+]
 Role = Literal["unified", "prefill", "decode"]
 FlagName = Annotated[str, StringConstraints(max_length=64)]
 FlagValue = Annotated[str, StringConstraints(max_length=4096)]
@@ -32,7 +36,7 @@ class WeightsCache(Resource):
     """A PersistentVolumeClaim that keeps downloaded weights between pods."""
 
     size: Quantity = Field(description="Size of the claim, a quantity in bytes such as 80Gi.")
-    storage_class_name: Name | None = Field(
+    storage_class_name: ClassName | None = Field(
         default=None, description="StorageClass of the claim; the cluster's default when absent."
     )
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(

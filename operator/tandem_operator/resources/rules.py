@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_operator.resources.engine_rules import ENGINE_RULES, EngineRule
+from tandem_operator.resources.value_rules import (
+    MODEL_VALUES,
+    POLICY_VALUES,
+    ROUTER_VALUES,
+    ValueRule,
+)
 
 Obj = Mapping[str, Any]
 
@@ -87,8 +93,16 @@ def _engine_rule(rule: EngineRule) -> Rule:
     return Rule(("spec",), rule.cel, rule.message, lambda o, _: rule.check(o), rule.field)
 
 
+def _value_rule(rule: ValueRule) -> Rule:
+    return Rule(rule.path, rule.cel, rule.message, lambda o, _: rule.check(o))
+
+
 def _from_labels(spec: Obj) -> bool:
     return bool(spec["predictor"].get("training", {}).get("fromLabels"))
+
+
+def _models_of(spec: Obj) -> list[str]:
+    return [str(t["modelRef"]["name"]) for t in spec["tiers"] if "modelRef" in t]
 
 
 def _is_learned(predictor: Obj) -> bool:
@@ -159,10 +173,28 @@ MODEL_RULES: list[Rule] = [
         lambda o, _: "cache" not in o or o["source"].startswith(("hf://", "s3://")),
         "cache",
     ),
+    Rule(
+        ("spec", "weights"),
+        "!has(self.secretRef) || self.source.startsWith('hf://') || "
+        "self.source.startsWith('s3://')",
+        "secretRef is for downloads; remove it or use an hf:// or s3:// source",
+        lambda o, _: "secretRef" not in o or o["source"].startswith(("hf://", "s3://")),
+        "secretRef",
+    ),
+    Rule(
+        ("spec", "engine"),
+        "!has(self.maxBatchedTokens) || !has(self.maxNumSeqs) || "
+        "self.maxBatchedTokens >= self.maxNumSeqs",
+        "each running sequence takes a token of a step, so maxBatchedTokens must be at least "
+        "maxNumSeqs; raise it, or lower maxNumSeqs",
+        lambda o, _: o["maxBatchedTokens"] >= o["maxNumSeqs"],
+        "maxBatchedTokens",
+    ),
     *_role_rules("unified"),
     *_role_rules("prefill"),
     *_role_rules("decode"),
     *map(_engine_rule, ENGINE_RULES),
+    *map(_value_rule, MODEL_VALUES),
 ]
 
 ROUTER_RULES: list[Rule] = [
@@ -372,6 +404,39 @@ ROUTER_RULES: list[Rule] = [
         lambda o, _: o["mode"] != "External" or "policyRef" not in o,
         "policyRef",
     ),
+    Rule(
+        ("spec",),
+        "self.tiers.all(t, !has(t.modelRef) || self.tiers.exists_one(u, has(u.modelRef) && "
+        "u.modelRef.name == t.modelRef.name))",
+        "two tiers have the same Model and would be one; remove one of them, or make it a Model of "
+        "its own",
+        lambda o, _: len(named := _models_of(o)) == len(set(named)),
+        "tiers",
+    ),
+    Rule(
+        ("spec",),
+        "size(self.tiers) == 0 || self.tiers.exists(t, !has(t.maxShare)) || "
+        "self.tiers.map(t, double(t.maxShare)).sum() >= 0.999999",
+        "the maxShare of all tiers add up to less than 1, so that some requests would have none; "
+        "raise one, or remove it",
+        lambda o, _: (
+            any("maxShare" not in t for t in o["tiers"])
+            or sum(float(t["maxShare"]) for t in o["tiers"]) >= 0.999999
+        ),
+        "tiers",
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.tenants) || self.tenants.all(t, !has(t.allowedTiers) || "
+        "t.allowedTiers.all(n, self.tiers.exists(u, u.name == n)))",
+        "allowedTiers of a tenant must be names of tiers; correct them, or add the tier",
+        lambda o, _: all(
+            {*t.get("allowedTiers", [])} <= {tier["name"] for tier in o["tiers"]}
+            for t in o.get("tenants", [])
+        ),
+        "tenants",
+    ),
+    *map(_value_rule, ROUTER_VALUES),
 ]
 
 POLICY_RULES: list[Rule] = [
@@ -406,6 +471,7 @@ POLICY_RULES.append(
         "schedules",
     )
 )
+POLICY_RULES += map(_value_rule, POLICY_VALUES)
 
 POOL_RULES: list[Rule] = [
     Rule(

@@ -26,7 +26,10 @@ class Tenant(Resource):
         "more at run time; a key that is revoked there stays revoked.",
     )
     allowed_tiers: list[Name] | None = Field(
-        default=None, max_length=8, description="Tiers that the tenant may use; all when absent."
+        default=None,
+        min_length=1,
+        max_length=8,
+        description="Tiers that the tenant may use; all when absent.",
     )
     max_concurrency: int | None = Field(
         default=None, ge=1, le=100_000, description="Most requests at the same time, a count."

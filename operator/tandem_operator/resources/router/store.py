@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tandem_operator.resources.base import Quantity, Resource, SecretKeyRef, ShortText
+from tandem_operator.resources.base import ClassName, Quantity, Resource, SecretKeyRef
 
 
 class SqliteStore(Resource):
     """One file on a claim, for one router pod."""
 
     size: Quantity = Field(default="1Gi", description="Size of the claim, a quantity in bytes.")
-    storage_class_name: ShortText | None = Field(
+    storage_class_name: ClassName | None = Field(
         default=None, description="StorageClass of the claim; the cluster's default when absent."
     )
 
