@@ -203,6 +203,33 @@ def test_a_pair_that_saves_no_more_than_mixing_near_the_better_tier_is_not_route
     assert "too little is predictable of which prompts need it" in pair["sentence"]
 
 
+def test_a_ranking_that_saves_only_below_half_a_point_gets_its_floors_beside_mixing(
+    write: Write,
+) -> None:
+    """Small is right in two thirds; the ranking finds most of what it cannot, not all."""
+    needs_large = [i % 3 == 0 for i in range(300)]
+    path = write(
+        [
+            {"prompt": f"question {i}", "quality": {"small": 1.0 - needs, "large": 1.0}}
+            for i, needs in enumerate(needs_large)
+        ]
+    )
+    dataset = read_dataset([path])
+    gain = np.array([needs - 2.0 * (i % 30 == 0) + i / 1000 for i, needs in enumerate(needs_large)])
+
+    found = make_report(dataset, constructed(gain, dataset), repeats=50)
+    pair = found["pairs"]["small -> large"]
+    at_95 = next(row for row in pair["floors"] if row["floor"] == 0.95)
+    said = "\n".join(terminal.sentences(found))
+
+    assert not pair["routable"]
+    assert at_95["mixed"] == pytest.approx(0.15)
+    assert at_95["saved"] > 2 * at_95["mixed"]
+    assert at_95["quality"] >= 0.95
+    assert "what a floor that loses more than half a point saves all the same" in said
+    assert 'objective: {qualityFloor: "0.95"}' in said
+
+
 def test_surprising_rows_are_of_different_groups(predictor: Predictor, write: Write) -> None:
     same = [{"prompt": "What is 7 + 8?", "quality": {"small": 1, "large": 0}}] * 30
     other = [{"prompt": f"p{i}", "quality": {"small": 0, "large": 1}} for i in range(30)]

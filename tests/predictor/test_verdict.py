@@ -73,6 +73,17 @@ def test_nothing_predictable_sends_all_to_the_better_tier_and_says_what_mixing_c
     assert "mixing costs .020 of quality for every tenth of the requests" in found.sentence
 
 
+def test_floors_are_worth_a_table_where_the_ranking_is_better_than_chance() -> None:
+    gap = (0.2, 0.18, 0.22)
+
+    chance = judge(pair(gap, None, (0.51, 0.47, 0.55), (0.04, 0.0, 0.1)))
+    ranked = judge(pair(gap, None, (0.75, 0.7, 0.8), (0.0, 0.0, 0.1)))
+    routed = judge(pair(gap, None, **SHARP))
+
+    assert [found.floors for found in (chance, ranked, routed)] == [False, True, True]
+    assert not ranked.routable
+
+
 def test_a_saving_is_said_in_dollars_where_they_are_known_and_in_calls_where_not() -> None:
     dollars = judge(pair((0.2, 0.18, 0.22), (0.001, 0.01), **SHARP))
     calls = judge(pair((0.2, 0.18, 0.22), None, **SHARP))

@@ -68,9 +68,9 @@ def evidence(
     )
 
 
-def saved_by_mixing(gap: float, spend: FloatArray) -> float:
-    """Share of the dear tier's spend that a random mix saves while losing the tolerance."""
-    part = min(TOLERANCE / max(gap, 1e-9), 1.0)
+def saved_by_mixing(gap: float, spend: FloatArray, drop: float = TOLERANCE) -> float:
+    """Share of the dear tier's spend that a random mix saves while losing no more than `drop`."""
+    part = min(drop / max(gap, 1e-9), 1.0)
     return part * (1.0 - float(spend[:, 0].sum()) / max(float(spend[:, 1].sum()), 1e-12))
 
 

@@ -118,13 +118,14 @@ def _floors(rows: Sequence[Report]) -> list[str]:
         '<div class="wide"><table><tr><th>quality floor</th>'
         f"<th>saved {'cost' if money else 'calls'}</th>"
         + ("<th>saved per 1,000 requests</th>" if money else "")
-        + "<th>quality</th><th>to paste into the Router</th></tr>"
+        + "<th>a random mix saves</th><th>quality</th><th>to paste into the Router</th></tr>"
     ]
     for row in rows:
+        mixed = f"{row['mixed']:.0%}" if "mixed" in row else "-"
         usd = f"<td>${row['saved_usd_per_1000']:,.4g}</td>" if money else ""
         out.append(
             f"<tr><td>{row['floor']:g}</td><td>{row['saved']:.0%}</td>{usd}"
-            f"<td>{row['quality']:.3f}</td><td><code>{escape(row['yaml'])}</code></td></tr>"
+            f"<td>{mixed}</td><td>{row['quality']:.3f}</td><td><code>{escape(row['yaml'])}</code></td></tr>"
         )
     out.append("</table></div>")
     return out

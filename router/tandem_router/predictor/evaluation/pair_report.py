@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.evaluation import metrics
-from tandem_router.predictor.evaluation.evidence import PairRows, evidence, met_on_other_rows
+from tandem_router.predictor.evaluation.evidence import (
+    PairRows,
+    evidence,
+    met_on_other_rows,
+    saved_by_mixing,
+)
 from tandem_router.predictor.evaluation.predictions import Predictions
 from tandem_router.predictor.evaluation.verdict import ORACLE, PREDICTOR, RANDOM, Report, judge
 from tandem_router.predictor.linear_algebra import FloatArray
@@ -89,7 +94,7 @@ def pair_report(
     if rivals:
         found["best_baseline"] = max(rivals, key=lambda name: rivals[name])
         found["beside"] = _beside(methods, found["best_baseline"])
-    if verdict.routable:
+    if verdict.floors:
         found["floors"] = _floors(scores[PREDICTOR], rows, seen.usd, seed)
     if curves:
         found["curves"] = {
@@ -124,16 +129,22 @@ def _beside(methods: Report, best: str) -> str | None:
 def _floors(
     score: FloatArray, rows: PairRows, usd: tuple[float, float] | None, seed: int
 ) -> list[Report]:
-    """Per quality floor, what is saved and the quality met, with thresholds chosen elsewhere."""
+    """Per quality floor, what is saved and the quality met, with thresholds chosen elsewhere.
+
+    Beside it, what a random mix at the same floor would save.
+    """
     best = float(rows.dear.mean())
+    gap = best - float(rows.cheap.mean())
     found = []
     for floor in FLOORS:
-        met = met_on_other_rows(score, rows, (1.0 - floor) * best, seed)
+        drop = (1.0 - floor) * best
+        met = met_on_other_rows(score, rows, drop, seed)
         found.append(
             {
                 "floor": floor,
                 "saved": met.saved,
                 "saved_calls": met.saved_calls,
+                "mixed": saved_by_mixing(gap, rows.spend, drop),
                 "quality": met.quality,
                 "saved_usd_per_1000": None if usd is None else 1000.0 * met.saved * usd[1],
                 "yaml": f'objective: {{qualityFloor: "{floor:g}"}}',

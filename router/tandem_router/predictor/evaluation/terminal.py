@@ -73,9 +73,16 @@ def _floors(pair: Report) -> list[str]:
         return []
     money = rows[0]["saved_usd_per_1000"] is not None
     what = "cost" if money else "calls"
-    out = [f"  {'floor':>7}{'saved ' + what:>13}{'quality':>9}   to paste into the Router"]
+    out = []
+    if not pair["routable"]:
+        out.append("  what a floor that loses more than half a point saves all the same:")
+    out.append(
+        f"  {'floor':>7}{'saved ' + what:>13}{'mixing':>9}{'quality':>9}   to paste into the Router"
+    )
     for row in rows:
+        mixed = f"{row['mixed']:.0%}" if "mixed" in row else "-"  # older artifacts lack it
         out.append(
-            f"  {row['floor']:>7g}{row['saved']:>13.0%}{row['quality']:>9.3f}   {row['yaml']}"
+            f"  {row['floor']:>7g}{row['saved']:>13.0%}{mixed:>9}{row['quality']:>9.3f}"
+            f"   {row['yaml']}"
         )
     return out

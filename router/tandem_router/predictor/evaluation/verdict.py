@@ -81,10 +81,16 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision for a pair, its sentence, and why in a word."""
+    """The decision for a pair and its sentence.
+
+    `floors`: what each quality floor saves is worth a table. It is where routing pays, and where
+    the ranking is better than chance but saves nothing within half a point: who sets a lower floor
+    still saves.
+    """
 
     decision: Decision
     sentence: str
+    floors: bool = False
 
     @property
     def routable(self) -> bool:
@@ -133,6 +139,7 @@ def judge(evidence: Evidence) -> Verdict:
             f"which prompts need it (APGR {_three(e.apgr)}, chance .500; within half a point "
             f"routing saves {_percent(e.saved)}, mixing {100 * e.mixed:.0f} %); {_mixing(e)} "
             f"({_levels(e)})",
+            floors=e.apgr.low > 0.5,
         )
     what = "calls" if e.usd is None else "cost"
     dollars = ""
@@ -144,6 +151,7 @@ def judge(evidence: Evidence) -> Verdict:
         f"route: saves {_percent(e.saved)} of the {what} of {e.dear}{dollars} at no more than half "
         f"a point below all-{e.dear}; mixing at random would save {100 * e.mixed:.0f} % "
         f"({_levels(e)}; APGR {_three(e.apgr)})",
+        floors=True,
     )
 
 
