@@ -64,18 +64,18 @@ async def test_answers_of_one_batch_parse_beside_free_ones_that_stay_the_same(
     assert answers[6]["token_ids"] == alone["token_ids"]
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ({"guided_choice": ["yes", "no"]}, {"yes", "no"}),
-        ({"guided_regex": "(ab){2}"}, {"abab"}),
-        ({"structured_outputs": {"choice": ["x"]}}, {"x"}),
-        ({"structured_outputs": {"json": {"const": 3}}}, {"3"}),
-        ({"guided_json": '{"enum": ["k"]}'}, {'"k"'}),
-        ({"guided_grammar": 'start: "a" "b"'}, {"ab"}),
-        ({"guided_grammar": 'root ::= "a" "c"'}, {"ac"}),
-    ],
-)
+WAYS = [
+    ({"guided_choice": ["yes", "no"]}, {"yes", "no"}),
+    ({"guided_regex": "(ab){2}"}, {"abab"}),
+    ({"structured_outputs": {"choice": ["x"]}}, {"x"}),
+    ({"structured_outputs": {"json": {"const": 3}}}, {"3"}),
+    ({"guided_json": '{"enum": ["k"]}'}, {'"k"'}),
+    ({"guided_grammar": 'start: "a" "b"'}, {"ab"}),
+    ({"guided_grammar": 'root ::= "a" "c"'}, {"ac"}),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), WAYS)
 async def test_each_way_to_ask_for_a_format_is_served(
     start_worker: Any, body: dict[str, Any], expected: set[str]
 ) -> None:
@@ -84,6 +84,16 @@ async def test_each_way_to_ask_for_a_format_is_served(
     answer = await choice(worker, **body)
 
     assert answer["message"]["content"] in expected
+
+
+async def test_each_way_is_served_behind_a_thought(start_worker: Any, family: Any) -> None:
+    """There it is one grammar beside others, whoever wrote it."""
+    worker = await start_worker(weights=family("hermes"))
+
+    for body, expected in WAYS:
+        answer = await choice(worker, **body, thinking_token_budget=2, max_tokens=40)
+
+        assert answer["message"]["content"].strip() in expected, body
 
 
 async def test_a_structured_answer_survives_preemption(start_worker: Any) -> None:

@@ -81,7 +81,7 @@ def written_grammar(text: Any, param: str) -> str:
 
 def lark(text: str) -> str:
     """A Lark grammar in llguidance's envelope."""
-    return str(LLMatcher.grammar_from_lark(text))
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
 
 
 def response_format_grammar(value: Mapping[str, Any]) -> str:

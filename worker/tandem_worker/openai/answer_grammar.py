@@ -61,7 +61,7 @@ def answer_grammar(
     if tools is None or tools.mode == "auto":
         if answer:
             ways.append(f"{_BREAK} @format" if thinks else "@format")
-            grammar.named.append({"name": "format", **json.loads(answer)["grammars"][0]})
+            grammar.named.append({**json.loads(answer)["grammars"][0], "name": "format"})
         else:
             ways.append("TEXT")
             grammar.rules.append(f"TEXT: {_free_text(dialect, tools)}")
