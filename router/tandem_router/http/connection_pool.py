@@ -19,6 +19,7 @@ import httptools
 from tandem_router.addresses import Outward, numeric
 from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
 from tandem_router.http.deadlines import Deadlines
+from tandem_router.http.eager import Waited
 
 # A response whose consumer is slower than its worker stops being read beyond this many bytes.
 PAUSE_ABOVE_BYTES = 256 * 1024
@@ -180,7 +181,7 @@ def _drop(_: bytes) -> None:
     """For what nobody wants to read."""
 
 
-class Response:
+class Response(Waited):
     """A reply whose status and headers are known; the body is read as it arrives.
 
     Either its consumer waits for bytes (`read_some`), or they are poured into a function as they
@@ -196,7 +197,6 @@ class Response:
     _paused = False
     _done = False
     _error: UpstreamError | None = None
-    _waiter: asyncio.Future[None] | None = None
     _is_watched = False
     _stall_s = math.inf
     _begin_by = math.inf
@@ -268,11 +268,7 @@ class Response:
 
     async def headers_ready(self) -> None:
         while self.status == 0 and not self._done:
-            self._waiter = self._loop.create_future()  # `_wait`, without its own frame
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self.until_awake()
         if self.status == 0:
             raise self._error or UpstreamError("the reply ended before its headers")
 
@@ -287,7 +283,7 @@ class Response:
                 if self._error is not None:
                     raise self._error
                 return b""
-            await self._wait()
+            await self.until_awake()
         data = self._taken()
         if self._paused:
             self.resume()
@@ -397,9 +393,7 @@ class Response:
         """Tell the consumer of what has come."""
         sink = self._sink
         if sink is None:
-            waiter = self._waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            self.awake()
             return
         if self._blocks:
             sink(self._taken())
@@ -407,13 +401,6 @@ class Response:
         if self._done and sink is not None:
             self._sink = None
             sink(b"")
-
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from typing import TYPE_CHECKING, Any
 
 from tandem_router.errors import ApiError
+from tandem_router.http.eager import EagerRun
 
 if TYPE_CHECKING:
     from tandem_router.http.known_heads import Head
@@ -47,7 +48,7 @@ class Exchange:
     on_congested: Callable[[], None] | None = None
     # Called when a client that was slow has read what was written.
     on_drained: Callable[[], None] | None = None
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | EagerRun | None = None
 
     def __init__(
         self,
@@ -267,15 +268,13 @@ class Exchange:
 
     async def run(
         self,
-        app: Callable[..., Any],
-        tasks: set[asyncio.Task[None]],
-        direct: Direct | None = None,
+        answer: Awaitable[None],
+        tasks: set[asyncio.Task[None] | EagerRun],
     ) -> None:
-        """direct: what answers a request whose head is known without ASGI's dictionaries."""
+        """See that what answers the request does so, and let go of it."""
         failed = False
         try:
-            answer = direct(self) if direct is not None and self.head is not None else None
-            await (app(self.scope, self.receive, self.send) if answer is None else answer)
+            await answer
         except Exception:
             logger.exception("a request failed inside the router")
             failed = True

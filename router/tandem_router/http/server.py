@@ -20,6 +20,7 @@ import httptools
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tandem_router.errors import ApiError, overloaded
+from tandem_router.http.eager import EagerRun
 from tandem_router.http.exchange import STATUS_LINES, Direct, Exchange
 from tandem_router.http.known_heads import Head, KnownHeads
 
@@ -478,10 +479,18 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         state = self._state
         state.total_requests += 1
-        app = self._unproxied if _OF_PROXIES.isdisjoint(exchange.names) else self._app
+        direct, tasks = self._direct, state.tasks
+        answer = direct(exchange) if direct is not None and exchange.head is not None else None
         # Forgotten by `Exchange.run`: a callback of the task's would be a turn of the loop.
-        task = exchange.task = self.loop.create_task(exchange.run(app, state.tasks, self._direct))
-        state.tasks.add(task)
+        if answer is not None:
+            run = exchange.task = EagerRun(exchange.run(answer, tasks), self.loop)
+            tasks.add(run)
+            run.go_on()
+            return
+        app = self._unproxied if _OF_PROXIES.isdisjoint(exchange.names) else self._app
+        answer = app(exchange.scope, exchange.receive, exchange.send)
+        task = exchange.task = self.loop.create_task(exchange.run(answer, tasks))
+        tasks.add(task)
 
     def finished(self, exchange: Exchange) -> None:
         """The reply is written; the next request's turn, or the end."""

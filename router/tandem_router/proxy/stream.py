@@ -8,7 +8,6 @@ when the headers went out.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.engines.protocol import PlainWire
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Response
+from tandem_router.http.eager import Landing
 from tandem_router.http.exchange import Exchange
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import (
@@ -157,7 +157,7 @@ class Relay:
 
     async def _pour(self, response: Response, exchange: Exchange) -> bytes:
         """As `forward`, from one connection to the other without a turn of this task."""
-        last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        last = Landing[bytes]()
 
         splitter, journal = self._splitter, self.journal
         as_they_are = isinstance(self._wire, PlainWire) and not journal.resumed
@@ -165,8 +165,7 @@ class Relay:
 
         def failed(error: Exception) -> None:
             response.pour(None)
-            if not last.done():
-                last.set_exception(error)
+            last.fail(error)
 
         def pass_on(data: bytes) -> bool:
             """Chunks of whole events that nobody has to read or change go on as they came."""
@@ -193,8 +192,7 @@ class Relay:
                     events = self._wire.shown(events)
                 if self._done:
                     response.pour(None)
-                    if not last.done():
-                        last.set_result(events)
+                    last.land(events)
                     return
                 if events:
                     exchange.write(events, True)
@@ -216,7 +214,7 @@ class Relay:
             response.pour(take)
             if exchange.congested:
                 response.pause()
-            return await last
+            return await last.landed()
         finally:
             response.pour(None)
             exchange.on_congested = exchange.on_drained = None

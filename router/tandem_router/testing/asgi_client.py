@@ -134,7 +134,9 @@ class Client:
         finally:
             connection.connection_lost(None)
             if task is not None:
-                await asyncio.wait({task}, timeout=20)  # what is accounted after the last byte
+                async with asyncio.timeout(20):
+                    while task in self._state.tasks:  # noqa: ASYNC110 what is accounted after the last byte
+                        await asyncio.sleep(0)
         return Reply(wire.status, wire.headers, wire.body)
 
     async def request(

@@ -1,0 +1,176 @@
+"""How a request's coroutine runs: at once as far as it gets, and on when what it awaits is here.
+
+A task begins one turn of the event loop after it was made, and goes on one turn after what it waits
+for. Most requests wait once, for their worker's reply, so that both turns, the task and a future
+cost more than they are worth. Here a coroutine is driven by the bytes that come: what it waits for
+is something `Waited`, which calls it. Where it awaits anything else it becomes a task after all.
+
+Python 3.12's eager tasks begin so, too; they go on like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from asyncio.tasks import _enter_task, _leave_task
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar, cast
+
+Value = TypeVar("Value")
+
+
+class Waited:
+    """What one coroutine at a time waits for; `awake` lets it go on, if one does."""
+
+    _resume: Callable[[], None] | None = None
+
+    def awake(self) -> None:
+        resume = self._resume
+        if resume is not None:
+            self._resume = None
+            resume()
+
+    @types.coroutine
+    def until_awake(self) -> Generator[Any, None, None]:
+        task: object = asyncio.current_task()
+        try:
+            if type(task) is EagerRun:
+                yield self  # it sets `_resume`
+            else:
+                future = asyncio.get_running_loop().create_future()
+                self._resume = lambda: None if future.done() else future.set_result(None)
+                yield from future
+        finally:
+            self._resume = None
+
+
+class Landing(Waited, Generic[Value]):
+    """A value, or an error, that will be there once."""
+
+    done = False
+    _error: Exception | None = None
+    _value: Value
+
+    def land(self, value: Value) -> None:
+        if not self.done:
+            self.done, self._value = True, value
+            self.awake()
+
+    def fail(self, error: Exception) -> None:
+        if not self.done:
+            self.done, self._error = True, error
+            self.awake()
+
+    async def landed(self) -> Value:
+        if not self.done:
+            await self.until_awake()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class EagerRun:
+    """One coroutine and how far it is; for `asyncio.timeout` and others the task that runs it."""
+
+    __slots__ = (
+        "_context",
+        "_coroutine",
+        "_handle",
+        "_is_ended",
+        "_is_running",
+        "_loop",
+        "_must_cancel",
+        "_num_cancels",
+        "_task",
+        "_waits",
+    )
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._context = copy_context()
+        self._task: asyncio.Task[None] | None = None
+        self._waits: Waited | None = None
+        self._handle: asyncio.Handle | None = None
+        self._is_ended = self._is_running = self._must_cancel = False
+        self._num_cancels = 0
+
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Run until it waits or ends; from within a task, soon."""
+        loop = self._loop
+        if asyncio.current_task(loop) is not None:
+            self._handle = loop.call_soon(self.go_on, error)
+            return
+        self._waits = self._handle = None
+        self._is_running = self._is_ended = True  # unless it waits
+        as_task = cast("asyncio.Task[None]", self)
+        _enter_task(loop, as_task)
+        try:
+            if error is None:
+                waits = self._context.run(self._coroutine.send, None)
+            else:
+                waits = self._context.run(self._coroutine.throw, error)
+        except (StopIteration, asyncio.CancelledError):
+            return
+        finally:
+            _leave_task(loop, as_task)
+            self._is_running = False
+        self._is_ended = False
+        if isinstance(waits, Waited):
+            self._waits = waits
+            waits._resume = self.go_on
+        else:
+            rest = _rest(self._coroutine, waits)
+            self._task = loop.create_task(rest, context=self._context)
+        if self._must_cancel:
+            self._must_cancel = False
+            self.cancel()
+
+    def cancel(self, msg: object = None) -> bool:
+        """As of a task."""
+        if self._task is not None:
+            return self._task.cancel(msg)
+        if self._is_running:
+            self._must_cancel = True
+            return True
+        if self._is_ended:
+            return False
+        self._num_cancels += 1
+        if self._waits is not None:
+            self._waits._resume = None
+        if self._handle is not None:
+            self._handle.cancel()
+        # Soon, as tasks do: `asyncio.timeout` notes only afterwards that it is the one.
+        self._handle = self._loop.call_soon(self.go_on, asyncio.CancelledError())
+        return True
+
+    def cancelling(self) -> int:
+        return self._num_cancels if self._task is None else self._task.cancelling()
+
+    def uncancel(self) -> int:
+        if self._task is not None:
+            return self._task.uncancel()
+        self._num_cancels = max(0, self._num_cancels - 1)
+        return self._num_cancels
+
+
+async def _rest(coroutine: Coroutine[Any, Any, None], waits: Any) -> None:
+    """What is left of a coroutine that waits for `waits`."""
+    await _driven(coroutine, waits)
+
+
+@types.coroutine
+def _driven(coroutine: Coroutine[Any, Any, None], waits: Any) -> Generator[Any, Any, None]:
+    try:
+        while True:
+            try:
+                sent = yield waits
+            except BaseException as error:
+                waits = coroutine.throw(error)
+            else:
+                waits = coroutine.send(sent)
+    except StopIteration:
+        return
