@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from tandem_router.predictor.cascade.result_features import RESULT_FEATURE_NAMES, result_features
 from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 
 MAX_CHARS = 8192
@@ -76,6 +77,8 @@ FEATURE_NAMES: tuple[str, ...] = (
     "lowest_logprob",
     "doubtful_tokens",
     "final_logprob",
+    # Verifiers of earlier artifacts know only those before.
+    *RESULT_FEATURE_NAMES,
 )
 
 
@@ -142,6 +145,7 @@ def answer_features(
         len(answer) / packed / 3.0,
         (len(lines) - len(set(lines))) / max(1, len(lines)),
         *_certainty(tokens),
+        *result_features(prompt, answer),
     ]
     return np.clip(np.array(values, dtype=np.float64), -50.0, 50.0)
 

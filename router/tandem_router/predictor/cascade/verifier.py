@@ -3,9 +3,9 @@
 Four views of the pair (prompt, answer), each with one head per tier: a logistic head on the
 answer's features, words of the answer, words of the prompt, and agreement with reference pairs, a
 vote as in meta-ranking (Liu et al. 2024): of the pairs of known outcome that look most like this
-one, how many were right. View scores are averaged on the logit scale with fixed weights and
-calibrated out of fold. Tried and left out: extremely randomised trees on the features (APGR no
-better on gsm8k, ten times the training time). Fitted in
+one, how many were right. How much each view's logit counts is learned out of fold. Tried and left
+out: extremely randomised trees on the features (APGR no better on three pairs, ten times the
+training time), and answers of the large tier as further examples. Fitted in
 :mod:`tandem_router.predictor.training.answer_verifier`; only numpy is needed here.
 """
 
@@ -25,12 +25,7 @@ from tandem_router.predictor.reading import ngrams
 
 Floats = NDArray[np.float64]
 
-VIEWS: Mapping[str, float] = {
-    "features": 1.0,
-    "answer_words": 1.2,
-    "prompt_words": 1.2,
-    "references": 0.5,
-}
+VIEWS: tuple[str, ...] = ("features", "answer_words", "prompt_words", "references")
 NUM_NEIGHBOURS = 40
 NO_SPREAD = 1e-6
 _WORDS = {"kind": "word", "min_n": 1, "max_n": 2, "link": "identity"}
@@ -61,24 +56,18 @@ class VerifierViews:
     references: Floats  # (num_references, num_features), scaled
     reference_quality: Floats  # (num_references, 2)
 
-    def logits(
-        self, x: Floats, prompts: Sequence[str], answers: Sequence[str], views: Mapping[str, float]
-    ) -> Floats:
-        """Weighted mean of the views' logits, (num_rows, 2)."""
-        scaled = scaled_features(x, self.mean, self.scale)
-        total = np.zeros((len(x), 2))
-        if weight := views.get("features", 0.0):
-            total += weight * (scaled @ self.linear[:, :-1].T + self.linear[:, -1])
-        for head, name, texts in (
-            (self.answer_words, "answer_words", answers),
-            (self.prompt_words, "prompt_words", prompts),
-        ):
-            if weight := views.get(name, 0.0):
-                total += weight * np.stack([_words_logit(head, text) for text in texts])
-        if weight := views.get("references", 0.0):
-            total += weight * logit(self._agreement(scaled))
-        mean: Floats = total / sum(views.get(name, 0.0) for name in VIEWS)
-        return mean
+    def logits(self, x: Floats, prompts: Sequence[str], answers: Sequence[str]) -> Floats:
+        """What each view says, (num_rows, 2 tiers, num_views)."""
+        scaled = scaled_features(x[:, : len(self.mean)], self.mean, self.scale)
+        return np.stack(
+            [
+                scaled @ self.linear[:, :-1].T + self.linear[:, -1],
+                np.stack([_words_logit(self.answer_words, text) for text in answers]),
+                np.stack([_words_logit(self.prompt_words, text) for text in prompts]),
+                logit(self._agreement(scaled)),
+            ],
+            axis=2,
+        )
 
     def _agreement(self, scaled: Floats) -> Floats:
         """Share of the most similar reference pairs that were right, per tier, (num_rows, 2)."""
@@ -101,11 +90,10 @@ def _words_logit(head: TextLinear, text: str) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class AnswerVerifier:
-    """Judge of small-tier answers: the views, their weights (0 leaves one out), calibration."""
+    """Judge of small-tier answers: the views, and how much each counts."""
 
     views: VerifierViews
-    calibration: Floats  # (2, 2): slope and bias of the logit, per tier
-    weights: Mapping[str, float]
+    mixture: Floats  # (2, num_views + 1): weights of the views' logits and a bias, per tier
 
     def predict(
         self,
@@ -115,10 +103,7 @@ class AnswerVerifier:
     ) -> Floats:
         """Calibrated quality of small and large after each answer, (num_rows, 2)."""
         x = features_of(prompts, answers, tokens)
-        z = self.views.logits(x, prompts, answers, self.weights)
-        slope, bias = self.calibration[:, 0], self.calibration[:, 1]
-        calibrated: Floats = z * slope + bias
-        return sigmoid(calibrated)
+        return sigmoid(mixed(self.views.logits(x, prompts, answers), self.mixture))
 
     def verify(self, prompt: str, answer: str, tokens: TokenStatistics | None = None) -> Verdict:
         """One answer."""
@@ -129,13 +114,12 @@ class AnswerVerifier:
         """Everything learned, for an artifact of plain arrays."""
         views = self.views
         arrays: Arrays = {
-            "weights": np.array([self.weights.get(name, 0.0) for name in VIEWS]),
             "mean": views.mean,
             "scale": views.scale,
             "linear": views.linear,
             "references": views.references.astype(np.float32),
             "reference_quality": views.reference_quality.astype(np.float32),
-            "calibration": self.calibration,
+            "mixture": self.mixture,
         }
         for name, head in (("answer", views.answer_words), ("prompt", views.prompt_words)):
             arrays |= {f"{name}/{key}": value for key, value in head.arrays().items()}
@@ -149,7 +133,8 @@ class AnswerVerifier:
             ValueError: an array is missing, mis-shaped or not finite.
             ArtifactError: a text part is damaged.
         """
-        got = {name: _checked(arrays, name) for name in _SHAPES}
+        arrays = _as_today(arrays)
+        got = {name: _checked(arrays, name, shape) for name, shape in _shapes(arrays).items()}
         if len(got["references"]) != len(got["reference_quality"]):
             raise ValueError("verifier arrays: references and their qualities differ in number")
         answer, prompt = (
@@ -165,8 +150,7 @@ class AnswerVerifier:
                 got["references"],
                 got["reference_quality"],
             ),
-            got["calibration"],
-            dict(zip(VIEWS, map(float, got["weights"]), strict=True)),
+            got["mixture"],
         )
 
 
@@ -201,26 +185,47 @@ def logit(p: Floats) -> Floats:
     return np.asarray(np.log((p + 0.018) / (1.018 - p)))
 
 
-_F = len(FEATURE_NAMES)
-# Name -> shape; -1 is any length.
-_SHAPES: Mapping[str, tuple[int, ...]] = {
-    "weights": (len(VIEWS),),
-    "mean": (_F,),
-    "scale": (_F,),
-    "linear": (2, _F + 1),
-    "references": (-1, _F),
-    "reference_quality": (-1, 2),
-    "calibration": (2, 2),
-}
+def mixed(logits: Floats, mixture: Floats) -> Floats:
+    """Logits of the views, (num_rows, 2, num_views), as one per tier, (num_rows, 2)."""
+    return np.asarray(np.einsum("rtv,tv->rt", logits, mixture[:, :-1]) + mixture[:, -1])
 
 
-def _checked(arrays: Arrays, name: str) -> Floats:
+#: Artifacts of earlier versions hold a verifier of so many features, the first of today's.
+_EARLIER_FEATURES = 33
+
+
+def _as_today(arrays: Arrays) -> Arrays:
+    """An earlier version had fixed weights of the views, and one slope and bias per tier."""
+    weights, slopes = arrays.get("weights"), arrays.get("calibration")
+    if weights is None or slopes is None or "mixture" in arrays:
+        return arrays
+    if weights.shape != (len(VIEWS),) or slopes.shape != (2, 2) or not weights.sum() > 0:
+        raise ValueError("the weights of the verifier's views are damaged; retrain it")
+    shares = weights / weights.sum()
+    return {**arrays, "mixture": np.column_stack([np.outer(slopes[:, 0], shares), slopes[:, 1]])}
+
+
+def _shapes(arrays: Arrays) -> Mapping[str, tuple[int, ...]]:
+    """Name -> shape; -1 is any length."""
+    mean = arrays.get("mean")
+    earlier = mean is not None and mean.shape == (_EARLIER_FEATURES,)
+    num = _EARLIER_FEATURES if earlier else len(FEATURE_NAMES)
+    return {
+        "mean": (num,),
+        "scale": (num,),
+        "linear": (2, num + 1),
+        "references": (-1, num),
+        "reference_quality": (-1, 2),
+        "mixture": (2, len(VIEWS) + 1),
+    }
+
+
+def _checked(arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
     if name not in arrays:
         raise ValueError(f"verifier arrays lack {name!r}; retrain the artifact")
     array = np.asarray(arrays[name])
     if array.dtype.kind not in "fiu":
         raise ValueError(f"verifier array {name!r} has dtype {array.dtype}, not numbers; retrain")
-    shape = _SHAPES[name]
     fits = array.ndim == len(shape) and all(
         want in (-1, have) for want, have in zip(shape, array.shape, strict=True)
     )

@@ -8,7 +8,7 @@ answers held out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ NUM_FOLDS = 3
 VERIFIER_MIN_ROWS = 40
 MAX_REFERENCES = 2048
 MAX_WORDS = 2**14
+#: Ridge penalty of the weights of views.
+MIXTURE_PENALTY = 2.0
 #: Points of APGR by which verdict and prediction together have to lead out of fold; on GSM8K's 791
 #: rows, where the prompt says little, they lost .013.
 LEAST_LEAD = 0.02
@@ -53,7 +55,6 @@ def fit_verifier(
     tokens: Sequence[TokenStatistics | None] | None = None,
     *,
     seed: int = 0,
-    weights: Mapping[str, float] = VIEWS,
 ) -> AnswerVerifier:
     """Learn from answered prompts.
 
@@ -62,7 +63,6 @@ def fit_verifier(
         quality: measured quality of small and large, 0..1, (num_rows, 2).
         tokens: per row how sure the small tier was of its tokens, where known.
         seed: of the calibration folds and the choice of references.
-        weights: of the views; a weight of zero leaves a view out.
 
     Raises:
         ValueError: fewer than 40 rows, misaligned inputs, or labels outside 0..1.
@@ -83,20 +83,17 @@ def fit_verifier(
     x = features_of(prompts, answers, tokens)
     asked, said = Corpus.of_words(prompts), Corpus.of_words(answers)
     folds = np.random.default_rng(seed).permutation(len(x)) % 5
-    held_out = np.zeros_like(quality)
+    held_out = np.zeros((len(x), 2, len(VIEWS)))
     for fold in range(5):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         part = _fit_views(x[inside], asked.take(inside), said.take(inside), quality[inside], seed)
         held_out[outside] = part.logits(
-            x[outside],
-            [prompts[int(i)] for i in outside],
-            [answers[int(i)] for i in outside],
-            weights,
+            x[outside], [prompts[int(i)] for i in outside], [answers[int(i)] for i in outside]
         )
-    calibration = np.stack(
-        [fit_logistic(held_out[:, [head]], quality[:, head], 0.01) for head in range(2)]
+    mixture = np.stack(
+        [fit_logistic(held_out[:, head], quality[:, head], MIXTURE_PENALTY) for head in range(2)]
     )
-    return AnswerVerifier(_fit_views(x, asked, said, quality, seed), calibration, weights)
+    return AnswerVerifier(_fit_views(x, asked, said, quality, seed), mixture)
 
 
 def _fit_views(
