@@ -38,10 +38,12 @@ def cascade_study(seeds: Sequence[int]) -> dict[str, object]:
     answers = [row["responses"]["small"] for row in rows]
     q = np.array([[row["quality"]["small"], row["quality"]["large"]] for row in rows])
     prior = load("gsm8k")
-    only = dict.fromkeys(VIEWS, 0.0)
-    ways = {"all views": dict(VIEWS), "learned before the answer (TF-IDF heads)": None}
-    ways |= {f"without {view}": {**VIEWS, view: 0.0} for view in VIEWS}
-    ways |= {f"{view} only": {**only, view: 1.0} for view in VIEWS}
+    ways: dict[str, list[float] | None] = {
+        "all views": [1.0] * len(VIEWS),
+        "learned before the answer (TF-IDF heads)": None,
+    }
+    ways |= {f"without {view}": [float(view != other) for other in VIEWS] for view in VIEWS}
+    ways |= {f"{view} only": [float(view == other) for other in VIEWS] for view in VIEWS}
     results: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
         folds = np.random.default_rng(seed).permutation(len(rows)) % 5
@@ -53,7 +55,8 @@ def cascade_study(seeds: Sequence[int]) -> dict[str, object]:
             part = [prompts[i] for i in test], [answers[i] for i in test]
             for name, views in ways.items():
                 if views is not None:
-                    beliefs[name][test] = replace(verifier, weights=views).predict(*part)
+                    mixture = verifier.mixture * [*views, 1.0]
+                    beliefs[name][test] = replace(verifier, mixture=mixture).predict(*part)
         for name, views in ways.items():
             gain = beliefs[name][:, 1] - beliefs[name][:, 0] if views else prior.gain
             results.setdefault(name, []).append({"apgr": apgr(gain, q)})

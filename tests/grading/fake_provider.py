@@ -24,6 +24,7 @@ class Reply:
     delay_s: float = 0.0
     tokens: tuple[int, int] | None = (10, 5)
     finish: str = "stop"
+    logprobs: tuple[float, ...] | None = None
 
 
 Respond = Callable[[dict[str, Any]], Reply]
@@ -80,6 +81,9 @@ def completion(reply: Reply, model: str) -> bytes:
             }
         ],
     }
+    if reply.logprobs is not None:
+        told = [{"token": "x", "logprob": value} for value in reply.logprobs]
+        value["choices"][0]["logprobs"] = {"content": told}
     if reply.tokens is not None:
         value["usage"] = {
             "prompt_tokens": reply.tokens[0],

@@ -374,3 +374,27 @@ def test_the_users_command_grades_within_limits(
         {"small": 0.5, "large": 0.5},
         {"small": 0.0, "large": 0.5},
     ]
+
+
+def test_token_statistics_become_part_of_the_rows_and_who_tells_none_is_asked_without(
+    tandem: Command, provider: Provider, two_tiers: list[str], write: Write, tmp_path: Path
+) -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        if body["model"] == "l" and "logprobs" in body:
+            return Reply(status=400, body=b'{"error": {"message": "logprobs: unsupported"}}')
+        told = (-0.5, -0.25) if "logprobs" in body else None
+        return Reply(right(body).text, logprobs=told)
+
+    provider.respond = respond
+    output = tmp_path / "graded.jsonl"
+
+    ran = tandem(
+        "grade", write(sums(4)), "-o", output, *two_tiers, "--token-statistics", "--concurrency", 1
+    )
+
+    assert ran.status == 0, ran.err
+    assert all(set(row["token_statistics"]) == {"small"} for row in rows_of(output))
+    read = dataset.read_dataset([output])
+    assert all(row.token_statistics["small"].num_tokens == 2 for row in read.rows)
+    refused = [body for body in provider.requests if body["model"] == "l" and "logprobs" in body]
+    assert len(refused) == 1

@@ -174,6 +174,46 @@ def test_a_verifier_learns_from_certainty_what_the_text_does_not_say():
     assert sure.quality_small > 0.8 > 0.3 > unsure.quality_small
 
 
+@pytest.mark.parametrize(
+    ("said", "num"),
+    [
+        ({"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.1}]}, 2),
+        ({"token_logprobs": [None, -0.5], "tokens": ["a", "b"]}, 1),
+        ({"content": [{"token": "a"}]}, None),
+        ({"content": None}, None),
+        ({"token_logprobs": ["x", True]}, None),
+        ([1], None),
+        (None, None),
+    ],
+)
+def test_certainty_is_read_from_both_forms_of_logprobs(said, num):
+    found = TokenStatistics.of_logprobs(said)
+
+    assert (found and found.num_tokens) == num
+
+
+def test_a_verifier_of_an_earlier_version_judges_as_it_did(verifier):
+    """Fewer features, fixed weights of the views, one slope and bias per tier."""
+    arrays = verifier.to_arrays()
+    for name in ("mean", "scale"):
+        arrays[name] = arrays[name][:33]
+    arrays["references"] = arrays["references"][:, :33]
+    arrays["linear"] = np.column_stack([arrays["linear"][:, :33], arrays["linear"][:, -1]])
+    mixture = arrays.pop("mixture")
+    weights = np.array([1.0, 1.2, 1.2, 0.5])
+    earlier = {**arrays, "weights": weights, "calibration": np.array([[2.0, 0.5], [1.0, 0.0]])}
+    today = np.column_stack([np.outer([2.0, 1.0], weights / weights.sum()), np.array([0.5, 0.0])])
+    prompts, answers, _ = sums(random.Random(3), 20)
+
+    read = AnswerVerifier.from_arrays(earlier)
+
+    assert mixture.shape == today.shape
+    np.testing.assert_allclose(
+        read.predict(prompts, answers),
+        AnswerVerifier.from_arrays({**arrays, "mixture": today}).predict(prompts, answers),
+    )
+
+
 def test_a_verifier_survives_the_way_through_arrays(verifier):
     again = AnswerVerifier.from_arrays(verifier.to_arrays())
     prompts, answers, _ = sums(random.Random(3), 20)

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from eventually import eventually
 from tandem_router.openai.sse import event_data, split_events
 from tandem_router.predictor.cascade import TokenStatistics, Verdict, VerifierPower
+from tandem_router.testing.fake_vllm import FakeVLLM
 from tandem_router.testing.two_tiers import TIERS, Scores
 
 CERTAIN = asdict(TokenStatistics(8, -0.1, -0.5, 0.0, -0.1))
@@ -434,3 +436,34 @@ async def test_what_the_verifier_said_is_the_quality_that_is_expected(
         ratio = app.services.steering.expected_quality_ratio
 
     assert ratio == pytest.approx(0.9 / 0.95)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+async def test_vllm_tells_how_sure_it_was_and_the_client_does_not_see_it(
+    run_router: Any, make_worker: Any, kind: str
+) -> None:
+    small = await FakeVLLM(served_model=TIERS[0]["served_model"]).start()
+    table = {"small": {"unified": [small]}, "large": {"decode": [await make_worker()]}}
+    reads = Reads(GOOD)
+    tiers = [{**TIERS[0], "engine": "VLLM"}, TIERS[1]]
+    try:
+        async with run_router(table, predictor=Cascading(reads), tiers=tiers, cascade={}) as (
+            client,
+            app,
+        ):
+            await eventually(lambda: all(worker.load for worker in app.picker.workers))
+            reply = await (
+                client.chat()
+                if kind == "chat"
+                else client.request("POST", "/v1/completions", {"model": "chat", "prompt": "hello"})
+            )
+    finally:
+        await small.stop()
+
+    assert reply.headers["x-tandem-reason"] == "verified"
+    ((_, _, tokens),) = reads.seen
+    assert tokens is not None
+    assert (tokens.num_tokens, tokens.mean_logprob) == (12, -0.25)
+    assert reply.json["choices"][0]["logprobs"] is None
+    sent = [seen.json for seen in small.seen if seen.path.startswith("/v1/c") and seen.body]
+    assert sent[-1]["logprobs"] == (True if kind == "chat" else 1)

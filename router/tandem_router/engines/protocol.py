@@ -51,7 +51,8 @@ class Told(Struct, frozen=True):
     expected_tokens: float | None = None
     order: str = "None"  # by what the engine orders its queue: None, Length or Deadline
     peer_token: str | None = None
-    # Whether the answer will be read: how sure the model was of its tokens is worth telling.
+    # Whether the answer will be read: how sure the model was of its tokens is worth telling. Only
+    # where the client did not ask for log-probabilities, so all that come back are the router's.
     token_statistics: bool = False
 
 

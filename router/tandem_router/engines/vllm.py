@@ -38,6 +38,8 @@ _REMOTE_DECODE: dict[str, Any] = {
 }
 # Tokens of a test prompt: longer than a block (128 on CPUs), and no more than a model holds.
 _NUM_TEST_TOKENS = 160
+# How it is asked for the log-probabilities of an answer's own tokens.
+_SURE: dict[str, bool | int] = {"chat": True, "completions": 1}
 # One request's priority in front of the queue's own order.
 _PRIORITY_STEP = 10**15
 
@@ -213,6 +215,8 @@ class VLLMEngine:
         taken.pop("priority", None)  # the router's to give
         if request.stream:
             taken["return_token_ids"] = True
+        elif told.token_statistics and request.kind in _SURE and "logprobs" not in taken:
+            taken["logprobs"] = _SURE[request.kind]
         if (priority := _priority(told)) is not None:
             taken["priority"] = priority
         return taken

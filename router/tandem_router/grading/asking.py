@@ -10,13 +10,14 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
 
 from tandem_router.grading.endpoints import ROUTER, Endpoint
 from tandem_router.grading.errors import AskFailed
+from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.records.conversation import content_text
 
 MAX_ATTEMPTS = 5
@@ -35,14 +36,18 @@ class Answer:
     output_tokens: int | None
     cost_usd: float | None
     cut_off: bool
+    tokens: TokenStatistics | None = None
 
     def record(self) -> dict[str, Any]:
-        return {
+        said: dict[str, Any] = {
             "text": self.text,
             "output_tokens": self.output_tokens,
             "cost_usd": self.cost_usd,
             "cut_off": self.cut_off,
         }
+        if self.tokens is not None:
+            said["token_statistics"] = asdict(self.tokens)
+        return said
 
 
 class Asker:
@@ -61,6 +66,7 @@ class Asker:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        token_statistics: bool = False,
     ) -> None:
         self._client = client
         self._max_tokens = max_tokens
@@ -71,6 +77,8 @@ class Asker:
         self._stopping = stopping
         self._not_before: dict[str, float] = {}
         self._newer_limit: set[str] = set()
+        self._asks_certainty = token_statistics
+        self._says_none: set[str] = set()  # endpoints that refuse to tell log-probabilities
 
     async def ask(
         self,
@@ -91,7 +99,10 @@ class Asker:
                 failure = error
                 await self._pause(attempt)
                 continue
-            if response.status_code == 400 and self._wants_newer_limit(endpoint, response):
+            if response.status_code == 400 and (
+                self._wants_newer_limit(endpoint, response)
+                or self._tells_no_logprobs(endpoint, response)
+            ):
                 continue
             if response.status_code in _WAITS:
                 failure = AskFailed(_said(endpoint, response))
@@ -128,6 +139,8 @@ class Asker:
             body["max_completion_tokens" if newer else "max_tokens"] = self._max_tokens
         if self._temperature is not None:
             body["temperature"] = self._temperature
+        if self._asks_certainty and endpoint.name not in {"judge", *self._says_none}:
+            body["logprobs"] = True
         sent = {"content-type": "application/json", **headers}
         if endpoint.key:
             sent["authorization"] = f"Bearer {endpoint.key}"
@@ -156,6 +169,15 @@ class Asker:
         if endpoint.name in self._newer_limit or "max_completion_tokens" not in response.text:
             return False
         self._newer_limit.add(endpoint.name)
+        return True
+
+    def _tells_no_logprobs(self, endpoint: Endpoint, response: httpx.Response) -> bool:
+        """Some models refuse `logprobs`; they are asked without from then on."""
+        if not self._asks_certainty or endpoint.name in self._says_none:
+            return False
+        if not any(word in response.text.lower() for word in ("logprob", "log-prob")):
+            return False
+        self._says_none.add(endpoint.name)
         return True
 
 
@@ -234,6 +256,7 @@ def _answer(endpoint: Endpoint, response: httpx.Response) -> Answer:
         output_tokens,
         _cost(endpoint, prompt_tokens, output_tokens, usage, response.headers),
         choice.get("finish_reason") == "length",
+        TokenStatistics.of_logprobs(choice.get("logprobs")),
     )
 
 

@@ -124,6 +124,12 @@ def _register_grade(subparsers: Any) -> None:
         help="default: not sent, so that each tier answers as it does for users",
     )
     limits.add_argument(
+        "--token-statistics",
+        action="store_true",
+        help="also ask how sure each tier was of its tokens (`logprobs`), for the cascade's "
+        "verifier; a tier that tells none is asked without",
+    )
+    limits.add_argument(
         "--concurrency", type=_whole(1, 1000), default=8, metavar="N", help="questions at a time"
     )
     limits.add_argument(

@@ -55,6 +55,8 @@ def grade(arguments: argparse.Namespace) -> int:
         "max_tokens": arguments.max_tokens,
         "temperature": arguments.temperature,
     }
+    if arguments.token_statistics:
+        head["token_statistics"] = True
     with Journal(path, head) as journal:
         if len(journal):
             say(f"going on with the {len(journal):,} answers and verdicts of {path}")
@@ -245,6 +247,7 @@ def _ask(
                 temperature=arguments.temperature,
                 timeout_s=arguments.timeout,
                 stopping=lambda: run.stopping,
+                token_statistics=arguments.token_statistics,
             )
             run = Run(
                 questions,

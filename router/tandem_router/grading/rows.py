@@ -111,6 +111,9 @@ class Grader:
             for tier, entries in answers.items()
             if entries
         }
+        sure = {tier: _only(entries, "token_statistics") for tier, entries in answers.items()}
+        if known_sure := {tier: said for tier, said in sure.items() if said is not None}:
+            row["token_statistics"] = known_sure
         for name in ("group", "task", "reference", "grader"):
             value = getattr(question, name)
             if value is not None:
@@ -234,6 +237,11 @@ class Grader:
 
 def _alone(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
+
+
+def _only(entries: Mapping[int, Mapping[str, Any]], name: str) -> Any:
+    """Of the one answer; None of several, of which only texts and grades are kept."""
+    return next(iter(entries.values())).get(name) if len(entries) == 1 else None
 
 
 def _mean(entries: Mapping[int, Mapping[str, Any]], name: str) -> float | None:

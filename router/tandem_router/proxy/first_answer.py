@@ -57,10 +57,17 @@ def asked_whole(services: Services, arrival: Arrival) -> Arrival:
 
 
 def first_answer(reply: dict[str, Any], kind: str, usage: Usage, is_ours: bool) -> FirstAnswer:
-    """is_ours: whether a worker of ours gave it, whose own field is taken out again."""
-    told = reply.pop(INTERNAL, None) if is_ours else None
-    tokens = told.get("token_statistics") if isinstance(told, dict) else None
-    return FirstAnswer(reply, usage, text_of(reply, kind), TokenStatistics.parse(tokens))
+    """is_ours: whether a worker of ours gave it; what was asked of it is taken out again."""
+    if not is_ours:
+        return FirstAnswer(reply, usage, text_of(reply, kind), None)
+    told = reply.pop(INTERNAL, None)
+    tokens = TokenStatistics.parse(told.get("token_statistics") if isinstance(told, dict) else None)
+    for choice in reply["choices"]:
+        # No client that asks for them has its answer read.
+        if said := choice.get("logprobs"):
+            tokens = tokens or TokenStatistics.of_logprobs(said)
+            choice["logprobs"] = None
+    return FirstAnswer(reply, usage, text_of(reply, kind), tokens)
 
 
 async def wants_another(

@@ -84,6 +84,7 @@ class FakeVLLM(FakeServer):
     kv_use: float = 0.0
     tokens_made: float = 0.0
     max_tokens: int = 12
+    logprob: float = -0.25  # of every token, told where it is asked for
     cut_after: list[int | None] = field(default_factory=list)
     refuse: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     kv_params: dict[str, Any] | None = None
@@ -157,6 +158,12 @@ class FakeVLLM(FakeServer):
             choice["message"] = {**choice["message"], "content": text}
         else:
             choice["text"] = text
+        if body.get("logprobs") not in (None, False):
+            words = list(map(token_text, ids))
+            sure: dict[str, Any] = {"tokens": words, "token_logprobs": [self.logprob] * len(ids)}
+            if chat:
+                sure = {"content": [{"token": word, "logprob": self.logprob} for word in words]}
+            choice["logprobs"] = sure
         reply = {**like, **self.head(seen), "choices": [choice], "usage": _usage(like, prompt, ids)}
         return {**reply, "kv_transfer_params": self.kv_params if _order(seen) else None}
 

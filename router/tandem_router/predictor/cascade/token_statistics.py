@@ -43,6 +43,22 @@ class TokenStatistics:
         )
 
     @classmethod
+    def of_logprobs(cls, said: Any) -> TokenStatistics | None:
+        """From `logprobs` of a choice, as OpenAI's two APIs give them; None for anything else."""
+        if not isinstance(said, Mapping):
+            return None
+        values = said.get("token_logprobs")
+        if values is None and isinstance(content := said.get("content"), list):
+            values = [part.get("logprob") for part in content if isinstance(part, Mapping)]
+        if not isinstance(values, list):
+            return None
+        return cls.of(
+            float(value)
+            for value in values
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        )
+
+    @classmethod
     def parse(cls, value: Any) -> TokenStatistics | None:
         """As a worker or a row of graded answers says them; None for anything else."""
         if not isinstance(value, Mapping):
