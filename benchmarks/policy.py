@@ -30,6 +30,7 @@ from policy_studies.floor import floor_study
 from policy_studies.managed import managed_study
 from policy_studies.measured import bias_study, coverage_study, drop_study
 from policy_studies.share import share_study
+from policy_studies.verifier import verifier_study
 
 
 def main() -> None:
@@ -52,6 +53,7 @@ def main() -> None:
         "managed": lambda: managed_study(mmlu, gsm8k, seeds(options.runs // 2)),
         "change": lambda: change_study(mmlu, gsm8k, seeds(4 * options.seeds)),
         "cascade": lambda: cascade_study(seeds(options.seeds)),
+        "verifier": lambda: verifier_study(seeds(options.seeds)),
         "coverage": lambda: coverage_study(mmlu, gsm8k, seeds(options.runs)),
         "bias": lambda: bias_study(mmlu, seeds(options.runs)),
         "drop": lambda: drop_study(*load_tiers("paretobandit_k4_dev"), seeds(options.runs)),

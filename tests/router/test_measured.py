@@ -180,3 +180,29 @@ def test_without_labels_nothing_is_measured_and_state_is_json() -> None:
     assert state["measured"] is None
     assert state["predicted"] is None
     assert state["labels_by_source"] == {"gold": 1}
+
+
+def test_after_a_refutation_only_what_is_delivered_since_counts_and_tiers_stay_known() -> None:
+    rng, measured = random.Random(3), Measured(TIERS, "large")
+    for number in range(600):
+        measured.served("a", "small", PREDICTED)
+        measured.learn(replace(judged(number, rng, small=0.5), tier="small"))
+    broken, small = measured.ratio(), measured.tier("small")
+
+    measured.delivers_otherwise(600.0)
+    nothing_yet = measured.ratio()
+    for number in range(601, 700):
+        measured.served("a", "large", PREDICTED)
+        measured.learn(replace(judged(number, rng, small=0.5), tier="large"))
+    again = measured.ratio()
+
+    assert broken.high is not None
+    assert broken.high < 0.9
+    assert (nothing_yet.ratio, nothing_yet.num_labels) == (None, 0)
+    assert again.low is not None
+    assert again.low > 0.95
+    assert again.num_labels > 90
+    assert measured.since == 600.0
+    # What the small tier is worth is known from all labels.
+    assert measured.tier("small").num_labels > 690
+    assert small.num_labels == 600

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,32 @@ async def test_a_judge_that_errs_is_corrected_and_a_planted_drop_is_told_and_act
     assert set(last) == {"large"}
     assert 'tandem_quality_labels_total{source="gold"}' in metrics
     assert "tandem_measured_quality_ratio_low " in metrics
+
+
+async def test_a_floor_that_was_broken_is_held_again_and_measured_anew(run_router: Any) -> None:
+    """Length sends most to a small tier that is bad: refuted, all to the large one, proven."""
+    async with world_of() as world:
+        world.small.quality = lambda question: 0.5
+        config = world.config(daily_usd=1000.0)
+        config |= {"objective": {"quality_floor": 0.9}, "predictor": {"type": "Length"}}
+        async with run_router({}, **config) as (client, app):
+            measured, steering = app.services.quality.measured, app.services.steering
+
+            async def asked_until(done: Callable[[], bool]) -> int:
+                for number in range(400):
+                    if done():
+                        return number
+                    await client.chat(f"question {number} of {len(measured.history)}")
+                    await app.services.learner.idle()
+                return 400
+
+            taken = await asked_until(lambda: steering.threshold_limit["basis"] == "Refuted")
+            at_once = measured.ratio()
+            again = await asked_until(lambda: (measured.ratio().low or 0.0) >= 0.9)
+
+    assert 30 < taken < 200
+    assert (at_once.ratio, at_once.num_labels) == (None, 0)
+    assert again <= 60
 
 
 # A process of its own, killed.

@@ -5,6 +5,7 @@ One row per request of which two answers were judged; the oldest make room for n
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Labelled:
         longer("_predicted", (size, num), 0.0, float)
         for name in ("_weight", "_gold_weight"):
             longer(name, (size,), 1.0, float)
+        longer("_at", (size,), 0.0, float)
         for name in ("_tier", "_tenant"):
             longer(name, (size,), -1, int)
         self._size = size
@@ -76,6 +78,7 @@ class Labelled:
     _predicted: Floats
     _weight: Floats
     _gold_weight: Floats
+    _at: Floats
     _tier: NDArray[np.int64]
     _tenant: NDArray[np.int64]
 
@@ -102,6 +105,7 @@ class Labelled:
         self._put(self._predicted, slot, label.predicted, 0.0)
         self._gold[slot] = np.nan
         self._weight[slot], self._gold_weight[slot] = 1.0 / label.probability, 1.0
+        self._at[slot] = label.at
         self._tier[slot] = self._tiers.get(label.tier, -1)
         self._tenant[slot] = self._tenants.setdefault(label.tenant, len(self._tenants))
 
@@ -119,14 +123,16 @@ class Labelled:
             if (place := self._tiers.get(tier)) is not None:
                 column[slot, place] = number
 
-    def rows(self, tenant: str | None, tier: str | None, dearest: str) -> Rows:
-        """Of one tenant or of all; of one tier, or (None) of that which answered."""
+    def rows(
+        self, tenant: str | None, tier: str | None, dearest: str, since: float = -math.inf
+    ) -> Rows:
+        """Of one tenant or of all; of one tier, or (None) of that which answered; after `since`."""
         num, last = len(self._slots), self._tiers[dearest]
         if tier is None:
             first = self._tier[:num]
         else:
             first = np.full(num, self._tiers.get(tier, -1))
-        taken = first >= 0
+        taken = (first >= 0) & (self._at[:num] > since)
         if tenant is not None:
             taken &= self._tenant[:num] == self._tenants.get(tenant, -1)
         rows = np.flatnonzero(taken)

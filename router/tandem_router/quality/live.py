@@ -159,8 +159,12 @@ class LiveQuality:
         if self._retrained is not None:
             self._retrained.learn(label)
         if label.source in CERTIFYING:
-            if steers is not None:
-                self._steering.learn(steers)
+            if steers is not None and self._steering.learn(steers):
+                logger.warning(
+                    "labels prove that the quality floor was broken; only what they certify counts "
+                    "from now on, and what is delivered is measured anew"
+                )
+                self.measured.delivers_otherwise(label.at)
         elif label.source == "gold":
             num = self.measured.num_checked
             if abs(num - self._leaned_at) > num // 50:

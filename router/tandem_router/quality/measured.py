@@ -8,6 +8,7 @@ was learned before is forgotten. Pure: times are those of the labels.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -114,6 +115,7 @@ class Measured:
     def _forget(self) -> None:
         self._labelled = Labelled(self._tiers, MOST_ROWS)
         self._traffic: dict[str, _Traffic] = {}  # by tenant
+        self._delivered_since = -math.inf
         self._cache: dict[tuple[str | None, str | None], tuple[int, Estimate]] = {}
         self._version = 0
 
@@ -171,6 +173,17 @@ class Measured:
         self.since = at
         self._restarted = True
         self.rebase()
+
+    def delivers_otherwise(self, at: float) -> None:
+        """From now on other tiers answer: what was delivered before tells nothing of it.
+
+        What is known of each tier stays.
+        """
+        self._traffic.clear()
+        self._delivered_since = self.since = at
+        self._restarted = True
+        self._version += 1
+        self._cache.clear()
 
     def rebase(self, labels: Iterable[Label] = ()) -> None:
         """Another predictor: what it is off by is no change of quality.
@@ -311,7 +324,8 @@ class Measured:
         return known[1]
 
     def _compute(self, tenant: str | None, tier: str | None) -> Estimate:
-        rows = self._labelled.rows(tenant, tier, self.dearest)
+        since = self._delivered_since if tier is None else -math.inf
+        rows = self._labelled.rows(tenant, tier, self.dearest, since)
         traffic = self._traffic_of(tenant)
         first = traffic.served if tier is None else traffic.by_tier.get(tier, 0.0)
         num = max(1, traffic.num)

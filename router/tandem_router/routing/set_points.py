@@ -170,21 +170,26 @@ class Steering:
             "in_force": self.set_points.gain_threshold,
         }
 
-    def learn(self, label: Label) -> None:
-        """A label of the cheapest and the dearest tier moves the floor's limit."""
+    def learn(self, label: Label) -> bool:
+        """A label of the cheapest and the dearest tier moves the floor's limit.
+
+        True where it refuted what was predicted, and other tiers answer from now on.
+        """
         floor, prices = self._floor, self._prices
         small, large = (label.quality.get(tier) for tier in (prices.cheapest, prices.dearest))
         expected = [label.predicted.get(tier) for tier in (prices.cheapest, prices.dearest)]
         if floor is None or small is None or large is None:
-            return
+            return False
         if expected[0] is None or expected[1] is None:
-            return
+            return False
         gain = expected[1] - expected[0]
         stated = expected if floor.predicts else (None, None)
         one = ShadowLabel(gain, small, large, 1.0, *stated)
+        before = floor.refuted
         floor.learn(one, self.set_points.gain_threshold)
         self._move_threshold()
         self._show_set_points()
+        return floor.refuted and not before
 
     def forget_labels(self) -> None:
         """Labels until now are of no use for the floor: what is predicted counts again."""
