@@ -88,6 +88,15 @@ def test_an_unusable_row_is_named_by_reason(row: Any, reason: str) -> None:
         parse(row)
 
 
+def test_prompts_that_nobody_graded_are_told_how_to_be(write: Callable[..., Path]) -> None:
+    path = write([{"prompt": "p", "reference": "r"}, {"prompt": "q", "reference": "s"}])
+
+    with pytest.raises(DataError, match="2 prompts and no grades") as refused:
+        read_dataset([path])
+
+    assert f"tandem grade {path} --router" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

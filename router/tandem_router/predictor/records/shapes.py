@@ -21,6 +21,8 @@ Record = dict[str, Any]
 _PROMPTS = ("question", "query", "instruction", "input", "text", "user", "content", "problem")
 _SCORES = ("score", "rating", "grade", "correct", "is_correct", "label")
 _TRUTH = {"true": 1.0, "false": 0.0}
+#: Why a row that is nothing but a prompt cannot be learned from.
+UNGRADED = 'has no label under `quality`, like {"small": 1, "large": 0.5}'
 FORM = '{"prompt": "...", "quality": {"small": 1, "large": 0.5}}, or columns prompt, quality.small'
 
 
@@ -64,7 +66,7 @@ def refuse(record: Record) -> DataError:
 
 def no_grade(record: Record) -> DataError:
     """Why a record without a grade cannot be learned from, and what would make it one."""
-    plain = 'has no label under `quality`, like {"small": 1, "large": 0.5}'
+    plain = UNGRADED
     if record.get("logged"):
         return DataError(
             f"{plain}: it is a logged answer of {record['logged']}, not a grade; `tandem grade` "

@@ -143,6 +143,12 @@ def read_dataset(paths: Sequence[Path], *, need_quality: bool = True) -> Dataset
     names = ", ".join(str(path) for path in paths)
     if total == 0:
         raise DataError(f"{names} holds no rows; expected one JSON object with a prompt per line")
+    if not rows and all(item.reason == shapes.UNGRADED for item in rejected):
+        raise DataError(
+            f"{names} holds {total:,} prompts and no grades of any tier's answers; get them first: "
+            f"tandem grade {' '.join(map(str, paths))} --router http://127.0.0.1:8000 "
+            "-o graded.jsonl.gz, then give graded.jsonl.gz here"
+        )
     if len(rejected) > MAX_UNREADABLE_SHARE * total:
         shown = "\n".join(f"  {item.line}: {item.reason}" for item in rejected[:5])
         raise DataError(
