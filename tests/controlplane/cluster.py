@@ -370,11 +370,13 @@ def run_inside(arguments: argparse.Namespace) -> int:
         partial.rename(run_dir / "ready.json")
         enter = " ".join(network.enter_command(os.getpid()))
         print(
-            f"cluster: ready\n  export KUBECONFIG={plane.kubeconfig} "
-            f"KUBECACHEDIR={run_dir / 'kubectl-cache'} PATH={tools}:$PATH",
+            "cluster: ready\n"
+            "its network is its own; a shell inside it, for a second terminal:\n"
+            f"  {enter} env KUBECONFIG={plane.kubeconfig} KUBECACHEDIR={cache} "
+            f'PATH="{tools}:{venv_bin}:$PATH" bash\n'
+            "Ctrl-C here stops the cluster",
             flush=True,
         )
-        print(f"  {enter} bash        # a shell inside; Ctrl-C here stops the cluster", flush=True)
         while not stopping:
             name = plane.exited()
             if name:
