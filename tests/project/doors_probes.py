@@ -200,24 +200,26 @@ def slowly_scored(config: RouterConfig) -> Any:
 
 def background(config: RouterConfig) -> Any:
     """The periods of what runs beside the requests, as its functions are told them."""
-    from tandem_router.api import app as module
+    from tandem_router.api import app as beside
+    from tandem_router.balancing import known_workers as followed
 
     told: list[Any] = []
 
     async def fake(*arguments: Any, **options: Any) -> None:
         told.append([a for a in arguments if isinstance(a, float)])
-        told.append({k: v for k, v in options.items() if k.endswith("_s")})
+        periods = {k: v for k, v in options.items() if k.endswith("_s")}
+        told.append({k: v() if callable(v) else v for k, v in periods.items()})
 
     async def run() -> None:
         async with app(config).running():
             await asyncio.sleep(0)
 
-    kept = module.poll_loads, module.watch_file
-    module.poll_loads = module.watch_file = fake  # type: ignore[assignment]
+    kept = beside.poll_loads, followed.watch_file
+    beside.poll_loads = followed.watch_file = fake  # type: ignore[assignment]
     try:
         asyncio.run(run())
     finally:
-        module.poll_loads, module.watch_file = kept
+        beside.poll_loads, followed.watch_file = kept
     return told
 
 

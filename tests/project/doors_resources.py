@@ -312,6 +312,8 @@ def alike(kind: str, door: Door, rows: Mapping[str, Row]) -> str | None:
     if found is None:
         return f"{kind} {door.path}: no row; add two values to tests/project/doors_resources.py"
     seen = [OBSERVE[kind](spec) for spec in found]
+    if OBSERVE[kind](found[0]) != seen[0]:
+        return f"{kind} {door.path}: what is seen differs where nothing does"
     for (i, a), (j, b) in itertools.combinations(enumerate(seen), 2):
         if a == b:
             return f"{kind} {door.path}: nothing shows which of values {i} and {j} it has"

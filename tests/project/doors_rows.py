@@ -54,10 +54,12 @@ def configured(path: str, value: Any, given: Mapping[str, Any] | None = None) ->
 
 
 def same(path: str, row: Probe) -> bool:
-    """Whether nothing shows which of its two values the field has."""
-    return bool(
-        row.see(configured(path, row.a, row.given)) == row.see(configured(path, row.b, row.given))
-    )
+    """Whether nothing shows which of its two values the field has.
+
+    A probe that sees a difference where there is none shows nothing, whatever it sees elsewhere.
+    """
+    a, again, b = (row.see(configured(path, value, row.given)) for value in (row.a, row.a, row.b))
+    return bool(a == b) or bool(a != again)
 
 
 def nodes(table: Mapping[str, Tests | Probe]) -> list[tuple[str, Tests]]:

@@ -123,6 +123,7 @@ def test_a_configured_field_that_is_wired_to_nothing_is_found() -> None:
     assert unread([found["wired_to_nothing"]], ROUTER) == ["wired_to_nothing"]
     assert doors_rows.unknown(doors_router.ROUTER, set(found)) == ["wired_to_nothing has no row"]
     assert doors_rows.same("http_port", doors_rows.Probe(doors_probes.accepted, 8001, 8002))
+    assert doors_rows.same("http_port", doors_rows.Probe(lambda config: object(), 8001, 8002))
 
 
 DOCS = ROOT / "docs"
