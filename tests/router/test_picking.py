@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ def test_prefix_index_keeps_its_bound_and_a_chain_without_holes(prompts: list[by
 
         assert len(index) <= 8
         assert index.num_covered(chain) == min(8, len(chain))
+        for other in prompts:
+            blocks = block_hashes(other, 16, 99)
+            assert index.num_covered(blocks) == len(list(takewhile(index.__contains__, blocks)))
 
 
 def test_the_worker_whose_answers_are_nearer_to_their_end_is_picked() -> None:

@@ -251,14 +251,29 @@ class SimulatedWorker:
         return self._model.step_s(prompts, contexts)
 
     def _end_step(self, step: Step) -> None:
-        scheduler = self.scheduler
-        scheduler.advance(step)
+        self.scheduler.advance(step)
         self._step = None
-        for chunk in step.chunks:
-            sequence = chunk.sequence
-            if chunk.start + chunk.num_tokens == len(sequence.token_ids):
-                sequence.token_ids.append(0)
-                self._sampled(self.jobs[sequence.request_id], 1)
+        now, jobs = self._clock.now, self.jobs
+        # Nearly all tokens of a step have waited for the same other one: they are counted together.
+        gap_s, times = -1.0, 0
+        for sequence, start, num_tokens in step.chunks:
+            if start + num_tokens != len(sequence.token_ids):
+                continue
+            sequence.token_ids.append(0)
+            job = jobs[sequence.request_id]
+            if 0 < job.num_generated < job.num_outputs - 1:
+                job.num_generated += 1
+                if now - job.last_token_s == gap_s:
+                    times += 1
+                else:
+                    if times:
+                        self._gaps.add(gap_s, times)
+                    gap_s, times = now - job.last_token_s, 1
+                job.last_token_s = now
+            else:
+                self._sampled(job, 1)
+        if times:
+            self._gaps.add(gap_s, times)
         if self._step is None and self._run is None:
             self._begin()
 
@@ -286,11 +301,16 @@ class SimulatedWorker:
         running = self.scheduler.running
         if not running:
             return False
-        jobs = [self.jobs[s.request_id] for s in running]
-        until_finish = min(job.num_outputs - job.num_generated for job in jobs)
-        if until_finish < 2 or any(job.num_generated == 0 for job in jobs):
-            return False  # a prompt's last token may be computed alone: it samples the first
-        context = sum(len(s.token_ids) for s in running)
+        jobs = self.jobs
+        until_finish, context = 1 << 60, 0
+        for sequence in running:
+            job = jobs[sequence.request_id]
+            left = job.num_outputs - job.num_generated
+            if left < 2 or job.num_generated == 0:
+                return False  # a prompt's last token may be computed alone: it samples the first
+            if left < until_finish:
+                until_finish = left
+            context += len(sequence.token_ids)
         line = self._model.decode_line(len(running), context)
         if line is None:
             return False
@@ -328,21 +348,23 @@ class SimulatedWorker:
         took = num_steps * (run.first_s + last) / 2.0
         self.busy_s += took
         self.num_steps += num_steps
-        running = list(self.scheduler.running)
+        running = self.scheduler.running
         sampled = bytes(num_steps)
+        ends = run.ends_s(num_steps)
+        finished = []
         for sequence in running:
             sequence.token_ids.extend(sampled)
-        self.scheduler.advance_quiet(num_steps)
-        self._count_gaps(run, num_steps, len(running))
-        ends = run.ends_s(num_steps)
-        for sequence in running:
             job = self.jobs[sequence.request_id]
             job.num_generated += num_steps
             job.last_token_s = ends
             if job.num_generated >= job.num_outputs:
-                self.scheduler.finish(sequence, hold=job.hold)
-                del self.jobs[sequence.request_id]
-                job.on_done(job)
+                finished.append(job)
+        self._count_gaps(run, num_steps, len(running))
+        self.scheduler.advance_quiet(num_steps)
+        for job in finished:
+            self.scheduler.finish(job.sequence, hold=job.hold)
+            del self.jobs[job.sequence.request_id]
+            job.on_done(job)
 
     def _count_gaps(self, run: _Run, num_steps: int, batch: int) -> None:
         """The gaps of a run change slowly: a few pieces of it stand for all its steps."""

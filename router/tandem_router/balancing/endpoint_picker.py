@@ -251,12 +251,13 @@ class Picker:
                 decodes = with_prefill(decodes, prefills)
             candidates = self._candidates(decodes, chain)
         pairs: list[Pair] = []
+        nearest = self._nearest(prefills, chain) if chain and len(prefills) > 3 else None
         for decode in candidates:
             partners: list[Worker] = []
             if prefills and decode.role == "decode":
                 partners = [
                     prefill
-                    for prefill in self._candidates(prefills, chain)
+                    for prefill in self._some(prefills, nearest)
                     if same_revision(decode, prefill)
                 ]
             if partners:
@@ -313,16 +314,22 @@ class Picker:
         return chosen
 
     def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
-        if len(workers) == 1:
+        nearest = self._nearest(workers, chain) if chain and len(workers) > 3 else None
+        return self._some(workers, nearest)
+
+    def _some(self, workers: list[Worker], nearest: Worker | None) -> list[Worker]:
+        """Two at random and the nearest; of up to three, all."""
+        number = len(workers)
+        if number == 1:
             return workers
-        if len(workers) <= 3:
+        if number <= 3:
             # In random order, so that equal costs are shared out.
-            return self._rng.sample(workers, len(workers))
-        chosen = self._rng.sample(workers, 2)
-        if chain:
-            nearest = self._nearest(workers, chain)
-            if nearest is not None and nearest not in chosen:
-                chosen.append(nearest)
+            return self._rng.sample(workers, number)
+        random_ = self._rng.random
+        first, second = int(random_() * number), int(random_() * (number - 1))
+        chosen = [workers[first], workers[second + (second >= first)]]
+        if nearest is not None and nearest not in chosen:
+            chosen.append(nearest)
         return chosen
 
     def _nearest(self, workers: Iterable[Worker], chain: Sequence[int]) -> Worker | None:

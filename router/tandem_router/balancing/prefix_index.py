@@ -6,6 +6,7 @@ prefixes. Pure, bounded, and nothing of it leaves the process.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 BYTES_PER_TOKEN = 4.0
@@ -42,12 +43,16 @@ class PrefixIndex:
         self._seen.clear()
 
     def num_covered(self, chain: Sequence[int]) -> int:
-        covered = 0
-        for block in chain:
-            if block not in self._seen:
-                break
-            covered += 1
-        return covered
+        """Blocks in front that are here.
+
+        Whoever is here has all before it here (`add` makes them newer), so halves are looked at.
+        """
+        seen = self._seen
+        if not chain or chain[0] not in seen:
+            return 0
+        if chain[-1] in seen:
+            return len(chain)
+        return bisect_left(chain, True, 1, key=lambda block: block not in seen)
 
     def add(self, chain: Sequence[int]) -> None:
         # Deepest first: eviction then takes a chain's tail before the head others may share.

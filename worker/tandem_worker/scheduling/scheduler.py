@@ -19,6 +19,7 @@ from tandem_worker.scheduling.prefixes import cached_blocks, publish
 from tandem_worker.scheduling.ranking import Order, Ranking, ServiceTime, nominal_time
 from tandem_worker.scheduling.sequence import Chunk, Sequence, State, Step
 from tandem_worker.scheduling.shares import (
+    InOrder,
     InTurn,
     above_share,
     blocks_by_tenant,
@@ -261,11 +262,20 @@ class Scheduler:
             return 0
         if self.waiting and len(running) + len(self.awaiting_kv) < self.limits.max_num_seqs:
             return 0
-        if any(len(s.token_ids) - s.num_computed_tokens != 1 for s in running):
-            return 0
-        low, high = 0, most
-        while low < high:  # almost always the first guess fits
-            steps = high if low == 0 and high == most else (low + high + 1) // 2
+        size = self.blocks.block_size
+        missing = 0
+        for sequence in running:
+            computed = sequence.num_computed_tokens
+            if len(sequence.token_ids) - computed != 1:
+                return 0
+            more = computed + most - len(sequence.block_ids) * size
+            if more > 0:
+                missing += -(-more // size)
+        if missing <= self.blocks.num_available:
+            return most  # as almost always
+        low, high = 0, most - 1
+        while low < high:
+            steps = (low + high + 1) // 2
             if self._blocks_for(steps) <= self.blocks.num_available:
                 low = steps
             else:
@@ -275,15 +285,16 @@ class Scheduler:
     def advance_quiet(self, num_steps: int) -> None:
         """Record so many quiet steps; the caller has appended the token that each one sampled."""
         size = self.blocks.block_size
+        caches = self.blocks.prefix_cache
         for sequence in self.running:
-            computed = sequence.num_computed_tokens + num_steps
-            missing = -(-computed // size) - len(sequence.block_ids)
-            if missing > 0:
-                fresh = self.blocks.allocate(missing)
+            computed = sequence.num_computed_tokens = sequence.num_computed_tokens + num_steps
+            more = computed - len(sequence.block_ids) * size
+            if more > 0:
+                fresh = self.blocks.allocate(-(-more // size))
                 assert fresh is not None, "num_quiet_steps counted the blocks"
                 sequence.block_ids += fresh
-            sequence.num_computed_tokens = computed
-            publish(self.blocks, sequence)
+            if caches and computed // size > sequence.num_published:
+                publish(self.blocks, sequence)
 
     def _blocks_for(self, num_steps: int) -> int:
         size = self.blocks.block_size
@@ -331,7 +342,8 @@ class Scheduler:
         if self._ranking.moves:
             self.waiting.sort(key=self._ranking.key)
         taken: list[Sequence] = []
-        queue = InTurn(self.waiting, self.turns)
+        in_order = not paused and not self.turns.are_shared
+        queue = InOrder(self.waiting) if in_order else InTurn(self.waiting, self.turns)
         while slots > 0 and (sequence := queue.first()) is not None:
             tenant = sequence.tenant
             hits = cached_blocks(self.blocks, sequence)
@@ -378,7 +390,9 @@ class Scheduler:
             budget -= num_tokens
             if tenant in caps:
                 caps[tenant] -= num_tokens
-        if taken:
+        if in_order:
+            del self.waiting[: len(taken)]
+        elif taken:
             admitted = set(map(id, taken))
             self.waiting = [s for s in self.waiting if id(s) not in admitted]
 

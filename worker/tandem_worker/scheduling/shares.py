@@ -13,6 +13,26 @@ from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.scheduling.tenants import StepCosts, Turns, first_in_turn
 
 
+class InOrder:
+    """As :class:`InTurn` where all are of one tenant: the line itself, nothing copied."""
+
+    def __init__(self, waiting: list[Sequence]) -> None:
+        self._waiting = waiting
+        self._next = 0
+
+    def first(self) -> Sequence | None:
+        """Who is next; until `took` or `skip` the same."""
+        return self._waiting[self._next] if self._next < len(self._waiting) else None
+
+    def took(self, num_tokens: int) -> None:
+        """The first has been admitted."""
+        self._next += 1
+
+    def skip(self, tenant: str) -> None:
+        """Nobody of the tenant can be admitted now."""
+        self._next = len(self._waiting)
+
+
 class InTurn:
     """Waiting sequences in turn: tenants by what they have been served, each one's in its order."""
 
