@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec import to_builtins
@@ -30,7 +34,9 @@ from tandem_router.policy import (
 from tandem_router.policy.terms import ScoreStatus
 from tandem_router.proxy.arrival import admit
 from tandem_router.routing.predictor_source import ArtifactPredictor, Predictor
-from tandem_router.routing.scorer import UNSCORED
+from tandem_router.routing.scorer import UNSCORED, Scored
+from tandem_router.store.configured import configured_backend
+from tandem_router.store.records import Batch
 
 _BODIES = [
     {"prompt": "x", "n": 3},
@@ -39,6 +45,9 @@ _BODIES = [
     {"prompt": "x", "stop": "a long stop string"},
     {"prompt": "x", "metadata": [[[[[[1]]]]]]},
     {"messages": 5 * [{"role": "user", "content": "x"}]},
+    {"prompt": 5 * ["x"]},
+    {"prompt": "x", "logit_bias": {str(token): 1 for token in range(5)}},
+    {"prompt": "x", "logprobs": 3},
 ]
 
 
@@ -77,18 +86,22 @@ def never_sent(config: RouterConfig) -> Any:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "headers": [(b"content-length", b"10")],
-        "query_string": b"",
-    }
-    asyncio.run(app(config)(scope, receive, send))
+    asyncio.run(app(config)(asked("/v1/completions", 10), receive, send))
     return [message.get("body") for message in sent]
 
 
-def app(config: RouterConfig, predictor: Predictor | None = None) -> RouterApp:
+def asked(path: str, num_bytes: int) -> dict[str, Any]:
+    """A request as ASGI says it."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(b"content-length", b"%d" % num_bytes)],
+        "query_string": b"",
+    }
+
+
+def app(config: RouterConfig, predictor: Predictor | None = None, **options: Any) -> RouterApp:
     """A router whose clock stands still and that has no workers."""
     return RouterApp(
         config,
@@ -96,6 +109,7 @@ def app(config: RouterConfig, predictor: Predictor | None = None) -> RouterApp:
         endpoints_path=Path(tempfile.gettempdir()) / "no-endpoints.json",
         key_secret=32 * b"k",
         clock=lambda: 0.0,
+        **options,
     )
 
 
@@ -237,6 +251,7 @@ def served(config: RouterConfig) -> Any:
 
         def __init__(self, options: uvicorn.Config) -> None:
             told.append(options.timeout_graceful_shutdown)
+            told.append(options.http.listener.limits)  # type: ignore[union-attr]
 
         def run(self, sockets: Any) -> None:
             return
@@ -337,7 +352,180 @@ def ejected(config: RouterConfig) -> Any:
     return told, out
 
 
-def cache_order(config: RouterConfig) -> Any:
-    """What leaves the cache first."""
+def cache_bounds(config: RouterConfig) -> Any:
+    """What leaves the cache first, what fits into it, and when an answer is too old."""
     cache = app(config).services.reuse.cache
-    return None if cache is None else cache.eviction
+    return None if cache is None else (cache.eviction, cache.capacity_bytes, cache.ttl_s)
+
+
+def bodies(config: RouterConfig) -> list[str]:
+    """What two senders are told whose bodies are read."""
+    held = app(config).front("router:8000").bodies
+    return [str(held.refusal(sender, num_bytes)) for sender in "ab" for num_bytes in (3000, 9000)]
+
+
+def upstream(config: RouterConfig) -> Any:
+    """How long a server may take to be reached and to say something."""
+    client = app(config).services.client
+    return client.connect_timeout_s, client.stall_timeout_s
+
+
+def shadowed_share(config: RouterConfig) -> float:
+    """Of requests, that are answered twice."""
+    return app(config).services.learner.gate.share
+
+
+def chosen(config: RouterConfig) -> Any:
+    """Who answers forty prompts of which the large tier makes more, and how long they may be."""
+    services = app(config).services
+    body = b'{"model": "chat", "prompt": "x"}'
+    request = parse_inference("completions", body, Bodies(config.limits))
+    scored = Scored(PlainScore({"small": 0.1, "large": 0.9}), ScoreStatus.OK)
+    tenant = config.tenants[0].name if config.tenants else "anonymous"
+    found = []
+    for _ in range(40):
+        hold = services.ledger.hold(tenant, 1.0)
+        points = services.steering.set_points
+        decision = services.routing.choose(request, Overrides(), hold, scored, points)
+        services.steering.count(decision, request, points)
+        services.ledger.withdraw(hold)
+        found.append((decision.tier, decision.max_tokens))
+    return found
+
+
+def stored(config: RouterConfig) -> Any:
+    """How many of five decisions a store keeps."""
+
+    async def keep() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            backend = configured_backend(config.store, Path(folder) / "store.db", None)
+            assert backend is not None
+            await backend.open()
+            for number in range(5):
+                decision = {"request_id": str(number), "time": float(number), "tier": "small"}
+                await backend.write(Batch("writer", number + 1, decisions=[decision]))
+            found = await backend.decisions(10)
+            await backend.close()
+            return [decision["request_id"] for decision in found]
+
+    return asyncio.run(keep())
+
+
+def flushed(config: RouterConfig) -> float:
+    """Seconds between two batches of a store."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            raise asyncio.CancelledError
+
+    async def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await router.services.store.run()
+
+    kept = asyncio.sleep
+    with tempfile.TemporaryDirectory() as folder:
+        router = app(config, store_file=Path(folder) / "store.db")
+        asyncio.sleep = sleep  # type: ignore[assignment]
+        try:
+            asyncio.run(run())
+        finally:
+            asyncio.sleep = kept
+    return waited[-1]
+
+
+def read_in_time(config: RouterConfig) -> Any:
+    """Whether a verdict on an answer counts that takes 30 ms."""
+
+    class Verifier:
+        def verify(self, *_: Any) -> Any:
+            time.sleep(0.03)
+            return SimpleNamespace(quality_small=0.5, quality_large=0.9)
+
+        def weigh(self, verdict: Any, *_: Any) -> Any:
+            return verdict
+
+    async def ask() -> Any:
+        answers = app(config).services.routing.answers
+        cascade = SimpleNamespace(verifier=Verifier(), weigh=Verifier().weigh)
+        middle: Any = SimpleNamespace(cascade=cascade, predicted=(0.5, 0.9))
+        found = await answers.read(middle, "prompt", "answer", None)
+        answers.close()
+        return found is not None
+
+    return asyncio.run(ask())
+
+
+def embedding_asked_for(config: RouterConfig) -> list[str]:
+    """What is said of an embedding that is not there."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tandem.router")
+    logger.addHandler(handler)
+    try:
+        app(config)
+    finally:
+        logger.removeHandler(handler)
+    return said
+
+
+def trained_every(config: RouterConfig) -> list[bool]:
+    """Whether another training is due at hours after one."""
+    with tempfile.TemporaryDirectory() as folder:
+        retraining = app(config, retraining_dir=Path(folder)).services.retraining
+        assert retraining is not None
+        return [retraining.life.every_s <= hour * 3600.0 for hour in range(1, 6)]
+
+
+def kept_of_a_stream(config: RouterConfig) -> list[Any]:
+    """How many bytes of a stream are kept to go on with it."""
+    from tandem_router.proxy import request_handler
+
+    told: list[Any] = []
+
+    class Relay:
+        def __init__(self, request: Any, max_kept_bytes: int, *_: Any) -> None:
+            told.append(max_kept_bytes)
+            raise ApiError(503, "that was all")
+
+    body = b'{"model": "small", "prompt": "x", "stream": true}'
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        return
+
+    kept = request_handler.Relay
+    request_handler.Relay = Relay  # type: ignore[assignment, misc]
+    try:
+        asyncio.run(app(config)(asked("/v1/completions", len(body)), receive, send))
+    finally:
+        request_handler.Relay = kept  # type: ignore[misc]
+    return told
+
+
+def gateways(config: RouterConfig) -> list[Any]:
+    """The port at which a gateway asks."""
+    from tandem_router.gateway import server
+
+    told: list[Any] = []
+
+    @contextlib.asynccontextmanager
+    async def serving(front: Any, host: str, port: int, *_: Any) -> AsyncIterator[None]:
+        told.append(port)
+        yield
+
+    async def run() -> None:
+        async with app(config, address=("127.0.0.1", 8000)).running():
+            pass
+
+    kept = server.serving
+    server.serving = serving  # type: ignore[assignment]
+    try:
+        asyncio.run(run())
+    finally:
+        server.serving = kept
+    return told

@@ -7,21 +7,32 @@ from doors_probes import (
     accepted,
     answer_time,
     background,
-    cache_order,
+    bodies,
+    cache_bounds,
     cached,
+    chosen,
     ejected,
+    embedding_asked_for,
     floor_threshold,
+    flushed,
+    gateways,
     held,
     kept_decisions,
+    kept_of_a_stream,
     never_sent,
     paid,
     points,
     prefixes,
+    read_in_time,
     reported,
     retries,
     scored,
     served,
+    shadowed_share,
     slowly_scored,
+    stored,
+    trained_every,
+    upstream,
 )
 from doors_rows import Probe, Tests, shown_by
 
@@ -49,7 +60,13 @@ def outward(test: str) -> Tests:
 
 
 ROUTER: dict[str, Tests | Probe] = {
-    "learning.shadow_share": shadowed("test_no_share_means_no_second_answer"),
+    "learning.shadow_share": Probe(
+        shadowed_share,
+        0.1,
+        0.2,
+        {"learning.judge": {"type": "Exact"}},
+        then=shadowed("test_no_share_means_no_second_answer"),
+    ),
     "learning.daily_usd": shadowed("test_the_days_money_is_never_passed_and_survives_a_restart"),
     "learning.judge.type": shadowed("test_rules_take_the_dearest_tiers_answer_for_right"),
     "learning.judge.url": shadowed(_JUDGED),
@@ -74,8 +91,7 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_engines.py::test_a_stream_of_a_dead_server_goes_on_from_its_ids"
     ),
     "tiers.engine_order": shown_by(
-        "router/test_engines.py::test_a_queue_by_priority_is_given_length_or_deadline",
-        word="order",
+        "router/test_engines.py::test_a_tiers_engine_order_says_whether_its_server_is_given_priorities"
     ),
     "tiers.max_tokens_field": shown_by(
         "router/test_money.py::test_a_provider_gets_the_bound_under_the_name_that_it_reads"
@@ -115,7 +131,7 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_money.py::test_cached_and_reasoning_tokens_have_their_prices"
     ),
     "tiers.max_share": shown_by(
-        "policy/test_decide.py::test_max_share_holds_in_every_window_of_recent_requests"
+        "router/test_floor.py::test_a_largest_share_still_comes_before_the_floor"
     ),
     "fallback_tier": shown_by(
         "router/test_choices.py::test_a_late_predictor_means_the_fallback_tier", word="fallback"
@@ -128,11 +144,23 @@ ROUTER: dict[str, Tests | Probe] = {
     "predictor.artifact": shown_by(
         "router/test_live_tiers.py::test_another_kind_of_predictor_or_another_artifact_is_used"
     ),
-    "predictor.embedding": shown_by(
-        "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
+    "predictor.embedding": Probe(
+        embedding_asked_for,
+        "/a",
+        "/b",
+        {"predictor.type": "Learned", "predictor.artifact": "/nowhere"},
+        then=shown_by(
+            "predictor/test_embedding.py::test_served_numbers_equal_the_estimators_with_the_view"
+        ),
     ),
-    "predictor.retraining.every_s": shown_by(
-        "router/test_retraining.py::test_a_training_that_dies_is_told_and_changes_nothing"
+    "predictor.retraining.every_s": Probe(
+        trained_every,
+        3600.0,
+        7200.0,
+        {"predictor.type": "Learned", "predictor.artifact": "/nowhere"},
+        then=shown_by(
+            "router/test_retraining.py::test_a_training_that_dies_is_told_and_changes_nothing"
+        ),
     ),
     "predictor.retraining.min_labels": shown_by(
         "router/test_retraining.py::test_a_better_predictor_is_trained_shadowed_and_promoted"
@@ -159,18 +187,37 @@ ROUTER: dict[str, Tests | Probe] = {
     "cascade.streams": shown_by(
         "router/test_cascade.py::"
         "test_streams_go_straight_to_their_tier_unless_the_router_says_otherwise",
+        "router/test_cascade.py::"
+        "test_an_escalation_that_fails_sends_the_small_answer_which_is_paid_once",
         word="cascade",
     ),
-    "cascade.deadline_ms": shown_by("router/test_cascade.py::test_a_late_verdict_does_not_count"),
+    "cascade.deadline_ms": Probe(
+        read_in_time,
+        1.0,
+        10_000.0,
+        then=shown_by("router/test_cascade.py::test_a_late_verdict_does_not_count"),
+    ),
     "cache.enabled": Probe(cached, False, True),
-    "cache.max_bytes": shown_by(
-        "policy/test_cache.py::test_an_answer_without_a_price_or_above_the_capacity_is_refused",
-        word="capacity",
+    "cache.max_bytes": Probe(
+        cache_bounds,
+        2**20,
+        2**21,
+        {"cache.enabled": True},
+        then=shown_by(
+            "policy/test_cache.py::test_an_answer_without_a_price_or_above_the_capacity_is_refused",
+            word="capacity",
+        ),
     ),
-    "cache.ttl_s": shown_by(
-        "policy/test_cache.py::test_expired_answers_are_not_served_and_free_their_bytes"
+    "cache.ttl_s": Probe(
+        cache_bounds,
+        1.0,
+        2.0,
+        {"cache.enabled": True},
+        then=shown_by(
+            "policy/test_cache.py::test_expired_answers_are_not_served_and_free_their_bytes"
+        ),
     ),
-    "cache.eviction": Probe(cache_order, "LEC", "GDSF", {"cache.enabled": True}),
+    "cache.eviction": Probe(cache_bounds, "LEC", "GDSF", {"cache.enabled": True}),
     "tenants.name": shown_by(
         "router/test_admission.py::test_a_tenant_is_held_to_its_rates_and_tiers"
     ),
@@ -184,8 +231,14 @@ ROUTER: dict[str, Tests | Probe] = {
     "tenants.usd_per_hour": shown_by(
         "router/test_admission.py::test_concurrency_and_money_of_a_tenant_are_bounded"
     ),
-    "tenants.max_cost_usd": shown_by(
-        "router/test_money.py::test_a_ceiling_of_a_request_and_of_a_tenant_shortens_too"
+    "tenants.max_cost_usd": Probe(
+        chosen,
+        0.0002,
+        0.0004,
+        {"tenants": [TENANT]},
+        then=shown_by(
+            "router/test_money.py::test_a_ceiling_of_a_request_and_of_a_tenant_shortens_too"
+        ),
     ),
     "threshold": Probe(points, 0.2, 0.3),
     "replicas": shown_by(
@@ -200,11 +253,21 @@ ROUTER: dict[str, Tests | Probe] = {
     "store.type": shown_by(
         "router/test_live.py::test_a_router_with_a_store_goes_on_counting_after_a_restart"
     ),
-    "store.flush_s": shown_by(
-        "router/test_store.py::test_a_killed_process_loses_at_most_its_last_batch", word="batch"
+    "store.flush_s": Probe(
+        flushed,
+        1.0,
+        2.0,
+        {"store.type": "sqlite"},
+        then=shown_by(
+            "router/test_store.py::test_a_killed_process_loses_at_most_its_last_batch", word="batch"
+        ),
     ),
-    "store.max_decisions": shown_by(
-        "router/test_store.py::test_decisions_are_kept_up_to_a_number_newest_first"
+    "store.max_decisions": Probe(
+        stored,
+        2,
+        3,
+        {"store.type": "sqlite"},
+        then=shown_by("router/test_store.py::test_decisions_are_kept_up_to_a_number_newest_first"),
     ),
     "limits.max_body_bytes": shown_by(
         "router/test_surface.py::test_a_body_above_the_limit_is_refused_before_it_is_read"
@@ -221,20 +284,38 @@ ROUTER: dict[str, Tests | Probe] = {
     "limits.max_embedding_inputs": shown_by(
         "router/test_embeddings.py::test_what_is_no_input_is_refused_by_name"
     ),
-    "limits.max_sequences": hostile("test_one_request_may_not_be_many", word="sequences"),
-    "limits.max_logit_bias": hostile("test_one_request_may_not_be_many", word="logit_bias"),
-    "limits.max_logprobs": hostile("test_one_request_may_not_be_many", word="logprobs"),
-    "limits.header_timeout_s": hostile("test_a_slow_header_is_refused_while_it_is_read"),
-    "limits.write_timeout_s": hostile("test_a_client_that_never_reads_is_dropped"),
-    "limits.max_held_body_bytes": hostile(
-        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    "limits.max_sequences": Probe(
+        accepted, 4, 8, then=hostile("test_one_request_may_not_be_many", word="sequences")
     ),
-    "limits.max_held_body_bytes_per_sender": hostile(
-        "test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"
+    "limits.max_logit_bias": Probe(
+        accepted, 4, 8, then=hostile("test_one_request_may_not_be_many", word="logit_bias")
     ),
-    "limits.max_connections": hostile("test_health_lives_when_every_connection_is_taken"),
-    "limits.max_waiting_connections_per_address": hostile(
-        "test_connections_that_say_nothing_are_bounded_by_address"
+    "limits.max_logprobs": Probe(
+        accepted, 2, 4, then=hostile("test_one_request_may_not_be_many", word="logprobs")
+    ),
+    "limits.header_timeout_s": Probe(
+        served, 1.0, 2.0, then=hostile("test_a_slow_header_is_refused_while_it_is_read")
+    ),
+    "limits.write_timeout_s": Probe(
+        served, 1.0, 2.0, then=hostile("test_a_client_that_never_reads_is_dropped")
+    ),
+    "limits.max_held_body_bytes": Probe(
+        bodies,
+        4000,
+        40000,
+        then=hostile("test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"),
+    ),
+    "limits.max_held_body_bytes_per_sender": Probe(
+        bodies,
+        4000,
+        40000,
+        then=hostile("test_bodies_are_counted_by_sender_and_in_all", word="HeldBodies"),
+    ),
+    "limits.max_connections": Probe(
+        served, 10, 20, then=hostile("test_health_lives_when_every_connection_is_taken")
+    ),
+    "limits.max_waiting_connections_per_address": Probe(
+        served, 10, 20, then=hostile("test_connections_that_say_nothing_are_bounded_by_address")
     ),
     "outward.only_public": outward(
         "test_in_a_cluster_names_of_the_cluster_are_refused_unless_a_network_is_allowed"
@@ -275,15 +356,26 @@ ROUTER: dict[str, Tests | Probe] = {
     "failover.max_attempts": shown_by(
         "router/test_failover.py::test_a_worker_that_is_not_ready_yet_is_waited_for"
     ),
-    "failover.connect_timeout_s": shown_by(
-        "router/test_upstream.py::test_an_unreachable_server_is_told_apart"
+    "failover.connect_timeout_s": Probe(
+        upstream,
+        1.0,
+        2.0,
+        then=shown_by("router/test_upstream.py::test_an_unreachable_server_is_told_apart"),
     ),
-    "failover.stall_timeout_s": shown_by(
-        "router/test_upstream.py::test_silence_is_a_stall_but_a_slow_stream_is_not"
+    "failover.stall_timeout_s": Probe(
+        upstream,
+        1.0,
+        2.0,
+        then=shown_by("router/test_upstream.py::test_silence_is_a_stall_but_a_slow_stream_is_not"),
     ),
     "failover.dead_after_s": Probe(background, 15.0, 20.0),
-    "failover.max_kept_bytes": shown_by(
-        "router/test_failover.py::test_journal_stays_within_its_bound_and_forgets_no_token"
+    "failover.max_kept_bytes": Probe(
+        kept_of_a_stream,
+        2000,
+        4000,
+        then=shown_by(
+            "router/test_failover.py::test_journal_stays_within_its_bound_and_forgets_no_token"
+        ),
     ),
     "picking.prefix_block_bytes": Probe(prefixes, 128, 256),
     "picking.max_prefix_blocks": Probe(prefixes, 1, 4),
@@ -309,8 +401,7 @@ ROUTER: dict[str, Tests | Probe] = {
         "test_slices_become_the_table_without_unready_and_terminating_addresses"
     ),
     "endpoints.services.port": shown_by(
-        "router/test_upstream.py::"
-        "test_slices_become_the_table_without_unready_and_terminating_addresses"
+        "router/test_upstream.py::test_where_a_slice_names_no_port_the_services_is_asked"
     ),
     "endpoints.api_url": shown_by(
         "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
@@ -319,8 +410,13 @@ ROUTER: dict[str, Tests | Probe] = {
         "router/test_upstream.py::test_slices_are_watched_and_listed_again_after_a_410"
     ),
     "http_port": Probe(served, 8001, 8002),
-    "gateway_port": shown_by(
-        "gateway/test_envoy.py::test_an_envoy_asks_the_router_where_each_request_goes"
+    "gateway_port": Probe(
+        gateways,
+        9001,
+        9002,
+        then=shown_by(
+            "gateway/test_envoy.py::test_an_envoy_asks_the_router_where_each_request_goes"
+        ),
     ),
     "drain_timeout_s": Probe(served, 10.0, 20.0),
     "decisions_kept": Probe(kept_decisions, 5, 10),

@@ -6,6 +6,7 @@ something different.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -18,21 +19,22 @@ from tandem_router.testing.two_tiers import CONFIG
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What two values of a field do, side by side."""
-
-    see: Callable[[RouterConfig], Any]
-    a: Any
-    b: Any
-    given: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class Tests:
     """The tests that show a field's effect; word: how they call it, its own name when absent."""
 
     nodes: tuple[str, ...]
     word: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What two values of a field do, side by side; then: what comes of it, where that is more."""
+
+    see: Callable[[RouterConfig], Any]
+    a: Any
+    b: Any
+    given: Mapping[str, Any] | None = None
+    then: Tests | None = None
 
 
 def shown_by(*nodes: str, word: str = "") -> Tests:
@@ -49,7 +51,7 @@ def configured(path: str, value: Any, given: Mapping[str, Any] | None = None) ->
         for part in parents:
             at = at.setdefault(part, {})
             at = at[0] if isinstance(at, list) else at
-        at[last] = change
+        at[last] = copy.deepcopy(change)  # a later field of the same row goes into it
     return parse_config(json.dumps(data))
 
 
@@ -63,8 +65,9 @@ def same(path: str, row: Probe) -> bool:
 
 
 def nodes(table: Mapping[str, Tests | Probe]) -> list[tuple[str, Tests]]:
-    """The rows that name tests."""
-    return [(path, row) for path, row in table.items() if isinstance(row, Tests)]
+    """The tests that rows name."""
+    named = ((path, row.then if isinstance(row, Probe) else row) for path, row in table.items())
+    return [(path, tests) for path, tests in named if tests is not None]
 
 
 def probes(table: Mapping[str, Tests | Probe]) -> list[tuple[str, Probe]]:

@@ -171,6 +171,21 @@ def test_a_queue_by_priority_is_given_length_or_deadline(
     assert priority(order="Length", expected_tokens=9.0, turn=-1) < 0
 
 
+@pytest.mark.parametrize("engine_order", ["None", "Deadline"])
+async def test_a_tiers_engine_order_says_whether_its_server_is_given_priorities(
+    run_router: Callable[..., Any], make_vllm: Callable[..., Any], engine_order: str
+) -> None:
+    server = await make_vllm()
+
+    async with run_router(
+        {"large": {"unified": [server]}}, tiers=tiers(engine_order=engine_order)
+    ) as (client, app):
+        await known(app, 1)
+        await client.chat(**LARGE, headers={"x-tandem-ttft-slo-ms": "500"})
+
+    assert ("priority" in server.orders[-1].json) == (engine_order == "Deadline")
+
+
 def test_our_workers_are_told_the_predicted_length_of_an_answer() -> None:
     def told(expected: float | None) -> dict[bytes, bytes]:
         known = Told("r", 100, 1, "m", expected_tokens=expected)

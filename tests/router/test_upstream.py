@@ -263,6 +263,14 @@ def test_slices_become_the_table_without_unready_and_terminating_addresses() -> 
     }
 
 
+def test_where_a_slice_names_no_port_the_services_is_asked() -> None:
+    without = {**slice_object("l-decode", "10.0.0.1"), "ports": []}
+
+    assert endpointslices.table_of([without], REFS)["large"] == {
+        "decode": ("http://10.0.0.1:9000",)
+    }
+
+
 def test_of_two_ports_the_one_that_speaks_http_is_asked() -> None:
     """vLLM's prefill and decode pods have one for blocks, too."""
     two = slice_object("s", "10.0.0.1")
