@@ -29,6 +29,7 @@ from policy_studies.change import change_study
 from policy_studies.floor import floor_study
 from policy_studies.managed import managed_study
 from policy_studies.measured import bias_study, coverage_study, drop_study
+from policy_studies.new_tier import new_tier_study
 from policy_studies.share import share_study
 from policy_studies.verifier import verifier_study
 
@@ -53,6 +54,9 @@ def main() -> None:
         "managed": lambda: managed_study(mmlu, gsm8k, seeds(options.runs // 2)),
         "change": lambda: change_study(mmlu, gsm8k, seeds(4 * options.seeds)),
         "cascade": lambda: cascade_study(seeds(options.seeds)),
+        "new tier": lambda: new_tier_study(
+            *load_tiers("paretobandit_k4_dev"), seeds(4 * options.seeds)
+        ),
         "verifier": lambda: verifier_study(seeds(options.seeds)),
         "coverage": lambda: coverage_study(mmlu, gsm8k, seeds(options.runs)),
         "bias": lambda: bias_study(mmlu, seeds(options.runs)),

@@ -22,7 +22,9 @@ from tandem_router.proxy.first_answer import asked_whole
 from tandem_router.proxy.retries import Retries
 from tandem_router.proxy.tier_assignment import Replaced, TierAssignment
 from tandem_router.quality.learner import Answered, NoAnswer, Shadow, Unseen
+from tandem_router.quality.shadow_gate import Explored
 from tandem_router.routing.answer_reading import text_of
+from tandem_router.routing.new_tiers import EXPLORED_SHARE
 
 LOWEST_PRIORITY = 100
 # What such requests are answered with is no text, or rests on more than text.
@@ -49,7 +51,13 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
     if replaced is not None:
         draw = learner.draw_replaced(replaced.tier)
     else:
-        draw = learner.draw(record.tier, prices.cheapest, prices.dearest)
+        explored = services.steering.new_tiers.to_explore
+        draw = learner.draw(
+            record.tier,
+            prices.cheapest,
+            prices.dearest,
+            Explored(explored, EXPLORED_SHARE) if explored is not None else None,
+        )
     if draw is None:
         return
     text = answer()
@@ -59,7 +67,8 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
         record.request_id, record.tenant, record.tier, request.prompt, text, dict(record.quality)
     )
     shadow = _known(replaced) if replaced else _shadow(services, assignment, draw.tier)
-    learner.start(draw, answered, prices.dearest, shadow)
+    beside = _shadow(services, assignment, draw.beside) if draw.beside is not None else None
+    learner.start(draw, answered, prices.dearest, shadow, beside)
 
 
 def _known(replaced: Replaced) -> Shadow:

@@ -21,7 +21,7 @@ from tandem_router.quality.capture import captured
 from tandem_router.quality.daily_cap import DailyCap
 from tandem_router.quality.judge import Judge, JudgeFailed, Post
 from tandem_router.quality.labels import Labels
-from tandem_router.quality.shadow_gate import Draw, ShadowGate
+from tandem_router.quality.shadow_gate import Draw, Explored, ShadowGate
 from tandem_router.store.records import Label, LabelSource, Spend
 from tandem_router.store.writer import Store
 
@@ -164,10 +164,14 @@ class Learner:
             return "the budget cannot pay it now"
         return self._unfit(tier)
 
-    def draw(self, tier: str, cheapest: str, dearest: str) -> Draw | None:
+    def draw(
+        self, tier: str, cheapest: str, dearest: str, explored: Explored | None = None
+    ) -> Draw | None:
         """Whether a request that `tier` answered is answered by another tier too."""
         full = len(self._tasks) >= MOST_UNDER_WAY
-        return self.gate.draw(self._clock(), self._random(), tier, cheapest, dearest, full)
+        return self.gate.draw(
+            self._clock(), self._random(), tier, cheapest, dearest, full, explored
+        )
 
     def draw_replaced(self, tier: str) -> Draw | None:
         """Whether to judge an escalation, of which both answers are there; `tier`: of the first.
@@ -182,18 +186,32 @@ class Learner:
             return None
         return Draw(tier, share, share)
 
-    def start(self, draw: Draw, answered: Answered, dearest: str, shadow: Shadow) -> None:
+    def start(
+        self,
+        draw: Draw,
+        answered: Answered,
+        dearest: str,
+        shadow: Shadow,
+        beside: Shadow | None = None,
+    ) -> None:
         """Begin to learn from a request that was drawn; returns at once."""
         self.counts.num_drawn += 1
-        task = asyncio.get_running_loop().create_task(
-            self._learn(draw, answered, dearest, shadow), name=f"shadow {answered.request_id}"
-        )
+        learned = self._learn(draw, answered, dearest, shadow, beside)
+        name = f"shadow {answered.request_id}"
+        task = asyncio.get_running_loop().create_task(learned, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _learn(self, draw: Draw, answered: Answered, dearest: str, shadow: Shadow) -> None:
+    async def _learn(
+        self,
+        draw: Draw,
+        answered: Answered,
+        dearest: str,
+        shadow: Shadow,
+        beside: Shadow | None,
+    ) -> None:
         try:
-            label = await self._label(draw, answered, dearest, shadow)
+            label = await self._label(draw, answered, dearest, shadow, beside)
         except (NoAnswer, JudgeFailed) as error:
             what = "no money" if isinstance(error, NoMoney) else "no answer"
             if isinstance(error, JudgeFailed):
@@ -209,12 +227,24 @@ class Learner:
             self.counts.num_labelled += 1
             self._labels.add(label)
 
-    async def _label(self, draw: Draw, answered: Answered, dearest: str, shadow: Shadow) -> Label:
+    async def _label(
+        self,
+        draw: Draw,
+        answered: Answered,
+        dearest: str,
+        shadow: Shadow,
+        beside: Shadow | None,
+    ) -> Label:
         judge = self.judge
         if judge is None:
             raise JudgeFailed("there is none any more")
         unseen = await self._paid(draw.tier, shadow)
+        asked_usd = unseen.usd
         texts = {answered.tier: answered.answer, draw.tier: unseen.text}
+        if beside is not None:
+            reference = await self._paid(dearest, beside)
+            asked_usd += reference.usd
+            texts = {draw.tier: unseen.text, dearest: reference.text}
         other = next(tier for tier in texts if tier != dearest)
         most_usd = judge.most_usd(answered.text, texts[other], texts[dearest])
         day = self._hold(most_usd, billed=True)
@@ -237,7 +267,7 @@ class Learner:
             draw.probability,
             {other: grades.other, dearest: grades.dearest},
             predicted={name: min(1.0, max(0.0, q)) for name, q in answered.predicted.items()},
-            cost_usd=unseen.usd + usd,
+            cost_usd=asked_usd + usd,
             features=features,
             prompt=prompt,
         )

@@ -24,11 +24,23 @@ LEAST_OPEN_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Ask `tier` too. share: of the draw alone; probability: with the times at which none are."""
+    """Ask `tier` too. share: of the draw alone; probability: with the times at which none are.
+
+    beside: a further tier to ask, where neither the answer nor `tier` is the one compared with.
+    """
 
     tier: str
     share: float
     probability: float
+    beside: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """A tier of which little is known, and the share of requests that look at it until then."""
+
+    tier: str
+    share: float
 
 
 class ShadowGate:
@@ -63,21 +75,38 @@ class ShadowGate:
         self._looked.clear()
 
     def draw(
-        self, now: float, uniform: float, chosen: str, cheapest: str, dearest: str, full: bool
+        self,
+        now: float,
+        uniform: float,
+        chosen: str,
+        cheapest: str,
+        dearest: str,
+        full: bool,
+        explored: Explored | None = None,
     ) -> Draw | None:
-        """Decide for one answered request; full: too many shadow requests are under way."""
+        """Decide for one answered request; full: too many shadow requests are under way.
+
+        explored: a tier to be looked at more often, whoever answered.
+        """
         plan = self._sampler.draw(0.0, chosen, cheapest, dearest)
         if plan is None:
             return None
-        why = "too many under way" if full else self._reason(plan.tier, now)
-        self._saw(plan.tier, why is None)
+        tier, wanted, beside = plan.tier, plan.probability, None
+        if explored is not None:
+            wanted = max(wanted, explored.share)
+            tier = dearest if chosen == explored.tier else explored.tier
+            beside = dearest if dearest not in (chosen, tier) else None
+        why = "too many under way" if full else self._reason(tier, now)
+        if why is None and beside is not None:
+            why = self._reason(beside, now)
+        self._saw(tier, why is None)
         if why is not None:
             self.skipped[why] += 1
             return None
-        share = self.open_share(plan.tier)
-        if share < LEAST_OPEN_SHARE or not uniform < plan.probability:
+        share = self.open_share(tier)
+        if share < LEAST_OPEN_SHARE or not uniform < wanted:
             return None
-        return Draw(plan.tier, plan.probability, plan.probability * share)
+        return Draw(tier, wanted, wanted * share, beside)
 
     def _saw(self, tier: str, is_open: bool) -> None:
         seen = self._open.setdefault(tier, deque())

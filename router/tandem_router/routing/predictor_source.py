@@ -104,6 +104,11 @@ class ArtifactPredictor:
         return self._loaded is not None
 
     @property
+    def known_tiers(self) -> tuple[str, ...] | None:
+        """Those that it was trained on; None where there is nothing to learn beside."""
+        return None if self._loaded is None else self._loaded.tiers
+
+    @property
     def current(self) -> LearnedPredictor | None:
         """The predictor in use."""
         return self._loaded

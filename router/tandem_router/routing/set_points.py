@@ -34,7 +34,8 @@ from tandem_router.policy import (
     PolicyState,
     TierVerdict,
 )
-from tandem_router.prices import Prices
+from tandem_router.prices import Prices, list_price
+from tandem_router.routing.new_tiers import NewTiers
 from tandem_router.routing.predictor_source import ArtifactPredictor, LengthPredictor, Predictor
 from tandem_router.store.records import Label
 
@@ -84,6 +85,8 @@ class Steering:
         self._predictor = predictor
         self._unbilled = unbilled
         self._ends = (prices.cheapest, prices.dearest)
+        self.new_tiers = NewTiers()
+        self._look_for_new_tiers()
         self.state = PolicyState()
         self._asked = config.threshold  # None: nobody asks for one
         self._floor = self._new_floor(predictor)
@@ -110,6 +113,7 @@ class Steering:
         between other tiers than before, what was learnt of gains is forgotten.
         """
         before, self._config = self._config, config
+        self._look_for_new_tiers()
         ends = (self._prices.cheapest, self._prices.dearest)
         if {tier.name for tier in config.tiers} != {tier.name for tier in before.tiers} or (
             ends != self._ends
@@ -173,8 +177,11 @@ class Steering:
     def learn(self, label: Label) -> bool:
         """A label of the cheapest and the dearest tier moves the floor's limit.
 
-        True where it refuted what was predicted, and other tiers answer from now on.
+        One of a tier that the predictor does not know says what that is worth. True where the
+        limit was refuted, and other tiers answer from now on.
         """
+        self._look_for_new_tiers()
+        self.new_tiers.learn(label)
         floor, prices = self._floor, self._prices
         small, large = (label.quality.get(tier) for tier in (prices.cheapest, prices.dearest))
         expected = [label.predicted.get(tier) for tier in (prices.cheapest, prices.dearest)]
@@ -190,6 +197,11 @@ class Steering:
         self._move_threshold()
         self._show_set_points()
         return floor.refuted and not before
+
+    def _look_for_new_tiers(self) -> None:
+        by_price = sorted(self._config.tiers, key=list_price)
+        known = getattr(self._predictor, "known_tiers", None)
+        self.new_tiers.set_tiers(tuple(tier.name for tier in by_price), known)
 
     def forget_labels(self) -> None:
         """Labels until now are of no use for the floor: what is predicted counts again."""
@@ -243,6 +255,7 @@ class Steering:
     def predictor_changed(self, predictor: Predictor | None) -> None:
         """Another predictor or artifact is in use: its gains are on another scale."""
         self._predictor = predictor
+        self._look_for_new_tiers()
         states_quality = not isinstance(predictor, LengthPredictor)
         if states_quality != self.states_quality:
             self._expected.clear()

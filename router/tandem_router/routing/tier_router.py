@@ -243,6 +243,7 @@ class Routing:
         forced = overrides.tier
         score = scored.score
         now = self._clock()
+        complete = self._steering.new_tiers.complete
         options = [self._option(tier, failed, now) for tier in self._config.tiers]
         if forced is not None and all(option.name != forced for option in options):
             raise gone_tier(forced)  # it went while the request was on its way here
@@ -266,7 +267,7 @@ class Routing:
         route = RouteRequest(
             prompt_tokens=request.num_prompt_tokens,
             most_prompt_tokens=request.most_prompt_tokens,
-            score=with_gains(score),
+            score=complete(with_gains(score)),
             score_status=scored.status,
             max_tokens=request.max_tokens,
             num_choices=request.num_choices,
@@ -303,6 +304,7 @@ class Routing:
         score = scored.score
         if (
             score is None
+            or self._steering.new_tiers.num
             or scored.status is not ScoreStatus.OK
             or score.out_of_distribution
             or score.output_tokens
