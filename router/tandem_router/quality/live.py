@@ -220,6 +220,7 @@ class LiveQuality:
             await self._learn_again(kept[-MOST_REPLAYED:])
             for decision in reversed(await self._store.backend.decisions(MOST_REPLAYED)):
                 self._served_before(decision)
+            self.measured.estimate_anew()
         self.replayed = True
 
     async def _learn_again(self, labels: list[Label]) -> None:

@@ -185,6 +185,10 @@ class Measured:
         self._version += 1
         self._cache.clear()
 
+    def estimate_anew(self) -> None:
+        """What was estimated with fewer requests than are known now is not told again."""
+        self._cache.clear()
+
     def rebase(self, labels: Iterable[Label] = ()) -> None:
         """Another predictor: what it is off by is no change of quality.
 
