@@ -443,7 +443,7 @@ bad(
 bad(
     "learned from nothing",
     router("  predictor: {type: Learned}\n"),
-    "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training; add one or use type: Length",
+    "8: Router/r: spec.predictor.type: is 'Learned', but a Learned predictor needs artifact or training, or learning.shadowShare above 0 to gather labels for one; add one of them or use type: Length",
 )
 bad(
     "artifact beside Length",

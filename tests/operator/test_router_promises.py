@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,34 @@ async def test_an_artifact_alone_means_learned() -> None:
     assert '"quality_floor": 0.95' in config_of(cluster)
     ready = cluster.condition("Router", "r", "PredictorReady")
     assert (ready["status"], ready["reason"]) == ("True", "Loaded")
+
+
+async def test_learned_with_nothing_learned_yet_ranks_by_length_while_labels_gather() -> None:
+    learning = (
+        "  predictor: {type: Learned}\n"
+        '  learning: {shadowShare: "0.05", dailyUsd: "1", judge: {type: Exact}}\n'
+        '  objective: {qualityFloor: "0.9"}\n'
+    )
+    facts = replace(reporting(problem="NoLabels: there is no artifact"), quality_ratio=0.8)
+    cluster = await running(BOTH + learning, facts)
+
+    ready = cluster.condition("Router", "r", "PredictorReady")
+    assert (ready["status"], ready["reason"]) == ("False", "NoLabels")
+    assert "ranked by prompt length" in ready["message"]
+    assert "tandem labels export FILE" in ready["message"]
+    assert cluster.condition("Router", "r", "Ready")["status"] == "True"
+    assert '"artifact"' not in config_of(cluster)
+    assert '"quality_floor": 0.9' in config_of(cluster)
+    assert "FloorNotHeld" not in types(cluster)
+    assert "qualityRatio" not in cluster.get("Router", "r")["status"]["predictor"]
+
+
+async def test_status_repeats_what_training_said_to_do() -> None:
+    verdict = "small -> large: send all to small: within .003 (-.004 to .010) of large"
+    report = PredictorFacts("v1", ("small", "large"), verdicts=(verdict,))
+    cluster = await running(LEARNED, TrafficFacts(predictors={"r-router-0": report}))
+
+    assert cluster.get("Router", "r")["status"]["predictor"]["verdict"] == verdict
 
 
 @pytest.mark.parametrize(

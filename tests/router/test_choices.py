@@ -158,13 +158,17 @@ async def test_a_fixed_predictor_sends_everything_to_the_fallback_tier(
 ) -> None:
     """The dearest too; prompt length sends a short question to the small one."""
     table, told = await both(make_worker), {}
-    for kind in ("Fixed", "Length"):
+    for kind in ("Fixed", "Length", "Learned"):  # nothing learned yet: by length
         config = {"predictor": {"type": kind}, "fallback_tier": fallback}
         async with run_router(table, **config) as (client, _):
             replies = [await client.chat("x" * size) for size in (1, 2000)]
         told[kind] = [reply.headers["x-tandem-tier"] for reply in replies]
 
-    assert told == {"Fixed": [fallback, fallback], "Length": ["small", "large"]}
+    assert told == {
+        "Fixed": [fallback, fallback],
+        "Length": ["small", "large"],
+        "Learned": ["small", "large"],
+    }
 
 
 async def test_tokens_that_wait_at_a_tiers_workers_move_a_request_to_another(

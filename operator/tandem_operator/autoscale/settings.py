@@ -84,7 +84,7 @@ def loop_settings(
 def _base_threshold(router: Router) -> float:
     """Where the threshold stays while no quality floor moves it and no budget is short."""
     given = router.spec.threshold
-    return DEFAULT_THRESHOLDS[router.spec.predictor.kind] if given is None else float(given)
+    return DEFAULT_THRESHOLDS[router.spec.predictor.ranks_by] if given is None else float(given)
 
 
 def _speed(steps: Steps) -> Speed:

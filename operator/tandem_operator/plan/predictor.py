@@ -36,7 +36,7 @@ def embedding_volume(uri: str) -> tuple[Object | None, str]:
 def artifact_path(router: Router) -> str | None:
     """Where a router pod finds the artifact of its predictor; None where it has none."""
     predictor = router.spec.predictor
-    if predictor.kind != "Learned":
+    if predictor.ranks_by != "Learned":
         return None
     if predictor.artifact is None:
         return f"{PREDICTOR_DIR}/artifact"

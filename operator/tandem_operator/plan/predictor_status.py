@@ -9,6 +9,13 @@ from tandem_operator.plan.router_facts import PredictorFacts, TrafficFacts
 from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
 
+#: A predictor of public outcomes does not know pairs it has not seen, so none takes this place.
+NO_LABELS = (
+    "there is no artifact yet, requests are ranked by prompt length; labels gather: `tandem labels "
+    "export FILE`, or `tandem grade` on questions of yours, then `tandem train FILE` and set "
+    "predictor.artifact"
+)
+
 
 def add_predictor_conditions(
     conditions: Conditions,
@@ -20,12 +27,18 @@ def add_predictor_conditions(
 ) -> None:
     """PredictorReady from what the pods of the planned revision report, and FloorNotHeld."""
     kind = router.spec.predictor.kind
-    if kind == "Learned":
+    if kind == "Learned" and not router.spec.predictor.has_source:
+        conditions.add("PredictorReady", False, "NoLabels", NO_LABELS)
+    elif kind == "Learned":
         _learned(conditions, router, _current(plan, pods), traffic, refused_pods)
     else:
         conditions.add("PredictorReady", True, kind, f"type {kind} needs no artifact")
     floor = router.spec.objective.quality_floor
-    if floor is not None and kind != "Learned" and router.spec.learned_floor is None:
+    if (
+        floor is not None
+        and router.spec.predictor.ranks_by != "Learned"
+        and router.spec.learned_floor is None
+    ):
         text = (
             f"qualityFloor {floor} is not held: type {kind} measures no quality; train a predictor "
             "(predictor.training or predictor.artifact), or remove qualityFloor"

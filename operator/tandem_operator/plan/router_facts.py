@@ -35,11 +35,15 @@ class TierFacts:
 
 @dataclass(frozen=True)
 class PredictorFacts:
-    """The artifact of one router pod; problem says why none is in use."""
+    """The artifact of one router pod; problem says why none is in use.
+
+    verdicts: what its training said to do with each pair of tiers, a sentence each.
+    """
 
     version: str = ""
     tiers: tuple[str, ...] = ()
     problem: str = ""
+    verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

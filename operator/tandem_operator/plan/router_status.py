@@ -113,12 +113,15 @@ def router_status(
         if traffic.threshold is not None:
             status["predictor"]["threshold"] = f"{traffic.threshold:.3g}"
         # Qualities of Length and Fixed are orders, not measurements: a ratio of them says nothing.
-        measured = router.spec.predictor.kind == "Learned"
+        measured = router.spec.predictor.ranks_by == "Learned"
         if measured and traffic.quality_ratio is not None:
             status["predictor"]["qualityRatio"] = f"{traffic.quality_ratio:.2f}"
         if measured and traffic.content_blind_quality_ratio is not None:
             blind = f"{traffic.content_blind_quality_ratio:.2f}"
             status["predictor"]["baselineQualityRatio"] = blind
+        verdict = next((v for r in traffic.predictors.values() if (v := r.verdicts)), ())
+        if verdict:
+            status["predictor"]["verdict"] = "; ".join(verdict)[:1024]
         if traffic.retraining is not None:
             retraining = traffic.retraining
             for name, said in (

@@ -319,11 +319,12 @@ def _store(states: list[Object]) -> StoreFacts | None:
 def _artifact(report: Any) -> PredictorFacts | None:
     if not isinstance(report, dict):
         return None
-    tiers = report.get("tiers")
+    tiers, verdicts = report.get("tiers"), report.get("verdicts")
     return PredictorFacts(
         version=str(report.get("version") or ""),
         tiers=tuple(map(str, tiers)) if isinstance(tiers, list) else (),
         problem=str(report.get("problem") or ""),
+        verdicts=tuple(map(str, verdicts)) if isinstance(verdicts, list) else (),
     )
 
 

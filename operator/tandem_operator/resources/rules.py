@@ -105,9 +105,8 @@ def _models_of(spec: Obj) -> list[str]:
     return [str(t["modelRef"]["name"]) for t in spec["tiers"] if "modelRef" in t]
 
 
-def _is_learned(predictor: Obj) -> bool:
-    named = predictor.get("type")
-    return named == "Learned" if named else bool({"artifact", "training"} & predictor.keys())
+def _has_source(predictor: Obj) -> bool:
+    return bool({"artifact", "training"} & predictor.keys())
 
 
 MODEL_RULES: list[Rule] = [
@@ -304,11 +303,18 @@ ROUTER_RULES: list[Rule] = [
         "url",
     ),
     Rule(
-        ("spec", "predictor"),
-        "!has(self.type) || self.type != 'Learned' || has(self.artifact) || has(self.training)",
-        "a Learned predictor needs artifact or training; add one or use type: Length",
-        lambda o, _: o.get("type") != "Learned" or "artifact" in o or "training" in o,
-        "type",
+        ("spec",),
+        "!has(self.predictor) || !has(self.predictor.type) || self.predictor.type != 'Learned' || "
+        "has(self.predictor.artifact) || has(self.predictor.training) || (has(self.learning) && "
+        "has(self.learning.shadowShare) && double(self.learning.shadowShare) > 0.0)",
+        "a Learned predictor needs artifact or training, or learning.shadowShare above 0 to gather "
+        "labels for one; add one of them or use type: Length",
+        lambda o, _: (
+            o["predictor"].get("type") != "Learned"
+            or _has_source(o["predictor"])
+            or float((o.get("learning") or {}).get("shadowShare", "0")) > 0.0
+        ),
+        "predictor.type",
     ),
     Rule(
         ("spec", "predictor"),
@@ -338,12 +344,11 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec",),
-        "!has(self.cascade) || (has(self.predictor) && (has(self.predictor.type) ? "
-        "self.predictor.type == 'Learned' : "
-        "has(self.predictor.artifact) || has(self.predictor.training)))",
+        "!has(self.cascade) || (has(self.predictor) && (has(self.predictor.artifact) || "
+        "has(self.predictor.training)))",
         "a cascade reads answers with the verifier of a Learned predictor; add predictor.training "
         "or predictor.artifact, or remove cascade",
-        lambda o, _: "cascade" not in o or _is_learned(o["predictor"]),
+        lambda o, _: "cascade" not in o or _has_source(o["predictor"]),
         "cascade",
     ),
     Rule(

@@ -243,7 +243,8 @@ class Steering:
         """The threshold asked for, within the floor's limit; that limit where nobody asks."""
         floor, asked = self._floor, self._asked
         if asked is None and (floor is None or not floor.predicts):
-            asked = DEFAULT_THRESHOLDS[self._config.predictor.type]
+            by_length = isinstance(self._predictor, LengthPredictor)
+            asked = DEFAULT_THRESHOLDS["Length" if by_length else self._config.predictor.type]
         if floor is not None:
             return floor.clip(asked)
         assert asked is not None

@@ -52,9 +52,10 @@ class Predictor(Resource):
 
     type: Literal["Learned", "Length", "Fixed"] | None = Field(
         default=None,
-        description="Learned: from outcomes, what artifact or training mean. Length: longer "
-        "prompts are harder. Fixed: always the fallback tier. When absent: Learned with artifact "
-        "or training, else Length.",
+        description="Learned: from outcomes, what artifact or training mean; with neither, and "
+        "learning on, prompt length ranks until there is one. Length: longer prompts are harder. "
+        "Fixed: always the fallback tier. When absent: Learned with artifact or training, else "
+        "Length.",
     )
     artifact: Source | None = Field(
         default=None,
@@ -77,8 +78,17 @@ class Predictor(Resource):
     @property
     def kind(self) -> Literal["Learned", "Length", "Fixed"]:
         """The type, with what artifact or training imply."""
-        learned = self.artifact is not None or self.training is not None
-        return self.type or ("Learned" if learned else "Length")
+        return self.type or ("Learned" if self.has_source else "Length")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is, or will be, something learned."""
+        return self.artifact is not None or self.training is not None
+
+    @property
+    def ranks_by(self) -> Literal["Learned", "Length", "Fixed"]:
+        """What scores prompts: the kind, but prompt length while Learned has nothing learned."""
+        return "Length" if self.kind == "Learned" and not self.has_source else self.kind
 
 
 class Cascade(Resource):

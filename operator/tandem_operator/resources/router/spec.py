@@ -201,7 +201,7 @@ class RouterSpec(Resource):
     @property
     def held_floor(self) -> float | None:
         """The floor that is held; None where nothing measures quality or a threshold is set."""
-        if self.predictor.kind != "Learned" or self.threshold is not None:
+        if self.predictor.ranks_by != "Learned" or self.threshold is not None:
             return None
         given = self.objective.quality_floor
         return DEFAULT_QUALITY_FLOOR if given is None else float(given)
@@ -210,6 +210,6 @@ class RouterSpec(Resource):
     def learned_floor(self) -> float | None:
         """The floor that only labels can hold: prompt length ranks and states no quality."""
         given, learning = self.objective.quality_floor, self.learning
-        if self.predictor.kind != "Length" or given is None or learning is None:
+        if self.predictor.ranks_by != "Length" or given is None or learning is None:
             return None
         return float(given) if float(learning.shadow_share) > 0.0 else None

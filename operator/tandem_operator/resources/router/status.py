@@ -68,6 +68,10 @@ class PredictorStatus(Resource):
         description="The same for content-blind routing at equal cost: as many requests for each "
         "tier, whatever is in them.",
     )
+    verdict: Text | None = Field(
+        default=None,
+        description="What its training said to do with each pair of tiers: route, or all to one.",
+    )
     candidate: ShortText | None = Field(
         default=None, description="Version of the one trained from labels that is compared now."
     )
