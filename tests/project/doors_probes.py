@@ -19,7 +19,7 @@ from tandem_router import __main__ as router_command
 from tandem_router.api.admin import router_state
 from tandem_router.api.app import RouterApp
 from tandem_router.config import LimitsConfig, RouterConfig
-from tandem_router.errors import ApiError
+from tandem_router.errors import ApiError, UnreachableError
 from tandem_router.openai.body import Bodies
 from tandem_router.openai.headers import parse_headers
 from tandem_router.openai.request import parse_inference
@@ -529,3 +529,32 @@ def gateways(config: RouterConfig) -> list[Any]:
     finally:
         server.serving = kept
     return told
+
+
+def patience(config: RouterConfig) -> list[Any]:
+    """How long a provider may go without the beginning of an answer where another tier could."""
+    told: list[Any] = []
+
+    class Away:
+        async def request(self, *_: Any, begin_within_s: float | None, **__: Any) -> Any:
+            told.append(begin_within_s)
+            raise UnreachableError("nobody is there")
+
+        def close(self) -> None:
+            return
+
+    body = b'{"model": "chat", "prompt": "x", "max_tokens": 1}'
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        return
+
+    async def ask() -> None:
+        router = app(config, client=Away())
+        router.set_table({"large": {"unified": ("http://127.0.0.1:1",)}})
+        await router(asked("/v1/completions", len(body)), receive, send)
+
+    asyncio.run(ask())
+    return told[:1]

@@ -21,6 +21,7 @@ from doors_probes import (
     kept_of_a_stream,
     never_sent,
     paid,
+    patience,
     points,
     prefixes,
     read_in_time,
@@ -331,20 +332,24 @@ ROUTER: dict[str, Tests | Probe] = {
     ),
     "tenants.highest_priority": hostile("test_a_tenant_may_not_jump_the_queue"),
     "failover.wait_s": shown_by(
-        "router/test_failover.py::"
-        "test_a_stream_survives_every_worker_dying_once_and_waits_for_the_restart"
+        "router/test_waiting.py::test_a_tier_is_waited_for_as_long_as_its_settings_say"
     ),
     "failover.wake_s": shown_by(
         "router/test_waiting.py::test_a_tier_that_never_wakes_is_refused_with_a_time_to_come_back"
     ),
     "failover.tier_wait_s": shown_by(
-        "router/test_waiting.py::"
-        "test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_named"
+        "router/test_waiting.py::test_a_tier_is_waited_for_as_long_as_its_settings_say"
     ),
-    "failover.tier_patience_s": shown_by(
-        "router/test_tier_faults.py::"
-        "test_a_provider_that_hangs_is_left_within_the_default_patience",
-        word="patience",
+    "failover.tier_patience_s": Probe(
+        patience,
+        1.0,
+        2.0,
+        {**EXTERNAL, "fallback_tier": "small", "predictor.type": "Fixed"},
+        then=shown_by(
+            "router/test_tier_faults.py::"
+            "test_a_provider_that_hangs_is_left_within_the_default_patience",
+            word="patience",
+        ),
     ),
     "failover.answer_s_per_token": Probe(answer_time, 0.01, 0.1),
     "failover.retry_share": Probe(retries, 0.2, 0.5),
@@ -354,7 +359,7 @@ ROUTER: dict[str, Tests | Probe] = {
     "failover.outliers.max_ejection_s": Probe(ejected, 40.0, 50.0),
     "failover.outliers.max_ejected_share": Probe(ejected, 0.4, 1.0),
     "failover.max_attempts": shown_by(
-        "router/test_failover.py::test_a_worker_that_is_not_ready_yet_is_waited_for"
+        "router/test_waiting.py::test_a_request_is_tried_as_often_as_max_attempts_says"
     ),
     "failover.connect_timeout_s": Probe(
         upstream,

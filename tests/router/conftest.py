@@ -16,7 +16,15 @@ from tandem_router.testing.asgi_client import Client
 from tandem_router.testing.fake_worker import FakeWorker, token_text
 from tandem_router.testing.two_tiers import CONFIG
 
-OPTIONS = ("predictor", "peer_token", "key_secret", "metrics_token", "store_file", "store_url")
+OPTIONS = (
+    "clock",
+    "predictor",
+    "peer_token",
+    "key_secret",
+    "metrics_token",
+    "store_file",
+    "store_url",
+)
 
 
 @pytest.fixture

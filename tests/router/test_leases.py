@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clock import Clock
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
 from tandem_router.limits.leases import SharedLimits
@@ -18,14 +19,6 @@ from tandem_router.store.records import StoreError
 from tandem_router.store.tables import leased
 
 TIER = {"name": "big", "served_model": "m", "kind": "external", "url": "http://p/v1"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Originals:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from clock import Clock
 from tandem_router.config import RouterConfig
 from tandem_router.control import Bucket
 from tandem_router.errors import ApiError
@@ -25,14 +26,6 @@ TIERS = [
         "usd_per_1m_output_tokens": 10.0,
     },
 ]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def ledger(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clock import Clock
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.prefix_index import PrefixIndex, block_hashes
 from tandem_router.balancing.retry_budget import RetryBudget
@@ -20,16 +21,8 @@ from tandem_router.config import PickingConfig
 CONFIG = PickingConfig(prefix_block_bytes=16)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def picker(**roles: int) -> tuple[Picker, Clock]:
-    clock = Clock()
+    clock = Clock(100.0)
     result = Picker(CONFIG, random.Random(3), clock)
     result.set_table(
         {

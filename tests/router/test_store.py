@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from clock import Clock
 from postgres_server import Server, running
 from tandem_router.store.postgres import PostgresStore
 from tandem_router.store.records import Backend, Batch, Key, Label, Spend, StoreError
@@ -59,14 +60,6 @@ async def make_backend(request: Any, tmp_path: Path) -> AsyncIterator[Any]:
     yield make
     for backend in made:
         await backend.close()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def spent(usd: float, tier: str = "big", day: str = "2026-11-30", tenant: str = "a") -> Spend:
@@ -166,7 +159,7 @@ async def test_labels_are_read_the_same_with_and_without_a_place_to_keep_them(
     durable: bool, tmp_path: Path
 ) -> None:
     backend = SqliteStore(tmp_path / "router.db", max_decisions=9) if durable else None
-    store = Store(backend, wall_clock=Clock())
+    store = Store(backend, wall_clock=Clock(1_000_000.0))
     old, new = LABEL, replace(LABEL, request_id="r2", at=200.0)
 
     store.add_label(old)
@@ -213,7 +206,7 @@ async def test_leases_of_several_routers_never_exceed_the_bucket(make_backend: A
 
 
 async def test_totals_outlive_a_restart(make_backend: Any) -> None:
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     before = Store(make_backend(), wall_clock=clock)
     await before.step()
     before.add_spend(spent(0.25))
@@ -239,7 +232,7 @@ async def test_a_store_that_is_away_for_a_while_loses_no_money(server: Server) -
     await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await db.close()
     backend = PostgresStore(server.url, max_decisions=100)
-    store = Store(backend, wall_clock=Clock())
+    store = Store(backend, wall_clock=Clock(1_000_000.0))
     assert await store.step()
     server.stop()
 
@@ -264,7 +257,7 @@ async def test_a_store_that_is_away_for_a_while_loses_no_money(server: Server) -
 
 async def test_a_locked_file_is_said_and_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "router.db"
-    store = Store(SqliteStore(path, max_decisions=9, busy_s=0.01), wall_clock=Clock())
+    store = Store(SqliteStore(path, max_decisions=9, busy_s=0.01), wall_clock=Clock(1_000_000.0))
     assert await store.step()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -284,7 +277,7 @@ async def test_a_locked_file_is_said_and_waited_for(tmp_path: Path) -> None:
 
 async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
     backend = SqliteStore(tmp_path / "router.db", max_decisions=10**6)
-    store = Store(backend, wall_clock=Clock())
+    store = Store(backend, wall_clock=Clock(1_000_000.0))
     assert await store.step()
     await backend._run(lambda db: db.execute("PRAGMA max_page_count = 20").fetchone())
 
@@ -314,7 +307,7 @@ class Away:
 
 
 async def test_what_waits_is_bounded_and_what_is_dropped_is_counted() -> None:
-    store = Store(Away(), wall_clock=Clock())  # type: ignore[arg-type]
+    store = Store(Away(), wall_clock=Clock(1_000_000.0))  # type: ignore[arg-type]
 
     for number in range(MOST_WAITING + 7):
         store.add_decision(lambda number=number: decision(number))

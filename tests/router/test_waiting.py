@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from clock import Clock
 from eventually import eventually
 from tandem_router.testing.two_tiers import Scores
 
@@ -27,6 +28,60 @@ async def test_a_tier_without_workers_is_replaced_with_a_reason_unless_it_was_na
     assert forced.status == 503
     assert forced.headers["retry-after"]
     assert "large" in forced.error["message"]
+
+
+def num_held(app: Any) -> int:
+    tiers = app.services.arrivals.report()["tiers"]
+    return sum(tier["num_held"] for tier in tiers.values())
+
+
+async def held_until(app: Any, clock: Clock, client: Any, seconds: float, **asked: Any) -> Any:
+    """The reply to a request that is held for so long and no longer."""
+    task = asyncio.ensure_future(client.chat(**asked))
+    await eventually(lambda: num_held(app))
+    for part, done in ((0.9, False), (1.1, True)):
+        clock.now = 100.0 + part * seconds
+        app.services.workers_changed.set()
+        if done:
+            return await task
+        await eventually(lambda: not app.services.workers_changed.is_set())
+        assert not task.done()
+    return None
+
+
+async def test_a_tier_is_waited_for_as_long_as_its_settings_say(
+    run_router: Any, make_worker: Any
+) -> None:
+    clock, gone = Clock(100.0), await make_worker()
+    await gone.stop()
+    table = {"small": {"unified": [await make_worker()]}, "large": {"decode": [gone]}}
+    failover = {"wait_s": 50.0, "wake_s": 30.0, "tier_wait_s": 5.0}
+
+    async with run_router(
+        table, predictor=Scores(0.1, 0.9), failover=failover, clock=clock, background=False
+    ) as (client, app):
+        routed = await held_until(app, clock, client, 5.0)
+        clock.now = 100.0
+        named = await held_until(app, clock, client, 50.0, model="large")
+
+    assert (routed.status, routed.headers["x-tandem-reason"]) == (200, "unavailable")
+    assert named.status == 503
+
+
+async def test_a_request_is_tried_as_often_as_max_attempts_says(
+    run_router: Any, make_worker: Any
+) -> None:
+    broken = (500, {}, b'{"error": {"message": "no"}}')
+    workers = [await make_worker(refuse=[broken] * 9) for _ in range(4)]
+
+    async with run_router({"large": {"decode": workers}}, failover={"max_attempts": 3}) as (
+        client,
+        _,
+    ):
+        reply = await client.chat(model="large")
+
+    assert reply.status == 503
+    assert sum(len(worker.inference) for worker in workers) == 3
 
 
 async def test_a_request_is_held_until_a_worker_appears(run_router: Any, make_worker: Any) -> None:
