@@ -426,24 +426,3 @@ ROUTER: dict[str, Tests | Probe] = {
     "drain_timeout_s": Probe(served, 10.0, 20.0),
     "decisions_kept": Probe(kept_decisions, 5, 10),
 }
-
-# Headers that the docs list for requests, by the package that reads them.
-HEADERS: dict[str, Tests] = {
-    "x-tandem-quality": shown_by(
-        "router/test_choices.py::"
-        "test_a_quality_floor_in_a_header_moves_the_request_to_the_large_tier"
-    ),
-    "x-tandem-max-cost-usd": shown_by(
-        "router/test_choices.py::test_a_cost_ceiling_in_a_header_moves_the_request_to_the_small_tier"
-    ),
-    "x-tandem-ttft-slo-ms": shown_by(
-        "policy/test_decide.py::test_a_queue_on_the_large_tier_moves_the_request_to_the_small_one",
-        word="ttft_slo_s",
-    ),
-    "x-tandem-priority": shown_by(
-        "router/test_proxying.py::test_prefill_is_named_to_decode_workers_and_never_to_unified_ones"
-    ),
-    "cache-control": shown_by(
-        "router/test_reuse.py::test_what_may_come_out_differently_is_asked_again"
-    ),
-}

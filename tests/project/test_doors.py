@@ -154,18 +154,9 @@ def sources(folder: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in found)
 
 
-def test_every_request_header_of_the_docs_is_read_and_tested() -> None:
-    router = sources("router/tandem_router")
-    headers = listed("router.md", "request header")
-
-    assert doors_rows.unknown(doors_router.HEADERS, set(headers)) == []
-    for name, row in doors_router.HEADERS.items():
-        assert name in router, name
-        assert missing_tests(row.nodes, row.word or name) == [], name
-
-
 def test_every_field_of_the_contract_is_read_by_the_worker_and_tested() -> None:
-    """Its headers, and every field of a body: `tests/worker/test_every_field.py`."""
+    """Headers, and every field of a body: `tests/worker/test_every_field.py`; a client's headers:
+    `tests/router/test_every_header.py`."""
     worker, tested = (
         sources("worker/tandem_worker"),
         sources("tests/contract") + sources("tests/worker"),
