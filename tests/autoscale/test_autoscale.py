@@ -390,6 +390,40 @@ def test_a_measured_signal_can_lead_instead_of_the_forecast():
     assert loop.step(0.0, seen).workers["large", "decode"] == 8
 
 
+def test_a_query_gives_the_whole_pools_number_and_its_target_is_a_workers_part():
+    loop = make_loop(signals={"decode": {"Prometheus": 10.0}})
+    workers = {pool.key: 2 for pool in POOLS}
+    seen = Observation(load(1.0), workers, CURVE, PROFILES, 0.1)
+
+    more = loop.step(0.0, replace(seen, queried={("large", "decode"): 45.0}))
+    same = loop.step(5.0, replace(seen, queried={("large", "decode"): 19.0}))
+
+    assert more.workers["large", "decode"] == 5
+    assert same.workers["large", "decode"] == 2
+
+
+def test_a_query_without_a_number_holds_the_pool_and_says_so_once():
+    loop = make_loop(
+        signals={"decode": {"Prometheus": 10.0}}, down={"decode": Speed(0.0, max_step=8)}
+    )
+    seen = Observation(
+        load(1.0),
+        {pool.key: 3 for pool in POOLS},
+        CURVE,
+        PROFILES,
+        0.1,
+        queried={("large", "decode"): "Prometheus does not answer: late"},
+    )
+
+    plans = [loop.step(5.0 * step, seen) for step in range(3)]
+
+    assert {plan.workers["large", "decode"] for plan in plans} == {3}
+    said = [d.reason for d in loop.recent if d.pool == "large/decode"]
+    assert said == [
+        "the query of the policy gives no number, holding: Prometheus does not answer: late"
+    ]
+
+
 def test_a_schedule_holds_its_floor_even_over_sleep():
     cluster = Cluster(make_loop(idle_after_s=10.0))
     seen = Observation(load(0.0), cluster.workers, CURVE, PROFILES, 0.1, floor=3)

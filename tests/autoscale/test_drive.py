@@ -374,6 +374,40 @@ async def test_a_policy_that_breaks_a_rule_is_not_followed_as_the_routers_status
     assert min(world.replicas(name) for name in POOLS) >= 1
 
 
+async def test_a_query_of_the_policy_sets_the_count_and_the_decision_names_why():
+    world = World(scaling={"mode": "Managed", "policyRef": {"name": "p"}})
+    signal = {"name": "Prometheus", "target": "10"}
+    world.store.write(
+        {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "AutoscalingPolicy",
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {
+                "query": 'jobs{tier="$tier"}',
+                "unified": {"signals": [signal], "up": {"window": "0s"}},
+            },
+        },
+        manager="test",
+    )
+    numbers = {'jobs{tier="small"}': 20.0, 'jobs{tier="large"}': 39.0}
+
+    async def query(server: str, text: str) -> float:
+        assert server == "http://prometheus:9090"
+        return numbers[text]
+
+    world.driver = ScalingDriver(
+        ManagedCopies(world.store),
+        Settings(prometheus_url="http://prometheus:9090"),
+        lambda: world.now,
+        world.ask,
+        query,
+    )
+    decisions = await world.run(1.0, 8)
+
+    assert [world.replicas(name) for name in ("s-unified", "l-unified")] == [2, 4]
+    assert {"small/unified", "large/unified"} <= {d["pool"] for d in decisions}
+
+
 @pytest.mark.parametrize("curve", [CURVE, []], ids=["known curve", "no curve yet"])
 async def test_a_held_request_wakes_sleeping_pools_within_a_second(curve):
     world = sleepy()

@@ -216,6 +216,7 @@ def test_every_value_reaches_what_is_rendered(cluster: Any) -> None:
         "operator.watchNamespace": "team-a",
         "operator.watchNamespaces": ["team-b", "team-c"],
         "operator.leaseSeconds": 30,
+        "operator.prometheusUrl": "http://prometheus.test:9090",
         "operator.resources": {"requests": {"cpu": "7"}},
         "operator.nodeSelector": {"disk": "ssd"},
         "operator.tolerations": [{"operator": "Exists"}],

@@ -23,6 +23,9 @@ import yaml
 import debian_package
 import exported_metrics
 from eventually import eventually_in_another_process
+from tandem_operator.reconcile.prometheus import queried
+from tandem_operator.resources import Router
+from tandem_operator.resources.autoscaling import AutoscalingPolicySpec
 from tandem_operator.resources.crds import _TYPES as KINDS
 from tandem_router.policy.terms import Reason, ScoreStatus
 
@@ -284,6 +287,32 @@ def test_a_prometheus_reads_every_query_and_knows_every_metric_in_it(prometheus:
         if where not in ALERTS and not ask(prometheus, "/api/v1/query", query=query)["result"]
     ]
     assert empty == []
+
+
+async def test_a_prometheus_answers_the_queries_of_a_policy(prometheus: str) -> None:
+    """As the control loop asks them: names filled in, one number each, or why there is none."""
+    router = Router.model_validate(
+        {
+            "metadata": {"name": "x", "namespace": "n"},
+            "spec": {"tiers": [{"name": "large", "modelRef": {"name": "m"}}]},
+        }
+    )
+    known = ask(prometheus, "/api/v1/query", query="sum(tandem_waiting_requests)")["result"]
+
+    def policy(query: str) -> AutoscalingPolicySpec:
+        role = {"signals": [{"name": "Prometheus", "target": "10"}]}
+        return AutoscalingPolicySpec.model_validate({"query": query, "decode": role})
+
+    async def said(query: str) -> float | str:
+        pool = ("large", "decode")
+        return (await queried(prometheus, router, policy(query), [pool]))[pool]
+
+    of_this = 'sum(tandem_waiting_requests{namespace="$namespace", router="$router"})'
+    assert await said(of_this) == float(known[0]["value"][1])
+    assert await said("scalar(vector(45))") == 45.0
+    assert await said('absent(nothing{tier="$tier"}) + 6') == 7.0
+    assert "series instead of one" in str(await said("up * on() group_right() nothing"))
+    assert "parse error" in str(await said("sum("))
 
 
 def test_a_prometheus_evaluates_every_rule(prometheus: str) -> None:

@@ -382,10 +382,11 @@ def test_the_operator_takes_the_arguments_that_the_chart_gives() -> None:
         "--lease-namespace=ns --lease-name=t --lease-seconds=15 --router-image=r --worker-image=w "
         "--image-pull-policy=Always --cluster-domain=c --log-level=info --own-namespace=o "
         '--allow={"podFields":["command"]} --network-policies={"enabled":false} '
-        "--namespace=n".split()
+        "--namespace=n --prometheus-url=http://prometheus:9090".split()
     )
 
     assert args.lease_seconds == 15
+    assert args.prometheus_url == "http://prometheus:9090"
     assert args.network_policies.enabled is False
     assert args.network_policies.metrics_from
     assert args.allow.pod_fields == ("command",)

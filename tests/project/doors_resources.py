@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -253,6 +253,9 @@ ROWS: dict[str, dict[str, Row]] = {
         **_at("prefill", _POLICY_ROWS),
         **_at("decode", _POLICY_ROWS),
         **_at("unified", _POLICY_ROWS),
+        "query": Row(
+            "3", "7", {"unified.signals": [{"name": "Prometheus", "target": "1"}], "schedules": []}
+        ),
         "schedules.name": Row("day", "night"),
         "schedules.cron": Row("0 8 * * *", "0 9 * * *"),
         "schedules.timeZone": Row("UTC", "Europe/Berlin"),
@@ -463,12 +466,22 @@ def scaled(router: Router, policy: AutoscalingPolicy | None) -> list[Any]:
             workers,
             {} if missing else {"pod": _state(total, threshold)},
             [] if missing else [load for load in _loads(rate) if workers[load[0], load[1]["role"]]],
+            queried=_queried(policy, workers),
         )
         if plan is None:
             return [None]
         workers, threshold = dict(plan.workers), plan.threshold
         seen.append([sorted((*key, count) for key, count in workers.items()), threshold])
     return [seen, managed.status_decisions("default/r")]
+
+
+def _queried(
+    policy: AutoscalingPolicy | None, pools: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """A Prometheus that can read numbers only."""
+    if policy is None or policy.spec.query is None:
+        return {}
+    return {pool: float(policy.spec.query) for pool in pools}
 
 
 def _state(requests: float, threshold: float) -> Object:

@@ -30,6 +30,9 @@ from tandem_operator.autoscale.sizing import (
 )
 
 FORECAST = "Forecast"
+QUERY = "Prometheus"
+# A signal this close to its target leaves the count as it is.
+SIGNAL_BAND = 0.1
 
 KEPT_DECISIONS = 10
 # Curves are estimates on recent traffic; following each would move every router all the time. So a
@@ -96,6 +99,8 @@ class Observation:
     floor: int = 0  # workers of every pool that a schedule asks for now
     floor_name: str = ""  # of that schedule
     signals: Mapping[tuple[str, Role], Mapping[str, float]] = field(default_factory=dict)
+    # Of each pool's query: its number for the whole pool, or why there is none.
+    queried: Mapping[tuple[str, Role], float | str] = field(default_factory=dict)
     # Requests by the tier they wanted since the last reading; None where only the sum is known.
     arrived: Mapping[str, float] | None = None
     # Requests that wait at routers and workers now, by tier.
@@ -384,12 +389,28 @@ class Autoscaler:
             wishes.append(forecast)
         measured = seen.signals.get(pool.key, {})
         for name, target in targets.items():
-            value = measured.get(name)
-            if name != FORECAST and value is not None and math.isfinite(value) and target > 0.0:
-                # Values are means per worker, so the count scales with value over target.
-                ratio = value / target
-                wishes.append(current if abs(ratio - 1.0) <= 0.1 else math.ceil(current * ratio))
+            if name == FORECAST:
+                continue
+            value: float | str | None = measured.get(name)
+            if name == QUERY:
+                value = seen.queried.get(pool.key)
+                self._note_unread(now, pool, current, value)
+            if not isinstance(value, float) or not math.isfinite(value) or target <= 0.0:
+                wishes.append(current)  # what is not measured asks for nothing else
+                continue
+            # Values are means per worker, so the count scales with value over target; of a query
+            # the number is the whole pool's.
+            count = value / target if name == QUERY else current * value / target
+            near = abs(count - current) <= SIGNAL_BAND * current
+            wishes.append(current if near else math.ceil(count))
         return min(pool.maximum, max(wishes))
+
+    def _note_unread(
+        self, now: float, pool: PoolSpec, current: int, said: float | str | None
+    ) -> None:
+        if isinstance(said, str):
+            reason = f"the query of the policy gives no number, holding: {said}"
+            self._record(now, f"{pool.tier}/{pool.role}", current, current, reason)
 
     def _damped(
         self, now: float, pool: PoolSpec, current: int, wanted: int, *, queues: bool = False

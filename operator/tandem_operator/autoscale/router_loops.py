@@ -83,6 +83,7 @@ class ManagedScaling:
         loads: Iterable[tuple[str, Any]],
         unplaced: Mapping[tuple[str, Role], Unplaced] | None = None,
         kept: str = "",
+        queried: Mapping[tuple[str, Role], float | str] | None = None,
     ) -> Plan | None:
         """One decision; None for a Router without pools of ours.
 
@@ -95,6 +96,7 @@ class ManagedScaling:
             loads: (tier, `/v1/load` body) of each ready worker pod.
             unplaced: workers that no node takes, by pool.
             kept: what `remembered` told an earlier operator; read when the loop begins.
+            queried: what the policy's query says of each pool, or why it says nothing.
         """
         settings = loop_settings(router, models, policy)
         if not settings.pools:
@@ -137,6 +139,7 @@ class ManagedScaling:
                 floor=floor.workers,
                 floor_name=floor.name,
                 signals={pool: pool_signals(found) for pool, found in grouped.items()},
+                queried=queried or {},
             ),
         )
 

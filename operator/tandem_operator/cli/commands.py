@@ -30,6 +30,10 @@ def register(subparsers: Any) -> None:
     )
     up.add_argument("--cluster", metavar="NAME", help="name for other commands to find it")
     up.add_argument(
+        "--prometheus", default="", metavar="URL",
+        help="who answers the queries of AutoscalingPolicies",
+    )  # fmt: skip
+    up.add_argument(
         "--image",
         action="append",
         default=[],

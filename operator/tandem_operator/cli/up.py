@@ -57,6 +57,7 @@ async def _up(args: argparse.Namespace, manifests: list[Manifest], rundir: RunDi
         port=args.port or 8000,
         exact_port=args.port is not None,
         images=_images(args.image),
+        prometheus_url=args.prometheus,
     )
     cluster.on_problem = lambda text: print(text, file=sys.stderr)
     async with cluster:

@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--routers", **rules, type=_json(Entrance), help="how requests come in from outside")
     add("--network-policies", **rules, type=_json(NetworkRules), help="who may talk to whom")
     add("--own-namespace", default="", help="namespace of the operator itself")
+    add("--prometheus-url", default="", help="who answers the queries of AutoscalingPolicies")
     add("--release", default="", help="the chart's release; with it namespaces are claimed")
     add("--lease-namespace", help="namespace of the election's Lease; without it no election")
     add("--lease-name", default="tandem-operator", help="name of the Lease")
@@ -294,6 +295,7 @@ async def serve(args: argparse.Namespace) -> int:
         entrance=args.routers,
         log_format=args.log_format,
         own_namespace=args.own_namespace,
+        prometheus_url=args.prometheus_url,
     )
     elector = None
     if args.lease_namespace:

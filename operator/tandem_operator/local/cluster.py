@@ -75,6 +75,7 @@ class LocalCluster:
         node_settings: NodeSettings | None = None,
         settings: Settings | None = None,
         num_gpus: int | None = None,
+        prometheus_url: str = "",
     ) -> None:
         self.rundir = rundir
         router_port, worker_port, kv_port, gateway_port = free_ports(rundir.subnet)
@@ -88,6 +89,7 @@ class LocalCluster:
             worker_port=worker_port,
             kv_port=kv_port,
             gateway_port=gateway_port,
+            prometheus_url=prometheus_url or base.prometheus_url,
         )
         self.store = Store()
         self._port, self._exact_port = port, exact_port

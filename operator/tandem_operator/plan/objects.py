@@ -70,6 +70,8 @@ class Settings:
     pods: PodDefaults = field(default_factory=PodDefaults)
     # The namespace that the operator runs in; empty outside a cluster.
     own_namespace: str = ""
+    # Where the queries of AutoscalingPolicies are asked; empty: nowhere.
+    prometheus_url: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
+from tandem_operator.reconcile.prometheus import Query, queried, query_prometheus
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicy, AutoscalingPolicySpec
 
@@ -70,6 +71,7 @@ class ScalingDriver:
         settings: ports of workers and routers.
         clock: seconds since the epoch.
         ask: how pods are asked.
+        query: how the installation's Prometheus is asked.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class ScalingDriver:
         settings: Settings,
         clock: Callable[[], float] = time.time,
         ask: Ask = ask_json,
+        query: Query = query_prometheus,
     ) -> None:
         self._api = api
         self._settings = settings
         self._clock = clock
         self._ask = ask
+        self._query = query
         self._managed = ManagedScaling()
         self._reports = EngineReports()
         self._stepped: dict[str, float] = {}
@@ -121,8 +125,11 @@ class ScalingDriver:
         tiers = _tiers_by_model(router)
         pools = await self._pools(namespace, tiers)
         workers = await self._workers(namespace, tiers)
-        states, loads = await asyncio.gather(
-            self._states(ready, token), self._loads(workers, token)
+        policy = await self._policy(router)
+        states, loads, said = await asyncio.gather(
+            self._states(ready, token),
+            self._loads(workers, token),
+            queried(self._settings.prometheus_url, router, policy, pools, self._query),
         )
         if any(int(obj["spec"].get("replicas", 0)) for obj in pools.values()):
             self._asleep.discard(key)
@@ -133,12 +140,13 @@ class ScalingDriver:
             key,
             router,
             models,
-            await self._policy(router),
+            policy,
             {pool: int(obj["spec"].get("replicas", 0)) for pool, obj in pools.items()},
             states,
             loads,
             _unplaced(workers),
             "" if self._managed.knows(key) else await self._remembered(router),
+            said,
         )
         if plan is not None and router.spec.scaling.mode == "Managed":
             await self._write(plan, pools, ready, states, token, self._reasons(key))

@@ -16,15 +16,23 @@ from tandem_operator.resources.base import (
 )
 from tandem_operator.resources.schedule import checked_cron, checked_time_zone
 
+PROMETHEUS = "Prometheus"
+
 
 class Signal(Resource):
     """One measured value and where to hold it."""
 
-    name: Literal["PendingPrefillTokens", "KVUtilization", "RunningRequests", "Forecast"] = Field(
+    name: Literal[
+        "PendingPrefillTokens", "KVUtilization", "RunningRequests", "Forecast", "Prometheus"
+    ] = Field(
         description="Tokens waiting for prefill per worker, share of KV blocks in use, running "
-        "requests per worker, or the forecast load against the performance profile."
+        "requests per worker, the forecast load against the performance profile, or the "
+        "policy's query."
     )
-    target: Decimal = Field(description="Value to hold, in the signal's own unit.")
+    target: Decimal = Field(
+        description="Value to hold, in the signal's own unit. Of a query: what one worker takes of "
+        "its number."
+    )
 
 
 class Steps(Resource):
@@ -93,6 +101,11 @@ class AutoscalingPolicySpec(Resource):
     )
     unified: RolePolicy = Field(
         default_factory=RolePolicy, description="Signals and speeds of unified workers."
+    )
+    query: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = Field(
+        default=None,
+        description="PromQL for the signal Prometheus, asked of the installation's: one number for "
+        "a whole pool. $namespace, $router, $tier and $role in it are replaced by the names.",
     )
     schedules: list[Schedule] = Field(
         default_factory=list,

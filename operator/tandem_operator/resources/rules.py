@@ -464,6 +464,27 @@ POLICY_RULES += [
     )
     for role in ("prefill", "decode", "unified")
 ]
+_ASKS = " || ".join(
+    f"(has(self.{role}) && has(self.{role}.signals) && "
+    f"self.{role}.signals.exists(s, s.name == 'Prometheus'))"
+    for role in ("prefill", "decode", "unified")
+)
+POLICY_RULES.append(
+    Rule(
+        ("spec",),
+        f"has(self.query) == ({_ASKS})",
+        "the signal Prometheus and the policy's query need each other; write both, or remove one",
+        lambda o, _: (
+            ("query" in o)
+            == any(
+                signal["name"] == "Prometheus"
+                for role in ("prefill", "decode", "unified")
+                for signal in o.get(role, {}).get("signals", [])
+            )
+        ),
+        "query",
+    )
+)
 POLICY_RULES.append(
     Rule(
         ("spec",),
