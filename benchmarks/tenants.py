@@ -52,13 +52,13 @@ class QueueingWorker(FakeWorker):
         self._count += 1
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tenant = seen.headers["x-tandem-tenant"]
-        self._turns.came(tenant)
+        self._turns.came(tenant, SERVICE_S, time.monotonic())
         self._queue.append((self._count, tenant, turn))
         self._next()
         try:
             await turn
         finally:
-            self._turns.left(tenant, 0.0)
+            self._turns.left(tenant, None)
         try:
             await asyncio.sleep(SERVICE_S)
             return await super().answer(seen, writer)
@@ -68,11 +68,11 @@ class QueueingWorker(FakeWorker):
 
     def _next(self) -> None:
         while self._free and self._queue:
-            first = min(self._queue, key=lambda each: (self._turns.served(each[1]), each[0]))
+            first = min(self._queue, key=lambda each: (self._turns.used(each[1]), each[0]))
             self._queue.remove(first)
             if not first[2].cancelled():
                 self._free -= 1
-                self._turns.charge(first[1], 1, is_decode=True)
+                self._turns.charge(first[1], SERVICE_S, 0.0)
                 first[2].set_result(None)
 
 

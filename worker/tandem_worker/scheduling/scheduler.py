@@ -26,9 +26,9 @@ from tandem_worker.scheduling.shares import (
     may_keep,
     of_who_holds_most,
     one_by_one,
-    share_step,
 )
-from tandem_worker.scheduling.tenants import ReadCosts, Turns
+from tandem_worker.scheduling.step_shares import StepShares
+from tandem_worker.scheduling.tenants import NOMINAL, ReadCosts, StepCosts, Turns, Usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class Scheduler:
         self._step_costs = step_costs
         self._now_s = 0.0
         self.turns = Turns()
+        self._shares = StepShares(self.turns, limits.max_batched_tokens, limits.max_num_seqs)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.awaiting_kv: dict[str, Sequence] = {}
@@ -99,13 +100,16 @@ class Scheduler:
         sequence.queued_since_s = now_s
         self._ranking.join(sequence)
         self._now_s = now_s
-        self.turns.came(sequence.tenant)
+        costs, size = self._costs(), self.limits.max_batched_tokens
+        prompt_s = costs.chunk_s(0, sequence.num_uncomputed_tokens, is_decode=False)
+        steps_s = costs.base_s * sequence.num_uncomputed_tokens / size
+        self.turns.came(sequence.tenant, prompt_s + steps_s, now_s)
         self._ranking.insert(self.waiting, sequence)
 
     def finish(self, sequence: Sequence, *, hold: bool = False) -> None:
         """Stop computing a sequence; frees its blocks unless ``hold`` (see :meth:`let_go`)."""
         self._detach(sequence)
-        self.turns.left(sequence.tenant, self._now_s)
+        self.turns.left(sequence.tenant, self._usual(sequence))
         if hold:
             sequence.state = State.HOLDING
             self.holding[sequence.request_id] = sequence
@@ -127,6 +131,7 @@ class Scheduler:
         publish(self.blocks, sequence)
         sequence.token_ids.append(first_token)
         sequence.state = State.RUNNING
+        self._shares.resumes(sequence)
         self.running.append(sequence)
 
     def remote_failed(self, sequence: Sequence, now_s: float) -> list[int]:
@@ -143,6 +148,7 @@ class Scheduler:
         self._reset(sequence)
         sequence.remote_prefill = False
         sequence.state = State.WAITING
+        self._shares.resumes(sequence)
         sequence.queued_since_s = now_s
         self._ranking.insert(self.waiting, sequence)
         return exposed
@@ -151,7 +157,7 @@ class Scheduler:
         """Like :meth:`remote_failed` for a sequence nobody wants any more."""
         exposed = self.remote_failed(sequence, 0.0)
         self.waiting.remove(sequence)
-        self.turns.left(sequence.tenant, self._now_s)
+        self.turns.left(sequence.tenant, None)
         sequence.state = State.FINISHED
         return exposed
 
@@ -178,12 +184,19 @@ class Scheduler:
     def schedule(self, now_s: float) -> Step:
         """Choose the next step's chunks and allocate their blocks."""
         step = Step()
-        self._now_s = now_s
-        budget = self.limits.max_batched_tokens
+        self._now_s = self.turns.now_s = now_s
         self._claim(step, now_s)
-        num_claimed = len(step.preempted)
+        self._fill(step, len(step.preempted), now_s, is_shared=True)
+        if not step.chunks and self.has_work:  # whoever was to go first cannot
+            self._fill(step, len(step.preempted), now_s, is_shared=False)
+        if len(self.turns.here) > 1 or "" not in self.turns.here:
+            self._shares.charge(step.chunks, self._costs())
+        return step
+
+    def _fill(self, step: Step, num_claimed: int, now_s: float, *, is_shared: bool) -> None:
+        budget = self.limits.max_batched_tokens
         selected, paused = self._select(now_s)
-        caps = self._share(selected, now_s)
+        caps = self._share(selected) if is_shared else {}
         size = self.blocks.block_size
         chunks = step.chunks
         prefills: list[Sequence] = []
@@ -207,7 +220,7 @@ class Scheduler:
         step.num_decodes = len(chunks)
 
         if self.turns.are_shared:
-            prefills.sort(key=lambda s: (s.priority, self.turns.served(s.tenant)))
+            prefills.sort(key=lambda s: (s.priority, self.turns.used(s.tenant)))
         for sequence in prefills:
             cap = caps.get(sequence.tenant, budget)
             if sequence.state is not State.RUNNING or budget == 0 or cap <= 0:
@@ -225,7 +238,6 @@ class Scheduler:
 
         if len(step.preempted) == num_claimed:
             self._admit(step, budget, paused, caps, now_s)
-        return step
 
     def advance(self, step: Step) -> None:
         """Record that a step's chunks are computed; sampled tokens are appended by the caller."""
@@ -233,15 +245,11 @@ class Scheduler:
         caches = self.blocks.prefix_cache
         if self._ranking.has_levels:
             self._ranking.demote(step.chunks)
-        is_shared = self.turns.are_shared
         running = State.RUNNING
         for sequence, start, num_tokens in step.chunks:
             if sequence.state is not running:
                 continue
             computed = sequence.num_computed_tokens = start + num_tokens
-            if is_shared:
-                is_decode = num_tokens == 1 and computed == len(sequence.token_ids)
-                self.turns.charge(sequence.tenant, num_tokens, is_decode)
             if caches and computed // size > sequence.num_published:
                 publish(self.blocks, sequence)
 
@@ -375,7 +383,7 @@ class Scheduler:
             self.num_prefix_queries += len(sequence.token_ids)
             self.num_prefix_hits += num_cached
             taken.append(sequence)
-            queue.took(uncached)
+            queue.took(self._costs().chunk_s(num_cached, uncached, is_decode=False))
             slots -= 1
             if remote:
                 sequence.state = State.AWAITING_KV
@@ -408,23 +416,43 @@ class Scheduler:
             return
         sequence = InTurn(self.waiting, self.turns).first()
         assert sequence is not None
-        num_tenants = len(self.turns.here)
-        held = [*self.running, *self.awaiting_kv.values()]
-        hits = cached_blocks(self.blocks, sequence)
-        needed = self._num_blocks(len(sequence.token_ids)) - len(hits)
-        share = max(1, self.limits.max_num_seqs // num_tenants)
-        if sum(s.tenant == sequence.tenant for s in held) < share:
-            while len(self.running) + len(self.awaiting_kv) >= self.limits.max_num_seqs:
-                slots = Counter(s.tenant for s in (*self.running, *self.awaiting_kv.values()))
-                if not self._take_from(slots, share, sequence, step, now_s):
-                    break
-        share = self.blocks.num_blocks // num_tenants
-        own = sum(len(s.block_ids) for s in held if s.tenant == sequence.tenant)
-        if own + needed <= share:
-            while not self._fits(needed, hits):
-                blocks = blocks_by_tenant((*self.running, *self.awaiting_kv.values()))
-                if not self._take_from(blocks, share, sequence, step, now_s):
-                    break
+        tenant, num_tenants = sequence.tenant, len(self.turns.here)
+        own = [s for s in (*self.running, *self.awaiting_kv.values()) if s.tenant == tenant]
+        slots = max(1, self.limits.max_num_seqs // num_tenants)
+        blocks = self.blocks.num_blocks // num_tenants
+        num_wanted, needed, hits = self._wanted(
+            tenant, slots - len(own), blocks - sum(len(s.block_ids) for s in own)
+        )
+        if not num_wanted:
+            return
+        while self._num_in_slots + num_wanted > self.limits.max_num_seqs:
+            held = Counter(s.tenant for s in (*self.running, *self.awaiting_kv.values()))
+            if not self._take_from(held, slots, sequence, step, now_s):
+                break
+        while not self._fits(needed, hits):
+            held = blocks_by_tenant((*self.running, *self.awaiting_kv.values()))
+            if not self._take_from(held, blocks, sequence, step, now_s):
+                break
+
+    def _wanted(self, tenant: str, slots: int, blocks: int) -> tuple[int, int, list[int]]:
+        """How many of a tenant's waiting ones fit into what it may have; their blocks and hits."""
+        number, needed = 0, 0
+        hits: list[int] = []
+        for sequence in self.waiting:
+            if sequence.tenant != tenant:
+                continue
+            cached = cached_blocks(self.blocks, sequence)
+            fresh = self._num_blocks(len(sequence.token_ids)) - len(cached)
+            if number >= slots or needed + fresh > blocks:
+                break
+            number += 1
+            needed += fresh
+            hits += cached
+        return number, needed, hits
+
+    @property
+    def _num_in_slots(self) -> int:
+        return len(self.running) + len(self.awaiting_kv)
 
     def _take_from(
         self, held: Counter[str], share: int, sequence: Sequence, step: Step, now_s: float
@@ -441,14 +469,33 @@ class Scheduler:
         held = [*self.awaiting_kv.values(), *(s for s in self.running if s.pinned)]
         return may_keep(sequence.tenant, held, slots, needed, self.blocks.num_available)
 
-    def _share(self, selected: list[Sequence], now_s: float) -> dict[str, int]:
+    def _share(self, selected: list[Sequence]) -> dict[str, int]:
         """Leave out what would make the step too long; tokens that tenants may still add."""
-        if not (self.turns.are_shared or self.turns.were_shared(now_s)):
-            return {}
         if (costs := self._step_costs()) is None:
             return {}
+        has_slot = self._num_in_slots < self.limits.max_num_seqs
+        return self._shares.bound(
+            selected,
+            self.waiting,
+            costs,
+            lambda s: has_slot and self._num_blocks(len(s.token_ids)) <= self.blocks.num_available,
+        )
+
+    def _costs(self) -> StepCosts:
+        return self._step_costs() or NOMINAL
+
+    def _usual(self, sequence: Sequence) -> Usual | None:
+        """What a sequence would have taken alone, if it has got a token."""
+        num_drawn = len(sequence.token_ids) - sequence.num_prompt_tokens
+        if num_drawn < 1 or not sequence.tenant or (costs := self._step_costs()) is None:
+            return None
+        num_prompt = max(1, sequence.num_prompt_tokens - sequence.num_cached_tokens)
         size = self.limits.max_batched_tokens
-        return share_step(selected, self.waiting, self.turns, costs, size, now_s)
+        num_steps = -(-num_prompt // size) + num_drawn - 1
+        prompt_s = costs.chunk_s(sequence.num_cached_tokens, num_prompt, is_decode=False)
+        decode_s = costs.chunk_s(sequence.num_prompt_tokens, 1, is_decode=True)
+        first_s = costs.base_s + prompt_s * min(1.0, size / num_prompt)
+        return Usual(first_s, num_steps * costs.base_s + prompt_s + (num_drawn - 1) * decode_s)
 
     def _fits(self, needed: int, hits: list[int]) -> bool:
         """Whether these cached blocks and that many fresh ones could be had now."""

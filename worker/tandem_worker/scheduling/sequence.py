@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
+@dataclass(slots=True)
+class Waited:
+    """What a sequence has waited, and what of it for itself; seconds by the costs of steps.
+
+    Attributes:
+        since_s: The clock when it came, less what it had waited by then.
+        tenant_s: What its tenant had got by then.
+        own_s: What it would have taken alone so far; None before its first token.
+        prompt_s: What the first chunk of its prompt would have been alone.
+    """
+
+    since_s: float
+    tenant_s: float
+    own_s: float | None = None
+    prompt_s: float = 0.0
+
+
 class State(enum.Enum):
     """Where a sequence stands."""
 
@@ -37,6 +54,7 @@ class Sequence:
         pinned: Never paused or preempted: a push is reading its blocks.
         salt: Keeps prefixes of different owners apart in the cache.
         tenant: Whose it is; tenants share the worker in turns. Empty: nobody's in particular.
+        share: What `scheduling.step_shares` knows of its wait.
         num_computed_tokens: Positions whose keys and values are in ``block_ids``.
     """
 
@@ -63,6 +81,7 @@ class Sequence:
     served_tokens: int = 0
     queued_since_s: float = 0.0
     num_sat_out: int = 0
+    share: Waited | None = None
 
     @property
     def num_uncomputed_tokens(self) -> int:

@@ -1,16 +1,16 @@
-"""What each tenant gets of a step, and what it may hold: decided over sequences. Pure.
+"""Who of the waiting is next, and what each tenant may hold: decided over sequences. Pure.
 
-Whose turn it is and what a step costs is in `tenants`; who is preempted or admitted by it, the
-scheduler's.
+Whose turn it is and what a step costs is in `tenants`, what goes into one in `step_shares`; who is
+preempted or admitted by it, the scheduler's.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from tandem_worker.scheduling.sequence import Sequence
-from tandem_worker.scheduling.tenants import StepCosts, Turns, first_in_turn
+from tandem_worker.scheduling.tenants import Turns, first_in_turn
 
 
 class InOrder:
@@ -24,7 +24,7 @@ class InOrder:
         """Who is next; until `took` or `skip` the same."""
         return self._waiting[self._next] if self._next < len(self._waiting) else None
 
-    def took(self, num_tokens: int) -> None:
+    def took(self, seconds: float) -> None:
         """The first has been admitted."""
         self._next += 1
 
@@ -34,7 +34,7 @@ class InOrder:
 
 
 class InTurn:
-    """Waiting sequences in turn: tenants by what they have been served, each one's in its order."""
+    """Waiting sequences in turn: tenants by what they have used, each one's in its order."""
 
     def __init__(self, waiting: list[Sequence], turns: Turns) -> None:
         self._turns = turns
@@ -52,10 +52,10 @@ class InTurn:
         self._current = first_in_turn(heads, self._turns, self._extra)
         return self._lines[self._current][0]
 
-    def took(self, num_tokens: int) -> None:
-        """The first has been admitted, with so many tokens to compute."""
+    def took(self, seconds: float) -> None:
+        """The first has been admitted, and takes so long."""
         tenant = self._current
-        self._extra[tenant] = self._extra.get(tenant, 0.0) + num_tokens
+        self._extra[tenant] = self._extra.get(tenant, 0.0) + seconds
         self._lines[tenant].popleft()
         if not self._lines[tenant]:
             del self._lines[tenant]
@@ -133,69 +133,3 @@ def may_keep(tenant: str, held: Iterable[Sequence], slots: int, needed: int, fre
         return True
     num_blocks = sum(len(s.block_ids) for s in kept) + needed
     return len(kept) < slots and num_blocks <= free - needed
-
-
-def share_step(
-    selected: list[Sequence],
-    waiting: Collection[Sequence],
-    turns: Turns,
-    costs: StepCosts,
-    max_batched_tokens: int,
-    now_s: float,
-) -> dict[str, int]:
-    """Leave out of a step what of one tenant would make it too long for another.
-
-    While several tenants are here, none adds more to a step than a share of what the step would
-    cost for the one that asks for least. Decodes that are left out (taken from ``selected``) go
-    first the next time.
-
-    Returns:
-        Tokens of prompts that a tenant may still add; absent: no bound.
-    """
-    parts: dict[str, list[Sequence]] = {}
-    for sequence in selected:
-        parts.setdefault(sequence.tenant, []).append(sequence)
-    own_s = _costs_alone((*selected, *waiting), costs, max_batched_tokens)
-    found = turns.allowance_s(own_s, now_s)
-    if found is None:
-        return {}
-    least, allowance_s = found
-    caps: dict[str, int] = {}
-    out: set[int] = set()
-    for tenant in own_s:
-        if tenant == least:
-            continue
-        left_s = allowance_s
-        decodes = [s for s in parts.get(tenant, ()) if s.num_uncomputed_tokens == 1]
-        decodes.sort(key=lambda s: -s.num_sat_out)
-        for number, sequence in enumerate(decodes):
-            cost_s = costs.chunk_s(sequence.num_computed_tokens, 1, is_decode=True)
-            if number and cost_s > left_s:
-                sequence.num_sat_out += 1
-                out.add(id(sequence))
-                continue
-            sequence.num_sat_out = 0
-            left_s -= cost_s
-        starts = [s.num_computed_tokens for s in parts.get(tenant, ())]
-        caps[tenant] = costs.tokens_in(left_s, min(starts, default=0)) if left_s > 0 else 0
-        if not decodes:
-            caps[tenant] = max(1, caps[tenant])
-    selected[:] = [s for s in selected if id(s) not in out]
-    return caps
-
-
-def _costs_alone(
-    sequences: Iterable[Sequence], costs: StepCosts, max_batched_tokens: int
-) -> dict[str, float]:
-    """Seconds of a step of each tenant's alone."""
-    own_s: dict[str, float] = {}
-    left: dict[str, int] = {}
-    for sequence in sequences:
-        tenant = sequence.tenant
-        room = left.get(tenant, max_batched_tokens)
-        num_tokens = min(room, sequence.num_uncomputed_tokens)
-        if num_tokens:
-            cost_s = costs.chunk_s(sequence.num_computed_tokens, num_tokens, num_tokens == 1)
-            own_s[tenant] = own_s.get(tenant, costs.base_s) + cost_s
-            left[tenant] = room - num_tokens
-    return own_s
