@@ -199,3 +199,32 @@ async def test_a_largest_share_still_comes_before_the_floor(run_router: Any) -> 
         held = steering.threshold_limit
 
     assert held["in_force"] > held["limit"]
+
+
+class HalfOdd(Learned):
+    """Of odd prompts it says what it says of anything, and that it is not to be believed."""
+
+    def score(self, prompt: str) -> PlainScore:
+        ease = int(prompt.split()[-1]) / 100.0
+        return PlainScore({"small": 0.9 - ease, "large": 0.9}, None, "odd" in prompt)
+
+
+@pytest.mark.parametrize("model", ["chat", "large"])
+async def test_ordinary_requests_go_small_as_often_beside_others_that_no_threshold_decides(
+    run_router: Any, make_worker: Any, model: str
+) -> None:
+    """Odd prompts go to the fallback tier, named tiers are taken; neither loses any quality."""
+    table = await both(make_worker)
+
+    async def share(others: bool) -> float:
+        small = 0
+        async with run_router(table, predictor=HalfOdd(), **FLOOR) as (client, _):
+            for number in range(200):
+                ease = (7 * number) % 100
+                if others:
+                    await client.chat("odd 10", model=model)
+                reply = await client.chat(f"ordinary {ease}")
+                small += reply.headers["x-tandem-tier"] == "small"
+        return small / 200
+
+    assert await share(True) == pytest.approx(await share(False), abs=0.03)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tandem_operator.simulate.arrivals import Arrival
 from tandem_router.control import OnlineControl, ShareTracker, TrafficShift
 from tandem_router.control.floor_limit import FloorLimit
+from tandem_router.control.usual_saving import UsualSaving
 from tandem_router.policy import (
     Decision,
     LatencySlo,
@@ -88,6 +89,7 @@ class Front:
         )
         self._now = 0.0
         self._asked: float | None = None
+        self._saving = UsualSaving()
         self._state = PolicyState()
         self._floor = FloorLimit(quality_floor, threshold) if quality_floor is not None else None
         self.counts = {tier.name: [0, 0, 0] for tier in tiers}  # requests, prompt, output tokens
@@ -131,10 +133,12 @@ class Front:
         if decision.tier is not None:
             self._state.record(decision.tier)
             self._control.decided(self._now, decision, arrival.prompt_tokens)
-        if self._floor is not None and arrival.predicted and decision.gain is not None:
+        forced = arrival.tier is not None
+        if self._floor is not None and not forced and decision.gain is not None:
             dearest = decision.verdicts[-1].quality
-            if dearest is not None and self._floor.observe(decision.gain, dearest):
-                self._move_base(self._floor.clip(self._asked))
+            stake = self._saving.observe(decision)
+            if dearest is not None and self._floor.observe(decision.gain, dearest, stake):
+                self._move_base()
         return decision
 
     def finished(self, tier: str, prompt_tokens: int, output_tokens: int) -> None:
@@ -147,12 +151,19 @@ class Front:
     def move_threshold(self, threshold: float) -> None:
         """What the control loop asks for, within what the quality floor lets through."""
         self._asked = threshold
-        if self._floor is not None:
-            threshold = self._floor.clip(threshold)
-        self._move_base(threshold)
+        self._move_base()
 
-    def _move_base(self, threshold: float) -> None:
-        self._control.base = replace(self._control.base, gain_threshold=threshold)
+    def _threshold(self) -> float:
+        if self._floor is not None:
+            return self._floor.clip(self._asked)
+        assert self._asked is not None
+        return self._asked
+
+    def _move_base(self) -> None:
+        is_free = self._asked is None
+        self._control.base = self._saving.in_force(
+            self._control.base, self._threshold, self._floor, is_free
+        )
 
     def state(self) -> dict[str, Any]:
         """What GET /admin/state says, as far as the control loop reads it."""

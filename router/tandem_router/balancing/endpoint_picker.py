@@ -19,7 +19,7 @@ from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN, PrefixIndex, block_hashes
 from tandem_router.balancing.retry_budget import RetryBudget
 from tandem_router.balancing.revisions import same_revision, with_prefill
-from tandem_router.balancing.shared_prefixes import SharedPrefixes
+from tandem_router.balancing.shared_prefixes import STRIDE, SharedPrefixes
 from tandem_router.balancing.worker import TEXT_WORKER, Load, Worker
 from tandem_router.balancing.worker_cost import Pair, least_cost
 from tandem_router.config import FailoverConfig, PickingConfig
@@ -29,6 +29,8 @@ FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 # As a worker assumes where nobody has predicted a length.
 UNKNOWN_OUTPUT_TOKENS = 256.0
+# Providers keep a prefix that nobody asks for some minutes.
+PROVIDER_KEEPS_S = 300.0
 # Workers looked at before it is assumed that few can be used.
 MOST_DRAWS = 12
 
@@ -122,6 +124,26 @@ class Picker:
         """apart: whose prefixes these are, where workers keep them from those of others."""
         config = self._config
         return block_hashes(data, config.prefix_block_bytes, config.max_prefix_blocks, apart)
+
+    def held_tokens(self, tier: str, chain: Sequence[int], by_provider: bool = False) -> float:
+        """How much of a prompt the usable worker of the tier has that has most; 0 below 512 tokens.
+
+        by_provider: who forgets what was not asked for lately.
+        """
+        if len(chain) < STRIDE:
+            return 0.0
+        now, mark, most = self._clock(), chain[STRIDE - 1], 0
+        for workers in (self._decoders.get(tier, ()), self._prefillers.get(tier, ())):
+            for worker in workers:
+                prefixes = worker.prefixes
+                if mark not in prefixes or not worker.usable(now):
+                    continue
+                if by_provider:
+                    covered = prefixes.num_fresh(chain, now - PROVIDER_KEEPS_S)
+                else:
+                    covered = prefixes.num_covered(chain)
+                most = max(most, covered)
+        return most * self._config.prefix_block_bytes / BYTES_PER_TOKEN if most >= STRIDE else 0.0
 
     def usable(self, tier: str) -> list[Worker]:
         """Workers that could take a request of the tier now."""
@@ -349,7 +371,7 @@ class Picker:
         decode, prefill = pick.decode, pick.prefill
         decode.num_inflight += 1
         if pick.chain:
-            decode.prefixes.add(pick.chain)
+            decode.prefixes.add(pick.chain, self._clock())
             shared = self._shared.get(decode.tier)
             if shared is None:
                 shared = self._shared[decode.tier] = SharedPrefixes()
@@ -359,7 +381,7 @@ class Picker:
             return pick
         prefill.num_inflight += 1
         if pick.chain:
-            prefill.prefixes.add(pick.chain)
+            prefill.prefixes.add(pick.chain, self._clock())
         prefill.pending_tokens += pick.num_uncached_tokens
         return pick
 

@@ -6,6 +6,7 @@ prefixes. Pure, bounded, and nothing of it leaves the process.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ class PrefixIndex:
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._seen: dict[int, None] = {}
+        self._seen: dict[int, float] = {}  # when last
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -41,6 +42,11 @@ class PrefixIndex:
 
     def clear(self) -> None:
         self._seen.clear()
+
+    def num_fresh(self, chain: Sequence[int], since: float) -> int:
+        """As `num_covered`, of blocks that were asked for since then."""
+        seen, never = self._seen, -math.inf
+        return bisect_left(chain, True, key=lambda block: seen.get(block, never) < since)
 
     def num_covered(self, chain: Sequence[int]) -> int:
         """Blocks in front that are here.
@@ -54,10 +60,10 @@ class PrefixIndex:
             return len(chain)
         return bisect_left(chain, True, 1, key=lambda block: block not in seen)
 
-    def add(self, chain: Sequence[int]) -> None:
+    def add(self, chain: Sequence[int], now: float = 0.0) -> None:
         # Deepest first: eviction then takes a chain's tail before the head others may share.
         for block in reversed(chain):
             self._seen.pop(block, None)
-            self._seen[block] = None
+            self._seen[block] = now
         while len(self._seen) > self._max_entries:
             del self._seen[next(iter(self._seen))]

@@ -16,7 +16,7 @@ class PickingConfig(Section):
         default=256, ge=16, description="Bytes per hashed prefix block (about 64 tokens)."
     )
     max_prefix_blocks: int = Field(
-        default=256, ge=0, description="Hashed blocks per prompt; 0 switches affinity off."
+        default=1024, ge=0, description="Hashed blocks per prompt; 0 switches affinity off."
     )
     max_prefix_entries: int = Field(
         default=65_536, ge=1, description="Blocks remembered for each worker."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tandem_router.policy import Decision, TierVerdict
+from tandem_router.policy import Decision, TierVerdict, weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +35,47 @@ class RoutingCurve:
         if window < 1:
             raise ValueError(f"window={window} must be at least 1 request")
         # As they were decided; read when somebody asks.
-        self._verdicts: deque[tuple[TierVerdict, ...]] = deque(maxlen=window)
+        self._verdicts: deque[tuple[tuple[TierVerdict, ...], float]] = deque(maxlen=window)
 
     def observe(self, decision: Decision) -> None:
         """Take one decision; those without a score of every tier say nothing."""
         if decision.gain is not None:
-            self._verdicts.append(decision.verdicts)
+            self._verdicts.append((decision.verdicts, decision.stake))
 
-    def _known(self) -> tuple[tuple[str, ...], list[list[float]]]:
-        """The tiers, cheapest first, and their qualities in each request since they are those."""
+    def _known(self) -> tuple[tuple[str, ...], list[list[float]], list[float]]:
+        """The tiers, cheapest first, and their qualities in each request since they are those.
+
+        And how many times the threshold each was asked for.
+        """
         tiers: tuple[str, ...] = ()
         rows: list[list[float]] = []
-        for verdicts in self._verdicts:
+        stakes: list[float] = []
+        for verdicts, stake in self._verdicts:
             qualities = [v.quality for v in verdicts if v.quality is not None]
             if len(qualities) < 2 or len(qualities) < len(verdicts):
                 continue
             names = tuple([verdict.tier for verdict in verdicts])
             if names != tiers:
-                tiers, rows = names, []
+                tiers, rows, stakes = names, [], []
             rows.append(qualities)
-        return tiers, rows
+            stakes.append(stake)
+        return tiers, rows, stakes
 
     def points(self, count: int = 11) -> tuple[CurvePoint, ...]:
         """Points from all-dearest to all-cheapest, evenly spaced in the gain's quantiles.
 
         Empty before the first scored request.
         """
-        tiers, known = self._known()
+        tiers, known, stakes = self._known()
         if not known or count < 2:
             return ()
         quality = np.array(known)  # (num_requests, num_tiers), cheapest first
-        gain = np.sort(quality[:, -1] - quality[:, 0])
+        gains = quality[:, -1] - quality[:, 0]
+        gain = np.sort([weighed(float(g), stake) for g, stake in zip(gains, stakes, strict=True)])
         ranks = np.linspace(0.0, 1.0, count)
         thresholds = [float(gain[0]) - 1e-6, *map(float, np.quantile(gain, ranks[1:]))]
         thresholds[-1] += 1e-6  # rounding must not leave the last request with the dearest tier
-        height = np.linspace(0.0, 1.0, quality.shape[1])
+        height = np.outer(stakes, np.linspace(0.0, 1.0, quality.shape[1]))
         best = float(quality[:, -1].mean())
         rows = np.arange(len(quality))
         points: dict[float, CurvePoint] = {}

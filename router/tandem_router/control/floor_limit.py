@@ -123,9 +123,24 @@ class FloorLimit:
         self._begin(floor)
         self._predicted.set_floor(self._floor)
 
-    def observe(self, gain: float, dearest_quality: float) -> bool:
-        """One scored request; True when the limit was computed anew."""
-        return self.predicts and self._predicted.observe(gain, dearest_quality)
+    def observe(self, gain: float, dearest_quality: float, stake: float = 1.0) -> bool:
+        """One scored request; True when the limit was computed anew.
+
+        stake: what the dearest tier costs more for it, in units of the usual.
+        """
+        return self.predicts and self._predicted.observe(gain, dearest_quality, stake)
+
+    def weigh(self, stakes: bool) -> bool:
+        """Ask each request for the threshold times its stake, where the limit allows for that.
+
+        It does while it rests on predictions alone: labels say what is lost below a gain.
+        """
+        predicted = self._predicted
+        weighs = (
+            stakes and self.predicts and predicted.knows_stakes and not self._certified.num_labels
+        )
+        predicted.weigh(weighs)
+        return weighs
 
     def learn(self, label: ShadowLabel, in_force: float) -> bool:
         """One label of both tiers; True where everything learned before is forgotten.

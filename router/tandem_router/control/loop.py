@@ -24,7 +24,9 @@ from tandem_router.policy import BEYOND_ANY_GAIN, Decision, PolicySetPoints, Rea
 # price of money would rank requests by cost alone. Half of the quality scale is more than any gain.
 _STRONG_PREFERENCE = -0.5
 
-_BY_POLICY = frozenset({Reason.GAIN, Reason.SUFFICIENT, Reason.MAX_SHARE, Reason.BUDGET})
+_BY_POLICY = frozenset(
+    {Reason.GAIN, Reason.SUFFICIENT, Reason.MAX_SHARE, Reason.BUDGET, Reason.PREFIX}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class OnlineControl:
             self.pacer.observe(now, decision)
         if self.share is not None and decision.tier is not None:
             dearest = decision.verdicts[-1].tier
-            gain = decision.gain if decision.reason in _BY_POLICY else None
+            gain = decision.weighed_gain if decision.reason in _BY_POLICY else None
             self.share.observe(gain, decision.tier == dearest)
         if self.shift is not None and decision.gain is not None:
             length = math.log1p(max(0, prompt_tokens))

@@ -16,12 +16,16 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
+from tandem_router.policy import weighed
+
 WINDOW = 512
 # Without training gains, the given threshold stands until so many requests have been seen.
 MIN_OBSERVED = 64
 #: Labels at which what they say beyond predictions counts half.
 HALF_BELIEVED = 50.0
 RECOMPUTE_EVERY = 16
+# Requests from which on their stakes may count.
+MIN_STAKES = 128
 
 
 def threshold_for_floor(
@@ -29,28 +33,33 @@ def threshold_for_floor(
     floor: float,
     beyond: Sequence[tuple[float, float]] = (),
     better: float = 0.0,
+    stakes: Iterable[float] | None = None,
 ) -> float:
     """Largest gain threshold that keeps the expected quality at `floor` of the dearest tier's.
 
-    pairs: (gain of the dearest tier, quality of the dearest tier) per request, both finite.
+    pairs: (gain of the dearest tier, quality of the dearest tier) per request, both finite. stakes:
+    how many times the threshold each of them is asked for; once where absent.
     beyond: (gain, what was lost beyond it) of labelled requests, by gain; better: by how much the
     dearest tier is than predicted.
     """
-    ordered = sorted(gain for gain, _ in pairs)
-    allowed = (1.0 - floor) * (sum(quality for _, quality in pairs) + better * len(pairs)) + 1e-9
+    gains = [gain for gain, _ in pairs]
+    compared = gains if stakes is None else map(weighed, gains, stakes)
+    ordered = sorted(zip(compared, gains, strict=True))
+    total = sum([quality for _, quality in pairs]) + better * len(pairs)
+    allowed = (1.0 - floor) * total + 1e-9
     scale = len(pairs) / (len(beyond) + HALF_BELIEVED) if beyond else 0.0
     place, corrected = 0, 0.0
     # Just below the smallest gain everything goes to the dearest tier: always within the floor.
-    best = ordered[0] - 1e-6
+    best = ordered[0][0] - 1e-6
     lost = 0.0
-    for index, gain in enumerate(ordered):
+    for index, (level, gain) in enumerate(ordered):
         lost += gain
-        while place < len(beyond) and beyond[place][0] <= gain:
+        while place < len(beyond) and beyond[place][0] <= level:
             corrected += scale * beyond[place][1]
             place += 1
-        last_of_equals = index + 1 == len(ordered) or ordered[index + 1] > gain
+        last_of_equals = index + 1 == len(ordered) or ordered[index + 1][0] > level
         if last_of_equals and lost + corrected <= allowed:
-            best = gain
+            best = level
     return min(1.0, max(-1.0, best))
 
 
@@ -70,7 +79,11 @@ class PredictedFloor:
         self._floor = floor
         self._beyond: list[tuple[float, float]] = []
         self._better = 0.0
-        self._recent: deque[tuple[float, float]] = deque(training, maxlen=window)
+        self._recent: deque[tuple[float, float, float]] = deque(
+            ((1.0, gain, quality) for gain, quality in training), maxlen=window
+        )
+        self._num_seen = 0
+        self._weighs = False
         self._since = 0
         self.threshold = initial_threshold
         if self._recent:
@@ -78,7 +91,28 @@ class PredictedFloor:
 
     def _compute(self) -> None:
         """Choose anew, on losses as they are measured where they are."""
-        self.threshold = threshold_for_floor(self._recent, self._floor, self._beyond, self._better)
+        # What stands in for traffic says nothing of what is at stake.
+        unseen = max(0, len(self._recent) - self._num_seen) if self._weighs else 0
+        requests = list(self._recent)[unseen:]
+        self.threshold = threshold_for_floor(
+            [(gain, quality) for _, gain, quality in requests],
+            self._floor,
+            self._beyond,
+            self._better,
+            [stake for stake, *_ in requests] if self._weighs else None,
+        )
+
+    @property
+    def knows_stakes(self) -> bool:
+        """Whether enough requests were seen with what was at stake for them."""
+        return self._num_seen >= MIN_STAKES
+
+    def weigh(self, stakes: bool) -> None:
+        """Whether from now on each request is asked for the threshold times its stake."""
+        if stakes != self._weighs:
+            self._weighs = stakes
+            if self._recent:
+                self._compute()
 
     def correct(self, labels: Iterable[tuple[float, float, float]]) -> None:
         """(gain, measured beyond predicted quality of the cheapest and of the dearest tier)."""
@@ -96,11 +130,15 @@ class PredictedFloor:
         if self._recent:
             self._compute()
 
-    def observe(self, gain: float, dearest_quality: float) -> bool:
-        """One scored request; True when the threshold was computed anew."""
-        if not (math.isfinite(gain) and math.isfinite(dearest_quality)):
+    def observe(self, gain: float, dearest_quality: float, stake: float = 1.0) -> bool:
+        """One scored request; True when the threshold was computed anew.
+
+        stake: what the dearest tier costs more for it, in units of the usual.
+        """
+        if not (math.isfinite(gain) and math.isfinite(dearest_quality) and math.isfinite(stake)):
             return False
-        self._recent.append((gain, dearest_quality))
+        self._recent.append((stake, gain, dearest_quality))
+        self._num_seen += 1
         self._since += 1
         if self._since < RECOMPUTE_EVERY or len(self._recent) < MIN_OBSERVED:
             return False

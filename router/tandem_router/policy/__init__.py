@@ -15,6 +15,7 @@ shadow labels. A predictor that is late or broken is told by `score=None` and `s
 
 from tandem_router.policy.cost import cost_usd, slo_miss_probability
 from tandem_router.policy.decide import decide
+from tandem_router.policy.held_prefix import in_proportion
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
     NO_OVERRIDES,
@@ -33,6 +34,7 @@ from tandem_router.policy.terms import (
     TenantCeilings,
     TierOption,
     TierVerdict,
+    weighed,
 )
 
 __all__ = [
@@ -55,5 +57,7 @@ __all__ = [
     "TierVerdict",
     "cost_usd",
     "decide",
+    "in_proportion",
     "slo_miss_probability",
+    "weighed",
 ]

@@ -2,7 +2,8 @@
 
 Utility of tier t: `p_t - lambda*c_t - theta*r_t - mu*P(late)`, where r_t is 0 for the cheapest
 and 1 for the dearest tier by list price. With two tiers and no latency term this is the gain
-rule: the large tier iff `p_large - p_small > theta + lambda*(c_large - c_small)`.
+rule: the large tier iff `p_large - p_small > theta + lambda*(c_large - c_small)`. Costs are those
+of what a tier does not hold already; `held_prefix` says where r_t is a share of them.
 
 By construction:
 * a tie goes to the lower expected cost, then to the lower list price, then to the tier declared
@@ -19,10 +20,12 @@ import math
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tandem_router.policy.ceilings import NOTHING_GRANTED, Grant, granted
 from tandem_router.policy.cost import slo_miss_probability
 from tandem_router.policy.gain_rule import decide_plainly, list_price
+from tandem_router.policy.held_prefix import heights, held_tokens, held_usd
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
     Decision,
@@ -53,6 +56,8 @@ class _Candidate(Struct):
     late: float
     quality: float | None
     against: float  # what counts against the tier, in quality points: money, threshold, latency
+    height: float = 0.0  # how many times the threshold counts against it
+    unheld: float | None = None  # its utility if no tier held anything
     value: float | None = None
     utility: float | None = None
     excluded: Reason | None = None
@@ -114,11 +119,12 @@ def decide_fully(
             gain,
             threshold,
             difficulty,
-            grant.cost_usd,
+            0.0 if tier is None else grant.cost_usd - held_usd(request, tier.tier, booked=True),
             grant.reserve_usd,
             tier.late if tier is not None else 0.0,
-            tuple([_verdict(candidate) for candidate in candidates]),
+            tuple([_verdict(candidate, request) for candidate in candidates]),
             max_tokens=grant.max_tokens,
+            stake=dearest.height if len(candidates) > 1 else 1.0,
             **extra,  # type: ignore[arg-type]
         )
 
@@ -165,22 +171,48 @@ def _candidates(
         qualities = request.score.quality
     unbilled = set_points.unbilled
     ordered = sorted(tiers, key=list_price)
-    top = max(1, len(ordered) - 1)
+    grants = [granted(request, tier, set_points) for tier in ordered]
+    costs = [
+        grant.cost_usd - held_usd(request, tier)
+        for grant, tier in zip(grants, ordered, strict=True)
+    ]
+    asked = heights(request, ordered, costs, set_points)
+    if request.held_tokens:
+        unheld_costs = [grant.cost_usd for grant in grants]
+        bare = replace(request, held_tokens=None)
+        asked_unheld = heights(bare, ordered, unheld_costs, set_points)
     found = []
     for rank, tier in enumerate(ordered):
-        name, grant = tier.name, granted(request, tier, set_points)
-        cost = grant.cost_usd
+        name, grant, height, cost = tier.name, grants[rank], asked[rank], costs[rank]
         late = slo_miss_probability(request, tier, set_points.slo)
         money = 0.0 if name in unbilled else price_of_money * cost
-        against = money + threshold * (rank / top) + miss_penalty * late
+        against = money + threshold * height + miss_penalty * late
+        unheld = None
         quality = value = utility = None
         stated = qualities.get(name) if qualities is not None else None
         if stated is not None and math.isfinite(stated):
             quality = min(1.0, max(0.0, float(stated)))
             utility = quality - against
             value = utility + money
+            if request.held_tokens:
+                unheld = utility + threshold * (height - asked_unheld[rank])
+                if name not in unbilled:
+                    unheld -= price_of_money * (grant.cost_usd - cost)
         found.append(
-            _Candidate(tier, name, rank, grant, cost, late, quality, against, value, utility)
+            _Candidate(
+                tier,
+                name,
+                rank,
+                grant,
+                cost,
+                late,
+                quality,
+                against,
+                height,
+                unheld,
+                value,
+                utility,
+            )
         )
     return found
 
@@ -259,6 +291,8 @@ def _preferred(
         floored = _best(_above_floor(scored, floor, scored[-1]))
         if floored is not best:
             return floored, Reason.QUALITY_FLOOR
+    if request.held_tokens and best is not max(scored, key=_if_nothing_were_held):
+        return best, Reason.PREFIX
     late = [candidate for candidate in scored if candidate.late]
     if late and best is not _best(scored, set_points=set_points):
         return best, Reason.SLO
@@ -269,6 +303,11 @@ def _fallback(candidates: list[_Candidate], set_points: PolicySetPoints) -> _Can
     """The fallback tier, else the dearest."""
     named = (c for c in candidates if c.name == set_points.fallback_tier)
     return next(named, candidates[-1])
+
+
+def _if_nothing_were_held(candidate: _Candidate) -> tuple[float, float, int]:
+    unheld = candidate.unheld if candidate.unheld is not None else -math.inf
+    return unheld, -candidate.grant.cost_usd, -candidate.rank
 
 
 def _best(scored: Sequence[_Candidate], set_points: PolicySetPoints | None = None) -> _Candidate:
@@ -373,7 +412,7 @@ def _lacking(candidates: list[_Candidate]) -> str:
     return f"no tier can do what this request asks: {lacking}"
 
 
-def _verdict(candidate: _Candidate) -> TierVerdict:
+def _verdict(candidate: _Candidate, request: RouteRequest) -> TierVerdict:
     tier = candidate.tier
     return TierVerdict(
         candidate.name,
@@ -385,4 +424,5 @@ def _verdict(candidate: _Candidate) -> TierVerdict:
         candidate.value,
         candidate.utility,
         candidate.excluded,
+        round(held_tokens(request, tier)) if request.held_tokens else 0,
     )

@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from msgspec import Struct
 
+from tandem_router.policy.held_prefix import in_proportion
 from tandem_router.policy.terms import (
     BEYOND_ANY_GAIN,
     NO_OVERRIDES,
@@ -47,9 +48,16 @@ class _Tier(Struct, frozen=True):
 class GainRule:
     """See the module; `gain_rule` makes one."""
 
-    __slots__ = ("_generate", "_price_of_money", "_tiers")
+    __slots__ = ("_generate", "_most_stake", "_price_of_money", "_threshold", "_tiers", "_usual")
 
-    def __init__(self, tiers: Sequence[_Tier], price_of_money: float) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[_Tier],
+        price_of_money: float,
+        threshold: float,
+        usual_saving_usd: float,
+        most_stake: float,
+    ) -> None:
         self._tiers = tuple(
             [
                 (t.name, t.at, t.usd_in, t.usd_out, t.mean_tokens, t.least_gain, t.is_unbilled, t)
@@ -57,6 +65,10 @@ class GainRule:
             ]
         )
         self._price_of_money = price_of_money
+        self._threshold = threshold
+        # Where nothing is asked for, or money has its price, the rank decides (`held_prefix`).
+        self._usual = usual_saving_usd if threshold > 0.0 and not price_of_money > 0.0 else 0.0
+        self._most_stake = most_stake
         self._generate = all(tier.capabilities.generation for tier in tiers)
 
     def decide(
@@ -82,12 +94,12 @@ class GainRule:
                 for feature in features:
                     if not getattr(tier.capabilities, feature):
                         return None
-        price_of_money = self._price_of_money
+        price_of_money, usual, stake = self._price_of_money, self._usual, 1.0
         if num_expected_uses > 1.0:
             price_of_money /= num_expected_uses
         verdicts = []
         best: TierVerdict | None = None
-        best_utility = best_cost = cheapest_against = against = most = 0.0
+        best_utility = best_cost = cheapest_against = cheapest_cost = against = most = 0.0
         for name, at, usd_in, usd_out, mean, least_gain, is_unbilled, _ in tiers:
             stated = quality.get(name)
             if stated is None or not 0.0 <= stated <= 1.0:
@@ -104,6 +116,11 @@ class GainRule:
             expected = prompt_tokens * usd_in
             cost = expected + mean * usd_out
             money = 0.0 if is_unbilled else price_of_money * cost
+            if usual > 0.0:
+                if best is None:
+                    cheapest_cost = cost
+                stake = in_proportion(cost - cheapest_cost, usual, self._most_stake)
+                least_gain = self._threshold * stake
             against = money + least_gain
             utility = stated - against
             verdict = TierVerdict(
@@ -136,6 +153,7 @@ class GainRule:
             best.reserve_cost_usd,
             0.0,
             tuple(verdicts),
+            stake=stake,
         )
 
 
@@ -176,7 +194,13 @@ def gain_rule(tiers: Sequence[TierOption], set_points: PolicySetPoints) -> GainR
                 tier.name in set_points.unbilled,
             )
         )
-    return GainRule(found, finite(set_points.lambda_per_usd))
+    return GainRule(
+        found,
+        finite(set_points.lambda_per_usd),
+        threshold,
+        finite(set_points.usual_saving_usd),
+        max(0.0, finite(set_points.most_stake)),
+    )
 
 
 def wait_s(tier: TierOption) -> float | None:
@@ -193,6 +217,7 @@ def is_plain(request: RouteRequest) -> bool:
         or score.out_of_distribution
         or score.output_tokens
         or getattr(score, "mean_tokens", None)
+        or request.held_tokens
         or (overrides is not NO_OVERRIDES and overrides != NO_OVERRIDES)
         or tenant.allowed_tiers is not None
         or tenant.max_cost_usd is not None

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     UNVERIFIED = "unverified"  # it was to be read or replaced, and could not: it is sent as it is
     ADVISE = "advise"  # routing only advises: everything goes to the fallback tier
     UNAVAILABLE = "unavailable"  # the wanted tier has no ready endpoint, or failed the request
+    PREFIX = "prefix"  # the tier holds the conversation so far: moving it is not worth the price
     CAPABILITY = "capability"  # the wanted tier cannot do what the request asks
     OUT_OF_DISTRIBUTION = "out-of-distribution"  # the prompt is unlike the training data
     NO_PREDICTOR = "no-predictor"  # none configured: fallback tier
@@ -133,6 +134,8 @@ class TierOption(Struct, frozen=True):
     available: bool = True  # has a ready endpoint
     usd_per_1m_input_tokens: float = 0.0
     usd_per_1m_output_tokens: float = 0.0
+    usd_per_1m_cached_input_tokens: float | None = None  # None: as much as others
+    is_pool: bool = False  # of workers, which compute nothing of what they hold
     queue_wait_s: float = 0.0  # predicted wait before prefill starts
     ttft_s: float | None = None  # predicted TTFT without the queue wait; None: unknown, no penalty
     tpot_s: float | None = None  # predicted TPOT at the present load; None: unknown, no penalty
@@ -182,6 +185,7 @@ class RouteRequest(Struct, frozen=True):
     most_prompt_tokens: int = 0  # what a ceiling has to reckon with, where above the expected
     needs: Needs = Needs()
     num_expected_uses: float = 1.0  # times the answer will be served, this one included (cache)
+    held_tokens: Mapping[str, float] | None = None  # of the prompt, by the tiers that have them
 
 
 class LatencySlo(Struct, frozen=True):
@@ -205,6 +209,11 @@ class PolicySetPoints(Struct, frozen=True):
     fallback_tier: str | None = None  # None: the dearest
     slo: LatencySlo = LatencySlo()
     budget_remaining_usd: float | None = None  # token bucket level; None: no budget
+    # What the dearest tier usually costs more than the cheapest. Where it is given, the threshold
+    # is asked of each request in proportion to its own; at most `most_stake` times, there and
+    # where a tier holds a prompt's beginning (`held_prefix`).
+    usual_saving_usd: float = 0.0
+    most_stake: float = 50.0
     budget_refill_usd_per_s: float = 0.0  # to say how long a refused request should wait
     # Tiers that are paid otherwise than by the answer: neither the budget nor its price of money
     # counts their cost.
@@ -228,6 +237,7 @@ class TierVerdict(Struct, frozen=True, gc=False):
     value: float | None  # quality net of threshold and latency, before money; None: no score
     utility: float | None  # `value` less the priced cost
     excluded: Reason | None  # the constraint that ruled it out
+    held_tokens: int = 0  # of the prompt, that it need not compute again
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -249,11 +259,25 @@ class Decision(Struct, frozen=True, gc=False):
     message: str = ""
     advised: str | None = None  # the tier that would have been taken, where routing only advises
     max_tokens: int | None = None  # to be forwarded; None: as the client said
+    # How many times the threshold was asked: of what the dearest tier usually costs more.
+    stake: float = 1.0
     # Refused for money: what there would have to be for a usual answer, and for a short one.
     wanted_usd: float = 0.0
     least_usd: float = 0.0
     queue: bool = False
     retry_after_s: float | None = None
+
+    @property
+    def weighed_gain(self) -> float | None:
+        """The gain as if the stake were usual: what controllers set the threshold by."""
+        return None if self.gain is None else weighed(self.gain, self.stake)
+
+
+def weighed(gain: float, stake: float) -> float:
+    """A gain as if the stake were usual; one that is had for nothing is above every threshold."""
+    if stake == 1.0:
+        return gain
+    return min(1.0, max(-1.0, gain / stake)) if stake > 0.0 else 1.0
 
 
 class PolicyState:

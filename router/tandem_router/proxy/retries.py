@@ -31,6 +31,7 @@ from tandem_router.proxy.faults import (
     of_transport,
     refusal_of,
 )
+from tandem_router.proxy.prefix_chain import chain_of
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.proxy.upstream_request import (
     target,
@@ -94,10 +95,9 @@ class Retries:
 
     @cached_property
     def _chain(self) -> Sequence[int]:
-        """What the request shares with earlier ones, for workers of ours: providers say nothing."""
-        arrival, engine = self._arrival, engine_of(self._assignment.tier.engine)
-        apart = (arrival.tenant or "") if engine.salted else ""
-        return self._services.picker.chain(arrival.request.prefix_bytes, apart)
+        """What the request shares with earlier ones."""
+        chain = self._assignment.chain
+        return chain_of(self._services, self._arrival) if chain is None else chain
 
     async def open(self, body: bytes, resumption: Resumption | None = None) -> Response:
         """A 200 reply from some worker, its headers read.
@@ -405,7 +405,8 @@ class Retries:
         exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
         if self._arrival.adapter is not None:
             exclude = exclude | picker.without(name, self._arrival.adapter)
-        chain = self._chain if tier.kind == "pool" else ()
+        remembers = tier.kind == "pool" or self._services.routing.holds_prefixes(name)
+        chain = self._chain if remembers else ()
         expected = assignment.expected_tokens
         pick = picker.pick(name, chain, num_tokens, exclude, False, expected)
         if pick is None and not assignment.others():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ from tandem_router.policy import Decision, PolicySetPoints, Reason
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import Fault
+from tandem_router.proxy.prefix_chain import chain_of
 from tandem_router.proxy.token_prompts import text_of_ids
 from tandem_router.routing.answer_reading import Middle
 from tandem_router.routing.decision_log import Attempt, DecisionRecord
@@ -55,6 +56,9 @@ async def assign(
         if text is None and request.token_ids is not None:
             text = await text_of_ids(services, request.token_ids)
         scored = await services.routing.score(text)
+    chain: Sequence[int] | None = None
+    if not arrival.forced and services.routing.weighs_prefixes():
+        chain = chain_of(services, arrival)
     given_up = arrived = False
     while True:
         set_points = services.steering.set_points
@@ -67,6 +71,7 @@ async def assign(
             scored,
             set_points,
             services.reuse.expected_uses(arrival.cache_key),
+            chain=chain or (),
         )
         tier = decision.tier
         cached = None
@@ -95,7 +100,9 @@ async def assign(
             assert chosen.tier is not None
             if services.ledger.move(arrival.hold, chosen.tier, chosen.reserve_cost_usd):
                 counted = services.steering.count(chosen, request, set_points, middle is not None)
-                return TierAssignment(services, arrival, scored, chosen, None, counted, middle)
+                return TierAssignment(
+                    services, arrival, scored, chosen, None, counted, middle, chain=chain
+                )
             # Concurrent requests took the money in between: ask again, soon.
             await asyncio.sleep(0.01)
             if services.clock() < arrival.deadline:
@@ -160,6 +167,7 @@ class TierAssignment:
         counted: Counted | None,
         middle: Middle | None = None,
         recorded: bool = True,
+        chain: Sequence[int] | None = None,
     ) -> None:
         assert decision.tier is not None
         self._services = services
@@ -169,6 +177,7 @@ class TierAssignment:
         self.committed = False
         self.queue_wait_s = 0.0
         self.scored = scored
+        self.chain = chain  # of its prompt; None: nobody has made it yet
         self.decision = decision
         self.cached = cached
         self.counted = counted
@@ -255,6 +264,7 @@ class TierAssignment:
             counted.set_points,
             services.reuse.expected_uses(arrival.cache_key),
             failed,
+            self.chain or (),
         )
         if decision.tier is None or decision.tier in failed:
             return False

@@ -25,6 +25,7 @@ from tandem_router.control import (
     TrafficShift,
 )
 from tandem_router.control.floor_limit import FloorLimit
+from tandem_router.control.usual_saving import UsualSaving
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.policy import (
@@ -32,6 +33,7 @@ from tandem_router.policy import (
     LatencySlo,
     PolicySetPoints,
     PolicyState,
+    Reason,
     TierVerdict,
 )
 from tandem_router.prices import Prices, list_price
@@ -41,6 +43,7 @@ from tandem_router.store.records import Label
 
 DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 EXPECTED_QUALITY_WINDOW = 500
+_NOT_BY_THRESHOLD = frozenset({Reason.FORCED, Reason.OUT_OF_DISTRIBUTION})
 
 
 class _Expected(Struct, eq=False):
@@ -90,6 +93,7 @@ class Steering:
         self.state = PolicyState()
         self._asked = config.threshold  # None: nobody asks for one
         self._floor = self._new_floor(predictor)
+        self._saving = UsualSaving()
         base = PolicySetPoints(gain_threshold=self._clipped(), **_fixed_set_points(config))
         cap = config.tier(prices.dearest).max_share
         self.control = OnlineControl(
@@ -101,6 +105,7 @@ class Steering:
         )
         # Prompt length ranks prompts; the qualities it states were measured nowhere.
         self.states_quality = not isinstance(predictor, LengthPredictor)
+        self._move_threshold()
         self._expected: deque[_Expected] = deque(maxlen=EXPECTED_QUALITY_WINDOW)
         self._show_set_points()
 
@@ -122,6 +127,7 @@ class Steering:
         if ends != self._ends:
             self._ends = ends
             self.control.forget()
+            self._saving = UsualSaving()
             self._floor = self._new_floor(self._predictor, before=self._floor)
             self._move_threshold()
         self._unbilled = unbilled
@@ -151,6 +157,7 @@ class Steering:
             self._move_threshold()
         elif self._floor is None and learns:
             self._floor = self._new_floor(self._predictor)
+        self._move_threshold()
         self._show_set_points()
 
     @property
@@ -251,7 +258,11 @@ class Steering:
         return asked
 
     def _move_threshold(self) -> None:
-        self.control.base = replace(self.control.base, gain_threshold=self._clipped())
+        is_free = self._asked is None and self.control.pacer is None
+        is_free = is_free and not self.control.base.lambda_per_usd > 0.0
+        self.control.base = self._saving.in_force(
+            self.control.base, self._clipped, self._floor, is_free
+        )
 
     def predictor_changed(self, predictor: Predictor | None) -> None:
         """Another predictor or artifact is in use: its gains are on another scale."""
@@ -273,7 +284,7 @@ class Steering:
             self.control.base = replace(self.control.base, lambda_per_usd=lambda_per_usd)
         if gain_threshold is not None:
             self._asked = gain_threshold
-            self._move_threshold()
+        self._move_threshold()
         self._show_set_points()
 
     def _show_set_points(self) -> None:
@@ -296,10 +307,13 @@ class Steering:
         assert decision.tier is not None
         self.control.decided(self._clock(), decision, request.num_prompt_tokens)
         expected = _expected(decision) if self.states_quality else None
+        stake = self._saving.observe(decision)
         if expected is not None:
             self._expected.append(expected)
-            if not will_be_read:
-                self._hold_floor(decision.gain, expected.qualities[-1])
+            # Where the threshold decides nothing, it loses nothing: such requests have no part in
+            # what others may lose.
+            if not will_be_read and decision.reason not in _NOT_BY_THRESHOLD:
+                self._hold_floor(decision.gain, expected.qualities[-1], stake)
         return Counted(
             decision.tier,
             decision.expected_cost_usd,
@@ -309,11 +323,11 @@ class Steering:
             decision.verdicts,
         )
 
-    def _hold_floor(self, gain: float | None, dearest: float | None) -> None:
+    def _hold_floor(self, gain: float | None, dearest: float | None, stake: float = 1.0) -> None:
         floor = self._floor
         if floor is None or gain is None or dearest is None:
             return
-        if floor.observe(gain, dearest):
+        if floor.observe(gain, dearest, stake):
             self._move_threshold()
 
     def read(self, counted: Counted, qualities: Mapping[str, float] | None) -> None:

@@ -7,7 +7,7 @@ predictor, the picker and the tenant. What comes of its answer is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -123,6 +123,14 @@ class Routing:
             for tier in config.tiers
             if tier.kind == "external"
         }
+        # Tiers where it is worth something that they hold a prompt's beginning, and whether they
+        # are a provider's.
+        holding = {
+            tier.name: tier.kind == "external"
+            for tier in config.tiers
+            if tier.kind == "pool" or tier.usd_per_1m_cached_input_tokens is not None
+        }
+        self._holding = holding if len(config.tiers) > 1 else {}
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 
@@ -211,6 +219,23 @@ class Routing:
         """What a tier can, as it declares or its workers report."""
         return self._declared.get(tier) or self._picker.capabilities(tier)
 
+    def holds_prefixes(self, tier: str) -> bool:
+        """Whether it is worth something that a tier has seen a prompt's beginning."""
+        return tier in self._holding
+
+    def weighs_prefixes(self) -> bool:
+        """Whether any does, and there is a choice."""
+        return bool(self._holding)
+
+    def _held_tokens(self, chain: Sequence[int]) -> dict[str, float] | None:
+        """Tokens of a prompt by the tiers that hold them; None where none does."""
+        held = {
+            tier: tokens
+            for tier, by_provider in self._holding.items()
+            if (tokens := self._picker.held_tokens(tier, chain, by_provider))
+        }
+        return held or None
+
     async def score(self, prompt: str | None) -> Scored:
         """The predictor's view of a prompt; absent where there is no text."""
         if prompt is None:
@@ -226,15 +251,17 @@ class Routing:
         set_points: PolicySetPoints,
         expected_uses: float = 1.0,
         failed: frozenset[str] = frozenset(),
+        chain: Sequence[int] = (),
     ) -> Decision:
         """Decide, without counting: the caller counts what it dispatches.
 
         expected_uses: how often the answer will be served, this time included. failed: tiers that
-        could not serve this request. What is held for it already, it may spend. Raises ApiError
-        (404) for an unknown model.
+        could not serve this request. chain: of its prompt, as the picker makes it. What money is
+        held for it already, it may spend. Raises ApiError (404) for an unknown model.
         """
         means = self._ledger.means(hold)
-        if not failed and means is NO_CEILINGS and overrides is NO_OVERRIDES:
+        held = self._held_tokens(chain) if chain else None
+        if held is None and not failed and means is NO_CEILINGS and overrides is NO_OVERRIDES:
             plain = self._plainly(request, hold.tenant, scored, set_points, expected_uses)
             if plain is not None:
                 return plain
@@ -273,6 +300,7 @@ class Routing:
             num_choices=request.num_choices,
             needs=request.needs,
             num_expected_uses=expected_uses,
+            held_tokens=held,
             overrides=overrides,
             tenant=self._ceilings_of(hold.tenant, means.tenant_usd),
         )
@@ -421,6 +449,8 @@ class Routing:
             available=state[0],
             usd_per_1m_input_tokens=tier.usd_per_1m_input_tokens,
             usd_per_1m_output_tokens=tier.usd_per_1m_output_tokens,
+            usd_per_1m_cached_input_tokens=tier.usd_per_1m_cached_input_tokens,
+            is_pool=tier.kind == "pool",
             ttft_s=state[1],
             tpot_s=state[2],
             max_share=tier.max_share,
