@@ -88,7 +88,8 @@ def layouts() -> dict[str, Any]:
             "prefill": prefill,
             "decode": 4 - prefill,
         }
-    for label, scale in (("TPOT 60 ms", 0.06), ("TPOT 40 ms", 0.04), ("TPOT 200 ms", 0.2)):
+    choices["hybrid: 2 unified, 1 prefill, 1 decode"] = {"unified": 2, "prefill": 1, "decode": 1}
+    for label, scale in (("TPOT 35 ms", 0.035), ("TPOT 60 ms", 0.06), ("TPOT 200 ms", 0.2)):
         rows: dict[str, dict[str, float]] = {}
         for name, roles in choices.items():
             rows[name] = {}
@@ -97,11 +98,11 @@ def layouts() -> dict[str, Any]:
 
                 def attain(rate: float, roles: Any = roles, pairs: Any = pairs, t: float = scale
                            ) -> float:  # fmt: skip
-                    arrivals = poisson(rate, pairs, count=NUM_REQUESTS // 2)
+                    arrivals = poisson(rate, pairs, count=300)
                     result = _judged(arrivals, roles, Targets(2.0, t))
                     return float(result)
 
-                rows[name][kind] = goodput(attain, 0.5, 20.0)
+                rows[name][kind] = goodput(attain, 0.5, 16.0)
         found[f"requests/s at 95 % in time, TTFT 2 s, {label}"] = rows
     return found
 
@@ -240,7 +241,7 @@ def picking() -> dict[str, Any]:
     """Choices of a worker on Mooncake's conversations, whose prompts share prefixes."""
     found: dict[str, Any] = {}
     path = DATA / "traces" / "mooncake" / "conversation_trace.jsonl"
-    trace = [a for a, _ in zip(read_trace(path), range(800), strict=False)]
+    trace = [a for a, _ in zip(read_trace(path), range(500), strict=False)]
     profile = replace(PROFILE, prefill=(0.03, 2e-5, 5e-11), kv_tokens=2_000_000)
     engine = EngineSettings(128, 8192, kv_tokens=2_000_000, prefix_cache=True)
     for speed in (1.5,):
