@@ -46,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--training-data", type=Path, help="graded rows to train again from, beside labels"
     )
     parser.add_argument(
+        "--gateway-tls",
+        type=Path,
+        metavar="DIR",
+        help="folder with tls.crt and tls.key for gateway_port (default: no TLS)",
+    )
+    parser.add_argument(
         "--host",
         help="address to listen on, several with commas between, such as 0.0.0.0,:: (default: "
         "$POD_IPS, $POD_IP or 127.0.0.1)",
@@ -92,6 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         allowed_hosts=loopback_names(hosts),
         tracing=from_environment("tandem-router"),
         address=(hosts[0], port),
+        gateway_tls=args.gateway_tls,
     )
     # Long-lived objects leave the collector's sight: full collections otherwise stop every
     # stream for tens of milliseconds once a predictor is loaded.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway_kinds
 from eventually import eventually_in_another_process
 from tandem_operator.resources.base import Object
 
@@ -142,36 +143,20 @@ ALLOWED = (
     "allow.volumes={hostPath}",
 )
 
-# As much of the Gateway API Inference Extension as an apiserver needs to take a pool.
 GATEWAY = "inference.networking.k8s.io"
-POOLS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {
-        "name": f"inferencepools.{GATEWAY}",
-        "annotations": {"api-approved.kubernetes.io": "https://gateway-api.sigs.k8s.io"},
-    },
-    "spec": {
-        "group": GATEWAY,
-        "scope": "Namespaced",
-        "names": {"kind": "InferencePool", "plural": "inferencepools", "singular": "inferencepool"},
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "x-kubernetes-preserve-unknown-fields": True,
-                    }
-                },
-            }
-        ],
-    },
-}
-POOL_CRD = f"inferencepools.{GATEWAY}"
-WITH_POOLS = ("--set", "routers.inferencePools=true")
+GATEWAY_API = "gateway.networking.k8s.io"
+# Every way in that the chart can make.
+ENTRANCE = json.dumps(
+    {
+        "inferencePools": True,
+        "ingress": {"host": "{router}.{namespace}.test"},
+        "httpRoute": {
+            "host": "{router}.{namespace}.gateway.test",
+            "parentRefs": [{"name": "public"}],
+        },
+    }
+)
+WITH_ENTRANCES = ("--set-json", f"routers={ENTRANCE}")
 
 ON_THE_NODE = _object("Model", "f", weights={"source": "file:///m"}, unified={})
 
@@ -216,8 +201,19 @@ STRAYS: list[Object] = [
         "kind": "WorkerPool",
         "spec": {"modelRef": {"name": "m"}, "role": "unified"},
     },
-    {"apiVersion": f"{GATEWAY}/v1", "kind": "InferencePool", "spec": {}},
+    {
+        "apiVersion": f"{GATEWAY}/v1",
+        "kind": "InferencePool",
+        "spec": {"selector": {"matchLabels": {"stray": "1"}}, "targetPorts": [{"number": 1}]},
+    },
+    {"apiVersion": f"{GATEWAY_API}/v1", "kind": "HTTPRoute", "spec": {"hostnames": ["stray.test"]}},
+    {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "spec": {"defaultBackend": {"service": {"name": "stray", "port": {"number": 1}}}},
+    },
 ]
+OF_A_ROUTER = ("InferencePool", "HTTPRoute", "Ingress")
 
 
 # Kinds that the operator makes by server-side apply.
@@ -233,6 +229,8 @@ APPLIED = (
     (RBAC, "roles"),
     (RBAC, "rolebindings"),
     (GATEWAY, "inferencepools"),
+    (GATEWAY_API, "httproutes"),
+    ("networking.k8s.io", "ingresses"),
 )
 
 
@@ -256,7 +254,8 @@ class Grant:
 
 def rendered(cluster: Any, *options: str) -> list[Object]:
     """The chart's objects."""
-    options = (*WITH_POOLS, "--api-versions", f"{GATEWAY}/v1/InferencePool", *options)
+    options = (*WITH_ENTRANCES, "--api-versions", f"{GATEWAY}/v1/InferencePool", *options)
+    options = ("--api-versions", f"{GATEWAY_API}/v1/HTTPRoute", *options)
     result = cluster.run("helm", "template", "tandem", CHART, "-n", NAMESPACE, *options)
     assert result.returncode == 0, result.stderr
     return [o for o in yaml.safe_load_all(result.stdout) if o]
@@ -279,10 +278,6 @@ def is_the_operators(obj: Object) -> bool:
     """Whether a role, or its binding, is for the operator and not for people."""
     people = "app.kubernetes.io/component" in obj["metadata"].get("labels", {})
     return obj["kind"].startswith(("Role", "ClusterRole")) and not people
-
-
-# A claim's owner is changed by a patch; admission asks for this besides.
-LETTING_GO = Grant("", "persistentvolumeclaims", "delete")
 
 
 # A claim's owner is changed by a patch; admission asks for this besides.
@@ -318,11 +313,10 @@ def story(cluster: Any) -> Iterator[Story]:
     before = len(cluster.requests(NAMESPACE, ACCOUNT))
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, level)
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(POOLS))
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{POOL_CRD}", "--timeout=30s")
+    gateway_kinds.install(cluster)
     options = (
         *ALLOWED,
-        *WITH_POOLS,
+        *WITH_ENTRANCES,
         "--set",
         "operator.replicas=1",
         "--take-ownership",
@@ -339,7 +333,7 @@ def story(cluster: Any) -> Iterator[Story]:
         cluster.run("kubectl", "delete", "models,routers,asp", "--all", "-n", NAMESPACE)
         cluster.run("helm", "uninstall", "tandem", "-n", NAMESPACE)
         cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
-        cluster.run("kubectl", "delete", "crd", POOL_CRD)
+        gateway_kinds.remove(cluster)
 
 
 def live(cluster: Any) -> dict[tuple[str, str], Object]:
@@ -357,16 +351,15 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     cluster.kubectl("wait", *here, refused, "model/f", "--timeout=30s")
 
     of_m, of_r = stray(cluster, "Model", "m"), stray(cluster, "Router", "r")
-    strays = yaml.safe_dump_all(
-        [{**s, "metadata": of_r if s["kind"] == "InferencePool" else of_m} for s in STRAYS]
-    )
+    strays = yaml.safe_dump_all([{**s, "metadata": metadata_of(s, of_m, of_r)} for s in STRAYS])
     cluster.kubectl("apply", *here, "-f", "-", stdin=strays)
     cluster.kubectl("wait", *here, "--for=delete", "-f", "-", "--timeout=30s", stdin=strays)
 
-    fewer = json.dumps({"spec": {"decode": {"replicas": 1}}})
-    cluster.kubectl("patch", *here, "model/m", "--type=merge", "-p", fewer)
-    one = "--for=jsonpath={.status.replicas}=1"
-    cluster.kubectl("wait", *here, one, "workerpool/m-decode", "--timeout=30s")
+    # What happens a second time is counted on the Event of the first.
+    for count in (1, 2, 1):
+        cluster.kubectl("scale", *here, "workerpool/m-decode", f"--replicas={count}")
+        there = f"--for=jsonpath={{.status.replicas}}={count}"
+        cluster.kubectl("wait", *here, there, "workerpool/m-decode", "--timeout=30s")
 
     cluster.kubectl("delete", *here, "models,routers,asp", "--all", "--timeout=30s")
     cluster.kubectl("wait", *here, "--for=delete", "secret/tandem-peer-token", "--timeout=30s")
@@ -376,6 +369,12 @@ def live(cluster: Any) -> dict[tuple[str, str], Object]:
     bound = {**role, "metadata": {**role["metadata"], "name": "bound"}}
     cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(bound))
     return made
+
+
+def metadata_of(stray: Object, of_a_model: Object, of_a_router: Object) -> Object:
+    """Whose a stray says it is; a WorkerPool has to be called as its Model and role are."""
+    owner = of_a_router if stray["kind"] in OF_A_ROUTER else of_a_model
+    return {**owner, "name": "m-unified"} if stray["kind"] == "WorkerPool" else owner
 
 
 def stray(cluster: Any, kind: str, name: str) -> Object:

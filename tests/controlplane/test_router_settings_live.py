@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import gateway_kinds
 from eventually import eventually_in_another_process
 
 CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
@@ -37,33 +38,6 @@ CHANGE = {
     }
 }
 
-# As much of Gateway API as an apiserver needs to take a route.
-GATEWAY_API = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {
-        "name": "httproutes.gateway.networking.k8s.io",
-        "annotations": {"api-approved.kubernetes.io": "https://gateway-api.sigs.k8s.io"},
-    },
-    "spec": {
-        "group": "gateway.networking.k8s.io",
-        "scope": "Namespaced",
-        "names": {"kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute"},
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "x-kubernetes-preserve-unknown-fields": True,
-                    }
-                },
-            }
-        ],
-    },
-}
 ENTRANCE = json.dumps(
     {
         "serviceAnnotations": {"lb.example.com/internal": "true"},
@@ -96,9 +70,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def routed(cluster: Any) -> Iterator[Any]:
     """The chart with its rights, and a Router of two pods over external tiers."""
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(GATEWAY_API))
-    routes = "httproutes.gateway.networking.k8s.io"
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{routes}", "--timeout=30s")
+    gateway_kinds.install(cluster)
     own = f"operator.replicas=1,operator.watchNamespace={NAMESPACE},allow.ownNamespace=true"
     values = ("--set", own, "--set", "allow.externalNetworks={127.0.0.0/8}")
     values = (*values, "--set", "images.pullPolicy=Never", "--set-json", f"routers={ENTRANCE}")
@@ -115,7 +87,7 @@ def routed(cluster: Any) -> Iterator[Any]:
     finally:
         cluster.run("kubectl", "delete", "routers", "--all", *IN)
         cluster.run("helm", "uninstall", "tandem", *IN)
-        cluster.run("kubectl", "delete", "crd", routes)
+        gateway_kinds.remove(cluster)
 
 
 def pods(cluster: Any) -> dict[str, str]:

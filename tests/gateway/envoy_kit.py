@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,40 @@ def _endpoints(name: str, ports: Iterable[int]) -> dict[str, Any]:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": entries}]}
 
 
+@dataclass(frozen=True)
+class SecurePicker:
+    """A picker that is asked by TLS, and is known by a certificate of this authority."""
+
+    port: int
+    authority: Path
+
+
 def envoy_config(
-    ports: Mapping[int, Mapping[str, Any]], picker: int, pool: Iterable[int]
+    ports: Mapping[int, Mapping[str, Any]],
+    picker: int,
+    pool: Iterable[int],
+    secure: SecurePicker | None = None,
 ) -> dict[str, Any]:
     """What gateways make of an HTTPRoute to an InferencePool: a filter that asks, and a cluster
     whose load balancer does as it is told.
 
-    ports: to listen on, each with what is unusual of its filter.
+    ports: to listen on, each with what is unusual of its filter. secure: the picker of those
+    that say so.
     """
+    pickers = [_picker("picker", picker)]
+    if secure is not None:
+        pickers.append(_picker("secure-picker", secure.port) | _by_tls(secure.authority))
     return {
         "static_resources": {
             "listeners": [_listener(port, **unusual) for port, unusual in ports.items()],
-            "clusters": [_picker(picker), _pool(pool)],
+            "clusters": [*pickers, _pool(pool)],
         }
     }
 
 
-def _listener(port: int, fail_open: bool = False, **mode: str) -> dict[str, Any]:
+def _listener(
+    port: int, fail_open: bool = False, picker: str = "picker", **mode: str
+) -> dict[str, Any]:
     http = "envoy.extensions.filters.http"
     duplex = "FULL_DUPLEX_STREAMED"
     processing = {
@@ -80,7 +98,7 @@ def _listener(port: int, fail_open: bool = False, **mode: str) -> dict[str, Any]
     }
     asks = _typed(
         f"{http}.ext_proc.v3.ExternalProcessor",
-        grpc_service={"envoy_grpc": {"cluster_name": "picker"}},
+        grpc_service={"envoy_grpc": {"cluster_name": picker}},
         failure_mode_allow=fail_open,
         processing_mode=processing,
         message_timeout="5s",
@@ -117,15 +135,29 @@ def _listener(port: int, fail_open: bool = False, **mode: str) -> dict[str, Any]
     }
 
 
-def _picker(port: int) -> dict[str, Any]:
+def _by_tls(authority: Path) -> dict[str, Any]:
+    """As a gateway's policy for the picker's Service says it: TLS, and whom to trust."""
+    name = {"san_type": "IP_ADDRESS", "matcher": {"exact": "127.0.0.1"}}
+    trust = {
+        "trusted_ca": {"filename": str(authority)},
+        "match_typed_subject_alt_names": [name],
+    }
+    tls = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    context = _typed(
+        tls, common_tls_context={"alpn_protocols": ["h2"], "validation_context": trust}
+    )
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}}
+
+
+def _picker(name: str, port: int) -> dict[str, Any]:
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     http2 = _typed(options, explicit_http_config={"http2_protocol_options": {}})
     return {
-        "name": "picker",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "typed_extension_protocol_options": {options: http2},
-        "load_assignment": _endpoints("picker", [port]),
+        "load_assignment": _endpoints(name, [port]),
     }
 
 
@@ -197,13 +229,19 @@ def envoy(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def router(
-    folder: Path, config: dict[str, Any], port: int, table: dict[str, Any], **secrets: str
+    folder: Path,
+    config: dict[str, Any],
+    port: int,
+    table: dict[str, Any],
+    *options: str,
+    **secrets: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """secrets: options with a file of this content."""
+    folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "endpoints.json").write_text(json.dumps({"tiers": table}))
     command = [sys.executable, "-m", "tandem_router", "--config", str(folder / "config.json")]
-    command += ["--endpoints", str(folder / "endpoints.json"), "--port", str(port)]
+    command += ["--endpoints", str(folder / "endpoints.json"), "--port", str(port), *options]
     for option, text in secrets.items():
         file = folder / option
         file.write_text(text)

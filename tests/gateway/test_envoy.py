@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 import envoy_kit
+from certificates import write_pair
 from tandem_router.api.api_keys import key_hash
 from tandem_router.testing.fake_server import Seen, plain_reply
 from tandem_router.testing.fake_worker import FakeWorker
@@ -69,7 +70,8 @@ class Stand:
 
 async def test_an_envoy_asks_the_router_where_each_request_goes(tmp_path: Path) -> None:
     tiers = {tier: [await StrictWorker().start() for _ in "12"] for tier in ("small", "large")}
-    http, picker, closed, opened, buffered, unread = envoy_kit.free_ports(6)
+    http, picker, closed, opened, buffered, unread, *others = envoy_kit.free_ports(9)
+    second_http, secure_picker, private = others
     tenants = [
         {"name": "a", "key_hashes": [key_hash(SECRET.encode(), "key-a")]},
         {
@@ -92,18 +94,30 @@ async def test_an_envoy_asks_the_router_where_each_request_goes(tmp_path: Path) 
         opened: {"fail_open": True},
         buffered: {"request_body_mode": "BUFFERED"},
         unread: {"response_body_mode": "NONE"},
+        private: {"picker": "secure-picker"},
     }
+    write_pair(tmp_path / "tls", "picker")
+    secure = envoy_kit.SecurePicker(secure_picker, tmp_path / "tls" / "tls.crt")
+    by_tls = {**config, "gateway_port": secure_picker}
+    envoy_listens = envoy_kit.envoy_config(listeners, picker, [*pool, http, second_http], secure)
     with (
         envoy_kit.router(
             tmp_path, config, http, table, peer_token=TOKEN, key_secret=SECRET
         ) as process,
-        envoy_kit.envoy(tmp_path, envoy_kit.envoy_config(listeners, picker, [*pool, http])),
+        envoy_kit.router(
+            *(tmp_path / "second", by_tls, second_http, table),
+            *("--gateway-tls", str(tmp_path / "tls")),
+            peer_token=TOKEN,
+            key_secret=SECRET,
+        ),
+        envoy_kit.envoy(tmp_path, envoy_listens),
     ):
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{closed}", timeout=10)
         opened_url, router_url = f"http://127.0.0.1:{opened}", f"http://127.0.0.1:{http}"
         stand = Stand(client, opened_url, router_url, tiers)
         await check_that_prompts_go_to_the_tier_they_need(stand)
         await check_that_nothing_internal_is_taken_from_or_shown_to_clients(stand)
+        await check_that_a_picker_is_asked_by_tls(f"http://127.0.0.1:{private}")
         await check_that_a_stream_comes_as_it_is_made(stand)
         await check_that_a_broken_stream_never_looks_whole(stand)
         await check_that_refusals_are_ours(stand)
@@ -151,6 +165,22 @@ async def check_that_nothing_internal_is_taken_from_or_shown_to_clients(stand: S
     for name in ("authorization", "x-tandem-prefill", "x-tandem-peer-token"):
         assert name not in seen.headers
     assert not {"x-tandem-ticket", "x-gateway-destination-endpoint"} & answer.headers.keys()
+
+
+async def check_that_a_picker_is_asked_by_tls(gateway: str) -> None:
+    """Envoy trusts the picker's certificate alone, and fails closed."""
+    headers = {"authorization": "Bearer key-a"}
+    async with httpx.AsyncClient(headers=headers, timeout=10) as client:
+        answers = [
+            await client.post(
+                f"{gateway}/v1/chat/completions",
+                json={"model": "chat", "messages": [{"role": "user", "content": text}]},
+            )
+            for text in (EASY, HARD)
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    assert [answer.headers["x-tandem-tier"] for answer in answers] == ["small", "large"]
 
 
 async def check_that_a_stream_comes_as_it_is_made(stand: Stand) -> None:

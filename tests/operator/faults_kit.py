@@ -113,6 +113,10 @@ class Faulty:
     ) -> None:
         await self._write(lambda: self.store.annotate(kind, namespace, name, annotations))
 
+    async def merge(self, kind: str, namespace: str, name: str, body: Object) -> bool:
+        found: bool = await self._write(lambda: self.store.merge(kind, namespace, name, body))
+        return found
+
     async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
         await self._write(lambda: self.store.patch_secret(namespace, name, body))
 

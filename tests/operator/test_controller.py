@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from eventually import eventually
+from tandem_operator.reconcile import controller, work_queue
 from tandem_operator.reconcile.cluster_api import ApiError
 from tandem_operator.reconcile.controller import Controller
 from tandem_operator.reconcile.owners import concerned
@@ -48,6 +51,11 @@ class Passes:
     def __init__(self, *ends: Exception | Result) -> None:
         self.ends = list(ends)
         self.seen: list[Key] = []
+        self.told: list[tuple[Key, str, float]] = []
+
+    async def tell_of_failure(self, key: Key, error: Exception, again_s: float) -> None:
+        self.told.append((key, str(error), again_s))
+        raise ApiError(503, "events are not taken")
 
     async def reconcile(self, key: Key) -> Result:
         self.seen.append(key)
@@ -76,6 +84,22 @@ async def test_a_pass_that_fails_is_told_and_stops_nobody() -> None:
     assert told == [(MODEL, "ApiError('no')"), (ROUTER, "KeyError('spec')")]
     assert passes.seen[2:] == [MODEL, ROUTER]
     assert (subject.num_failures, subject.num_passes) == (2, 4)
+
+
+async def test_passes_that_go_on_failing_are_told_of_on_the_resource(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once the next try is some time away; and one that cannot be told stops nobody either."""
+    monkeypatch.setattr(work_queue, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(controller, "TOLD_FROM_S", 0.004)
+    passes = Passes(*(ApiError(500, "no") for _ in range(5)))
+    subject = Controller(passes, lambda kind, namespace: [], 600.0, 0.0)  # type: ignore[arg-type]
+    running = asyncio.create_task(subject.run())
+    subject.queue.add(MODEL)
+    await eventually(lambda: len(passes.seen) >= 6)
+    running.cancel()
+
+    assert passes.told == [(MODEL, "no", 0.004), (MODEL, "no", 0.008), (MODEL, "no", 0.016)]
 
 
 async def test_everything_is_looked_at_again_after_the_resync_time() -> None:

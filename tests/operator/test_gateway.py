@@ -75,6 +75,22 @@ async def test_the_router_listens_where_the_service_points() -> None:
     assert config["gateway_port"] == 9002
 
 
+async def test_a_secret_makes_the_picker_speak_tls() -> None:
+    named = ASKED.replace("gateways}", "gateways, tlsSecretRef: {name: picker-tls}}")
+    plain, secured = await settled(), await settled(named)
+
+    pods = [c.get("Deployment", "r-router")["spec"]["template"]["spec"] for c in (plain, secured)]
+    args, (container,) = pods[1]["containers"][0]["args"], pods[1]["containers"]
+    folder = args[args.index("--gateway-tls") + 1]
+    (volume,) = [v for v in pods[1]["volumes"] if v not in pods[0]["volumes"] and "secret" in v]
+    assert volume["secret"] == {"secretName": "picker-tls"}
+    mount = {"name": volume["name"], "mountPath": folder, "readOnly": True}
+    assert mount in container["volumeMounts"]
+    ports = [c.get("Service", "r-router-picker")["spec"]["ports"][0] for c in (plain, secured)]
+    assert [port.get("appProtocol") for port in ports] == ["kubernetes.io/h2c", None]
+    assert "--gateway-tls" not in pods[0]["containers"][0]["args"]
+
+
 async def test_the_gateways_namespace_alone_reaches_the_picker_and_workers_that_answer() -> None:
     cluster = await settled()
 

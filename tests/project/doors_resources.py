@@ -230,6 +230,9 @@ ROWS: dict[str, dict[str, Row]] = {
         "metricsTokenSecretRef.key": Row("a", "b", {"metricsTokenSecretRef.name": "s"}),
         "access.allowedHosts": Row(ABSENT, ["chat.example"]),
         "gateway.namespace": Row("gateways", "istio-ingress"),
+        "gateway.tlsSecretRef.name": Row(
+            "picker-tls", "other-tls", given={"gateway": {"namespace": "gateways"}}
+        ),
         "access.corsOrigins": Row([], ["https://app.example"]),
         "store.sqlite.size": Row("1Gi", "2Gi"),
         "store.sqlite.storageClassName": Row("a", "b", {"store.sqlite.size": "1Gi"}),

@@ -289,7 +289,8 @@ def _describe(args: argparse.Namespace) -> int:
     if events:
         rows = [["AGE", "TYPE", "REASON", "MESSAGE"]]
         for e in events:
-            since = table.age(e["metadata"]["creationTimestamp"])
+            since = table.age(e["lastTimestamp"])
+            since += f" (x{e['count']})" if e["count"] > 1 else ""
             rows.append([since, e["type"], e["reason"], e["message"]])
         out.append("Events:\n" + _indent("\n".join(table.render(rows))))
     sys.stdout.write("\n".join(out) + "\n")

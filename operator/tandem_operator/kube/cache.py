@@ -309,6 +309,10 @@ class CachedApi:
         """See ClusterApi."""
         return await self._api.patch_spec(kind, namespace, name, spec)
 
+    async def merge(self, kind: str, namespace: str, name: str, body: Object) -> bool:
+        """See ClusterApi."""
+        return await self._api.merge(kind, namespace, name, body)
+
     async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
         """See ClusterApi."""
         await self._api.patch_secret(namespace, name, body)

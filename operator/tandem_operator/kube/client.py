@@ -249,6 +249,17 @@ class KubeApi:
             "application/merge-patch+json",
         )
 
+    async def merge(self, kind: str, namespace: str, name: str, body: Object) -> bool:
+        """See ClusterApi."""
+        query, target = {"fieldManager": SEED_MANAGER}, path(kind, namespace, name)
+        try:
+            await self.write("PATCH", target, query, body, "application/merge-patch+json")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
         """See ClusterApi."""
         query = {"fieldManager": SEED_MANAGER}
@@ -259,17 +270,7 @@ class KubeApi:
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:
         """See ClusterApi."""
-        try:
-            await self.write(
-                "PATCH",
-                path(kind, namespace, name),
-                {"fieldManager": SEED_MANAGER},
-                {"metadata": {"annotations": dict(annotations)}},
-                "application/merge-patch+json",
-            )
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        await self.merge(kind, namespace, name, {"metadata": {"annotations": dict(annotations)}})
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """See ClusterApi."""

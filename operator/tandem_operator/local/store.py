@@ -180,6 +180,13 @@ class Store:
         """See ClusterApi."""
         return self.change(kind, namespace, name, {"spec": spec})
 
+    async def merge(self, kind: str, namespace: str, name: str, body: Object) -> bool:
+        """See ClusterApi."""
+        if (kind, namespace, name) not in self._objects:
+            return False
+        self.change(kind, namespace, name, body)
+        return True
+
     async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
         """See ClusterApi."""
         found = self.read("Secret", namespace, name)
@@ -192,8 +199,7 @@ class Store:
         self, kind: str, namespace: str, name: str, annotations: Mapping[str, str]
     ) -> None:
         """See ClusterApi."""
-        if (kind, namespace, name) in self._objects:
-            self.change(kind, namespace, name, {"metadata": {"annotations": dict(annotations)}})
+        await self.merge(kind, namespace, name, {"metadata": {"annotations": dict(annotations)}})
 
     async def apply_status(self, obj: Object) -> Object:
         """See ClusterApi."""

@@ -15,6 +15,7 @@ from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
 
 PORT_NAME = "picker"
+TLS_DIR = "/etc/tandem/gateway-tls"
 
 
 def picker_name(name: str) -> str:
@@ -49,20 +50,41 @@ def gateway_problem(router: Router, settings: Settings) -> Problem | None:
     )
 
 
+def add_picker(
+    router: Router,
+    container: Object,
+    args: list[str],
+    mounts: list[Object],
+    volumes: list[Object],
+    settings: Settings,
+) -> None:
+    """Add the picker's port, and the certificate that it shows, to a router pod."""
+    gateway = router.spec.gateway
+    if gateway is None:
+        return
+    port = {"name": PORT_NAME, "containerPort": settings.gateway_port, "protocol": "TCP"}
+    container["ports"].append(port)
+    if (secret := gateway.tls_secret_ref) is not None:
+        args += ["--gateway-tls", TLS_DIR]
+        mounts.append({"name": "gateway-tls", "mountPath": TLS_DIR, "readOnly": True})
+        volumes.append({"name": "gateway-tls", "secret": {"secretName": secret.name}})
+
+
 def _picker_service(router: Router, name: str, settings: Settings) -> Object:
     """Of its own: the Router's may be open to the outside."""
+    port = {
+        "name": PORT_NAME,
+        "port": settings.gateway_port,
+        "targetPort": PORT_NAME,
+        "protocol": "TCP",
+    }
+    if router.spec.gateway is not None and router.spec.gateway.tls_secret_ref is None:
+        # Of gRPC over TLS appProtocol has no word; the gateway is told of that by its own policy.
+        port["appProtocol"] = "kubernetes.io/h2c"
     spec = {
         "type": "ClusterIP",
         "selector": {ROUTER_LABEL: router.metadata.name},
-        "ports": [
-            {
-                "name": PORT_NAME,
-                "port": settings.gateway_port,
-                "targetPort": PORT_NAME,
-                "protocol": "TCP",
-                "appProtocol": "kubernetes.io/h2c",
-            }
-        ],
+        "ports": [port],
     }
     return child(router, "v1", "Service", picker_name(name), {"spec": spec})
 

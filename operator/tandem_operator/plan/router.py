@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tandem_operator.plan.entrance import entrances
-from tandem_operator.plan.gateway import PORT_NAME, gateway_objects, gateway_problem
+from tandem_operator.plan.gateway import add_picker, gateway_objects, gateway_problem
 from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, made_of
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.network import router_policy
@@ -349,9 +349,7 @@ def _pod_template(router: Router, revision: str, settings: Settings) -> Object:
         "volumes": volumes,
         "topologySpreadConstraints": [spread({ROUTER_LABEL: router.metadata.name})],
     }
-    if router.spec.gateway is not None:
-        port = {"name": PORT_NAME, "containerPort": settings.gateway_port, "protocol": "TCP"}
-        container["ports"].append(port)
+    add_picker(router, container, args, mounts, volumes, settings)
     if init:
         pod["initContainers"] = init
     template: Object = {

@@ -115,6 +115,9 @@ class ClusterApi(Protocol):
     async def patch_spec(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
         """Merge fields into spec once, without owning them afterwards."""
 
+    async def merge(self, kind: str, namespace: str, name: str, body: Object) -> bool:
+        """Merge a body into an object without owning it; False when there is none."""
+
     async def patch_secret(self, namespace: str, name: str, body: Object) -> None:
         """Merge a body into a Secret; ApiError 409 when it is not of the body's resourceVersion."""
 

@@ -16,6 +16,8 @@ from tandem_operator.resources.base import Object
 logger = logging.getLogger("tandem.operator")
 
 NUM_WORKERS = 8
+# A pass that failed and is tried again sooner is a moment's trouble; then people are told.
+TOLD_FROM_S = 2.0
 
 
 def log_failure(key: Key, error: Exception, again_s: float) -> None:
@@ -75,13 +77,23 @@ class Controller:
             except Exception as error:
                 # A failure in one resource, or a defect in its plan, must not stop the others.
                 self.num_failures += 1
-                self._failed(key, error, self.queue.failed(key))
+                again_s = self.queue.failed(key)
+                self._failed(key, error, again_s)
+                if again_s >= TOLD_FROM_S:
+                    await self._tell(key, error, again_s)
             else:
                 self.queue.done(key)
                 if result.again_s is not None:
                     self.queue.add_later(key, result.again_s)
                 if result.writes:
                     logger.debug("%s: %d writes", key, result.writes)
+
+    async def _tell(self, key: Key, error: Exception, again_s: float) -> None:
+        """To who looks at the resource: nothing is tried for long without a word."""
+        try:
+            await self.reconciler.tell_of_failure(key, error, again_s)
+        except ApiError as unsaid:
+            logger.warning("%s: its Event cannot be written either: %s", key, unsaid)
 
     async def _resync(self) -> None:
         while True:

@@ -43,7 +43,8 @@ from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, claims_of, own_children
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
 from tandem_operator.reconcile.decode import models_of, parse
-from tandem_operator.reconcile.events import News, event, news_in
+from tandem_operator.reconcile.event_recorder import EventRecorder
+from tandem_operator.reconcile.events import News, news_in
 from tandem_operator.reconcile.missing_sources import missing_source
 from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims
 from tandem_operator.reconcile.owners import is_controlled
@@ -132,6 +133,9 @@ class Reconciler:
     forget: Forget = _nothing_remembered
     rotate: Rotate = _never_rotated
     claims: NamespaceClaims | None = None
+
+    def __post_init__(self) -> None:
+        self._events = EventRecorder(self.api)
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over one resource. Raises ApiError when the cluster fails a call."""
@@ -340,9 +344,22 @@ class Reconciler:
             await self._tell(obj, News("Normal", "NewPods", text), result)
 
     async def _tell(self, obj: Object, news: News, result: Result) -> None:
-        name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
-        await self.api.create(event(obj, news, name, self.now()))
+        await self._events.tell(obj, news, self.now())
         result.writes += 1
+
+    async def tell_of_failure(self, key: Key, error: Exception, again_s: float) -> None:
+        """That passes over a resource fail, on the resource itself.
+
+        Raises ApiError when the cluster fails this call, too.
+        """
+        obj = await self.api.get(key.kind, key.namespace, key.name)
+        if obj is None:
+            return
+        said = (
+            str(error) if isinstance(error, ApiError) else "a defect of the operator; see its log"
+        )
+        text = f"cannot be looked after: {said}; tried again in {again_s:.1f} s"
+        await self._events.tell(obj, News("Warning", "PassFailed", text), self.now())
 
     async def _refusals(self, resource: Model | Router, result: Result) -> list[Problem]:
         """What the installation does not allow; a Secret's label is looked at again later."""

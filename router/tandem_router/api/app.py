@@ -69,6 +69,7 @@ from tandem_router.store.writer import Store
 from tandem_router.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
+    from tandem_router.gateway.certificate import CertificateFolder
     from tandem_router.gateway.session import Front
 
 logger = logging.getLogger("tandem.router")
@@ -86,7 +87,7 @@ class RouterApp:
     config_path: watched for changed settings. retraining_dir, training_data: where the predictor
     is trained again, and what from beside labels. allowed_hosts: where `access.allowed_hosts` is
     absent. clock: monotonic seconds. rng: used for picking. address: host and port that it is
-    served at, which a gateway is told.
+    served at, which a gateway is told. gateway_tls: folder of the certificate for `gateway_port`.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class RouterApp:
         rng: random.Random | None = None,
         tracing: Tracing | None = None,
         address: tuple[str, int] | None = None,
+        gateway_tls: Path | None = None,
     ) -> None:
         self._config_path = config_path
         self._predictor = PredictorInUse(config, predictor, artifact_path)
@@ -208,6 +210,7 @@ class RouterApp:
         self._address = address
         if config.gateway_port is not None:
             importlib.import_module("tandem_router.gateway.server")  # says what is missing
+        self._certificate = _certificate(config, gateway_tls)
         self._default_hosts = allowed_hosts
         self.control = control_app(
             self.services, self.keys, self.settings, lambda: self.is_ready, self.running
@@ -417,7 +420,8 @@ class RouterApp:
         host, http_port = self._address
         home = f"[{host}]:{http_port}" if ":" in host else f"{host}:{http_port}"
         port, drain_s = config.gateway_port, config.drain_timeout_s
-        async with serving(self.front(home), host, port, lambda: self.is_ready, drain_s):
+        front, certificate = self.front(home), self._certificate
+        async with serving(front, host, port, lambda: self.is_ready, drain_s, certificate):
             yield
 
     def front(self, home: str) -> Front:
@@ -426,6 +430,17 @@ class RouterApp:
 
         path = self._data_path
         return Front(self.services, self.keys.caller, path.bodies, lambda: path.declared, home)
+
+
+def _certificate(config: RouterConfig, folder: Path | None) -> CertificateFolder | None:
+    """What a gateway that asks is shown; raises ConfigError where none can ask."""
+    if folder is None:
+        return None
+    if config.gateway_port is None:
+        raise ConfigError("--gateway-tls is for gateways that ask; set gateway_port, too")
+    from tandem_router.gateway.certificate import CertificateFolder
+
+    return CertificateFolder(folder)
 
 
 def _without_body(send: Send) -> Send:

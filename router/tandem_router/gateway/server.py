@@ -10,6 +10,7 @@ from typing import Any
 
 from tandem_router.errors import ConfigError
 from tandem_router.gateway import messages
+from tandem_router.gateway.certificate import CertificateFolder
 from tandem_router.gateway.session import Front, ProtocolError, Session
 
 try:
@@ -29,9 +30,16 @@ MESSAGE_BYTES_BEYOND_BODY = 2**20
 
 @asynccontextmanager
 async def serving(
-    front: Front, host: str, port: int, ready: Callable[[], bool], drain_s: float
+    front: Front,
+    host: str,
+    port: int,
+    ready: Callable[[], bool],
+    drain_s: float,
+    certificate: CertificateFolder | None = None,
 ) -> AsyncIterator[int]:
     """Serve until left, then let conversations end within `drain_s`; yields the port.
+
+    certificate: by it gateways speak TLS, else in the clear.
 
     Raises ConfigError where the port cannot be had.
     """
@@ -42,11 +50,16 @@ async def serving(
     server.add_generic_rpc_handlers((_processor(front), _health(ready)))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        bound = (
+            server.add_insecure_port(address)
+            if certificate is None
+            else server.add_secure_port(address, certificate.credentials())
+        )
     except RuntimeError as error:
         raise ConfigError(f"gateway_port: {address} cannot be listened on: {error}") from error
     await server.start()
-    logger.info("gateways ask at grpc://%s (%s)", address, messages.SERVICE)
+    scheme = "grpc" if certificate is None else "grpcs"
+    logger.info("gateways ask at %s://%s (%s)", scheme, address, messages.SERVICE)
     try:
         yield bound
     finally:
