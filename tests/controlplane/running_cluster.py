@@ -117,6 +117,29 @@ class Cluster:
 
 
 @contextmanager
+def operating(cluster: Cluster, namespace: str, *flags: str) -> Iterator[None]:
+    """A namespace of its own, with an operator that is no pod; both are gone afterwards."""
+    cluster.kubectl("create", "namespace", namespace)
+    command = ["-m", "tandem_operator", "--namespace", namespace, *flags]
+    command += ["--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0"]
+    with open(cluster.run_dir / f"{namespace}-operator.log", "wb") as out:
+        operator = subprocess.Popen(
+            [*cluster.enter, sys.executable, *command],
+            env={**cluster.env, "POD_IP": "127.0.0.1"},
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        cluster.run("kubectl", "delete", "models,workerpools", "--all", "-n", namespace)
+        operator.terminate()
+        operator.wait(timeout=30)
+        cluster.run("kubectl", "delete", "namespace", namespace, "--wait=false")
+
+
+@contextmanager
 def run_cluster(run_dir: Path, *options: str, release: binaries.Release) -> Iterator[Cluster]:
     """A control plane of its own. options: of cluster.py."""
     log = run_dir / "cluster.log"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from running_cluster import operating
 
 NAMESPACE = "pools"
 IN = ("--namespace", NAMESPACE)
@@ -54,26 +54,10 @@ RESOURCES = "---\n".join(
 def pools(crds: Any) -> Iterator[Any]:
     """An operator of the namespace, and what cannot run there."""
     cluster = crds
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    flags = ("--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0", "--worker-image", "none:1")
-    log = cluster.run_dir / "pools-operator.log"
-    with open(log, "wb") as out:
-        operator = subprocess.Popen(
-            [*cluster.enter, sys.executable, "-m", "tandem_operator", *IN, *flags],
-            env={**cluster.env, "POD_IP": "127.0.0.1"},
-            stdout=out,
-            stderr=out,
-            stdin=subprocess.DEVNULL,
-        )
-    try:
+    with operating(cluster, NAMESPACE, "--worker-image", "none:1"):
         cluster.kubectl("apply", *IN, "-f", "-", stdin=RESOURCES)
         yield cluster
-    finally:
-        cluster.run("kubectl", "delete", "models,workerpools", "--all", *IN)
-        operator.terminate()
-        operator.wait(timeout=30)
-        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
-        cluster.run("kubectl", "delete", "priorityclass", "pools-high")
+    cluster.run("kubectl", "delete", "priorityclass", "pools-high")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from running_cluster import operating
 
 NAMESPACE = "rollout"
 IN = ("--namespace", NAMESPACE)
@@ -65,32 +65,17 @@ MODEL = {
 def full(crds: Any) -> Iterator[Any]:
     """Two nodes with one slice each, and a Model whose two workers hold both."""
     cluster = crds
-    cluster.kubectl("create", "namespace", NAMESPACE)
     offer = json.dumps({"status": {"capacity": {SLICES: "1"}, "allocatable": {SLICES: "1"}}})
     for node in NODES:
         cluster.kubectl("patch", "node", node, "--subresource=status", "-p", offer)
     allow = json.dumps({"images": ["python"], "podFields": ["command"]})
-    flags = ("--kubeconfig", cluster.env["KUBECONFIG"], "--port", "0", "--allow", allow)
-    with open(cluster.run_dir / "rollout-operator.log", "wb") as out:
-        operator = subprocess.Popen(
-            [*cluster.enter, sys.executable, "-m", "tandem_operator", *IN, *flags],
-            env={**cluster.env, "POD_IP": "127.0.0.1"},
-            stdout=out,
-            stderr=out,
-            stdin=subprocess.DEVNULL,
-        )
-    try:
+    with operating(cluster, NAMESPACE, "--allow", allow):
         for obj in (CLAIM, MODEL):
             cluster.kubectl("apply", "-f", "-", stdin=json.dumps(obj))
         cluster.kubectl(
             "wait", *IN, "--for=jsonpath={.status.ready}=2/2", "model/m", "--timeout=50s"
         )
         yield cluster
-    finally:
-        cluster.run("kubectl", "delete", "models", "--all", *IN)
-        operator.terminate()
-        operator.wait(timeout=30)
-        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def progress(cluster: Any) -> dict[str, Any]:

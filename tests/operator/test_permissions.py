@@ -91,6 +91,14 @@ def test_a_class_of_the_clusters_own_pods_is_refused() -> None:
     assert said(a_model(unified={"priorityClassName": "batch"})) == []
 
 
+def test_a_misspelt_field_of_a_pod_is_told_what_it_may_mean_and_not_how_to_allow_it() -> None:
+    (text,) = said(a_model(unified={"podPatch": {"spec": {"containrs": []}}}))
+
+    assert text == (
+        "Invalid: spec.unified.podPatch.spec.containrs: no field of a pod; did you mean containers?"
+    )
+
+
 @pytest.mark.parametrize("flag", ["worker-cls", "middleware", "tool_parser_plugin", "scheduler-c"])
 def test_no_engine_type_is_a_way_around_flags_that_load_code(flag: str) -> None:
     def asking(flag: str) -> Model:

@@ -13,6 +13,7 @@ import pytest
 from tandem_router.api.app import RouterApp
 from tandem_router.config import RouterConfig, parse_config
 from tandem_router.testing.asgi_client import Client
+from tandem_router.testing.fake_vllm import FakeVLLM
 from tandem_router.testing.fake_worker import FakeWorker, token_text
 from tandem_router.testing.two_tiers import CONFIG
 
@@ -50,6 +51,21 @@ async def make_worker() -> AsyncIterator[Callable[..., Any]]:
     yield make
     for worker in workers:
         await worker.stop()
+
+
+@pytest.fixture
+async def make_vllm() -> AsyncIterator[Callable[..., Any]]:
+    """Start fake vLLM servers of the large tier's model; all are stopped at the end."""
+    servers: list[FakeVLLM] = []
+
+    async def make(*adapters: str, **options: Any) -> FakeVLLM:
+        server = FakeVLLM(served_model="large-model", adapters=adapters, **options)
+        servers.append(await server.start())
+        return server
+
+    yield make
+    for server in servers:
+        await server.stop()
 
 
 @pytest.fixture

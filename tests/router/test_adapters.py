@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from tandem_router.api.api_keys import key_hash
 from tandem_router.engines.vllm import NAMES_EVERY_S, VLLMReader
-from tandem_router.testing.fake_vllm import FakeVLLM
 from tandem_router.testing.two_tiers import TIERS
+from vllm_kit import asker
 
 SECRET = b"0123456789abcdef"
 TWO_TIERS = [TIERS[0], {**TIERS[1], "engine": "VLLM"}]
 POEMS = {"model": "poems", "messages": [{"role": "user", "content": "How?"}], "temperature": 0}
-
-
-@pytest.fixture
-async def make_vllm() -> AsyncIterator[Callable[..., Any]]:
-    servers: list[FakeVLLM] = []
-
-    async def make(*adapters: str, **options: Any) -> FakeVLLM:
-        server = FakeVLLM(served_model="large-model", adapters=adapters, **options)
-        servers.append(await server.start())
-        return server
-
-    yield make
-    for server in servers:
-        await server.stop()
 
 
 async def reported(app: Any) -> None:
@@ -165,17 +149,3 @@ async def test_an_adapter_that_is_loaded_while_the_server_runs_is_found(
     said.append((await reader.read(asker(server)))["adapters"])
 
     assert said == [[], ["poems"]]
-
-
-def asker(server: FakeVLLM) -> Any:
-    from tandem_router.http.client import UpstreamClient
-
-    client = UpstreamClient()
-
-    async def ask(path: str, body: bytes = b"") -> tuple[int, bytes]:
-        if not body:
-            return await client.get(server.url + path, timeout_s=5)
-        response = await client.request("POST", server.url + path, body=body)
-        return response.status, await response.read_all()
-
-    return ask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,14 @@ from tandem_router.engines.vllm import HUNG_AFTER_S, VLLMReader
 from tandem_router.engines.vllm_metrics import Sample, StepProfile
 from tandem_router.openai.body import Bodies
 from tandem_router.openai.request import parse_inference
-from tandem_router.testing.fake_vllm import FakeVLLM, next_ids, prompt_ids
+from tandem_router.testing.fake_vllm import next_ids, prompt_ids
 from tandem_router.testing.fake_worker import token_text
 from tandem_router.testing.two_tiers import TIERS
+from vllm_kit import asker
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = {"messages": [{"role": "user", "content": "How are you?"}], "temperature": 0}
 LARGE = {"model": "large", **CHAT}
-
-
-@pytest.fixture
-async def make_vllm() -> AsyncIterator[Callable[..., Any]]:
-    servers: list[FakeVLLM] = []
-
-    async def make(**options: Any) -> FakeVLLM:
-        server = await FakeVLLM(served_model="large-model", **options).start()
-        servers.append(server)
-        return server
-
-    yield make
-    for server in servers:
-        await server.stop()
 
 
 def tiers(engine: str = "VLLM", **more: Any) -> list[dict[str, Any]]:
@@ -289,20 +276,6 @@ async def test_any_openai_server_serves_a_tier(
 
 
 # -- what is read -------------------------------------------------------------------------
-
-
-def asker(server: FakeVLLM) -> Any:
-    from tandem_router.http.client import UpstreamClient
-
-    client = UpstreamClient()
-
-    async def ask(path: str, body: bytes = b"") -> tuple[int, bytes]:
-        if not body:
-            return await client.get(server.url + path, timeout_s=5)
-        response = await client.request("POST", server.url + path, body=body)
-        return response.status, await response.read_all()
-
-    return ask
 
 
 async def test_metrics_read_as_a_load_report(make_vllm: Callable[..., Any]) -> None:

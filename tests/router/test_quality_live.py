@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 
 from eventually import eventually
 from quality_world import World
+from router_process import router_process
 from tandem_operator.cli import main
 from tandem_router.policy import PlainScore
 from tandem_router.predictor.records import files
@@ -154,33 +152,11 @@ async def test_a_floor_that_was_broken_is_held_again_and_measured_anew(run_route
 # A process of its own, killed.
 
 
-@asynccontextmanager
-async def process_of(folder: Path, config: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
-    (folder / "router.json").write_text(json.dumps(config))
+def process_of(folder: Path, config: dict[str, Any]) -> Any:
     (folder / "peer").write_text("peer-token\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tandem_router", "--config", str(folder / "router.json")),
-        *("--port", str(port), "--host", "127.0.0.1", "--store-file", str(folder / "router.db")),
-        *("--peer-token-file", str(folder / "peer")),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=asyncio.subprocess.PIPE,
+    return router_process(
+        folder, config, store_file=folder / "router.db", peer_token_file=folder / "peer"
     )
-    try:
-        assert process.stderr is not None
-        said = b""
-        async with asyncio.timeout(30):
-            while b"running on" not in said:
-                line = await process.stderr.readline()
-                assert line, said.decode()
-                said += line
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def labelled(client: httpx.AsyncClient, url: str, num: int) -> dict[str, Any]:

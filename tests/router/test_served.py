@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import openai
 import pytest
 
 from eventually import eventually
+from router_process import router_process
 
 CONFIG = {
     "name": "chat",
@@ -27,34 +23,9 @@ CONFIG = {
 }
 
 
-@asynccontextmanager
-async def served(folder: Path, table: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
-    """`python -m tandem_router` as a process; (base URL, process)."""
-    (folder / "router.json").write_text(json.dumps(CONFIG))
+def served(folder: Path, table: dict[str, Any]) -> Any:
     (folder / "endpoints.json").write_text(json.dumps({"tiers": table}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tandem_router", "--config", str(folder / "router.json"), "--port", str(port)),
-        *("--endpoints", str(folder / "endpoints.json"), "--host", "127.0.0.1"),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stderr is not None
-        said = b""
-        async with asyncio.timeout(30):
-            while b"running on" not in said:
-                line = await process.stderr.readline()
-                assert line, f"the router ended before it served: {said.decode()}"
-                said += line
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return router_process(folder, CONFIG, endpoints=folder / "endpoints.json")
 
 
 async def ready(client: openai.AsyncOpenAI) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
 from tandem_router.engines.vllm import VLLMReader
-from tandem_router.testing.fake_vllm import VERSIONS, FakeVLLM, next_ids, prompt_ids, recording
+from tandem_router.testing.fake_vllm import VERSIONS, next_ids, prompt_ids, recording
 from tandem_router.testing.fake_worker import token_text
 from tandem_router.testing.two_tiers import TIERS
+from vllm_kit import asker
 
 TWO_TIERS = [TIERS[0], {**TIERS[1], "engine": "VLLM"}]
 WORDS = [{"role": "user", "content": "How are you?"}]
@@ -55,20 +56,6 @@ PLAYED = {
 }
 
 
-@pytest.fixture
-async def make_vllm() -> AsyncIterator[Callable[..., Any]]:
-    servers: list[FakeVLLM] = []
-
-    async def make(plays: str, **options: Any) -> FakeVLLM:
-        server = await FakeVLLM(served_model="large-model", plays=plays, **options).start()
-        servers.append(server)
-        return server
-
-    yield make
-    for server in servers:
-        await server.stop()
-
-
 def shape(value: Any) -> Any:
     """Keys in their order and types; of a list the shapes that occur in it."""
     if isinstance(value, dict):
@@ -83,20 +70,11 @@ def events(text: str) -> list[Any]:
     return [word if word == "[DONE]" else json.loads(word) for word in words]
 
 
-def asker(server: FakeVLLM) -> Any:
-    async def ask(path: str, body: bytes = b"") -> tuple[int, bytes]:
-        async with httpx.AsyncClient(base_url=server.url) as client:
-            reply = await (client.post(path, content=body) if body else client.get(path))
-            return reply.status_code, reply.content
-
-    return ask
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_the_fake_answers_in_the_shapes_of_the_recorded_server(
     make_vllm: Callable[..., Any], version: str
 ) -> None:
-    server = await make_vllm(version, revision="abc")
+    server = await make_vllm(plays=version, revision="abc")
     differing = []
 
     async with httpx.AsyncClient(base_url=server.url) as client:
@@ -123,7 +101,7 @@ async def test_the_fake_answers_in_the_shapes_of_the_recorded_server(
 async def test_load_and_identity_of_every_version_are_read_whole(
     make_vllm: Callable[..., Any], version: str
 ) -> None:
-    server = await make_vllm(version, running=3.0, waiting=2.0, kv_use=0.25, revision="abc")
+    server = await make_vllm(plays=version, running=3.0, waiting=2.0, kv_use=0.25, revision="abc")
 
     report = await VLLMReader("large-model", "unified").read(asker(server))
 
@@ -146,7 +124,7 @@ async def test_a_stream_of_a_killed_server_goes_on_where_the_version_gives_token
     version: str,
 ) -> None:
     cuts: list[int | None] = [6]  # whoever is asked first dies
-    servers = [await make_vllm(version, cut_after=cuts) for _ in range(2)]
+    servers = [await make_vllm(plays=version, cut_after=cuts) for _ in range(2)]
 
     async with run_router({"large": {"unified": servers}}, tiers=TWO_TIERS) as (client, app):
         await reported(app)
@@ -169,7 +147,7 @@ async def test_a_whole_answer_and_a_refusal_reach_the_client_in_openais_form(
     reported: Callable[..., Any],
     version: str,
 ) -> None:
-    server = await make_vllm(version)
+    server = await make_vllm(plays=version)
     too_long = recording(version)["replies"]["too many tokens"]
 
     async with run_router({"large": {"unified": [server]}}, tiers=TWO_TIERS) as (client, app):
@@ -188,7 +166,7 @@ async def test_a_version_that_renames_what_is_read_is_used_and_says_what_is_lost
     make_vllm: Callable[..., Any],
 ) -> None:
     renamed = ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-    server = await make_vllm("0.32.0", version="0.99.0", running=1.0, without_metrics=renamed)
+    server = await make_vllm(plays="0.32.0", version="0.99.0", running=1.0, without_metrics=renamed)
 
     report = await VLLMReader("large-model", "unified").read(asker(server))
 
@@ -202,7 +180,7 @@ async def test_a_version_that_renames_what_is_read_is_used_and_says_what_is_lost
 async def test_counters_that_jump_back_are_a_restart_and_no_traffic(
     make_vllm: Callable[..., Any],
 ) -> None:
-    server = await make_vllm("0.32.0", tokens_made=50_000.0, running=1.0, revision="old")
+    server = await make_vllm(plays="0.32.0", tokens_made=50_000.0, running=1.0, revision="old")
     name = "vllm:inter_token_latency_seconds"
     server.more_metrics = {f"{name}_count": 100.0, f"{name}_sum": 2.0}
     reader, ask = VLLMReader("large-model", "unified", probe=False), asker(server)
@@ -228,7 +206,7 @@ async def test_images_and_embeddings_go_only_to_servers_that_take_them(
     replies = []
 
     for options in ({"images": True}, {}, {"embeds": True}):
-        server = await make_vllm("0.32.0", **options)
+        server = await make_vllm(plays="0.32.0", **options)
         async with run_router({"large": {"unified": [server]}}, tiers=TWO_TIERS) as (client, app):
             await reported(app)
             embed = {"model": "chat", "input": "a"}
@@ -247,7 +225,7 @@ async def test_images_and_embeddings_go_only_to_servers_that_take_them(
 async def test_log_probabilities_and_what_is_vllms_own_pass_through(
     run_router: Callable[..., Any], make_vllm: Callable[..., Any], reported: Callable[..., Any]
 ) -> None:
-    server = await make_vllm("0.32.0")
+    server = await make_vllm(plays="0.32.0")
     own = {"logprobs": True, "top_logprobs": 2, "min_p": 0.1, "bad_words": ["x"]}
 
     async with run_router({"large": {"unified": [server]}}, tiers=TWO_TIERS) as (client, app):
@@ -261,7 +239,7 @@ async def test_log_probabilities_and_what_is_vllms_own_pass_through(
 async def test_a_client_that_leaves_aborts_its_stream_at_the_server(
     run_router: Callable[..., Any], make_vllm: Callable[..., Any], reported: Callable[..., Any]
 ) -> None:
-    server = await make_vllm("0.32.0", pause_s=0.05)
+    server = await make_vllm(plays="0.32.0", pause_s=0.05)
 
     async with run_router({"large": {"unified": [server]}}, tiers=TWO_TIERS) as (client, app):
         await reported(app)

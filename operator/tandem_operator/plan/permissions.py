@@ -15,6 +15,8 @@ from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
 from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE
+from tandem_operator.resources.field_errors import show_path
+from tandem_operator.resources.pod_patch import misfits
 from tandem_router.addresses import Outward, networks
 
 # What may be patched: scheduling, resources, storage, environment, and what only tightens.
@@ -168,7 +170,7 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
             where = f"spec.{role}.priorityClassName"
             found += _priority(spec.priority_class_name, where, allow)
     for path, patch in patches(resource).items():
-        found += _patch(patch, path, settings, allow)
+        found += _misspelt(patch, path, _patch(patch, path, settings, allow))
     found += _secrets(resource, allow, secrets)
     if isinstance(resource, Router):
         found += _providers(resource, allow)
@@ -276,6 +278,18 @@ def _host_paths(resource: Model | Router, allow: AllowList) -> list[Problem]:
         # A relative one names no place on a node, and the plan says so.
         if uri is not None and uri.startswith("file:///")
     ]
+
+
+def _misspelt(patch: Mapping[str, Any], path: str, refused: list[Problem]) -> list[Problem]:
+    """What is refused of a patch; of a field that no pod has it is said that there is none.
+
+    To allow one would lead nowhere: the cluster refuses it.
+    """
+    unknown = misfits(patch) if refused else []
+    return [
+        Problem("Accepted", "Invalid", f"{show_path((path, *below))}: {message}")
+        for below, message in unknown
+    ] or refused
 
 
 def _patch(
