@@ -91,11 +91,12 @@ def test_a_class_of_the_clusters_own_pods_is_refused() -> None:
     assert said(a_model(unified={"priorityClassName": "batch"})) == []
 
 
-def test_a_misspelt_field_of_a_pod_is_told_what_it_may_mean_and_not_how_to_allow_it() -> None:
+def test_a_misspelt_field_of_a_pod_is_told_what_it_may_mean() -> None:
     (text,) = said(a_model(unified={"podPatch": {"spec": {"containrs": []}}}))
 
     assert text == (
-        "Invalid: spec.unified.podPatch.spec.containrs: no field of a pod; did you mean containers?"
+        "FieldNotAllowed: spec.unified.podPatch.spec.containrs: no field of a pod; did you mean "
+        "containers? Else remove it, or set allow.podFields={containrs} in the chart"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tandem_operator.plan.objects import SCRATCH_DIR, Problem, Settings
@@ -89,6 +90,7 @@ _NAMES_CODE = {
 }
 # Where volumes may appear: nowhere that code is loaded from.
 _MOUNTS = ("/data", "/dev/shm", "/mnt", "/tmp", "/var/cache", "/var/lib/tandem")
+_MAY_NOT = " may not be patched; remove it"
 _PROBES = frozenset({"livenessProbe", "readinessProbe", "startupProbe"})
 
 _NAMES_A_SECRET = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
@@ -281,15 +283,19 @@ def _host_paths(resource: Model | Router, allow: AllowList) -> list[Problem]:
 
 
 def _misspelt(patch: Mapping[str, Any], path: str, refused: list[Problem]) -> list[Problem]:
-    """What is refused of a patch; of a field that no pod has it is said that there is none.
+    """The same refusals; of a field that no pod has, with the one that it may mean.
 
-    To allow one would lead nowhere: the cluster refuses it.
+    A cluster may know fields of tomorrow: how to allow it is said, too.
     """
-    unknown = misfits(patch) if refused else []
-    return [
-        Problem("Accepted", "Invalid", f"{show_path((path, *below))}: {message}")
-        for below, message in unknown
-    ] or refused
+    unknown = {show_path((path, *at)): said for at, said in misfits(patch)} if refused else {}
+    found = []
+    for problem in refused:
+        where, refusal, rest = problem.message.partition(_MAY_NOT)
+        meant = unknown.get(where, "")
+        if refusal and "did you mean" in meant:
+            problem = replace(problem, message=f"{where}: {meant} Else remove it{rest}")
+        found.append(problem)
+    return found
 
 
 def _patch(
@@ -309,7 +315,7 @@ def _patch(
 
 
 def _field(name: str, where: str) -> Problem:
-    text = f"{where} may not be patched; remove it"
+    text = f"{where}{_MAY_NOT}"
     return _refusal("FieldNotAllowed", text, f"allow.podFields={{{name}}}")
 
 
