@@ -20,8 +20,15 @@ from tandem_operator.planner.report import manifests, sentences
 from tandem_operator.planner.search import Found, Score, Wanted, search
 from tandem_operator.resources import Model, Router
 from tandem_operator.simulate.arrivals import Arrival
-from tandem_operator.simulate.plan_file import PlanError, Resources, wanted_floor, with_floor
+from tandem_operator.simulate.plan_file import (
+    PlanError,
+    Resources,
+    fixed_plan,
+    wanted_floor,
+    with_floor,
+)
 from tandem_operator.simulate.profiles import Profile
+from tandem_operator.simulate.simulation import Simulation
 
 PROFILE = Profile((0.02, 1e-4, 0.0), (0.02, 1e-7, 1e-4), kv_tokens=400_000)
 SMALL = TierSpec("small", PROFILE, 1, 2.0, 64)
@@ -39,6 +46,24 @@ def traffic(count: int = 600, rate: float = 10.0) -> list[Arrival]:
         predicted = {"small": 0.95 if easy else 0.25, "large": 1.0}
         found.append(Arrival(now, 500, {"": 80}, quality=quality, predicted=predicted))
     return found
+
+
+def resources_of_two_tiers() -> tuple[Router, dict[str, Model]]:
+    """A Router over Models small and large with an SLO."""
+    tiers = [{"name": n, "modelRef": {"name": n}} for n in ("small", "large")]
+    slo = {"ttft": {"target": "1s"}, "tpot": {"target": "100ms"}}
+    metadata = {"name": "r", "namespace": "n"}
+    router = Router.model_validate({"metadata": metadata, "spec": {"tiers": tiers, "slo": slo}})
+    models = {
+        name: Model.model_validate(
+            {
+                "metadata": {**metadata, "name": name},
+                "spec": {"weights": {"source": "hf://a/b"}, "unified": {}},
+            }
+        )
+        for name in ("small", "large")
+    }
+    return router, models
 
 
 def capacity(plan: Candidate, num_requests: int) -> Score:
@@ -77,6 +102,64 @@ def test_a_budget_that_is_too_small_is_told_with_what_holding_costs() -> None:
     (line,) = sentences(found, wanted, scored=True)
     assert "this budget cannot hold this SLO: $10.00/h" in line
     assert "$22.00/h" in line
+
+
+def test_a_plan_that_holds_with_other_steps_is_cheaper_and_says_so() -> None:
+    def needs_small_steps(plan: Candidate, num_requests: int) -> Score:
+        """Two small workers do where a step holds at most 512 tokens."""
+        if (plan.max_batched_tokens or 1024) > 512:
+            return capacity(plan, num_requests)
+        return capacity(plan.with_workers(("small", "unified"), 3, TIERS), num_requests)
+
+    arrivals = traffic()
+    points = shares_of(arrivals, ["small", "large"], "large")
+    plans = list(propose(TIERS, points, arrivals, Slo(1.0, 0.1), 0.99))
+    wanted = Wanted(0.95, quality_floor=0.99)
+
+    found = search(plans, TIERS, wanted, needs_small_steps, 400, lambda text: None)
+    usual = search(plans, TIERS, wanted, capacity, 400, lambda text: None)
+
+    assert found.best is not None
+    assert usual.best is not None
+    assert found.best.candidate.max_batched_tokens == 512
+    assert found.best.candidate.usd_per_hour < usual.best.candidate.usd_per_hour
+    assert usual.best.candidate.max_batched_tokens is None
+    assert "; maxBatchedTokens 512" in sentences(found, wanted, scored=True)[0]
+
+
+def test_the_choice_is_within_a_twentieth_of_the_best_of_an_exhaustive_grid() -> None:
+    """Each of 24 plans simulated on the whole trace, the chosen one beside them."""
+    router, models = resources_of_two_tiers()
+    resources = Resources(router, models, None)
+    profiles = {"small": PROFILE, "large": Profile((0.05, 3e-4, 0.0), (0.04, 2e-7, 2e-4), 200_000)}
+    tiers = (SMALL, TierSpec("large", profiles["large"], 2, 8.0, 64, ("unified",), 8))
+    arrivals = traffic(300, 20.0)
+    points = shares_of(arrivals, ["small", "large"], "large")
+    wanted = Wanted(0.95, quality_floor=0.97)
+
+    def simulated(plan: Candidate, num_requests: int) -> Score:
+        made = fixed_plan(
+            resources, profiles, dict(plan.workers), plan.threshold, plan.max_batched_tokens
+        )
+        result = Simulation(made, iter(arrivals[:num_requests])).run()
+        return Score(result["slo"]["both"] or 0.0, result["quality_ratio"], None, None)
+
+    slo = Slo(1.0, 0.1)
+    plans = list(propose(tiers, points, arrivals, slo, wanted.quality_floor))
+    found = search(plans, tiers, wanted, simulated, len(arrivals), lambda text: None)
+
+    holds = [point.threshold for point in points if (point.quality_ratio or 0.0) >= 0.97]
+    grid = [
+        candidate({("small", "unified"): small, ("large", "unified"): large}, threshold, tiers)
+        for threshold in (holds[-1], holds[len(holds) // 2])
+        for small in (1, 2, 3)
+        for large in (1, 2, 3, 4)
+    ]
+    assert len(grid) == 24
+    good = [plan for plan in grid if wanted.held(simulated(plan, len(arrivals)))]
+    assert found.best is not None
+    best = min(plan.usd_per_hour for plan in good)
+    assert found.best.candidate.usd_per_hour <= 1.05 * best
 
 
 def test_the_front_has_no_plan_that_another_beats() -> None:

@@ -169,7 +169,13 @@ class _Simulator:
         from tandem_operator.simulate.plan_file import fixed_plan
         from tandem_operator.simulate.simulation import Simulation
 
-        simulated = fixed_plan(self._resources, self._profiles, dict(plan.workers), plan.threshold)
+        simulated = fixed_plan(
+            self._resources,
+            self._profiles,
+            dict(plan.workers),
+            plan.threshold,
+            plan.max_batched_tokens,
+        )
         result = Simulation(simulated, iter(self._arrivals[:num_requests])).run()
         return Score(
             result["slo"]["both"] or 0.0,
@@ -185,6 +191,7 @@ def _data(one: Any) -> Any:
     return {
         "workers": {f"{tier}/{role}": count for (tier, role), count in one.candidate.workers},
         "threshold": one.candidate.threshold,
+        "max_batched_tokens": one.candidate.max_batched_tokens,
         "usd_per_hour": one.candidate.usd_per_hour,
         "gpus": one.candidate.gpus,
         "slo_met": one.score.slo_met,

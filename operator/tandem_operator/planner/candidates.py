@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tandem_operator.autoscale.profile import Load, PerformanceProfile, Slo
@@ -36,12 +36,16 @@ class TierSpec:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One plan: workers of each pool and the gain threshold."""
+    """One plan: workers of each pool, the gain threshold and the tokens that a step may hold.
+
+    max_batched_tokens: None leaves it to the Models.
+    """
 
     workers: tuple[tuple[Key, int], ...]
     threshold: float
     usd_per_hour: float
     gpus: int
+    max_batched_tokens: int | None = None
 
     def count(self, key: Key) -> int:
         """Workers of a pool; 0 where the plan has none."""
@@ -49,12 +53,15 @@ class Candidate:
 
     def with_workers(self, key: Key, count: int, tiers: Sequence[TierSpec]) -> Candidate:
         """The same with another number in one pool."""
-        return candidate({**dict(self.workers), key: count}, self.threshold, tiers)
+        changed = candidate({**dict(self.workers), key: count}, self.threshold, tiers)
+        return replace(changed, max_batched_tokens=self.max_batched_tokens)
 
     def describe(self) -> str:
         """In a line."""
         pools = ", ".join(f"{tier}/{role} {count}" for (tier, role), count in self.workers)
-        return f"{pools}; threshold {self.threshold:.3g}"
+        step = self.max_batched_tokens
+        tokens = "" if step is None else f"; maxBatchedTokens {step}"
+        return f"{pools}; threshold {self.threshold:.3g}{tokens}"
 
 
 def candidate(workers: Mapping[Key, int], threshold: float, tiers: Sequence[TierSpec]) -> Candidate:

@@ -97,6 +97,9 @@ def manifests(
             count = plan.count((tier.name, role))  # type: ignore[arg-type]
             if count:
                 spec[role] = {**(roles[role] or usual), "replicas": count}
+        if plan.max_batched_tokens is not None:
+            engine = {**spec.get("engine", {}), "maxBatchedTokens": plan.max_batched_tokens}
+            spec["engine"] = engine
         if not any(role in spec for role in roles):
             spec["unified"] = {**usual, "replicas": 0}
         documents.append(_document("Model", model.metadata.name, spec))

@@ -2,13 +2,14 @@
 
 Successive halving on the simulator: all candidates see the beginning of the trace, the better half
 sees more of it. What is left is trimmed worker by worker as long as it still holds the SLO, so
-that the next cheaper plan is known together with what breaks it.
+that the next cheaper plan is known together with what breaks it. Where that plan would hold with
+larger or smaller steps, it is taken with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tandem_operator.planner.candidates import Candidate, TierSpec
 
@@ -36,6 +37,10 @@ Simulate = Callable[[Candidate, int], Score]
 """(plan, number of requests) -> score."""
 
 Progress = Callable[[str], None]
+
+STEP_SIZES = (512, 2048, 256, 4096)
+"""Tokens a step, tried where a plan just fails: small ones keep gaps between tokens short, large
+ones waste fewer steps' constants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,15 @@ def search(
     if cheapest is not None:
         cheapest, failed, more = _trim(cheapest, tiers, wanted, simulate, num_requests)
         simulated += more
+        for size in STEP_SIZES if failed is not None else ():
+            assert failed is not None
+            other = replace(failed.candidate, max_batched_tokens=size)
+            again = Judged(other, simulate(other, num_requests), num_requests)
+            simulated += 1
+            if wanted.held(again.score):
+                cheapest, failed, more = _trim(again, tiers, wanted, simulate, num_requests)
+                simulated += more
+                break
         judged.append(cheapest)
         if failed is not None:
             judged.append(failed)

@@ -225,16 +225,20 @@ def fixed_plan(
     profiles: Mapping[str, Profile],
     workers: Mapping[tuple[str, Role], int],
     threshold: float,
+    max_batched_tokens: int | None = None,
 ) -> SimulationPlan:
     """The same resources with other pools and another threshold, and nothing that scales.
 
     A pool that the Model does not have (the other layout) takes the settings of one that it has.
+    max_batched_tokens: None leaves them as they are.
     """
     plan = simulation_plan(resources, profiles, scaling=False)
     pools: dict[tuple[str, Role], PoolPlan] = {}
     for (tier, role), count in workers.items():
         usual = next(pool for key, pool in plan.pools.items() if key[0] == tier)
-        pools[tier, role] = replace(
-            plan.pools.get((tier, role), usual), role=role, replicas=count, tier=tier
-        )
+        pool = plan.pools.get((tier, role), usual)
+        if max_batched_tokens is not None:
+            settings = replace(pool.settings, max_batched_tokens=max_batched_tokens)
+            pool = replace(pool, settings=settings)
+        pools[tier, role] = replace(pool, role=role, replicas=count, tier=tier)
     return replace(plan, pools=pools, threshold=threshold, quality_floor=None)
