@@ -1,10 +1,11 @@
 """How far the simulator is from machines and from another simulator, and what it costs.
 
-    python benchmarks/simulator.py [splitwise] [vllm] [speed] [--json FILE] [--data DIR]
+    python benchmarks/simulator.py [splitwise] [vllm] [deployments] [speed] [--json FILE]
 
 splitwise: in compatibility mode, six runs of splitwise-sim, each percentile beside ours.
 vllm: two real runs of vLLM 0.19 against simulated ones, whose step times come from measured layers
-and data sheets, never from a run.
+and data sheets, never from a run; with `--llmservingsim DIR` (a checkout) two more.
+deployments: decode steps of disaggregated deployments, each predicted from other ones.
 speed: Azure's conversations at 70 requests/s on 40 workers for two minutes, CPU time per request,
 with the production policies (unified and split) and by splitwise-sim's rules; with `--splitwise-sim
 DIR --python PYTHON` (a checkout, and an interpreter with its requirements) beside splitwise-sim
@@ -20,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fidelity import splitwise, splitwise_sim, vllm_runs
+from fidelity import deployments, splitwise, splitwise_sim, vllm_runs
 
 from tandem_operator.simulate.arrivals import generate, read_trace
 from tandem_operator.simulate.cluster import PoolPlan
@@ -30,6 +31,7 @@ from tandem_operator.simulate.profiles import Profile
 from tandem_operator.simulate.simulation import Simulation, SimulationPlan
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PARTS = ("splitwise", "vllm", "deployments", "speed")
 LAYOUTS = {"unified": {"unified": 40}, "split": {"prefill": 13, "decode": 27}}
 
 
@@ -86,22 +88,28 @@ class Speed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", help="splitwise, vllm, speed; all by default")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", nargs="+", default=list(splitwise.RUNS), metavar="RUN")
+    parser.add_argument("--llmservingsim", type=Path, metavar="DIR", help="a checkout, for vllm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--splitwise-sim", type=Path, metavar="DIR")
     parser.add_argument("--python", type=Path, metavar="PYTHON")
     args = parser.parse_args()
     found: dict[str, Any] = {}
-    parts = args.parts or ["splitwise", "vllm", "speed"]
-    if unknown := sorted(set(parts) - {"splitwise", "vllm", "speed"}):
-        parser.error(f"{unknown[0]!r} is no part; parts are splitwise, vllm and speed")
+    parts = args.parts or PARTS
+    if unknown := sorted(set(parts) - set(PARTS)):
+        parser.error(f"{unknown[0]!r} is no part; parts are {', '.join(PARTS)}")
     if "splitwise" in parts:
         found["splitwise"] = {run: splitwise.compare(args.data, run) for run in args.runs}
     if "vllm" in parts:
         found["vllm"] = vllm_runs.all_runs(args.data / "perf" / "vllm_runs")
+        if args.llmservingsim is not None:
+            found["vllm_published"] = vllm_runs.published(args.llmservingsim)
+    if "deployments" in parts:
+        table = args.data / "perf" / "aiconfigurator" / "silicon_sample_dev.csv"
+        found["deployments"] = deployments.predicted(table)
     if "speed" in parts:
         theirs = None
         if args.splitwise_sim is not None:

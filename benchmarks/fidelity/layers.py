@@ -203,6 +203,27 @@ class OtherDevice(LayerTables):
         return self._slower * super().attention_us(chunks, contexts)
 
 
+class TensorParallel(LayerTables):
+    """Devices that share each layer and add up what they have twice in it, over a link.
+
+    Args:
+        hidden_size: Numbers of a token that are added, of 16 bits.
+        link_bytes_per_s: Of the link, with its latency.
+    """
+
+    def __init__(
+        self, folder: Path, device: Device, *, num_layers: int, num_kv_heads: int,
+        hidden_size: int, link_bytes_per_s: float, link_latency_s: float,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, device, num_layers=num_layers, num_kv_heads=num_kv_heads)
+        self._latency_us = 1e6 * link_latency_s
+        self._token_us = 1e6 * 2 * hidden_size / link_bytes_per_s
+
+    def _dense_us(self, num_tokens: int) -> float:
+        sums = 2.0 * (self._latency_us + self._token_us * num_tokens)
+        return super()._dense_us(num_tokens) + self._at("qk_norm", num_tokens) + sums
+
+
 def _tail(contexts: Sequence[int], alone_us: float, shared_us: float) -> float:
     """What the longest contexts of a batch take beyond their even share of the bandwidth.
 

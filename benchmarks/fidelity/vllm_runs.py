@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fidelity.layers import DEVICES, LLAMA_8B, LayerTables, OtherDevice
+from fidelity.layers import DEVICES, LLAMA_8B, LayerTables, OtherDevice, TensorParallel
 from tandem_operator.simulate.arrivals import Arrival
 from tandem_operator.simulate.cluster import PoolPlan
 from tandem_operator.simulate.engine import EngineSettings
@@ -38,6 +38,28 @@ def all_runs(runs: Path) -> dict[str, dict[str, dict[str, float]]]:
             model = OtherDevice(other, DEVICES["RTXPRO6000"], DEVICES[device], LLAMA_8B)
         found[device] = compare(runs / device / "Llama-3.1-8B", model, engine)
     return found
+
+
+def published(checkout: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Runs whose device's own layers LLMServingSim publishes, from a checkout of it.
+
+    Qwen3-32B on two RTX PRO 6000 was looked at after everything else was settled; its link is the
+    one of the run's own configuration.
+    """
+    layers = checkout / "profiler" / "perf"
+    runs = checkout / "bench" / "examples"
+    own = LayerTables(layers / "RTX4090/meta-llama/Llama-3.1-8B/bf16/tp1", DEVICES["RTX4090"])
+    pair = TensorParallel(
+        layers / "RTXPRO6000/Qwen/Qwen3-32B/bf16/tp2", DEVICES["RTXPRO6000"], num_layers=64,
+        num_kv_heads=4, hidden_size=5120, link_bytes_per_s=16e9, link_latency_s=20e-6,
+    )  # fmt: skip
+    engine = EngineSettings(128, 2048, kv_tokens=400_000, block_size=16)
+    return {
+        "RTX4090, its own layers": compare(
+            runs / "RTX4090/Llama-3.1-8B/vllm", own, ENGINES["RTX4090"]
+        ),
+        "two RTXPRO6000, Qwen3-32B": compare(runs / "RTXPRO6000/Qwen3-32B/vllm", pair, engine),
+    }
 
 
 def simulate(rows: Sequence[dict[str, Any]], model: Any, engine: EngineSettings) -> Simulation:

@@ -49,6 +49,14 @@ def test_splitwise_sims_runs_are_met_in_compatibility_mode(tmp_path: Path) -> No
 
 
 @needs_data
+def test_disaggregated_deployments_are_predicted_from_other_ones(tmp_path: Path) -> None:
+    found = fidelity(tmp_path / "out.json", "deployments")["deployments"]
+
+    assert found["rows"] >= 140
+    assert found["tpot_median"] < 0.15
+
+
+@needs_data
 def test_two_real_runs_of_vllm_are_met_without_fitting_them(tmp_path: Path) -> None:
     found = fidelity(tmp_path / "out.json", "vllm")["vllm"]
 
