@@ -205,10 +205,17 @@ async def test_tokens_are_counted_by_a_worker_of_the_tier(
         ({"messages": []}, 400, "invalid_request_error", "`messages`"),
         ({"messages": [{"role": "x", "content": "a"}]}, 400, "invalid_request_error", "role"),
         (
-            {"thinking": {"type": "enabled", "budget_tokens": 9}},
+            {"thinking": {"type": "enabled", "budget_tokens": 99_999}},
             400,
             "invalid_request_error",
-            "ada",
+            "`thinking.budget_tokens`=99999",
+        ),
+        ({"thinking": {"type": "enabled"}}, 400, "invalid_request_error", "budget_tokens"),
+        (
+            {"thinking": {"type": "disabled", "budget_tokens": 9}},
+            400,
+            "invalid_request_error",
+            "type enabled",
         ),
         ({"tools": [{"type": "bash_20250124"}]}, 400, "invalid_request_error", "tools[0].type"),
         ({"tools": [TOOL]}, 400, "invalid_request_error", "lacks tools"),
@@ -279,3 +286,17 @@ def test_what_a_schema_asks_is_asked_of_the_tier() -> None:
     chat = to_chat({**said, "output_config": form})
 
     assert chat["response_format"]["json_schema"]["schema"] == schema
+
+
+async def test_a_budget_of_thought_is_the_workers_to_keep(
+    run_router: Any, make_worker: Any
+) -> None:
+    worker = await make_worker()
+
+    async with run_router({"large": {"decode": [worker]}}) as (client, _):
+        budget = {"type": "enabled", "budget_tokens": 5}
+        await ask(client, thinking=budget, max_tokens=50)
+        await ask(client, thinking={"type": "adaptive"})
+
+    asked = [seen.json.get("thinking_token_budget") for seen in worker.inference]
+    assert asked == [5, None]

@@ -128,9 +128,10 @@ class ThinkingMode(Struct):
     """How long the model thinks."""
 
     type: Annotated[
-        Literal["adaptive", "disabled"],
-        Meta(description="adaptive (the model decides) or disabled; no tier takes a budget"),
+        Literal["adaptive", "disabled", "enabled"],
+        Meta(description="adaptive (the model decides), disabled, or enabled with a budget"),
     ]
+    budget_tokens: int | None = None
 
 
 class Format(Struct):

@@ -1,7 +1,7 @@
 """The chat request that a body of `/v1/messages` means.
 
-Text, images, tools and their results are carried over; `thinking` as far as it is the model's own
-choice. What would need Anthropic's servers (their tools, files, containers) is refused by name.
+Text, images, tools and their results are carried over, and a budget of thought. What would need
+Anthropic's servers (their tools, files, containers) is refused by name.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
     if said.stop_sequences:
         chat["stop"] = said.stop_sequences
     chat.update(_output(said))
+    chat.update(_thought(said))
     if said.metadata is not None and said.metadata.user_id is not None:
         chat["user"] = said.metadata.user_id
     if said.stream is not None:
@@ -158,6 +159,31 @@ def _output(said: Message) -> dict[str, Any]:
         schema = {"name": "answer", "schema": form.schema, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     return chat
+
+
+def _thought(said: Message) -> dict[str, Any]:
+    """How long the model may think. Raises ApiError (400)."""
+    if said.thinking is None:
+        return {}
+    kind, budget = said.thinking.type, said.thinking.budget_tokens
+    if kind != "enabled":
+        if budget is not None:
+            raise bad_request(
+                f"`thinking.budget_tokens`={budget} belongs to type enabled; the type is {kind}",
+                "thinking",
+            )
+        return {}
+    if budget is None:
+        raise bad_request(
+            "`thinking.budget_tokens` is missing; say it, or `thinking.type`: adaptive", "thinking"
+        )
+    if not 1 <= budget < said.max_tokens:
+        raise bad_request(
+            f"`thinking.budget_tokens`={budget} must be at least 1 and less than "
+            f"`max_tokens`={said.max_tokens}: thoughts are part of the answer",
+            "thinking",
+        )
+    return {"thinking_token_budget": budget}
 
 
 def _tools(said: MessageTokens) -> dict[str, Any]:

@@ -82,12 +82,35 @@ class InputPart(Struct):
     text: str
 
 
-class InputMessage(Struct, kw_only=True):
-    """A message on `/v1/responses`."""
+class InputItem(Struct, kw_only=True):
+    """A message on `/v1/responses`, a call that the model made, or what came of it."""
 
-    type: Literal["message"] | None = None
-    role: str
-    content: str | list[InputPart]
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] | None = None
+    role: str | None = None
+    content: str | list[InputPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[InputPart] | None = None
+
+
+class FunctionTool(Struct, kw_only=True):
+    """A function of the client's."""
+
+    type: Annotated[
+        Literal["function"], Meta(description="function; tools that a provider runs are not here")
+    ]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunction(Struct, kw_only=True):
+    """This function is called."""
+
+    type: Literal["function"]
+    name: str
 
 
 class TextFormat(Struct):
@@ -109,9 +132,12 @@ class Response(Struct, kw_only=True):
     """`/v1/responses`."""
 
     model: NonEmpty
-    input: str | Annotated[list[InputMessage], Meta(min_length=1)]
+    input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
     max_output_tokens: int | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
     # Answers here hold text alone: beside log-probabilities there is nothing of these to add.
     include: (
         list[

@@ -1,23 +1,25 @@
-"""`/v1/responses` for text: a request is answered as a chat request, and the reply re-dressed.
+"""`/v1/responses`: a request is answered as a chat request, and the reply re-dressed.
 
 Only the envelope differs from chat completions, so routing, failover, budgets and the cache apply
-as they are. What would need state or tools in the router is refused by name.
+as they are. The client's functions are tools of the chat; what would need state, or tools that run
+in the router, is refused by name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from tandem_router.asgi import Send
 from tandem_router.errors import bad_request
-from tandem_router.openai.body import LOGPROBS, InputMessage, Response
+from tandem_router.openai.body import LOGPROBS, InputItem, InputPart, NamedFunction, Response
 from tandem_router.openai.declared import checked
+from tandem_router.openai.response_items import OutputItems
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
-_REFUSED = ("previous_response_id", "conversation", "background", "prompt", "tools")
+_REFUSED = ("previous_response_id", "conversation", "background", "prompt")
 _ROLES = {"developer": "system"}
 
 
@@ -33,9 +35,10 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(said.input, str):
         messages.append({"role": "user", "content": said.input})
     else:
-        messages += map(_message, said.input)
+        messages += _messages(said.input)
     chat: dict[str, Any] = {"model": said.model, "messages": messages}
     chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
+    chat.update(_tools(said))
     if said.max_output_tokens is not None:
         chat["max_completion_tokens"] = said.max_output_tokens
     if LOGPROBS in (said.include or ()) or said.top_logprobs:
@@ -49,11 +52,62 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return chat
 
 
-def _message(item: InputMessage) -> dict[str, Any]:
-    content = item.content
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content)
-    return {"role": _ROLES.get(item.role, item.role), "content": content}
+def _messages(items: Sequence[InputItem]) -> list[dict[str, Any]]:
+    """Messages, calls and their results in order; thoughts of earlier turns are not told on."""
+    messages: list[dict[str, Any]] = []
+    for at, item in enumerate(items):
+        kind = item.type or "message"
+        if kind == "message":
+            role = _given(item.role, at, "role")
+            content = _given(_text(item.content), at, "content")
+            messages.append({"role": _ROLES.get(role, role), "content": content})
+        elif kind == "function_call":
+            function = {
+                "name": _given(item.name, at, "name"),
+                "arguments": _given(item.arguments, at, "arguments"),
+            }
+            call = {"id": _given(item.call_id, at, "call_id"), "type": "function"}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            messages[-1].setdefault("tool_calls", []).append({**call, "function": function})
+        elif kind == "function_call_output":
+            call_id = _given(item.call_id, at, "call_id")
+            output = _given(_text(item.output), at, "output")
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
+    return messages
+
+
+def _given(value: str | None, at: int, field: str) -> str:
+    if value is None:
+        raise bad_request(f"`input[{at}].{field}` is missing", "input")
+    return value
+
+
+def _text(content: str | Sequence[InputPart] | None) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content)
+
+
+def _tools(said: Response) -> dict[str, Any]:
+    if not said.tools:
+        return {}
+    tools = []
+    for tool in said.tools:
+        function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {}}
+        if tool.description is not None:
+            function["description"] = tool.description
+        if tool.strict is not None:
+            function["strict"] = tool.strict
+        tools.append({"type": "function", "function": function})
+    chat: dict[str, Any] = {"tools": tools}
+    if isinstance(said.tool_choice, NamedFunction):
+        chat["tool_choice"] = {"type": "function", "function": {"name": said.tool_choice.name}}
+    elif said.tool_choice is not None:
+        chat["tool_choice"] = said.tool_choice
+    if said.parallel_tool_calls is not None:
+        chat["parallel_tool_calls"] = said.parallel_tool_calls
+    return chat
 
 
 class ResponsesSend:
@@ -66,8 +120,7 @@ class ResponsesSend:
         self._start: MutableMapping[str, Any] | None = None
         self._streaming = False
         self._sequence = 0
-        self._text: list[str] = []
-        self._logprobs: list[Any] = []
+        self._items = OutputItems(request_id, self._event)
         self._model: str | None = None
         self._created = 0
         self._finish: str | None = None
@@ -101,12 +154,12 @@ class ResponsesSend:
 
     def _whole(self, chat: Mapping[str, Any]) -> bytes:
         choice = chat["choices"][0]
-        self._text = [(choice.get("message") or {}).get("content") or ""]
-        self._logprobs = _logprobs(choice)
+        self._items.delta(choice.get("message") or {}, _logprobs(choice))
         self._finish = choice.get("finish_reason")
         self._usage = chat.get("usage")
         self._model = chat.get("model")
         self._created = chat.get("created", 0)
+        self._items.end(self._finish == "length")
         return encode_json(self._response())
 
     def _converted(self, event: bytes) -> bytes:
@@ -127,61 +180,27 @@ class ResponsesSend:
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk.get("choices") or []:
             self._finish = choice.get("finish_reason") or self._finish
-            delta = (choice.get("delta") or {}).get("content")
-            if delta:
-                self._text.append(delta)
-                said = _logprobs(choice)
-                self._logprobs += said
-                events += self._event(
-                    "response.output_text.delta", **self._at(), delta=delta, logprobs=said
-                )
+            events += self._items.delta(choice.get("delta") or {}, _logprobs(choice))
         return events
 
     def _first_events(self) -> bytes:
         response = self._response(status="in_progress")
-        item = {**self._item(), "status": "in_progress", "content": []}
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return (
-            self._event("response.created", response=response)
-            + self._event("response.in_progress", response=response)
-            + self._event("response.output_item.added", output_index=0, item=item)
-            + self._event("response.content_part.added", **self._at(), part=part)
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
         )
 
     def _last_events(self) -> bytes:
-        item = self._item()
-        text, part = "".join(self._text), item["content"][0]
+        events = self._items.end(self._finish == "length")
         done = self._response()
-        return (
-            self._event(
-                "response.output_text.done", **self._at(), text=text, logprobs=self._logprobs
-            )
-            + self._event("response.content_part.done", **self._at(), part=part)
-            + self._event("response.output_item.done", output_index=0, item=item)
-            + self._event(f"response.{done['status']}", response=done)
-        )
+        return events + self._event(f"response.{done['status']}", response=done)
 
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         payload = {"type": name, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return f"event: {name}\n".encode() + encode_event(payload)
 
-    def _at(self) -> dict[str, Any]:
-        return {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}
-
-    def _item(self) -> dict[str, Any]:
-        text: dict[str, Any] = {"type": "output_text", "text": "".join(self._text)}
-        text |= {"annotations": [], "logprobs": self._logprobs}
-        return {
-            "id": f"msg_{self._id}",
-            "type": "message",
-            "role": "assistant",
-            "status": "incomplete" if self._finish == "length" else "completed",
-            "content": [text],
-        }
-
     def _response(self, status: str | None = None) -> dict[str, Any]:
-        cut = self._finish == "length"
+        cut, tools = self._finish == "length", self._fields.get("tools") or []
         usage = None
         if self._usage is not None and status is None:
             given = self._usage
@@ -202,14 +221,14 @@ class ResponsesSend:
             "instructions": self._fields.get("instructions"),
             "max_output_tokens": self._fields.get("max_output_tokens"),
             "model": self._model,
-            "output": [] if status is not None else [self._item()],
-            "parallel_tool_calls": False,
+            "output": [] if status is not None else self._items.items,
+            "parallel_tool_calls": bool(tools) and self._fields.get("parallel_tool_calls", True),
             "previous_response_id": None,
             "store": False,
             "temperature": self._fields.get("temperature"),
             "text": {"format": {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": self._fields.get("tool_choice") or ("auto" if tools else "none"),
+            "tools": tools,
             "top_p": self._fields.get("top_p"),
             "truncation": "disabled",
             "usage": usage,
