@@ -4,9 +4,11 @@ rights, and no pod is replaced."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,17 @@ def routed(cluster: Any) -> Iterator[Any]:
         gateway_kinds.remove(cluster)
 
 
+def router_pods(cluster: Any) -> list[Any]:
+    return list(cluster.get("pods", *IN, "-l", "tandem.dev/router=chat")["items"])
+
+
+def ready_condition(pod: Any) -> Any:
+    return next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")
+
+
 def pods(cluster: Any) -> dict[str, str]:
     """Address of each router pod, by uid."""
-    found = cluster.get("pods", *IN, "-l", "tandem.dev/router=chat")["items"]
-    return {pod["metadata"]["uid"]: pod["status"]["podIP"] for pod in found}
+    return {pod["metadata"]["uid"]: pod["status"]["podIP"] for pod in router_pods(cluster)}
 
 
 def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> None:
@@ -114,6 +123,47 @@ def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> N
     told = [e["message"] for e in events if e["reason"] == "SettingsChanged"]
     assert any("budget.usd_per_hour: 2.0 -> 4.0" in text for text in told)
     assert any("threshold: null -> 0.31" in text for text in told)
+
+
+def processes(addresses: Iterable[str]) -> list[int]:
+    """The router processes of the pods at these addresses."""
+    wanted, found = {f"POD_IP={address}".encode() for address in addresses}, []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        if wanted.intersection(variables) and b"tandem_router" in command:
+            found.append(int(entry.name))
+    return found
+
+
+def test_routers_that_get_no_cpu_for_a_while_stay_in_the_service(routed: Any) -> None:
+    """Both are stopped for ten seconds, as on a machine that gives them nothing: not one of them
+    is taken out, since a Service without routers answers nobody."""
+    addresses = pods(routed)
+    stopped = processes(addresses.values())
+    assert len(stopped) == len(addresses) == 2
+    chosen = ("endpointslices", *IN, "-l", "kubernetes.io/service-name=chat-router")
+    each = "-o=jsonpath={range .endpoints[*]}{.conditions.ready} {end}{'\\n'}"
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        seen = routed.run("kubectl", "get", *chosen, each, "--watch", "--request-timeout=10s")
+        states = {state["status"] for state in map(ready_condition, router_pods(routed))}
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+    assert set(seen.stdout.split()) == {"true"}, seen
+    assert states == {"True"}
+    healthy = "import sys, httpx; [httpx.get(f'http://{h}:8000/health') for h in sys.argv[1:]]"
+    answered = routed.run(sys.executable, "-c", healthy, *addresses.values())
+    assert answered.returncode == 0, answered.stderr
+    assert pods(routed) == addresses
+    for pod in router_pods(routed):
+        assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "500m"
 
 
 MORE_TIERS = {
