@@ -8,7 +8,9 @@ keeps asking; it sends nothing twice.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+import pod_processes
 from eventually import eventually_in_another_process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +112,19 @@ def workers(cluster: Any, count: int) -> None:
     for pool in POOLS:
         cluster.kubectl("scale", "workerpool", pool, f"--replicas={count}")
     settle(cluster)
+
+
+def routers(cluster: Any, count: int) -> None:
+    """Have as many routers."""
+    spec = json.dumps({"spec": {"replicas": count}})
+    cluster.kubectl("patch", "router", "chat", "--type=merge", "-p", spec)
+    settle(cluster)
+
+
+def restarts(cluster: Any, pod: Any) -> int:
+    """How often a pod's container was started again."""
+    found = cluster.get("pod", pod["metadata"]["name"])
+    return sum(int(c["restartCount"]) for c in found["status"]["containerStatuses"])
 
 
 def on(cluster: Any, node: str, selector: str) -> list[Any]:
@@ -243,6 +259,28 @@ def test_a_rollout_pairs_revisions_and_costs_no_request(served: Any) -> None:
     unharmed(found)
     assert num_failovers(served, started) == 0
     assert pairs == {(*before, *before), (newest, newest)}
+
+
+def test_a_killed_router_loses_the_requests_in_its_hands_and_no_other(served: Any) -> None:
+    """Those are their clients' to send again (docs/router.md): three ask, so it holds three.
+
+    Who finds its port closed, until the Service knows, has lost nothing: nobody took the request.
+    """
+    routers(served, 2)
+    with served.asking(ROUTER, "small", "chat", concurrency=3) as found:
+        victim = pods(served, ROUTER)[0]
+        address = victim["status"]["podIP"]
+        (process,) = pod_processes.of(served, [address], b"tandem_router")
+        os.kill(process, signal.SIGKILL)
+        until(served, "it has started again", lambda: restarts(served, victim) > 0)
+        settle(served)
+
+    broken = [brief(answer) for answer in found["broken"]]
+    taken = [answer for answer in broken if "ConnectError" not in answer["error"]]
+    assert found["asked"] > 8
+    assert len(taken) <= 3, taken
+    assert {httpx.URL(answer["router"]).host for answer in broken} <= {address}
+    assert found["unequal"] == []
 
 
 def test_a_lost_node_costs_no_request(served: Any) -> None:

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gateway_kinds
+import pod_processes
 from eventually import eventually_in_another_process
 
 CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
@@ -125,25 +126,11 @@ def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> N
     assert any("threshold: null -> 0.31" in text for text in told)
 
 
-def processes(addresses: Iterable[str]) -> list[int]:
-    """The router processes of the pods at these addresses."""
-    wanted, found = {f"POD_IP={address}".encode() for address in addresses}, []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            command = (entry / "cmdline").read_bytes()
-        except OSError:  # ended meanwhile
-            continue
-        if wanted.intersection(variables) and b"tandem_router" in command:
-            found.append(int(entry.name))
-    return found
-
-
 def test_routers_that_get_no_cpu_for_a_while_stay_in_the_service(routed: Any) -> None:
     """Both are stopped for ten seconds, as on a machine that gives them nothing: not one of them
     is taken out, since a Service without routers answers nobody."""
     addresses = pods(routed)
-    stopped = processes(addresses.values())
+    stopped = pod_processes.of(routed, addresses.values(), b"tandem_router")
     assert len(stopped) == len(addresses) == 2
     chosen = ("endpointslices", *IN, "-l", "kubernetes.io/service-name=chat-router")
     each = "-o=jsonpath={range .endpoints[*]}{.conditions.ready} {end}{'\\n'}"
