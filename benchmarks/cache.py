@@ -1,6 +1,6 @@
 """What caching by saved cost is worth, jointly with tier choice, on real outcomes.
 
-    python benchmarks/cache.py [--requests 20000] [--json FILE]
+    python benchmarks/cache.py [drift] [--requests 20000] [--json FILE]
 
 Queries are rows of mmlu and gsm8k with their measured outcomes, drawn by a Zipf law; a query's
 answer lengths are drawn from Azure's conversation trace once and stay. A selector of accuracy a
@@ -10,6 +10,9 @@ Zhu et al. 2023, section 6. The prices are those of `outcomes.py`.
 
 Compared: eviction LRU, GDSF and LEC, each with always-large and with a selector; and "joint",
 where the choice also counts how often the answer will be reused (quality instead of escalation).
+
+drift: what is wanted changes: every 2,000 requests the queries move up by a twentieth of the ranks,
+so that those most wanted are soon the least. The sketch halves its counts every 10,000 requests.
 """
 
 from __future__ import annotations
@@ -58,7 +61,10 @@ class World:
     sequence: NDArray[np.int64]
 
 
-def make_world(exponent: float, num_requests: int, seed: int) -> World:
+DRIFT_EVERY, DRIFT_BY = 2_000, 0.05
+
+
+def make_world(exponent: float, num_requests: int, seed: int, drifts: bool = False) -> World:
     rng = np.random.default_rng(seed)
     sets = [load("mmlu"), load("gsm8k")]
     quality = np.concatenate([np.stack([s.small, s.large], axis=1) for s in sets])
@@ -71,13 +77,26 @@ def make_world(exponent: float, num_requests: int, seed: int) -> World:
     )
     popularity = 1.0 / np.arange(1, count + 1) ** exponent
     order = rng.permutation(count)
-    sequence = order[rng.choice(count, size=num_requests, p=popularity / popularity.sum())]
+    ranks = rng.choice(count, size=num_requests, p=popularity / popularity.sum())
+    if drifts:
+        ranks += np.arange(num_requests) // DRIFT_EVERY * int(DRIFT_BY * count)
+    sequence = order[ranks % count]
     keys = [cache_key(SALT, "", {"prompt": i, "temperature": 0}) or b"" for i in range(count)]
     return World(keys, cost, answers[rows], prompts[rows], quality, p, sequence)
 
 
-def run(world: World, eviction: Eviction, capacity: int, selector: float | None, seed: int):
-    """Mean cost and quality per request; `selector=None` is always-large."""
+def run(
+    world: World,
+    eviction: Eviction,
+    capacity: int,
+    selector: float | None,
+    seed: int,
+    window: int | None = None,
+):
+    """Mean cost and quality per request; `selector=None` is always-large.
+
+    window: requests that the sketch remembers; None: all.
+    """
     rng = np.random.default_rng(seed)
     count = len(world.keys)
     # The small tier suffices where it is as good as the large one.
@@ -90,7 +109,7 @@ def run(world: World, eviction: Eviction, capacity: int, selector: float | None,
         capacity,
         eviction=eviction,
         admission=eviction is not Eviction.LRU,
-        sketch=FrequencySketch(window=len(world.sequence)),
+        sketch=FrequencySketch(window=window or len(world.sequence)),
     )
     usd, good = 0.0, 0.0
     for step, query in enumerate(world.sequence):
@@ -148,14 +167,41 @@ def run_joint(world: World, capacity: int, price: float, reuse: bool):
     }
 
 
+def drift(num_requests: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """The three orders where popularity stays and where it moves on."""
+    results = {}
+    for drifts in (False, True):
+        world = make_world(0.9, num_requests, seed, drifts)
+        total = int((world.tokens * BYTES_PER_TOKEN + 256).sum())
+        for share in (0.02, 0.1):
+            table = {}
+            for eviction in (Eviction.LRU, Eviction.GDSF, Eviction.LEC):
+                for selector in (None, 0.8):
+                    who = "always large" if selector is None else f"selector {selector:.0%}"
+                    table[f"{eviction.value.upper()}, {who}"] = run(
+                        world, eviction, int(share * total), selector, seed, 10_000
+                    )
+            base = table["LRU, always large"]["usd_per_1k"]
+            for row in table.values():
+                row["times_cheaper"] = base / row["usd_per_1k"]
+            moves = "moves on" if drifts else "stays"
+            title = f"what is wanted {moves}, cache of {share:.0%} of all answers"
+            results[title] = table
+            print(markdown({title: table}), flush=True)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", "drift"])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write all numbers to this file")
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, float]]] = {}
-    for exponent in (0.7, 0.9, 1.1):
+    if options.part == "drift":
+        results = drift(options.requests, options.seed)
+    for exponent in (0.7, 0.9, 1.1) if options.part == "all" else ():
         world = make_world(exponent, options.requests, options.seed)
         total = int((world.tokens * BYTES_PER_TOKEN + 256).sum())
         for share in (0.02, 0.1):
