@@ -438,7 +438,7 @@ bad(
 bad(
     "trained from labels without their prompts",
     router('  predictor: {training: {data: "pvc://c/d", fromLabels: true}}\n'),
-    "8: Router/r: spec.predictor.training.fromLabels: is True, but training from labels needs their prompts; set learning.capture to Prompts, or fromLabels to false",
+    "8: Router/r: spec.predictor.training.fromLabels: is True, but training from labels needs something of their prompts; set learning.capture to Features or Prompts, or fromLabels to false",
 )
 bad(
     "learned from nothing",

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from tandem_router.config import parse_config
 from tandem_router.predictor.cli import main as tandem
+from tandem_router.predictor.reading.captured import Captured
 from tandem_router.quality.measured import Change
 from tandem_router.quality.retraining import FolderArchive, Retraining, StoreArchive
 from tandem_router.quality.retraining.job import train_once
@@ -93,6 +95,7 @@ class World:
             train=self._train,
         )
         self._number = 0
+        self.features_alone = learning.get("capture") == "Features"
 
     def _used(self, labels: Sequence[Label]) -> None:
         self.num_used += 1
@@ -111,6 +114,10 @@ class World:
             self._number += 1
             self.now += 0.1
             found = label(self._number, row, self.now)
+            if self.features_alone:
+                said = self.source.score(row["prompt"]).quality
+                features = Captured.of(row["prompt"]).kept()
+                found = replace(found, prompt=None, features=features, predicted=dict(said))
             self.store.add_label(found)
             self.retraining.learn(found)
             await self.retraining.step()
@@ -146,6 +153,28 @@ async def test_a_better_predictor_is_trained_shadowed_and_promoted(world: Any) -
     assert live.num_used == 1
     state = live.retraining.state()
     assert "smaller" in state["steps"][1]["why"]
+
+
+async def test_from_features_alone_a_better_predictor_is_trained_and_promoted(
+    tmp_path: Path, artifacts: dict[str, Path]
+) -> None:
+    """No text is kept: the candidate reads words, and is held against what was said at the time."""
+    live = World(tmp_path / "kept", artifacts["wrong"], "", capture="Features")
+    live.retraining._train = train_apart
+    before = live.source.version
+
+    await live.labels(51, seed=1)
+    assert live.kinds == ["trained"], live.retraining.state()
+    await live.labels(120, seed=3)
+
+    predictor = live.source.current
+    assert predictor is not None
+    assert live.kinds == ["trained", "promoted"]
+    assert live.source.version != before
+    assert predictor.reads_words_alone
+    easy, hard = (predictor.score(question(7, hard)).quality["small"] for hard in (False, True))
+    assert easy > hard + 0.3
+    assert all(label.prompt is None for label in await live.store.labels(0.0))
 
 
 async def test_a_worse_one_is_rejected_and_never_used(world: Any) -> None:
@@ -210,7 +239,7 @@ async def test_a_training_that_dies_is_told_and_changes_nothing(world: Any) -> N
 @pytest.mark.parametrize(
     ("learning", "says"),
     [
-        ({"capture": "Features"}, "set learning.capture to Prompts"),
+        ({"capture": "None"}, "set learning.capture to Features or Prompts"),
         ({"shadow_share": 0.0}, "nothing makes labels"),
     ],
 )

@@ -103,8 +103,8 @@ def _export(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{len(found)} rows of {len(labels)} labels{where}\n")
     if labels and not found:
         sys.stderr.write(
-            "none has its prompt, so nothing can be trained on them; set learning.capture: "
-            "Prompts, or use --all\n"
+            "none has its prompt or features, so nothing can be trained on them; set "
+            "learning.capture: Prompts or Features, or use --all\n"
         )
     return 0
 
@@ -116,13 +116,21 @@ def rows(labels: list[Object]) -> list[Object]:
         by_request.setdefault(label["request_id"], []).append(label)
     found = []
     for request_id, group in by_request.items():
-        prompt = next((each["prompt"] for each in group if each.get("prompt") is not None), None)
-        if prompt is None:
+        held = next(
+            (
+                {name: each[name]}
+                for name in ("prompt", "features")
+                for each in group
+                if each.get(name) is not None
+            ),
+            None,
+        )
+        if held is None:
             continue
         quality: dict[str, float] = {}
         for label in sorted(group, key=lambda each: TRUST.index(each["source"])):
             quality |= label["quality"]
-        found.append({"id": request_id, "prompt": prompt, "quality": quality})
+        found.append({"id": request_id, **held, "quality": quality})
     return found
 
 

@@ -384,10 +384,10 @@ ROUTER_RULES: list[Rule] = [
         ("spec",),
         "!has(self.predictor) || !has(self.predictor.training) || "
         "!self.predictor.training.fromLabels || "
-        "(has(self.learning) && self.learning.capture == 'Prompts')",
-        "training from labels needs their prompts; set learning.capture to Prompts, or "
-        "fromLabels to false",
-        lambda o, _: not _from_labels(o) or o.get("learning", {}).get("capture") == "Prompts",
+        "(has(self.learning) && self.learning.capture != 'None')",
+        "training from labels needs something of their prompts; set learning.capture to Features "
+        "or Prompts, or fromLabels to false",
+        lambda o, _: not _from_labels(o) or o.get("learning", {}).get("capture", "None") != "None",
         "predictor.training.fromLabels",
     ),
     Rule(

@@ -54,8 +54,8 @@ class PredictorConfig(Section):
     )
     retraining: RetrainingConfig | None = Field(
         default=None,
-        description="Learned only: train again from labels that hold prompts (`learning.capture: "
-        "Prompts`), into --retraining-dir; absent: never.",
+        description="Learned only: train again from labels that hold prompts or features "
+        "(`learning.capture`), into --retraining-dir; absent: never.",
     )
     length_midpoint_chars: Positive = Field(
         default=240.0, description="Length only: prompt length where gain reaches one half."

@@ -19,7 +19,7 @@ from tandem_router.predictor import artifact
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.cascade.stored import Cascade
 from tandem_router.predictor.cascade.stored import build as build_cascade
-from tandem_router.predictor.errors import ArtifactError
+from tandem_router.predictor.errors import ArtifactError, PredictorError
 from tandem_router.predictor.linear_algebra import (
     DenseLinear,
     FloatArray,
@@ -35,6 +35,7 @@ from tandem_router.predictor.linear_algebra import (
     scoped,
 )
 from tandem_router.predictor.reading import hand_features, ngrams, rarity
+from tandem_router.predictor.reading.captured import WORDS_TO, Captured
 from tandem_router.predictor.reading.embedding import MAX_WIDTH, StaticEmbedding
 
 MAX_TIERS = 16
@@ -254,10 +255,30 @@ class Predictor:
             need(arrays, "lengths/units", np.float64, (len(tiers) + len(cost_tiers),)),
         )
 
-    def _read(self, prompt: str) -> _Read:
+    @property
+    def reads_words_alone(self) -> bool:
+        """Whether what is captured of a prompt is all that it reads."""
+        dense = any(view.dense is not None for view in self._views)
+        return not dense and self._grams <= {Grams("word", 1, WORDS_TO)}
+
+    def _read(self, prompt: str | Captured) -> _Read:
+        if isinstance(prompt, Captured):
+            if not self.reads_words_alone:
+                raise PredictorError(
+                    "the predictor reads characters of a prompt, and only its words were kept"
+                )
+            said_words = (prompt.keys, prompt.counts)
+            return self._read_counts("", prompt.hand, dict.fromkeys(self._grams, said_words))
         item = ngrams.read(prompt)
-        row = hand_features.features(item)
         counted = {grams: _count(grams, item) for grams in self._grams}
+        return self._read_counts(item.text, hand_features.features(item), counted)
+
+    def _read_counts(
+        self,
+        text: str,
+        row: FloatArray,
+        counted: Mapping[Grams, tuple[ngrams.UInt32Array, npt.NDArray[np.int64]]],
+    ) -> _Read:
         unknown = 0.0
         said: list[FloatArray | None] = []
         features, topics = row, np.empty(0)
@@ -274,7 +295,7 @@ class Predictor:
                 if self._embedding is None:
                     said.append(np.zeros(self._num_outputs))
                 else:
-                    said.append(view.dense(self._embedding(item.text)))
+                    said.append(view.dense(self._embedding(text)))
             else:
                 said.append(None)
                 if view.topics is not None:
@@ -309,11 +330,14 @@ class Predictor:
     def view_names(self) -> tuple[str, ...]:
         return tuple(view.name for view in self._views)
 
-    def score(self, prompt: str) -> Score:
-        """Scores one prompt of any length; about 1 ms, never more than a few."""
+    def score(self, prompt: str | Captured) -> Score:
+        """Scores one prompt of any length; about 1 ms, never more than a few.
+
+        Raises PredictorError for what is kept of a prompt, unless `reads_words_alone`.
+        """
         return self._score(self._read(prompt))
 
-    def score_with_views(self, prompt: str) -> tuple[Score, FloatArray]:
+    def score_with_views(self, prompt: str | Captured) -> tuple[Score, FloatArray]:
         """The score and what each view said, ``(num_views, num_outputs)``; for evaluation."""
         read = self._read(prompt)
         return self._score(read), read.values.reshape(len(self._views), -1)

@@ -11,12 +11,10 @@ import re
 from typing import Any
 
 from tandem_router.config import LearningConfig
-from tandem_router.predictor.reading.hand_features import features
-from tandem_router.predictor.reading.ngrams import count, read, word_grams
+from tandem_router.predictor.reading.captured import Captured
 
 #: Characters of a prompt that are kept.
 MAX_KEPT_CHARS = 20_000
-MAX_GRAMS = 2_000
 
 _PATTERNS = {
     "Urls": (re.compile(r"\bhttps?://[^\s<>\"']{1,2000}", re.IGNORECASE), "[url]"),
@@ -44,8 +42,4 @@ def captured(config: LearningConfig, text: str) -> tuple[dict[str, Any] | None, 
     text = redacted(text[:MAX_KEPT_CHARS], config.redact)
     if config.capture == "Prompts":
         return None, text
-    reading = read(text)
-    hashes, counts = count(word_grams(reading, 2))
-    grams = zip(hashes[:MAX_GRAMS].tolist(), counts[:MAX_GRAMS].tolist(), strict=True)
-    hand = [round(float(value), 6) for value in features(reading)]
-    return {"hand": hand, "word_grams": {str(gram): number for gram, number in grams}}, None
+    return Captured.of(text).kept(), None

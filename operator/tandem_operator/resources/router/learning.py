@@ -61,7 +61,7 @@ class Learning(Resource):
     capture: Literal["None", "Features", "Prompts"] = Field(
         default="None",
         description="What a label keeps of its request. Features: hashed n-grams and numbers, "
-        "which can be guessed; Prompts: the text, which tandem train can learn from.",
+        "which can be guessed; Prompts: the text. Predictors are trained from both.",
     )
     retention: Duration = Field(
         default="720h", description="Age at which captured features and prompts are deleted."

@@ -33,8 +33,9 @@ class Training(Resource):
     )
     from_labels: bool = Field(
         default=False,
-        description="Train again from data and the prompts of labels (learning.capture: Prompts); "
-        "a new predictor is scored beside the old one and takes over where it proves better.",
+        description="Train again from data and what labels hold of prompts (learning.capture: "
+        "Prompts or Features); a new predictor is scored beside the old one and takes over where "
+        "it proves better.",
     )
     every: Duration = Field(
         default="24h", description="With fromLabels: least time between two trainings."

@@ -31,7 +31,9 @@ def baselines(
     kNN: the outcomes of the most similar prompts. P(<tier> wrong) is made per pair by the report.
     """
     count = len(dataset.rows)
-    length = np.array([float(len(row.prompt)) for row in dataset.rows])
+    length = np.array(
+        [row.captured.num_chars if row.captured else float(len(row.prompt)) for row in dataset.rows]
+    )
     means, table = _facts(meta, len(tiers))
     direction = np.argsort(np.argsort(means, kind="stable"), kind="stable").astype(float)
     found = {

@@ -36,7 +36,9 @@ def row_costs(dataset: Dataset, tiers: Sequence[str], prices: Prices) -> FloatAr
 
     A row without a cost of its own is given its tier's mean.
     """
-    chars = np.array([float(len(row.prompt)) for row in dataset.rows])
+    chars = np.array(
+        [row.captured.num_chars if row.captured else float(len(row.prompt)) for row in dataset.rows]
+    )
     costs = np.full((len(dataset.rows), len(tiers)), np.nan)
     for index, tier in enumerate(tiers):
         if tier in prices:

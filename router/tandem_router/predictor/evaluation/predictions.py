@@ -51,7 +51,7 @@ def predict_rows(predictor: Predictor, dataset: Dataset) -> Predictions:
     tokens: dict[str, FloatArray] = {}
     costs: dict[str, FloatArray] = {}
     for index, row in enumerate(dataset.rows):
-        score, outputs = predictor.score_with_views(row.prompt)
+        score, outputs = predictor.score_with_views(row.captured or row.prompt)
         quality[index] = list(score.quality.values())
         utility[index] = list(score.utility.values())
         views[index] = outputs[:, :num_tiers]

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.reading import hand_features, ngrams
+from tandem_router.predictor.reading.captured import Captured
 from tandem_router.predictor.reading.embedding import StaticEmbedding
 
 IntArray = npt.NDArray[np.int64]
@@ -52,6 +53,19 @@ class Corpus:
         return Corpus(self.words.take(rows), chars, self.hand[rows], dense)
 
     @classmethod
+    def of_rows(
+        cls, texts: Sequence[str | Captured], embedding: StaticEmbedding | None = None
+    ) -> Corpus:
+        """Texts, or what is kept of them; with one of these, for views of words alone."""
+        prompts = [text for text in texts if isinstance(text, str)]
+        if len(prompts) == len(texts):
+            return cls.of(prompts, embedding)
+        read = [Captured.of(text) if isinstance(text, str) else text for text in texts]
+        words = _counted((each.keys, each.counts) for each in read)
+        none = words.take(np.empty(0, dtype=np.int64))
+        return cls(words, none, np.array([each.hand for each in read]))
+
+    @classmethod
     def of(cls, prompts: Sequence[str], embedding: StaticEmbedding | None = None) -> Corpus:
         items = [ngrams.read(prompt) for prompt in prompts]
         return cls(
@@ -74,11 +88,14 @@ class Corpus:
 
 
 def _count(hashes: Iterator[ngrams.UInt32Array]) -> Counts:
+    return _counted(map(ngrams.count, hashes))
+
+
+def _counted(rows: Iterator[tuple[ngrams.UInt32Array, npt.NDArray[np.int64]]]) -> Counts:
     keys: list[ngrams.UInt32Array] = []
     counts: list[npt.NDArray[np.int64]] = []
     starts = [0]
-    for row in hashes:
-        row_keys, row_counts = ngrams.count(row)
+    for row_keys, row_counts in rows:
         keys.append(row_keys)
         counts.append(row_counts)
         starts.append(starts[-1] + len(row_keys))

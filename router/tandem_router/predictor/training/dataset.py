@@ -22,6 +22,7 @@ import numpy as np
 from tandem_router.predictor.cascade.token_statistics import TokenStatistics
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.reading.captured import Captured
 from tandem_router.predictor.records import conversation, files, shapes
 from tandem_router.predictor.records.files import MAX_PROMPT_CHARS
 
@@ -48,6 +49,7 @@ class Row:
     messages: tuple[conversation.Message, ...] = ()
     cost_usd: dict[str, float] = field(default_factory=dict)
     token_statistics: dict[str, TokenStatistics] = field(default_factory=dict)  # of `responses`
+    captured: Captured | None = None  # instead of the prompt, which is then only its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,10 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
     if value.get("messages") is not None:
         messages = conversation.parse(value["messages"])
     prompt = conversation.scored_text(messages) if messages else value.get("prompt")
+    captured = None
+    if prompt is None and isinstance(value.get("features"), dict):
+        captured = Captured.parse(value["features"])
+        prompt = captured.name
     if not isinstance(prompt, str):
         raise shapes.refuse(value)
     if len(prompt) > MAX_PROMPT_CHARS:
@@ -213,6 +219,7 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
         messages,
         costs,
         _token_statistics(value),
+        captured,
     )
 
 

@@ -302,10 +302,19 @@ def _cross(
     dataset: Dataset, options: Options, folds: npt.NDArray[np.int64], progress: Progress
 ) -> _Crossed:
     progress(f"reading {len(dataset.rows):,} prompts")
-    corpus = Corpus.of([row.prompt for row in dataset.rows], options.embedding)
+    if words_alone := any(row.captured is not None for row in dataset.rows):
+        if options.embedding is not None:
+            raise DataError(
+                "rows that hold features instead of prompts have no text for an embedding; train "
+                "without --embedding, or leave those rows out"
+            )
+        progress("note: some rows hold features instead of prompts; no view of characters is made")
+    corpus = Corpus.of_rows([row.captured or row.prompt for row in dataset.rows], options.embedding)
     pairs = list(itertools.combinations(range(len(dataset.tiers)), 2))
     targets, names = targets_of(dataset, dataset.quality(), pairs, options.label_form)
     views = default_views(options, len(dataset.tiers), len(targets))
+    if words_alone:
+        del views["chars"]
     core = core_views(len(dataset.rows))
     layout = stacking.Layout(dataset.tiers, tuple(views), core, tuple(pairs), tuple(names))
     outputs, unknown = cross_fit(corpus, targets, folds, views, progress)

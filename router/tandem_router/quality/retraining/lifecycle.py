@@ -23,6 +23,7 @@ from tandem_router.quality.retraining.archive import RENEW_S, Archive
 from tandem_router.quality.retraining.training import (
     TRAINING_LIMIT_S,
     Train,
+    scored,
     train_apart,
     usable,
     write_rows,
@@ -167,8 +168,11 @@ class Retraining:
 
     def _missing(self) -> str:
         learning = self._config.learning
-        if learning.capture != "Prompts":
-            return "labels hold no prompts to train from; set learning.capture to Prompts"
+        if learning.capture == "None":
+            return (
+                "labels hold nothing of prompts to train from; set learning.capture to Features or "
+                "Prompts"
+            )
         if learning.judge is None or learning.shadow_share <= 0.0:
             return "nothing makes labels; set learning.judge and learning.shadow_share"
         return ""
@@ -220,11 +224,13 @@ class Retraining:
         active = self._source.current
         if active is None or (self._source.version == self._base and not self.switched_at):
             return None
-        return {
-            label.request_id: replace(label, predicted=dict(active.score(label.prompt).quality))
-            for label in labels
-            if usable(label) and label.at > self._in_use_since
-        }
+        found = {}
+        for label in labels:
+            if usable(label) and label.at > self._in_use_since:
+                said = scored(label, active)
+                if said is not None:
+                    found[label.request_id] = replace(label, predicted=dict(said))
+        return found
 
     # -- training ---------------------------------------------------------------------------
 
@@ -402,7 +408,9 @@ def _scored(
     """What both predictors say of the labels' prompts, beside what was measured."""
     found = []
     for label in labels:
-        in_use, tested = active.score(label.prompt).quality, other.score(label.prompt).quality
+        # What was said at the time is what the one in use says, where it reads more than was kept.
+        in_use = scored(label, active) or label.predicted
+        tested = scored(label, other) or {}
         tiers = label.quality.keys() & in_use.keys() & tested.keys()
         if tiers:
             compared = [Compared(label.quality[t], in_use[t], tested[t]) for t in sorted(tiers)]

@@ -12,10 +12,12 @@ import json
 import os
 import random
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem_router.predictor import Predictor, PredictorError
+from tandem_router.predictor.reading.captured import Captured
 from tandem_router.predictor.records import files
 from tandem_router.store.records import Label
 
@@ -28,14 +30,30 @@ Train = Callable[[Sequence[Path], Path], Awaitable[str]]
 
 def usable(label: Label) -> bool:
     """Whether a predictor can be trained from a label, and compared on it."""
-    return label.source != "feedback" and isinstance(label.prompt, str) and bool(label.quality)
+    if label.source == "feedback" or not label.quality:
+        return False
+    return isinstance(label.prompt, str) or isinstance(label.features, dict)
+
+
+def text_of(label: Label) -> str | Captured:
+    """What a predictor reads of a usable label. Raises DataError for damaged features."""
+    return label.prompt if isinstance(label.prompt, str) else Captured.parse(label.features)
+
+
+def scored(label: Label, predictor: Predictor) -> Mapping[str, float] | None:
+    """What a predictor says of a label's prompt; None where it reads more than was kept."""
+    try:
+        return predictor.score(text_of(label)).quality
+    except PredictorError:
+        return None
 
 
 def rows_of(labels: Sequence[Label]) -> list[dict[str, Any]]:
     """What `tandem train` reads, a row per request; gold labels go before judged ones."""
     rows: dict[str, dict[str, Any]] = {}
     for label in sorted(labels, key=lambda label: (label.gold or label.source == "gold", label.at)):
-        row = rows.setdefault(label.request_id, {"prompt": label.prompt, "quality": {}})
+        kept = {"features": label.features} if label.prompt is None else {"prompt": label.prompt}
+        row = rows.setdefault(label.request_id, {**kept, "quality": {}})
         row["quality"] |= dict(label.quality)
     return list(rows.values())
 
