@@ -35,10 +35,10 @@ Floats = NDArray[np.float64]
 SHARE, WINDOW = 0.02, 50
 #: (the new tier, budget per request in US dollars)
 CASES = (
-    ("llama-8b", 0.0003),
-    ("llama-8b", 0.001),
+    ("llama-8b", 0.0006),
+    ("llama-8b", 0.002),
+    ("gemini-flash", 0.001),
     ("gemini-flash", 0.003),
-    ("gemini-flash", 0.006),
 )
 
 
@@ -92,17 +92,16 @@ def _run(
         dearest = by_price[-1]
         draw = gate.draw(
             now, rng.random(), decision.tier, by_price[0], dearest, False,
-            Explored(looks, EXPLORED_SHARE) if looks else None,
+            Explored(looks, EXPLORED_SHARE, False) if looks else None,
         )  # fmt: skip
         if draw is None:
             continue
-        asked = [tier for tier in (draw.tier, draw.beside) if tier is not None]
-        paid = sum(float(costs[row, names.index(tier)]) for tier in asked)
+        paid = float(costs[row, names.index(draw.tier)])
         if not bucket.hold(now, paid):
             continue
         bucket.settle(now, paid, paid)
         learning += paid
-        compared = {draw.tier, dearest} if draw.beside else {draw.tier, decision.tier}
+        compared = {draw.tier, decision.tier}
         said = {tier: float(quality[row, names.index(tier)]) for tier in compared}
         learned.learn(Label(str(at), "judge", now, "a", decision.tier, draw.probability, said,
                             predicted=stated))  # fmt: skip

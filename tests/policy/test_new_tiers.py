@@ -91,14 +91,19 @@ def test_where_nothing_is_learned_no_tier_is_new(known: tuple[str, ...] | None) 
 
 
 @pytest.mark.parametrize(
-    ("chosen", "tier", "beside"),
-    [("large", "new", None), ("small", "new", "large"), ("new", "large", None)],
+    ("chosen", "by_dearest", "tier", "beside"),
+    [
+        ("large", True, "new", None),
+        ("small", True, "new", "large"),
+        ("small", False, "new", None),
+        ("new", True, "large", None),
+    ],
 )
 def test_half_of_the_requests_look_at_it_whoever_answered(
-    chosen: str, tier: str, beside: str | None
+    chosen: str, by_dearest: bool, tier: str, beside: str | None
 ) -> None:
     rng, gate = random.Random(3), ShadowGate(0.02, lambda tier: None)
-    explored = Explored("new", 0.5)
+    explored = Explored("new", 0.5, by_dearest)
 
     draws = [
         draw

@@ -22,6 +22,8 @@ from tandem_operator.resources.base import Object
 
 #: Whose word counts where several judged one request; the last one most.
 TRUST = ("feedback", "cascade", "judge", "shadow", "gold")
+#: What says how good a tier is beside another, not how good it is.
+RELATIVE = "explored"
 PAGE = 1_000
 GOLD_AT_ONCE = 500
 
@@ -113,6 +115,8 @@ def rows(labels: list[Object]) -> list[Object]:
     """One row of `tandem train` for each request whose prompt is known."""
     by_request: dict[str, list[Object]] = {}
     for label in labels:
+        if label["source"] == RELATIVE:
+            continue
         by_request.setdefault(label["request_id"], []).append(label)
     found = []
     for request_id, group in by_request.items():

@@ -56,7 +56,9 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
             record.tier,
             prices.cheapest,
             prices.dearest,
-            Explored(explored, EXPLORED_SHARE) if explored is not None else None,
+            Explored(explored, EXPLORED_SHARE, not learner.compares_any)
+            if explored is not None
+            else None,
         )
     if draw is None:
         return

@@ -151,6 +151,11 @@ class Learner:
     def on(self) -> bool:
         return self.config.shadow_share > 0.0 and self.judge is not None
 
+    @property
+    def compares_any(self) -> bool:
+        """Whether the judge tells the better of any two answers; rules need one that is right."""
+        return self.judge is not None and self.judge.external
+
     def day(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._wall_clock()))
 
@@ -245,6 +250,9 @@ class Learner:
             reference = await self._paid(dearest, beside)
             asked_usd += reference.usd
             texts = {draw.tier: unseen.text, dearest: reference.text}
+        source = shadow.source or ("judge" if judge.external else "shadow")
+        if dearest not in texts:
+            source, dearest = "explored", answered.tier
         other = next(tier for tier in texts if tier != dearest)
         most_usd = judge.most_usd(answered.text, texts[other], texts[dearest])
         day = self._hold(most_usd, billed=True)
@@ -260,7 +268,7 @@ class Learner:
         features, prompt = captured(self.config, answered.text)
         return Label(
             answered.request_id,
-            shadow.source or ("judge" if judge.external else "shadow"),
+            source,
             self._wall_clock(),
             answered.tenant,
             answered.tier,

@@ -155,6 +155,10 @@ class LiveQuality:
             self._known.popitem(last=False)
         self._newest = max(self._newest, label.at)
         self._metrics.quality_labels[(label.source,)].inc()
+        if label.source == "explored":
+            # It says what a new tier is worth beside another, and nothing of the dearest.
+            self._steering.new_tiers.learn(label)
+            return
         self.measured.learn(label)
         if self._retrained is not None:
             self._retrained.learn(label)

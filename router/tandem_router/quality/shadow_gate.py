@@ -37,10 +37,14 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Explored:
-    """A tier of which little is known, and the share of requests that look at it until then."""
+    """A tier of which little is known, and the share of requests that look at it until then.
+
+    by_dearest: whether only the dearest tier's answer says how good one is.
+    """
 
     tier: str
     share: float
+    by_dearest: bool = True
 
 
 class ShadowGate:
@@ -95,7 +99,8 @@ class ShadowGate:
         if explored is not None:
             wanted = max(wanted, explored.share)
             tier = dearest if chosen == explored.tier else explored.tier
-            beside = dearest if dearest not in (chosen, tier) else None
+            if explored.by_dearest and dearest not in (chosen, tier):
+                beside = dearest
         why = "too many under way" if full else self._reason(tier, now)
         if why is None and beside is not None:
             why = self._reason(beside, now)

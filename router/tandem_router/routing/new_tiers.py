@@ -8,7 +8,7 @@ from `FIRST` labels on. A predictor that knows the tier takes its place. Pure.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -31,16 +31,18 @@ class NewTier:
     """Quality of one tier, from two predictions: (1, lowest known tier, highest known tier)."""
 
     def __init__(self) -> None:
-        self._said: deque[tuple[float, float, float]] = deque(maxlen=MOST_LABELS)
+        self._said: OrderedDict[str, tuple[float, float, float]] = OrderedDict()
         self._weights: NDArray[np.float64] | None = None
 
     @property
     def num_labels(self) -> int:
         return len(self._said)
 
-    def learn(self, lowest: float, highest: float, quality: float) -> None:
-        """quality: as measured, on the predictor's scale."""
-        self._said.append((lowest, highest, quality))
+    def learn(self, request_id: str, lowest: float, highest: float, quality: float) -> None:
+        """quality: as measured, on the predictor's scale. A request counts once."""
+        self._said[request_id] = (lowest, highest, quality)
+        if len(self._said) > MOST_LABELS:
+            self._said.popitem(last=False)
         self._weights = None
 
     def quality(self, lowest: float, highest: float) -> float | None:
@@ -48,7 +50,7 @@ class NewTier:
         if len(self._said) < FIRST:
             return None
         if self._weights is None:
-            rows = np.array(self._said)
+            rows = np.array(list(self._said.values()))
             x = np.column_stack([np.ones(len(rows)), rows[:, :2]])
             guess = np.array([0.0, 1.0, 0.0])
             # Slopes need many labels, the level few.
@@ -95,7 +97,7 @@ class NewTiers:
             if tier in label.quality and (other := next(known, None)):
                 # Whatever the judge's level is, both answers have it.
                 beside = label.quality[tier] - label.quality[other] + label.predicted[other]
-                new.learn(*ends, beside)
+                new.learn(label.request_id, *ends, beside)
 
     def complete(self, score: Score | None) -> Score | None:
         """The score, with tiers that the predictor lacks."""

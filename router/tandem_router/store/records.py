@@ -38,7 +38,7 @@ class Spend(Struct):
         )
 
 
-LabelSource = Literal["feedback", "shadow", "judge", "cascade", "gold"]
+LabelSource = Literal["feedback", "shadow", "judge", "cascade", "gold", "explored"]
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 
 

@@ -30,7 +30,7 @@ Train = Callable[[Sequence[Path], Path], Awaitable[str]]
 
 def usable(label: Label) -> bool:
     """Whether a predictor can be trained from a label, and compared on it."""
-    if label.source == "feedback" or not label.quality:
+    if label.source in ("feedback", "explored") or not label.quality:
         return False
     return isinstance(label.prompt, str) or isinstance(label.features, dict)
 
