@@ -15,7 +15,7 @@ from outcomes import Outcomes
 from policy_studies.floor import true_ratio
 from policy_studies.streams import columns
 from tandem_router.control import ShadowLabel
-from tandem_router.control.floor_limit import FloorLimit
+from tandem_router.control.floor_limit import MARGIN, FloorLimit
 
 SHARE = 0.1  # shadowShare
 #: Status shows two digits: less than half of the second is no violation there.
@@ -30,7 +30,8 @@ def managed_run(
     p = np.clip(p + np.array([bias, 0.0]), 0.0, 1.0)
     gain = p[:, 1] - p[:, 0]
     known = rng.integers(0, len(gain), 200)
-    limit = FloorLimit(floor, 0.1, [(float(gain[i]), float(p[i, 1])) for i in known])
+    training = [(float(gain[i]), float(p[i, 1])) for i in known]
+    limit = FloorLimit(floor, 0.1, training, margin=MARGIN)
 
     @cache
     def ratio(threshold: float) -> float:

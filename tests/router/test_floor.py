@@ -228,3 +228,19 @@ async def test_ordinary_requests_go_small_as_often_beside_others_that_no_thresho
         return small / 200
 
     assert await share(True) == pytest.approx(await share(False), abs=0.03)
+
+
+def test_a_margin_is_kept_back_until_labels_have_come() -> None:
+    rng = random.Random(1)
+    training = [(rng.random() * 0.3, 0.9) for _ in range(400)]
+    plain = PredictedFloor(0.95, 0.1, training)
+    cautious = PredictedFloor(0.95, 0.1, training, margin=0.4)
+    at_first = cautious.threshold
+
+    for count in (50, 2000):
+        cautious.correct([(rng.random() * 0.3, 0.0, 0.0) for _ in range(count)])
+        cautious.set_floor(0.95)
+        assert at_first < cautious.threshold <= plain.threshold
+        at_first = cautious.threshold - 1e-12
+
+    assert cautious.threshold == pytest.approx(plain.threshold, abs=0.005)

@@ -30,6 +30,8 @@ from tandem_router.control.shadow_sampler import ShadowLabel
 Basis = Literal["Predicted", "Certified", "Refuted"]
 
 RISK = 0.1
+#: Share of what may be lost that a predicted limit keeps back where labels are to come.
+MARGIN = 0.4
 #: Labels that correct the prediction, and for which share of new ones they do so again.
 OFFSET_WINDOW = 1_000
 CORRECT_SHARE = 0.02
@@ -48,6 +50,7 @@ class FloorLimit:
         training: (gain, quality of the dearest tier) pairs that stand for traffic at the start.
         predicts: whether the predictor states qualities; without, only labels limit anything.
         thresholds: what may be certified, ascending; default as `QualityFloor`.
+        margin: of the predicted limit, until labels correct it (`PredictedFloor`).
     """
 
     def __init__(
@@ -57,9 +60,12 @@ class FloorLimit:
         training: Iterable[tuple[float, float]] = (),
         predicts: bool = True,
         thresholds: NDArray[np.float64] | None = None,
+        margin: float = 0.0,
     ) -> None:
         self.predicts = predicts
-        self._predicted = PredictedFloor(floor, initial if predicts else 1.0, training)
+        self._predicted = PredictedFloor(
+            floor, initial if predicts else 1.0, training, margin=margin
+        )
         self._thresholds = thresholds
         self._lean = 1.0
         self._begin(floor)

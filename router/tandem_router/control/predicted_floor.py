@@ -34,19 +34,20 @@ def threshold_for_floor(
     beyond: Sequence[tuple[float, float]] = (),
     better: float = 0.0,
     stakes: Iterable[float] | None = None,
+    kept_back: float = 0.0,
 ) -> float:
     """Largest gain threshold that keeps the expected quality at `floor` of the dearest tier's.
 
     pairs: (gain of the dearest tier, quality of the dearest tier) per request, both finite. stakes:
     how many times the threshold each of them is asked for; once where absent.
     beyond: (gain, what was lost beyond it) of labelled requests, by gain; better: by how much the
-    dearest tier is than predicted.
+    dearest tier is than predicted. kept_back: share of what may be lost that is not used.
     """
     gains = [gain for gain, _ in pairs]
     compared = gains if stakes is None else map(weighed, gains, stakes)
     ordered = sorted(zip(compared, gains, strict=True))
     total = sum([quality for _, quality in pairs]) + better * len(pairs)
-    allowed = (1.0 - floor) * total + 1e-9
+    allowed = (1.0 - kept_back) * (1.0 - floor) * total + 1e-9
     scale = len(pairs) / (len(beyond) + HALF_BELIEVED) if beyond else 0.0
     place, corrected = 0, 0.0
     # Just below the smallest gain everything goes to the dearest tier: always within the floor.
@@ -67,6 +68,8 @@ class PredictedFloor:
     """The threshold for a floor, kept up to date; pure.
 
     training: (gain, quality of the dearest tier) pairs that stand for traffic at the start.
+    margin: share of what may be lost that is kept back while no label has come; less and less
+    with each.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class PredictedFloor:
         initial_threshold: float,
         training: Iterable[tuple[float, float]] = (),
         window: int = WINDOW,
+        margin: float = 0.0,
     ) -> None:
+        self._margin = margin
         self._floor = floor
         self._beyond: list[tuple[float, float]] = []
         self._better = 0.0
@@ -94,12 +99,14 @@ class PredictedFloor:
         # What stands in for traffic says nothing of what is at stake.
         unseen = max(0, len(self._recent) - self._num_seen) if self._weighs else 0
         requests = list(self._recent)[unseen:]
+        kept_back = self._margin * HALF_BELIEVED / (HALF_BELIEVED + len(self._beyond))
         self.threshold = threshold_for_floor(
             [(gain, quality) for _, gain, quality in requests],
             self._floor,
             self._beyond,
             self._better,
             [stake for stake, *_ in requests] if self._weighs else None,
+            kept_back,
         )
 
     @property

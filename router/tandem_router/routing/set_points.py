@@ -24,7 +24,7 @@ from tandem_router.control import (
     ShareTracker,
     TrafficShift,
 )
-from tandem_router.control.floor_limit import FloorLimit
+from tandem_router.control.floor_limit import MARGIN, FloorLimit
 from tandem_router.control.usual_saving import UsualSaving
 from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
@@ -244,7 +244,9 @@ class Steering:
             return None
         training = predictor.training_gains(self._prices.dearest, self._prices.cheapest)
         limit = before.threshold if before is not None else DEFAULT_THRESHOLDS["Learned"]
-        return FloorLimit(floor, limit, training)
+        # Without labels to come a prediction is all there is, and stays what it says.
+        margin = MARGIN if self._config.learning.shadow_share > 0.0 else 0.0
+        return FloorLimit(floor, limit, training, margin=margin)
 
     def _clipped(self) -> float:
         """The threshold asked for, within the floor's limit; that limit where nobody asks."""
