@@ -259,7 +259,10 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "content_blind_quality_ratio": services.steering.content_blind_quality_ratio,
         "quality_floor": config.objective.quality_floor,
         "quality": services.quality.state(),
-        "learning": services.learner.state([tier.name for tier in config.tiers]),
+        "learning": {
+            **services.learner.state([tier.name for tier in config.tiers]),
+            "new_tiers": services.steering.new_tiers.state(),
+        },
         "routing": config.routing,
         "settings": settings.state(),
         "store": services.store.state(),
