@@ -1,6 +1,6 @@
 """A tier that comes later, on the ParetoBandit stream with each request's real dollars.
 
-Three tiers are known to the predictor; the fourth comes after a third of the requests, priced but
+Some tiers are known to the predictor; a further one comes after a third of the requests, priced but
 never seen. Decisions, budget, exploration and the estimate of the new tier are the production ones.
 What exploring costs is paid from the same budget.
 """
@@ -33,12 +33,12 @@ from tandem_router.store.records import Label
 Floats = NDArray[np.float64]
 
 SHARE, WINDOW = 0.02, 50
-#: (the new tier, budget per request in US dollars)
+#: (the new tier, the tiers known before, budget per request in US dollars)
 CASES = (
-    ("llama-8b", 0.0006),
-    ("llama-8b", 0.002),
-    ("gemini-flash", 0.001),
-    ("gemini-flash", 0.003),
+    ("mistral-large", ("llama-8b", "gemini-pro"), 0.001),
+    ("gemini-flash", ("llama-8b", "gemini-pro"), 0.002),
+    ("llama-8b", ("mistral-large", "gemini-flash", "gemini-pro"), 0.0006),
+    ("llama-8b", ("mistral-large", "gemini-flash", "gemini-pro"), 0.002),
 )
 
 
@@ -126,20 +126,24 @@ def _adopted(served: Floats, worth: float) -> float:
 def new_tier_study(
     quality: Floats, predicted: Floats, names: list[str], seeds: Sequence[int]
 ) -> dict[str, object]:
-    costs = costs_of("paretobandit_k4_dev", names)
     table: dict[str, object] = {}
-    for new, usd in CASES:
+    for new, before, usd in CASES:
+        here = [names.index(tier) for tier in (*before, new)]
+        part, said = quality[:, here], predicted[:, here]
+        costs = costs_of("paretobandit_k4_dev", [*before, new])
         runs, worths = [], []
         for seed in seeds:
-            told = _run(quality, predicted, costs, names, new, usd, seed, known_at_once=True)
+            told = _run(part, said, costs, [*before, new], new, usd, seed, known_at_once=True)
             worths.append(float(np.mean(told["served"])))
-            runs.append(
-                (told, _run(quality, predicted, costs, names, new, usd, seed, known_at_once=False))
-            )
+            late = _run(part, said, costs, [*before, new], new, usd, seed, known_at_once=False)
+            runs.append((told, late))
         worth = float(np.mean(worths))
-        after = [_adopted(np.asarray(run["served"]), worth) for _, run in runs]
+        after = [
+            _adopted(np.asarray(run["served"]), worth) if worth > 0.02 else float("nan")
+            for _, run in runs
+        ]
         spends = [float(run["spend"]) for _, run in runs]  # type: ignore[arg-type]
-        table[f"{new}, ${usd:g} a request"] = {
+        table[f"{new} beside {', '.join(before)}, ${usd:g} a request"] = {
             "share it is worth": worth,
             "share it got": float(np.mean([np.mean(run["served"]) for _, run in runs])),
             "requests until adopted, median": float(np.median(after)),
