@@ -64,18 +64,40 @@ class Gauge:
 
 
 class Histogram:
-    """How many observations were at most each bound, and their sum."""
+    """How many observations were at most each bound, and their sum.
 
-    __slots__ = ("bounds", "counts", "sum")
+    note: takes a value as `observe` does, for an eighth of its cost; the caller calls `fold` once
+    in a while.
+    """
+
+    __slots__ = ("_counts", "_noted", "_sum", "bounds", "note")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._noted: list[float] = []
+        self.note = self._noted.append
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self._sum += value
+
+    def fold(self) -> None:
+        """Count what was noted."""
+        for value in self._noted:
+            self.observe(value)
+        self._noted.clear()
+
+    @property
+    def counts(self) -> list[int]:
+        self.fold()
+        return self._counts
+
+    @property
+    def sum(self) -> float:
+        self.fold()
+        return self._sum
 
 
 class Family(dict[tuple[str, ...], Child], Generic[Child]):
@@ -146,6 +168,11 @@ class TierMetrics:
         self.cost = metrics.cost[(tier,)]
         self.inflight = metrics.inflight[(tier,)]
         self.waiting = metrics.waiting[(tier,)]
+
+    def fold(self) -> None:
+        """Count what is noted of answers."""
+        for histogram in (self.e2e, self.prompt_length, self.output_length):
+            histogram.fold()
 
 
 class OutcomeMetrics(NamedTuple):
@@ -285,6 +312,11 @@ class Metrics:
                 self.tenant_cost[(tenant,)],
             )
         return found
+
+    def fold(self) -> None:
+        """Count what histograms have noted."""
+        for tier in self.tiers.values():
+            tier.fold()
 
     def show(self, tiers: Sequence[str]) -> None:
         """Name these tiers before anything was counted."""

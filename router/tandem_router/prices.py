@@ -11,12 +11,13 @@ class Prices:
     """List prices of a router's tiers; `dearest` and `cheapest` are tier names."""
 
     def __init__(self, config: RouterConfig) -> None:
-        self._prices: dict[str, tuple[float, float, float, float]] = {}
+        # Of input, output, cached input and reasoning.
+        self.per_1m: dict[str, tuple[float, float, float, float]] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: RouterConfig) -> None:
         """Take other tiers and prices; a tier that is gone may still have requests to pay."""
-        self._prices |= {tier.name: _of_one_million(tier) for tier in config.tiers}
+        self.per_1m |= {tier.name: _of_one_million(tier) for tier in config.tiers}
         # Of equally priced tiers the last declared is the dearest, as the policy ranks them.
         self.dearest = max(reversed(config.tiers), key=list_price).name
         self.cheapest = min(config.tiers, key=list_price).name
@@ -30,7 +31,7 @@ class Prices:
         reasoning_tokens: float = 0.0,
     ) -> float:
         """Price of an answer; cached tokens are part of the prompt's, reasoning of the output's."""
-        price_in, price_out, cached, reasoning = self._prices[tier]
+        price_in, price_out, cached, reasoning = self.per_1m[tier]
         if not cached_tokens and not reasoning_tokens:
             return (prompt_tokens * price_in + output_tokens * price_out) / 1e6
         return (

@@ -392,3 +392,40 @@ async def test_two_routers_over_one_database_share_limits_keys_and_totals(
     assert 10 <= statuses.count(200) <= 14
     assert sum(row["num_requests"] for row in spend) == statuses.count(200)
     assert revoked == [401, 401]
+
+
+class Slow(SqliteStore):
+    """A store that is asked some time before it reads, or answers some time after."""
+
+    def __init__(self, path: Path, pause: str) -> None:
+        super().__init__(path, max_decisions=9)
+        self._pause = pause
+        self.goes_on = asyncio.Event()
+
+    async def spend(self, since_day: str = "") -> list[Spend]:
+        if self._pause == "before it reads":
+            await self.goes_on.wait()
+        rows = list(await super().spend(since_day))
+        await self.goes_on.wait()
+        return rows
+
+
+@pytest.mark.parametrize("pause", ["before it reads", "after it has read"])
+async def test_what_is_written_while_somebody_asks_is_counted_once(
+    tmp_path: Path, pause: str
+) -> None:
+    backend = Slow(tmp_path / "s.db", pause)
+    backend.goes_on.set()
+    store = Store(backend, wall_clock=lambda: 0.0, flush_s=1.0)
+    await store.step()
+    store.spent("2026-11-30", "team", "small", 1, 1, 0.5, 1.0)
+    backend.goes_on.clear()
+
+    asked, written = asyncio.create_task(store.spend()), asyncio.create_task(store.step())
+    await asyncio.wait({written}, timeout=0.05)
+    backend.goes_on.set()
+    rows = await asked
+    await written
+    await backend.close()
+
+    assert sum(row.num_requests for row in rows) == 1

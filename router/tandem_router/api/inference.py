@@ -157,14 +157,15 @@ class DataPath:
         try:
             caller = self._authenticator.caller(reading.headers.api_key)
             if caller is None:
-                tenant, key = "anonymous", None
+                tenant, key, sender = "anonymous", None, exchange.connection.address
             else:
-                tenant, key = caller.tenant.name, caller.key
+                tenant, key, sender = caller.tenant.name, caller.key, caller.tenant.name
             services.ledger.check(tenant, 0.0, key)
             body = exchange.whole_body()
             assert body is not None
-            check_size(len(body), services.config.limits)
-            held = self.bodies.hold(tenant if caller is not None else exchange.address, len(body))
+            if len(body) > self.declared.limits.max_body_bytes:
+                check_size(len(body), services.config.limits)
+            held = self.bodies.hold(sender, len(body))
             try:
                 asked = Asked(
                     reading.headers,
@@ -175,7 +176,10 @@ class DataPath:
                     request_id,
                     started_at,
                 )
-                await self._infer(asked, reading.kind, body)
+                if services.tracing is None:
+                    await self._admitted(asked, parse_inference(reading.kind, body, self.declared))
+                else:
+                    await self._infer(asked, reading.kind, body)
             finally:
                 held.release()
         except (ApiError, RequestRefused) as refusal:
@@ -280,33 +284,20 @@ class DataPath:
             asked.request_id,
             asked.started_at,
         )
-        handler = RequestHandler(services, arrival, asked.send)
         # Our own server calls; any other has to be asked.
         exchange = client if isinstance(client, Exchange) else None
         task = exchange.task if exchange is not None else asyncio.current_task()
         assert task is not None
-        gone = False
-
-        def leave() -> None:
-            nonlocal gone
-            if not handler.complete:
-                gone = True
-                task.cancel()
-
-        async def watch() -> None:
-            while (await asked.receive())["type"] != "http.disconnect":
-                pass
-            leave()
-
+        handler = RequestHandler(services, arrival, asked.send, task)
         watcher: asyncio.Future[None] | None = None
         if exchange is not None:
-            exchange.on_gone = leave
+            exchange.on_gone = handler.leave
         else:
-            watcher = asyncio.ensure_future(watch())
+            watcher = asyncio.ensure_future(_watch(asked.receive, handler))
         try:
             await handler.run()
         except asyncio.CancelledError:
-            if not gone:
+            if not handler.left:
                 raise
             task.uncancel()
             raise ClientGone from None
@@ -350,6 +341,13 @@ class DataPath:
         raise ApiError(
             404, f"the model {name[:100]!r} does not exist", param="model", code="model_not_found"
         )
+
+
+async def _watch(receive: Receive, handler: RequestHandler) -> None:
+    """Tell that the client has left, where the server has to be asked for it."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    handler.leave()
 
 
 def _address(client: Sequence[Any] | None) -> str:

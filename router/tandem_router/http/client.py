@@ -105,7 +105,7 @@ class UpstreamClient:
         method: str,
         url: str,
         *,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: Iterable[tuple[bytes, bytes]] | bytes = (),
         body: bytes = b"",
         stall_timeout_s: float | None = None,
         begin_within_s: float | None = None,
@@ -113,8 +113,8 @@ class UpstreamClient:
     ) -> Response:
         """Send one request and return once the reply's headers are here.
 
-        begin_within_s: the reply fails unless `Response.began` was called by then. outward: to a
-        provider, whose address is checked.
+        headers: by name, or as they are written. begin_within_s: the reply fails unless
+        `Response.began` was called by then. outward: to a provider, whose address is checked.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
         timed it out. Our requests may be repeated safely, since ids and seeds travel with them.
@@ -128,7 +128,9 @@ class UpstreamClient:
             pool = self._pool(split_url(url)[0], outward)
             known = self._targets[method, url, outward] = (pool, _request_line(method, url))
         pool, line = known
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        lines = headers
+        if not isinstance(lines, bytes):
+            lines = b"".join([b"%b: %b\r\n" % header for header in lines])
         if body or method == "POST":
             head = b"%b%bcontent-length: %d\r\n\r\n" % (line, lines, len(body))
         else:
@@ -145,8 +147,10 @@ class UpstreamClient:
             connection.send(head, body, response)
             response.watch(stall_s, begin_within_s)
             try:
+                while not response.status and not response.done:
+                    await response.until_awake()
                 if not response.status:
-                    await response.headers_ready()
+                    response.check_headers()
             except UpstreamError:
                 if reused and not response.received_any:
                     reused = False

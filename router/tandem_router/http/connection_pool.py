@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: OriginPool) -> None:
         self._pool = pool
         self._loop = pool.loop
+        self.deadlines = pool.deadlines
         self.transport: asyncio.Transport | None = None
         self.response: Response | None = None
         self.closed = False
@@ -63,10 +64,6 @@ class Connection(asyncio.Protocol):
     def name(self) -> str:
         """Host and port, for people."""
         return self._pool.name
-
-    @property
-    def deadlines(self) -> Deadlines:
-        return self._pool.deadlines
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio.Transport, so nothing can be asserted.
@@ -106,7 +103,7 @@ class Connection(asyncio.Protocol):
         if self._is_after_chunk and not data.endswith(b"\r\n"):
             self._is_after_chunk = False  # the next one has begun
         blocks = response._blocks
-        if response._sink is not None and len(blocks) == 1 and not response._done:
+        if response._sink is not None and len(blocks) == 1 and not response.done:
             response._sink(blocks.pop())  # as `_notify`, for nearly every chunk of a stream
         else:
             response._notify()
@@ -195,7 +192,7 @@ class Response(Waited):
     received_any = False
     _buffered = 0
     _paused = False
-    _done = False
+    done = False  # nothing more will arrive
     _error: UpstreamError | None = None
     _is_watched = False
     _stall_s = math.inf
@@ -214,11 +211,6 @@ class Response(Waited):
     def num_buffered_bytes(self) -> int:
         """What has arrived and was not read yet."""
         return self._buffered
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will arrive."""
-        return self._done
 
     @property
     def error(self) -> UpstreamError | None:
@@ -266,10 +258,9 @@ class Response(Waited):
 
     # -- reading ----------------------------------------------------------------------------
 
-    async def headers_ready(self) -> None:
-        while self.status == 0 and not self._done:
-            await self.until_awake()
-        if self.status == 0:
+    def check_headers(self) -> None:
+        """Raises UpstreamError where the reply has ended before its headers."""
+        if not self.status:
             raise self._error or UpstreamError("the reply ended before its headers")
 
     async def read_some(self) -> bytes:
@@ -279,7 +270,7 @@ class Response(Waited):
         are returned first.
         """
         while not self._blocks:
-            if self._done:
+            if self.done:
                 if self._error is not None:
                     raise self._error
                 return b""
@@ -289,8 +280,12 @@ class Response(Waited):
             self.resume()
         return data
 
+    def whole(self) -> bytes | None:
+        """The body, where all of it is here and nobody has read of it; else None."""
+        return self._taken() if self.done and self._error is None else None
+
     async def read_all(self, max_bytes: int = 64 * 2**20) -> bytes:
-        if self._done and self._error is None and self._buffered <= max_bytes:
+        if self.done and self._error is None and self._buffered <= max_bytes:
             return self._taken()
         parts = []
         size = 0
@@ -339,7 +334,7 @@ class Response(Waited):
 
     def let_end(self, within_s: float) -> None:
         """Nobody reads on; where it ends within that time, its connection is used again."""
-        if self._done or self._connection is None:
+        if self.done or self._connection is None:
             return
         self._begin_by = self._loop.time() + within_s
         self._connection.deadlines.watch(self, self._begin_by)
@@ -349,7 +344,7 @@ class Response(Waited):
         """Give the reply up. Closing before its end closes the connection: the worker's cue."""
         self._sink = self._pass_on = None
         connection = self._connection
-        if connection is not None and not self._done:
+        if connection is not None and not self.done:
             connection.response = None
             self._fail(UpstreamError("closed by the router"))
             connection.abort()
@@ -371,7 +366,7 @@ class Response(Waited):
 
     def _complete(self) -> None:
         """The last byte is here; `_notify` is the caller's to call."""
-        self._done = True
+        self.done = True
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -384,7 +379,7 @@ class Response(Waited):
                 transport.resume_reading()
 
     def _fail(self, error: UpstreamError) -> None:
-        if not self._done:
+        if not self.done:
             self._error = error
         self._complete()
         self._notify()
@@ -398,7 +393,7 @@ class Response(Waited):
         if self._blocks:
             sink(self._taken())
             sink = self._sink
-        if self._done and sink is not None:
+        if self.done and sink is not None:
             self._sink = None
             sink(b"")
 

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import types
+from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
+# What asyncio offers to those who run tasks of their own.
+_enter: Callable[[asyncio.AbstractEventLoop, Any], None] = _enter_task
+_leave: Callable[[asyncio.AbstractEventLoop, Any], None] = _leave_task
 
 
 class Waited:
@@ -33,7 +37,7 @@ class Waited:
 
     @types.coroutine
     def until_awake(self) -> Generator[Any, None, None]:
-        task: object = asyncio.current_task()
+        task: object = current_task()
         try:
             if type(task) is EagerRun:
                 yield self  # it sets `_resume`
@@ -73,58 +77,49 @@ class Landing(Waited, Generic[Value]):
 class EagerRun:
     """One coroutine and how far it is; for `asyncio.timeout` and others the task that runs it."""
 
-    __slots__ = (
-        "_context",
-        "_coroutine",
-        "_handle",
-        "_is_ended",
-        "_is_running",
-        "_loop",
-        "_must_cancel",
-        "_num_cancels",
-        "_task",
-        "_waits",
-    )
+    # What most runs leave as it is, so that making one costs little.
+    _task: asyncio.Task[None] | None = None
+    _waits: Waited | None = None
+    _handle: asyncio.Handle | None = None
+    _is_ended = _is_running = _must_cancel = False
+    _num_cancels = 0
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._coroutine = coroutine
         self._loop = loop
-        self._context = copy_context()
-        self._task: asyncio.Task[None] | None = None
-        self._waits: Waited | None = None
-        self._handle: asyncio.Handle | None = None
-        self._is_ended = self._is_running = self._must_cancel = False
-        self._num_cancels = 0
+        self._run = copy_context().run
 
     def go_on(self, error: BaseException | None = None) -> None:
         """Run until it waits or ends; from within a task, soon."""
         loop = self._loop
-        if asyncio.current_task(loop) is not None:
+        if current_task(loop) is not None:
             self._handle = loop.call_soon(self.go_on, error)
             return
-        self._waits = self._handle = None
-        self._is_running = self._is_ended = True  # unless it waits
-        as_task = cast("asyncio.Task[None]", self)
-        _enter_task(loop, as_task)
+        self._is_running = True
+        _enter(loop, self)
         try:
             if error is None:
-                waits = self._context.run(self._coroutine.send, None)
+                waits = self._run(self._coroutine.send, None)
             else:
-                waits = self._context.run(self._coroutine.throw, error)
+                waits = self._run(self._coroutine.throw, error)
         except (StopIteration, asyncio.CancelledError):
+            self._is_ended = True
             return
+        except BaseException:
+            self._is_ended = True
+            raise
         finally:
-            _leave_task(loop, as_task)
             self._is_running = False
-        self._is_ended = False
+            _leave(loop, self)
+        self._handle = None
         if isinstance(waits, Waited):
             self._waits = waits
             waits._resume = self.go_on
         else:
-            rest = _rest(self._coroutine, waits)
-            self._task = loop.create_task(rest, context=self._context)
+            self._waits = None
+            self._task = self._run(loop.create_task, _rest(self._coroutine, waits))
         if self._must_cancel:
             self._must_cancel = False
             self.cancel()

@@ -60,7 +60,7 @@ class Exchange:
         body: bytes | None = None,
     ) -> None:
         """head, body: of a request whose head is known, with all of its body; scope: of others."""
-        self._connection = connection
+        self.connection = connection
         self._scope = scope
         self.head = head
         about = head.scope if head is not None else scope
@@ -83,7 +83,7 @@ class Exchange:
         if scope is None:
             assert self.head is not None
             headers = self.head.headers_with(self._length)
-            scope = self._scope = self._connection.scope_of(self.head, headers)
+            scope = self._scope = self.connection.scope_of(self.head, headers)
             scope["extensions"] = {"tandem.exchange": self}
         return scope
 
@@ -93,18 +93,13 @@ class Exchange:
         owner = getattr(send, "__self__", None)
         return owner if isinstance(owner, Exchange) else None
 
-    @property
-    def address(self) -> str:
-        """The client's, without its port."""
-        return self._connection.address
-
     def whole_body(self) -> bytes | None:
         """The body if all of it is here, which `receive` then tells no more."""
         if self.more_body or self._told_all:
             return None
         self._told_all = True
         self._body_bytes = 0
-        self._connection.resume_reading()
+        self.connection.resume_reading()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         return body
@@ -115,7 +110,7 @@ class Exchange:
         self._body.append(data)
         self._body_bytes += len(data)
         if self._body_bytes > BODY_AHEAD_BYTES:
-            self._connection.pause_reading()
+            self.connection.pause_reading()
         self._wake()
 
     def feed_end(self) -> None:
@@ -134,7 +129,7 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> Message:
-        connection = self._connection
+        connection = self.connection
         if self.more_body and not self._body and not self.started and self._expects_continue():
             connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
@@ -157,17 +152,12 @@ class Exchange:
         )
 
     async def send(self, message: Message) -> None:
-        if self._connection.writing_paused:
-            await self._connection.drain()
+        if self.connection.writing_paused:
+            await self.connection.drain()
         if message["type"] == "http.response.start":
             self.begin(message["status"], message["headers"])
         else:
             self.write(message.get("body", b""), message.get("more_body", False))
-
-    @property
-    def congested(self) -> bool:
-        """Whether the client reads slower than it is written to: wait for `on_drained`."""
-        return self._connection.writing_paused
 
     def write(self, body: bytes, more: bool) -> None:
         """A part of the reply's body, its last where there is no `more`; not while congested."""
@@ -183,7 +173,7 @@ class Exchange:
         if self._reply_head is not None:
             body, self._reply_head = self._reply_head + body, None
             self.started = True
-        connection = self._connection
+        connection = self.connection
         if body:
             connection.write(body)
         if not more:
@@ -198,7 +188,7 @@ class Exchange:
 
     def write_chunks(self, chunks: bytes) -> bool:
         """Parts of the reply's body in their framing; whether they could be written."""
-        connection = self._connection
+        connection = self.connection
         if connection.closing:
             return False
         connection.transport.write(chunks)
@@ -245,7 +235,7 @@ class Exchange:
         lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
         head = self._head(200, lines, True)
         self.started = self.complete = True
-        connection = self._connection
+        connection = self.connection
         connection.write(head if self.method == "HEAD" else head + body)
         self._wake()
         connection.finished(self)
@@ -264,7 +254,7 @@ class Exchange:
         elif old:
             lines += b"connection: keep-alive\r\n"
         first = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        return b"%b%b%b\r\n" % (first, self._connection.default_headers, lines)
+        return b"%b%b%b\r\n" % (first, self.connection.default_lines(), lines)
 
     async def run(
         self,
@@ -285,10 +275,10 @@ class Exchange:
         if self.complete or self._gone:
             return
         if self.started:
-            self._connection.abort()  # half a reply must not look like a whole one
+            self.connection.abort()  # half a reply must not look like a whole one
         else:
             if not failed:
                 logger.error("the application sent no reply to %s", self.scope["path"][:200])
-            self._connection.refuse(
+            self.connection.refuse(
                 ApiError(500, "the router failed on this request", type="server_error")
             )

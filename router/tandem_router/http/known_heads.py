@@ -32,7 +32,7 @@ _NEVER = frozenset(
 class Head:
     """One head as it was read. reading: what the application made of it, the server's not."""
 
-    __slots__ = ("_at", "headers", "keep_alive", "names", "reading", "scope")
+    __slots__ = ("_after", "_at", "_before", "headers", "keep_alive", "names", "reading", "scope")
 
     def __init__(
         self,
@@ -40,13 +40,30 @@ class Head:
         headers: list[tuple[bytes, bytes]],
         names: dict[bytes, bytes],
         keep_alive: bool,
+        data: bytes,
     ) -> None:
+        """data: a request with it."""
+        end = data.find(_ENDS) + 4
+        at = _length_at(data, end)
+        self._before, self._after = data[:at], data[data.find(b"\r", at) : end]
         self.scope = scope  # without what belongs to one request or connection
         self.headers = headers
         self.names = names
         self.keep_alive = keep_alive
         self.reading: Any = None
         self._at = list(names).index(b"content-length")
+
+    def body_in(self, data: bytes) -> bytes | None:
+        """The body, where `data` is one whole request with this head."""
+        before, after = self._before, self._after
+        if not data.startswith(before):
+            return None
+        at = len(before)
+        stop = data.find(b"\r", at, at + MOST_DIGITS + 1)
+        if stop < 0 or not data.startswith(after, stop):
+            return None
+        digits, body = data[at:stop], data[stop + len(after) :]
+        return body if digits.isdigit() and int(digits) == len(body) else None
 
     def headers_with(self, num_bytes: int) -> list[tuple[bytes, bytes]]:
         """The headers of a request with so long a body."""
@@ -99,7 +116,15 @@ class KnownHeads:
             del heads[next(iter(heads))]
         own = ("client", "extensions", "headers", "scheme", "server", "state")
         kept = {name: value for name, value in scope.items() if name not in own}
-        heads[key] = Head(kept, headers, names, keep_alive)
+        heads[key] = Head(kept, headers, names, keep_alive, data)
+
+
+def _length_at(data: bytes, end: int) -> int:
+    """Where the digits of the length begin; less than 15 where there are none."""
+    at = data.find(b"ontent-length: ", 0, end)
+    if at < 0:
+        at = data.find(b"ontent-Length: ", 0, end)
+    return at + 15
 
 
 def _split(data: bytes) -> tuple[bytes, int] | None:
@@ -109,12 +134,9 @@ def _split(data: bytes) -> tuple[bytes, int] | None:
     content-length the head is unusual, and of two lengths the parser refuses the request.
     """
     end = data.find(_ENDS, 0, MOST_BYTES)
-    at = data.find(b"ontent-length: ", 0, end)
-    if at < 0:
-        at = data.find(b"ontent-Length: ", 0, end)
-    if end < 0 or at < 3 or data[at - 3 : at] not in (b"\r\nc", b"\r\nC"):
+    at = _length_at(data, end)
+    if end < 0 or at < 18 or data[at - 18 : at - 15] not in (b"\r\nc", b"\r\nC"):
         return None
-    at += 15
     stop = data.find(b"\r", at, end + 1)
     digits = data[at:stop]
     body_at = end + 4

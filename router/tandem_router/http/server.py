@@ -132,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
         self._reading: Exchange | None = None  # the one whose body is arriving
+        self._last_head: Head | None = None
         self._begun: Exchange | None = None  # the one whose head came last
         self._framing_bytes = 0
         self._fed_bytes = 0  # of the bytes being read now
@@ -148,8 +149,7 @@ class Connection(asyncio.Protocol):
         self._trailer_bytes = 0
         self._raw_bytes = 0
 
-    @property
-    def default_headers(self) -> bytes:
+    def default_lines(self) -> bytes:
         """What uvicorn adds to every reply; it makes another list of it each second."""
         headers = self._state.default_headers
         listener = self.listener
@@ -292,9 +292,16 @@ class Connection(asyncio.Protocol):
             return
         # Nothing of a request is here yet, and none is being answered: most begin so.
         fresh = self._in_header and not self._raw_bytes and self._exchange is None
-        if fresh and (known := self.listener.heads.find(data)) is not None and not self._reserved:
-            self._take(*known)
-            return
+        if fresh and not self._reserved:
+            last = self._last_head  # a client sends the same one again
+            body = last.body_in(data) if last is not None else None
+            if last is not None and body is not None:
+                self._take(last, body)
+                return
+            if (known := self.listener.heads.find(data)) is not None:
+                self._last_head = known[0]
+                self._take(*known)
+                return
         self._begun = None
         self._fed_bytes = len(data)
         if self._in_header:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from msgspec import Struct
+
 from tandem_router.errors import ApiError, overloaded
 
 # What one body costs beside its bytes, so that many empty ones are counted, too.
@@ -22,9 +24,16 @@ class HeldBodies:
 
     def hold(self, sender: str, num_bytes: int = 0) -> HeldBody:
         """num_bytes: what is here of it. Raises ApiError (503 or 429) where there is no room."""
-        held = HeldBody(self, sender)
-        held.grow(PER_BODY_BYTES + num_bytes)
-        return held
+        num_bytes += PER_BODY_BYTES
+        of_sender = self.by_sender.get(sender, 0) + num_bytes
+        of_all = self.num_bytes + num_bytes
+        if of_sender > self.max_bytes_per_sender or of_all > self.max_bytes:
+            refusal = self.refusal(sender, num_bytes)
+            assert refusal is not None
+            raise refusal
+        self.num_bytes = of_all
+        self.by_sender[sender] = of_sender
+        return HeldBody(self, sender, num_bytes)
 
     def refusal(self, sender: str, num_bytes: int) -> ApiError | None:
         """Why `num_bytes` more cannot be held, if so."""
@@ -46,13 +55,12 @@ class HeldBodies:
         return None
 
 
-class HeldBody:
+class HeldBody(Struct, eq=False):
     """One body's part; to be released once."""
 
-    def __init__(self, bodies: HeldBodies, sender: str) -> None:
-        self._bodies = bodies
-        self._sender = sender
-        self._num_bytes = 0
+    _bodies: HeldBodies
+    _sender: str
+    _num_bytes: int
 
     def grow(self, num_bytes: int) -> None:
         """Raises ApiError where there is no room."""

@@ -24,6 +24,8 @@ UNKNOWN_IMAGE_TOKENS = IMAGE_BASE_TOKENS + 4 * IMAGE_TILE_TOKENS
 def prompt_tokens(num_bytes: int, fields: Mapping[str, Any]) -> tuple[int, int]:
     """(expected, most) tokens of a prompt whose body has `num_bytes` bytes."""
     messages = fields.get("messages")
+    if not messages and num_bytes > 0:
+        return int(num_bytes / BYTES_PER_TOKEN) or 1, math.ceil(num_bytes / FEWEST_BYTES_PER_TOKEN)
     num_image_tokens = 0
     for url, detail in images_of(messages) if messages else ():
         num_bytes -= len(url)

@@ -127,21 +127,22 @@ def parse_inference(kind: Kind, body: bytes, bodies: Bodies) -> InferenceRequest
     is_plain = is_text and ASKING.isdisjoint(fields)
     features = _PLAIN_FEATURES if is_plain else needed_features(fields)
     options = said.stream_options
+    # By place: names would cost as much as the rest.
     return InferenceRequest(
-        kind=kind,
-        path=PATHS[kind],
-        body=body,
-        fields=fields,
-        model=said.model,
-        stream=bool(said.stream),
-        include_usage=options is not None and bool(options.include_usage),
-        num_choices=num_choices * num_prompts,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        num_prompt_tokens=num_expected,
-        most_prompt_tokens=num_most,
-        needs=Needs(features, per_prompt + (max_tokens or 0), longest),
-        token_ids=ids[0] if ids else None,
+        kind,
+        PATHS[kind],
+        body,
+        fields,
+        said.model,
+        bool(said.stream),
+        options is not None and bool(options.include_usage),
+        num_choices * num_prompts,
+        max_tokens,
+        prompt,
+        num_expected,
+        num_most,
+        Needs(features, per_prompt + (max_tokens or 0), longest),
+        ids[0] if ids else None,
     )
 
 

@@ -26,11 +26,6 @@ class Usage(Struct, frozen=True, gc=False):
     reasoning_tokens: int = 0
     estimated: bool = False
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all its tokens have the tier's two usual prices."""
-        return not self.cached_tokens and not self.reasoning_tokens
-
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
@@ -47,7 +42,7 @@ _DETAILS = frozenset({"prompt_tokens_details", "completion_tokens_details"})
 
 def read_usage(usage: Any, prompt_estimate: int, output_estimate: int) -> Usage:
     """The provider's numbers, each replaced by its estimate where it is missing or senseless."""
-    fields: Mapping[str, Any] = usage if isinstance(usage, Mapping) else {}
+    fields: Mapping[str, Any] = usage if type(usage) is dict else {}
     prompt, output = fields.get("prompt_tokens"), fields.get("completion_tokens")
     if (
         type(prompt) is int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from msgspec import Struct
 
@@ -24,6 +24,9 @@ from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
 from tandem_router.telemetry.logs import REQUESTS
 
+# Requests after which what histograms have noted is counted.
+FOLDED_EVERY = 256
+
 
 class Outcome(Struct, frozen=True):
     """How a request ended; times are of the router's clock."""
@@ -38,35 +41,38 @@ class Outcome(Struct, frozen=True):
 
 def account(services: Services, assignment: TierAssignment, outcome: Outcome) -> None:
     """Settle what was set aside, complete the record and count the request; once per request."""
-    record, arrival, tier = assignment.record, assignment.arrival, assignment.tier.name
-    status, usage = outcome.status, outcome.usage
+    record, arrival, tier = assignment.record, assignment.arrival, assignment.name
+    status, usage, ended_at = outcome.status, outcome.usage, outcome.ended_at
     prompt_tokens, output_tokens = usage.prompt_tokens, usage.output_tokens
-    last_cost = 0.0 if outcome.booked else assignment.cost_usd(usage)
-    served = (prompt_tokens, output_tokens)
+    num_prompt, num_output = prompt_tokens, output_tokens  # of what was served
     if assignment.cached is not None:
         # Nothing was computed or billed, but this much was answered.
         body = assignment.cached.body
         answered = read_usage(usage_of(body), 0, text_tokens(answer_chars(body)))
-        served = (answered.prompt_tokens, answered.output_tokens)
-    used = Used(float(prompt_tokens + output_tokens), last_cost)
+        num_prompt, num_output = answered.prompt_tokens, answered.output_tokens
     if outcome.booked:
-        used, usage = NOTHING, NOTHING_USED
+        used, usage, last_cost = NOTHING, NOTHING_USED, 0.0
+        prompt_tokens = output_tokens = 0
+    else:
+        last_cost = assignment.cost_usd(usage)
+        used = Used(float(prompt_tokens + output_tokens), last_cost)
     # What attempts elsewhere used is part of what the request cost.
     cost = services.ledger.settle(arrival.hold, used).usd
     if assignment.counted is not None:
         services.steering.answered(assignment.counted, cost)
     record.status = status
     error = record.error = record.error or outcome.error
-    e2e_s = record.e2e_s = outcome.ended_at - arrival.started_at
-    record.prompt_tokens, record.output_tokens = served
+    e2e_s = record.e2e_s = ended_at - arrival.started_at
+    record.prompt_tokens, record.output_tokens = num_prompt, num_output
     record.cost_usd = cost
     record.usage_estimated = outcome.usage.estimated
     dearest = services.prices.dearest
-    if tier == dearest and used is not NOTHING and usage.is_plain and assignment.cached is None:
+    is_plain = not usage.cached_tokens and not usage.reasoning_tokens
+    if tier == dearest and used is not NOTHING and is_plain and assignment.cached is None:
         all_large = last_cost
     else:
-        expected = _expected_output(assignment, dearest, served[1])
-        all_large = services.prices.cost_usd(dearest, served[0], expected)
+        expected = _expected_output(assignment, dearest, num_output)
+        all_large = services.prices.cost_usd(dearest, num_prompt, expected)
     record.cost_all_large_usd = all_large
     metrics, tenant = services.metrics, record.tenant
     bound = metrics.tiers[tier]
@@ -76,23 +82,27 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     counters.decisions.value += 1.0
     counters.requests.value += 1.0
     counters.tenant_cost.value += cost
-    bound.prompt_tokens.value += usage.prompt_tokens
-    bound.output_tokens.value += usage.output_tokens
+    bound.prompt_tokens.value += prompt_tokens
+    bound.output_tokens.value += output_tokens
     bound.cost.value += last_cost
     metrics.cost_all_large.value += all_large
     if status == 200:
         alone = record.read is None or record.reason == Reason.VERIFIED
         if alone and assignment.cached is None and not record.attempts:
-            services.routing.latency[tier].last_whole.saw(e2e_s, outcome.ended_at)
-        bound.e2e.observe(e2e_s)
-        bound.prompt_length.observe(prompt_tokens)
-        bound.output_length.observe(output_tokens)
-    if outcome.first_token_at is not None and record.stream:
-        _account_stream(services, assignment, outcome.first_token_at, outcome.ended_at)
-    services.decisions.finished(tier, *served, cost, all_large)
-    services.store.spent(_day(int(record.time) // 86_400), tenant, tier, *served, cost, all_large)
-    if services.store.backend is not None:
-        services.store.add_decision(lambda: explained(record))
+            services.routing.latency[tier].last_whole.saw(e2e_s, ended_at)
+        bound.e2e.note(e2e_s)
+        bound.prompt_length.note(outcome.usage.prompt_tokens)
+        bound.output_length.note(outcome.usage.output_tokens)
+        if not record.sequence % FOLDED_EVERY:
+            metrics.fold()
+    if record.stream and outcome.first_token_at is not None:
+        _account_stream(services, assignment, outcome.first_token_at, ended_at)
+    services.decisions.finished(tier, num_prompt, num_output, cost, all_large)
+    store = services.store
+    day = _day(int(record.time) // 86_400)
+    store.spent(day, tenant, tier, num_prompt, num_output, cost, all_large)
+    if store.backend is not None:
+        store.add_decision(partial(explained, record))
     if services.tracing is not None or REQUESTS.isEnabledFor(logging.INFO):
         _tell(services, record, arrival)
 
@@ -101,7 +111,7 @@ def _account_stream(
     services: Services, assignment: TierAssignment, first_token_at: float, ended_at: float
 ) -> None:
     """The times of a stream, as its client saw them."""
-    record, tier = assignment.record, assignment.tier.name
+    record, tier = assignment.record, assignment.name
     bound, latency = services.metrics.tiers[tier], services.routing.latency[tier]
     output_tokens = record.output_tokens or 0
     ttft_s = record.ttft_s = first_token_at - assignment.arrival.started_at
@@ -157,7 +167,7 @@ def _day(number: int) -> str:
 
 def _expected_output(assignment: TierAssignment, tier: str, output_tokens: int) -> float:
     """Tokens `tier` would have generated: its predicted median, else as many as were."""
-    if tier == assignment.tier.name:
+    if tier == assignment.name:
         return output_tokens
     score = assignment.scored.score
     lengths = score.output_tokens if score is not None else None

@@ -56,13 +56,15 @@ def admit(
     started_at: float,
 ) -> Arrival:
     """Pass all gates. Raises ApiError: 404 for an unknown model, 429 above a limit."""
-    forced = services.routing.forced_tier(request.model)
-    if forced is None and request.kind == "embeddings":
-        forced = services.routing.embedding_tier()
-    highest = services.ledger.highest_priority(tenant)
-    if headers.priority is not None and headers.priority < highest:
+    routing, priority = services.routing, headers.priority
+    forced = adapter = None
+    if request.model != routing.router_name:
+        forced, adapter = routing.forced_tier(request.model), routing.adapter(request.model)
+    elif request.kind == "embeddings":
+        forced = routing.embedding_tier()
+    if priority is not None and priority < (highest := services.ledger.highest_priority(tenant)):
         raise bad_request(
-            f"header x-tandem-priority: {headers.priority} goes before others; tenant {tenant!r} "
+            f"header x-tandem-priority: {priority} goes before others; tenant {tenant!r} "
             f"may send {highest} or more (its `highest_priority`)",
             "x-tandem-priority",
         )
@@ -73,23 +75,27 @@ def admit(
         expected = min(request.max_tokens, LONGEST_ANSWER_TOKENS)
     num_tokens = float(request.num_prompt_tokens + expected * request.num_choices)
     hold = services.ledger.hold(tenant, num_tokens, key)
+    failover = services.config.failover
+    # By place: names would cost as much as the rest.
     return Arrival(
-        request=request,
-        overrides=headers.overrides if forced is None else replace(headers.overrides, tier=forced),
-        adapter=services.routing.adapter(request.model),
-        priority=headers.priority,
-        turn=turn(headers.priority, hold.accounts[-1].num_inflight if key is not None else 0),
-        no_cache=headers.no_cache,
-        tenant=tenant if key is not None else None,
-        hold=hold,
-        request_id=request_id,
-        seed=new_seed(),
-        created=int(services.wall_clock()),
-        started_at=started_at,
-        deadline=started_at + services.config.failover.wait_s,
-        answer_s=answer_s(request, services.config.failover),
-        cache_key=services.reuse.key(request, tenant),
-        forced=forced is not None,
+        request,
+        headers.overrides if forced is None else replace(headers.overrides, tier=forced),
+        adapter,
+        priority,
+        None
+        if key is None and priority is None
+        else turn(priority, hold.accounts[-1].num_inflight if key is not None else 0),
+        headers.no_cache,
+        tenant if key is not None else None,
+        hold,
+        request_id,
+        new_seed(),
+        int(services.wall_clock()),
+        started_at,
+        started_at + failover.wait_s,
+        0.0 if request.stream else answer_s(request, failover),
+        services.reuse.key(request, tenant),
+        forced is not None,
     )
 
 

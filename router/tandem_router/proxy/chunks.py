@@ -6,6 +6,8 @@ framing and all. What is anything else is left to the parser.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # Lines that begin a chunk: where its content begins and ends, and it itself, if it is the first.
 # As many as there are lengths of events.
 _PLACES: dict[bytes, tuple[int, int, int]] = {}
@@ -39,6 +41,46 @@ def payload_of(data: bytes) -> bytes | None:
         if after:
             start, end, after = first + start, first + end, first + after
     return None
+
+
+def passing_on(
+    write: Callable[[bytes], bool],
+    remember: Callable[[bytes], None],
+    failed: Callable[[Exception], None],
+) -> Callable[[bytes], bool]:
+    """What lets whole chunks of events that nobody has to read or change go on as they came.
+
+    It says whether it has taken what it was given. write: to the client, whether it could be;
+    remember: the events that were written; failed: told why they could not be. One call for a
+    chunk, since a stream has many.
+    """
+    places, most = _PLACES, MOST_DIGITS + 2
+
+    def pass_on(data: bytes) -> bool:
+        start, end, after = places.get(data[: data.find(b"\r\n", 0, most)], _NOWHERE)
+        if after == len(data) and data[-4:] == _END:
+            events = data[start:end]
+            if CR in events:
+                return False
+        else:
+            several = payload_of(data)
+            if several is None:
+                return False
+            events = several
+        if (  # as `says_something`
+            events.find(b'"usage"') >= 0
+            or events.find(b"[DONE]") >= 0
+            or events.find(b'"error"') >= 0
+            or not write(data)
+        ):
+            return False
+        try:
+            remember(events)
+        except Exception as error:
+            failed(error)
+        return True
+
+    return pass_on
 
 
 def _places(line: bytes) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.http.connection_pool import Response
+from tandem_router.http.eager import EagerRun
 from tandem_router.http.exchange import Exchange
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
 from tandem_router.openai.sse import DONE, encode_json
@@ -32,7 +33,7 @@ from tandem_router.proxy.first_answer import (
 from tandem_router.proxy.retries import Retries
 from tandem_router.proxy.seen_answer import SeenAnswer
 from tandem_router.proxy.stream import Relay, StreamEnded
-from tandem_router.proxy.tier_assignment import TierAssignment, assign
+from tandem_router.proxy.tier_assignment import TierAssignment, assign, assign_now
 
 # Said by us: what a provider calls its reply may make a browser run it.
 JSON = b"application/json"
@@ -49,16 +50,32 @@ _STREAM_LINES = b"".join([b"%b: %b\r\n" % header for header in _STREAM_HEADERS])
 class RequestHandler:
     """Runs one inference request; `run` returns when the client has everything."""
 
-    def __init__(self, services: Services, arrival: Arrival, send: Send) -> None:
+    _assignment: TierAssignment | None = None
+    # Set just before the last bytes are sent: from then on a closed connection is normal.
+    complete = False
+    left = False  # the client went away before
+
+    def __init__(
+        self,
+        services: Services,
+        arrival: Arrival,
+        send: Send,
+        task: asyncio.Task[Any] | EagerRun,
+    ) -> None:
+        """task: what runs it, to be cancelled when the client leaves."""
         self._services = services
+        self._task = task
         self._arrival = arrival
         self._request = arrival.request
         self._send = send
         self._exchange = Exchange.of(send)
-        self._assignment: TierAssignment | None = None
         self._seen = SeenAnswer(services, arrival)
-        # Set just before the last bytes are sent: from then on a closed connection is normal.
-        self.complete = False
+
+    def leave(self) -> None:
+        """The client is gone."""
+        if not self.complete:
+            self.left = True
+            self._task.cancel()
 
     @property
     def headers_sent(self) -> bool:
@@ -69,14 +86,22 @@ class RequestHandler:
         status = 200
         error: str | None = None
         try:
-            assignment = self._assignment = await assign(self._services, self._arrival)
+            found = assign_now(self._services, self._arrival)
+            if isinstance(found, TierAssignment):
+                assignment = found
+            else:
+                assignment = await assign(self._services, self._arrival, found=found)
+            self._assignment = assignment
             if assignment.cached is not None:
                 await self._serve_cached(assignment, assignment.cached)
             elif assignment.middle is not None:
                 await self._read_first(assignment)
             else:
                 retries = self._seen.retries = Retries(self._services, assignment)
-                await self._directly(assignment, retries)
+                if self._request.stream:
+                    await self._stream(assignment, retries)
+                else:
+                    await self._whole(assignment, retries)
         except ApiError as refusal:
             status, error = refusal.status, refusal.message
             raise
@@ -90,8 +115,9 @@ class RequestHandler:
             status, error = 500, "the router failed"
             raise
         finally:
-            if self._seen.retries is not None:
-                self._seen.retries.release(close=True)
+            retries_left = self._seen.retries
+            if retries_left is not None and retries_left.holds:
+                retries_left.release(close=True)
             self._seen.account(self._assignment, status, error)
 
     async def _directly(self, assignment: TierAssignment, retries: Retries) -> None:
@@ -158,8 +184,15 @@ class RequestHandler:
         body, reply = await self._whole_answer(assignment, retries)
         self._seen.saw_first_token()
         retries.release()
-        await self._send_whole(assignment, body, JSON)
-        if isinstance(reply.get("usage"), dict):
+        exchange = self._exchange
+        if exchange is not None and not exchange.connection.writing_paused:
+            cost_usd = self._seen.cost_usd(assignment)
+            self._seen.headers_sent = self.complete = True
+            self._seen.completed()
+            exchange.reply(_JSON_LINES + assignment.reply_lines(cost_usd), body)
+        else:
+            await self._send_whole(assignment, body, JSON)
+        if self._arrival.cache_key is not None and isinstance(reply.get("usage"), dict):
             self._seen.keep(assignment, body)
 
     async def _whole_answer(
@@ -169,7 +202,10 @@ class RequestHandler:
         while True:
             response = await retries.open(assignment.arrival.request.body)
             try:
-                body, reply = await self._answer(assignment, response)
+                body = response.whole()
+                if body is None:
+                    body = await _rest_of(response)
+                body, reply = self._answer(assignment, response, body)
             except Fault as fault:
                 retries.failed(fault)
                 self._failed_over(assignment, "whole")
@@ -179,19 +215,18 @@ class RequestHandler:
         self._seen.saw_whole(reply)
         return body, reply
 
-    async def _answer(
-        self, assignment: TierAssignment, response: Response
+    def _answer(
+        self, assignment: TierAssignment, response: Response, body: bytes
     ) -> tuple[bytes, dict[str, Any]]:
         """The body of a reply that is an answer, and what it says; read once.
 
         Raises Fault, RequestRefused.
         """
         try:
-            body = await response.read_all()
-            body = unpacked(body, response.headers.get(b"content-encoding"))
+            encoding = response.headers.get(b"content-encoding")
+            if encoding is not None:
+                body = unpacked(body, encoding)
             return body, answer_of(body, self._request.kind)
-        except UpstreamError as error:
-            raise of_transport(error) from error
         except NotAnAnswer as error:
             if isinstance(error.error, dict) and error.error.get("type") == "invalid_request_error":
                 raise of_error(error.error, assignment.tier.kind == "external") from error
@@ -218,12 +253,6 @@ class RequestHandler:
     ) -> None:
         cost_usd = self._seen.cost_usd(assignment)
         self._seen.headers_sent = True
-        exchange = self._exchange
-        if exchange is not None and content_type == JSON and not extra and not exchange.congested:
-            self.complete = True
-            self._seen.completed()
-            exchange.reply(_JSON_LINES + assignment.reply_lines(cost_usd), body)
-            return
         headers = [
             (b"content-type", content_type),
             NOSNIFF,
@@ -239,7 +268,7 @@ class RequestHandler:
     async def _stream(self, assignment: TierAssignment, retries: Retries) -> None:
         def told() -> dict[str, Any]:
             cost_usd = self._seen.cost_usd(assignment)
-            return {"tier": assignment.tier.name, "reason": assignment.reason, "cost_usd": cost_usd}
+            return {"tier": assignment.name, "reason": assignment.reason, "cost_usd": cost_usd}
 
         relay = self._seen.relay = Relay(
             self._request,
@@ -261,7 +290,7 @@ class RequestHandler:
         self._seen.saw_first_token()
         self._seen.headers_sent = assignment.committed = True
         expected_usd = assignment.decision.expected_cost_usd
-        if self._exchange is not None and not self._exchange.congested:
+        if self._exchange is not None and not self._exchange.connection.writing_paused:
             self._exchange.begin_stream(_STREAM_LINES + assignment.reply_lines(expected_usd))
         else:
             headers = [*_STREAM_HEADERS, *assignment.reply_headers(expected_usd)]
@@ -283,7 +312,7 @@ class RequestHandler:
                     response = await retries.open(self._request.body, going_on)
                     relay.take_over()
                     exact = "exact" if going_on.exact else "continued"
-                    self._services.metrics.resumptions[(assignment.tier.name, exact)].inc()
+                    self._services.metrics.resumptions[(assignment.name, exact)].inc()
                 except (ApiError, RequestRefused, UpstreamError) as refusal:
                     await self._end_with(assignment, *_lost(refusal))
                     return
@@ -295,7 +324,7 @@ class RequestHandler:
         """An error event as it may be shown: a provider's words are not."""
         if assignment.tier.kind != "external":
             return event
-        message = f"tier {assignment.tier.name!r} gave up on this request"
+        message = f"tier {assignment.name!r} gave up on this request"
         return b"data: " + ApiError(400, message, code="stream_lost").body() + b"\n\n"
 
     async def _end_with(
@@ -312,17 +341,25 @@ class RequestHandler:
     async def _send_last(self, body: bytes) -> None:
         self.complete = True
         self._seen.completed()
-        if self._exchange is not None and not self._exchange.congested:
+        if self._exchange is not None and not self._exchange.connection.writing_paused:
             self._exchange.write(body, False)
         else:
             await self._send({"type": "http.response.body", "body": body})
 
     def _failed_over(self, assignment: TierAssignment, kind: str) -> None:
-        self._services.metrics.failovers[(assignment.tier.name, kind)].inc()
+        self._services.metrics.failovers[(assignment.name, kind)].inc()
         assignment.record.num_failovers += 1
         if self._services.tracing is not None:
-            what = {"tandem.tier": assignment.tier.name, "tandem.kind": kind}
+            what = {"tandem.tier": assignment.name, "tandem.kind": kind}
             self._services.tracing.event(self._arrival.request_id, "failed over", what)
+
+
+async def _rest_of(response: Response) -> bytes:
+    """All of a reply that is still arriving. Raises Fault."""
+    try:
+        return await response.read_all()
+    except UpstreamError as error:
+        raise of_transport(error) from error
 
 
 def _lost(refusal: ApiError | RequestRefused | UpstreamError) -> tuple[bytes, str]:

@@ -34,6 +34,7 @@ from tandem_router.proxy.faults import (
 from tandem_router.proxy.prefix_chain import chain_of
 from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.proxy.upstream_request import (
+    provider_lines,
     target,
     told,
     upstream_body,
@@ -76,6 +77,7 @@ class Retries:
     _num_attempts = 0
     # Whether a worker or provider has the request, or answered it: it may have used tokens.
     asked = False
+    holds = False  # a worker, or a reply
     _is_funded = True  # there is money for another try of this tier
     _retry_of: str | None = None  # tier whose retry budget the present attempt uses
     # Of the present tier:
@@ -129,9 +131,10 @@ class Retries:
 
     def _hold(self, pick: Pick) -> None:
         """Until `release`."""
-        self._pick = pick
-        self._services.metrics.tiers[self._assignment.tier.name].inflight.value += 1.0
-        record = self._assignment.record
+        self._pick, self.holds = pick, True
+        assignment = self._assignment
+        self._services.metrics.tiers[assignment.name].inflight.value += 1.0
+        record = assignment.record
         record.decode_worker = pick.decode.url
         record.prefill_worker = pick.prefill.url if pick.prefill is not None else None
         self._num_attempts += 1
@@ -160,7 +163,7 @@ class Retries:
         Raises ApiError when nobody may, RequestRefused where the fault was the request's own.
         """
         assignment, worker = self._assignment, self.lost(fault)
-        external = assignment.tier.kind == "external"
+        external = assignment.is_external
         if fault.kind is FaultKind.INCAPABLE:
             if not self._change_tier():
                 raise RequestRefused(fault.status or 400, fault.body)
@@ -204,7 +207,7 @@ class Retries:
 
     def _after_failure(self, fault: Fault, worker: Worker) -> None:
         """Before the first token: another worker, another tier, or the same worker once more."""
-        external = self._assignment.tier.kind == "external"
+        external = self._assignment.is_external
         if fault.kind is not FaultKind.UNREACHABLE:
             self._num_failures += 1
         restarting = not external and fault.kind in _RESTARTING
@@ -241,35 +244,42 @@ class Retries:
         if self._retry_of is not None:
             self._services.picker.retries(self._retry_of).give_back()
             self._retry_of = None
-        if self._response is not None and close:
-            self._response.close()
+        response = self._response
+        if response is not None and (close or response.done):
+            response.close()
             self._response = None
+        self.holds = self._response is not None
 
     # -- one attempt ------------------------------------------------------------------------
 
     async def _ask(self, pick: Pick, body: bytes, resumption: Resumption | None) -> Response:
         """Raises Fault, RequestRefused."""
         services, arrival, assignment = self._services, self._arrival, self._assignment
-        tier, request, url = assignment.tier, arrival.request, pick.decode.url
+        tier, request = assignment.tier, arrival.request
         path, max_tokens = request.path, assignment.decision.max_tokens
         if resumption is not None:
             body = resumption.body
             if resumption.path != path:
                 # Bounded already, by what is left of the answer.
                 path, max_tokens = resumption.path, None
-        external = tier.kind == "external"
-        known = None if external else told(services, assignment, pick)
-        headers = upstream_headers(services, tier, arrival, known)
-        body = upstream_body(tier, arrival, body, max_tokens, known)
-        if pick.prefill is not None:
-            body = await self._prefilled(pick, headers, path, body)
+        external = assignment.is_external
+        headers: Headers | bytes
+        if external:
+            headers = provider_lines(services, assignment.name, arrival.request_id)
+            body = upstream_body(tier, arrival, body, max_tokens, None)
+        else:
+            known = told(services, assignment, pick)
+            headers = upstream_headers(services, tier, arrival, known)
+            body = upstream_body(tier, arrival, body, max_tokens, known)
+            if pick.prefill is not None:
+                body = await self._prefilled(pick, headers, path, body)
         stall_s = self._failover.stall_timeout_s
         if not request.stream:
             stall_s *= WHOLE_REPLY_PATIENCE
         try:
             response = self._response = await services.client.request(
                 "POST",
-                target(tier, url, path),
+                target(pick.decode.url, path, external),
                 headers=headers,
                 body=body,
                 stall_timeout_s=stall_s,
@@ -321,18 +331,21 @@ class Retries:
         Where another tier could answer, a tier gets part of the time. A worker of ours that
         reports its load is alive and may take as long as its queue is.
         """
-        assignment, failover = self._assignment, self._failover
+        assignment = self._assignment
         if assignment.committed:
             return None
-        answer_s = self._arrival.answer_s
-        left = max(0.001, self._deadline + answer_s - self._services.clock())
-        external = assignment.tier.kind == "external"
-        if not assignment.others() and not assignment.has_answer:
+        answer_s, external = self._arrival.answer_s, assignment.is_external
+        left = self._deadline + answer_s - self._services.clock()
+        if left < 0.001:
+            left = 0.001
+        if not assignment.has_answer and not assignment.others():
             return left if external else None
-        share = failover.wait_s / 2.0
-        if external and failover.tier_patience_s < share:
-            share = failover.tier_patience_s
-        return min(left, share + answer_s)
+        share = self._failover.wait_s / 2.0
+        if external:
+            patience_s = self._failover.tier_patience_s
+            share = patience_s if patience_s < share else share
+        share += answer_s
+        return share if share < left else left
 
     # -- who is next ------------------------------------------------------------------------
 
@@ -347,8 +360,8 @@ class Retries:
         asleep = False
         try:
             while True:
-                name = assignment.tier.name
-                external = assignment.tier.kind == "external"
+                name = assignment.name
+                external = assignment.is_external
                 pick = self._picked()
                 if pick is not None:
                     return pick
@@ -399,22 +412,21 @@ class Retries:
     def _picked(self) -> Pick | None:
         """A worker that may be asked; one that failed others lately where there is no choice."""
         picker, assignment = self._services.picker, self._assignment
-        tier = assignment.tier
-        name = tier.name
-        num_tokens = float(self._arrival.request.num_prompt_tokens)
+        name, arrival = assignment.name, self._arrival
+        num_tokens = float(arrival.request.num_prompt_tokens)
         exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
-        if self._arrival.adapter is not None:
-            exclude = exclude | picker.without(name, self._arrival.adapter)
-        remembers = tier.kind == "pool" or self._services.routing.holds_prefixes(name)
+        if arrival.adapter is not None:
+            exclude = exclude | picker.without(name, arrival.adapter)
+        remembers = not assignment.is_external or self._services.routing.holds_prefixes(name)
         chain = self._chain if remembers else ()
-        expected = assignment.expected_tokens
+        expected = assignment.expected_tokens()
         pick = picker.pick(name, chain, num_tokens, exclude, False, expected)
         if pick is None and not assignment.others():
             pick = picker.pick(name, chain, num_tokens, exclude, True, expected)
         return pick
 
     def _has_other_worker(self, worker: Worker) -> bool:
-        picker, name = self._services.picker, self._assignment.tier.name
+        picker, name = self._services.picker, self._assignment.name
         gone = self._left_out | {worker.url}
         if self._arrival.adapter is not None:
             gone |= picker.without(name, self._arrival.adapter)
@@ -427,7 +439,7 @@ class Retries:
             return True
         if not self._is_funded:
             return False
-        name, picker = self._assignment.tier.name, self._services.picker
+        name, picker = self._assignment.name, self._services.picker
         if not picker.retries(name).take(picker.num_inflight(name)):
             return False
         self._retry_of = name
@@ -482,7 +494,7 @@ class Retries:
     def _no_worker(self, why: str) -> ApiError:
         self._services.arrivals.refused()
         return overloaded(
-            f"tier {self._assignment.tier.name!r} has no worker that can take the request: {why}; "
+            f"tier {self._assignment.name!r} has no worker that can take the request: {why}; "
             "retry later",
             code="no_worker",
             retry_after_s=5.0,

@@ -29,7 +29,7 @@ from tandem_router.openai.sse import (
     event_data,
     split_events,
 )
-from tandem_router.proxy.chunks import payload_of, says_something
+from tandem_router.proxy.chunks import passing_on, says_something
 from tandem_router.proxy.faults import Fault, FaultKind, of_error, of_transport
 from tandem_router.proxy.resume import StreamJournal
 
@@ -167,23 +167,7 @@ class Relay:
             response.pour(None)
             last.fail(error)
 
-        def pass_on(data: bytes) -> bool:
-            """Chunks of whole events that nobody has to read or change go on as they came."""
-            events = payload_of(data)
-            if (
-                events is None
-                # `says_something`, without a call for each chunk
-                or events.find(b'"usage"') >= 0
-                or events.find(b"[DONE]") >= 0
-                or events.find(b'"error"') >= 0
-                or not exchange.write_chunks(data)
-            ):
-                return False
-            try:
-                journal.forwarded(events)
-            except Exception as error:
-                failed(error)
-            return True
+        pass_on = passing_on(exchange.write_chunks, journal.forwarded, failed)
 
         def take(data: bytes) -> None:
             try:
@@ -212,7 +196,7 @@ class Relay:
             if as_they_are and splitter.is_between:
                 response.offer(pass_on)
             response.pour(take)
-            if exchange.congested:
+            if exchange.connection.writing_paused:
                 response.pause()
             return await last.landed()
         finally:

@@ -41,78 +41,121 @@ class NotNow(Exception):
 
 
 async def assign(
-    services: Services, arrival: Arrival, now: Callable[[TierConfig], bool] | None = None
+    services: Services,
+    arrival: Arrival,
+    now: Callable[[TierConfig], bool] | None = None,
+    found: Unassigned | None = None,
 ) -> TierAssignment:
     """Decide for a tier, or find a cached answer; waits for budget where the Router queues.
 
     now: given by who can only hand the request to a worker, and at once: whether the tier has one.
+    found: what `assign_now` came to, a moment ago.
 
     Raises ApiError when the policy refuses, NotNow (nothing is counted) where `now` does not do.
     """
-    request = arrival.request
-    scored = UNSCORED
-    if not arrival.forced:
-        text = request.prompt
-        if text is None and request.token_ids is not None:
-            text = await text_of_ids(services, request.token_ids)
-        scored = await services.routing.score(text)
-    chain: Sequence[int] | None = None
-    if not arrival.forced and services.routing.weighs_prefixes():
-        chain = chain_of(services, arrival)
-    given_up = arrived = False
-    while True:
-        set_points = services.steering.set_points
-        if given_up:
-            set_points = replace(set_points, on_exhausted="reject")
-        decision = services.routing.choose(
-            request,
-            arrival.overrides,
-            arrival.hold,
-            scored,
-            set_points,
-            services.reuse.expected_uses(arrival.cache_key),
-            chain=chain or (),
-        )
-        tier = decision.tier
-        cached = None
-        if tier is not None:
-            cached = _find_cached(services, arrival, decision, set_points.lambda_per_usd)
-            if now is not None and (cached is not None or not now(services.config.tier(tier))):
-                raise NotNow
-            if cached is not None:
-                decision = replace(decision, tier=cached.tier)
-                return TierAssignment(services, arrival, scored, decision, cached, None)
-        if now is not None and decision.queue:
-            raise NotNow
-        if tier is not None and not arrived:
-            services.arrivals.arrived(decision, request.num_prompt_tokens)
-            arrived = True
-        if tier is not None:
-            _shed_if_late(services, decision)
-            middle = None
-            if not given_up and not arrival.forced:
-                promised_s = arrival.overrides.ttft_slo_s
-                middle = services.routing.middle(request, promised_s, decision)
-            chosen = decision
-            if middle is not None:
-                chosen = _as_read(services, arrival, scored, set_points, middle, decision)
-                middle = middle if chosen is not decision else None
-            assert chosen.tier is not None
-            if services.ledger.move(arrival.hold, chosen.tier, chosen.reserve_cost_usd):
-                counted = services.steering.count(chosen, request, set_points, middle is not None)
-                return TierAssignment(
-                    services, arrival, scored, chosen, None, counted, middle, chain=chain
-                )
+    look: TierAssignment | Unassigned | None = found
+    if look is None:
+        scored = UNSCORED
+        if not arrival.forced:
+            request = arrival.request
+            text = request.prompt
+            if text is None and request.token_ids is not None:
+                text = await text_of_ids(services, request.token_ids)
+            scored = await services.routing.score(text)
+        look = _look(services, arrival, Unassigned(scored), now)
+    while isinstance(look, Unassigned):
+        decision = look.decision
+        assert decision is not None
+        if decision.tier is not None:
             # Concurrent requests took the money in between: ask again, soon.
             await asyncio.sleep(0.01)
-            if services.clock() < arrival.deadline:
-                continue
-        if decision.queue and services.clock() >= arrival.deadline and not given_up:
-            given_up = True  # a shorter answer is better than none
-            continue
-        if not decision.queue or services.clock() >= arrival.deadline:
-            raise _refusal(services, arrival, decision)
-        await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
+        if decision.tier is None or services.clock() >= arrival.deadline:
+            if decision.queue and services.clock() >= arrival.deadline and not look.given_up:
+                look.given_up = True  # a shorter answer is better than none
+            elif not decision.queue or services.clock() >= arrival.deadline:
+                raise _refusal(services, arrival, decision)
+            else:
+                await asyncio.sleep(min(1.0, max(0.05, decision.retry_after_s or 0.5)))
+        look = _look(services, arrival, look, now)
+    return look
+
+
+def assign_now(services: Services, arrival: Arrival) -> TierAssignment | Unassigned | None:
+    """As `assign`, at once; what `assign` goes on from where something has to be waited for.
+
+    Raises ApiError where a latency SLO would be missed.
+    """
+    if arrival.forced:
+        return _look(services, arrival, Unassigned(UNSCORED))
+    text = arrival.request.prompt
+    scored = services.routing.scorer.score_now(text) if text is not None else None
+    return None if scored is None else _look(services, arrival, Unassigned(scored))
+
+
+class Unassigned(Struct):
+    """A request that could not be assigned so far, as it was decided last."""
+
+    scored: Scored
+    decision: Decision | None = None
+    arrived: bool = False  # counted among the arrivals
+    given_up: bool = False  # to wait for money
+    chain: Sequence[int] | None = None  # of its prompt; None: nobody has made it yet
+
+
+def _look(
+    services: Services,
+    arrival: Arrival,
+    known: Unassigned,
+    now: Callable[[TierConfig], bool] | None = None,
+) -> TierAssignment | Unassigned:
+    """Decide once."""
+    request, cache_key, scored = arrival.request, arrival.cache_key, known.scored
+    routing, set_points = services.routing, services.steering.set_points_now()
+    if known.given_up:
+        set_points = replace(set_points, on_exhausted="reject")
+    if known.chain is None and not arrival.forced and routing.weighs_prefixes():
+        known.chain = chain_of(services, arrival)
+    decision = known.decision = routing.choose(
+        request,
+        arrival.overrides,
+        arrival.hold,
+        scored,
+        set_points,
+        1.0 if cache_key is None else services.reuse.expected_uses(cache_key),
+        chain=known.chain or (),
+    )
+    tier = decision.tier
+    if tier is None:
+        if now is not None and decision.queue:
+            raise NotNow
+        return known
+    cached = None
+    if cache_key is not None:
+        cached = _find_cached(services, arrival, cache_key, decision, set_points.lambda_per_usd)
+    if now is not None and (cached is not None or decision.queue or not now(routing.tiers[tier])):
+        raise NotNow
+    if cached is not None:
+        decision = replace(decision, tier=cached.tier)
+        return TierAssignment(services, arrival, scored, decision, cached, None)
+    if not known.arrived:
+        services.arrivals.arrived(decision, request.num_prompt_tokens)
+        known.arrived = True
+    if decision.slo_miss_probability >= SHED_ABOVE:
+        _shed_if_late(services, decision)
+    middle, chosen = None, decision
+    if routing.reads_answers and not known.given_up and not arrival.forced:
+        middle = routing.middle(request, arrival.overrides.ttft_slo_s, decision)
+        if middle is not None:
+            chosen = _as_read(services, arrival, scored, set_points, middle, decision)
+            middle = middle if chosen is not decision else None
+            assert chosen.tier is not None
+            tier = chosen.tier
+    if not services.ledger.move(arrival.hold, tier, chosen.reserve_cost_usd):
+        return known
+    counted = services.steering.count(chosen, request, set_points, middle is not None)
+    return TierAssignment(
+        services, arrival, scored, chosen, None, counted, middle, chain=known.chain
+    )
 
 
 def _as_read(
@@ -175,7 +218,6 @@ class TierAssignment:
         self._failed_tiers: frozenset[str] = frozenset()
         # Once the client has headers, the tier they name stays.
         self.committed = False
-        self.queue_wait_s = 0.0
         self.scored = scored
         self.chain = chain  # of its prompt; None: nobody has made it yet
         self.decision = decision
@@ -187,8 +229,8 @@ class TierAssignment:
         self.first_cost_usd = 0.0
         self._first: Decision | None = None
         self.replaced: Replaced | None = None
-        self.tier = services.config.tier(decision.tier)
-        self._look_at_queue()
+        self._at(decision.tier)
+        self.reason = self._reason()
         request = arrival.request
         # By place: names would cost as much as the record itself.
         self.record = DecisionRecord(
@@ -213,8 +255,7 @@ class TierAssignment:
         if recorded:
             services.decisions.add(self.record)
 
-    @property
-    def reason(self) -> str:
+    def _reason(self) -> str:
         """As the client and the decision log are told."""
         return "cached" if self.cached is not None else str(self.decision.reason)
 
@@ -223,27 +264,30 @@ class TierAssignment:
         """Whether the answer asked for now is to be read before it is sent."""
         return self.middle is not None and not self.has_answer
 
-    @property
     def expected_tokens(self) -> float | None:
         """Predicted length of this tier's answer; None where nothing predicts one."""
         lengths: Mapping[str, float] | None = getattr(self.scored.score, "mean_tokens", None)
-        return None if lengths is None else lengths.get(self.tier.name)
+        return None if lengths is None else lengths.get(self.name)
 
-    def _look_at_queue(self) -> None:
-        """What stood before the request when its tier was chosen: latencies are kept net of it."""
-        if self.tier.kind == "pool":
-            self.queue_wait_s = self._services.routing.queue_wait_s(self.tier.name)
-        else:
-            self.queue_wait_s = 0.0
+    def _at(self, name: str) -> None:
+        """Take a tier, and what of it every station asks for.
+
+        queue_wait_s: what stood before the request when it was chosen; latencies are net of it.
+        """
+        routing = self._services.routing
+        tier = self.tier = routing.tiers[name]
+        self.name = name
+        external = self.is_external = tier.kind == "external"
+        self.queue_wait_s = 0.0 if external else routing.queue_wait_s(name)
 
     def others(self) -> bool:
         """Whether the router may choose and some other tier could take the request now."""
         if self.arrival.forced or self.counted is None or self.committed or self.has_answer:
             return False  # an answer that was read takes the place of another tier's
-        services, own, failed = self._services, self.tier.name, self._failed_tiers
-        for tier in services.config.tiers:
-            name = tier.name
-            if name != own and name not in failed and services.picker.any_usable(name):
+        services, own, failed = self._services, self.name, self._failed_tiers
+        now, picker = services.clock(), services.picker
+        for name in services.routing.tiers:
+            if name != own and name not in failed and picker.ready(name, now):
                 return True
         return False
 
@@ -278,13 +322,12 @@ class TierAssignment:
 
     def _take(self, decision: Decision, reason: Reason) -> None:
         assert decision.tier is not None
-        if decision.tier != self.tier.name:
-            self._services.metrics.tier_changes[(self.tier.name, decision.tier)].inc()
+        if decision.tier != self.name:
+            self._services.metrics.tier_changes[(self.name, decision.tier)].inc()
         self.decision = replace(decision, reason=reason)
-        self.tier = self._services.config.tier(decision.tier)
-        self._look_at_queue()
+        self._at(decision.tier)
         self.record.tier = decision.tier
-        self.record.reason = self.reason
+        self.reason = self.record.reason = self._reason()
         self.record.threshold = decision.threshold
         self.record.max_tokens = decision.max_tokens
         self.record.verdicts = decision.verdicts
@@ -341,21 +384,25 @@ class TierAssignment:
     def was_read(self, reason: Reason) -> None:
         """What is told of an answer that is sent after reading."""
         self.decision = replace(self.decision, reason=reason)
-        self.record.reason = self.reason
+        self.reason = self.record.reason = self._reason()
 
     def cost_usd(self, usage: Usage) -> float:
         """Price of an answer of this tier."""
-        return self._services.prices.cost_usd(
-            self.tier.name,
-            usage.prompt_tokens,
-            usage.output_tokens,
+        prices, cached, reasoning = (
+            self._services.prices,
             usage.cached_tokens,
             usage.reasoning_tokens,
         )
+        if cached or reasoning:
+            return prices.cost_usd(
+                self.name, usage.prompt_tokens, usage.output_tokens, cached, reasoning
+            )
+        usd_in, usd_out, _, _ = prices.per_1m[self.name]
+        return (usage.prompt_tokens * usd_in + usage.output_tokens * usd_out) / 1e6
 
     def unseen(self) -> Usage:
         """An answer that was asked for and never read: ours stops with us, a provider bills it."""
-        if self.tier.kind != "external":
+        if not self.is_external:
             return NOTHING_USED
         request, output = self.arrival.request, 0
         if not request.stream:
@@ -393,7 +440,7 @@ class TierAssignment:
             b"x-tandem-gain: %.4f\r\n"
         ) % (
             self.arrival.request_id.encode(),
-            _choice_lines(self.tier.name, self.reason),
+            _choice_lines(self.name, self.reason),
             cost_usd,
             difficulty,
             gain,
@@ -423,12 +470,12 @@ def _choice_lines(tier: str, reason: str) -> bytes:
 
 
 def _find_cached(
-    services: Services, arrival: Arrival, decision: Decision, lambda_per_usd: float
+    services: Services, arrival: Arrival, key: bytes, decision: Decision, lambda_per_usd: float
 ) -> CachedAnswer | None:
-    if arrival.cache_key is None or arrival.no_cache:
+    if arrival.no_cache:
         return None
     return services.reuse.find(
-        arrival.cache_key,
+        key,
         decision,
         arrival.overrides.tier,
         arrival.overrides.quality is not None,
@@ -442,8 +489,7 @@ def _shed_if_late(services: Services, decision: Decision) -> None:
     Predictions rest on the last seconds of traffic, so a router that sheds everything soon knows
     nothing of its latency and tries again.
     """
-    rejects = services.config.budget.on_exhausted == "Reject"
-    if rejects and decision.slo_miss_probability >= SHED_ABOVE:
+    if not services.routing.allows_late:
         services.arrivals.refused()
         raise overloaded(
             f"tier {decision.tier!r} is too loaded to meet the latency SLO; retry later",

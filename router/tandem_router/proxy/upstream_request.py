@@ -38,12 +38,13 @@ INTERNAL = frozenset(
 )
 
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
+_JSON_LINE = b"content-type: application/json\r\n"
 _TELLS_USAGE = b'"stream_options":{"include_usage":true},'
 
 
-def target(tier: TierConfig, base: str, path: str) -> str:
+def target(base: str, path: str, external: bool) -> str:
     """A provider's base URL ends in /v1 already."""
-    return base + (path.removeprefix("/v1") if tier.kind == "external" else path)
+    return base + (path.removeprefix("/v1") if external else path)
 
 
 def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
@@ -65,27 +66,31 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
         priority=arrival.priority,
         turn=arrival.turn,
         tenant=None if arrival.tenant is None else tenant_id(arrival.tenant),
-        expected_tokens=assignment.expected_tokens,
+        expected_tokens=assignment.expected_tokens(),
         order=tier.engine_order,
         peer_token=services.peer_token,
         token_statistics=assignment.reads_answer,
     )
 
 
-def upstream_headers(
-    services: Services, tier: TierConfig, arrival: Arrival, told: Told | None
-) -> Headers:
-    """told: None for a provider, which is told nothing."""
+def provider_lines(services: Services, name: str, request_id: str) -> bytes:
+    """`upstream_headers` of a provider as they are written; name: the tier's."""
+    key = services.external_keys.get(name)
+    if key is None:
+        return b"%bx-request-id: %b\r\n" % (_JSON_LINE, request_id.encode())
+    return b"%bx-request-id: %b\r\nauthorization: Bearer %b\r\n" % (
+        _JSON_LINE,
+        request_id.encode(),
+        key,
+    )
+
+
+def upstream_headers(services: Services, tier: TierConfig, arrival: Arrival, told: Told) -> Headers:
+    """For a worker of ours; a provider is told nothing but `provider_lines`."""
     headers = [
         (b"content-type", b"application/json"),
         (b"x-request-id", arrival.request_id.encode()),
     ]
-    if tier.kind == "external":
-        key = services.external_keys.get(tier.name)
-        if key is not None:
-            headers.append((b"authorization", b"Bearer " + key))
-        return headers
-    assert told is not None
     headers += engine_of(tier.engine).headers(told, arrival.request.stream)
     if services.tracing is not None:
         headers += services.tracing.headers(arrival.request_id)
@@ -105,7 +110,7 @@ def upstream_body(
     change is passed on byte by byte.
     """
     request = arrival.request
-    if tier.kind == "external":
+    if told is None:
         own = request.fields
         if max_tokens is None and body is request.body and INTERNAL.isdisjoint(own):
             renamed = spliced(request, tier.served_model)
@@ -116,13 +121,12 @@ def upstream_body(
         taken: Mapping[str, Any] = as_provider(request, own, tier.served_model)
         fields: Mapping[str, Any] = {}
     else:
-        assert told is not None
         fields = request.fields_of(body)
         taken = engine_of(tier.engine).fields(request, fields, told)
     if max_tokens is not None:
         taken = with_max_tokens(request.kind, taken, max_tokens, tier.max_tokens_field)
     body = body if taken is fields else msgspec.json.encode(taken)
-    if arrival.tenant is not None and tier.kind == "pool" and engine_of(tier.engine).salted:
+    if arrival.tenant is not None and told is not None and engine_of(tier.engine).salted:
         body = salted(request.fields, body, arrival.tenant)
     return body
 
@@ -134,9 +138,10 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
     the router has read one at the top.
     """
     body, fields = request.body, request.fields
-    if body.count(b'"model"') != 1 or body.find(b"\\u00") >= 0:
+    at = body.find(b'"model"')
+    if at < 0 or body.find(b'"model"', at + 7) >= 0 or body.find(b"\\u00") >= 0:
         return None
-    found = _MODEL.search(body)
+    found = _MODEL.match(body, at)
     if found is None or found[1] != request.model.encode():
         return None
     start = 0

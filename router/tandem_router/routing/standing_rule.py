@@ -28,7 +28,9 @@ class StandingRule:
     ) -> None:
         self._config = config
         self._set_points = set_points
-        self._seen = [(tier.name, capabilities(tier.name)) for tier in config.tiers]
+        seen = [(tier, capabilities(tier.name)) for tier in config.tiers]
+        # What external tiers can is declared, and so part of the configuration.
+        self._reported = [(tier.name, able) for tier, able in seen if tier.kind == "pool"]
         options = [
             TierOption(
                 name=tier.name,
@@ -38,7 +40,7 @@ class StandingRule:
                 capabilities=able,
                 default_output_tokens=float(DEFAULT_OUTPUT_TOKENS),
             )
-            for tier, (_, able) in zip(config.tiers, self._seen, strict=True)
+            for tier, able in seen
             # One that only embeds is no end of the scale that gains are measured on.
             if able.generation
         ]
@@ -54,7 +56,7 @@ class StandingRule:
         """Whether it was made of the same; by identity, since all of these are never changed."""
         if config is not self._config or set_points is not self._set_points:
             return False
-        for name, able in self._seen:  # noqa: SIM110 (a generator costs thrice)
+        for name, able in self._reported:  # noqa: SIM110 (a generator costs thrice)
             if capabilities(name) is not able:
                 return False
         return True

@@ -131,6 +131,10 @@ class Routing:
             if tier.kind == "pool" or tier.usd_per_1m_cached_input_tokens is not None
         }
         self._holding = holding if len(config.tiers) > 1 else {}
+        self.tiers = {tier.name: tier for tier in config.tiers}
+        self.router_name = config.name
+        self.reads_answers = config.cascade is not None
+        self.allows_late = config.budget.on_exhausted != "Reject"
         self._by_model = {tier.served_model: tier.name for tier in config.tiers}
         self._by_model.update({tier.name: tier.name for tier in config.tiers})
 

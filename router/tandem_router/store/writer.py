@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -75,6 +75,7 @@ class Store:
         self._decisions: deque[Callable[[], Mapping[str, Any]]] = deque(maxlen=MOST_WAITING)
         self._labels: deque[Label] = deque(maxlen=MOST_WAITING)
         self._unwritten: Batch | None = None
+        self._one_at_a_time = asyncio.Lock()  # a batch is written, or what is kept is read
         self._keys_at = 0.0
         self.keys: dict[str, Key] = {}
         self.secret: str | None = None
@@ -146,8 +147,11 @@ class Store:
 
     async def spend(self, since_day: str = "") -> list[Spend]:
         """By day, tenant and tier: what is kept, and what waits to be. Raises StoreError."""
+        kept: Sequence[Spend] = ()
+        if self._backend is not None:
+            async with self._one_at_a_time:  # or what is written meanwhile counts twice
+                kept = await self._backend.spend(since_day)
         rows = {key: copy(row) for key, row in self._spend.items() if row.day >= since_day}
-        kept = await self._backend.spend(since_day) if self._backend is not None else ()
         waiting = self._unwritten.spend if self._unwritten is not None else []
         for row in (*kept, *waiting):
             key = (row.day, row.tenant, row.tier)
@@ -156,7 +160,10 @@ class Store:
 
     async def labels(self, since: float = 0.0, limit: int = MOST_LABELS_READ) -> list[Label]:
         """Oldest first: what is kept, and what waits to be. Raises StoreError."""
-        kept = await self._backend.labels(since, limit) if self._backend is not None else ()
+        kept: Sequence[Label] = ()
+        if self._backend is not None:
+            async with self._one_at_a_time:
+                kept = await self._backend.labels(since, limit)
         waiting = self._unwritten.labels if self._unwritten is not None else []
         rows = {
             (label.request_id, label.source): label
@@ -210,8 +217,9 @@ class Store:
                 self._known = True
                 self.on_open(before)
             while (batch := self._next_batch()) is not None:
-                await backend.write(batch)
-                self._unwritten = None
+                async with self._one_at_a_time:
+                    await backend.write(batch)
+                    self._unwritten = None
                 self.health.num_batches += 1
             if now - self._keys_at >= self.keys_s:
                 await self._read_keys(backend)

@@ -103,12 +103,14 @@ def scored_text(messages: Sequence[Message]) -> str:
         return ""
     recent: list[Message] = []  # the user's, newest first
     for message in reversed(messages):
-        if _role(message) == "user":
+        if isinstance(message, dict) and message.get("role") == "user":
             recent.append(message)
             if len(recent) > NUM_EARLIER_TURNS:
                 break
     if not recent:
         return content_text(messages[-1].get("content"))
+    if len(recent) == 1 and recent[0] is messages[0]:
+        return content_text(recent[0].get("content"))
     texts = []
     if _role(messages[0]) in ("system", "developer"):
         texts.append(content_text(messages[0].get("content"))[:MAX_SYSTEM_CHARS].strip())
