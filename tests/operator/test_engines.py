@@ -14,6 +14,7 @@ from tandem_operator.manifests import ManifestError, load_text
 from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.plan import Settings, plan_model, revision_of
 from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
+from tandem_operator.plan.engines.vllm import VLLMPod
 from tandem_operator.plan.model_status import LinkTest, Remark, model_status
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import WorkerPods
@@ -110,6 +111,19 @@ def test_each_field_of_a_model_becomes_vllms_flag() -> None:
     assert template["metadata"]["annotations"][SERVED_ANNOTATION] == "m"
     # Downloads are Tandem's own work, in its own image.
     assert template["spec"]["initContainers"][0]["image"] == Settings().worker_image
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "order"), [("fcfs", "Arrival"), ("sjf", "Length"), ("edf", "Deadline")]
+)
+def test_vllm_orders_by_priority_whatever_the_scheduler(scheduler: str, order: str) -> None:
+    """In its own fcfs a tenant's flood would go before everybody else."""
+    model = parsed(
+        f"  image: v\n  engine: {{type: VLLM, scheduler: {scheduler}}}\n  unified: {{}}\n"
+    )
+
+    assert flags(pods(model)["unified"])["--scheduling-policy"] == "priority"
+    assert VLLMPod().router_fields(model)["engine_order"] == order
 
 
 def test_a_flag_of_several_values_gets_each_as_a_word() -> None:

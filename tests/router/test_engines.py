@@ -158,6 +158,19 @@ def test_a_queue_by_priority_is_given_length_or_deadline(
     assert priority(order="Length", expected_tokens=9.0, turn=-1) < 0
 
 
+def test_in_the_order_of_arrival_only_a_turn_sets_apart(make_config: Callable[..., Any]) -> None:
+    request = parse_inference("chat", json.dumps(LARGE).encode(), Bodies(make_config().limits))
+    first, flood = (
+        engine_of("VLLM").fields(
+            request, request.fields, Told("r", 100, 1, "m", order="Arrival", turn=turn)
+        )
+        for turn in (None, 2)
+    )
+
+    assert "priority" not in first  # which is 0 there
+    assert flood["priority"] > 0
+
+
 @pytest.mark.parametrize("engine_order", ["None", "Deadline"])
 async def test_a_tiers_engine_order_says_whether_its_server_is_given_priorities(
     run_router: Callable[..., Any], make_vllm: Callable[..., Any], engine_order: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,11 +25,20 @@ BODY = b'{"model": "large", "messages": [{"role": "user", "content": "hello"}]}'
 SLOTS, SERVICE_S, SPAN_S = 4, 0.4, 60.0
 
 
-def waits(config: Any, hostile_per_s: float, fair: bool = True) -> list[float]:
+Priority = Callable[[int], int | None]
+"""Requests that a tenant has under way -> the number by which the worker orders its queue."""
+
+
+def ours(num_inflight: int) -> int | None:
+    """As our workers get it."""
+    return turn(None, num_inflight)
+
+
+def waits(config: Any, hostile_per_s: float, priority: Priority = ours) -> list[float]:
     """Latencies of a polite tenant, one request a second, at a worker of four slots.
 
     The worker orders its queue by priority, then arrival, as ours does. hostile_per_s: requests of
-    the other one. fair: with the priorities that the router gives.
+    the other one. priority: as the router gives it.
     """
     now = 0.0
     ledger = Ledger(config, lambda: now)
@@ -65,7 +75,7 @@ def waits(config: Any, hostile_per_s: float, fair: bool = True) -> list[float]:
                     raise
             else:
                 num_asked += 1
-                first = turn(None, hold.accounts[-1].num_inflight) if fair else None
+                first = priority(hold.accounts[-1].num_inflight)
                 heapq.heappush(queue, (first or 0, now, num_asked, name, hold))
         start()
     return sorted(found)
@@ -98,7 +108,23 @@ def test_in_the_order_of_arrival_it_would_be_far_more(make_config: Any) -> None:
     """So the test above can fail."""
     config = make_config(tiers=TIERS, tenants=tenants(), limits={"max_inflight": 10**6})
 
-    assert p99(waits(config, 100.0, fair=False)) > 10.0 * p99(waits(config, 0.0))
+    assert p99(waits(config, 100.0, lambda _: None)) > 10.0 * p99(waits(config, 0.0))
+
+
+@pytest.mark.parametrize("order", ["Arrival", "Length", "Deadline"])
+def test_a_flood_of_vllm_at_most_doubles_the_others_p99(make_config: Any, order: str) -> None:
+    """In each order that the operator asks for; by the number in the body that vLLM gets."""
+    config = make_config(tiers=TIERS, tenants=tenants(), limits={"max_inflight": 10**6})
+    request = parse_inference("chat", BODY, Bodies(config.limits))
+
+    def priority(num_inflight: int) -> int | None:
+        own_turn = turn(None, num_inflight)
+        told = Told("r", 1, 1, "m", turn=own_turn, order=order, expected_tokens=9.0)
+        found = engine_of("VLLM").fields(request, request.fields, told).get("priority")
+        assert found is None or isinstance(found, int)
+        return found
+
+    assert p99(waits(config, 100.0, priority)) <= 2.0 * p99(waits(config, 0.0))
 
 
 @given(st.none() | st.integers(-100, 100), st.integers(0, 100_000))

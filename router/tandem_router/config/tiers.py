@@ -44,11 +44,12 @@ class TierConfig(Section):
         default="Tandem",
         description="Pool only: what its workers are, so how they are asked and what they tell.",
     )
-    engine_order: Literal["None", "Length", "Deadline"] = Field(
+    engine_order: Literal["None", "Arrival", "Length", "Deadline"] = Field(
         default="None",
         description="What an engine that orders its queue by a number is given: None: nothing; "
-        "Length: expected tokens of the answer, few first; Deadline: the first token's, early "
-        "first. A client's x-tandem-priority goes before either.",
+        "Arrival: whose turn it is among tenants, the first to arrive first in each turn; Length: "
+        "expected tokens of the answer, few first; Deadline: the first token's, early first. A "
+        "client's x-tandem-priority goes before any.",
     )
     url: str | None = Field(
         default=None,

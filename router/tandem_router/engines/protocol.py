@@ -49,7 +49,7 @@ class Told(Struct, frozen=True):
     turn: int | None = None
     tenant: str | None = None  # an opaque name, where tenants have keys
     expected_tokens: float | None = None
-    order: str = "None"  # by what the engine orders its queue: None, Length or Deadline
+    order: str = "None"  # by what the engine orders its queue: None, Arrival, Length or Deadline
     peer_token: str | None = None
     # Whether the answer will be read: how sure the model was of its tokens is worth telling. Only
     # where the client did not ask for log-probabilities, so all that come back are the router's.

@@ -274,7 +274,9 @@ def _said(reply: bytes) -> str:
 
 
 def _priority(told: Told) -> int | None:
-    """Lower goes first; None where the queue is first come, first served."""
+    """Lower goes first; None, which is 0 there, where nothing is told or nothing sets it apart."""
+    if told.order == "Arrival":
+        return (told.turn or 0) * _PRIORITY_STEP or None
     if told.order == "Length":
         own = round(told.expected_tokens or 0.0)
     elif told.order == "Deadline":

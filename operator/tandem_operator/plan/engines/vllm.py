@@ -20,7 +20,8 @@ _LISTS = frozenset(
     "ignore-patterns kv-cache-dtype-skip-layers lora-modules lora-target-modules numa-bind-cpus "
     "numa-bind-nodes offload-params sleep-preserve-parameter-names".split()
 )
-_ORDERS = {"fcfs": "None", "sjf": "Length", "edf": "Deadline"}
+# All of them by priority: in vLLM's own fcfs a tenant's flood would go before everybody else.
+_ORDERS = {"fcfs": "Arrival", "sjf": "Length", "edf": "Deadline"}
 
 
 class VLLMPod:
@@ -42,7 +43,7 @@ class VLLMPod:
             "max-num-seqs": str(engine.max_num_seqs),
             "max-num-batched-tokens": str(engine.max_batched_tokens),
             "enable-prefix-caching": "true" if engine.prefix_cache else "false",
-            "scheduling-policy": "fcfs" if engine.scheduler == "fcfs" else "priority",
+            "scheduling-policy": "priority",
             "shutdown-timeout": str(math.ceil(seconds(model.spec.drain.timeout))),
             "tensor-parallel-size": str(spec.tensor_parallel),
         }
@@ -63,8 +64,7 @@ class VLLMPod:
         }
 
     def router_fields(self, model: Model) -> Mapping[str, Any]:
-        order = _ORDERS[model.spec.engine.scheduler]
-        return {"engine": "VLLM"} | ({} if order == "None" else {"engine_order": order})
+        return {"engine": "VLLM", "engine_order": _ORDERS[model.spec.engine.scheduler]}
 
 
 def _dtype(dtype: str, spec: RoleSpec) -> str:
