@@ -23,8 +23,12 @@ class BlockMachine(RuleBasedStateMachine):
         self.blocks = BlockManager(NUM_BLOCKS, block_size=2)
         self.holders: list[list[int]] = []
 
-    @rule(target=held, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
-    def start(self, tokens: list[int]) -> list[int]:
+    @rule(
+        target=held,
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12),
+        owner=st.sampled_from(["", "a", "b"]),
+    )
+    def start(self, tokens: list[int], owner: str) -> list[int]:
         """A sequence takes its cached prefix and new blocks, and publishes the full ones."""
         hashes = chain_hashes(tokens, 2)
         hits = self.blocks.lookup(hashes)
@@ -38,7 +42,7 @@ class BlockMachine(RuleBasedStateMachine):
         assert len(set(taken)) == len(taken)
         for index in range(len(hits), len(hashes)):
             parent = hashes[index - 1] if index else ROOT
-            self.blocks.publish(taken[index], hashes[index], parent)
+            self.blocks.publish(taken[index], hashes[index], parent, owner)
         self.holders.append(taken)
         return taken
 
@@ -67,7 +71,7 @@ TestBlocks = BlockMachine.TestCase
 TestBlocks.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
-def fill(blocks: BlockManager, tokens: list[int]) -> list[int]:
+def fill(blocks: BlockManager, tokens: list[int], owner: str = "") -> list[int]:
     """Compute and release one sequence, as a finished request does."""
     hashes = chain_hashes(tokens, blocks.block_size)
     hits = blocks.lookup(hashes)
@@ -76,9 +80,38 @@ def fill(blocks: BlockManager, tokens: list[int]) -> list[int]:
     assert fresh is not None
     taken = hits + fresh
     for index in range(len(hits), len(hashes)):
-        blocks.publish(taken[index], hashes[index], hashes[index - 1] if index else ROOT)
+        blocks.publish(taken[index], hashes[index], hashes[index - 1] if index else ROOT, owner)
     blocks.release(taken)
     return taken
+
+
+@pytest.mark.parametrize("num_owners", [2, 4])
+def test_a_flood_of_the_cache_leaves_others_their_share(num_owners: int) -> None:
+    """However much newer its blocks are: less one, that of the sequence that comes when all have
+    exactly their share."""
+    blocks = BlockManager(32, block_size=1)
+    share = 32 // num_owners
+    others = [str(number) for number in range(1, num_owners)]
+    for owner in others:
+        fill(blocks, [int(owner) * 1000 + token for token in range(share)], owner)
+
+    for token in range(500):
+        fill(blocks, [token], "hostile")
+
+    for owner in others:
+        kept = chain_hashes([int(owner) * 1000 + token for token in range(share)], 1)
+        assert len(blocks.lookup(kept)) >= share - 1
+    assert blocks.num_cached == 32
+
+
+def test_an_owner_that_left_most_of_its_share_unused_keeps_what_it_has() -> None:
+    blocks = BlockManager(32, block_size=1)
+    fill(blocks, [1000, 1001], "modest")
+
+    for token in range(500):
+        fill(blocks, [token], "hostile")
+
+    assert len(blocks.lookup(chain_hashes([1000, 1001], 1))) == 2
 
 
 def test_a_finished_sequence_is_found_again_block_by_block() -> None:

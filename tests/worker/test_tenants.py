@@ -133,6 +133,25 @@ def test_one_tenant_alone_is_not_slowed() -> None:
     assert steps[True] == steps[False]
 
 
+def test_a_flood_of_prompts_leaves_anothers_prefix_in_the_cache() -> None:
+    """By tenant, whatever the salts: a client of a tenant may send as many as it likes."""
+    scheduler = Scheduler(BlockManager(32), SchedulerLimits(8, 4096))
+
+    def compute(tenant: str, salt: bytes, tokens: list[int]) -> Sequence:
+        sequence = Sequence(str(tokens[0]), tokens, len(tokens), tenant=tenant, salt=salt)
+        scheduler.add(sequence, 0.0)
+        scheduler.advance(scheduler.schedule(0.0))
+        scheduler.finish(sequence)
+        return sequence
+
+    prompt = list(range(10_000, 10_000 + 8 * 64 + 1))
+    compute("polite", b"p", prompt)
+    for number in range(100):
+        compute("hostile", b"%d" % number, [number] * 257)
+
+    assert compute("polite", b"p", prompt).num_cached_tokens == 8 * 64
+
+
 ASKS = st.lists(
     st.builds(
         Ask,

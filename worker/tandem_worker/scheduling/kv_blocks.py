@@ -9,7 +9,8 @@ three states, so that ``num_free + num_cached + num_used == num_blocks`` always:
 
 A full block is known by the hash of its tokens chained to the hash of the block before it, so
 equal hashes mean equal prefixes. What is forgotten first is in `scheduling.eviction`; leaves go
-before their parents, because a block whose parent is gone cannot be hit.
+before their parents, because a block whose parent is gone cannot be hit. Owners (tenants) have
+equal shares of what is known: who holds no more than that loses nothing to who holds more.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class _Known:
     block_id: int
     parent: bytes
     num_children: int = 0
+    owner: str = ""
     priority: float = 0.0
     stamp: int = 0
 
@@ -84,7 +86,9 @@ class BlockManager:
         self._known: dict[bytes, _Known] = {}
         # Known blocks whose parent is not known any more, by the parent's hash.
         self._parentless: dict[bytes, set[bytes]] = {}
-        self._leaves: list[tuple[float, int, bytes]] = []
+        self._leaves: dict[str, list[tuple[float, int, bytes]]] = {}
+        self._num_leaf_entries = 0
+        self._num_known: Counter[str] = Counter()
         self._num_cached = 0
         self._stamp = 0
         self.num_evictions = 0
@@ -163,13 +167,14 @@ class BlockManager:
                 self._order.released(block_hash)
                 self._offer(block_hash, self._known[block_hash])
 
-    def publish(self, block_id: int, block_hash: bytes, parent: bytes) -> None:
+    def publish(self, block_id: int, block_hash: bytes, parent: bytes, owner: str = "") -> None:
         """Declare a used block full and known.
 
         Args:
             block_id: A block the caller refers to.
             block_hash: From :func:`hash_block`.
             parent: Hash of the block before it, or ROOT.
+            owner: To whose share of the cache it counts.
 
         When another block already holds the same prefix, that one stays the known one.
         """
@@ -179,7 +184,8 @@ class BlockManager:
             raise InvariantError(f"block {block_id} cannot be published: unused or already known")
         self._hash_of[block_id] = block_hash
         self._order.computed(block_hash)
-        known = _Known(block_id=block_id, parent=parent)
+        known = _Known(block_id=block_id, parent=parent, owner=owner)
+        self._num_known[owner] += 1
         # Children may have outlived an evicted parent; they can be hit again from now on.
         known.num_children = len(self._parentless.pop(block_hash, ()))
         self._known[block_hash] = known
@@ -217,6 +223,8 @@ class BlockManager:
             )
         if len(cached) != self._num_cached or len(used) != self.num_used:
             raise InvariantError("the counters disagree with the blocks")
+        if Counter(known.owner for known in self._known.values()) != self._num_known:
+            raise InvariantError("an owner's known blocks are miscounted")
         children = Counter(known.parent for known in self._known.values())
         for block_hash, known in self._known.items():
             if self._hash_of[known.block_id] != block_hash:
@@ -230,27 +238,34 @@ class BlockManager:
         self._stamp += 1
         known.stamp = self._stamp
         if known.num_children == 0:
-            heapq.heappush(self._leaves, (known.priority, known.stamp, block_hash))
-        if len(self._leaves) > 2 * self.num_blocks:
+            leaves = self._leaves.setdefault(known.owner, [])
+            heapq.heappush(leaves, (known.priority, known.stamp, block_hash))
+            self._num_leaf_entries += 1
+        if self._num_leaf_entries > 2 * self.num_blocks:
             self._drop_stale_leaves()
 
     @property
     def num_leaf_entries(self) -> int:
-        """Length of the queue of blocks to evict, entries that are no longer true included."""
-        return len(self._leaves)
+        """Length of the queues of blocks to evict, entries that are no longer true included."""
+        return self._num_leaf_entries
 
     def _drop_stale_leaves(self) -> None:
         """Where hits are many and evictions rare, stale candidates would pile up for ever."""
-        self._leaves = [
-            (known.priority, known.stamp, block_hash)
-            for block_hash, known in self._known.items()
-            if known.num_children == 0 and self._references[known.block_id] == 0
-        ]
-        heapq.heapify(self._leaves)
+        self._leaves = {}
+        self._num_leaf_entries = 0
+        for block_hash, known in self._known.items():
+            if known.num_children == 0 and self._references[known.block_id] == 0:
+                leaves = self._leaves.setdefault(known.owner, [])
+                leaves.append((known.priority, known.stamp, block_hash))
+                self._num_leaf_entries += 1
+        for leaves in self._leaves.values():
+            heapq.heapify(leaves)
 
-    def _evict_one(self) -> None:
-        while self._leaves:
-            _, stamp, block_hash = heapq.heappop(self._leaves)
+    def _first_leaf(self, owner: str) -> tuple[float, int, bytes] | None:
+        """What an owner's blocks would lose first; entries that are no longer true go."""
+        leaves = self._leaves.get(owner)
+        while leaves:
+            _, stamp, block_hash = leaves[0]
             known = self._known.get(block_hash)
             # Entries are never removed when a block is hit, grows a child or goes: check here.
             if (
@@ -259,8 +274,24 @@ class BlockManager:
                 and known.num_children == 0
                 and self._references[known.block_id] == 0
             ):
-                self._forget(block_hash, known)
-                return
+                return leaves[0]
+            heapq.heappop(leaves)
+            self._num_leaf_entries -= 1
+        self._leaves.pop(owner, None)
+        return None
+
+    def _evict_one(self) -> None:
+        firsts = [
+            (leaf, owner) for owner in list(self._leaves) if (leaf := self._first_leaf(owner))
+        ]
+        if firsts:
+            share = self.num_blocks // len(self._num_known)
+            above = [each for each in firsts if self._num_known[each[1]] > share]
+            (_, _, block_hash), owner = min(above or firsts)
+            heapq.heappop(self._leaves[owner])
+            self._num_leaf_entries -= 1
+            self._forget(block_hash, self._known[block_hash])
+            return
         # Only parents of used blocks are left (a twin of the parent is in use): give up the
         # cheapest one; its children wait as orphans until the parent is published again.
         idle = [
@@ -279,6 +310,9 @@ class BlockManager:
         del self._known[block_hash]
         self._hash_of[known.block_id] = None
         self._num_cached -= 1
+        self._num_known[known.owner] -= 1
+        if not self._num_known[known.owner]:
+            del self._num_known[known.owner]
         self._free.append(known.block_id)
         if known.num_children:
             children = {h for h, other in self._known.items() if other.parent == block_hash}

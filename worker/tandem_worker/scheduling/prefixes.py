@@ -25,7 +25,7 @@ def publish(blocks: BlockManager, sequence: Sequence) -> None:
     _extend_hashes(sequence, num_full * blocks.block_size, blocks.block_size)
     for index in range(sequence.num_published, num_full):
         parent = sequence.hashes[index - 1] if index else ROOT
-        blocks.publish(sequence.block_ids[index], sequence.hashes[index], parent)
+        blocks.publish(sequence.block_ids[index], sequence.hashes[index], parent, sequence.tenant)
     sequence.num_published = num_full
 
 
