@@ -44,6 +44,10 @@ def test_a_minimal_configuration_is_enough_and_survives_a_round_trip() -> None:
         ({"tenants": [{"name": "a", "key_hashes": ["plain"]}]}, "hmac-sha256"),
         ({"tenants": [{"name": "a", "allowed_tiers": ["x"]}]}, "'x' does not exist"),
         ({"tenants": [{"name": "a"}, {"name": "a"}]}, "same name"),
+        (
+            {"tenants": [{"name": n, "key_hashes": ["hmac-sha256:" + 64 * "0"]} for n in "ab"]},
+            "tenants 'a' and 'b' have the same key",
+        ),
         ({"budget": {"usd_per_hour": -1}}, "budget.usd_per_hour"),
         ({"endpoints": {"type": "endpointslice", "namespace": "n"}}, "services"),
         (

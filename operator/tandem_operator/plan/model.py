@@ -29,6 +29,7 @@ from tandem_operator.plan.objects import (
     digest,
     disruption_budget,
     foreign_labels,
+    invalid_setting,
     owner_labels,
     patched,
     peer_secret,
@@ -83,7 +84,7 @@ def plan_model(
     try:
         revision = revision_of(model, settings)
     except ValidationError as error:
-        message = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        message = "; ".join(invalid_setting(each) for each in error.errors())
         plan.problems.append(Problem("Accepted", "InvalidEngine", f"spec.engine: {message}"))
         return plan
     for role, spec in model.spec.roles().items():

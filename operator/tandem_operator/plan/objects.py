@@ -329,3 +329,13 @@ def _named(value: Any) -> bool:
         and bool(value)
         and all(isinstance(i, Mapping) and "name" in i for i in value)
     )
+
+
+def invalid_setting(error: Mapping[str, Any]) -> str:
+    """What pydantic finds wrong with the configuration that a resource amounts to."""
+    said = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return said
+    where = ".".join(str(part) for part in error["loc"])
+    said = said.removeprefix("Input ")
+    return f"{where} {said}, not {error['input']!r}; correct the field that it is made from"

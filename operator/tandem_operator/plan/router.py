@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,6 +26,7 @@ from tandem_operator.plan.objects import (
     digest,
     disruption_budget,
     foreign_labels,
+    invalid_setting,
     log_variables,
     owner_labels,
     patched,
@@ -175,7 +175,7 @@ def plan_router(
     try:
         config = router_config(router, models, settings, measured)
     except ValidationError as error:
-        text = "; ".join(_invalid(each) for each in error.errors())
+        text = "; ".join(invalid_setting(each) for each in error.errors())
         plan.problems.append(Problem("Accepted", "InvalidRouter", text))
         return plan
     name = router_name(router.metadata.name)
@@ -234,16 +234,6 @@ def plan_router(
     )
     plan.apply.append(disruption_budget(router, name, {ROUTER_LABEL: router.metadata.name}))
     return plan
-
-
-def _invalid(error: Mapping[str, Any]) -> str:
-    """What is wrong with the configuration that a Router amounts to."""
-    said = str(error["msg"]).removeprefix("Value error, ")
-    if not error["loc"]:
-        return said
-    where = ".".join(str(part) for part in error["loc"])
-    said = said.removeprefix("Input ")
-    return f"{where} {said}, not {error['input']!r}; correct the field that it is made from"
 
 
 def _training_digest(router: Router, settings: Settings) -> str:

@@ -170,6 +170,19 @@ class RouterConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _keys_tell_tenants_apart(self) -> Self:
+        whose: dict[str, str] = {}
+        for tenant in self.tenants:
+            for entry in tenant.key_hashes:
+                other = whose.setdefault(entry, tenant.name)
+                if other != tenant.name:
+                    raise ValueError(
+                        f"tenants {other!r} and {tenant.name!r} have the same key, so that nobody "
+                        "knows who asks; give each a key of its own"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _providers_may_be_asked(self) -> Self:
         asked = [(f"tier {tier.name!r}", tier.url, tier.api_key_file) for tier in self.tiers]
         judge = self.learning.judge
