@@ -61,18 +61,23 @@ WORKER: dict[str, Tests | Probe] = {
         "worker_split/test_split.py::"
         "test_killed_and_frozen_prefill_workers_only_delay_and_a_killed_decode_leaks_nothing"
     ),
-    "http_port": shown_by("worker/test_config.py::test_a_busy_port_is_named", word="port"),
-    "kv_port": shown_by(
+    "http_port": shown_by(
+        "worker/test_every_setting.py::test_the_command_serves_and_drains_as_its_configuration_says",
+        "worker/test_config.py::test_a_busy_port_is_named",
+        word="port",
+    ),
+    "kv_port": told_apart(
         "worker_split/test_split.py::test_a_taken_kv_port_ends_a_worker_with_a_sentence"
     ),
     "drain_timeout_s": shown_by(
+        "worker/test_every_setting.py::test_the_command_serves_and_drains_as_its_configuration_says",
         "worker/test_server_life.py::test_a_draining_worker_finishes_what_runs_and_refuses_the_rest",
         word="drain",
     ),
     "local_prefill_max_tokens": told_apart(
         "worker/test_split.py::test_short_prompts_stay_here_when_told_so"
     ),
-    "num_threads": shown_by(
+    "num_threads": told_apart(
         "operator/test_plan.py::test_a_cpu_worker_computes_on_the_cores_that_it_asks_for"
     ),
     "tensor_parallel": shown_by(

@@ -5,18 +5,23 @@ What the parts then make of it is in their own tests; `tests/project/doors_worke
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tandem_worker.transfer as transfer
+from tandem_worker import cli
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.disaggregation import decode_side
 from tandem_worker.engine.core import EngineCore
 from tandem_worker.errors import WorkerError
 from tandem_worker.scheduling.sequence import Sequence
 from tandem_worker.server.worker import Worker
+from tandem_worker.transfer.tcp_receiver import TcpReceiver
 
 PAIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "role": ("unified", "prefill", {}),
@@ -33,6 +38,8 @@ PAIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "transfer.reserve_timeout_s": (1.0, 2.0, {"role": "decode"}),
     "transfer.attempts": (1, 2, {"role": "decode"}),
     "local_prefill_max_tokens": (0, 256, {"role": "decode"}),
+    "kv_port": (0, 1, {"role": "decode"}),
+    "num_threads": (1, 2, {}),
     "revision": ("one", "two", {}),
 }
 
@@ -65,13 +72,14 @@ def decided(core: EngineCore) -> dict[str, Any]:
     return found
 
 
-def listening(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> dict[str, Any]:
+def listening(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> dict[Any, Any]:
     """The values that a part is made with, as they come."""
-    told: dict[str, Any] = {}
+    told: dict[Any, Any] = {}
     make: Callable[..., Any] = getattr(where, name)
 
     def listen(*arguments: Any, **options: Any) -> Any:
-        told.update({k: v for k, v in options.items() if isinstance(v, int | float)})
+        named = {**dict(enumerate(arguments)), **options}
+        told.update({k: v for k, v in named.items() if isinstance(v, int | float)})
         return make(*arguments, **options)
 
     monkeypatch.setattr(where, name, listen)
@@ -85,6 +93,8 @@ async def seen(start_worker: Any, settings: dict[str, Any]) -> Any:
             listening(patch, transfer, "create_receiver"),
             listening(patch, transfer, "create_sender"),
             listening(patch, decode_side, "RemotePrefill"),
+            listening(patch, torch, "set_num_threads"),
+            listening(patch, TcpReceiver, "start"),
         ]
         try:
             worker: Worker = await start_worker(**settings)
@@ -131,3 +141,26 @@ async def test_a_setting_that_is_wired_to_nothing_is_found(
     monkeypatch.setattr(WorkerConfig, "parse", staticmethod(without))
 
     assert await alike(start_worker, "max_model_len", *PAIRS["max_model_len"])
+
+
+@pytest.mark.parametrize("name", ["http_port", "drain_timeout_s"])
+def test_the_command_serves_and_drains_as_its_configuration_says(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Listening and draining themselves: `test_config.py`, `test_server_life.py`."""
+    told: list[Any] = []
+
+    async def serve(config: WorkerConfig, weights: Path, *, port: int, **_: Any) -> int:
+        told.append((port, config.drain_timeout_s))
+        return 0
+
+    monkeypatch.setattr(cli, "serve", serve)
+    monkeypatch.setattr(cli, "configure", lambda level: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    for value in (1025, 1026):
+        file = tmp_path / "worker.json"
+        file.write_text(json.dumps({"served_model": "m", name: value}))
+        assert cli.main(["--config", str(file), "--weights", str(tiny_llama)]) == 0
+
+    assert told[0] != told[1]

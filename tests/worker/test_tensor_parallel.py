@@ -98,7 +98,7 @@ def test_several_ranks_give_the_tokens_of_one(
 
     assert found == expected
     assert num_hits > 0
-    assert [process.returncode for process in runner.ranks] == [0] * len(runner.ranks)
+    assert [process.returncode for process in runner.ranks] == [0] * (size - 1)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
