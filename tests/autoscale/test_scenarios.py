@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -185,3 +186,26 @@ def test_what_was_kept_of_the_week_may_be_anything(text: str) -> None:
     learnt = HourlyRates.parse(text)
 
     assert learnt.ahead(1e9, 1.0, 60.0) >= 0.0
+
+
+def test_a_budget_that_is_too_small_does_not_hand_workers_back_and_forth() -> None:
+    """Half an hour in which the load breathes: whoever gets the scarce workers keeps them.
+
+    The routers hold their floor, so that no threshold makes the load cheaper.
+    """
+    prefill = PoolSpec("large", "prefill", gpus=1, usd_per_hour=4.0, maximum=20)
+    decode = PoolSpec("large", "decode", gpus=1, usd_per_hour=4.0, maximum=20)
+    world = World(pools=(prefill, decode), ceilings=Ceilings(usd_per_hour=20.0))
+    world.workers = {prefill.key: 2, decode.key: 3}
+    world.seen = {"threshold_limit": -0.1}
+    rng = random.Random(2)
+    moves, before = 0, dict(world.workers)
+    for step in range(360):
+        world.rate = 400.0 + 40.0 * math.sin(step / 20.0) + rng.uniform(-32.0, 32.0)
+        world.step()
+        if step > 60:
+            moves += sum(before[key] != count for key, count in world.workers.items())
+        before = dict(world.workers)
+
+    assert sum(world.workers.values()) == 5
+    assert moves <= 4

@@ -192,6 +192,7 @@ class Autoscaler:
                 settings.base_threshold if floor is None else 0.0,
                 backlog,
                 stuck,
+                current,
             )
 
         sizes = sized(up_to(seen.curve, seen.threshold_limit), settings.quality_floor)

@@ -27,6 +27,9 @@ from tandem_operator.autoscale.profile import (
 Role = Literal["prefill", "decode", "unified"]
 MAX_WORKERS = 4096  # bound of every search
 
+WORTH_MOVING = 0.15
+"""Share of requests (as `_water_fill` weighs misses) that makes sharing out anew worth a move."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
@@ -176,6 +179,7 @@ def size(
     base_threshold: float = 0.0,
     extra: Mapping[str, float] | None = None,
     stuck: Collection[tuple[str, Role]] = (),
+    current: Mapping[tuple[str, Role], int] | None = None,
 ) -> Sizes:
     """Choose threshold and workers together.
 
@@ -192,6 +196,8 @@ def size(
         base_threshold: where the threshold is while no floor moves it and no ceiling is short.
         extra: requests per second of a tier beside its share: what waits and has to be drained.
         stuck: pools that cannot grow now; a threshold at which they meet the SLO is looked for.
+        current: workers there are; where a budget is too small they stay as they are shared out
+            unless another way saves much.
 
     Raises:
         ValueError: no curve, or a pool whose tier has no profile.
@@ -227,7 +233,7 @@ def size(
                 )
             return replace(sizes, notes=tuple(notes))
         first = first or sizes
-    filled = _water_fill(pools, demand, points[-1], profiles, slo, sizes, ceilings)
+    filled = _water_fill(pools, demand, points[-1], profiles, slo, sizes, ceilings, current or {})
     notes.append(
         f"even the cheapest mix needs {_bill(sizes)}, over {_limits(ceilings)}; workers go "
         "where they save most SLO misses"
@@ -386,11 +392,13 @@ def _water_fill(
     slo: Slo,
     wanted: Sizes,
     ceilings: Ceilings,
+    current: Mapping[tuple[str, Role], int],
 ) -> Sizes:
     """Start from the minimum that serves at all, then add one worker at a time.
 
     The minimum itself is given even when it is over the budget: it is what the user asked to
-    keep running.
+    keep running. What there is stays where it spends the budget and misses hardly more, for with
+    every breath of the load another pool is the neediest by a little.
     """
     parts = {pool.key: demand.of(pool.tier, point) for pool in pools}
     total = sum(demand.of(tier, point).requests_per_s for tier in {p.tier for p in pools})
@@ -426,6 +434,24 @@ def _water_fill(
         if best is None or best[0] <= 0.0:
             break
         workers[best[1].key] += 1
+    here = {pool.key: current.get(pool.key, -1) for pool in pools}
+
+    def gain(pool: PoolSpec) -> float:
+        """What one more than there are would save, and the ceilings allow."""
+        count = here[pool.key]
+        after = here | {pool.key: count + 1}
+        if count >= pool.maximum or not ceilings.allow(pools, after):
+            return 0.0
+        return misses(pool, count) - misses(pool, count + 1)
+
+    if (
+        all(pool.minimum <= here[pool.key] <= pool.maximum for pool in pools)
+        and ceilings.allow(pools, here)
+        and sum(misses(pool, here[pool.key]) for pool in pools)
+        <= sum(misses(pool, workers[pool.key]) for pool in pools) + WORTH_MOVING
+        and not any(gain(pool) > 0.0 for pool in pools)
+    ):
+        workers = here
     return _described(pools, workers, demand, point, profiles, slo, met=False)
 
 
