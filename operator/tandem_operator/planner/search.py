@@ -43,6 +43,11 @@ STEP_SIZES = (512, 2048, 256, 4096)
 ones waste fewer steps' constants."""
 
 
+QUALITY_NOISE = 0.005
+"""What a simulated ratio of quality may lie below the floor: candidates were chosen by the ratio of
+the whole trace, and a part of it has another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a plan has to hold.
@@ -64,10 +69,10 @@ class Wanted:
         )
 
     def held(self, score: Score) -> bool:
-        """Whether a score keeps every promise."""
+        """Whether a score keeps every promise, the floor as far as so few requests can tell."""
         quality = score.quality_ratio
         floor = self.quality_floor
-        good = floor is None or quality is None or quality >= floor - 0.005
+        good = floor is None or quality is None or quality >= floor - QUALITY_NOISE
         return score.slo_met >= self.slo_share and good
 
 

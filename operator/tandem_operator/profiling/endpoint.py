@@ -31,7 +31,6 @@ class Engine:
     model: str
     max_tokens: int
     kv_tokens: int | None
-    max_batch: int | None
 
 
 class Endpoint:
@@ -89,7 +88,7 @@ class Endpoint:
         total = blocks.get("total") if isinstance(blocks, dict) else None
         kv_tokens = int(total * load.get("block_size", 64)) if total else None
         longest = load.get("max_model_len") or row.get("max_model_len") or DEFAULT_MAX_TOKENS
-        return Engine(self._model, int(longest), kv_tokens, load.get("max_num_seqs"))
+        return Engine(self._model, int(longest), kv_tokens)
 
     async def _get(self, path: str, *, needed: bool) -> Any:
         try:
