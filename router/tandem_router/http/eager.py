@@ -16,7 +16,8 @@ from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 Value = TypeVar("Value")
 # What asyncio offers to those who run tasks of their own.
@@ -80,8 +81,8 @@ class EagerRun:
     # What most runs leave as it is, so that making one costs little.
     _task: asyncio.Task[None] | None = None
     _waits: Waited | None = None
-    _handle: asyncio.Handle | None = None
-    _is_ended = _is_running = _must_cancel = False
+    _handle: asyncio.Handle | None = None  # of the loop, which goes on with it soon
+    _is_ended = _must_cancel = False
     _num_cancels = 0
 
     def __init__(
@@ -89,31 +90,35 @@ class EagerRun:
     ) -> None:
         self._coroutine = coroutine
         self._loop = loop
-        self._run = copy_context().run
+        self._run = run = copy_context().run
+        self._send = partial(run, coroutine.send, None)
 
-    def go_on(self, error: BaseException | None = None) -> None:
+    def go_on(self) -> None:
         """Run until it waits or ends; from within a task, soon."""
+        if current_task(self._loop) is None:
+            self._step(self._send)
+        else:
+            self._soon(self._send)
+
+    def _soon(self, step: Callable[[], Any]) -> None:
+        self._handle = self._loop.call_soon(self._step, step)
+
+    def _step(self, step: Callable[[], Any]) -> None:
         loop = self._loop
-        if current_task(loop) is not None:
-            self._handle = loop.call_soon(self.go_on, error)
-            return
-        self._is_running = True
         _enter(loop, self)
         try:
-            if error is None:
-                waits = self._run(self._coroutine.send, None)
-            else:
-                waits = self._run(self._coroutine.throw, error)
-        except (StopIteration, asyncio.CancelledError):
+            waits = step()
+        except StopIteration:
+            self._is_ended = True
+            return
+        except asyncio.CancelledError:
             self._is_ended = True
             return
         except BaseException:
             self._is_ended = True
             raise
         finally:
-            self._is_running = False
             _leave(loop, self)
-        self._handle = None
         if isinstance(waits, Waited):
             self._waits = waits
             waits._resume = self.go_on
@@ -128,18 +133,18 @@ class EagerRun:
         """As of a task."""
         if self._task is not None:
             return self._task.cancel(msg)
-        if self._is_running:
-            self._must_cancel = True
-            return True
         if self._is_ended:
             return False
+        if current_task(self._loop) is cast("object", self):
+            self._must_cancel = True
+            return True
         self._num_cancels += 1
         if self._waits is not None:
             self._waits._resume = None
         if self._handle is not None:
             self._handle.cancel()
         # Soon, as tasks do: `asyncio.timeout` notes only afterwards that it is the one.
-        self._handle = self._loop.call_soon(self.go_on, asyncio.CancelledError())
+        self._soon(partial(self._run, self._coroutine.throw, asyncio.CancelledError()))
         return True
 
     def cancelling(self) -> int:

@@ -109,16 +109,15 @@ def scored_text(messages: Sequence[Message]) -> str:
                 break
     if not recent:
         return content_text(messages[-1].get("content"))
-    if len(recent) == 1 and recent[0] is messages[0]:
-        return content_text(recent[0].get("content"))
-    texts = []
-    if _role(messages[0]) in ("system", "developer"):
-        texts.append(content_text(messages[0].get("content"))[:MAX_SYSTEM_CHARS].strip())
+    last, first = content_text(recent[0].get("content")), messages[0]
+    system = ""
+    if first is not recent[-1] and _role(first) in ("system", "developer"):
+        system = content_text(first.get("content"))[:MAX_SYSTEM_CHARS].strip()
+    if len(recent) == 1:
+        return f"{system}\n\n{last}" if system else last
+    texts = [system]
     for message in reversed(recent[1:]):
         texts.append(content_text(message.get("content"))[:MAX_TURN_CHARS].strip())
-    last = content_text(recent[0].get("content"))
-    if not any(texts):
-        return last
     return "\n\n".join([*filter(None, texts), last])
 
 
