@@ -251,7 +251,7 @@ def _most_made(value: str, name: str, args: list[Any], named: dict[str, Any]) ->
     if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
         widths = [arg for arg in (*args, *named.values()) if isinstance(arg, int)]
         made = max([*widths, 0]) * (len(value) + 1 if name == "expandtabs" else 1)
-    elif name == "join" and args and isinstance(args[0], list | tuple | set | dict):
+    elif name == "join" and args and hasattr(args[0], "__len__"):
         made = len(value) * len(args[0])
     elif name == "replace" and len(args) > 1 and isinstance(args[1], str):
         made = (len(value) + 1) * len(args[1])
@@ -259,10 +259,9 @@ def _most_made(value: str, name: str, args: list[Any], named: dict[str, Any]) ->
         longest = max((len(to) for to in args[0].values() if isinstance(to, str)), default=0)
         made = len(value) * longest
     elif name == "format":
-        for field in _FIELD.findall(value):
-            if not _SIMPLE_FIELD.fullmatch(field):
-                raise NotRun("such a format is not known")
-        if value.count("{") != value.count("}") or "{{" in value or "}}" in value:
+        fields = _FIELD.findall(value)
+        nested = not value.count("{") == value.count("}") == len(fields)
+        if nested or not all(map(_SIMPLE_FIELD.fullmatch, fields)):
             raise NotRun("such a format is not known")
         made = value.count("{") * sum(len(str(arg)) for arg in (*args, *named.values()))
     return made
