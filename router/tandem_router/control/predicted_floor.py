@@ -99,7 +99,8 @@ class PredictedFloor:
         # What stands in for traffic says nothing of what is at stake.
         unseen = max(0, len(self._recent) - self._num_seen) if self._weighs else 0
         requests = list(self._recent)[unseen:]
-        kept_back = self._margin * HALF_BELIEVED / (HALF_BELIEVED + len(self._beyond))
+        # What labels do not know yet falls with the square root of their number.
+        kept_back = self._margin * math.sqrt(HALF_BELIEVED / (HALF_BELIEVED + len(self._beyond)))
         self.threshold = threshold_for_floor(
             [(gain, quality) for _, gain, quality in requests],
             self._floor,
