@@ -21,6 +21,19 @@ def model(name: str, role: str, source: str = "image:///opt/m") -> str:
     )
 
 
+def router(name: str, model: str, more: str = "") -> str:
+    return (
+        "apiVersion: tandem.dev/v1alpha1\nkind: Router\n"
+        f"metadata: {{name: {name}}}\nspec:\n"
+        f"  tiers: [{{name: only, modelRef: {{name: {model}}}}}]\n{more}"
+    )
+
+
+def patched(container: str) -> str:
+    """A role whose podPatch sets this of its container."""
+    return f"{{podPatch: {{spec: {{containers: [{{name: worker, {container}}}]}}}}}}"
+
+
 SIXTEEN = (
     '{name: worker, resources: {limits: {nvidia.com/gpu: "16"}, requests: {nvidia.com/gpu: "16"}}}'
 )
@@ -42,6 +55,11 @@ RESOURCES = "---\n".join(
             "labelSelector: {matchLabels: {tandem.dev/model: placed}}}]}}}}, replicas: 2}",
         ),
         model("ranked", "{priorityClassName: nobodys-class}"),
+        model("unmounted", patched("volumeMounts: [{name: nosuch, mountPath: /mnt/x}]")),
+        model("numbered", patched("env: [{name: A, value: 1}]")),
+        router("lonely", "nobody"),
+        router("unruled", "placed", "  scaling: {mode: Managed, policyRef: {name: nosuch}}\n"),
+        router("keyless", "placed", "  metricsTokenSecretRef: {name: nosuch}\n"),
         "apiVersion: tandem.dev/v1alpha1\nkind: WorkerPool\nmetadata: {name: ghost-unified}\n"
         "spec: {modelRef: {name: ghost}, role: unified}\n",
         "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\n"
@@ -67,6 +85,11 @@ def pools(crds: Any) -> Iterator[Any]:
         ("model/nowhere", "Unschedulable", "didn't match Pod's node affinity/selector"),
         ("model/unclaimed", "VolumeMissing", 'persistentvolumeclaim "missing" not found'),
         ("model/ranked", "PodsRefused", "make PriorityClass nobodys-class, or name another one"),
+        ("model/unmounted", "ChildRefused", 'Not found: "nosuch"'),
+        ("model/numbered", "ChildRefused", "correct podPatch"),
+        ("router/lonely", "ModelMissing", "create it or correct modelRef"),
+        ("router/unruled", "PolicyMissing", "create it or correct scaling.policyRef"),
+        ("router/keyless", "SecretMissing", "allow its use: kubectl label secret nosuch"),
         ("workerpool/ghost-unified", "MadeByHand", "delete it, and scale the pools of Model ghost"),
     ],
 )
