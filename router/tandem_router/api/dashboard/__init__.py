@@ -29,6 +29,7 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 FILES = {"dashboard.mjs": "text/javascript", "charts.mjs": "text/javascript"}
+FILES |= {"shown.mjs": "text/javascript", "why.mjs": "text/javascript"}
 FILES["dashboard.css"] = "text/css"
 
 

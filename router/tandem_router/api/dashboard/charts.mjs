@@ -68,7 +68,34 @@ function empty(holder, text) {
   holder.replaceChildren(note);
 }
 
-// points: [{gain, tier (class index), text}], oldest first.
+// Where each of some times lies between the first and the last, 0..1; evenly where all are one.
+function places(times) {
+  const first = times[0];
+  const span = times.at(-1) - first;
+  return times.map((at, index) => (span > 0 ? (at - first) / span : index / Math.max(1, times.length - 1)));
+}
+
+function clock(at, span) {
+  const when = new Date(at * 1000);
+  return span > 86400 ? when.toLocaleString() : when.toLocaleTimeString();
+}
+
+// Begin, middle and end of an axis of times.
+function timeAxis(svg, x, height, times) {
+  const [first, last] = [times[0], times.at(-1)];
+  for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
+    svg.append(node("text", { x: x(part), y: height - 4, "text-anchor": anchor },
+      clock(first + part * (last - first), last - first)));
+  }
+}
+
+function nearest(parts, part) {
+  let best = 0;
+  parts.forEach((each, index) => { if (Math.abs(each - part) < Math.abs(parts[best] - part)) best = index; });
+  return best;
+}
+
+// points: [{at, gain, tier (class index), text}], oldest first.
 export function gainChart(holder, points, threshold) {
   const shown = points.filter((point) => point.gain !== null);
   if (!shown.length) return empty(holder, "No routed request with a prediction yet");
@@ -76,10 +103,11 @@ export function gainChart(holder, points, threshold) {
   const pad = 0.06 * (Math.max(...values) - Math.min(...values) || 1);
   const low = Math.min(...values) - pad;
   const high = Math.max(...values) + pad;
-  const spread = Math.max(1, shown.length - 1);
+  const times = shown.map((point) => point.at);
+  const parts = shown.length === 1 ? [0.5] : places(times);
   let place;
   const svg = frame(holder, low, high, (v) => v.toFixed(2), (svg, x, y, width, height) => {
-    place = (index) => [x(shown.length === 1 ? 0.5 : index / spread), y(shown[index].gain)];
+    place = (index) => [x(parts[index]), y(shown[index].gain)];
     shown.forEach((point, index) => {
       const [cx, cy] = place(index);
       svg.append(node("circle", { class: `dot tier-${point.tier}`, cx, cy, r: 4 }));
@@ -91,29 +119,27 @@ export function gainChart(holder, points, threshold) {
           `threshold ${threshold.toFixed(3)}`),
       );
     }
-    svg.append(
-      node("text", { x: x(0), y: height - 4 }, `${shown.length} requests ago`),
-      node("text", { x: x(1), y: height - 4, "text-anchor": "end" }, "now"),
-    );
+    timeAxis(svg, x, height, times);
   });
   const width = svg.viewBox.baseVal.width;
   tooltip(holder, svg, width, (part) => {
-    const index = Math.min(shown.length - 1, Math.max(0, Math.round(part * spread)));
+    const index = nearest(parts, part);
     const [px, py] = place(index);
     return { x: px, y: py, text: shown[index].text };
   });
 }
 
-// series: [{name, className, values}], equally long, cumulative.
-export function lineChart(holder, series, format) {
+// series: [{name, className, values}], equally long, cumulative; times: of the values.
+export function lineChart(holder, series, format, times) {
   const length = series[0].values.length;
   if (length < 2) return empty(holder, "Not enough requests yet");
   const high = Math.max(...series.flatMap((one) => one.values)) * 1.05 || 1;
+  const parts = places(times);
   let scaleX;
   let scaleY;
   let cross;
   const svg = frame(holder, 0, high, format, (svg, x, y, width, height) => {
-    scaleX = (index) => x(index / (length - 1));
+    scaleX = (index) => x(parts[index]);
     scaleY = y;
     cross = node("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
     svg.append(cross);
@@ -121,13 +147,10 @@ export function lineChart(holder, series, format) {
       const path = one.values.map((v, i) => `${i ? "L" : "M"}${scaleX(i).toFixed(1)},${y(v).toFixed(1)}`);
       svg.append(node("path", { class: `series ${one.className}`, d: path.join("") }));
     }
-    svg.append(
-      node("text", { x: x(0), y: height - 4 }, `${length} requests ago`),
-      node("text", { x: x(1), y: height - 4, "text-anchor": "end" }, "now"),
-    );
+    timeAxis(svg, x, height, times);
   });
   tooltip(holder, svg, svg.viewBox.baseVal.width, (part) => {
-    const index = Math.min(length - 1, Math.max(0, Math.round(part * (length - 1))));
+    const index = nearest(parts, part);
     cross.setAttribute("visibility", "visible");
     cross.setAttribute("x1", scaleX(index));
     cross.setAttribute("x2", scaleX(index));

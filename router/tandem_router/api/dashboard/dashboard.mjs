@@ -1,6 +1,8 @@
 // Keeps the page live from /admin/state and /admin/decisions, and runs the playground.
 
 import { gainChart, lineChart, qualityChart } from "./charts.mjs";
+import { RANGES, byTenant, ofRange, offer, passes, whatIf } from "./shown.mjs";
+import { explain } from "./why.mjs";
 
 const byId = (id) => document.getElementById(id);
 const dearest = document.body.dataset.dearest;
@@ -11,6 +13,9 @@ const PERIOD_MS = 1000;
 let decisions = [];
 let lastSequence = 0;
 let tierNames = [];
+let lastState = null;
+let ranged = null; // decisions of a range, out of the store; null: the last ones
+const opened = new Map(); // request id -> its row's explanation
 
 const tierClass = (name) => Math.max(0, tierNames.indexOf(name)) % 4;
 const usd = (value) => (value === 0 ? "0" : value >= 0.01 ? value.toFixed(4) : value.toFixed(6));
@@ -71,7 +76,11 @@ function latencyTile(id, values, targetMs, part) {
 function showState(state) {
   tierNames = state.tiers.map((tier) => tier.name);
   put("predictor", state.predictor);
-  put("threshold", number(state.set_points.gain_threshold));
+  const problem = state.predictor_artifact?.problem;
+  const silent = problem && state.predictor_artifact.reason === "NotLoaded";
+  put("threshold", silent ? "none in force" : number(state.set_points.gain_threshold));
+  byId("banner").hidden = !problem;
+  put("banner", silent ? `The predictor cannot answer, and ${state.fallback_tier} answers everything: ${problem}` : problem ?? "");
   put("inflight", state.num_inflight);
   const total = state.tiers.reduce((sum, tier) => sum + tier.num_requests, 0);
   const large = state.tiers.find((tier) => tier.name === dearest);
@@ -87,6 +96,10 @@ function showState(state) {
 
   const ratio = state.expected_quality_ratio;
   put("quality", ratio === null ? "–" : `${(ratio * 100).toFixed(1)} %`);
+  const broken = ratio !== null && state.quality_floor !== null && ratio < state.quality_floor - 0.005;
+  byId("quality").className = broken ? "bad" : "";
+  const left = state.set_points.budget_remaining_usd;
+  byId("cost").className = left !== null && left <= 0 ? "bad" : "";
   put("quality-note", state.quality_floor === null ? "predicted, last 500 scored"
     : `floor ${(state.quality_floor * 100).toFixed(1)} %, predicted`);
 
@@ -154,21 +167,77 @@ function showPredictor(artifact, retraining) {
     : `${new Date(step.at * 1000).toLocaleString()}: ${step.kind} ${step.version}: ${step.why}`);
 }
 
+function filters() {
+  return {
+    tier: byId("of-tier").value,
+    reason: byId("of-reason").value,
+    tenant: byId("of-tenant").value,
+    failed: byId("failed").checked,
+  };
+}
+
+function showWhatIf(state) {
+  const floor = Number(byId("floor").value);
+  put("floor-value", percent(floor));
+  const found = whatIf(state, floor);
+  if (found === null) return put("what-if", state.curve.length ? "no threshold keeps that floor on recent requests" : "no scored request yet");
+  const { point, usd: each, allUsd, large } = found;
+  const cost = each === null ? "" : `, ${usd(1000 * each)} USD per 1,000 requests`
+    + (allUsd ? ` (all to ${dearest}: ${usd(1000 * allUsd)})` : "");
+  put("what-if", `${percent(large)} to ${dearest} at a threshold of ${number(point.threshold)}${cost}; `
+    + `expected quality ${percent(point.quality_ratio)} of all-${dearest}. From the last scored requests (1,000 at most), and what each tier's answers cost so far.`);
+}
+
+function whyRow(id, columns) {
+  const tr = document.createElement("tr");
+  tr.className = "why";
+  const td = document.createElement("td");
+  td.colSpan = columns;
+  td.id = `why-${id}`;
+  td.append(opened.get(id));
+  tr.append(td);
+  return tr;
+}
+
+function toggle(id) {
+  if (opened.has(id)) {
+    opened.delete(id);
+  } else {
+    const holder = document.createElement("div");
+    opened.set(id, holder);
+    explain(holder, id).catch(() => { holder.textContent = "the router does not answer"; });
+  }
+  showDecisions(lastState);
+  document.querySelector(`[data-request="${CSS.escape(id)}"]`)?.focus();
+}
+
 function showDecisions(state) {
-  const streams = decisions.filter((one) => one.ttft_s !== null);
+  const everything = ranged ?? decisions;
+  offer(byId("of-tier"), everything.map((one) => one.tier));
+  offer(byId("of-reason"), everything.map((one) => one.reason));
+  offer(byId("of-tenant"), everything.map((one) => one.tenant));
+  const wanted = filters();
+  const shown = everything.filter((one) => passes(one, wanted));
+  byId("tenants").tBodies[0].replaceChildren(...byTenant(shown, dearest).map((tenant) =>
+    row([tenant.tenant, tenant.requests, percent(tenant.large / tenant.requests), tenant.failed || "", usd(tenant.usd)])));
+  showWhatIf(state);
+  const streams = shown.filter((one) => one.ttft_s !== null);
   const part = (state.slo.percentile ?? 95) / 100;
   latencyTile("ttft", streams.map((one) => one.ttft_s), state.slo.ttft_ms, part);
   latencyTile("tpot", streams.filter((one) => one.tpot_s !== null).map((one) => one.tpot_s), state.slo.tpot_ms, part);
 
-  const oldestFirst = [...decisions].reverse();
+  const oldestFirst = [...shown].reverse();
   gainChart(byId("gain-chart"), oldestFirst.map((one) => ({
+    at: one.time,
     gain: one.gain,
     tier: tierClass(one.tier),
     text: `${one.tier} (${one.reason})\ngain ${number(one.gain)}\ndifficulty ${number(one.difficulty)}`,
   })), state.set_points.gain_threshold);
   const spent = [];
   const allLarge = [];
+  const times = [];
   for (const one of oldestFirst.filter((each) => each.cost_usd !== null)) {
+    times.push(one.time);
     spent.push((spent.at(-1) ?? 0) + one.cost_usd);
     allLarge.push((allLarge.at(-1) ?? 0) + (one.cost_all_large_usd ?? 0));
   }
@@ -176,11 +245,13 @@ function showDecisions(state) {
   lineChart(byId("cost-chart"), [
     { name: `all-${dearest}`, className: large, values: allLarge },
     { name: "routed", className: "tier-2", values: spent },
-  ], usd);
+  ], usd, times);
   legend("gain-legend", tierNames.map((name) => [`tier-${tierClass(name)}`, name]));
   legend("cost-legend", [["tier-2", "routed"], [large, `all-${dearest}`]]);
 
-  byId("decisions").tBodies[0].replaceChildren(...decisions.slice(0, 100).map((one) => {
+  // The table is drawn anew each second: who is at a row stays there.
+  const focused = document.activeElement?.dataset.request;
+  byId("decisions").tBodies[0].replaceChildren(...shown.slice(0, 100).flatMap((one) => {
     const failed = one.status !== null && one.status !== 200;
     const tr = row([
       new Date(one.time * 1000).toLocaleTimeString(),
@@ -196,8 +267,18 @@ function showDecisions(state) {
         className: failed || one.error ? "bad" : "", title: one.error ?? "" },
     ]);
     tr.insertBefore(tierCell(one.tier), tr.children[1]);
-    return tr;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "open-row";
+    button.dataset.request = one.request_id;
+    button.textContent = tr.cells[0].textContent;
+    button.setAttribute("aria-expanded", String(opened.has(one.request_id)));
+    button.setAttribute("aria-label", `why ${one.tier} at ${button.textContent}`);
+    button.addEventListener("click", () => toggle(one.request_id));
+    tr.cells[0].replaceChildren(button);
+    return opened.has(one.request_id) ? [tr, whyRow(one.request_id, tr.cells.length)] : [tr];
   }));
+  if (focused) document.querySelector(`[data-request="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function legend(id, entries) {
@@ -222,7 +303,8 @@ async function refresh() {
     const known = new Set(news.decisions.map((one) => one.sequence));
     decisions = [...news.decisions, ...decisions.filter((one) => !known.has(one.sequence))].slice(0, MAX_SHOWN);
     lastSequence = news.sequence;
-    showDecisions(showState(state));
+    lastState = showState(state);
+    showDecisions(state);
     showQuality(state);
     put("link", "live");
     byId("link").className = "good";
@@ -328,6 +410,26 @@ async function ask(model) {
   }
 }
 
+async function changeRange() {
+  const seconds = RANGES[byId("range").value];
+  put("range-note", seconds ? "reading the store" : "");
+  try {
+    const found = seconds ? await ofRange(seconds) : null;
+    ranged = found?.decisions ?? null;
+    put("range-note", found === null ? "" : `${found.decisions.length} requests${found.cut ? ", the newest; the range has more" : ""}`);
+  } catch {
+    put("range-note", "the router does not answer");
+  }
+  if (lastState) showDecisions(lastState);
+}
+
+byId("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("range").addEventListener("change", changeRange);
+for (const id of ["of-tier", "of-reason", "of-tenant", "failed"]) {
+  byId(id).addEventListener("change", () => { if (lastState) showDecisions(lastState); });
+}
+byId("floor").addEventListener("input", () => { if (lastState) showWhatIf(lastState); });
+
 byId("playground").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (!byId("prompt").value.trim()) {
@@ -338,7 +440,7 @@ byId("playground").addEventListener("submit", async (event) => {
   const buttons = [...event.target.querySelectorAll("button")];
   for (const button of buttons) button.disabled = true;
   byId("answers").replaceChildren();
-  await Promise.all((compare ? tierNames : [routerName]).map(ask));
+  await Promise.all((compare ? [routerName, ...tierNames] : [routerName]).map(ask));
   for (const button of buttons) button.disabled = false;
 });
 
