@@ -421,6 +421,72 @@ async def test_an_object_of_somebody_else_is_never_touched(
     assert cluster.names("Deployment") == ["l-decode", "l-prefill", "r-router", "s-unified"]
 
 
+CHILD_KINDS = (
+    "Deployment",
+    "Service",
+    "ConfigMap",
+    "Role",
+    "RoleBinding",
+    "ServiceAccount",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "WorkerPool",
+)
+
+
+async def children() -> list[Object]:
+    """One of each kind that a pair of Models and their Router are made into."""
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    return [cluster.store.find(kind)[-1] for kind in CHILD_KINDS]
+
+
+@pytest.mark.parametrize("claim", ["nobody's", "not the controller", "another uid", "held", "ours"])
+async def test_of_every_kind_of_child_one_that_is_not_ours_stays_as_it_is(claim: str) -> None:
+    """Orphans, objects that name us without being ours, and those with a finalizer included."""
+    for child in await children():
+        kind, name = child["kind"], child["metadata"]["name"]
+        [reference] = child["metadata"]["ownerReferences"]
+        cluster = Cluster(BOTH)
+        uid = cluster.get(reference["kind"], reference["name"])["metadata"]["uid"]
+        metadata: Object = {"name": name, "labels": child["metadata"]["labels"]}
+        if claim == "not the controller":
+            metadata["ownerReferences"] = [reference | {"uid": uid, "controller": False}]
+        elif claim == "another uid":
+            metadata["ownerReferences"] = [reference | {"uid": "of-an-earlier-one"}]
+        elif claim == "held":
+            metadata["finalizers"] = ["bank.example/ledger"]
+        elif claim == "ours":
+            metadata["ownerReferences"] = [reference | {"uid": uid}]
+        theirs = {"apiVersion": child["apiVersion"], "kind": kind, "metadata": metadata}
+        spec = child["spec"] if kind == "WorkerPool" else {"selector": {"app": "bank"}}
+        cluster.store.write(theirs | {"spec": spec}, manager="bank")
+        before = cluster.get(kind, name)
+        await cluster.settle()
+
+        changed = cluster.get(kind, name) != before
+        refused = cluster.condition(reference["kind"], reference["name"], "Accepted")
+        assert changed == (claim == "ours"), (kind, name)
+        assert (refused["reason"] == "NameTaken") == (claim != "ours"), (kind, name)
+
+
+async def test_a_child_that_changes_hands_is_let_go() -> None:
+    """Adopted by somebody else while it runs: no more written, nor removed with its Model."""
+    for child in await children():
+        kind, name = child["kind"], child["metadata"]["name"]
+        cluster = Cluster(BOTH)
+        await cluster.settle()
+        stored = cluster.get(kind, name)
+        bank = foreign(kind, name)["metadata"]["ownerReferences"]
+        stored["metadata"] = {"name": name, "ownerReferences": bank}
+        cluster.store.remove(kind, "default", name)
+        cluster.store.write(stored, manager="bank")
+        before = cluster.get(kind, name)
+        await cluster.settle()
+
+        assert cluster.get(kind, name) == before, (kind, name)
+
+
 async def test_labels_do_not_make_an_object_ours() -> None:
     """Neither pruned, nor scaled, nor counted as a child."""
     cluster = Cluster(BOTH)

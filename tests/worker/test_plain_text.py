@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from family_kit import FAMILIES
+from tandem_worker.errors import RequestError
 from tandem_worker.openai.text_offsets import TextOffsets
 from tandem_worker.server.worker import Worker
 from tandem_worker.tokenization.detokenizer import AnswerText, IncrementalDetokenizer
@@ -87,6 +88,55 @@ def test_earlier_thoughts_reach_templates_that_look_for_their_tags(
     assert rendered.replace(MARK, "").count("<|User|>") == 3
     ids = tokenizer.encode_marked(rendered, add_special_tokens=False)
     assert ids.count(tokenizer.added_token_id("<|User|>")) == 2
+
+
+def _conversation(role: str, text: str) -> list[dict[str, Any]]:
+    """A history in which one message of the role has a text."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}
+    asked: list[dict[str, Any]] = [{"role": "user", "content": "q"}]
+    last = {"role": "user", "content": "r"}
+    if role == "system":
+        return [{"role": "system", "content": text}, *asked]
+    if role == "assistant":
+        return [*asked, {"role": "assistant", "content": text}, last]
+    if role == "tool":
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        answer = {"role": "tool", "tool_call_id": "c1", "name": "f", "content": text}
+        return [*asked, called, answer]
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_template_joins_a_control_token_out_of_pieces(
+    family: Callable[[str], Path], name: str, role: str
+) -> None:
+    """Around what templates cut out or strip: tags of thoughts, space at the ends."""
+    tokenizer = Tokenizer(family(name))
+    tokens = [text for text in FAMILIES[name][2] if tokenizer.added_token_id(text) is not None]
+    control = {tokenizer.added_token_id(text) for text in (*tokens, "</s>", "<s>")}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+    def kept(text: str) -> list[int]:
+        rendered = tokenizer.render_chat(
+            _conversation(role, text), tools=[tool] if tokenizer.dialect.calls else None
+        )
+        ids = tokenizer.encode_marked(rendered, add_special_tokens=False)
+        return [token for token in ids if token in control]
+
+    try:
+        harmless = kept("x y")
+    except RequestError:
+        pytest.skip(f"the template of {name} takes no {role}")
+    for token in tokens:
+        for inner in ("<think>", "</think>", "<think>a</think>", " ", "\n", MARK):
+            middle = len(token) // 2
+            for text in (
+                f"x {token[:middle]}{inner}{token[middle:]} y",
+                f"{inner}{token}{inner}",
+                f"</think>{token}",
+            ):
+                assert kept(text) == harmless, text
 
 
 async def test_control_tokens_in_completions_are_an_option(start_worker: Any) -> None:
