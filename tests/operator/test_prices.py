@@ -116,7 +116,9 @@ def test_half_a_profile_is_no_price_and_the_page_says_nominal() -> None:
     ],
 )
 def test_what_a_router_says_of_its_workers_speed_is_checked(told: Any, known: Any) -> None:
-    profile = pod_client._profile([{"name": "small"}, {"profile": json.loads(json.dumps(told))}])
+    profile = pod_client.profile_told(
+        [{"name": "small"}, {"profile": json.loads(json.dumps(told))}]
+    )
 
     assert profile is not None
     assert (profile.prefill, profile.decode) == known

@@ -72,7 +72,7 @@ def limit(lean: float, floor: float = 0.9, num: int = 3000) -> float:
         found.learn(ShadowLabel(gain, small, large, 1.0), 0.0)
         if number == num // 2:
             found.judge_leans(lean)
-    return found._certified.threshold
+    return found.certified.threshold
 
 
 def test_labels_that_were_learned_before_count_under_the_floor_as_the_judge_sees_it() -> None:

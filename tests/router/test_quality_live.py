@@ -391,15 +391,15 @@ async def test_another_judge_begins_anew_and_a_restart_does_not_mix_their_verdic
             )
 
         async def labels(live: LiveQuality, name: str, num: int) -> None:
-            assert await live._store.step()
+            assert await live.store.step()
             await live.step()
             for number in range(num):
                 now[0] += 1.0
                 quality = {"small": 1.0, "large": 1.0}
                 found = Label(f"{name}{number}", "judge", now[0], "t", "small", 0.5, quality)
-                live._store.add_label(found)
+                live.store.add_label(found)
                 live.learn_new(found)
-            assert await live._store.step()
+            assert await live.store.step()
             await live.step()
 
         first = live_of("one")

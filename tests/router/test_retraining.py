@@ -94,7 +94,7 @@ class World:
             lambda: self.now,
             train=self._train,
         )
-        self._number = 0
+        self.number = 0
         self.features_alone = learning.get("capture") == "Features"
 
     def _used(self, labels: Sequence[Label]) -> None:
@@ -111,9 +111,9 @@ class World:
     async def labels(self, num: int, seed: int, right: bool = True) -> None:
         await self.retraining.prepare()
         for row in rows(right, num, seed):
-            self._number += 1
+            self.number += 1
             self.now += 0.1
-            found = label(self._number, row, self.now)
+            found = label(self.number, row, self.now)
             if self.features_alone:
                 said = self.source.score(row["prompt"]).quality
                 features = Captured.of(row["prompt"]).kept()
@@ -160,7 +160,7 @@ async def test_from_features_alone_a_better_predictor_is_trained_and_promoted(
 ) -> None:
     """No text is kept: the candidate reads words, and is held against what was said at the time."""
     live = World(tmp_path / "kept", artifacts["wrong"], "", capture="Features")
-    live.retraining._train = train_apart
+    live.retraining.train = train_apart
     before = live.source.version
 
     await live.labels(51, seed=1)
@@ -310,16 +310,16 @@ async def test_after_a_change_of_quality_only_what_came_since_is_learned_from(
     live = world("wrong", "right")
     data = tmp_path / "base.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows(True, 200)))
-    live.retraining._data = data
+    live.retraining.data = data
     seen: list[int] = []
-    train = live.retraining._train
+    train = live.retraining.train
 
     async def counted(files: Sequence[Path], into: Path) -> str:
         seen.append(sum(len(file.read_text().splitlines()) for file in files))
         said: str = await train(files, into)
         return said
 
-    live.retraining._train = counted
+    live.retraining.train = counted
     await live.labels(52, seed=1)
     assert live.retraining.life.phase == "shadowed"
     live.retraining.changed(Change(live.now, "small", False, 9.5, 40, 0.8, 0.5))
@@ -387,9 +387,9 @@ async def test_routers_that_share_a_store_use_the_same_predictor_that_a_job_trai
 
     async def labels(num: int, seed: int) -> None:
         for row in rows(True, num, seed):
-            leads._number += 1
+            leads.number += 1
             leads.now = follows.now = leads.now + 0.1
-            found = label(leads._number, row, leads.now)
+            found = label(leads.number, row, leads.now)
             leads.store.add_label(found)
             leads.retraining.learn(found)
             follows.retraining.learn(found)
@@ -397,7 +397,7 @@ async def test_routers_that_share_a_store_use_the_same_predictor_that_a_job_trai
         await follows.step()
 
     await labels(55, seed=1)
-    run = leads.retraining.state()["run"]
+    before, run = leads.source.version, leads.retraining.state()["run"]
     assert run
     assert follows.retraining.state()["run"] == ""
 
@@ -413,14 +413,14 @@ async def test_routers_that_share_a_store_use_the_same_predictor_that_a_job_trai
     assert leads.kinds == ["trained"]
     assert "from 55 labels" in leads.retraining.life.steps[0].why
     while "promoted" not in leads.kinds:
-        await labels(20, seed=len(leads.kinds) + leads._number)
+        await labels(20, seed=len(leads.kinds) + leads.number)
     await follows.step()
 
-    assert leads.source.version == follows.source.version != leads.retraining._base
+    assert leads.source.version == follows.source.version != before
     assert follows.kinds == leads.kinds
     # The one that decides is gone; the other one goes on with what it watched.
     follows.now += 60.0
-    await shared.claim("retraining", leads.archive._holder, 0.0)
+    await shared.claim("retraining", leads.archive.holder, 0.0)
     await follows.step()
     assert follows.retraining.state()["leads"]
     assert follows.retraining.life.phase == leads.retraining.life.phase
@@ -438,9 +438,9 @@ async def test_a_job_that_fails_or_never_ends_is_told_and_changes_nothing(
     for seed in (1, 2):
         await live.step()
         for row in rows(True, 60, seed):
-            live._number += 1
+            live.number += 1
             live.now += 0.1
-            live.store.add_label(found := label(live._number, row, live.now))
+            live.store.add_label(found := label(live.number, row, live.now))
             live.retraining.learn(found)
         await live.step()
         run = live.retraining.state()["run"]

@@ -245,7 +245,7 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
                 share=_mean(entries, "recent_share"),
                 ttft=_latency(entries, "last_ttft"),
                 tpot=_latency(entries, "last_tpot"),
-                profile=_profile(entries),
+                profile=profile_told(entries),
             )
             for name, entries in tiers.items()
         },
@@ -263,7 +263,7 @@ async def router_traffic(pods: list[Object], port: int, token: str = "") -> Traf
     )
 
 
-def _profile(entries: list[Object]) -> ProfileFacts | None:
+def profile_told(entries: list[Object]) -> ProfileFacts | None:
     """The profile of a tier's workers as the first router pod that knows one tells it."""
     for entry in entries:
         told = entry.get("profile")

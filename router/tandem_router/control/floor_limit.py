@@ -82,7 +82,7 @@ class FloorLimit:
     def _new_certificate(self) -> None:
         """Nothing is proven of the floor as the judge sees it."""
         self._floor = 1.0 - (1.0 - self._asked) / self._lean
-        self._certified = QualityFloor(
+        self.certified = QualityFloor(
             self._floor, RISK, smallest_probability=1.0, thresholds=self._thresholds
         )
 
@@ -102,12 +102,12 @@ class FloorLimit:
         """The highest gain threshold that may be in force."""
         if self.basis == "Predicted":
             return self._predicted.threshold
-        return min(1.0, max(-1.0, self._certified.threshold))
+        return min(1.0, max(-1.0, self.certified.threshold))
 
     @property
     def basis(self) -> Basis:
         """What the limit rests on."""
-        if self._certified.threshold >= self._predicted.threshold:
+        if self.certified.threshold >= self._predicted.threshold:
             return "Certified"
         return "Refuted" if self.refuted else "Predicted"
 
@@ -118,7 +118,7 @@ class FloorLimit:
 
     @property
     def num_labels(self) -> int:
-        return self._certified.num_labels
+        return self.certified.num_labels
 
     def clip(self, asked: float | None) -> float:
         """The threshold where somebody asks for another: no more than the limit."""
@@ -143,7 +143,7 @@ class FloorLimit:
         """
         predicted = self._predicted
         weighs = (
-            stakes and self.predicts and predicted.knows_stakes and not self._certified.num_labels
+            stakes and self.predicts and predicted.knows_stakes and not self.certified.num_labels
         )
         predicted.weigh(weighs)
         return weighs
@@ -170,14 +170,14 @@ class FloorLimit:
         below = label.gain <= min(in_force, self._predicted.threshold)
         loss = large - small if below else 0.0
         against = self._against.observe(loss - (1.0 - self._floor) * large)
-        fell = self._certified.observe(label)
+        fell = self.certified.observe(label)
         if against:
             self.refuted = True
             self._against.reset()
         if fell:
             self._residuals.clear()
             self._against.reset()
-            self.refuted = self.refuted or not self._certified.rose
+            self.refuted = self.refuted or not self.certified.rose
         return fell
 
     def _correct(self, label: ShadowLabel) -> None:

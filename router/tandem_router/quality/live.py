@@ -77,7 +77,7 @@ class LiveQuality:
         wall_clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._store = store
+        self.store = store
         self._steering = steering
         self._metrics = metrics
         self._wall_clock = wall_clock
@@ -197,32 +197,32 @@ class LiveQuality:
     async def step(self, forget: bool = False) -> None:
         """Once; a store that does not answer is told by `state`, and asked again."""
         try:
-            if not self.replayed and self._store.health.ok:
+            if not self.replayed and self.store.health.ok:
                 await self._replay()
             elif self.replayed and self._config.store.type == "postgres":
-                await self._learn_all(await self._store.labels(self._newest - LATE_S))
+                await self._learn_all(await self.store.labels(self._newest - LATE_S))
             if forget and self.replayed:
                 await self.forget(self._wall_clock())
-            if self._unkept and self._store.backend is not None:
+            if self._unkept and self.store.backend is not None:
                 kept = {"judge": self._judge, "since": self._since}
-                await self._store.backend.keep(JUDGE, json.dumps(kept).encode())
+                await self.store.backend.keep(JUDGE, json.dumps(kept).encode())
                 self._unkept = False
             self.error = None
         except StoreError as error:
             self.error = f"labels cannot be read: {error}"
 
     async def _replay(self) -> None:
-        now, backend = self._wall_clock(), self._store.backend
+        now, backend = self._wall_clock(), self.store.backend
         if backend is not None and (body := await backend.kept(JUDGE)) is not None:
             known = json.loads(body)
             self._judge, self._since = str(known["judge"]), float(known["since"])
         if not self._judged_by(_judge_of(self._config)):
             self._other_judge(now)
-        if self._store.backend is not None:
+        if self.store.backend is not None:
             since = max(now - LABELS_KEPT_S, self._since)
-            kept = await self._store.labels(since)
+            kept = await self.store.labels(since)
             await self._learn_again(kept[-MOST_REPLAYED:])
-            for decision in reversed(await self._store.backend.decisions(MOST_REPLAYED)):
+            for decision in reversed(await self.store.backend.decisions(MOST_REPLAYED)):
                 self._served_before(decision)
             self.measured.estimate_anew()
         self.replayed = True
@@ -259,7 +259,7 @@ class LiveQuality:
     async def forget(self, now: float) -> None:
         """Delete what is too old. Raises StoreError."""
         captured_before = now - self._config.learning.retention_days * DAY_S
-        await self._store.forget_labels(now - LABELS_KEPT_S, captured_before)
+        await self.store.forget_labels(now - LABELS_KEPT_S, captured_before)
 
     def show(self) -> None:
         """Set the gauges."""

@@ -108,13 +108,13 @@ class StoreArchive:
         self.workspace = folder
         self._backend = backend
         self._clock = clock
-        self._holder = secrets.token_hex(8)
+        self.holder = secrets.token_hex(8)
         self._leads, self._asked_at = False, float("-inf")
 
     async def leads(self) -> bool:
         if self._clock() - self._asked_at >= RENEW_S:
             self._leads = False  # where the store does not answer, nobody here decides
-            self._leads = await self._backend.claim(CLAIM, self._holder, CLAIM_S)
+            self._leads = await self._backend.claim(CLAIM, self.holder, CLAIM_S)
             self._asked_at = self._clock()
         return self._leads
 

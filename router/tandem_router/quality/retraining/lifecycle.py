@@ -62,7 +62,7 @@ class Retraining:
         settings = config.predictor.retraining
         assert settings is not None
         self._config, self._source, self._store = config, source, store
-        self._archive, self._data, self._train = archive, data, train
+        self._archive, self.data, self.train = archive, data, train
         self._use, self._wall_clock = use, wall_clock
         self._by_job = settings.by == "Job"
         self.life = PredictorLife(settings.every_s, settings.min_labels)
@@ -246,9 +246,9 @@ class Retraining:
         fresh = self._archive.workspace / "fresh"
         try:
             labels = await self._labels(self._changed_at)
-            data = self._data if self._changed_at == 0.0 else None
+            data = self.data if self._changed_at == 0.0 else None
             rows = await asyncio.to_thread(write_rows, self._archive.workspace, labels, data)
-            problem = await self._while_leading(self._train([rows], fresh))
+            problem = await self._while_leading(self.train([rows], fresh))
             if problem:
                 self.life.failed(now, problem)
             else:
