@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from objects_table import model
 from stored_cluster import Cluster
 from tandem_operator.plan import Settings, plan_model
 from tandem_operator.plan.model_status import LinkTest
@@ -177,6 +178,20 @@ async def test_a_person_is_told_when_a_pool_changes_its_size() -> None:
     scaled = [e for e in cluster.store.find("Event") if e["reason"] == "Scaled"]
     assert [e["message"] for e in scaled] == ["1 to 3 workers: set through /scale"]
     assert scaled[0]["involvedObject"]["name"] == "m-decode"
+
+
+async def test_the_models_first_change_of_a_count_is_told_too() -> None:
+    text = model("  unified: {replicas: 2}\n")
+    cluster = Pools(text)
+    await cluster.settle()
+
+    cluster.apply(text.replace("replicas: 2", "replicas: 1"))
+    await cluster.settle()
+
+    (scaled,) = [e for e in cluster.store.find("Event") if e["reason"] == "Scaled"]
+    assert scaled["message"] == "2 to 1 workers: the Model's replicas changed"
+    last = cluster.get("WorkerPool", "m-unified")["status"]["lastScale"]
+    assert (last["before"], last["after"]) == (2, 1)
 
 
 async def test_a_person_is_told_when_a_link_that_worked_breaks_and_when_it_works_again() -> None:

@@ -238,11 +238,12 @@ def pool_status(pool: Object, pods: list[Object], selector: str, now: str) -> Ob
     last = old.get("lastScale") or {}
     annotations = pool["metadata"].get("annotations") or {}
     seeded = annotations.get(SEEDED_ANNOTATION)
-    before = last.get("after", wanted if seeded is None else int(seeded))
+    step, _, said = annotations.get(SCALED_ANNOTATION, "").partition(" ")
+    known = step.partition(">")[0] if step.endswith(f">{wanted}") else seeded
+    before = last.get("after", wanted if known is None else int(known))
     if before != wanted:
         by_model = seeded == str(wanted)
         reason = "the Model's replicas changed" if by_model else "set through /scale"
-        step, _, said = annotations.get(SCALED_ANNOTATION, "").partition(" ")
         if step == f"{before}>{wanted}":
             reason = said[:MAX_MESSAGE]
         last = {"time": now, "before": before, "after": wanted, "reason": reason}

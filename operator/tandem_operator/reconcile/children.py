@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tandem_operator.plan import Plan
-from tandem_operator.plan.objects import owner_labels
+from tandem_operator.plan.objects import SCALED_ANNOTATION, owner_labels
 from tandem_operator.plan.permissions import taken
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
@@ -113,9 +113,14 @@ async def apply_plan(
             unseen.add(key[1])
     for scale in plan.scale:
         pool = seen[("WorkerPool", scale.pool)]
-        namespace = pool["metadata"]["namespace"]
+        namespace, before = pool["metadata"]["namespace"], int(pool["spec"].get("replicas", 1))
+        if before == scale.replicas:
+            continue
+        # First, so that whoever sees the new count finds the reason.
+        step = {SCALED_ANNOTATION: f"{before}>{scale.replicas} the Model's replicas changed"}
+        await api.annotate("WorkerPool", namespace, scale.pool, step)
         await api.patch_spec("WorkerPool", namespace, scale.pool, {"replicas": scale.replicas})
-        result.writes += 1
+        result.writes += 2
     for obj in plan.apply:
         key = (obj["kind"], obj["metadata"]["name"])
         if key[1] in unseen and (obj["kind"] == "Deployment" or key not in live):
