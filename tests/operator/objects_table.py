@@ -528,6 +528,11 @@ bad(
     "8: Router/r: spec.port: 70000 must be at most 65535",
 )
 bad(
+    "signal without its query",
+    POLICY.replace("KVUtilization", "Prometheus"),
+    "4: AutoscalingPolicy/p: spec.query: the signal Prometheus and the policy's query need each other; write both, or remove one",
+)
+bad(
     "signal twice",
     POLICY + '    - {name: KVUtilization, target: "0.9"}\n',
     "6: AutoscalingPolicy/p: spec.decode.signals: a signal may be listed once; remove the second",
@@ -546,7 +551,7 @@ bad(
 bad(
     "unknown signal",
     POLICY.replace("KVUtilization", "CPU"),
-    "7: AutoscalingPolicy/p: spec.decode.signals[0].name: 'CPU' is not allowed; use one of PendingPrefillTokens, KVUtilization, RunningRequests, Forecast",
+    "7: AutoscalingPolicy/p: spec.decode.signals[0].name: 'CPU' is not allowed; use one of PendingPrefillTokens, KVUtilization, RunningRequests, Forecast, Prometheus",
 )
 bad(
     "worker pool",
