@@ -33,6 +33,8 @@ from tandem_router.store.records import Label
 Floats = NDArray[np.float64]
 
 SHARE, WINDOW = 0.02, 50
+#: What is held for an answer, in means of its tier.
+MOST_TOKENS = 3
 #: (the new tier, the tiers known before, budget per request in US dollars)
 CASES = (
     ("mistral-large", ("llama-8b", "gemini-pro"), 0.001),
@@ -74,7 +76,9 @@ def _run(
             if name != new or (known_at_once and here)
         }
         score = learned.complete(PlainScore(stated, None, False, lengths))
-        decision = decide(RouteRequest(0, score), tiers, control.set_points(now), state)
+        decision = decide(
+            RouteRequest(0, score, max_tokens=MOST_TOKENS), tiers, control.set_points(now), state
+        )
         if decision.tier is None:
             continue
         bucket.hold(now, decision.reserve_cost_usd)
@@ -138,17 +142,24 @@ def new_tier_study(
             late = _run(part, said, costs, [*before, new], new, usd, seed, known_at_once=False)
             runs.append((told, late))
         worth = float(np.mean(worths))
-        after = [
-            _adopted(np.asarray(run["served"]), worth) if worth > 0.02 else float("nan")
-            for _, run in runs
+        used = [
+            (
+                _adopted(np.asarray(told["served"]), worth),
+                _adopted(np.asarray(late["served"]), worth),
+            )
+            if worth > 0.02
+            else (float("nan"), float("nan"))
+            for told, late in runs
         ]
+        later = np.array([late - told for told, late in used])
         spends = [float(run["spend"]) for _, run in runs]  # type: ignore[arg-type]
         table[f"{new} beside {', '.join(before)}, ${usd:g} a request"] = {
             "share it is worth": worth,
             "share it got": float(np.mean([np.mean(run["served"]) for _, run in runs])),
-            "requests until adopted, median": float(np.median(after)),
-            "90 % of runs": float(np.quantile(after, 0.9)),
-            "adopted within 100": float(np.mean(np.array(after) <= 100)),
+            "requests until adopted, known at once": float(np.median([told for told, _ in used])),
+            "not known": float(np.median([late for _, late in used])),
+            "later by, median": float(np.median(later)),
+            "later by, most": float(np.max(later)),
             "quality": float(np.mean([float(r["quality"]) for _, r in runs])),  # type: ignore[arg-type]
             "quality, known at once": float(np.mean([float(t["quality"]) for t, _ in runs])),  # type: ignore[arg-type]
             "spend over ceiling, mean": float(np.mean(spends)),

@@ -1,6 +1,6 @@
 """A tier that the predictor has never seen: asked unseen until it is known, then weighed.
 
-While fewer than `ENOUGH` labels tell of it, every second request that may be learned from is
+While fewer than `ENOUGH` labels tell of it, every request that may be learned from is
 answered by it too, unseen, within the day's money. What they say makes its quality a function of
 what is predicted of the tiers that are known; it begins as the cheapest of these, and is weighed
 from `FIRST` labels on. A predictor that knows the tier takes its place. Pure.
@@ -20,7 +20,7 @@ from tandem_router.store.records import Label
 #: Labels before which a tier is not used, and until which it is looked at more than others.
 FIRST, ENOUGH = 20, 40
 #: Of requests, as long as a tier is looked at.
-EXPLORED_SHARE = 0.5
+EXPLORED_SHARE = 1.0
 #: Labels of the newest that count.
 MOST_LABELS = 500
 #: Labels at which what they say counts as much as the guess.
