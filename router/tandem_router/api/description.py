@@ -16,39 +16,39 @@ from tandem_router.anthropic.body import Message, MessageTokens
 from tandem_router.config import RouterConfig
 from tandem_router.openai.body import Bodies, Response
 
-Object = dict[str, Any]
+Schema = dict[str, Any]
 
 RELEASE = metadata.version("tandem")
 VERSION = json.dumps({"version": RELEASE}).encode()
 
 
-def _ref(name: str) -> Object:
+def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(required: tuple[str, ...] = (), **properties: Object) -> Object:
+def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
-def _maybe(schema: Object) -> Object:
+def _maybe(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _list(items: Object) -> Object:
+def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items, "minItems": 1}
 
 
-TEXT: Object = {"type": "string"}
-NAME: Object = {"type": "string", "minLength": 1}
-COUNT: Object = {"type": "integer", "minimum": 0}
+TEXT: Schema = {"type": "string"}
+NAME: Schema = {"type": "string", "minLength": 1}
+COUNT: Schema = {"type": "integer", "minimum": 0}
 
 
-def schemas_of(config: RouterConfig) -> Object:
+def schemas_of(config: RouterConfig) -> Schema:
     """The bodies and replies, with the names and bounds of this router."""
     limits = config.limits
     names = [config.name, *(tier.name for tier in config.tiers)]
     names += [tier.served_model for tier in config.tiers]
-    model: Object = {
+    model: Schema = {
         "enum": list(dict.fromkeys(names)),
         "description": "The router's name: it chooses a tier; a tier or its model: that one.",
     }
@@ -98,14 +98,14 @@ def schemas_of(config: RouterConfig) -> Object:
 STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503)
 
 
-def _operation(summary: str, reply: str, error: str = "Error", **more: Any) -> Object:
+def _operation(summary: str, reply: str, error: str = "Error", **more: Any) -> Schema:
     responses = {"200": _content(reply, "The answer.")}
     responses |= {str(status): _content(error, "Refused, and why.") for status in STATUSES}
     return {"summary": summary, "responses": responses, **more}
 
 
-def _content(schema: str, description: str, streams: bool = False) -> Object:
-    content: Object = {"application/json": {"schema": _ref(schema)}}
+def _content(schema: str, description: str, streams: bool = False) -> Schema:
+    content: Schema = {"application/json": {"schema": _ref(schema)}}
     if streams:
         content["text/event-stream"] = {"schema": TEXT}
     return {"description": description, "content": content}
@@ -113,7 +113,7 @@ def _content(schema: str, description: str, streams: bool = False) -> Object:
 
 def _post(
     summary: str, body: str, reply: str, error: str = "Error", streams: bool = False
-) -> Object:
+) -> Schema:
     content = {"application/json": {"schema": _ref(body)}}
     operation = _operation(
         summary, reply, error, requestBody={"required": True, "content": content}
@@ -122,13 +122,13 @@ def _post(
     return {"post": operation}
 
 
-def _get(summary: str, reply: str, **more: Any) -> Object:
+def _get(summary: str, reply: str, **more: Any) -> Schema:
     return {"get": _operation(summary, reply, **more)}
 
 
 _NAME = {"name": "model", "in": "path", "required": True, "schema": NAME}
 _CODE = {"name": "code", "in": "path", "required": True, "schema": NAME}
-PATHS: Object = {
+PATHS: Schema = {
     "/v1/chat/completions": _post("A chat's next message", "Chat", "Choices", streams=True),
     "/v1/completions": _post("A text's continuation", "Completion", "Choices", streams=True),
     "/v1/embeddings": _post("Vectors of texts, by the tier that can", "Embedding", "Vectors"),
