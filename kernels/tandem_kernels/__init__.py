@@ -13,6 +13,7 @@ Beyond the operations: `rope_table` and `rope_frequencies` (default, linear, lla
 """
 
 from .checks import BLOCK_SIZE, KernelArgumentError
+from .grouped_gemm import grouped_gemm
 from .kv_blocks import kv_block_copy, kv_block_gather, kv_block_scatter
 from .noise import gumbel_noise
 from .paged_decode import paged_decode_attention
@@ -27,13 +28,14 @@ from .skinny_gemm import MAX_ROWS, skinny_gemm
 from .snapkv import pool_votes, snapkv_votes
 from .squeezed import centroid_weights, cluster_keys, key_list_attention, select_keys
 from .swiglu import swiglu
-from .warm_up import EngineShapes, QuantizedLinear, warm_up
+from .warm_up import EngineShapes, ExpertLayers, QuantizedLinear, warm_up
 
 __all__ = [
     "BLOCK_SIZE",
     "MAX_ROWS",
     "ROPE_TYPES",
     "EngineShapes",
+    "ExpertLayers",
     "KernelArgumentError",
     "QuantizedLinear",
     "QuantizedWeight",
@@ -42,6 +44,7 @@ __all__ = [
     "centroid_weights",
     "cluster_keys",
     "dequantize",
+    "grouped_gemm",
     "gumbel_noise",
     "key_list_attention",
     "kv_block_copy",

@@ -14,7 +14,7 @@ BLOCK_SIZE = 64
 """Tokens per KV block; the block is also the tile of the attention kernels."""
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-KV_DTYPES = (*FLOAT_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2)
+KV_DTYPES = (*FLOAT_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 

@@ -40,7 +40,7 @@ def padded(size: int, least: int = 16) -> int:
 
 @triton.jit
 def widen(values, kind: tl.constexpr):
-    """fp8 values in the dtype of the other operand; others as they are.
+    """fp8 and int8 values in the dtype of the other operand; others as they are.
 
     By way of float32: on sm_90 the direct fp8 to bf16 conversion is a quarter-rate instruction per
     value, which alone would take longer than HBM needs to deliver the values.

@@ -20,7 +20,12 @@ from typing import Any, Literal, overload
 import torch
 from torch.nn import functional
 
-from .attention_inputs import check_attention, check_attention_options, gather_blocks
+from .attention_inputs import (
+    check_attention,
+    check_attention_options,
+    gather_blocks,
+    scale_strides,
+)
 from .checks import (
     BLOCK_SIZE,
     check,
@@ -99,8 +104,9 @@ def paged_decode_attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Return out, or (out, log-sum-exp) with `return_lse`; see the module for formula and shapes.
 
-    k_scale and v_scale `(num_kv_heads,)` float32 belong to fp8 caches. Entries of block_tables
-    beyond a sequence's length are never read. Raises KernelArgumentError.
+    k_scale and v_scale, float32, are `(num_kv_heads,)` of fp8 caches and `(num_blocks,
+    num_kv_heads, 64)` of int8 ones. Entries of block_tables beyond a sequence's length are never
+    read. Raises KernelArgumentError.
     """
     check_shape("q", q, (None, None, None, None), "(num_seqs, num_query_rows, num_heads, head_dim)")
     check_attention(q, k_cache, v_cache, block_tables, seq_lens, q.shape[0])
@@ -250,11 +256,12 @@ def _decode_kernel(
     out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr,
     num_seqs, target_items, scale, cap,
     stride_qs, stride_qr, stride_qh, stride_kb, stride_kh, stride_kt,
-    stride_vb, stride_vh, stride_vt, stride_table,
+    stride_vb, stride_vh, stride_vt, stride_ksb, stride_ksh, stride_vsb, stride_vsh, stride_table,
     NUM_ROWS: tl.constexpr, GROUP: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_K_SCALE: tl.constexpr,
-    HAS_V_SCALE: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_V_SCALE: tl.constexpr, TOKEN_SCALES: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
@@ -310,6 +317,13 @@ def _decode_kernel(
             other=0.0,
         )
         scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
+        if TOKEN_SCALES:
+            in_context = position < length
+            k_at = block * stride_ksb + kv_head * stride_ksh + keys
+            v_at = block * stride_vsb + kv_head * stride_vsh + keys
+            scores *= tl.load(k_scale_ptr + k_at, mask=in_context, other=0.0)[None, :]
+            v_factors = tl.load(v_scale_ptr + v_at, mask=in_context, other=0.0)
+            v = v.to(tl.float32) * v_factors[:, None]
         scores = cap_scores(scores, cap, HAS_CAP)
         visible = position[None, :] <= row_position[:, None]
         if WINDOW > 0:
@@ -405,7 +419,7 @@ def _launch(
         out, lse, partial_out, partial_lse,
         num_seqs, target, score_scale(scale, soft_cap), cap_scale(soft_cap),
         q.stride(0), q.stride(1), q.stride(2), *k_cache.stride()[:3], *v_cache.stride()[:3],
-        block_tables.stride(0),
+        *scale_strides(k_scale), *scale_strides(v_scale), block_tables.stride(0),
         **variant, num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
     )  # fmt: skip
     combined = ("NUM_ROWS", "GROUP", "NUM_KV_HEADS", "HEAD_DIM", "BLOCK_D", "WINDOW", "CHUNK")
@@ -430,8 +444,9 @@ def decode_variant(q, k_cache, sliding_window, soft_cap, k_scale, v_scale):
         "BLOCK_D": padded(head_dim),
         "WINDOW": sliding_window or 0,
         "HAS_CAP": soft_cap is not None,
-        "HAS_K_SCALE": k_scale is not None,
-        "HAS_V_SCALE": v_scale is not None,
+        "HAS_K_SCALE": k_scale is not None and k_scale.dim() == 1,
+        "HAS_V_SCALE": v_scale is not None and v_scale.dim() == 1,
+        "TOKEN_SCALES": k_cache.dtype == torch.int8,
         "PRECISION": dot_precision(q.dtype),
         "CHUNK": PLAN_CHUNK,
     }

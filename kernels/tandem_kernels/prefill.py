@@ -6,7 +6,7 @@ query_start_loc[s + 1] - 1, the last of which sits at position seq_lens[s] - 1; 
 its cached prefix. The keys of the chunk itself are already in the cache.
 Shapes: q and out `(num_tokens, num_heads, head_dim)`; query_start_loc `(num_seqs + 1,)` int32,
 rising; seq_lens `(num_seqs,)` int32 (context including the chunk); block_tables `(num_seqs,
-max_blocks)` int32; caches `(num_blocks, num_kv_heads, 64, head_dim)`.
+max_blocks)` int32; caches `(num_blocks, num_kv_heads, 64, head_dim)`, scales as in paged_decode.
 Work: 4 * head_dim * num_heads flops per visible (query, key) pair; bytes are q, out, and the
 context once per tile of query rows. Scores and output are accumulated in float32, probabilities
 are rounded to q's dtype for the second product.
@@ -22,6 +22,7 @@ from .attention_inputs import (
     check_attention,
     check_attention_options,
     gather_blocks,
+    scale_strides,
 )
 from .checks import (
     BLOCK_SIZE,
@@ -42,6 +43,7 @@ from .online_softmax import (
     score_scale,
     widen,
 )
+from .split_plan import PLAN_CHUNK, find_tile
 
 # Query rows per score matrix of the reference: bounds its memory to 256 * context * num_heads.
 _ROWS = 256
@@ -189,36 +191,14 @@ TUNING: dict[str, dict[str, int]] = {
 }
 DEFAULT_TUNING = {"block_m": 64, "num_warps": 4, "num_stages": 2}  # untuned
 
-# Sequences read at a time while a program finds its rows. Untuned.
-_PLAN_CHUNK = 128
-
-
-@triton.jit
-def _find_tile(start_loc_ptr, num_seqs, tile, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
-    """The sequence owning a tile of query rows, and that sequence's first tile."""
-    lanes = tl.arange(0, CHUNK)
-    before = tl.zeros((), tl.int32)
-    owner = tl.zeros((), tl.int32)
-    owner_first = tl.zeros((), tl.int32)
-    for start in range(0, num_seqs, CHUNK):
-        index = start + lanes
-        mask = index < num_seqs
-        low = tl.load(start_loc_ptr + index, mask=mask, other=0).to(tl.int32)
-        high = tl.load(start_loc_ptr + index + 1, mask=mask, other=0).to(tl.int32)
-        tiles = (high - low + BLOCK_M - 1) // BLOCK_M
-        ends = before + tl.cumsum(tiles, 0)
-        passed = (ends <= tile) & mask
-        owner += tl.sum(passed.to(tl.int32), 0)
-        owner_first = tl.maximum(owner_first, tl.max(tl.where(passed, ends, 0), 0))
-        before += tl.sum(tiles, 0)
-    return owner, owner_first
-
 
 @triton.jit
 def _attend_tiles(
     q, highest, total, acc, k_ptr, v_ptr, table, first_tile, last_tile, row_position, length,
     scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
-    MASKED: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
+    k_scale_ptr, v_scale_ptr, stride_ksb, stride_vsb,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, TOKEN_SCALES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One phase of the loop over key tiles; only the masked phases compare positions."""
     keys = tl.arange(0, 64)
@@ -228,9 +208,13 @@ def _attend_tiles(
         next_block = tl.load(table + tile + 1, mask=tile + 1 < last_tile, other=0).to(tl.int64)
         k = tl.load(k_ptr + block * stride_kb + k_offset, mask=dim_mask[:, None], other=0.0)
         scores = tl.dot(q, widen(k, q.dtype), input_precision=PRECISION) * scale
+        position = tile * 64 + keys
+        if TOKEN_SCALES:
+            in_context = position < length
+            k_factors = tl.load(k_scale_ptr + block * stride_ksb + keys, mask=in_context, other=0.0)
+            scores *= k_factors[None, :]
         scores = cap_scores(scores, cap, HAS_CAP)
         if MASKED:
-            position = tile * 64 + keys
             visible = position[None, :] <= row_position[:, None]
             if WINDOW > 0:
                 visible = visible & (position[None, :] > row_position[:, None] - WINDOW)
@@ -242,6 +226,9 @@ def _attend_tiles(
             )
         else:
             v = tl.load(v_ptr + block * stride_vb + v_offset, mask=dim_mask[None, :], other=0.0)
+        if TOKEN_SCALES:
+            v_factors = tl.load(v_scale_ptr + block * stride_vsb + keys, mask=in_context, other=0.0)
+            v = v.to(tl.float32) * v_factors[:, None]
         highest, total, acc = accumulate(scores, widen(v, q.dtype), highest, total, acc, PRECISION)
         block = next_block
     return highest, total, acc
@@ -252,16 +239,16 @@ def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, start_loc_ptr, seq_lens_ptr, k_scale_ptr, v_scale_ptr,
     out_ptr, lse_ptr, num_seqs, scale, cap,
     stride_qt, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
-    stride_table,
+    stride_ksb, stride_ksh, stride_vsb, stride_vsh, stride_table,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_K_SCALE: tl.constexpr, HAS_V_SCALE: tl.constexpr, HAS_LSE: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    TOKEN_SCALES: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     # Later tiles see more keys: start them first, so that the last wave is short.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    seq, seq_first = _find_tile(start_loc_ptr, num_seqs, tile, BLOCK_M, CHUNK)
+    seq, seq_first = find_tile(start_loc_ptr, num_seqs, tile, BLOCK_M, CHUNK)
     if seq >= num_seqs:
         return
     start = tl.load(start_loc_ptr + seq).to(tl.int32)
@@ -288,6 +275,9 @@ def _prefill_kernel(
         scale *= tl.load(k_scale_ptr + kv_head)
     k_ptr += kv_head.to(tl.int64) * stride_kh
     v_ptr += kv_head.to(tl.int64) * stride_vh
+    if TOKEN_SCALES:
+        k_scale_ptr += kv_head.to(tl.int64) * stride_ksh
+        v_scale_ptr += kv_head.to(tl.int64) * stride_vsh
     k_offset = keys[None, :] * stride_kt + dims[:, None]
     v_offset = keys[:, None] * stride_vt + dims[None, :]
     table = table_ptr + seq.to(tl.int64) * stride_table
@@ -310,17 +300,20 @@ def _prefill_kernel(
         highest, total, acc = _attend_tiles(
             q, highest, total, acc, k_ptr, v_ptr, table, first, full_first, row_position, length,
             scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
-            True, WINDOW, HAS_CAP, PRECISION,
+            k_scale_ptr, v_scale_ptr, stride_ksb, stride_vsb,
+            True, WINDOW, HAS_CAP, TOKEN_SCALES, PRECISION,
         )  # fmt: skip
     highest, total, acc = _attend_tiles(
         q, highest, total, acc, k_ptr, v_ptr, table, full_first, full_last, row_position, length,
         scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
-        False, WINDOW, HAS_CAP, PRECISION,
+        k_scale_ptr, v_scale_ptr, stride_ksb, stride_vsb,
+        False, WINDOW, HAS_CAP, TOKEN_SCALES, PRECISION,
     )  # fmt: skip
     highest, total, acc = _attend_tiles(
         q, highest, total, acc, k_ptr, v_ptr, table, full_last, last, row_position, length,
         scale, cap, k_offset, v_offset, stride_kb, stride_vb, dim_mask,
-        True, WINDOW, HAS_CAP, PRECISION,
+        k_scale_ptr, v_scale_ptr, stride_ksb, stride_vsb,
+        True, WINDOW, HAS_CAP, TOKEN_SCALES, PRECISION,
     )  # fmt: skip
 
     if HAS_V_SCALE:
@@ -351,12 +344,15 @@ def _launch(
     _prefill_kernel[(num_heads, -(-num_tokens // block_m) + num_seqs)](
         q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, k_scale, v_scale,
         out, lse, num_seqs, score_scale(scale, soft_cap), cap_scale(soft_cap),
-        *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], block_tables.stride(0),
+        *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3],
+        *scale_strides(k_scale), *scale_strides(v_scale), block_tables.stride(0),
         NUM_HEADS=num_heads, GROUP=num_heads // k_cache.shape[1], HEAD_DIM=head_dim,
         BLOCK_M=block_m, BLOCK_D=padded(head_dim), WINDOW=sliding_window or 0,
-        HAS_CAP=soft_cap is not None, HAS_K_SCALE=k_scale is not None,
-        HAS_V_SCALE=v_scale is not None, HAS_LSE=lse is not None,
-        PRECISION=dot_precision(q.dtype), CHUNK=_PLAN_CHUNK,
+        HAS_CAP=soft_cap is not None,
+        HAS_K_SCALE=k_scale is not None and k_scale.dim() == 1,
+        HAS_V_SCALE=v_scale is not None and v_scale.dim() == 1, HAS_LSE=lse is not None,
+        TOKEN_SCALES=k_cache.dtype == torch.int8,
+        PRECISION=dot_precision(q.dtype), CHUNK=PLAN_CHUNK,
         num_warps=tuning["num_warps"], num_stages=tuning["num_stages"],
     )  # fmt: skip
     return out

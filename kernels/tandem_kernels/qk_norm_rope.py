@@ -2,7 +2,7 @@
 """Per-head RMSNorm of Q and K, rotary embedding, and the write of K and V into the paged cache.
 
     q' = rope(norm(q) * q_weight),  k' = rope(norm(k) * k_weight)
-    k_cache[slot] = k' / k_scale,   v_cache[slot] = v / v_scale        (scales: fp8 caches only)
+    k_cache[slot] = k' / k_scale,   v_cache[slot] = v / v_scale        (scales: fp8, int8 caches)
     key_min[block] = min(key_min[block], k'), key_max likewise          (only when given)
 
 rope rotates the pairs (i, i + rotary_dim / 2) of the first `rotary_dim` channels, as Hugging Face
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 
+from .attention_inputs import check_scales, scale_strides
 from .checks import (
     BLOCK_SIZE,
     FLOAT_DTYPES,
@@ -33,6 +34,8 @@ from .checks import (
     compute_dtype_of,
 )
 from .dispatch import runs_on_triton, tl, triton
+from .int8_kv import LIMIT as INT8_LIMIT
+from .int8_kv import quantize_tokens
 from .online_softmax import padded
 
 
@@ -58,10 +61,11 @@ def qk_norm_rope_write(
 
     positions `(num_tokens,)` int64 or int32 index `cos_sin_cache (max_positions, rotary_dim)`
     (see rope.rope_table); slot_mapping `(num_tokens,)` int64. q_weight and k_weight `(head_dim,)`
-    switch the per-head norm on (Qwen3). k_scale and v_scale `(num_kv_heads,)` float32 belong to
-    fp8 caches, whose values saturate. key_min and key_max collect each block's key bounds for
-    page scoring; the engine resets a block's bounds with `quest.reset_page_bounds` when it
-    allocates the block. Raises KernelArgumentError.
+    switch the per-head norm on (Qwen3). k_scale and v_scale, float32, are `(num_kv_heads,)` and
+    read for fp8 caches, whose values saturate; for int8 caches they are `(num_blocks, num_kv_heads,
+    64)` and written: max |value| / 127 of each token (see int8_kv). key_min and key_max collect
+    each block's key bounds for page scoring; the engine resets a block's bounds with
+    `quest.reset_page_bounds` when it allocates the block. Raises KernelArgumentError.
     """
     _check(q, k, v, positions, cos_sin_cache, slot_mapping, k_cache, v_cache)
     head_dim = q.shape[2]
@@ -76,13 +80,7 @@ def qk_norm_rope_write(
         (key_min is None) == (key_max is None),
         "key_min and key_max must both be given or both be None",
     )
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale is not None:
-            check_shape(name, scale, (k.shape[1],), "(num_kv_heads,)")
-            check(
-                k_cache.dtype in FP8_DTYPES,
-                f"{name} is given but the cache is {k_cache.dtype}; scales belong to fp8 caches",
-            )
+    check_scales(k_cache, k_scale, v_scale)
     for name, bound in (("key_min", key_min), ("key_max", key_max)):
         if bound is not None:
             wanted = (k_cache.shape[0], k_cache.shape[1], head_dim)
@@ -141,8 +139,16 @@ def qk_norm_rope_write_reference(
         slot_mapping, k_out, v_out = slot_mapping[kept], k_out[kept], v_out[kept]
     blocks = torch.div(slot_mapping, BLOCK_SIZE, rounding_mode="floor")
     offsets = slot_mapping - blocks * BLOCK_SIZE
-    k_cache[blocks, :, offsets] = to_cache_dtype(k_out, k_cache.dtype, k_scale)
-    v_cache[blocks, :, offsets] = to_cache_dtype(v_out, v_cache.dtype, v_scale)
+    if k_cache.dtype == torch.int8:
+        assert k_scale is not None
+        assert v_scale is not None
+        for values, cache, scales in ((k_out, k_cache, k_scale), (v_out, v_cache, v_scale)):
+            codes, factors = quantize_tokens(values)
+            cache[blocks, :, offsets] = codes
+            scales[blocks, :, offsets] = factors.to(scales.dtype)
+    else:
+        k_cache[blocks, :, offsets] = to_cache_dtype(k_out, k_cache.dtype, k_scale)
+        v_cache[blocks, :, offsets] = to_cache_dtype(v_out, v_cache.dtype, v_scale)
     if key_min is not None and key_max is not None:
         index = blocks[:, None, None].expand_as(k_out)
         key_min.scatter_reduce_(0, index, k_out.to(key_min.dtype), "amin")
@@ -253,10 +259,14 @@ def _load_rotated(
 
 
 @triton.jit
-def _to_cache(values, scale, LIMIT: tl.constexpr, HAS_SCALE: tl.constexpr):
-    """Divide by the head's scale and saturate; LIMIT 0 is a cache that is not fp8."""
-    if HAS_SCALE:
+def _to_cache(
+    values, scale, LIMIT: tl.constexpr, HAS_SCALE: tl.constexpr, TOKEN_SCALES: tl.constexpr
+):
+    """Divide by the head's scale and saturate; LIMIT 0 is a cache that is not quantized."""
+    if HAS_SCALE or TOKEN_SCALES:
         values = values / scale[:, None]
+    if TOKEN_SCALES:
+        values = tl.floor(values + 0.5)
     if LIMIT > 0:
         values = tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
     return values
@@ -268,11 +278,12 @@ def _kernel(
     q_weight_ptr, k_weight_ptr, k_scale_ptr, v_scale_ptr, key_min_ptr, key_max_ptr, eps,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_table,
     stride_kcb, stride_kch, stride_kct, stride_vcb, stride_vch, stride_vct,
+    stride_ksb, stride_ksh, stride_vsb, stride_vsh,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
-    HAS_K_SCALE: tl.constexpr, HAS_V_SCALE: tl.constexpr, HAS_BOUNDS: tl.constexpr,
-    LIMIT: tl.constexpr,
+    HAS_K_SCALE: tl.constexpr, HAS_V_SCALE: tl.constexpr, TOKEN_SCALES: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -324,14 +335,20 @@ def _kernel(
                 k_scale = tl.load(k_scale_ptr + head, mask=head_mask, other=1.0)
             if HAS_V_SCALE:
                 v_scale = tl.load(v_scale_ptr + head, mask=head_mask, other=1.0)
+            if TOKEN_SCALES:
+                highest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+                highest = tl.maximum(highest, tl.max(tl.abs(rest), 1))
+                at = block * stride_ksb + head * stride_ksh + offset
+                tl.store(k_scale_ptr + at, highest / LIMIT, mask=head_mask)
+                k_scale = tl.where(highest > 0, highest / LIMIT, 1.0)
             kind = k_cache_ptr.dtype.element_ty
             target = (
                 k_cache_ptr
                 + (block * stride_kcb + head * stride_kch + offset * stride_kct)[:, None]
             )
-            first = _to_cache(first, k_scale, LIMIT, HAS_K_SCALE)
-            second = _to_cache(second, k_scale, LIMIT, HAS_K_SCALE)
-            rest = _to_cache(rest, k_scale, LIMIT, HAS_K_SCALE)
+            first = _to_cache(first, k_scale, LIMIT, HAS_K_SCALE, TOKEN_SCALES)
+            second = _to_cache(second, k_scale, LIMIT, HAS_K_SCALE, TOKEN_SCALES)
+            rest = _to_cache(rest, k_scale, LIMIT, HAS_K_SCALE, TOKEN_SCALES)
             tl.store(target + half[None, :], first.to(kind), mask=mask)
             tl.store(target + HALF + half[None, :], second.to(kind), mask=mask)
             tl.store(target + rest_index[None, :], rest.to(kind), mask=rest_mask)
@@ -343,12 +360,24 @@ def _kernel(
                 mask=dim_mask,
                 other=0.0,
             ).to(tl.float32)
-            v = _to_cache(v, v_scale, LIMIT, HAS_V_SCALE)
+            if TOKEN_SCALES:
+                highest = tl.max(tl.abs(v), 1)
+                at = block * stride_vsb + head * stride_vsh + offset
+                tl.store(v_scale_ptr + at, highest / LIMIT, mask=head_mask)
+                v_scale = tl.where(highest > 0, highest / LIMIT, 1.0)
+            v = _to_cache(v, v_scale, LIMIT, HAS_V_SCALE, TOKEN_SCALES)
             target = (
                 v_cache_ptr
                 + (block * stride_vcb + head * stride_vch + offset * stride_vct)[:, None]
             )
             tl.store(target + dims[None, :], v.to(kind), mask=dim_mask)
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """The greatest value of a quantized cache's codes; 0 for others."""
+    if dtype == torch.int8:
+        return INT8_LIMIT
+    return torch.finfo(dtype).max if dtype in FP8_DTYPES else 0.0
 
 
 def _launch(
@@ -373,12 +402,14 @@ def _launch(
         q_weight, k_weight, k_scale, v_scale, key_min, key_max, eps,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos_sin_cache.stride(0),
         *k_cache.stride()[:3], *v_cache.stride()[:3],
+        *scale_strides(k_scale), *scale_strides(v_scale),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=half,
         BLOCK_HALF=padded(half, 1), BLOCK_REST=padded(head_dim - 2 * half, 1),
         BLOCK_D=padded(head_dim, 1), HEADS=heads, HAS_NORM=q_weight is not None,
-        HAS_K_SCALE=k_scale is not None, HAS_V_SCALE=v_scale is not None,
-        HAS_BOUNDS=key_min is not None,
-        LIMIT=torch.finfo(k_cache.dtype).max if k_cache.dtype in FP8_DTYPES else 0.0,
+        HAS_K_SCALE=k_scale is not None and k_scale.dim() == 1,
+        HAS_V_SCALE=v_scale is not None and v_scale.dim() == 1,
+        TOKEN_SCALES=k_cache.dtype == torch.int8,
+        HAS_BOUNDS=key_min is not None, LIMIT=_limit(k_cache.dtype),
         num_warps=_NUM_WARPS,
     )  # fmt: skip
     return out

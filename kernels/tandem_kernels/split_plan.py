@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,no-any-return"
-"""Which tiles of which sequence a program of split-KV decode attention takes.
+"""Which tiles of which sequence a program takes: of keys in decode attention, of rows elsewhere.
 
-A tile is 64 keys, an item a run of tiles of one sequence. The share of each item comes from the
-whole batch's tiles and is computed on the device, so that a captured graph stays right when the
-lengths change.
+In decode attention a tile is 64 keys, an item a run of tiles of one sequence. The share of each
+item comes from the whole batch's tiles and is computed on the device, so that a captured graph
+stays right when the lengths change.
 """
 
 from __future__ import annotations
@@ -66,3 +66,27 @@ def items_before(
         seq_first += tl.sum(tl.where(index < seq, items, 0), 0)
         before += tl.sum(items, 0)
     return owner, owner_first, seq_first
+
+
+@triton.jit
+def find_tile(starts_ptr, num_groups, tile, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
+    """The group of consecutive rows that owns a tile of BLOCK_M of them, and its first tile.
+
+    Group g has the rows starts[g] .. starts[g + 1] - 1; a tile beyond all belongs to num_groups.
+    """
+    lanes = tl.arange(0, CHUNK)
+    before = tl.zeros((), tl.int32)
+    owner = tl.zeros((), tl.int32)
+    owner_first = tl.zeros((), tl.int32)
+    for start in range(0, num_groups, CHUNK):
+        index = start + lanes
+        mask = index < num_groups
+        low = tl.load(starts_ptr + index, mask=mask, other=0).to(tl.int32)
+        high = tl.load(starts_ptr + index + 1, mask=mask, other=0).to(tl.int32)
+        tiles = (high - low + BLOCK_M - 1) // BLOCK_M
+        ends = before + tl.cumsum(tiles, 0)
+        passed = (ends <= tile) & mask
+        owner += tl.sum(passed.to(tl.int32), 0)
+        owner_first = tl.maximum(owner_first, tl.max(tl.where(passed, ends, 0), 0))
+        before += tl.sum(tiles, 0)
+    return owner, owner_first

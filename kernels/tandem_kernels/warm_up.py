@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from . import kv_blocks, quest
-from .checks import BLOCK_SIZE, FP8_DTYPES
+from .checks import BLOCK_SIZE
+from .grouped_gemm import ROWS_PER_TILE, grouped_gemm
+from .int8_kv import SCALE_BYTES, codes_and_scales
 from .paged_decode import paged_decode_attention
 from .prefill import prefill_attention
 from .qk_norm_rope import qk_norm_rope_write
@@ -40,14 +42,24 @@ class QuantizedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertLayers:
+    """A mixture's sizes; width is that of one expert's MLP."""
+
+    num_experts: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineShapes:
     """What decides which variants an engine compiles; one rank's share under tensor parallelism.
 
-    kv_dtype None means dtype. sliding_windows lists those of the layers, None for full attention.
-    query_rows lists the rows per sequence of the decode kernel: 1, and 1 + draft length for
+    kv_dtype None means dtype; an fp8 cache is taken without scales. sliding_windows lists those of
+    the layers, None for full attention. query_rows lists the rows per sequence of the decode
+    kernel: 1, and 1 + draft length for
     verification. logits_dtype is that of the logits given to sample. skinny_linears lists
     (out_features, in_features) of bf16 or fp16 layers served by skinny_gemm, quantized_linears the
-    quantized layers. page_scoring includes Quest's two kernels.
+    quantized layers. experts are those of layers that are mixtures. page_scoring includes Quest's
+    two kernels.
     """
 
     num_heads: int
@@ -66,6 +78,7 @@ class EngineShapes:
     logits_dtype: torch.dtype = torch.float32
     skinny_linears: tuple[tuple[int, int], ...] = ()
     quantized_linears: tuple[QuantizedLinear, ...] = ()
+    experts: ExpertLayers | None = None
     page_scoring: bool = False
     device: str = "cuda"
 
@@ -96,6 +109,8 @@ def _variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]
         for rows in (16, 32, 64):
             x = _zeros(config, rows, k)
             yield f"skinny_gemm {n}x{k} rows={rows}", partial(skinny_gemm, x, weight)
+    if config.experts is not None:
+        yield from _expert_variants(config, config.experts)
     for layer in config.quantized_linears:
         yield from _quantized_variants(config, layer)
     cache = _zeros(config, *_cache_shape(config), dtype=config.kv_dtype or config.dtype)
@@ -103,6 +118,22 @@ def _variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]
     yield "kv_block_gather", partial(kv_blocks.kv_block_gather, cache, ids)
     yield "kv_block_scatter", partial(kv_blocks.kv_block_scatter, cache[:1].clone(), cache, ids)
     yield "kv_block_copy", partial(kv_blocks.kv_block_copy, cache, ids, ids + 1)
+
+
+def _expert_variants(
+    config: EngineShapes, experts: ExpertLayers
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """One weight stands for all: what a group's rows are is not looked at."""
+    num, width = experts.num_experts, experts.width
+    starts = _zeros(config, num + 1, dtype=torch.int32)
+    gate_up = _zeros(config, 1, 2 * width, config.hidden_size).expand(num, -1, -1)
+    down = _zeros(config, 1, config.hidden_size, width).expand(num, -1, -1)
+    for tile in ROWS_PER_TILE:
+        rows = torch.zeros(tile * num // 2, dtype=torch.int64, device=config.device)
+        x, inner = _zeros(config, 1, config.hidden_size), _zeros(config, len(rows), width)
+        yield f"grouped_gemm up tile={tile}", partial(grouped_gemm, x, gate_up, starts, rows=rows)
+        yield f"grouped_gemm down tile={tile}", partial(grouped_gemm, inner, down, starts)
+    yield "swiglu experts", partial(swiglu, _zeros(config, 2, 2 * width))
 
 
 def _quantized_variants(
@@ -129,7 +160,8 @@ def _zeros(config: EngineShapes, *shape: int, dtype: torch.dtype | None = None) 
 
 
 def _cache_shape(config: EngineShapes) -> tuple[int, int, int, int]:
-    return (2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+    beside = SCALE_BYTES if config.kv_dtype == torch.int8 else 0
+    return (2, config.num_kv_heads, BLOCK_SIZE, config.head_dim + beside)
 
 
 def _elementwise_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -144,10 +176,10 @@ def _attention_variants(config: EngineShapes) -> Iterator[tuple[str, Callable[[]
     int32, float32 = torch.int32, torch.float32
     kv_dtype = config.kv_dtype or config.dtype
     k_cache = _zeros(config, *_cache_shape(config), dtype=kv_dtype)
-    v_cache = k_cache.clone()
     scales = None
-    if kv_dtype in FP8_DTYPES:
-        scales = torch.ones(kv_heads, dtype=float32, device=config.device)
+    if kv_dtype == torch.int8:
+        k_cache, scales = codes_and_scales(k_cache)
+    v_cache = k_cache
     norm = _zeros(config, dim) if config.qk_norm else None
     bounds = _zeros(config, 2, kv_heads, dim, dtype=float32)
     kept_bounds = bounds if config.page_scoring else None

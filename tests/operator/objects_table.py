@@ -286,6 +286,11 @@ bad(
     "6: Model/m: spec.engine.dtype: 'fp16' is not allowed; use one of auto, float32, bfloat16, float16",
 )
 bad(
+    "KV blocks of another engine",
+    model("  image: vllm\n  engine: {type: VLLM, kvCacheDtype: fp8}\n  unified: {}\n"),
+    "7: Model/m: spec.engine.kvCacheDtype: is 'fp8', but engine.kvCacheDtype is for engine.type Tandem; name another engine's own flag in engine.args, such as {kv-cache-dtype: fp8} for VLLM",
+)
+bad(
     "price as a number",
     model("  unified: {usdPerHour: 1.2}\n"),
     '6: Model/m: spec.unified.usdPerHour: 1.2 is a number; this field takes text, write it quoted: "1.2"',
@@ -350,13 +355,17 @@ bad(
 bad(
     "tensor parallel",
     model("  unified: {gpus: 2, tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is served by engine.type VLLM only, another engine would leave the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
+    "6: Model/m: spec.unified.tensorParallel: is 2, but engine.type Tandem cuts a model over processes on a CPU only, and would leave the other GPUs idle; set gpus to 0, or tensorParallel to 1 and raise replicas, or set engine.type: VLLM",
 )
 bad(
     "tensor parallel without gpus",
-    model("  unified: {tensorParallel: 2}\n"),
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 needs gpus; set gpus to tensorParallel",
-    "6: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 is served by engine.type VLLM only, another engine would leave the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
+    model("  image: v\n  engine: {type: VLLM}\n  unified: {tensorParallel: 2}\n"),
+    "8: Model/m: spec.unified.tensorParallel: is 2, but tensorParallel above 1 of engine.type VLLM needs gpus; set gpus to tensorParallel",
+)
+bad(
+    "tensor parallel of any server",
+    model("  image: v\n  engine: {type: OpenAI}\n  unified: {tensorParallel: 2}\n"),
+    "8: Model/m: spec.unified.tensorParallel: is 2, but engine.type OpenAI is told nothing of several GPUs; set tensorParallel to 1 and name the server's own flag in engine.args",
 )
 bad(
     "a flag of vLLM that loads code, abbreviated",

@@ -85,8 +85,18 @@ def test_a_cpu_worker_computes_on_the_cores_that_it_asks_for() -> None:
 
     assert threads("{resources: {cpu: '16'}}") == 16
     assert threads("{resources: {cpu: 500m}}") == 1
+    assert threads("{resources: {cpu: '16'}, tensorParallel: 4}") == 4  # of each process
     assert threads("{gpus: 1, resources: {cpu: '16'}}") is None
     assert threads("{}") is None
+
+
+def test_each_role_is_cut_into_its_own_number_of_processes() -> None:
+    text = "  prefill: {tensorParallel: 4}\n  decode: {tensorParallel: 2}\n"
+    objects = planned(model(text))
+
+    configs = [json.loads(o["data"]["config.json"]) for (kind, _), o in objects.items()
+               if kind == "ConfigMap"]  # fmt: skip
+    assert {c["role"]: c["tensor_parallel"] for c in configs} == {"prefill": 4, "decode": 2}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ _ROLE_ROWS = {
     "maxReplicas": Row(3, 4),
     "gpus": Row(0, 1),
     "gpuResource": Row("nvidia.com/gpu", "amd.com/gpu", {"ROLE.gpus": 1}),
-    "tensorParallel": Row(1, 2, {"ROLE.gpus": 1}),
+    "tensorParallel": Row(1, 2),
     "usdPerHour": Row("1", "2"),
     "resources.cpu": Row("1", "2"),
     "resources.memory": Row("1Gi", "2Gi"),

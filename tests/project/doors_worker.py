@@ -18,6 +18,9 @@ WORKER: dict[str, Tests | Probe] = {
     ),
     "role": told_apart("worker/test_split.py::test_a_unified_worker_has_no_kv_link_and_says_so"),
     "dtype": told_apart("worker/test_models.py::test_logits_equal_those_of_transformers"),
+    "kv_cache_dtype": told_apart(
+        "worker/test_kv_cache_dtype.py::test_bytes_of_a_block_are_counted_with_their_scales"
+    ),
     "device": told_apart("worker/test_warm_up.py::test_warm_up_compiles_on_a_gpu_and_not_on_a_cpu"),
     "block_size": shown_by("worker/test_config.py::test_a_broken_rule_is_named_with_its_value"),
     "kv_cache_bytes": shown_by("worker/test_config.py::test_a_broken_rule_is_named_with_its_value"),

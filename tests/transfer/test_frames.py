@@ -37,14 +37,12 @@ from tandem_worker.transfer.frames import (
     encode,
 )
 from tandem_worker.transfer.interface import FinalState
-from tandem_worker.transfer.layout import KVLayout
+from tandem_worker.transfer.layout import DTYPE_CODES, KVLayout
 
 u16 = st.integers(1, 0xFFFF)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
-layouts = st.builds(
-    KVLayout, u16, u16, u16, u16, st.sampled_from(["float32", "float16", "bfloat16"])
-)
+layouts = st.builds(KVLayout, u16, u16, u16, u16, st.sampled_from(sorted(DTYPE_CODES)))
 floats = st.floats(allow_nan=False)
 finals = st.builds(
     FinalState,
@@ -76,7 +74,7 @@ frames = st.one_of(
         u16,
         u16,
         u16,
-        st.sampled_from(["float32", "float16", "bfloat16"]),
+        st.sampled_from(sorted(DTYPE_CODES)),
         st.lists(u32, min_size=1, max_size=9).map(tuple),
     ),
     st.builds(Credit, u32, u64),

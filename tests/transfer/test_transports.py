@@ -406,11 +406,16 @@ async def test_caches_that_are_staged_through_host_memory_travel() -> None:
     await receiver.aclose()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-async def test_half_precision_caches_travel(dtype: torch.dtype) -> None:
-    source = KVPool([(torch.randn(4, 2, 64, 8).to(dtype), torch.randn(4, 2, 64, 8).to(dtype))])
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn], ids=str
+)
+async def test_caches_of_every_type_travel(dtype: torch.dtype, staged: bool) -> None:
+    """Staged, as from a GPU, too; the eight numbers of an int8 token are four codes and a scale."""
+    made = [torch.randint(0, 100, (4, 2, 64, 8)).to(dtype) for _ in "kv"]
+    source = KVPool([(made[0], made[1])], staged=staged)
     k, v = torch.zeros(4, 2, 64, 8, dtype=dtype), torch.zeros(4, 2, 64, 8, dtype=dtype)
-    receiver = create_receiver(KVPool([(k, v)]))
+    receiver = create_receiver(KVPool([(k, v)], staged=staged))
     await receiver.start("127.0.0.1", 0)
     sender = create_sender(source)
     receiver.reserve("r1", 0, [1], soon())
@@ -419,7 +424,8 @@ async def test_half_precision_caches_travel(dtype: torch.dtype) -> None:
     await push.layer_blocks(0, [2], [1])
     await push.finish(FINAL)
 
-    assert torch.equal(k[1], source.caches[0][0][2])
-    assert torch.equal(v[1], source.caches[0][1][2])
+    assert torch.equal(k[1].float(), made[0][2].float())
+    assert torch.equal(v[1].float(), made[1][2].float())
+    assert source.layout.head_dim == (4 if dtype == torch.int8 else 8)
     await sender.aclose()
     await receiver.aclose()

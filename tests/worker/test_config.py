@@ -41,8 +41,8 @@ def test_a_name_is_all_a_config_needs() -> None:
         ),
         ({"served_model": "m", "transfer": {"transport": "inproc"}}, "transfer.transport='inproc'"),
         (
-            {"served_model": "m", "tensor_parallel": 4, "role": "decode"},
-            "tensor_parallel=4 with role='decode'",
+            {"served_model": "m", "tensor_parallel": 65},
+            "tensor_parallel=65",
         ),
         (
             {"served_model": "m", "tensor_parallel": 4, "device": "cuda"},

@@ -26,6 +26,7 @@ from tandem_worker.transfer.tcp_receiver import TcpReceiver
 PAIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "role": ("unified", "prefill", {}),
     "dtype": ("float32", "bfloat16", {}),
+    "kv_cache_dtype": ("auto", "int8", {}),
     "device": ("cpu", "cuda", {}),
     "num_kv_blocks": (16, 32, {}),
     "max_num_seqs": (4, 8, {}),
@@ -59,6 +60,7 @@ def decided(core: EngineCore) -> dict[str, Any]:
         "order": order,
         "remote": [sequence.request_id for sequence in step.reserved],
         "dtype": str(runner.dtype),
+        "kv_dtype": str(runner.kv_dtype),
         "device": str(runner.device),
         "limits": scheduler.limits,
         "blocks": scheduler.blocks.num_blocks,

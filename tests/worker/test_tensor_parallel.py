@@ -235,3 +235,45 @@ async def test_a_rank_that_dies_or_hangs_is_the_workers_death(
         assert (await client.get("/health")).status_code == 503
         again = await client.post("/v1/completions", json=body)
         assert again.status_code >= 500
+
+
+@pytest.mark.parametrize(
+    ("prefill_ranks", "decode_ranks", "family", "kv"),
+    [(2, 1, "llama", "auto"), (1, 4, "qwen3", "auto"), (4, 2, "llama", "int8")],
+)
+async def test_prefill_and_decode_over_unequal_numbers_of_ranks_give_the_tokens_of_one(
+    start_worker: Any,
+    build_model: Callable[..., Path],
+    tmp_path: Path,
+    prefill_ranks: int,
+    decode_ranks: int,
+    family: str,
+    kv: str,
+) -> None:
+    """Of two KV heads, which two ranks hold one each and four in pairs."""
+    common = {"weights": build_model(tmp_path / "m", family), "dtype": "float32"}
+    common |= {"kv_cache_dtype": kv}
+    alone = await start_worker(**common)
+    prefill = await start_worker("prefill", tensor_parallel=prefill_ranks, **common)
+    decode = await start_worker(
+        "decode", tensor_parallel=decode_ranks, transfer={"checksum": True}, **common
+    )
+    text = alone.tokenizer.encode("a router sends each question to a small or large model " * 9)
+
+    for prompt in (text[:5], text[:64], text[:200], text[:200] + text[:30]):
+        expected = await complete(alone, prompt)
+        assert await complete(decode, prompt, prefill.url) == expected
+
+    metrics = decode.metrics.render().decode()
+    assert 'tandem_worker_remote_prefills_total{model_name="tiny"} 4.0' in metrics
+    assert 'tandem_worker_remote_prefill_failures_total{model_name="tiny"} 0.0' in metrics
+
+
+async def complete(worker: Any, prompt: list[int], prefill: str = "") -> list[int]:
+    headers = {"x-tandem-token-ids": "1"} | ({"x-tandem-prefill": prefill} if prefill else {})
+    async with httpx.AsyncClient(base_url=worker.url, timeout=60) as client:
+        body = {"prompt": prompt, "temperature": 0, "max_tokens": 8}
+        reply = await client.post("/v1/completions", json=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    tokens: list[int] = reply.json()["choices"][0]["token_ids"]
+    return tokens

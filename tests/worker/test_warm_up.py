@@ -80,13 +80,25 @@ def step(runner, decodes, chunks, sampling):
     runner.execute(work, len(decodes))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+MODELS = {
+    "qwen3": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 40},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "kv"),
+    [("qwen3", "auto"), ("mistral", "auto"), ("mixtral", "auto"), ("qwen3", "int8"),
+     ("mistral", "fp8")],
+)  # fmt: skip
 def test_a_running_engine_launches_only_what_warm_up_compiled(
-    family, build_model, tmp_path, variants
+    family, kv, build_model, tmp_path, variants
 ):
-    options = {"sliding_window": 40} if family == "mistral" else {"tie_word_embeddings": True}
-    directory = build_model(tmp_path / family, family, **options)
-    config = WorkerConfig(served_model="tiny", device="cpu", dtype="bfloat16", num_kv_blocks=16)
+    directory = build_model(tmp_path / family, family, **MODELS[family])
+    config = WorkerConfig(
+        served_model="tiny", device="cpu", dtype="bfloat16", num_kv_blocks=16, kv_cache_dtype=kv
+    )
     runner = ModelRunner(config, directory)
 
     warm_up(runner.kernel_shapes())
@@ -97,6 +109,7 @@ def test_a_running_engine_launches_only_what_warm_up_compiled(
             step(runner, decodes, chunks, sampling)
 
     assert len(variants) > 10
+    assert (family == "mixtral") == any("grouped_gemm" in name for name, *_ in variants)
     assert variants - compiled == set()
 
 

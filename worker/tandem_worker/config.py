@@ -72,6 +72,11 @@ class WorkerConfig(BaseModel):
         description="Weights and KV blocks. auto: the checkpoint's own; on a CPU bfloat16 for "
         "16-bit checkpoints where it multiplies them natively, else float32.",
     )
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
+        default="auto",
+        description="KV blocks. auto: as dtype. int8: codes with a scale per token and KV head. "
+        "fp8: e4m3 without a scale. Both are lossy and hold two to four times the tokens.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where torch finds one, else cpu."
     )
@@ -140,7 +145,8 @@ class WorkerConfig(BaseModel):
         ge=1,
         le=64,
         description="Processes of this worker that share the model, each with its part of the "
-        "weights and KV blocks and its own num_threads; on CPUs and for role unified.",
+        "weights and KV blocks and its own num_threads; on CPUs only. Prefill and decode workers "
+        "may have different numbers.",
     )
     num_threads: int = Field(
         default=1,
@@ -164,12 +170,6 @@ class WorkerConfig(BaseModel):
                 f"max_batched_tokens={self.max_batched_tokens} is below "
                 f"max_num_seqs={self.max_num_seqs}; each decoding sequence needs one token per "
                 "step, so raise max_batched_tokens or lower max_num_seqs"
-            )
-        if self.tensor_parallel > 1 and self.role != "unified":
-            raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} with role={self.role!r}: KV blocks that "
-                "are spread over processes cannot be transferred; use role 'unified', or "
-                "tensor_parallel 1"
             )
         if self.tensor_parallel > 1 and self.device == "cuda":
             raise ValueError(

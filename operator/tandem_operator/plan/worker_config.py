@@ -29,10 +29,13 @@ def worker_config(model: Model, role: str, settings: Settings, revision: str = "
         "drain_timeout_s": seconds(model.spec.drain.timeout),
     }
     spec = next(spec for name, spec in model.spec.roles().items() if name == role)
+    ranks = spec.tensor_parallel
     if spec.resources.cpu and not spec.gpus:
-        data["num_threads"] = max(1, math.floor(quantity(spec.resources.cpu)))
-    if (num_gpus := getattr(model.spec, role).tensor_parallel) > 1:
-        data["tensor_parallel"] = num_gpus
+        data["num_threads"] = max(1, math.floor(quantity(spec.resources.cpu) / ranks))
+    if ranks > 1:
+        data["tensor_parallel"] = ranks
+    if engine.kv_cache_dtype != "auto":  # written only if set: no new pods by an upgrade
+        data["kv_cache_dtype"] = engine.kv_cache_dtype
     if engine.max_model_len is not None:
         data["max_model_len"] = engine.max_model_len
     if engine.kv_cache_memory is not None:

@@ -117,15 +117,42 @@ _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 _OTHERS = ("VLLM", "OpenAI")
 
 
-def _one_gpu(role: str) -> EngineRule:
-    return EngineRule(
-        f"{_TYPE} == 'VLLM' || !has(self.{role}) || !has(self.{role}.tensorParallel) || "
-        f"self.{role}.tensorParallel <= 1",
-        "tensorParallel above 1 is served by engine.type VLLM only, another engine would leave "
-        "the other GPUs idle; set it to 1 and raise replicas, or set engine.type: VLLM",
-        lambda o: _type(o) == "VLLM" or o.get(role, {}).get("tensorParallel", 1) <= 1,
-        f"{role}.tensorParallel",
-    )
+def _ranks(role: str) -> list[EngineRule]:
+    """Which engine cuts a model over what: ours over a CPU's processes, vLLM over GPUs."""
+    at = f"self.{role}"
+    one = f"!has({at}) || !has({at}.tensorParallel) || {at}.tensorParallel <= 1"
+    gpus = f"(has({at}.gpus) ? {at}.gpus : 0)"
+
+    def is_one(spec: Obj) -> bool:
+        return bool(spec.get(role, {}).get("tensorParallel", 1) <= 1)
+
+    def has_gpus(spec: Obj) -> bool:
+        return bool(spec[role].get("gpus", 0) > 0)
+
+    field = f"{role}.tensorParallel"
+    return [
+        EngineRule(
+            f"{_TYPE} != 'Tandem' || {one} || {gpus} == 0",
+            "engine.type Tandem cuts a model over processes on a CPU only, and would leave the "
+            "other GPUs idle; set gpus to 0, or tensorParallel to 1 and raise replicas, or set "
+            "engine.type: VLLM",
+            lambda o: _type(o) != "Tandem" or is_one(o) or not has_gpus(o),
+            field,
+        ),
+        EngineRule(
+            f"{_TYPE} != 'VLLM' || {one} || {gpus} > 0",
+            "tensorParallel above 1 of engine.type VLLM needs gpus; set gpus to tensorParallel",
+            lambda o: _type(o) != "VLLM" or is_one(o) or has_gpus(o),
+            field,
+        ),
+        EngineRule(
+            f"{_TYPE} != 'OpenAI' || {one}",
+            "engine.type OpenAI is told nothing of several GPUs; set tensorParallel to 1 and name "
+            "the server's own flag in engine.args",
+            lambda o: _type(o) != "OpenAI" or is_one(o),
+            field,
+        ),
+    ]
 
 
 def _device(role: str) -> EngineRule:
@@ -252,6 +279,14 @@ ENGINE_RULES: list[EngineRule] = [
         lambda o: o["engine"].get("args", {}).get("port", "$(TANDEM_PORT)") == "$(TANDEM_PORT)",
         "engine.args",
     ),
-    *(_one_gpu(role) for role in ("unified", "prefill", "decode")),
+    _needs(
+        _OTHERS,
+        "!has(self.engine.kvCacheDtype) || self.engine.kvCacheDtype == 'auto'",
+        "engine.kvCacheDtype is for engine.type Tandem; name another engine's own flag in "
+        "engine.args, such as {kv-cache-dtype: fp8} for VLLM",
+        lambda o: o["engine"].get("kvCacheDtype", "auto") == "auto",
+        "engine.kvCacheDtype",
+    ),
+    *(rule for role in ("unified", "prefill", "decode") for rule in _ranks(role)),
     *(_device(role) for role in ("unified", "prefill", "decode")),
 ]

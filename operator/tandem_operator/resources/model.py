@@ -99,6 +99,11 @@ class Engine(Resource):
         "a CPU bfloat16 for 16-bit checkpoints where the CPU multiplies them, else float32 (for "
         "VLLM always). Name it where pods of one Model run on unlike CPUs.",
     )
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
+        default="auto",
+        description="Number format of KV blocks; auto is that of dtype. int8 (a scale per token "
+        "and KV head) and fp8 (e4m3) hold two to four times the tokens and are lossy. For Tandem.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to compute; auto takes CUDA when the pod has a GPU."
     )
@@ -187,8 +192,9 @@ class RoleSpec(Resource):
         default=1,
         ge=1,
         le=64,
-        description="GPUs that share one copy of the weights, a count; gpus must be the same. "
-        "Above 1 for engine.type VLLM only.",
+        description="Processes that share one copy of the weights, a count: with engine.type "
+        "Tandem on a CPU (gpus 0), each with its share of resources.cpu; with VLLM one per GPU, so "
+        "that gpus must be the same. Prefill and decode may differ.",
     )
     usd_per_hour: Decimal | None = Field(
         default=None,

@@ -79,13 +79,6 @@ def _role_rules(role: str) -> list[Rule]:
             lambda o, _: o["gpus"] in (0, o["tensorParallel"]),
             "gpus",
         ),
-        Rule(
-            path,
-            "self.tensorParallel == 1 || self.gpus > 0",
-            "tensorParallel above 1 needs gpus; set gpus to tensorParallel",
-            lambda o, _: o["tensorParallel"] == 1 or o["gpus"] > 0,
-            "tensorParallel",
-        ),
     ]
 
 

@@ -63,6 +63,8 @@ def calls(target):
     import torch
 
     from tandem_kernels import kv_blocks, quest, snapkv, squeezed
+    from tandem_kernels.grouped_gemm import grouped_gemm
+    from tandem_kernels.int8_kv import SCALE_BYTES, codes_and_scales
     from tandem_kernels.paged_decode import paged_decode_attention
     from tandem_kernels.prefill import prefill_attention
     from tandem_kernels.qk_norm_rope import qk_norm_rope_write
@@ -79,36 +81,36 @@ def calls(target):
         return torch.zeros(shape, dtype=dtype)
 
     def cache(kv_heads, head_dim, dtype=bf16):
-        return zeros(2, kv_heads, 64, head_dim, dtype=dtype)
+        beside = SCALE_BYTES if dtype == torch.int8 else 0
+        return zeros(2, kv_heads, 64, head_dim + beside, dtype=dtype)
 
     tables, lens = zeros(4, 16, dtype=torch.int32), zeros(4, dtype=torch.int32) + 64
     starts = torch.arange(0, 20, 4, dtype=torch.int32)
 
+    def scales_of(kv, kv_heads):
+        if kv.dtype == torch.int8:
+            kv, scales = codes_and_scales(kv)
+            return kv, {"k_scale": scales, "v_scale": scales}
+        if kv.dtype in (bf16, torch.float16):
+            return kv, {}
+        return kv, {"k_scale": torch.ones(kv_heads), "v_scale": torch.ones(kv_heads)}
+
     def decode(heads, kv_heads, head_dim, rows=1, kv_dtype=bf16, dtype=bf16, **options):
-        kv = cache(kv_heads, head_dim, kv_dtype)
-        scales = {}
-        if kv_dtype == fp8:
-            scales = {"k_scale": torch.ones(kv_heads), "v_scale": torch.ones(kv_heads)}
+        kv, scales = scales_of(cache(kv_heads, head_dim, kv_dtype), kv_heads)
         q = zeros(4, rows, heads, head_dim, dtype=dtype)
         paged_decode_attention(q, kv, kv, tables, lens, scale=0.1, **scales, **options)
 
     def prefill(heads, kv_heads, head_dim, kv_dtype=bf16, **options):
-        kv = cache(kv_heads, head_dim, kv_dtype)
-        scales = {}
-        if kv_dtype != bf16:
-            scales = {"k_scale": torch.ones(kv_heads), "v_scale": torch.ones(kv_heads)}
+        kv, scales = scales_of(cache(kv_heads, head_dim, kv_dtype), kv_heads)
         q = zeros(16, heads, head_dim)
         prefill_attention(q, kv, kv, tables, starts, lens, scale=0.1, **scales, **options)
 
     def rope(heads, kv_heads, head_dim, kv_dtype=bf16, norm=False, bounds=False):
-        kv = cache(kv_heads, head_dim, kv_dtype)
+        kv, options = scales_of(cache(kv_heads, head_dim, kv_dtype), kv_heads)
         fused = zeros(16, heads + 2 * kv_heads, head_dim)
         q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
-        options = {}
         if norm:
             options |= {"q_weight": zeros(head_dim), "k_weight": zeros(head_dim)}
-        if kv_dtype != bf16:
-            options |= {"k_scale": torch.ones(kv_heads), "v_scale": torch.ones(kv_heads)}
         if bounds:
             options |= dict.fromkeys(
                 ("key_min", "key_max"), zeros(2, kv_heads, head_dim, dtype=f32)
@@ -135,6 +137,13 @@ def calls(target):
             x, weight.data, scales=weight.scales, zeros=weight.zeros, group_size=weight.group_size
         )
 
+    def experts(tokens, dtype=bf16):
+        """Gate and up of Qwen3-30B-A3B, of which a token takes 8 of 128 experts."""
+        rows = torch.zeros(8 * tokens, dtype=torch.int64)
+        starts = zeros(129, dtype=torch.int32)
+        weight = zeros(1, 1536, 2048, dtype=dtype).expand(128, -1, -1)
+        grouped_gemm(zeros(tokens, 2048, dtype=dtype), weight, starts, rows=rows)
+
     filters = {"top_k": torch.ones(4, dtype=torch.int64), "top_p": torch.ones(4),
                "min_p": torch.ones(4)}  # fmt: skip
     counts = zeros(4, 151936, dtype=torch.int32)
@@ -154,6 +163,7 @@ def calls(target):
     )
     yield "decode 28/4 d128 rows 5", lambda: decode(28, 4, 128, rows=5)
     yield "decode 28/4 d128 fp8", lambda: decode(28, 4, 128, kv_dtype=fp8)
+    yield "decode 28/4 d128 int8", lambda: decode(28, 4, 128, kv_dtype=torch.int8)
     fp16 = torch.float16
     yield "decode 8/1 d96 fp16", lambda: decode(8, 1, 96, kv_dtype=fp16, dtype=fp16)
     yield "prefill 28/4 d128", lambda: prefill(28, 4, 128)
@@ -163,6 +173,7 @@ def calls(target):
         lambda: prefill(32, 8, 96, sliding_window=4096, soft_cap=50.0),
     )
     yield "prefill 28/4 d128 fp8", lambda: prefill(28, 4, 128, kv_dtype=fp8)
+    yield "prefill 28/4 d128 int8", lambda: prefill(28, 4, 128, kv_dtype=torch.int8)
     yield (
         "add_rms_norm 3584",
         lambda: add_rms_norm(zeros(4, 3584), zeros(4, 3584), zeros(3584), 1e-6),
@@ -171,6 +182,7 @@ def calls(target):
     yield "swiglu 18944", lambda: swiglu(zeros(4, 2 * 18944))
     yield "rope 28/4 d128", lambda: rope(28, 4, 128)
     yield "rope 32/8 d128 norm fp8 bounds", lambda: rope(32, 8, 128, fp8, True, True)
+    yield "rope 28/4 d128 int8", lambda: rope(28, 4, 128, torch.int8)
     yield "sample plain", draw
     yield "sample filters", lambda: draw(**filters)
     yield "sample all", lambda: draw(**filters, **penalties)
@@ -185,6 +197,9 @@ def calls(target):
     yield "skinny_gemm 64 int4", lambda: gemm(64, quantize_int4)
     if target != "sm_80":
         yield "skinny_gemm 16 fp8", lambda: gemm(16, quantize_fp8)
+    yield "grouped_gemm 16 rows", lambda: experts(4)
+    yield "grouped_gemm 64 rows", lambda: experts(1024)
+    yield "grouped_gemm 64 rows fp32", lambda: experts(1024, f32)
     bounds = zeros(2, 4, 128, dtype=f32)
     yield "page_scores", lambda: quest.page_scores(query, bounds, bounds, tables, lens)
     yield (

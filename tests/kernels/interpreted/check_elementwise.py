@@ -14,6 +14,7 @@ from tandem_kernels import (
     rope_table,
     swiglu,
 )
+from tandem_kernels.int8_kv import codes_and_scales
 from tandem_kernels.qk_norm_rope import qk_norm_rope_write_reference
 from tandem_kernels.rms_norm import add_rms_norm_reference
 from tandem_kernels.swiglu import swiglu_reference
@@ -169,6 +170,35 @@ def check_fp8_write_divides_by_the_scale_and_saturates(kv_dtype):
         error = (ours.cpu().double() - divided).abs()
         assert bool((error <= divided.abs() * rounding + 2.0**-10).all())
         assert ours.float().abs().max() == limit
+
+
+@pytest.mark.parametrize("rotary_dim", [64, 20])
+def check_int8_write_gives_each_token_its_scale(rotary_dim):
+    fused = harness.randn(7, 8, 64, scale=3)
+    fused[3, 6:] = 0  # a value of zeros has the scale 0
+    q, k, v = fused.split([4, 2, 2], dim=1)
+    arguments = {
+        "positions": torch.arange(7),
+        "cos_sin_cache": rope_table(rotary_dim, 400, 1e4, None),
+        "slot_mapping": torch.tensor([64, 0, -1, 127, 130, 131, 132]),
+    }
+    arguments = {name: value.to(harness.DEVICE) for name, value in arguments.items()}
+    stored = [torch.zeros(4, 2, 64, 68, dtype=torch.int8, device=harness.DEVICE) for _ in "kv"]
+    (keys, k_scale), (values, v_scale) = map(codes_and_scales, stored)
+    qk_norm_rope_write(
+        q, k, v, **arguments, k_cache=keys, v_cache=values, k_scale=k_scale, v_scale=v_scale
+    )
+
+    exact = [torch.zeros(4, 2, 64, 64, dtype=torch.float64) for _ in "kv"]
+    qk_norm_rope_write_reference(
+        *map(harness.wide, (q, k, v)), **{n: t.cpu() for n, t in arguments.items()},
+        k_cache=exact[0], v_cache=exact[1],
+    )  # fmt: skip
+    for codes, scales, want in ((keys, k_scale, exact[0]), (values, v_scale, exact[1])):
+        highest = want.abs().amax(-1)
+        assert torch.allclose(scales.cpu().double(), highest / 127, rtol=1e-6, atol=0)
+        error = codes.cpu().double() * scales.cpu().double()[..., None] - want
+        assert bool((error.abs() <= 0.5001 * highest[..., None] / 127).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32], ids=str)

@@ -59,6 +59,26 @@ def check_fp8_cache(kv_dtype):
     check(LENS, 4, 2, 64, torch.bfloat16, kv_dtype=kv_dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "head_dim", "window"), [(4, 64, None), (14, 80, 40)])
+def check_int8_cache(dtype, heads, head_dim, window):
+    options = {"scale": head_dim**-0.5, "sliding_window": window}
+    *cache, tables, lens = harness.paged_cache(LENS, 2, head_dim, torch.float32)
+    (k, k_scale, k_exact), (v, v_scale, v_exact) = map(harness.int8_cache, cache)
+    q = harness.randn(len(LENS), 2, heads, head_dim, dtype=dtype)
+
+    out = paged_decode_attention(q, k, v, tables, lens, k_scale=k_scale, v_scale=v_scale, **options)
+
+    exact, _ = paged_decode_attention_reference(
+        harness.wide(q), k_exact, v_exact, tables.cpu(), lens.cpu(), **options
+    )
+    torchs, _ = paged_decode_attention_reference(
+        q.cpu(), k_exact.to(dtype), v_exact.to(dtype), tables.cpu(), lens.cpu(),
+        compute_dtype=dtype, **options,
+    )  # fmt: skip
+    harness.assert_as_exact_as_torch(out, exact, torchs)
+
+
 def check_one_long_sequence_is_split():
     check((1000,), 8, 1, 128, torch.float16)
 

@@ -53,6 +53,27 @@ def check_ragged_batch_with_cached_prefixes(dtype):
     check(RAGGED, 4, 2, 64, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("head_dim", "window"), [(64, None), (80, 70)])
+def check_int8_cache(dtype, head_dim, window):
+    options = {"scale": head_dim**-0.5, "sliding_window": window}
+    lens = [prefix + rows for prefix, rows in RAGGED]
+    *cache, tables, seq_lens = harness.paged_cache(lens, 2, head_dim, torch.float32)
+    (k, k_scale, k_exact), (v, v_scale, v_exact) = map(harness.int8_cache, cache)
+    starts = torch.tensor([0, *(rows for _, rows in RAGGED)]).cumsum(0).to(torch.int32)
+    q = harness.randn(int(starts[-1]), 4, head_dim, dtype=dtype)
+    rest = (tables, starts.to(harness.DEVICE), seq_lens)
+
+    out = prefill_attention(q, k, v, *rest, k_scale=k_scale, v_scale=v_scale, **options)
+
+    rest = tuple(tensor.cpu() for tensor in rest)
+    exact = prefill_attention_reference(harness.wide(q), k_exact, v_exact, *rest, **options)
+    torchs = prefill_attention_reference(
+        q.cpu(), k_exact.to(dtype), v_exact.to(dtype), *rest, compute_dtype=dtype, **options
+    )
+    harness.assert_as_exact_as_torch(out, exact, torchs)
+
+
 @pytest.mark.parametrize("window", [1, 20, 64, 130, 1000])
 def check_sliding_window(window):
     check(((0, 17), (190, 70), (0, 1)), 2, 1, 64, torch.float32, sliding_window=window)

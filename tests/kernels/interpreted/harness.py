@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tandem_kernels.int8_kv import SCALE_BYTES, codes_and_scales, quantize_tokens
+
 DEVICE = os.environ.get("TANDEM_KERNELS_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEADS = ((4, 2), (8, 1), (14, 2), (28, 4), (32, 8))
@@ -87,6 +89,23 @@ def paged_cache(lens, num_kv_heads, head_dim, dtype, *, seed=0, spare_blocks=3):
         caches[which] = values.to(dtype).to(DEVICE)
     seq_lens = torch.tensor(lens, dtype=torch.int32)
     return caches[0], caches[1], tables.to(DEVICE), seq_lens.to(DEVICE)
+
+
+def int8_cache(cache):
+    """A paged cache's keys or values as int8: (codes, scales, the float64 that they stand for).
+
+    Scales of unused slots are NaN, their codes the largest.
+    """
+    values = cache.cpu().double()
+    unused = values.isnan().any(-1)
+    num_blocks, kv_heads, _, head_dim = values.shape
+    stored = torch.zeros(num_blocks, kv_heads, 64, head_dim + SCALE_BYTES, dtype=torch.int8)
+    codes, scales = codes_and_scales(stored.to(DEVICE))
+    made, factors = quantize_tokens(values.nan_to_num())
+    made[unused], factors[unused] = 127, float("nan")
+    codes.copy_(made)
+    scales.copy_(factors)
+    return codes, scales, made.double() * scales.cpu().double()[..., None]
 
 
 def wide(tensor):

@@ -11,7 +11,7 @@ import torch
 from tandem_kernels import dispatch
 from tandem_kernels.checks import KernelArgumentError
 from tandem_kernels.sampler import sample
-from tandem_kernels.warm_up import EngineShapes, warm_up
+from tandem_kernels.warm_up import EngineShapes, ExpertLayers, warm_up
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.engine.drawn import Drawn, Sampled, TokenLogprobs
 from tandem_worker.engine.masks import MaskBuilder
@@ -23,6 +23,7 @@ from tandem_worker.errors import ConfigError
 from tandem_worker.models.checkpoint import load_weights
 from tandem_worker.models.cpu_linear import computes_bfloat16
 from tandem_worker.models.cpu_transformer import CpuTransformer
+from tandem_worker.models.kv_cache import QUANTIZED, Pair, allocate, token_bytes
 from tandem_worker.models.sharding import WHOLE, Shard
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Decodes, Prefills, Transformer
@@ -42,6 +43,7 @@ class ModelRunner:
         weights_dir: A Hugging Face model directory.
         shard: The part of the model that this process computes.
         reduce: Sums a tensor over all parts; needed where there are several.
+        kv_file: Memory to hold the KV caches in, which another process maps too.
 
     Raises:
         ConfigError: the device is absent or the KV blocks do not fit.
@@ -58,6 +60,7 @@ class ModelRunner:
         *,
         shard: Shard = WHOLE,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        kv_file: str | None = None,
     ) -> None:
         torch.set_num_threads(config.num_threads)
         self.spec = ModelSpec.load(weights_dir)
@@ -69,6 +72,7 @@ class ModelRunner:
         if name == "auto":
             name = _own_dtype(self.spec, self.device)
         self.dtype = _DTYPES[name]
+        self.kv_dtype = QUANTIZED.get(config.kv_cache_dtype, self.dtype)
         weights = load_weights(
             self.spec, weights_dir, dtype=self.dtype, device=self.device, shard=shard
         )
@@ -79,15 +83,8 @@ class ModelRunner:
         self.model = (CpuTransformer if on_cpu else Transformer)(
             self.own_spec, weights, max_positions=self.max_model_len + 1, reduce=reduce
         )
-        shape = (self.num_blocks, self.own_spec.num_kv_heads, BLOCK_SIZE, self.spec.head_dim)
         try:
-            self.kv_caches = [
-                (
-                    torch.zeros(shape, dtype=self.dtype, device=self.device),
-                    torch.zeros(shape, dtype=self.dtype, device=self.device),
-                )
-                for _ in range(self.spec.num_layers)
-            ]
+            self.kv_caches = self._allocate(kv_file)
         except RuntimeError as error:  # torch's way to say that there is no such memory
             raise ConfigError(
                 f"{self.num_blocks} KV blocks need {self.num_blocks * self.block_bytes >> 30} GiB "
@@ -95,11 +92,28 @@ class ModelRunner:
             ) from error
 
     @property
+    def kv_parts(self) -> list[list[Pair]]:
+        """The KV caches of each process of this worker, rank by rank."""
+        return [self.kv_caches]
+
+    def _allocate(self, file: str | None = None) -> list[Pair]:
+        spec = self.own_spec
+        return allocate(
+            spec.num_layers,
+            self.num_blocks,
+            spec.num_kv_heads,
+            spec.head_dim,
+            self.kv_dtype,
+            self.device,
+            file=file,
+        )
+
+    @property
     def block_bytes(self) -> int:
         """K and V of one block over all layers."""
         spec = self.own_spec
-        values = 2 * spec.num_layers * spec.num_kv_heads * BLOCK_SIZE * spec.head_dim
-        return values * self.dtype.itemsize
+        tokens = 2 * spec.num_layers * spec.num_kv_heads * BLOCK_SIZE
+        return tokens * token_bytes(spec.head_dim, self.kv_dtype)
 
     @torch.inference_mode()
     def execute(
@@ -160,7 +174,7 @@ class ModelRunner:
             except KernelArgumentError as error:  # fp8 codes on a GPU without them
                 raise ConfigError(
                     f"the kernels cannot run this model on {self.device}: {error}; take a "
-                    "checkpoint in another format, or set device to cpu"
+                    "checkpoint or a kv_cache_dtype of another format, or set device to cpu"
                 ) from error
         sequence = ScheduledSequence("warm-up", [0, 0, 0], 3, block_ids=[0])
         request = EngineRequest(sequence, SamplingParams(), _ignore)
@@ -178,9 +192,11 @@ class ModelRunner:
             intermediate_size=spec.intermediate_size,
             vocab_size=spec.vocab_size,
             dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
             qk_norm=spec.qk_norm,
             sliding_windows=spec.sliding_windows,
             quantized_linears=self.model.weights.quantized_linears(),
+            experts=ExpertLayers(spec.num_experts, spec.expert_size) if spec.num_experts else None,
             device=str(self.device),
         )
 

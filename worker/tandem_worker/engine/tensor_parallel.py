@@ -5,7 +5,9 @@ the other ranks' standard input and all of them run the same forward pass, in wh
 layer (gloo, over loopback) join the parts. The others hold no state but weights and KV blocks, and
 end when their input does, so none outlives the worker; one that dies or hangs breaks the sums,
 which is the end of the worker. The batch travels by pipe and not by a collective, because a
-collective gives up after a time and a pipe waits for the next request as long as it takes.
+collective gives up after a time and a pipe waits for the next request as long as it takes. The KV
+blocks of all ranks are memory that rank 0 maps, and so it transfers them
+(`transfer.sharded_memory`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +34,7 @@ from tandem_worker.engine.drawn import Drawn
 from tandem_worker.engine.requests import Work
 from tandem_worker.engine.runner import ModelRunner
 from tandem_worker.errors import ConfigError, WorkerError
+from tandem_worker.models.kv_cache import Pair
 from tandem_worker.models.sharding import Shard
 from tandem_worker.models.transformer import Batch, Decodes, Prefills
 
@@ -66,8 +70,11 @@ class TensorParallelRunner(ModelRunner):
             settings = config.model_copy(
                 update={"num_kv_blocks": self.num_blocks, "kv_cache_bytes": None}
             )
+            self._kv_parts = [self.kv_caches]
             for rank in range(1, size):
-                self.ranks.append(start_rank(settings, weights_dir, meeting, rank))
+                with self._shared_kv() as memory:
+                    self._kv_parts.append(self._allocate(_path(memory)))
+                    self.ranks.append(start_rank(settings, weights_dir, meeting, rank, memory))
             for rank, process in enumerate(self.ranks, 1):
                 if not _stdout(process).readline():
                     raise WorkerError(f"rank {rank} of {size} ended while it loaded; see its log")
@@ -80,6 +87,21 @@ class TensorParallelRunner(ModelRunner):
             threading.Thread(
                 target=self._watch, args=(rank, process), name=name, daemon=True
             ).start()
+
+    @property
+    def kv_parts(self) -> list[list[Pair]]:
+        """See :attr:`ModelRunner.kv_parts`; those of other processes are mapped here."""
+        return self._kv_parts
+
+    @contextlib.contextmanager
+    def _shared_kv(self) -> Iterator[int]:
+        """A file without a name that holds one rank's KV blocks, for as long as it is mapped."""
+        memory = os.memfd_create("tandem-kv")
+        try:
+            os.ftruncate(memory, self.num_blocks * self.block_bytes)
+            yield memory
+        finally:
+            os.close(memory)
 
     def execute(
         self,
@@ -194,14 +216,19 @@ def _meet(meeting: Path, rank: int, size: int) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
+def _path(memory: int) -> str:
+    return f"/proc/self/fd/{memory}"
+
+
 def start_rank(
-    config: WorkerConfig, weights_dir: Path, meeting: Path, rank: int
+    config: WorkerConfig, weights_dir: Path, meeting: Path, rank: int, memory: int
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "tandem_worker.engine.tensor_parallel"),
-            *(config.model_dump_json(), str(weights_dir), str(meeting), str(rank)),
+            *(config.model_dump_json(), str(weights_dir), str(meeting), str(rank), str(memory)),
         ],
+        pass_fds=(memory,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -224,7 +251,9 @@ def main(arguments: Sequence[str]) -> int:
         return part
 
     try:
-        runner = ModelRunner(config, weights_dir, shard=shard, reduce=add)
+        runner = ModelRunner(
+            config, weights_dir, shard=shard, reduce=add, kv_file=_path(int(arguments[4]))
+        )
         sys.stdout.buffer.write(b"loaded\n")
         sys.stdout.buffer.flush()
         group = _meet(meeting, rank, shard.size)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from tandem_worker.models.checkpoint import LayerWeights, ModelWeights
 from tandem_worker.models.cpu_linear import CpuMatrix, is_suited, prefers_float32
+from tandem_worker.models.kv_cache import read_rows, write_rows
 from tandem_worker.models.quantized import Weight
 from tandem_worker.models.spec import ModelSpec
 from tandem_worker.models.transformer import Batch, Transformer
@@ -229,9 +230,11 @@ class CpuTransformer(Transformer):
         heads = self._linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, size)
         qk = self._turned(layer, heads[:, : num_q + num_kv].float(), plan)
         q, k, v = qk[:, :num_q], qk[:, num_q:], heads[:, num_q + num_kv :]
-        keys, values = k_cache.view(-1, size), v_cache.view(-1, size)
-        keys.index_copy_(0, plan.written, k.reshape(-1, size).to(keys.dtype))
-        values.index_copy_(0, plan.written, v.reshape(-1, size).to(values.dtype))
+        # What a quantized cache gives back, so that a prompt's chunks do not decide what is seen.
+        k, v = (
+            write_rows(cache, plan.written, part.reshape(-1, size)).view(len(normed), num_kv, size)
+            for cache, part in ((k_cache, k), (v_cache, v))
+        )
 
         window = spec.sliding_windows[index]
         out = torch.empty((len(normed), num_q * size), dtype=torch.float32)
@@ -239,8 +242,8 @@ class CpuTransformer(Transformer):
             together = (len(readers.which), num_kv, readers.length, size)
             seen = F.scaled_dot_product_attention(
                 q[readers.which].view(together[0], num_kv, -1, size),
-                keys.index_select(0, readers.rows).view(together).float(),
-                values.index_select(0, readers.rows).view(together).float(),
+                read_rows(k_cache, readers.rows).view(together),
+                read_rows(v_cache, readers.rows).view(together),
                 attn_mask=plan.decode_mask(number, window),
                 scale=self._scale,
             )
@@ -249,11 +252,11 @@ class CpuTransformer(Transformer):
             part = slice(reading.start, reading.end)
             mask = None
             if reading.rows is None:
-                own_k, own_v = k[part].transpose(0, 1), v[part].transpose(0, 1).float()
+                own_k, own_v = k[part].transpose(0, 1), v[part].transpose(0, 1)
             else:
                 own_k, own_v = (
-                    flat.index_select(0, reading.rows).view(num_kv, -1, size).float()
-                    for flat in (keys, values)
+                    read_rows(cache, reading.rows).view(num_kv, -1, size)
+                    for cache in (k_cache, v_cache)
                 )
             causal = reading.rows is None and (window is None or reading.length <= window)
             if not causal:

@@ -2,7 +2,7 @@
 
 Shapes: ``num_tokens`` counts all tokens of the step, decodes first (one token each), then prefill
 chunks back to back; the KV cache of a layer is two tensors
-``(num_blocks, num_kv_heads, 64, head_dim)``.
+``(num_blocks, num_kv_heads, 64, head_dim)``, or as `models.kv_cache` says of quantized ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tandem_kernels.rope import rope_table
 from tandem_kernels.swiglu import swiglu
 from tandem_worker.errors import ModelError
 from tandem_worker.models.checkpoint import DenseMlp, LayerWeights, ModelWeights
+from tandem_worker.models.kv_cache import opened
 from tandem_worker.models.mixture import Experts, mixture
 from tandem_worker.models.quantized import Weight, linear
 from tandem_worker.models.spec import ModelSpec
@@ -120,7 +121,7 @@ class Transformer:
         """Hidden states after the final norm, ``(num_tokens, hidden_size)``.
 
         Writes K and V of the batch's tokens into their slots; ``on_layer(i)`` is called as soon as
-        layer i's are written.
+        layer i's are written, on every rank.
         """
         eps = self.spec.rms_norm_eps
         hidden = self._embedded(batch)
@@ -129,9 +130,9 @@ class Transformer:
             normed, residual = add_rms_norm(hidden, residual, layer.input_norm, eps)
             k_cache, v_cache = kv_caches[index]
             attended = self._attention(index, layer, normed, batch, k_cache, v_cache)
-            if on_layer is not None:
-                on_layer(index)
             hidden = self._reduce(self._linear(attended, layer.o, layer.o_bias))
+            if on_layer is not None:  # after the sum: only then have the other ranks written theirs
+                on_layer(index)
             normed, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
             hidden = self._reduce(self._mlp(normed, layer.mlp))
         normed, _ = add_rms_norm(hidden, residual, self.weights.norm, eps)
@@ -167,6 +168,7 @@ class Transformer:
         qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
         rows = qkv.view(num_tokens, -1, spec.head_dim)
         num_q, num_kv = spec.num_heads, spec.num_kv_heads
+        (k_cache, k_scale), (v_cache, v_scale) = opened(k_cache), opened(v_cache)
         q = qk_norm_rope_write(
             rows[:, :num_q],
             rows[:, num_q : num_q + num_kv],
@@ -179,6 +181,8 @@ class Transformer:
             q_weight=layer.q_norm,
             k_weight=layer.k_norm,
             eps=spec.rms_norm_eps,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         window = spec.sliding_windows[index]
         parts = []
@@ -191,6 +195,8 @@ class Transformer:
                 batch.decodes.seq_lens,
                 scale=self._scale,
                 sliding_window=window,
+                k_scale=k_scale,
+                v_scale=v_scale,
             )
             parts.append(out.reshape(batch.num_decodes, -1))
         if batch.prefills is not None:
@@ -203,6 +209,8 @@ class Transformer:
                 batch.prefills.seq_lens,
                 scale=self._scale,
                 sliding_window=window,
+                k_scale=k_scale,
+                v_scale=v_scale,
             )
             parts.append(out.reshape(num_tokens - batch.num_decodes, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -340,9 +340,13 @@ class Worker:
         from tandem_worker.disaggregation.decode_side import RemotePrefill
         from tandem_worker.disaggregation.prefill_side import PrefillService
         from tandem_worker.transfer import KVPool, TransferError, create_receiver, create_sender
+        from tandem_worker.transfer.sharded_memory import ShardedKVPool
 
         settings = self.config.transfer
-        pool = KVPool(runner.kv_caches, weights=self._weights["digest"])
+        parts = [KVPool(part, weights=self._weights["digest"]) for part in runner.kv_parts]
+        pool = parts[0]
+        if len(parts) > 1:
+            pool = ShardedKVPool(parts, runner.spec.num_kv_heads)
         self.kv_layout = pool.layout
         token = self.peer_tokens if self.peer_tokens() else None
         if self.config.role == "decode":

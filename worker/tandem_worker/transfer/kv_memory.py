@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from tandem_worker.transfer.errors import BlockConflictError, LayoutMismatchError
-from tandem_worker.transfer.layout import DTYPE_CODES, DTypeName, KVLayout
+from tandem_worker.transfer.layout import DTYPE_CODES, SCALE_BYTES, DTypeName, KVLayout
 
 _TORCH_NAMES: dict[torch.dtype, DTypeName] = {
     torch.float32: "float32",
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+    torch.float8_e4m3fn: "float8_e4m3fn",
 }
 _TORCH_DTYPES = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 
@@ -59,7 +61,8 @@ class KVPool:
     """The KV cache of one worker, one `(k_cache, v_cache)` pair per layer.
 
     Each tensor is contiguous, `(num_blocks, num_kv_heads, block_size, head_dim)`, all of one shape,
-    dtype (float32, float16 or bfloat16) and device. Raises `LayoutMismatchError` otherwise.
+    dtype and device; int8 ones have four more bytes a token, for its scale. Raises
+    `LayoutMismatchError` otherwise.
 
     `weights` is the digest of the files that the model computing the blocks was loaded from.
     `staged` sends blocks through host memory; the default does where the host cannot address the
@@ -102,12 +105,13 @@ class KVPool:
                     )
         self.caches = list(caches)
         self.num_blocks = int(first.shape[0])
+        dtype = _TORCH_NAMES[first.dtype]
         self.layout = KVLayout(
             num_layers=len(caches),
             num_kv_heads=int(first.shape[1]),
             block_size=int(first.shape[2]),
-            head_dim=int(first.shape[3]),
-            dtype=_TORCH_NAMES[first.dtype],
+            head_dim=int(first.shape[3]) - SCALE_BYTES.get(dtype, 0),
+            dtype=dtype,
             weights=weights,
         )
         self.device = first.device
@@ -118,7 +122,8 @@ class KVPool:
     @classmethod
     def allocate(cls, layout: KVLayout, num_blocks: int) -> KVPool:
         """A zeroed pool in host memory."""
-        shape = (num_blocks, layout.num_kv_heads, layout.block_size, layout.head_dim)
+        width = layout.head_dim + SCALE_BYTES.get(layout.dtype, 0)
+        shape = (num_blocks, layout.num_kv_heads, layout.block_size, width)
         dtype = torch_dtype(layout.dtype)
         return cls(
             [
@@ -149,7 +154,10 @@ class KVPool:
         if self._bytes is not None:
             return self._views(layer, block_ids)
         index = torch.as_tensor(list(block_ids), dtype=torch.int64, device=self.device)
-        staged = [cache.index_select(0, index).cpu() for cache in self.caches[layer]]
+        # As bytes: torch has no such copies of every type.
+        staged = [
+            cache.view(torch.uint8).index_select(0, index).cpu() for cache in self.caches[layer]
+        ]
         return [_byte_view(tensor) for tensor in staged]
 
     def scatter(self, layer: int, block_ids: Sequence[int]) -> ScatterTarget:
@@ -157,14 +165,13 @@ class KVPool:
         self.check(layer, block_ids)
         if self._bytes is not None:
             return ScatterTarget(self._views(layer, block_ids), _nothing)
-        shape = (len(block_ids), *self.caches[layer][0].shape[1:])
-        dtype = self.caches[layer][0].dtype
-        staged = [torch.empty(shape, dtype=dtype) for _ in range(2)]
+        box = self.caches[layer][0].view(torch.uint8).shape[1:]
+        staged = [torch.empty((len(block_ids), *box), dtype=torch.uint8) for _ in range(2)]
 
         def commit() -> None:
             index = torch.as_tensor(list(block_ids), dtype=torch.int64, device=self.device)
             for cache, host in zip(self.caches[layer], staged, strict=True):
-                cache.index_copy_(0, index, host.to(self.device))
+                cache.view(torch.uint8).index_copy_(0, index, host.to(self.device))
             if self.device.type == "cuda":
                 # the engine's stream reads these blocks as soon as the reservation completes
                 torch.cuda.current_stream(self.device).synchronize()
@@ -189,6 +196,11 @@ class KVPool:
             view[:] = data[offset : offset + len(view)]
             offset += len(view)
         target.commit()
+
+    def boxes(self, layer: int) -> tuple[memoryview, memoryview]:
+        """All bytes of a layer's K and V in host memory."""
+        assert self._bytes is not None
+        return self._bytes[layer]
 
     def _views(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
         assert self._bytes is not None

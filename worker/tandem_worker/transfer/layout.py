@@ -11,10 +11,24 @@ from typing import Literal
 
 from tandem_worker.transfer.errors import LayoutMismatchError
 
-DTypeName = Literal["float32", "float16", "bfloat16"]
+DTypeName = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3fn"]
 
-DTYPE_CODES: dict[DTypeName, int] = {"float32": 1, "float16": 2, "bfloat16": 3}
-DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_CODES: dict[DTypeName, int] = {
+    "float32": 1,
+    "float16": 2,
+    "bfloat16": 3,
+    "int8": 4,
+    "float8_e4m3fn": 5,
+}
+DTYPE_BYTES: dict[DTypeName, int] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int8": 1,
+    "float8_e4m3fn": 1,
+}
+SCALE_BYTES: dict[DTypeName, int] = {"int8": 4}
+"""What a token of a KV head has beside its values: an int8 block's codes, then 64 scales."""
 DTYPE_NAMES: dict[int, DTypeName] = {code: name for name, code in DTYPE_CODES.items()}
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -23,6 +37,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True)
 class KVLayout:
     """One layer's K (and V) cache is `(num_blocks, num_kv_heads, block_size, head_dim)`.
+
+    Of int8, a (block, head) is block_size * head_dim codes, then block_size float32 scales.
 
     `num_blocks` is no part of it: the two workers of a transfer may hold pools of any size.
     `weights` is the digest of the model's files (64 hex digits): blocks that other weights computed
@@ -53,7 +69,8 @@ class KVLayout:
     @property
     def box_bytes(self) -> int:
         """Bytes of one block of one layer's K (the same for V)."""
-        return self.num_kv_heads * self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+        token = self.head_dim * DTYPE_BYTES[self.dtype] + SCALE_BYTES.get(self.dtype, 0)
+        return self.num_kv_heads * self.block_size * token
 
     @property
     def unit_bytes(self) -> int:
@@ -67,7 +84,8 @@ class KVLayout:
             if mine != theirs:
                 raise LayoutMismatchError(
                     f"{what} has KV {name}={theirs}, this worker has {mine}; prefill and decode "
-                    "workers must serve the same model with the same dtype and block size"
+                    "workers must serve the same model with the same dtype, kv_cache_dtype and "
+                    "block size"
                 )
         if self.weights != other.weights:
             raise LayoutMismatchError(
