@@ -141,6 +141,7 @@ async def test_log_probabilities_that_are_included_are_asked_for_and_given(
         ({"input": [{"type": "function_call", "name": "f"}]}, "`input[0].arguments`"),
         ({"input": [{"type": "function_call_output", "output": "1"}]}, "`input[0].call_id`"),
         ({"input": [{"content": "hi"}]}, "`input[0].role`"),
+        ({"input": [{"type": "reasoning"}]}, "`input` holds thoughts alone"),
         ({"tools": [{"type": "function"}]}, "`tools[0].name`"),
         ({"tool_choice": "sometimes"}, "`tool_choice`"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),

@@ -36,6 +36,10 @@ def to_chat(fields: Mapping[str, Any]) -> dict[str, Any]:
         messages.append({"role": "user", "content": said.input})
     else:
         messages += _messages(said.input)
+        if not messages:
+            raise bad_request(
+                "`input` holds thoughts alone; send at least one message, call or result", "input"
+            )
     chat: dict[str, Any] = {"model": said.model, "messages": messages}
     chat.update({name: fields[name] for name in _PASSED_ON if fields.get(name) is not None})
     chat.update(_tools(said))
