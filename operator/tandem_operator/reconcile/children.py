@@ -116,11 +116,11 @@ async def apply_plan(
         namespace, before = pool["metadata"]["namespace"], int(pool["spec"].get("replicas", 1))
         if before == scale.replicas:
             continue
-        # First, so that whoever sees the new count finds the reason.
+        # Together, so that whoever sees the new count finds the reason.
         step = {SCALED_ANNOTATION: f"{before}>{scale.replicas} the Model's replicas changed"}
-        await api.annotate("WorkerPool", namespace, scale.pool, step)
-        await api.patch_spec("WorkerPool", namespace, scale.pool, {"replicas": scale.replicas})
-        result.writes += 2
+        body = {"metadata": {"annotations": step}, "spec": {"replicas": scale.replicas}}
+        await api.merge("WorkerPool", namespace, scale.pool, body)
+        result.writes += 1
     for obj in plan.apply:
         key = (obj["kind"], obj["metadata"]["name"])
         if key[1] in unseen and (obj["kind"] == "Deployment" or key not in live):
