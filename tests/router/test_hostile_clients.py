@@ -151,9 +151,12 @@ async def test_pages_of_other_sites_change_nothing(run_router: Any) -> None:
             "PUT", "/admin/set-points", {"gain_threshold": 0.5}, {"content-type": "text/plain"}
         )
         chat = await client.chat(headers=foreign)
+        unnamed = await client.chat(
+            headers={"sec-fetch-site": "cross-site", "host": "localhost:8000"}
+        )
         half = await client.request("PUT", "/admin/settings", b'{"\\ud800": 1e999}')
 
-    assert [each.status for each in (put, form, chat, half)] == [403, 415, 403, 400]
+    assert [each.status for each in (put, form, chat, unnamed, half)] == [403, 415, 403, 403, 400]
 
 
 async def test_one_request_may_not_be_many(run_router: Any) -> None:

@@ -223,3 +223,27 @@ def test_what_servers_say_to_each_other_no_client_says(make_config: Any, said: A
 
     with pytest.raises(ApiError, match=r"reserved for the router|not taken from requests"):
         parse_inference("chat", body, bodies)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cache_salt": "mine"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"priority": 3},
+        {"return_token_ids": True},
+    ],
+    ids=str,
+)
+async def test_what_only_our_workers_understand_reaches_no_provider(
+    run_router: Any, said: dict[str, Any]
+) -> None:
+    provider = await FakeProvider().start()
+    tiers = [{**tier, "kind": "external", "url": f"{provider.url}/v1"} for tier in TIERS]
+    async with run_router({}, tiers=tiers) as (client, _):
+        await client.chat(model="large", **said)
+    await provider.stop()
+
+    asked = [seen.json for seen in provider.seen if seen.path.endswith("/chat/completions")]
+    assert not any(name in body for body in asked for name in said)
+    assert asked
