@@ -76,7 +76,7 @@ async def test_the_router_listens_where_the_service_points() -> None:
 
 
 async def test_a_secret_makes_the_picker_speak_tls() -> None:
-    named = ASKED.replace("gateways}", "gateways, tlsSecretRef: {name: picker-tls}}")
+    named = ASKED.replace("gateways}", "gateways, tlsSecretName: picker-tls}")
     plain, secured = await settled(), await settled(named)
 
     pods = [c.get("Deployment", "r-router")["spec"]["template"]["spec"] for c in (plain, secured)]

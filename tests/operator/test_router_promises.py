@@ -83,7 +83,9 @@ async def test_status_repeats_what_training_said_to_do() -> None:
     report = PredictorFacts("v1", ("small", "large"), verdicts=(verdict,))
     cluster = await running(LEARNED, TrafficFacts(predictors={"r-router-0": report}))
 
-    assert cluster.get("Router", "r")["status"]["predictor"]["verdict"] == verdict
+    ready = cluster.condition("Router", "r", "PredictorReady")
+    assert ready["reason"] == "Loaded"
+    assert ready["message"].endswith(f"; its training said: {verdict}")
 
 
 @pytest.mark.parametrize(

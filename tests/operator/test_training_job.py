@@ -168,7 +168,7 @@ async def test_a_job_that_failed_is_told_with_where_to_look() -> None:
 
     await cluster.jobs(facts("68a1"))
 
-    said = cluster.get("Router", "r")["status"]["predictor"]["problem"]
+    said = cluster.get("Router", "r")["status"]["predictor"]["comparison"]
     name = job["metadata"]["name"]
     assert said == f"training failed: DeadlineExceeded; see `kubectl logs job/{name}`"
 

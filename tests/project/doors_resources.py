@@ -230,7 +230,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "metricsTokenSecretRef.key": Row("a", "b", {"metricsTokenSecretRef.name": "s"}),
         "access.allowedHosts": Row(ABSENT, ["chat.example"]),
         "gateway.namespace": Row("gateways", "istio-ingress"),
-        "gateway.tlsSecretRef.name": Row(
+        "gateway.tlsSecretName": Row(
             "picker-tls", "other-tls", given={"gateway": {"namespace": "gateways"}}
         ),
         "access.corsOrigins": Row([], ["https://app.example"]),

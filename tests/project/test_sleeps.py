@@ -18,7 +18,7 @@ ALLOWED = {
     "support/eventually.py": (2, "the polling itself"),
     # Stand-ins whose slowness is what is tested.
     "grading/fake_provider.py": (1, "a provider's slow answer"),
-    "project/doors_probes.py": (1, "a predictor that takes 30 ms"),
+    "project/doors_probes.py": (2, "a predictor and a verifier that take 30 ms"),
     "router/test_choices.py": (1, "a predictor that is late"),
     "router/test_failover.py": (1, "a worker's restart"),
     "router/test_upstream.py": (1, "a stream with pauses"),

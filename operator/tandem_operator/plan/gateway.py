@@ -64,10 +64,10 @@ def add_picker(
         return
     port = {"name": PORT_NAME, "containerPort": settings.gateway_port, "protocol": "TCP"}
     container["ports"].append(port)
-    if (secret := gateway.tls_secret_ref) is not None:
+    if (secret := gateway.tls_secret_name) is not None:
         args += ["--gateway-tls", TLS_DIR]
         mounts.append({"name": "gateway-tls", "mountPath": TLS_DIR, "readOnly": True})
-        volumes.append({"name": "gateway-tls", "secret": {"secretName": secret.name}})
+        volumes.append({"name": "gateway-tls", "secret": {"secretName": secret}})
 
 
 def _picker_service(router: Router, name: str, settings: Settings) -> Object:
@@ -78,7 +78,7 @@ def _picker_service(router: Router, name: str, settings: Settings) -> Object:
         "targetPort": PORT_NAME,
         "protocol": "TCP",
     }
-    if router.spec.gateway is not None and router.spec.gateway.tls_secret_ref is None:
+    if router.spec.gateway is not None and router.spec.gateway.tls_secret_name is None:
         # Of gRPC over TLS appProtocol has no word; the gateway is told of that by its own policy.
         port["appProtocol"] = "kubernetes.io/h2c"
     spec = {

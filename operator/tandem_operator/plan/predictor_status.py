@@ -81,6 +81,8 @@ def _learned(
         text = f"pod {name} uses predictor {report.version}"
         if report.problem:
             text += f"; its newer file is not used: {report.problem}"
+        if report.verdicts:
+            text += f"; its training said: {'; '.join(report.verdicts)}"
         conditions.add("PredictorReady", True, "Loaded", text)
 
 

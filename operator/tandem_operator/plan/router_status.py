@@ -119,16 +119,15 @@ def router_status(
         if measured and traffic.content_blind_quality_ratio is not None:
             blind = f"{traffic.content_blind_quality_ratio:.2f}"
             status["predictor"]["baselineQualityRatio"] = blind
-        verdict = next((v for r in traffic.predictors.values() if (v := r.verdicts)), ())
-        if verdict:
-            status["predictor"]["verdict"] = "; ".join(verdict)[:1024]
         if traffic.retraining is not None:
             retraining = traffic.retraining
             for name, said in (
                 ("candidate", retraining.candidate[:64]),
-                ("comparison", retraining.comparison),
+                (
+                    "comparison",
+                    retraining.problem or failed_training or retraining.comparison,
+                ),
                 ("lastChange", retraining.last_change),
-                ("problem", retraining.problem or failed_training),
             ):
                 if said:
                     status["predictor"][name] = said[:1024]

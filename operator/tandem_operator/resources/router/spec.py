@@ -70,7 +70,7 @@ class Gateway(Resource):
     namespace: Name = Field(
         description="Namespace of the gateway's pods; its pods alone may ask, and reach workers."
     )
-    tls_secret_ref: ObjectRef | None = Field(
+    tls_secret_name: Name | None = Field(
         default=None,
         description="Secret of type kubernetes.io/tls by which the gateway speaks TLS with the "
         "Router; taken up when renewed. In the clear when absent.",

@@ -68,22 +68,19 @@ class PredictorStatus(Resource):
         description="The same for content-blind routing at equal cost: as many requests for each "
         "tier, whatever is in them.",
     )
-    verdict: Text | None = Field(
-        default=None,
-        description="What its training said to do with each pair of tiers: route, or all to one.",
-    )
     candidate: ShortText | None = Field(
         default=None, description="Version of the one trained from labels that is compared now."
     )
     comparison: Text | None = Field(
-        default=None, description="What new labels say so far of it, or of the one it replaced."
+        default=None,
+        description="What new labels say so far of it, or of the one it replaced; why none is "
+        "trained from them now.",
     )
     last_change: Text | None = Field(
         default=None,
         description="The last training, promotion, rejection or return: when, of which version, "
         "and why.",
     )
-    problem: Text | None = Field(default=None, description="Why none is trained from labels now.")
 
 
 class QualityStatus(Resource):
