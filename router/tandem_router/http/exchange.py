@@ -1,4 +1,4 @@
-"""One request and its reply as ASGI's `receive` and `send`, over a connection of `http.server`."""
+"""One request and its reply as ASGI's `receive` and `send`, over a client's connection."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import asyncio
 import http
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tandem_router.errors import ApiError
 from tandem_router.http.eager import EagerRun
 
 if TYPE_CHECKING:
     from tandem_router.http.known_heads import Head
-    from tandem_router.http.server import Connection
 
 logger = logging.getLogger("tandem.router")
 
@@ -27,6 +26,26 @@ STATUS_LINES = {
 Message = MutableMapping[str, Any]
 # An application's own way for an exchange; None: it has to be asked as ASGI says.
 Direct = Callable[["Exchange"], Awaitable[None] | None]
+
+
+class ClientConnection(Protocol):
+    """What an exchange knows of the connection that it is on (`http.server` has them)."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    address: str
+    closing: bool
+    writing_paused: bool
+
+    def default_lines(self) -> bytes: ...
+    def scope_of(self, head: Head, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]: ...
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def finished(self, exchange: Exchange) -> None: ...
+    def refuse(self, error: ApiError) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Exchange:
@@ -52,7 +71,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ClientConnection,
         scope: Message | None,
         names: Mapping[bytes, bytes],
         keep_alive: bool,
