@@ -479,6 +479,18 @@ def trained_every(config: RouterConfig) -> list[bool]:
         return [retraining.life.every_s <= hour * 3600.0 for hour in range(1, 6)]
 
 
+def once(body: bytes) -> Any:
+    """ASGI's `receive` of a client that sends this, stays and says no more."""
+    left = [body]
+
+    async def receive() -> Any:
+        if not left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": left.pop(), "more_body": False}
+
+    return receive
+
+
 def kept_of_a_stream(config: RouterConfig) -> list[Any]:
     """How many bytes of a stream are kept to go on with it."""
     from tandem_router.proxy import request_handler
@@ -492,16 +504,13 @@ def kept_of_a_stream(config: RouterConfig) -> list[Any]:
 
     body = b'{"model": "small", "prompt": "x", "stream": true}'
 
-    async def receive() -> Any:
-        return {"type": "http.request", "body": body, "more_body": False}
-
     async def send(message: Any) -> None:
         return
 
     kept = request_handler.Relay
     request_handler.Relay = Relay  # type: ignore[assignment, misc]
     try:
-        asyncio.run(app(config)(asked("/v1/completions", len(body)), receive, send))
+        asyncio.run(app(config)(asked("/v1/completions", len(body)), once(body), send))
     finally:
         request_handler.Relay = kept  # type: ignore[misc]
     return told
@@ -534,10 +543,12 @@ def gateways(config: RouterConfig) -> list[Any]:
 def patience(config: RouterConfig) -> list[Any]:
     """How long a provider may go without the beginning of an answer where another tier could."""
     told: list[Any] = []
+    asked_once = asyncio.Event()
 
     class Away:
         async def request(self, *_: Any, begin_within_s: float | None, **__: Any) -> Any:
             told.append(begin_within_s)
+            asked_once.set()
             raise UnreachableError("nobody is there")
 
         def close(self) -> None:
@@ -545,16 +556,16 @@ def patience(config: RouterConfig) -> list[Any]:
 
     body = b'{"model": "chat", "prompt": "x", "max_tokens": 1}'
 
-    async def receive() -> Any:
-        return {"type": "http.request", "body": body, "more_body": False}
-
     async def send(message: Any) -> None:
         return
 
     async def ask() -> None:
         router = app(config, client=Away())
         router.set_table({"large": {"unified": ("http://127.0.0.1:1",)}})
-        await router(asked("/v1/completions", len(body)), receive, send)
+        answer = router(asked("/v1/completions", len(body)), once(body), send)
+        waits = asyncio.ensure_future(answer)  # for a worker, when nobody is left to ask
+        await asked_once.wait()
+        waits.cancel()
 
     asyncio.run(ask())
     return told[:1]

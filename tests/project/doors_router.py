@@ -342,8 +342,8 @@ ROUTER: dict[str, Tests | Probe] = {
     ),
     "failover.tier_patience_s": Probe(
         patience,
-        1.0,
-        2.0,
+        0.25,
+        0.5,
         {**EXTERNAL, "fallback_tier": "small", "predictor.type": "Fixed"},
         then=shown_by(
             "router/test_tier_faults.py::"
