@@ -150,7 +150,7 @@ def test_a_floor_that_weighs_stakes_holds_on_what_it_saw(
     limit = PredictedFloor(floor, 0.1)
     for gain, dearest, stake in requests:
         limit.observe(gain, dearest, stake)
-    limit.weigh(limit.knows_stakes)
+    limit.weigh(True)
 
     lost = sum(g for g, _, stake in requests if weighed(g, stake) <= limit.threshold)
 
@@ -166,16 +166,27 @@ def test_stakes_save_more_than_gains_alone_at_the_same_floor() -> None:
         plain.observe(gain, dearest)
     limit.weigh(True)
 
+    assert limit.stakes_pay
     saved = sum(stake for g, _, stake in rows if weighed(g, stake) <= limit.threshold)
     by_gain = sum(stake for g, _, stake in rows if g <= plain.threshold)
 
     assert saved > 1.2 * by_gain
 
 
+def test_where_stakes_would_save_little_each_request_is_asked_for_the_same() -> None:
+    """Whoever gains most costs most, as with questions of which the hard ones are long."""
+    limit = FloorLimit(0.95, 0.1)
+    for number in range(4 * MIN_STAKES):
+        gain = 0.01 * (number % 30)
+        limit.observe(gain, 1.0, 0.7 + 2.0 * gain)
+
+    assert not limit.weigh(True)
+
+
 def test_a_threshold_that_somebody_asks_for_means_gain() -> None:
     limit, saving, base = FloorLimit(0.95, 0.1), UsualSaving(), PolicySetPoints()
-    for number in range(MIN_STAKES):
-        decision = decide(ask(0.01 * (number % 20)), TIERS, base)
+    for number in range(2 * MIN_STAKES):
+        decision = decide(ask(0.01 * (number % 20), 100 if number % 2 else 10_000), TIERS, base)
         limit.observe(0.01 * (number % 20), 0.7, saving.observe(decision))
 
     free = saving.in_force(base, lambda: limit.clip(None), limit, True)

@@ -142,9 +142,7 @@ class FloorLimit:
         It does while it rests on predictions alone: labels say what is lost below a gain.
         """
         predicted = self._predicted
-        weighs = (
-            stakes and self.predicts and predicted.knows_stakes and not self.certified.num_labels
-        )
+        weighs = stakes and self.predicts and predicted.stakes_pay and not self.certified.num_labels
         predicted.weigh(weighs)
         return weighs
 

@@ -24,8 +24,12 @@ MIN_OBSERVED = 64
 #: Labels at which what they say beyond predictions counts half.
 HALF_BELIEVED = 50.0
 RECOMPUTE_EVERY = 16
-# Requests from which on their stakes may count.
+# Requests from which on their stakes may count, and after which that is judged again.
 MIN_STAKES = 128
+# What asking each request in proportion to its stake has to save of the dearest tier's cost at the
+# same expected quality; half of it where that is done already. Little is not worth sending more
+# short prompts there: predictions of small gains and of costs are not that good.
+WORTH_WEIGHING = 0.1
 
 
 def threshold_for_floor(
@@ -87,8 +91,10 @@ class PredictedFloor:
         self._recent: deque[tuple[float, float, float]] = deque(
             ((1.0, gain, quality) for gain, quality in training), maxlen=window
         )
-        self._num_seen = 0
+        self._num_seen = self._judged_at = 0
         self._weighs = False
+        #: Whether asking each request in proportion to its stake would save enough.
+        self.stakes_pay = False
         self._since = 0
         self.threshold = initial_threshold
         if self._recent:
@@ -97,23 +103,34 @@ class PredictedFloor:
     def _compute(self) -> None:
         """Choose anew, on losses as they are measured where they are."""
         # What stands in for traffic says nothing of what is at stake.
-        unseen = max(0, len(self._recent) - self._num_seen) if self._weighs else 0
-        requests = list(self._recent)[unseen:]
+        seen = list(self._recent)[max(0, len(self._recent) - self._num_seen) :]
+        if self._num_seen >= self._judged_at + MIN_STAKES:
+            self._judged_at = self._num_seen
+            least = WORTH_WEIGHING / 2.0 if self._weighs else WORTH_WEIGHING
+            self.stakes_pay = self._spent(seen, True) <= (1.0 - least) * self._spent(seen, False)
+        requests = seen if self._weighs else list(self._recent)
+        self.threshold = self._allowed(requests, self._weighs)
+
+    def _allowed(self, requests: Collection[tuple[float, float, float]], weighs: bool) -> float:
         # What labels do not know yet falls with the square root of their number.
         kept_back = self._margin * math.sqrt(HALF_BELIEVED / (HALF_BELIEVED + len(self._beyond)))
-        self.threshold = threshold_for_floor(
+        return threshold_for_floor(
             [(gain, quality) for _, gain, quality in requests],
             self._floor,
             self._beyond,
             self._better,
-            [stake for stake, *_ in requests] if self._weighs else None,
+            [stake for stake, *_ in requests] if weighs else None,
             kept_back,
         )
 
-    @property
-    def knows_stakes(self) -> bool:
-        """Whether enough requests were seen with what was at stake for them."""
-        return self._num_seen >= MIN_STAKES
+    def _spent(self, requests: Collection[tuple[float, float, float]], weighs: bool) -> float:
+        """What the dearest tier would cost more for those that it would get, in usual stakes."""
+        threshold = self._allowed(requests, weighs)
+        return sum(
+            stake
+            for stake, gain, _ in requests
+            if (weighed(gain, stake) if weighs else gain) > threshold
+        )
 
     def weigh(self, stakes: bool) -> None:
         """Whether from now on each request is asked for the threshold times its stake."""
