@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 import doors_probes
 import doors_resources as resources
@@ -19,7 +19,7 @@ import doors_router
 import doors_rows
 import doors_worker
 from doors_kit import ROOT, Door, Readers, doors, missing_tests, readers, unread
-from tandem_operator.resources import SPECS, RouterSpec
+from tandem_operator.resources import SPECS
 from tandem_router.config import RouterConfig
 from tandem_worker.config import WorkerConfig
 
@@ -49,28 +49,29 @@ def test_rows_name_fields_that_exist() -> None:
         assert set(rows) <= known[kind], sorted(set(rows) - known[kind])
 
 
-class _Planted(RouterSpec):
-    wired_to_nothing: int = Field(default=1, description="Nobody reads it.")
-
-
-def test_a_field_that_is_wired_to_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_field_that_is_wired_to_nothing_is_found(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The walk is worth something only if it fails for what it is there to find."""
-    planted = next(door for door in doors(_Planted) if door.name == "wired_to_nothing")
+    nothing = (int, Field(default=1, description="Nobody reads it."))
+    spec = create_model("Planted", __base__=SPECS[kind], wired_to_nothing=nothing)
+    planted = next(door for door in doors(spec) if door.name == "wired_to_nothing")
     rows = {planted.path: resources.Row(1, 2)}
 
     assert unread([planted], OPERATOR) == ["wiredToNothing"]
-    assert "no row" in (resources.alike("Router", planted, {}) or "")
-    monkeypatch.setattr(resources, "typed", _without(resources.typed, "wiredToNothing"))
+    assert "no row" in (resources.alike(kind, planted, {}) or "")
+    monkeypatch.setattr(resources, "typed", _without(resources.typed, kind, spec))
     monkeypatch.setattr(resources, "refusal", lambda kind, spec: None)
-    assert "nothing shows" in (resources.alike("Router", planted, rows) or "")
+    assert "nothing shows" in (resources.alike(kind, planted, rows) or "")
 
 
-def _without(typed, name):  # type: ignore[no-untyped-def]
+def _without(typed, planted_kind, planted):  # type: ignore[no-untyped-def]
     """Takes the planted field as its class does, and reads on without it."""
 
     def read(kind: str, resource: str, spec: resources.Object) -> object:
-        assert _Planted.model_validate(spec)
-        return typed(kind, resource, {k: v for k, v in spec.items() if k != name})
+        assert kind != planted_kind or planted.model_validate(spec)
+        return typed(kind, resource, {k: v for k, v in spec.items() if k != "wiredToNothing"})
 
     return read
 
