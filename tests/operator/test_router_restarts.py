@@ -24,6 +24,7 @@ NEW_PODS = {
     "metricsTokenSecretRef": "a mount",
     "learning.judge.apiKeySecretRef.name": "a mount",
     "tiers.external.apiKeySecretRef.name": "a mount",
+    "gateway.tlsSecretName": "a mount",
     "store.postgres": "a mount, and the connections of a process",
     "predictor.training.data": "trained before the router starts, from a mount",
     "predictor.training.fromLabels": "the router mounts what it trains again from",

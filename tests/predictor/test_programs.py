@@ -276,6 +276,7 @@ def test_formulas_are_computed_on_both_sides():
     assert value_of(r"\frac{12!}{2! \cdot 4!}") == pytest.approx(9979200.0)
     assert value_of(r"2\sqrt{9} + \binom{5}{2} - 3^2") == 7.0
     assert value_of("1,024") == 1024.0
+    assert value_of("5²") is None
     assert value_of(r"\frac{x}{2}") is None
     assert value_of(r"\frac{1}{0}") is None
     assert checked_formulas(r"so \(3 \times 4 = 12\) and \[ 5! = 125 \]") == (2, 1)

@@ -206,7 +206,7 @@ def test_a_rank_that_cannot_load_is_the_workers_failure_to_start(
     model = tmp_path / "model"
     shutil.copytree(tiny_llama, model)
     start = ranks.start_rank
-    monkeypatch.setattr(ranks, "start_rank", lambda c, d, m, r: start(c, d / "absent", m, r))
+    monkeypatch.setattr(ranks, "start_rank", lambda c, d, *more: start(c, d / "absent", *more))
 
     with pytest.raises(WorkerError, match="rank 1 of 2 ended while it loaded"):
         TensorParallelRunner(settings(2), model)

@@ -134,7 +134,7 @@ class _Reader:
 
     def _atom(self, depth: int) -> float:
         token = self._take()
-        if token and (token[0].isdigit() or (token[0] == "." and len(token) > 1)):
+        if token and (token[0].isdecimal() or (token[0] == "." and len(token) > 1)):
             return float(token)
         if closing := _CLOSING.get(token):
             value = self.sum(depth + 1)
