@@ -286,7 +286,7 @@ def test_the_cache_write_collects_page_bounds_over_several_calls():
         ({"k_cache": torch.zeros(3, 2, 32, 8)}, "k_cache has shape"),
         ({"sliding_window": 0}, "sliding_window=0 must be positive"),
         ({"soft_cap": -1.0}, "soft_cap=-1.0 must be positive"),
-        ({"k_scale": torch.ones(2)}, "scales belong to fp8 caches"),
+        ({"k_scale": torch.ones(2)}, "scales belong to fp8 and"),
     ],
 )
 def test_wrong_arguments_are_named_with_value_and_rule(change, message):
