@@ -89,7 +89,7 @@ def check_fp8_cache(kv_dtype):
 
 
 def check_more_sequences_than_one_planning_chunk(monkeypatch):
-    monkeypatch.setattr(prefill, "_PLAN_CHUNK", 4)
+    monkeypatch.setattr(prefill, "PLAN_CHUNK", 4)
 
     check(((0, 1), (3, 40), (5, 0), (0, 2), (64, 33), (0, 3)), 1, 1, 32, torch.float32)
 
