@@ -7,6 +7,7 @@ be called, and only where `values.py` lists it.
 from __future__ import annotations
 
 import ast
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class Function:
 
 
 @dataclass(eq=False)
-class Evaluator:
+class Evaluator(ABC):
     """The variables of one call, and those around it."""
 
     budget: Budget
@@ -52,9 +53,9 @@ class Evaluator:
     names: dict[str, Any] = field(default_factory=dict)
     elsewhere: dict[str, Evaluator] = field(default_factory=dict)
 
+    @abstractmethod
     def call_body(self, body: list[ast.stmt]) -> Any:
         """What the statements of a function return."""
-        raise NotImplementedError
 
     # -- expressions ------------------------------------------------------------------------
 
