@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tandem_router.openai.said import calls_of, text_of
 from tandem_router.openai.sse import encode_event
 
 
@@ -21,20 +22,22 @@ class BlockWriter:
 
     def delta(self, delta: Mapping[str, Any]) -> bytes:
         events = b""
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if thought:
+        if thought := text_of(delta, "reasoning_content", "reasoning"):
             events += self._at("thinking", None, {"type": "thinking", "thinking": ""})
             events += self._add({"type": "thinking_delta", "thinking": thought})
-        if delta.get("content"):
+        if text := text_of(delta, "content"):
             events += self._at("text", None, {"type": "text", "text": ""})
-            events += self._add({"type": "text_delta", "text": delta["content"]})
-        for call in delta.get("tool_calls") or []:
-            function = call.get("function") or {}
-            block = {"type": "tool_use", "id": call.get("id"), "name": function.get("name")}
-            events += self._at("tool_use", call.get("index", 0), {**block, "input": {}})
-            if function.get("arguments"):
-                piece = function["arguments"]
-                events += self._add({"type": "input_json_delta", "partial_json": piece})
+            events += self._add({"type": "text_delta", "text": text})
+        for call in calls_of(delta):
+            block: dict[str, Any] = {
+                "type": "tool_use",
+                "id": call.call_id,
+                "name": call.name,
+                "input": {},
+            }
+            events += self._at("tool_use", call.number, block)
+            if call.arguments:
+                events += self._add({"type": "input_json_delta", "partial_json": call.arguments})
         return events
 
     def close(self) -> bytes:

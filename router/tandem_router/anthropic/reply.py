@@ -8,6 +8,7 @@ from typing import Any
 
 from tandem_router.anthropic.blocks import BlockWriter, event
 from tandem_router.asgi import Send
+from tandem_router.openai.said import calls_of, text_of
 from tandem_router.openai.sse import DONE, encode_json, event_data, split_events
 from tandem_router.openai.usage import read_usage
 
@@ -87,21 +88,13 @@ class MessagesSend:
         choice = chat["choices"][0]
         said = choice.get("message") or {}
         content: list[dict[str, Any]] = []
-        thought = said.get("reasoning_content") or said.get("reasoning")
-        if thought:
+        if thought := text_of(said, "reasoning_content", "reasoning"):
             content.append({"type": "thinking", "thinking": thought, "signature": ""})
-        if said.get("content"):
-            content.append({"type": "text", "text": said["content"]})
-        for call in said.get("tool_calls") or []:
-            function = call.get("function") or {}
-            content.append(
-                {
-                    "type": "tool_use",
-                    "id": call.get("id"),
-                    "name": function.get("name"),
-                    "input": _object(function.get("arguments")),
-                }
-            )
+        if text := text_of(said, "content"):
+            content.append({"type": "text", "text": text})
+        for call in calls_of(said):
+            block = {"type": "tool_use", "id": call.call_id, "name": call.name}
+            content.append({**block, "input": _object(call.arguments)})
         self._note(choice)
         message = self._message(chat, content)
         return encode_json({**message, **self._stop(), "usage": _usage(chat.get("usage"))})
@@ -170,10 +163,10 @@ def _usage(chat: Any) -> dict[str, int]:
     }
 
 
-def _object(arguments: Any) -> dict[str, Any]:
+def _object(arguments: str) -> dict[str, Any]:
     """What a model wrote as a tool's input; {} where that is no object."""
     try:
         value = json.loads(arguments)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tandem_router.openai.said import calls_of, text_of
+
 
 class OutputItems:
     """Builds the items of one response from the deltas of a chat.
@@ -24,25 +26,23 @@ class OutputItems:
     def delta(self, delta: Mapping[str, Any], logprobs: list[Any]) -> bytes:
         """What one delta of the answer adds."""
         events = b""
-        if delta.get("content"):
+        if text := text_of(delta, "content"):
             events += self._message()
             part = self.items[-1]["content"][0]
-            part["text"] += delta["content"]
+            part["text"] += text
             part["logprobs"] += logprobs
             events += self._event(
                 "response.output_text.delta",
                 **self._at(0),
-                delta=delta["content"],
+                delta=text,
                 logprobs=logprobs,
             )
-        for number, call in enumerate(delta.get("tool_calls") or []):
-            function = call.get("function") or {}
-            events += self._call(call.get("index", number), call.get("id"), function.get("name"))
-            arguments = function.get("arguments")
-            if arguments:
-                self.items[-1]["arguments"] += arguments
+        for call in calls_of(delta):
+            events += self._call(call.number, call.call_id, call.name)
+            if call.arguments:
+                self.items[-1]["arguments"] += call.arguments
                 events += self._event(
-                    "response.function_call_arguments.delta", **self._at(), delta=arguments
+                    "response.function_call_arguments.delta", **self._at(), delta=call.arguments
                 )
         return events
 
