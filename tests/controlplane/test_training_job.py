@@ -110,18 +110,23 @@ def installed_over(cluster: Any, url: str) -> Iterator[tuple[Any, str]]:
         cluster.run("helm", "uninstall", "tandem", *IN)
 
 
-def predictor(cluster: Any) -> dict[str, str]:
-    found: dict[str, str] = cluster.get("router", "chat", *IN)["status"].get("predictor") or {}
+def predictor(cluster: Any) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.get("router", "chat", *IN)["status"].get("predictor") or {}
     return found
+
+
+def changes(cluster: Any) -> list[str]:
+    """What Events tell of the predictor, each as often as it was told."""
+    events = cluster.get("events", *IN)["items"]
+    found = [e for e in events if e["reason"] == "PredictorChanged"]
+    return [e["message"] for e in found for _ in range(e["count"])]
 
 
 def told(cluster: Any, kind: str) -> str:
     """The Event of the predictor's change of that kind; the status may be a step further."""
 
     def found() -> str | None:
-        events = cluster.get("events", *IN)["items"]
-        said = [e["message"] for e in events if e["reason"] == "PredictorChanged"]
-        return next((text for text in said if f" {kind} " in text), None)
+        return next((text for text in changes(cluster) if f" {kind} " in text), None)
 
     said = eventually_in_another_process(found, 120.0, 0.5, lambda: json.dumps(predictor(cluster)))
     assert said is not None
@@ -152,6 +157,11 @@ def test_a_job_trains_from_labels_and_later_labels_promote_it_in_every_pod(
     assert candidate in promoted
     assert "squared error" in promoted
     eventually_in_another_process(lambda: candidate in predictor(cluster)["version"], every_s=0.5)
+    # The labels that are left over hold it against the one before, within seconds.
+    told(cluster, "kept")
+    said = changes(cluster)
+    assert sorted(said) == predictor(cluster)["changes"]
+    assert [text.split()[1] for text in sorted(said)] == ["trained", "promoted", "kept"]
     # Once nobody asks for it, it goes, and its pod with it.
     eventually_in_another_process(
         lambda: not cluster.get("jobs,pods", *IN, "-l", "tandem.dev/training=chat")["items"],

@@ -112,9 +112,8 @@ async def test_labels_train_a_predictor_that_is_promoted_and_a_fall_takes_it_bac
         def status() -> Any:
             router = cluster.store.read("Router", "default", "chat") or {}
             said = router.get("status", {})
-            return (
-                said if "rolled back" in said.get("predictor", {}).get("lastChange", "") else None
-            )
+            changes = said.get("predictor", {}).get("changes") or [""]
+            return said if "rolled back" in changes[-1] else None
 
         said = await eventually(status, within_s=30)
         events = [e["message"] for e in cluster.store.find("Event") if "Predictor" in e["reason"]]
@@ -123,7 +122,7 @@ async def test_labels_train_a_predictor_that_is_promoted_and_a_fall_takes_it_bac
     assert steps[1]["version"] == trained["version"]
     assert "the measured quality of small fell" in steps[2]["why"]
     assert after == before
-    assert "fell to about" in said["predictor"]["lastChange"]
+    assert "fell to about" in said["predictor"]["changes"][-1]
     conditions = {c["type"]: (c["status"], c["reason"]) for c in said["conditions"]}
     assert conditions["QualityDrifted"] == ("True", "GotWorse")
     assert any(" trained " in text for text in events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,9 +197,18 @@ def test_what_became_of_a_retrained_predictor_is_told_in_words() -> None:
 
     assert facts is not None
     assert facts.candidate == "v2"
-    assert facts.comparison == "v2: squared error +0.012 smaller over 50+ labels"
-    assert facts.last_change == "2027-01-15T08:00:00Z trained v2: from 500 labels"
+    assert facts.comparison == "v2: squared error 0.012 smaller over 50+ labels"
+    assert facts.changes == ("2027-01-15T08:00:00Z trained v2: from 500 labels",)
     assert retraining_facts([{}]) is None
+
+
+def test_a_candidate_that_does_worse_is_not_called_less_good_by_a_negative_number() -> None:
+    worse = {**RETRAINING, "comparison": {"num_labels": 57, "smaller_error": -0.0902}}
+
+    facts = retraining_facts([{"retraining": worse}])
+
+    assert facts is not None
+    assert facts.comparison == "v2: squared error 0.090 larger over 50+ labels"
 
 
 async def test_the_life_of_the_predictor_is_status_and_its_changes_are_events() -> None:
@@ -206,11 +216,111 @@ async def test_the_life_of_the_predictor_is_status_and_its_changes_are_events() 
     _, status = await status_of(LEARNED, TrafficFacts(retraining=facts))
 
     assert status["predictor"]["candidate"] == "v2"
-    assert status["predictor"]["lastChange"].endswith("trained v2: from 500 labels")
+    assert status["predictor"]["changes"] == ["2027-01-15T08:00:00Z trained v2: from 500 labels"]
     router = {"kind": "Router", "status": {}}
     (news,) = [n for n in news_in(router, status) if n.reason == "PredictorChanged"]
     assert (news.type, "from 500 labels" in news.message) == ("Normal", True)
     assert not news_in({"kind": "Router", "status": status}, status)
+
+
+def step(kind: str, after_s: float, version: str = "v2") -> Object:
+    return {"at": 1_800_000_000.0 + after_s, "kind": kind, "version": version, "why": "labels"}
+
+
+def retrained(*steps: Object, leads: bool = True) -> Object:
+    return {"retraining": {**RETRAINING, "steps": list(steps), "leads": leads}}
+
+
+class Life:
+    """A Router in a cluster whose pods say what their predictor went through."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(LEARNED)
+        self.states: list[Object] = []
+        self.cluster.reconciler.traffic = self._traffic
+
+    async def _traffic(self, _: list[Object]) -> TrafficFacts | None:
+        if not self.states:
+            return None
+        return TrafficFacts(retraining=retraining_facts(self.states))
+
+    async def told(self, *states: Object) -> list[str]:
+        """Kinds of the changes that Events tell of, each as often as it was told."""
+        self.states = list(states)
+        await self.cluster.reconcile("Router", "r")
+        found = [e for e in self.cluster.store.find("Event") if e["reason"] == "PredictorChanged"]
+        assert len({e["metadata"]["name"] for e in found}) == len(found)
+        return [e["message"].split()[1] for e in found for _ in range(e["count"])]
+
+    async def begin(self) -> None:
+        await self.cluster.settle()
+        self.cluster.start_pods()
+        await self.cluster.settle()
+
+    def restart_operator(self) -> None:
+        """Another process looks after the same objects."""
+        self.cluster.reconciler = replace(self.cluster.reconciler)
+
+
+async def test_two_changes_between_two_looks_are_two_events_and_both_stay_in_status() -> None:
+    life = Life()
+    await life.begin()
+
+    first = await life.told(retrained(step("trained", 0)))
+    both = await life.told(retrained(step("trained", 0), step("promoted", 5), step("kept", 5.5)))
+
+    assert first == ["trained"]
+    assert both == ["trained", "promoted", "kept"]
+    changes = life.cluster.get("Router", "r")["status"]["predictor"]["changes"]
+    assert [text.split()[1] for text in changes] == ["trained", "promoted", "kept"]
+
+
+async def test_a_change_is_told_once_whichever_pod_answers_and_after_restarts() -> None:
+    life = Life()
+    await life.begin()
+    trained, promoted = step("trained", 0), step("promoted", 5)
+    leader, follower = retrained(trained, promoted), retrained(trained, leads=False)
+
+    told = [
+        await life.told(leader, follower),
+        await life.told(follower),  # the one that decided does not answer
+        await life.told(),  # nor does any
+        await life.told(retrained()),  # all were restarted, without what they knew
+    ]
+    life.restart_operator()
+    told.append(await life.told(follower, leader))
+
+    assert told == [["trained", "promoted"]] * 5
+
+
+async def test_an_operator_that_ends_before_the_status_is_written_tells_nothing_twice() -> None:
+    life = Life()
+    await life.begin()
+    store = life.cluster.store
+    write = store.apply_status
+
+    async def ends(_: Object) -> Object:
+        raise OSError("the operator is gone")
+
+    store.apply_status = ends  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="gone"):
+        await life.told(retrained(step("trained", 0)))
+    store.apply_status = write  # type: ignore[method-assign]
+    life.restart_operator()
+
+    assert await life.told(retrained(step("trained", 0))) == ["trained"]
+
+
+async def test_status_keeps_the_last_twenty_changes() -> None:
+    life = Life()
+    await life.begin()
+
+    told = await life.told(retrained(*(step("trained", n, f"v{n}") for n in range(20))))
+    await life.told(retrained(*(step("trained", n, f"v{n}") for n in range(5, 25))))
+
+    changes = life.cluster.get("Router", "r")["status"]["predictor"]["changes"]
+    assert len(told) == 20
+    assert [text.split()[2] for text in changes] == [f"v{n}:" for n in range(5, 25)]
 
 
 async def test_with_prompt_length_only_labels_hold_a_floor_and_status_says_so() -> None:

@@ -113,6 +113,13 @@ def test_a_candidate_that_is_not_better_is_rejected(in_use: float, other: float)
     assert "v1" in life.steps[-1].why
 
 
+def test_an_error_that_grew_is_called_larger() -> None:
+    life = shadowed()
+    feed(life, "v1", 0.1, 0.3)
+
+    assert "squared error 0.0800 larger over " in life.steps[-1].why
+
+
 def test_the_old_one_comes_back_where_it_proves_better() -> None:
     life = shadowed()
     feed(life, "v1", 0.3, 0.1)

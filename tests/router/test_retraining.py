@@ -108,7 +108,8 @@ class World:
         shutil.copyfile(self.trained, into)
         return ""
 
-    async def labels(self, num: int, seed: int, right: bool = True) -> None:
+    async def labels(self, num: int, seed: int, right: bool = True, at_once: bool = False) -> None:
+        """at_once: all come between two steps."""
         await self.retraining.prepare()
         for row in rows(right, num, seed):
             self.number += 1
@@ -120,7 +121,9 @@ class World:
                 found = replace(found, prompt=None, features=features, predicted=dict(said))
             self.store.add_label(found)
             self.retraining.learn(found)
-            await self.retraining.step()
+            if not at_once:
+                await self.retraining.step()
+        await self.retraining.step()
 
     @property
     def kinds(self) -> list[str]:
@@ -153,6 +156,20 @@ async def test_a_better_predictor_is_trained_shadowed_and_promoted(world: Any) -
     assert live.num_used == 1
     state = live.retraining.state()
     assert "smaller" in state["steps"][1]["why"]
+
+
+async def test_labels_that_come_with_the_proof_are_the_first_of_the_next_comparison(
+    world: Any,
+) -> None:
+    live = world("wrong", "right")
+    await live.labels(51, seed=1)
+
+    await live.labels(400, seed=3, at_once=True)
+    before = live.kinds
+    await live.retraining.step()
+
+    assert before == ["trained", "promoted"]
+    assert live.kinds == ["trained", "promoted", "kept"]
 
 
 async def test_from_features_alone_a_better_predictor_is_trained_and_promoted(

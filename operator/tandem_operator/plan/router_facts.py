@@ -92,12 +92,12 @@ class QualityFacts:
 class RetrainingFacts:
     """What became of predictors that a router trained from its labels; texts may be empty.
 
-    run: the training that it asks a Job for.
+    run: the training that it asks a Job for. changes: those that pods still know, oldest first.
     """
 
     candidate: str = ""
     comparison: str = ""
-    last_change: str = ""
+    changes: tuple[str, ...] = ()
     problem: str = ""
     run: str = ""
 

@@ -17,6 +17,7 @@ from tandem_operator.plan.router_facts import TierFacts, TrafficFacts
 from tandem_operator.plan.scheduling import Claims
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object, money
+from tandem_operator.resources.router.status import CHANGES_KEPT
 
 
 def router_status(
@@ -127,15 +128,27 @@ def router_status(
                     "comparison",
                     retraining.problem or failed_training or retraining.comparison,
                 ),
-                ("lastChange", retraining.last_change),
             ):
                 if said:
                     status["predictor"][name] = said[:1024]
+    if changes := _changes(old_status, traffic):
+        status.setdefault("predictor", {})["changes"] = changes
     if traffic is not None and traffic.quality is not None:
         status["quality"] = quality_status(traffic.quality)
     if old_status.get("decisions"):
         status["decisions"] = old_status["decisions"]
     return status
+
+
+def _changes(old: Mapping[str, Any], traffic: TrafficFacts | None) -> list[str]:
+    """The last changes of the predictor: those that status told, and what pods know beyond.
+
+    A pod forgets with its memory, and there may be none; the time at the front orders them.
+    """
+    known = (old.get("predictor") or {}).get("changes") or []
+    retraining = traffic.retraining if traffic is not None else None
+    new = retraining.changes if retraining is not None else ()
+    return sorted(dict.fromkeys((*known, *new)), key=lambda text: text[:20])[-CHANGES_KEPT:]
 
 
 def _used(router: Router) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections import OrderedDict
@@ -38,18 +39,22 @@ class EventRecorder:
 
         Raises ApiError when the cluster refuses it.
         """
+        metadata = obj["metadata"]
+        if news.once:
+            told_by = hashlib.sha256(f"{metadata['uid']} {news.message}".encode()).hexdigest()
+            await self._api.create(event(obj, news, f"{metadata['name']}.{told_by[:16]}", now))
+            return
         said = _COUNTS.sub("", news.message)
-        told = (obj["metadata"]["uid"], news.type, news.reason, said)
+        told = (metadata["uid"], news.type, news.reason, said)
         written = self._written.get(told)
         if written is not None:
             count = written.count + 1
             more = {"count": count, "lastTimestamp": now, "message": news.message[:1024]}
-            namespace = obj["metadata"]["namespace"]
-            if await self._api.merge("Event", namespace, written.name, more):
+            if await self._api.merge("Event", metadata["namespace"], written.name, more):
                 written.count = count
                 self._written.move_to_end(told)
                 return
-        name = f"{obj['metadata']['name']}.{secrets.token_hex(8)}"
+        name = f"{metadata['name']}.{secrets.token_hex(8)}"
         await self._api.create(event(obj, news, name, now))
         self._written[told] = _Written(name, 1)
         self._written.move_to_end(told)

@@ -14,6 +14,8 @@ class News(NamedTuple):
     type: str  # Normal | Warning
     reason: str
     message: str
+    #: It happens at most once, and its message says when: told again it is the same Event.
+    once: bool = False
 
 
 # Conditions whose turn from good to bad, or back, is news besides that of Ready.
@@ -50,10 +52,12 @@ def news_in(obj: Object, status: Object) -> list[News]:
             good = (after["status"] == "True" or after["reason"] == "Starting") and not waits
             news = News("Normal" if good else "Warning", after["reason"], after["message"])
             found += [news] if news not in found else []
-    changed = (status.get("predictor") or {}).get("lastChange")
-    if changed and changed != (old.get("predictor") or {}).get("lastChange"):
-        bad = any(f" {kind} " in changed for kind in ("failed", "rolled back"))
-        found.append(News("Warning" if bad else "Normal", "PredictorChanged", changed))
+    told = (old.get("predictor") or {}).get("changes") or []
+    for changed in (status.get("predictor") or {}).get("changes") or []:
+        if changed not in told:
+            bad = any(f" {kind} " in changed for kind in ("failed", "rolled back"))
+            news = News("Warning" if bad else "Normal", "PredictorChanged", changed, once=True)
+            found.append(news)
     return found
 
 

@@ -44,28 +44,34 @@ def retraining_facts(states: list[Object]) -> RetrainingFacts | None:
     if not found:
         return None
     state = next((one for one in found if one.get("leads")), found[0])
-    test, steps = state.get("comparison") or {}, state.get("steps") or []
+    test = state.get("comparison") or {}
     comparison = ""
     if test:
         # Rounded, so that not every label writes the status.
         tens = int(test.get("num_labels") or 0) // 10 * 10
         other = state.get("candidate") or state.get("predecessor")
-        comparison = (
-            f"{other}: squared error {_number(test.get('smaller_error')) or 0.0:+.3f} smaller over "
-            f"{tens}+ labels"
-        )
-    changed = ""
-    if steps:
-        last = steps[-1]
-        when = timestamp(_number(last.get("at")) or 0.0)
-        changed = f"{when} {last.get('kind')} {last.get('version')}: {last.get('why')}"
+        smaller = _number(test.get("smaller_error")) or 0.0
+        size = f"{abs(smaller):.3f} {'larger' if smaller < 0.0 else 'smaller'}"
+        comparison = f"{other}: squared error {size} over {tens}+ labels"
     return RetrainingFacts(
         str(state.get("candidate") or ""),
         comparison,
-        changed,
+        _changes(found),
         str(state.get("problem") or ""),
         str(state.get("run") or "")[:32],
     )
+
+
+def _changes(retrainings: list[Object]) -> tuple[str, ...]:
+    """What happened by the word of every pod, oldest first: one may not know yet what one did."""
+    steps = [step for one in retrainings for step in one.get("steps") or []]
+    steps.sort(key=lambda step: _number(step.get("at")) or 0.0)
+    texts = (
+        f"{timestamp(_number(step.get('at')) or 0.0)} {step.get('kind')} {step.get('version')}: "
+        f"{step.get('why')}"[:1024]
+        for step in steps
+    )
+    return tuple(dict.fromkeys(texts))
 
 
 def _drift(change: Object) -> str:

@@ -432,13 +432,17 @@ class Reconciler:
         if obj.get("status") == status:
             return
         result.writes += 1
+        found = news_in(obj, status)
+        # Whoever ends between the two tells these again, as the same Events.
+        for news in (n for n in found if n.once):
+            await self._tell(obj, news, result)
         try:
             await self.api.apply_status({**obj, "status": status})
         except ApiError as error:
             if error.status == 404:  # deleted meanwhile
                 return
             raise
-        for news in news_in(obj, status):
+        for news in (n for n in found if not n.once):
             await self._tell(obj, news, result)
 
 

@@ -196,7 +196,8 @@ class PredictorLife:
         verdict = test.observe(tiers, weight)
         if verdict is None:
             return None
-        said = f"squared error {test.mean:+.4f} smaller over {test.num_labels} labels after it"
+        size = f"{abs(test.mean):.4f} {'larger' if test.mean < 0.0 else 'smaller'}"
+        said = f"squared error {size} over {test.num_labels} labels after it"
         if self.phase == "shadowed" and verdict == "better":
             self.phase, self.other = "watched", active
             self.test = PairedTest(self._risk, self._most)

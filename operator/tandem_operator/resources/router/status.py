@@ -17,6 +17,9 @@ from tandem_operator.resources.base import (
     Text,
 )
 
+#: As many steps as a router keeps (`control/promotion.py`).
+CHANGES_KEPT = 20
+
 
 class TierStatus(Resource):
     """What one tier does."""
@@ -76,10 +79,11 @@ class PredictorStatus(Resource):
         description="What new labels say so far of it, or of the one it replaced; why none is "
         "trained from them now.",
     )
-    last_change: Text | None = Field(
-        default=None,
-        description="The last training, promotion, rejection or return: when, of which version, "
-        "and why.",
+    changes: list[Text] = Field(
+        default_factory=list,
+        max_length=CHANGES_KEPT,
+        description="The last trainings, promotions, rejections and returns, oldest first: when, "
+        "of which version, and why.",
     )
 
 

@@ -158,7 +158,8 @@ function showPredictor(artifact, retraining) {
   const other = candidate ?? predecessor;
   put("candidate", other !== null && comparison !== null
     ? `${candidate !== null ? "" : "the one before, "}${other}: squared error `
-      + `${comparison.smaller_error >= 0 ? "+" : ""}${comparison.smaller_error.toFixed(4)} smaller over `
+      + `${Math.abs(comparison.smaller_error).toFixed(4)} `
+      + `${comparison.smaller_error < 0 ? "larger" : "smaller"} over `
       + `${comparison.num_labels} labels`
     : retraining.phase === "training" ? "being trained"
       : retraining.problem || `${retraining.num_new_labels} of ${retraining.min_labels} new labels`);

@@ -183,7 +183,8 @@ class Retraining:
         if not labels or active is None or other is None:
             return
         self._unsaved = True
-        for label, tiers in await asyncio.to_thread(_scored, labels, active, other):
+        compared = await asyncio.to_thread(_scored, labels, active, other)
+        for number, (label, tiers) in enumerate(compared, 1):
             share = self._config.learning.shadow_share or 1.0
             weight = min(1.0, share / label.probability)
             version = self._source.version or ""
@@ -195,6 +196,8 @@ class Retraining:
                 await self._swap()
             else:
                 self._other = None
+            # What is left tells of whoever is compared from now on.
+            self._waiting.extendleft(later for later, _ in reversed(compared[number:]))
             return
 
     async def _swap(self) -> None:
