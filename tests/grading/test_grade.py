@@ -267,10 +267,10 @@ def test_cut_off_empty_and_uncounted_answers_are_said(
         *("--tier", f"small={provider.api}#s", "--tier", f"large={provider.api}#l"),
     )
 
-    assert "small: 1 answers were cut off at max_tokens" in ran.out
-    assert "large: 1 answers are empty" in ran.out
-    assert "large: 1 answers came without token counts" in ran.out
-    assert "small: 1 answers came without a cost; give --price small=IN/OUT" in ran.out
+    assert "small: 1 answer was cut off at max_tokens" in ran.out
+    assert "large: 1 answer is empty" in ran.out
+    assert "large: 1 answer came without token counts" in ran.out
+    assert "small: 1 answer came without a cost; give --price small=IN/OUT" in ran.out
 
 
 def test_a_model_that_explains_is_right_at_its_end_and_a_reference_elsewhere_is_said(
@@ -287,7 +287,7 @@ def test_a_model_that_explains_is_right_at_its_end_and_a_reference_elsewhere_is_
     ran = tandem(*asked)
     again = tandem(*asked, "--grader", "includes")
 
-    assert "large: 1 answers count as wrong though their reference stands in them" in ran.out
+    assert "large: 1 answer counts as wrong though the reference stands in the text" in ran.out
     assert "small: 1 answers count" not in ran.out
     assert rows_of(tmp_path / "g.jsonl")[0]["quality"] == {"small": 1.0, "large": 1.0}
     assert "count as wrong" not in again.out

@@ -9,7 +9,7 @@ from objects_table import model
 from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings
-from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.model_status import LinkTest, WorkerReports
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources.base import Object
@@ -84,16 +84,16 @@ class Cluster:
             settings=settings or Settings(),
             now=lambda: NOW,
             link_tester=self._link,
-            weights=self._weights,
+            reports=self._reports,
         )
         self.apply(text)
 
     async def _link(self, _: list[Object]) -> LinkTest:
         return self.link
 
-    async def _weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
+    async def _reports(self, pods: list[Object]) -> WorkerReports:
         names = {pod["metadata"]["name"] for pod in pods}
-        return {name: held for name, held in self.weights.items() if name in names}
+        return WorkerReports({name: w for name, w in self.weights.items() if name in names})
 
     def apply(self, text: str) -> None:
         write(self.store, text)

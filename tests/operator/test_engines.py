@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from tandem_operator.node.images import ImageTable, UnknownImageError
 from tandem_operator.plan import Settings, plan_model, revision_of
 from tandem_operator.plan.engines.protocol import ENGINE_LABEL, SERVED_ANNOTATION
 from tandem_operator.plan.engines.vllm import VLLMPod
-from tandem_operator.plan.model_status import LinkTest, Remark, model_status
+from tandem_operator.plan.model_status import LinkTest, Remark, WorkerReports, model_status
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.resources import Model
@@ -258,7 +259,15 @@ def _ready_message(remark: Remark) -> tuple[str, str, str]:
     }
     plan = plan_model(model, [], [], Settings(), "token")
     status = model_status(
-        model, {}, plan, "r", {}, [pod], LinkTest(None), "now", remarks={"m-0": remark}
+        model,
+        {},
+        plan,
+        "r",
+        {},
+        [pod],
+        LinkTest(None),
+        "now",
+        reports=WorkerReports(remarks={"m-0": remark}),
     )
     ready = status["conditions"][-1]
     return ready["status"], ready["reason"], ready["message"]
@@ -275,6 +284,29 @@ def test_what_an_older_server_does_without_is_said_in_status() -> None:
 
     assert (status, reason) == ("True", "Serving")
     assert message.endswith("; vLLM 0.9.2 gives no token ids")
+
+
+async def test_what_a_worker_of_ours_says_of_its_context_reaches_status() -> None:
+    load = {"weights": {"digest": "9f" * 32}, "notes": ["max_model_len=64000 is beyond"]}
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps(load).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pod = _vllm_pod()
+    del pod["metadata"]["labels"][ENGINE_LABEL]
+    async with server:
+        pods = WorkerPods(Store(), replace(Settings(), worker_port=port), lambda: 0.0)
+        reports = await pods.reports([pod])
+
+    assert reports.weights == {"m-0": {"digest": "9f" * 32}}
+    status, reason, message = _ready_message(reports.remarks["m-0"])
+    assert (status, reason) == ("True", "Serving")
+    assert message.endswith("; max_model_len=64000 is beyond")
 
 
 def _vllm_pod() -> Object:
@@ -294,15 +326,13 @@ async def test_a_pass_asks_another_engine_once_for_all_that_it_wants_to_know() -
     server = await FakeVLLM(served_model="m").start()
     pods = WorkerPods(Store(), replace(Settings(), worker_port=server.port), lambda: 0.0)
     try:
-        remarks = await pods.remarks([_vllm_pod()])
-        asked = len(server.seen)
-        weights = await pods.weights([_vllm_pod()])
+        reports = await pods.reports([_vllm_pod()])
+        paths = [request.path for request in server.seen]
     finally:
         await server.stop()
 
-    assert list(remarks) == ["m-0"]
-    assert weights == {}
-    assert len(server.seen) == asked > 0
+    assert reports.weights == {}
+    assert 0 < len(paths) == len(set(paths))
 
 
 async def test_a_proxy_of_the_operators_environment_leads_to_no_pod(

@@ -204,10 +204,23 @@ async def test_stretched_and_overlong_contexts_are_told(
 ) -> None:
     change(model / "config.json", rope_parameters={**YARN, "rope_theta": 1e4})
 
-    await start_worker(weights=model, max_model_len=5000, num_kv_blocks=100)
+    worker = await start_worker(weights=model, max_model_len=5000, num_kv_blocks=100)
 
     assert "yarn scaling by 4.0 stretches a context of 1024 tokens to 4096" in caplog.text
-    assert "max_model_len=5000 is beyond the 4096 tokens" in caplog.text
+    (note,) = worker.load()["notes"]
+    assert note.startswith("max_model_len=5000 is beyond the 4096 tokens")
+    assert note.endswith("set maxModelLen to 4096 or less")
+    assert note in caplog.text
+
+
+async def test_a_context_that_the_kv_cache_cannot_hold_is_told(
+    model: Path, start_worker: Any
+) -> None:
+    worker = await start_worker(weights=model, max_model_len=1000, num_kv_blocks=10)
+
+    (note,) = worker.load()["notes"]
+    held = worker.max_model_len
+    assert f"max_model_len=1000 does not fit: the KV cache holds {held} tokens" in note
 
 
 # -- what is refused, by name ----------------------------------------------------------------------

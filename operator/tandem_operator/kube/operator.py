@@ -123,8 +123,7 @@ class Operator:
             now=timestamp,
             link_tester=workers.test_link,
             busy=workers.busy,
-            weights=workers.weights,
-            remarks=workers.remarks,
+            reports=workers.reports,
             traffic=SampledTraffic(
                 routers.traffic,
                 settings.status_period_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_operator.plan.conditions import MAX_MESSAGE, Conditions, condition
@@ -32,10 +32,21 @@ class LinkTest:
 
 @dataclass(frozen=True)
 class Remark:
-    """What a worker of another engine cannot be used for (problem), or does without (notes)."""
+    """What a worker cannot be used for (problem), and what people should know of it (notes)."""
 
     problem: str = ""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerReports:
+    """What ready pods say, by name: the identity of their weights, and remarks."""
+
+    weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    remarks: Mapping[str, Remark] = field(default_factory=dict)
+
+
+SILENT = WorkerReports()
 
 
 def asleep(models: Iterable[Object]) -> bool:
@@ -54,15 +65,13 @@ def model_status(
     link: LinkTest,
     now: str,
     refused: Blocker | None = None,
-    weights: Mapping[str, Mapping[str, str]] | None = None,
-    remarks: Mapping[str, Remark] | None = None,
+    reports: WorkerReports = SILENT,
     claims: Claims = NO_CLAIMS,
 ) -> Object:
     """The status of a Model.
 
     pools: WorkerPools by name; pods: all of the Model's pods; refused: why it gets no more of them;
-    weights: the identity of the files that each ready pod holds, by name; remarks: of ready pods
-    of other engines; claims: its own PersistentVolumeClaims by name.
+    reports: of ready pods; claims: its own PersistentVolumeClaims by name.
     """
     conditions = Conditions(old_status.get("conditions") or [], model.metadata.generation, now)
     problem = next((p for p in plan.problems if p.condition == "Accepted"), None)
@@ -90,7 +99,7 @@ def model_status(
     cause = refused or first_blocker(current, claims) or weights_bad
     if cause and cause.reason in ("WeightsDownload", "WeightsUnusable", "VolumeMissing"):
         conditions.add("WeightsReady", False, cause.reason, cause.message)
-    elif different := _different(weights or {}):
+    elif different := _different(reports.weights):
         conditions.add("WeightsReady", False, "WeightsDiffer", different)
     elif ready_total:
         conditions.add("WeightsReady", True, "Loaded", "a worker has loaded them")
@@ -137,7 +146,7 @@ def model_status(
     short = next((e for e in roles if e["wanted"] > 0 and e["ready"] == 0), None)
     if blocking is None and short is not None:
         blocking = cause or Blocker("Starting", f"waiting for the first {short['role']} worker")
-    unfit = [f"pod {pod} {r.problem}" for pod, r in sorted((remarks or {}).items()) if r.problem]
+    unfit = [f"pod {pod} {r.problem}" for pod, r in sorted(reports.remarks.items()) if r.problem]
     if blocking is None and unfit and len(unfit) == ready_total:
         blocking = Blocker("EngineUnfit", unfit[0])
     if blocking is None and link.ok is False:
@@ -148,7 +157,7 @@ def model_status(
             text = "; ".join([text, *waiting])
         elif cause is not None and cause.reason != "Starting":
             text = f"{text}; {cause.message}"
-        notes = dict.fromkeys(note for r in (remarks or {}).values() for note in r.notes)
+        notes = dict.fromkeys(note for r in reports.remarks.values() for note in r.notes)
         text = "; ".join([text, *unfit, *notes])
         conditions.add("Ready", True, "Serving", text)
     else:
@@ -162,7 +171,7 @@ def model_status(
         "gpus": gpus,
         "message": conditions.items[-1]["message"],
     }
-    if held := _served(old_status.get("weights"), weights or {}):
+    if held := _served(old_status.get("weights"), reports.weights):
         status["weights"] = held
     if (price := _model_price(model, roles)) is not None:
         status["usdPerHour"] = money(price)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from tandem_operator.plan.model_status import LinkTest, Remark
+from tandem_operator.plan.model_status import LinkTest, Remark, WorkerReports
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import (
@@ -127,30 +127,19 @@ class WorkerPods:
             for name, load in (await self._loads(pods)).items()
         }
 
-    async def remarks(self, pods: list[Object]) -> dict[str, Remark]:
-        """What is wrong with, or lost by, each pod of another engine, by name."""
-        found = {}
-        for name, load in (await self._loads([p for p in pods if is_foreign(p)])).items():
-            notes = tuple(str(note) for note in load.get("notes") or [])
-            found[name] = Remark(str(load.get("problem") or ""), notes)
-        return found
-
-    async def weights(self, pods: list[Object]) -> dict[str, dict[str, str]]:
-        """Identity of the files that each pod holds, by name; pods that do not say are left out.
-
-        Other engines know of none and are not asked.
-        """
-        found = {}
-        for name, load in (await self._loads([p for p in pods if not is_foreign(p)])).items():
-            given = load.get("weights")
-            if isinstance(given, dict) and len(digest := str(given.get("digest") or "")) == 64:
-                parts = {"digest": digest} | {
-                    key: str(given[key])[:limit]
-                    for key, limit in (("source", 1024), ("commit", 64))
-                    if given.get(key)
-                }
-                found[name] = parts
-        return found
+    async def reports(self, pods: list[Object]) -> WorkerReports:
+        """What pods say of themselves, each asked once; those that do not answer are left out."""
+        remarks: dict[str, Remark] = {}
+        weights: dict[str, dict[str, str]] = {}
+        foreign = {pod["metadata"]["name"] for pod in pods if is_foreign(pod)}
+        for name, load in (await self._loads(pods)).items():
+            notes = tuple(str(note)[:500] for note in load.get("notes") or [])
+            if notes or load.get("problem"):
+                remarks[name] = Remark(str(load.get("problem") or ""), notes)
+            # Other engines know of no identity.
+            if name not in foreign and (held := _identity_of_weights(load.get("weights"))):
+                weights[name] = held
+        return WorkerReports(weights, remarks)
 
     async def _loads(self, pods: list[Object]) -> dict[str, Object]:
         """`GET /v1/load` of each pod, by name; pods that do not answer are left out."""
@@ -204,6 +193,16 @@ class WorkerPods:
         if result is None:
             return LinkTest(None, f"{pair}: this engine cannot be asked")
         return LinkTest(result[0], f"{pair}: {result[1]}")
+
+
+def _identity_of_weights(given: Any) -> dict[str, str] | None:
+    if not isinstance(given, dict) or len(digest := str(given.get("digest") or "")) != 64:
+        return None
+    return {"digest": digest} | {
+        key: str(given[key])[:limit]
+        for key, limit in (("source", 1024), ("commit", 64))
+        if given.get(key)
+    }
 
 
 def _first(pods: list[Object], role: str) -> Object | None:

@@ -15,8 +15,9 @@ from tandem_operator.plan.conditions import condition
 from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import (
+    SILENT,
     LinkTest,
-    Remark,
+    WorkerReports,
     asleep,
     by_hand,
     model_status,
@@ -58,8 +59,7 @@ LinkTester = Callable[[list[Object]], Awaitable[LinkTest]]
 Traffic = Callable[[list[Object]], Awaitable[TrafficFacts | None]]
 Push = Callable[[list[Object], str, Object], Awaitable[tuple[list[str], bool]]]
 Busy = Callable[[list[Object]], Awaitable[dict[str, int]]]
-HeldWeights = Callable[[list[Object]], Awaitable[dict[str, dict[str, str]]]]
-Remarks = Callable[[list[Object]], Awaitable[Mapping[str, Remark]]]
+Reports = Callable[[list[Object]], Awaitable[WorkerReports]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
@@ -84,12 +84,8 @@ async def _unknown_load(_: list[Object]) -> dict[str, int]:
     return {}
 
 
-async def _unremarked(_: list[Object]) -> dict[str, Remark]:
-    return {}
-
-
-async def _unknown_weights(_: list[Object]) -> dict[str, dict[str, str]]:
-    return {}
+async def _unreported(_: list[Object]) -> WorkerReports:
+    return SILENT
 
 
 def _nothing_remembered(namespace: str, name: str) -> None:
@@ -111,8 +107,7 @@ class Reconciler:
     now: the time as RFC 3339. link_tester: pushes a block between two workers of a Model's pods.
     traffic: what a Router's pods measured. push: puts changed settings in force in a Router's
     pods and says what changed. busy: requests that each worker pod holds, by name.
-    weights: identity of the files that each worker pod holds, by name.
-    remarks: what is wrong with, or lost by, workers of other engines, by name.
+    reports: what worker pods say of their weights, and of what people should know.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
     and name of a Router that is gone. rotate: takes a step of a change of a namespace's token.
@@ -126,8 +121,7 @@ class Reconciler:
     traffic: Traffic = _unmeasured
     push: Push = _unpushed
     busy: Busy = _unknown_load
-    weights: HeldWeights = _unknown_weights
-    remarks: Remarks = _unremarked
+    reports: Reports = _unreported
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
@@ -203,8 +197,7 @@ class Reconciler:
             link,
             self.now(),
             refused=await self._without_pods(children, pods, result),
-            weights=await self.weights([p for p in pods if is_ready(p)]),
-            remarks=await self.remarks([p for p in pods if is_ready(p)]),
+            reports=await self.reports([p for p in pods if is_ready(p)]),
             claims=claims_of(children),
         )
         await self._write_status(obj, status, result)

@@ -120,14 +120,17 @@ _UNGRADED = {
 }
 
 
+# How the sentences below begin, of one answer and of several.
+_ONE = {"are": "is", "were": "was", "count": "counts"}
+_MANY = {"are": "are", "were": "were", "count": "count"}
 _ABOUT_ANSWERS = {
-    "missing": "are missing",
-    "cut_off": "were cut off at max_tokens and graded as they are; --max-tokens (with another -o) "
+    "missing": "{are} missing",
+    "cut_off": "{were} cut off at max_tokens and graded as written; --max-tokens (with another -o) "
     "sets it, if your users get longer ones",
-    "empty": "are empty",
+    "empty": "{are} empty",
     "without_usage": "came without token counts",
-    "holding_reference": "count as wrong though their reference stands in them; read some, and if "
-    "they are right run the same with --grader includes (nobody is asked again)",
+    "holding_reference": "{count} as wrong though the reference stands in the text; read some, and "
+    "if right run the same with --grader includes (nobody is asked again)",
     "without_cost": "came without a cost; give --price {name}=IN/OUT and run the same again",
 }
 
@@ -166,7 +169,8 @@ def _troubles(name: str, tier: Summary) -> list[str]:
     elif tier["failures"]:
         out.append(f"{name}: {tier['failures']:,} failures, the last: {tier['last_failure']}")
     out += [
-        f"{name}: {tier[count]:,} answers {said.format(name=name)}"
+        f"{name}: {tier[count]:,} {'answer' if tier[count] == 1 else 'answers'} "
+        + said.format(name=name, **(_ONE if tier[count] == 1 else _MANY))
         for count, said in _ABOUT_ANSWERS.items()
         if tier[count]
     ]

@@ -23,6 +23,7 @@ from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 from tandem_worker.server.grammar_check import GrammarCheck
 from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
+from tandem_worker.server.surprises import context_notes, say_what_surprises
 from tandem_worker.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Worker:
         self.tracing = Tracing()
         self.started_at = int(time.time())
         self.max_model_len = 0
+        self._notes: list[str] = []
         self.vocab_size = 0
         self.hidden_size = 0
         self.sampling_defaults: dict[str, float] = {}
@@ -242,6 +244,7 @@ class Worker:
             "step_time_s": core.counters.step_time_s if core else 0.0,
             "profile": core.profile.as_dict() if core else None,
             "capabilities": self.capabilities(),
+            "notes": self._notes,
         }
 
     def capabilities(self) -> dict[str, Any]:
@@ -285,6 +288,7 @@ class Worker:
         config = self.config
         self.tokenizer = tokenizer
         self.max_model_len = runner.max_model_len
+        self._notes = context_notes(config, runner)
         self.vocab_size = runner.spec.vocab_size
         self._eos = runner.spec.eos_token_ids
         self.sampling_defaults = dict(runner.spec.sampling_defaults)
@@ -488,7 +492,7 @@ def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, Weig
     runner.spec = replace(
         runner.spec, eos_token_ids=runner.spec.eos_token_ids | tokenizer.eos_token_ids
     )
-    _say_what_surprises(runner, tokenizer)
+    say_what_surprises(config, runner, tokenizer)
     runner.warm_up()
     return runner, tokenizer, identity
 
@@ -501,45 +505,3 @@ def _runner(config: WorkerConfig, weights_dir: Path) -> ModelRunner:
     from tandem_worker.engine.tensor_parallel import TensorParallelRunner
 
     return TensorParallelRunner(config, weights_dir)
-
-
-def _say_what_surprises(runner: Any, tokenizer: Tokenizer) -> None:
-    """Log what a checkpoint brings that changes answers and that nobody asked for by name."""
-    spec = runner.spec
-    if tokenizer.vocab_size > spec.vocab_size:
-        logger.warning(
-            "the tokenizer knows %d tokens, the model %d; requests whose text needs a token from "
-            "%d on are refused",
-            tokenizer.vocab_size,
-            spec.vocab_size,
-            spec.vocab_size,
-        )
-    if spec.rope_scaling.get("rope_type") in ("yarn", "linear"):
-        logger.warning(
-            "%s scaling by %s stretches a context of %d tokens to %d, for short prompts too; set "
-            "max_model_len and remove the scaling from config.json where they matter more",
-            spec.rope_scaling["rope_type"],
-            spec.rope_scaling["factor"],
-            spec.trained_position,
-            spec.max_position,
-        )
-    if runner.max_model_len > spec.max_position:
-        logger.warning(
-            "max_model_len=%d is beyond the %d tokens that the model was made for; answers at "
-            "such positions are not to be trusted",
-            runner.max_model_len,
-            spec.max_position,
-        )
-    if spec.quantization is not None:
-        logger.info(
-            "%s weights take %.1f MB in memory, %.1f MB as %s%s",
-            spec.quantization.method,
-            runner.model.weights.num_bytes() / 1e6,
-            spec.num_parameters * runner.dtype.itemsize / 1e6,
-            runner.dtype,
-            "; activations are not rounded, though the format says so"
-            if spec.quantization.quantizes_activations
-            else "",
-        )
-    if spec.sampling_defaults:
-        logger.info("sampling defaults of generation_config.json: %s", dict(spec.sampling_defaults))
