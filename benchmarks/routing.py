@@ -27,8 +27,8 @@ from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.evaluation.predictions import Predictions, predict_rows
 from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.reading.embedding import StaticEmbedding
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import answer_verifier, trainer
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import core_views
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from tandem_router.predictor import loads
 from tandem_router.predictor.evaluation import metrics
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import trainer
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from tandem_router.predictor.evaluation import baselines, metrics
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import stacking, trainer
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import core_views, cross_fit, default_views
 

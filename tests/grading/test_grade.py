@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fake_provider import Command, Provider, Reply, right, rows_of, small_errs, sums
-from tandem_router.predictor.training import dataset
+from tandem_router.predictor.records import dataset
 
 Write = Callable[..., Path]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tandem_router.predictor import Predictor, loads
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import trainer
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 
 SMALL = Options(num_trees=12, num_folds=3, max_features=3000)

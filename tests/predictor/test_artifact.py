@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.predictor import ArtifactError, artifact, load, loads
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training import trainer
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 
 

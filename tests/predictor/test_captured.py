@@ -16,7 +16,7 @@ from tandem_router.predictor import PredictorError, load
 from tandem_router.predictor.cli import main as tandem
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.reading.captured import Captured
-from tandem_router.predictor.training import dataset
+from tandem_router.predictor.records import dataset
 
 WORDS = "prove that the integral converges name capital of country please number".split()
 

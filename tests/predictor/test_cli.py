@@ -208,3 +208,29 @@ def test_grades_of_a_tier_the_predictor_does_not_know_are_named(
     assert "note: the predictor does not know mid; those grades are not used" in (
         capsys.readouterr().err
     )
+
+
+def test_evaluate_says_when_the_prompts_are_not_those_it_was_trained_on(
+    artifact_path: Path,
+    write: Write,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Good figures on other traffic say little, and bad ones have a reason."""
+    poems = [
+        {**row, "prompt": f"Write a poem about the sea, number {i}, in a quiet tone."}
+        for i, row in enumerate(rows[:120])
+    ]
+    said, report = [], tmp_path / "report.json"
+    for data in (poems, rows[::3]):
+        code = run(
+            "evaluate", artifact_path, write(data), "--bootstrap", 0, "--json", report
+        )  # fmt: skip
+        assert code == 0
+        said.append((capsys.readouterr().err, json.loads(report.read_text())["drift"]))
+
+    (moved, index), (stayed, _) = said
+    assert "these prompts are not like those the predictor was trained on (" in moved
+    assert max(index.values()) > 0.25
+    assert "not like those" not in stayed

@@ -14,7 +14,7 @@ from tandem_router.config import LimitsConfig
 from tandem_router.openai.body import Bodies
 from tandem_router.openai.request import parse_inference
 from tandem_router.predictor.records import conversation
-from tandem_router.predictor.training.dataset import read_dataset, read_prompts
+from tandem_router.predictor.records.dataset import read_dataset, read_prompts
 
 HARD = "Prove that there are infinitely many primes congruent to 3 modulo 4."
 FOLLOW_UP = "Now do the same for the other one."

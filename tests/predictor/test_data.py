@@ -12,7 +12,7 @@ import pytest
 
 from tandem_router.predictor import DataError
 from tandem_router.predictor.records import files
-from tandem_router.predictor.training.dataset import (
+from tandem_router.predictor.records.dataset import (
     MAX_PROMPT_CHARS,
     Rejected,
     parse,

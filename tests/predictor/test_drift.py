@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tandem_router.predictor import Predictor, drift
+from tandem_router.predictor import Predictor
+from tandem_router.predictor.evaluation import drift
 
 Make = Callable[..., list[dict[str, Any]]]
 

@@ -20,9 +20,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from tandem_router.predictor import loads
 from tandem_router.predictor.reading.embedding import EmbeddingError, StaticEmbedding
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import default_views
 from tandem_router.routing.predictor_source import ArtifactPredictor

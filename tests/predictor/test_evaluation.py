@@ -15,8 +15,8 @@ from tandem_router.predictor import ArtifactError, DataError, Predictor
 from tandem_router.predictor.evaluation import baselines, html_report, terminal
 from tandem_router.predictor.evaluation.predictions import Predictions, predict_rows
 from tandem_router.predictor.evaluation.report import NUM_SURPRISES, make_report
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import crossval
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.options import Options
 
 Write = Callable[..., Path]

@@ -15,9 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from tandem_router.predictor import ArtifactError, Predictor, artifact, load
 from tandem_router.predictor.reading import hand_features, ngrams
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training import stacking
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 from tandem_router.predictor.training.views import default_views
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tandem_router.predictor import DataError
 from tandem_router.predictor.records import conversation, shapes
-from tandem_router.predictor.training.dataset import Dataset, parse, read_dataset, read_prompts
+from tandem_router.predictor.records.dataset import Dataset, parse, read_dataset, read_prompts
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from journey import Journey
+from tandem_router.predictor.records.dataset import Dataset, Row, read_dataset
 from tandem_router.predictor.training import trainer
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset, Row, read_dataset
 from tandem_router.predictor.training.options import Options
 
 MARK = "zyxxy"
@@ -44,7 +44,7 @@ def test_following_a_row_from_its_file_to_the_artifact_one_returns_to_few_files(
     with Journey("router/tandem_router/predictor", _holds_the_row).followed() as journey:
         trainer.train(read_dataset([path]), options)
 
-    assert journey.stations[:3] == ["records/files.py", "records/shapes.py", "training/dataset.py"]
+    assert journey.stations[:3] == ["records/files.py", "records/shapes.py", "records/dataset.py"]
     assert "reading/hand_features.py" in journey.stations
     assert "evaluation/report.py" in journey.stations
     assert len(journey.returns) <= MOST_RETURNS, journey.calls

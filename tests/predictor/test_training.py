@@ -13,8 +13,8 @@ import pytest
 from tandem_router.predictor import ArtifactError, DataError, artifact, loads
 from tandem_router.predictor.evaluation.predictions import predict_rows
 from tandem_router.predictor.evaluation.report import make_report
+from tandem_router.predictor.records.dataset import Dataset, read_dataset
 from tandem_router.predictor.training import stacking, trainer
-from tandem_router.predictor.training.dataset import Dataset, read_dataset
 from tandem_router.predictor.training.labels import hybrid_labels
 from tandem_router.predictor.training.options import Options
 

@@ -12,7 +12,7 @@ import numpy as np
 from tandem_router.grading.errors import GradingError
 from tandem_router.grading.progress import dollars
 from tandem_router.predictor.evaluation import metrics
-from tandem_router.predictor.training.dataset import Dataset, Row
+from tandem_router.predictor.records.dataset import Dataset, Row
 
 NUM_RESAMPLES = 1000
 

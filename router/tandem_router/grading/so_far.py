@@ -27,7 +27,8 @@ from tandem_router.predictor.evaluation.verdict import (
     judge,
     rows_needed,
 )
-from tandem_router.predictor.training import crossval, dataset
+from tandem_router.predictor.records import dataset
+from tandem_router.predictor.training import crossval
 from tandem_router.predictor.training.options import Options
 
 MIN_PROMPTS = 20

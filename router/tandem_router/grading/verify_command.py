@@ -19,7 +19,7 @@ from tandem_router.grading.grade_command import report, router_state, say
 from tandem_router.grading.graders import reference as references
 from tandem_router.grading.progress import Progress
 from tandem_router.grading.prompts import Question
-from tandem_router.predictor.training import dataset
+from tandem_router.predictor.records import dataset
 
 
 @dataclass(slots=True)

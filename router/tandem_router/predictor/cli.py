@@ -261,6 +261,7 @@ def _prices(arguments: argparse.Namespace, tiers: Sequence[str]) -> Any:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from tandem_router.predictor.evaluation import drift
     from tandem_router.predictor.evaluation.predictions import predict_rows
     from tandem_router.predictor.evaluation.report import make_report
 
@@ -283,6 +284,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
         found["trained_on_this_data"] = True
         _take_verdicts(found, predictor.meta.get("evaluation") or {})
+    moved = drift.compare(predictor, [row.prompt for row in dataset.rows if row.captured is None])
+    if moved is not None:
+        found["drift"] = moved.index
+        if moved.shifted:
+            _say(f"note: {moved.sentence()}")
     _write(found, arguments, f"predictor {predictor.version}")
     return 0
 
@@ -328,7 +334,7 @@ def _check_outputs(*paths: Path | None) -> None:
 
 
 def _read(paths: list[Path]) -> Any:
-    from tandem_router.predictor.training.dataset import read_dataset
+    from tandem_router.predictor.records.dataset import read_dataset
 
     dataset = read_dataset(paths)
     for item in dataset.rejected:
@@ -353,7 +359,7 @@ def _quiet(message: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from tandem_router.predictor.training.dataset import read_prompts
+    from tandem_router.predictor.records.dataset import read_prompts
 
     predictor = _load(arguments)
     pairs = [(a, b) for i, a in enumerate(predictor.tiers) for b in predictor.tiers[i + 1 :]]

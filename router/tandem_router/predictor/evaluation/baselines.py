@@ -10,7 +10,7 @@ import numpy as np
 from tandem_router.predictor.errors import ArtifactError
 from tandem_router.predictor.evaluation.verdict import RANDOM
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.training.dataset import Dataset
+from tandem_router.predictor.records.dataset import Dataset
 
 #: The simple ways that are views of the predictor's own.
 COLUMNS = {"TF-IDF pair": "words", "ridge gain": "chars", "kNN": "neighbours"}

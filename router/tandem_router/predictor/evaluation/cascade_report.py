@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tandem_router.predictor.cascade.stored import Cascade, weighed
 from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.training.dataset import Dataset
+from tandem_router.predictor.records.dataset import Dataset
 
 
 def verdicts(cascade: Cascade, dataset: Dataset, predicted: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.training.dataset import Dataset
+from tandem_router.predictor.records.dataset import Dataset
 
 CHARS_PER_TOKEN = 4.0
 

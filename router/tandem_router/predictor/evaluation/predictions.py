@@ -12,8 +12,8 @@ from tandem_router.predictor.cascade.stored import Cascade
 from tandem_router.predictor.evaluation import cascade_report
 from tandem_router.predictor.evaluation.baselines import baselines
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.runtime import QUANTILES, Predictor
-from tandem_router.predictor.training.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)

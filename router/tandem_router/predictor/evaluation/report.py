@@ -20,8 +20,8 @@ from tandem_router.predictor.evaluation.pair_report import in_order, pair_report
 from tandem_router.predictor.evaluation.predictions import Predictions
 from tandem_router.predictor.evaluation.verdict import MIN_ROWS, Report, graded_apart
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.runtime import QUANTILES
-from tandem_router.predictor.training.dataset import Dataset
 
 NUM_SURPRISES = 12
 

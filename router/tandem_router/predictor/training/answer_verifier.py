@@ -31,8 +31,8 @@ from tandem_router.predictor.cascade.verifier import (
 from tandem_router.predictor.cascade.zones import VerifierPower
 from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.linear_algebra import FloatArray
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.estimators import TextView
 
 MIN_ROWS = 100

@@ -14,8 +14,8 @@ from tandem_router.predictor import runtime
 from tandem_router.predictor.errors import DataError
 from tandem_router.predictor.evaluation import verdict
 from tandem_router.predictor.evaluation.predictions import Predictions, predict_rows
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training import trainer
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.options import Options
 
 

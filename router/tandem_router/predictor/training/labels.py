@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tandem_router.predictor.linear_algebra import FloatArray
-from tandem_router.predictor.training.dataset import Dataset
+from tandem_router.predictor.records.dataset import Dataset
 
 
 def targets_of(

@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tandem_router.predictor import artifact, drift
+from tandem_router.predictor import artifact
 from tandem_router.predictor.artifact import Arrays
 from tandem_router.predictor.errors import ArtifactError, DataError
-from tandem_router.predictor.evaluation import baselines, verdict
+from tandem_router.predictor.evaluation import baselines, drift, verdict
 from tandem_router.predictor.evaluation.costs import Prices
 from tandem_router.predictor.evaluation.predictions import Predictions
 from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.reading import hand_features, ngrams
+from tandem_router.predictor.records.dataset import Dataset
 from tandem_router.predictor.training import answer_verifier, lengths, stacking
 from tandem_router.predictor.training.corpus import Corpus
-from tandem_router.predictor.training.dataset import Dataset
 from tandem_router.predictor.training.filling import filled
 from tandem_router.predictor.training.labels import targets_of
 from tandem_router.predictor.training.options import LABEL_FORMS, OPTION_BOUNDS, Options

@@ -34,6 +34,14 @@ class Drift:
         far = [name for name, value in self.index.items() if value > SHIFTED]
         return sorted(far, key=lambda name: -self.index[name])
 
+    def sentence(self) -> str:
+        """What somebody who reads grades of such prompts has to know; asked where any shifted."""
+        names = ", ".join(f"{name} {self.index[name]:.2f}" for name in self.shifted[:5])
+        return (
+            f"these prompts are not like those the predictor was trained on ({names}; above "
+            f"{SHIFTED} is other traffic): train it on grades of prompts like these"
+        )
+
 
 def compare(predictor: Predictor, prompts: Sequence[str]) -> Drift | None:
     """How far recent prompts are from the training data; None for fewer than 100 of them."""
