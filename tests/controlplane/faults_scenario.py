@@ -25,10 +25,10 @@ from apiproxy import ApiProxy, Faults, Write
 from tandem_operator.kube.client import KubeApi, connect, path
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router
+from tandem_operator.plan.decode import parse
 from tandem_operator.plan.objects import MANAGED, PEER_SECRET, REVISION_LABEL
 from tandem_operator.reconcile.children import OBSERVED_KINDS
 from tandem_operator.reconcile.cluster_api import ApiError
-from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.drift import needs_apply, stamp
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object

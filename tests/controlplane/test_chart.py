@@ -386,7 +386,7 @@ def planned_pods() -> list[Object]:
     """The pod templates that the operator plans for the example."""
     from tandem_operator.manifests import load_paths
     from tandem_operator.plan import Settings, plan_model, plan_router
-    from tandem_operator.reconcile.decode import parse
+    from tandem_operator.plan.decode import parse
     from tandem_operator.resources import Model, Router
 
     found = [parse(m.obj) for m in load_paths([ROOT / "examples" / "01-hybrid"])]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tandem_operator.autoscale.settings import loop_settings
 from tandem_operator.plan import Settings
-from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.router_config import router_config
 from tandem_operator.resources import Model, Router
+from tandem_operator.resources.budget_split import budget_split
 
 MODEL_TIER = {"name": "small", "modelRef": {"name": "s"}}
 EXTERNAL_TIER = {

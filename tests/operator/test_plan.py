@@ -11,8 +11,8 @@ from objects_table import GOOD, model
 from stored_cluster import BOTH, SPLIT, Cluster, as_stored
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings, plan_model, plan_router, revision_of
+from tandem_operator.plan.decode import parse
 from tandem_operator.plan.objects import Problem, merge_patch
-from tandem_operator.reconcile.decode import parse
 from tandem_operator.resources.base import Object
 from tandem_router.config import parse_config
 from tandem_worker.config import WorkerConfig

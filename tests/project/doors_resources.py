@@ -21,10 +21,10 @@ from stored_cluster import NOW
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.manifests import ManifestError, load_text
 from tandem_operator.plan import Settings, plan_model, plan_router, revision_of
+from tandem_operator.plan.decode import parse
 from tandem_operator.plan.model_status import LinkTest, model_status, pool_status
 from tandem_operator.plan.router_facts import LatencyFacts, PredictorFacts, TierFacts, TrafficFacts
 from tandem_operator.plan.router_status import router_status, service_endpoint
-from tandem_operator.reconcile.decode import parse
 from tandem_operator.resources import AutoscalingPolicy, Model, Router
 from tandem_operator.resources.base import Object
 from tandem_operator.resources.rules import violations

@@ -22,7 +22,7 @@ logging.getLogger("b").warning("inside %s", 1, extra={{"tier": "large"}})
 """
 
 
-MODULES = ["tandem_router.telemetry.logs", "tandem_worker.logs"]
+MODULES = ["tandem_router.telemetry.logs", "tandem_worker.telemetry.logs"]
 
 
 def lines(module: str, form: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from otlp_collector import collecting
 from tandem_worker.errors import RequestError
-from tandem_worker.tracing import Tracing
+from tandem_worker.telemetry.tracing import Tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

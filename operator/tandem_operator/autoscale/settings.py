@@ -9,10 +9,10 @@ from datetime import datetime
 from tandem_operator.autoscale.loop import LoopSettings, Speed
 from tandem_operator.autoscale.profile import Slo
 from tandem_operator.autoscale.sizing import Ceilings, PoolSpec, Role
-from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.autoscaling import AutoscalingPolicySpec, RolePolicy, Steps
 from tandem_operator.resources.base import seconds
+from tandem_operator.resources.budget_split import budget_split
 from tandem_operator.resources.schedule import in_force
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "unified")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
     ("grade", "verify"): "tandem_router.grading.cli",
-    ("serve",): "tandem_worker.serve_command",
+    ("serve",): "tandem_worker.cli.serve",
     ("demo",): "tandem_operator.demo.run",
     ("keys",): "tandem_operator.cli.keys",
     ("labels",): "tandem_operator.cli.labels",

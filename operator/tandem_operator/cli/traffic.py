@@ -68,7 +68,7 @@ def inputs() -> Iterator[Read]:
 
 def _resources(files: list[str]) -> Any:
     from tandem_operator.manifests import load_paths
-    from tandem_operator.reconcile.decode import parse
+    from tandem_operator.plan.decode import parse
     from tandem_operator.resources import AutoscalingPolicy, Model, Router
     from tandem_operator.simulate.plan_file import PlanError, resources_of
 

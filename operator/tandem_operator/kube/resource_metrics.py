@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tandem_operator.reconcile.decode import parse
+from tandem_operator.plan.decode import parse
 from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
 

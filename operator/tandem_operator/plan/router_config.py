@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tandem_operator.plan.budget_split import budget_split
 from tandem_operator.plan.engines import engine_of
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.model import pool_name
@@ -15,6 +14,7 @@ from tandem_operator.plan.router_store import store_config
 from tandem_operator.plan.training import trains_by_job
 from tandem_operator.resources import Model, Router, TierSpec
 from tandem_operator.resources.base import Object, quantity, seconds
+from tandem_operator.resources.budget_split import budget_split
 from tandem_operator.resources.router import Learning
 from tandem_router.config import RouterConfig
 

@@ -18,6 +18,7 @@ from tandem_operator.autoscale.observe import asked_threshold, current_threshold
 from tandem_operator.autoscale.placement import Unplaced
 from tandem_operator.autoscale.router_loops import ManagedScaling
 from tandem_operator.autoscale.sizing import Role
+from tandem_operator.plan.decode import parse
 from tandem_operator.plan.objects import (
     MODEL_LABEL,
     ROLE_LABEL,
@@ -31,7 +32,6 @@ from tandem_operator.plan.router import rates_name
 from tandem_operator.plan.scheduling import unschedulable
 from tandem_operator.reconcile.children import controlled, onto
 from tandem_operator.reconcile.cluster_api import ClusterApi
-from tandem_operator.reconcile.decode import parse
 from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token
 from tandem_operator.reconcile.prometheus import Query, queried, query_prometheus

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tandem_operator.plan.decode import models_of
 from tandem_operator.plan.objects import MODEL_LABEL, ROUTER_LABEL
-from tandem_operator.reconcile.decode import models_of
 from tandem_operator.reconcile.requeue import Key
 from tandem_operator.resources.base import Object
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
+from tandem_operator.plan.decode import models_of, parse
 from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import (
@@ -43,7 +44,6 @@ from tandem_operator.plan.training import failed_training
 from tandem_operator.reconcile.actuator import PERIOD_S, WAKE_PERIOD_S
 from tandem_operator.reconcile.children import SECRET_RETRY_S, apply_plan, claims_of, own_children
 from tandem_operator.reconcile.cluster_api import ApiError, ClusterApi
-from tandem_operator.reconcile.decode import models_of, parse
 from tandem_operator.reconcile.event_recorder import EventRecorder
 from tandem_operator.reconcile.events import News, news_in
 from tandem_operator.reconcile.missing_sources import missing_source

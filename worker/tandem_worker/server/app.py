@@ -16,7 +16,6 @@ from urllib.parse import unquote
 
 from tandem_worker.disaggregation.protocol import AbortOrder, LinkCheckOrder
 from tandem_worker.errors import DOC_URL, RequestError, WorkerError, explanations
-from tandem_worker.logs import REQUEST_ID
 from tandem_worker.openai.body import DetokenizeBody, TokenizeBody
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.embeddings import EmbeddingsBody, embeddings_reply
@@ -45,6 +44,7 @@ from tandem_worker.server.preparation import (
 )
 from tandem_worker.server.request_headers import MAX_TENANT_CHARS, context_of, tenant_of
 from tandem_worker.server.worker import Worker
+from tandem_worker.telemetry.logs import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 

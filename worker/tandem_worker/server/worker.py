@@ -24,7 +24,7 @@ from tandem_worker.server.grammar_check import GrammarCheck
 from tandem_worker.server.http_server import url_of
 from tandem_worker.server.peer_client import request_json
 from tandem_worker.server.surprises import context_notes, say_what_surprises
-from tandem_worker.tracing import Tracing
+from tandem_worker.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from tandem_worker.dialects.reader import AnswerReader

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tandem_worker.cli import serve
+from tandem_worker.cli.worker import serve
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import WorkerError

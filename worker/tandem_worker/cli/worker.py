@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
 from tandem_worker.errors import ModelError, WorkerError
-from tandem_worker.logs import configure
 from tandem_worker.server.secret_file import SecretFile
+from tandem_worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from tandem_worker.server.worker import Worker
