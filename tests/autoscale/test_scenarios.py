@@ -164,6 +164,58 @@ def test_silence_ends_a_forecast_within_two_readings() -> None:
     assert demand.rate(305.0, 0.0) == 0.0
 
 
+def test_without_traffic_pools_are_at_their_floor_within_two_readings() -> None:
+    """Where the policy gives no window, and a step as large as it takes; else after its window."""
+    world = World(down={"unified": Speed(0.0, 100)})
+    world.rate = 60.0
+    world.step(40)
+    before = dict(world.workers)
+
+    world.rate = 0.0
+    world.step(2)
+
+    assert min(before.values()) > 1
+    assert set(world.workers.values()) == {1}
+
+
+def test_waking_up_starts_one_worker_for_each_pool_that_is_needed() -> None:
+    """Whatever traffic there was before the tiers fell asleep."""
+    world = World(idle_after_s=600.0)
+    world.rate = 60.0
+    world.step(60)
+    busy = dict(world.workers)
+    world.rate = 0.0
+    world.step(300)
+    asleep = dict(world.workers)
+
+    world.rate = 0.2  # one request within five seconds, of which the router tells at once
+    world.seen = {"arrived": {"small": 1.0, "large": 0.0}, "backlog": {"small": 1.0}}
+    world.step()
+
+    assert sum(busy.values()) > 8
+    assert set(asleep.values()) == {0}
+    assert world.workers == {SMALL.key: 1, LARGE.key: 0}
+
+
+def test_a_hundred_scale_downs_break_no_stream() -> None:
+    """Answers of a minute while workers come and go every five seconds; each ends whole."""
+    slow = Profile((0.02, 1e-4, 1e-9), (0.05, 1e-7, 2e-4), kv_tokens=400_000)
+    streams = (Arrival(0.5 * number, 300, {"": 1200}) for number in range(2000))
+    plan = simulation_plan(one_tier(4), {"small": slow}, startup_s=1.0, scaling=False)
+    simulation = Simulation(plan, streams)
+    for step in range(200):  # four, two, four, two, ...: a hundred times down
+        replicas = 4 if step % 2 else 2
+        at_s = 5.0 + 5.0 * step
+        simulation.clock.at(at_s, simulation.cluster.scale, ("small", "unified"), replicas)
+
+    result = simulation.run()
+
+    assert result["served"] == result["requests"] == 2000
+    assert (result["failed"], result["rejected"]) == (0, 0)
+    assert result["e2e_s"]["p50"] > 60.0
+    assert sum(simulation.outcomes.output_tokens) == 2000 * 1200
+
+
 def test_an_hour_that_brought_more_on_other_days_is_prepared_for() -> None:
     rates = HourlyRates()
     for hour in range(48):

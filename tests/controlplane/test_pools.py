@@ -88,7 +88,6 @@ def pools(crds: Any) -> Iterator[Any]:
         ("model/unmounted", "ChildRefused", 'Not found: "nosuch"'),
         ("model/numbered", "ChildRefused", "correct podPatch"),
         ("router/lonely", "ModelMissing", "create it or correct modelRef"),
-        ("router/unruled", "PolicyMissing", "create it or correct scaling.policyRef"),
         ("router/keyless", "SecretMissing", "allow its use: kubectl label secret nosuch"),
         ("workerpool/ghost-unified", "MadeByHand", "delete it, and scale the pools of Model ghost"),
     ],
@@ -105,6 +104,16 @@ def test_what_keeps_a_model_from_running_is_in_kubectl_get(
     assert reason in row.split() or name.startswith("workerpool/")
     told = [e["message"] for e in events if e["reason"] == reason]
     assert any(text in message for message in told), told
+
+
+def test_a_policy_that_is_missing_is_told_and_is_not_why_a_router_is_not_ready(pools: Any) -> None:
+    told = '--for=jsonpath={.status.conditions[?(@.type=="Accepted")].reason}=PolicyMissing'
+    pools.kubectl("wait", *IN, told, "router/unruled", "--timeout=50s")
+
+    conditions = pools.get("router", "unruled", *IN)["status"]["conditions"]
+
+    ready = next(c for c in conditions if c["type"] == "Ready")
+    assert ready["reason"] != "PolicyMissing"
 
 
 def test_pods_go_where_the_role_says(pools: Any) -> None:

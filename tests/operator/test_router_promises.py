@@ -206,6 +206,40 @@ async def test_an_slo_is_met_by_the_share_of_requests_that_it_states(
         assert "TTFT p99 is 700ms over the last 100 requests, target 500ms" in found["message"]
 
 
+@pytest.mark.parametrize(
+    ("worker", "scaling", "said"),
+    [
+        ("unified: {", "External", "; add workers"),
+        (
+            "unified: {maxReplicas: 1, ",
+            "External",
+            "its 1 unified workers, no more are allowed",
+        ),
+        ("unified: {maxReplicas: 1, ", "Managed", "raise maxReplicas, or the target"),
+        ("unified: {maxReplicas: 5, ", "Managed", "status.decisions say what it does"),
+    ],
+)
+async def test_workers_are_asked_for_only_where_there_may_be_more(
+    worker: str, scaling: str, said: str
+) -> None:
+    late = TrafficFacts(tiers={"small": TierFacts(1.0, LatencyFacts(0.7, 100, 5))})
+    text = BOTH.replace("unified: {", worker) + f"  scaling: {{mode: {scaling}}}\n"
+
+    cluster = await running(text, late)
+
+    message = cluster.condition("Router", "r", "SLOMet")["message"]
+    assert said in message
+    assert ("add workers" in message) == (said == "; add workers")
+
+
+async def test_without_traffic_nobody_says_that_an_slo_is_missed() -> None:
+    for facts in (None, TrafficFacts(), TrafficFacts(tiers={"small": TierFacts()})):
+        cluster = await running(BOTH, facts)
+
+        found = cluster.condition("Router", "r", "SLOMet")
+        assert (found["status"], found["reason"]) == ("Unknown", "NoTraffic")
+
+
 async def test_a_policy_that_cannot_be_read_is_told_on_policy_and_router() -> None:
     managed = "  scaling: {mode: Managed, policyRef: {name: p}}\n"
     cluster = Cluster(BOTH + managed)

@@ -16,6 +16,7 @@ from tandem_operator.plan.router_facts import (
     TierFacts,
     TrafficFacts,
 )
+from tandem_operator.reconcile.events import news_in
 from tandem_operator.resources import RouterStatus
 from tandem_operator.resources.base import Object
 
@@ -308,15 +309,24 @@ async def test_problems_between_objects_are_conditions_with_the_fix(
     assert fix in found["message"]
 
 
-async def test_a_policy_that_comes_later_is_found() -> None:
+async def test_a_missing_policy_is_told_while_the_router_serves_and_is_found_later() -> None:
     managed = "  scaling: {mode: Managed, policyRef: {name: p}}\n"
     cluster = Cluster(BOTH + managed)
     await cluster.settle()
+    cluster.start_pods()
+    await cluster.settle()
+    without = cluster.condition("Router", "r", "Ready")
+    router = cluster.get("Router", "r")
+    told = news_in({**router, "status": {}}, router["status"])
 
     cluster.apply(POLICY)
     await cluster.settle()
 
+    assert (without["status"], without["reason"]) == ("True", "PolicyMissing")
+    assert "built-in values hold; create it" in without["message"]
+    assert [(n.type, n.reason) for n in told] == [("Warning", "PolicyMissing")]
     assert cluster.condition("Router", "r", "Accepted")["status"] == "True"
+    assert cluster.condition("Router", "r", "Ready")["reason"] == "Serving"
 
 
 async def test_two_managed_routers_on_one_model_are_told() -> None:

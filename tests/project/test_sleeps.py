@@ -38,6 +38,7 @@ ALLOWED = {
     "controlplane/faults_scenario.py": (6, "a user's pace, and time in which nothing is written"),
     "controlplane/kubelet.py": (5, "a kubelet's pace"),
     "controlplane/kubelet_server.py": (1, "following a log"),
+    "controlplane/ramp_client.py": (1, "requests that come when they come"),
     "controlplane/rights.py": (1, "an authorizer that hears late, run without tests/support"),
     "controlplane/test_faults_e2e.py": (1, "an apiserver that is away"),
     "controlplane/test_hybrid.py": (1, "time in which nothing is written"),

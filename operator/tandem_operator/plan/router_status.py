@@ -19,6 +19,9 @@ from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object, money
 from tandem_operator.resources.router.status import CHANGES_KEPT
 
+BUILT_IN_VALUES_HOLD = ("PolicyMissing", "PolicyInvalid")
+"""Problems of a policy: told, and no reason not to serve."""
+
 
 def router_status(
     router: Router,
@@ -46,7 +49,8 @@ def router_status(
     blocking: Blocker | None = None
     if refused := problems.get("Accepted"):
         conditions.add("Accepted", False, refused.reason, refused.message)
-        blocking = Blocker(refused.reason, refused.message)
+        if refused.reason not in BUILT_IN_VALUES_HOLD:
+            blocking = Blocker(refused.reason, refused.message)
     else:
         conditions.add("Accepted", True, "Valid", "the specification can be run")
     if unresolved := problems.get("ModelsResolved"):
@@ -66,7 +70,7 @@ def router_status(
         elif kind == "WithinBudget":
             _budget(conditions, router, models, model_objects)
         else:
-            _slo(conditions, router, traffic)
+            _slo(conditions, router, models, model_objects, traffic)
     _durable(conditions, traffic)
     add_quality_conditions(conditions, router, traffic, now)
     if router.spec.cascade is not None:
@@ -95,6 +99,9 @@ def router_status(
         if unresolved:
             text += f"; {unresolved.message}"
         reason = "Degraded" if waiting else "Serving"
+        if refused:
+            # It serves, and a one-line view shows what is wrong all the same.
+            reason, text = refused.reason, f"{text}; {refused.message}"
         conditions.add("Ready", True, reason, text)
     else:
         conditions.add("Ready", False, blocking.reason, blocking.message)
@@ -160,7 +167,13 @@ def _duration(seconds: float) -> str:
     return f"{float(f'{1000 * seconds:.2g}'):g}ms"
 
 
-def _slo(conditions: Conditions, router: Router, traffic: TrafficFacts | None) -> None:
+def _slo(
+    conditions: Conditions,
+    router: Router,
+    models: Mapping[str, Model],
+    model_objects: Mapping[str, Object],
+    traffic: TrafficFacts | None,
+) -> None:
     """The share of requests that met each target, against the stated percentile."""
     total = 0
     for name, facts in (traffic.tiers if traffic else {}).items():
@@ -176,12 +189,40 @@ def _slo(conditions: Conditions, router: Router, traffic: TrafficFacts | None) -
                     f"tier {name}: {what} p{target.percentile} is {_duration(seen.value_s)} over "
                     f"the last {seen.num} requests, target {target.target}"
                 )
-                conditions.add("SLOMet", False, "Missed", f"{text}; add workers")
+                remedy = _remedy(router, name, what, models, model_objects)
+                conditions.add("SLOMet", False, "Missed", f"{text}; {remedy}")
                 return
     if total:
         conditions.add("SLOMet", True, "Met", "all tiers answer within their targets")
     else:
         conditions.add("SLOMet", None, "NoTraffic", "nothing was measured in the last five minutes")
+
+
+def _remedy(
+    router: Router,
+    name: str,
+    what: str,
+    models: Mapping[str, Model],
+    model_objects: Mapping[str, Object],
+) -> str:
+    """What helps a tier that misses its target: more workers only where there may be more."""
+    tier = next((t for t in router.spec.tiers if t.name == name), None)
+    if tier is None or tier.model_ref is None:
+        return "its provider is late: allow it a smaller maxShare, or a longer target"
+    model = models.get(tier.model_ref.name)
+    status = (model_objects.get(tier.model_ref.name) or {}).get("status") or {}
+    counts = {entry["role"]: entry["wanted"] for entry in status.get("roles") or []}
+    concerned = ("prefill", "unified") if what == "TTFT" else ("decode", "unified")
+    for role, spec in (model.spec.roles() if model is not None else {}).items():
+        most = spec.max_replicas
+        if role in concerned and most is not None and counts.get(role, 0) >= most:
+            return (
+                f"Model {tier.model_ref.name} has its {most} {role} workers, no more are allowed: "
+                "raise maxReplicas, or the target"
+            )
+    if router.spec.scaling.mode == "Managed":
+        return "the control loop sizes its pools: status.decisions say what it does"
+    return "add workers"
 
 
 def _tiers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tandem_operator.plan.router_status import BUILT_IN_VALUES_HOLD
 from tandem_operator.reconcile.cluster_api import FIELD_MANAGER
 from tandem_operator.resources.base import Object
 
@@ -50,6 +51,7 @@ def news_in(obj: Object, status: Object) -> list[News]:
         waits = after["reason"] == "WaitingForRoom" and other
         if (after["type"] == "Ready" and other) or (after["type"] in _TOLD and turned) or waits:
             good = (after["status"] == "True" or after["reason"] == "Starting") and not waits
+            good = good and after["reason"] not in BUILT_IN_VALUES_HOLD
             news = News("Normal" if good else "Warning", after["reason"], after["message"])
             found += [news] if news not in found else []
     told = (old.get("predictor") or {}).get("changes") or []
