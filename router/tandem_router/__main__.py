@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tandem_router.config import LimitsConfig, RouterConfig, load_config
+from tandem_router.config.secret_file import SecretFile
 from tandem_router.errors import ConfigError, RouterError
 from tandem_router.http.listen import listen
 from tandem_router.http.server import Listener, ServerLimits
-from tandem_router.secret_file import SecretFile
 from tandem_router.telemetry.logs import configure
 from tandem_router.telemetry.tracing import from_environment
 

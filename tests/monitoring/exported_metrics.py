@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from tandem_operator.kube.operator import Vitals
 from tandem_operator.kube.probes import exposition
 from tandem_operator.kube.resource_metrics import ResourceMetrics
-from tandem_router.metrics import Family, Metrics
+from tandem_router.telemetry.metrics import Family, Metrics
 from tandem_worker.engine.core import EngineCounters
 from tandem_worker.engine.thread import EngineLoad
 from tandem_worker.metrics import WorkerMetrics

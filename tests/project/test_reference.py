@@ -61,7 +61,7 @@ def test_the_words_are_read_where_they_are_made() -> None:
 
 
 def test_the_metrics_of_the_page_are_those_that_a_router_exports() -> None:
-    from tandem_router.metrics import Metrics
+    from tandem_router.telemetry.metrics import Metrics
 
     exported = set()
     for family in Metrics(["small"]).registry.collect():

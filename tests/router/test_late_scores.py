@@ -14,10 +14,10 @@ import pytest
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.health_check import poll_loads
 from tandem_router.config import PickingConfig, PredictorConfig, TierConfig
-from tandem_router.metrics import Metrics
 from tandem_router.policy import PlainScore, ScoreStatus
 from tandem_router.routing.recent_scores import LEAST, RecentScores
 from tandem_router.routing.scorer import ESTIMATED, Scorer
+from tandem_router.telemetry.metrics import Metrics
 
 LENGTHS = {"small": (10.0, 50.0, 90.0), "large": (20.0, 100.0, 200.0)}
 URL = "http://worker:1"

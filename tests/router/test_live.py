@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from tandem_router.api.app import RouterApp
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.config import FailoverConfig, OutlierConfig, PickingConfig, RouterConfig
-from tandem_router.errors import ConfigError
-from tandem_router.live_config import (
+from tandem_router.config.live import (
     LIVE_FIELDS,
     STATIC_FIELDS,
     changes,
@@ -27,6 +26,7 @@ from tandem_router.live_config import (
     static_part,
     with_live,
 )
+from tandem_router.errors import ConfigError
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.testing.two_tiers import CONFIG, Scores, both
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem_router.limits.prices import Prices
 from tandem_router.openai.prompt_size import image_tokens, prompt_tokens
 from tandem_router.openai.request import with_max_tokens
 from tandem_router.openai.usage import read_usage
@@ -24,7 +25,6 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
-from tandem_router.prices import Prices
 from tandem_router.testing.fake_server import (
     FakeServer,
     Seen,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_router.addresses import Outward, networks, numeric, shows_key
 from tandem_router.config import parse_config
+from tandem_router.config.addresses import Outward, networks, numeric, shows_key
 from tandem_router.errors import ApiError, ConfigError, UnreachableError
 from tandem_router.http.client import UpstreamClient
 from tandem_router.openai.body import Bodies

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tandem_router.api.api_keys import key_hash, read_secret
+from tandem_router.config.secret_file import SecretFile
 from tandem_router.errors import ConfigError
-from tandem_router.secret_file import SecretFile
 from tandem_router.testing.two_tiers import Scores, both
 
 

@@ -18,7 +18,7 @@ from tandem_operator.resources.base import Object
 from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE
 from tandem_operator.resources.field_errors import show_path
 from tandem_operator.resources.pod_patch import misfits
-from tandem_router.addresses import Outward, networks
+from tandem_router.config.addresses import Outward, networks
 
 # What may be patched: scheduling, resources, storage, environment, and what only tightens.
 _POD_FIELDS = frozenset(

@@ -49,7 +49,7 @@ from tandem_operator.plan.router_store import add_store, store_claims, strategy
 from tandem_operator.plan.training import training_objects
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.base import Object
-from tandem_router.live_config import live_part, static_part
+from tandem_router.config.live import live_part, static_part
 
 ENDPOINTS_DIR = "/etc/tandem/endpoints"
 TENANT_KEY_DIR = "/etc/tandem/tenant-key"

@@ -13,7 +13,7 @@ from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import TrafficFacts
 from tandem_operator.reconcile.cluster_api import ClusterApi
 from tandem_operator.reconcile.pod_client import ask_json, identity, peer_token, router_traffic
-from tandem_router.live_config import live_digest
+from tandem_router.config.live import live_digest
 
 logger = logging.getLogger("tandem.operator")
 

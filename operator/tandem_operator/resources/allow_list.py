@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 
 from tandem_operator.resources.base import Values
-from tandem_router.addresses import networks
+from tandem_router.config.addresses import networks
 
 Entry = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
 

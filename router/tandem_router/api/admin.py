@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tandem_router.api import labels as label_api
 from tandem_router.api.api_keys import Authenticator
 from tandem_router.api.live_settings import LiveSettings
+from tandem_router.config.live import live_part
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.live_config import live_part
-from tandem_router.prices import price_note
+from tandem_router.limits.prices import price_note
 from tandem_router.proxy.context import Services
 from tandem_router.routing.decision_log import TierTotals
 from tandem_router.store.records import Key, StoreError

@@ -11,8 +11,8 @@ import binascii
 import hmac
 from collections.abc import Callable, Iterable, Sequence
 
-from tandem_router.asgi import Send
 from tandem_router.errors import DOC_URL, ApiError
+from tandem_router.http.asgi import Send
 
 Secrets = Callable[[], Sequence[bytes]]
 

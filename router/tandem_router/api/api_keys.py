@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tandem_router.config import TenantConfig
+from tandem_router.config.secret_file import SecretFile
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.secret_file import SecretFile
 from tandem_router.store.records import Key
 from tandem_router.store.writer import Store
 

@@ -30,8 +30,6 @@ from tandem_router.api.inference import DataPath, Reading, respond_error
 from tandem_router.api.live_settings import LiveSettings
 from tandem_router.api.origin import check_host, check_writes
 from tandem_router.api.request_body import ClientGone, Receive, Scope, read_body
-from tandem_router.asgi import Send
-from tandem_router.background import begin
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.health_check import poll_loads
@@ -39,24 +37,24 @@ from tandem_router.balancing.known_workers import KnownWorkers
 from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError, ConfigError
+from tandem_router.http.asgi import Send
 from tandem_router.http.client import UpstreamClient
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
 from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
-from tandem_router.metrics import Metrics
+from tandem_router.limits.prices import Prices
 from tandem_router.openai.headers import parse_headers
 from tandem_router.openai.json_body import parse_json
-from tandem_router.prices import Prices
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.judge_calls import JudgeKeys
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.proxy.random_ids import new_request_id
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
 from tandem_router.quality.measured import Change
 from tandem_router.quality.retraining import FolderArchive, Retraining, StoreArchive
-from tandem_router.random_ids import new_request_id
 from tandem_router.routing.arrivals import Arrivals
 from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.predictor_in_use import PredictorInUse
@@ -66,6 +64,8 @@ from tandem_router.routing.tier_router import Routing
 from tandem_router.store.configured import configured_backend
 from tandem_router.store.records import Label, Spend
 from tandem_router.store.writer import Store
+from tandem_router.telemetry.logged_task import begin
+from tandem_router.telemetry.metrics import Metrics
 from tandem_router.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from tandem_router.api.feedback import Feedback
 from tandem_router.api.origin import answer_preflight, for_page, foreign, is_foreign, readable_by
 from tandem_router.api.request_body import ClientGone, Receive, Scope, check_size, read_body
 from tandem_router.api.tokenizing import COUNT_TOKENS, TOKENIZING, Tokenizing
-from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
+from tandem_router.http.asgi import NOSNIFF, Send
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
 from tandem_router.limits.bodies import HeldBodies
@@ -38,8 +38,8 @@ from tandem_router.openai.request import PATHS, InferenceRequest, Kind, parse_in
 from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
+from tandem_router.proxy.random_ids import new_request_id
 from tandem_router.proxy.request_handler import RequestHandler
-from tandem_router.random_ids import new_request_id
 from tandem_router.telemetry.logs import REQUEST_ID
 
 logger = logging.getLogger("tandem.router")

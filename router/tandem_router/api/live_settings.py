@@ -15,8 +15,8 @@ from typing import Any
 
 from tandem_router.api.api_keys import Authenticator
 from tandem_router.config import RouterConfig, load_config
+from tandem_router.config.live import changes, live_digest, live_part, static_part, with_live
 from tandem_router.errors import ConfigError
-from tandem_router.live_config import changes, live_digest, live_part, static_part, with_live
 from tandem_router.proxy.context import Services
 
 logger = logging.getLogger("tandem.router")

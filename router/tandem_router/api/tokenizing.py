@@ -8,13 +8,13 @@ import msgspec
 
 from tandem_router.anthropic.request import to_counted_chat
 from tandem_router.api.api_keys import Caller
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.engines import engine_of
 from tandem_router.errors import ApiError, UpstreamError
 from tandem_router.limits.ledger import Used
+from tandem_router.limits.prices import list_price
 from tandem_router.openai.answer import NotAnAnswer, unpacked
 from tandem_router.openai.json_body import parse_json
-from tandem_router.prices import list_price
+from tandem_router.openai.prompt_size import BYTES_PER_TOKEN
 from tandem_router.proxy.context import Services
 
 TOKENIZING = frozenset({"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"})

@@ -16,13 +16,14 @@ from functools import reduce
 from msgspec import Struct
 
 from tandem_router.balancing.file_discovery import EndpointTable
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN, PrefixIndex, block_hashes
+from tandem_router.balancing.prefix_index import PrefixIndex, block_hashes
 from tandem_router.balancing.retry_budget import RetryBudget
 from tandem_router.balancing.revisions import same_revision, with_prefill
 from tandem_router.balancing.shared_prefixes import STRIDE, SharedPrefixes
 from tandem_router.balancing.worker import TEXT_WORKER, Load, Worker
 from tandem_router.balancing.worker_cost import Pair, least_cost
 from tandem_router.config import FailoverConfig, PickingConfig
+from tandem_router.openai.prompt_size import BYTES_PER_TOKEN
 from tandem_router.policy import Capabilities
 
 FIRST_BACKOFF_S = 0.1

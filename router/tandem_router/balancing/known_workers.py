@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tandem_router.background import begin
 from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.balancing.file_discovery import EndpointTable, watch_file
 from tandem_router.config import FileEndpoints, RouterConfig
 from tandem_router.errors import ConfigError
+from tandem_router.telemetry.logged_task import begin
 
 logger = logging.getLogger("tandem.router")
 

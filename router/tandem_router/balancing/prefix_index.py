@@ -10,8 +10,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
-BYTES_PER_TOKEN = 4.0
-
 
 def block_hashes(data: bytes, block_bytes: int, max_blocks: int, apart: str = "") -> list[int]:
     """Chain of hashes: entry i stands for bytes 0..(i+1)*block_bytes, so equal means covered.

@@ -22,10 +22,10 @@ from tandem_router.cache import (
     worth_upgrading,
 )
 from tandem_router.config import RouterConfig, served_by
+from tandem_router.limits.prices import list_price
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
 from tandem_router.policy import Decision
-from tandem_router.prices import list_price
 
 _MORE_THAN_TEXT = ("logprobs", "top_logprobs", "tools", "functions", "audio", "modalities")
 

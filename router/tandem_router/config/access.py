@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tandem_router.addresses import Outward, networks, shows_key
+from tandem_router.config.addresses import Outward, networks, shows_key
 from tandem_router.config.section import Name, Positive, Section
 
 

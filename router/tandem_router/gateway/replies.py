@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tandem_router.asgi import NOSNIFF
 from tandem_router.gateway.messages import OVERWRITE_IF_EXISTS_OR_ADD, ProcessingResponse
+from tandem_router.http.asgi import NOSNIFF
 
 Headers = Sequence[tuple[bytes, bytes]]
 

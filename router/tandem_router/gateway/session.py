@@ -28,7 +28,7 @@ from tandem_router.openai.request import PATHS, Kind, parse_inference
 from tandem_router.proxy.arrival import admit
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import RequestRefused
-from tandem_router.random_ids import new_request_id
+from tandem_router.proxy.random_ids import new_request_id
 from tandem_router.telemetry.logs import REQUEST_ID
 
 logger = logging.getLogger("tandem.router")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from tandem_router.addresses import Outward
+from tandem_router.config.addresses import Outward
 from tandem_router.errors import UpstreamError
 from tandem_router.http.connection_pool import Origin, OriginPool, Response
 from tandem_router.http.deadlines import Deadlines

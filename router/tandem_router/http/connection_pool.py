@@ -16,7 +16,7 @@ from typing import cast
 
 import httptools
 
-from tandem_router.addresses import Outward, numeric
+from tandem_router.config.addresses import Outward, numeric
 from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
 from tandem_router.http.deadlines import Deadlines
 from tandem_router.http.eager import Waited

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
 from tandem_router.config import LimitsConfig
 from tandem_router.errors import bad_request
-from tandem_router.openai.prompt_size import FEWEST_BYTES_PER_TOKEN
+from tandem_router.openai.prompt_size import BYTES_PER_TOKEN, FEWEST_BYTES_PER_TOKEN
 
 Part = str | int | list[int]
 

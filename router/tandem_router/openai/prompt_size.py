@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tandem_router.balancing.prefix_index import BYTES_PER_TOKEN
-
+BYTES_PER_TOKEN = 4.0
 # Code and most scripts stay above this; what a ceiling has to reckon with.
 FEWEST_BYTES_PER_TOKEN = 2.0
 # An image is read as tiles of 512 pixels after it is scaled to 768 on its short side: the rule of

@@ -18,7 +18,7 @@ from tandem_router.openai.prompt_size import images_of
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
-from tandem_router.random_ids import new_seed
+from tandem_router.proxy.random_ids import new_seed
 
 # A longest answer assumed for the deadline of a whole reply, and the most that counts.
 UNBOUNDED_ANSWER_TOKENS = 1024

@@ -11,8 +11,7 @@ from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import RouterConfig
 from tandem_router.http.client import UpstreamClient
 from tandem_router.limits.ledger import Ledger
-from tandem_router.metrics import Metrics
-from tandem_router.prices import Prices
+from tandem_router.limits.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import Learner
@@ -23,6 +22,7 @@ from tandem_router.routing.decision_log import DecisionLog
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.tier_router import Routing
 from tandem_router.store.writer import Store
+from tandem_router.telemetry.metrics import Metrics
 from tandem_router.telemetry.tracing import Tracing
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tandem_router.config import JudgeConfig, RouterConfig
+from tandem_router.config.secret_file import SecretFile
 from tandem_router.errors import ConfigError, UpstreamError
 from tandem_router.http.client import UpstreamClient
-from tandem_router.secret_file import SecretFile
 
 MAX_VERDICT_BYTES = 4 * 2**20
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tandem_router.config import RouterConfig
+from tandem_router.config.secret_file import SecretFile
 from tandem_router.errors import ConfigError
-from tandem_router.secret_file import SecretFile
 
 
 class ProviderKeys:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tandem_router.asgi import NOSNIFF, Send
 from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
+from tandem_router.http.asgi import NOSNIFF, Send
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import EagerRun
 from tandem_router.http.exchange import Exchange

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tandem_router.asgi import Send
 from tandem_router.config import TierConfig
 from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.engines.protocol import PlainWire
 from tandem_router.errors import UpstreamError
+from tandem_router.http.asgi import Send
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import Landing
 from tandem_router.http.exchange import Exchange

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tandem_router.engines import engine_of
 from tandem_router.errors import UpstreamError
-from tandem_router.prices import list_price
+from tandem_router.limits.prices import list_price
 from tandem_router.proxy.context import Services
 
 # Of the predictor's view of a prompt the beginning decides; a request waits no longer for it.

@@ -16,7 +16,6 @@ from typing import Any
 
 from tandem_router.config import LearningConfig
 from tandem_router.limits.ledger import Ledger
-from tandem_router.metrics import Metrics
 from tandem_router.quality.capture import captured
 from tandem_router.quality.daily_cap import DailyCap
 from tandem_router.quality.judge import Judge, JudgeFailed, Post
@@ -24,6 +23,7 @@ from tandem_router.quality.labels import Labels
 from tandem_router.quality.shadow_gate import Draw, Explored, ShadowGate
 from tandem_router.store.records import Label, LabelSource, Spend
 from tandem_router.store.writer import Store
+from tandem_router.telemetry.metrics import Metrics
 
 logger = logging.getLogger("tandem.router")
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tandem_router.config import RouterConfig
-from tandem_router.metrics import Metrics
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.measured import Change, Measured
 from tandem_router.routing.set_points import Steering
 from tandem_router.store.records import Label, StoreError
 from tandem_router.store.writer import Store
+from tandem_router.telemetry.metrics import Metrics
 
 logger = logging.getLogger("tandem.router")
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tandem_router.config import CascadeConfig, RouterConfig
-from tandem_router.metrics import Metrics
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.policy import Decision, Reason, TierVerdict
 from tandem_router.predictor.cascade import (
@@ -30,6 +29,7 @@ from tandem_router.predictor.cascade import (
     choose_zone,
     escalate,
 )
+from tandem_router.telemetry.metrics import Metrics
 
 logger = logging.getLogger("tandem.router")
 

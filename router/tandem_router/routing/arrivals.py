@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from tandem_router.metrics import Metrics
 from tandem_router.policy import Decision, Reason
+from tandem_router.telemetry.metrics import Metrics
 
 
 class Arrivals:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tandem_router.background import begin
 from tandem_router.config import RouterConfig
-from tandem_router.prices import list_price
+from tandem_router.limits.prices import list_price
 from tandem_router.routing.predictor_source import (
     ARTIFACT_POLL_S,
     ArtifactPredictor,
@@ -21,6 +20,7 @@ from tandem_router.routing.predictor_source import (
     UnlearnedPredictor,
     configured_predictor,
 )
+from tandem_router.telemetry.logged_task import begin
 
 
 class PredictorInUse:

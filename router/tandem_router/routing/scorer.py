@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from msgspec import Struct
 
 from tandem_router.config import PredictorConfig
-from tandem_router.metrics import Metrics
 from tandem_router.policy import PlainScore, Score, ScoreStatus
 from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.recent_scores import RecentScores
+from tandem_router.telemetry.metrics import Metrics
 
 logger = logging.getLogger("tandem.router")
 

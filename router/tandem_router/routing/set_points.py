@@ -26,7 +26,7 @@ from tandem_router.control import (
 )
 from tandem_router.control.floor_limit import MARGIN, FloorLimit
 from tandem_router.control.usual_saving import UsualSaving
-from tandem_router.metrics import Metrics
+from tandem_router.limits.prices import Prices, list_price
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.policy import (
     Decision,
@@ -36,10 +36,10 @@ from tandem_router.policy import (
     Reason,
     TierVerdict,
 )
-from tandem_router.prices import Prices, list_price
 from tandem_router.routing.new_tiers import NewTiers
 from tandem_router.routing.predictor_source import ArtifactPredictor, LengthPredictor, Predictor
 from tandem_router.store.records import Label
+from tandem_router.telemetry.metrics import Metrics
 
 DEFAULT_THRESHOLDS = {"Learned": 0.1, "Fixed": 0.1, "Length": 0.5}
 EXPECTED_QUALITY_WINDOW = 500

@@ -16,7 +16,6 @@ from tandem_router.balancing.endpoint_picker import Picker
 from tandem_router.config import RouterConfig, TenantConfig, TierConfig, served_by
 from tandem_router.errors import ApiError
 from tandem_router.limits.ledger import NO_CEILINGS, Hold, Ledger
-from tandem_router.metrics import Metrics
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import (
     NO_OVERRIDES,
@@ -37,6 +36,7 @@ from tandem_router.routing.predictor_source import Predictor
 from tandem_router.routing.scorer import UNSCORED, Scored, Scorer, with_gains
 from tandem_router.routing.set_points import Steering
 from tandem_router.routing.standing_rule import StandingRule
+from tandem_router.telemetry.metrics import Metrics
 
 # What a tier's option is made of, beside the router's settings.
 _State = tuple[bool, float | None, float | None, float, Capabilities]

@@ -1,1 +1,1 @@
-"""What operators of a router see of single requests: traces and log lines."""
+"""What operators of a router see of it: metrics, and of single requests traces and log lines."""
