@@ -44,6 +44,7 @@ clean:
 
 reference: setup
 	@PYTHONPATH=scripts $(VENV)/bin/python -m reference
+	@PYTHONPATH=scripts $(VENV)/bin/python -m reference.rooms
 
 screenshots: setup
 	@exec $(VENV)/bin/python scripts/site/screenshots.py

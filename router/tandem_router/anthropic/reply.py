@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from tandem_router.anthropic.blocks import BlockWriter, event
-from tandem_router.http.asgi import Send
+from tandem_router.openai.asgi import Send
 from tandem_router.openai.said import calls_of, text_of
 from tandem_router.openai.sse import DONE, encode_json, event_data, split_events
 from tandem_router.openai.usage import read_usage

@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Callable, Iterable, Sequence
 
 from tandem_router.errors import DOC_URL, ApiError
-from tandem_router.http.asgi import Send
+from tandem_router.openai.asgi import Send
 
 Secrets = Callable[[], Sequence[bytes]]
 

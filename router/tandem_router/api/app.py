@@ -37,13 +37,13 @@ from tandem_router.balancing.known_workers import KnownWorkers
 from tandem_router.cache.response_cache import Reuse
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError, ConfigError
-from tandem_router.http.asgi import Send
 from tandem_router.http.client import UpstreamClient
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
 from tandem_router.limits.leases import SharedLimits
 from tandem_router.limits.ledger import Ledger
 from tandem_router.limits.prices import Prices
+from tandem_router.openai.asgi import Send
 from tandem_router.openai.headers import parse_headers
 from tandem_router.openai.json_body import parse_json
 from tandem_router.proxy.context import Services

@@ -26,11 +26,11 @@ from tandem_router.api.request_body import ClientGone, Receive, Scope, check_siz
 from tandem_router.api.tokenizing import COUNT_TOKENS, TOKENIZING, Tokenizing
 from tandem_router.config import RouterConfig
 from tandem_router.errors import ApiError
-from tandem_router.http.asgi import NOSNIFF, Send
 from tandem_router.http.exchange import Exchange
 from tandem_router.http.known_heads import Head
 from tandem_router.limits.bodies import HeldBodies
 from tandem_router.openai import responses_api
+from tandem_router.openai.asgi import NOSNIFF, Send
 from tandem_router.openai.body import Bodies
 from tandem_router.openai.headers import RequestHeaders, parse_headers
 from tandem_router.openai.json_body import parse_json

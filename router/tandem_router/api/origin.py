@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tandem_router.errors import ApiError
-from tandem_router.http.asgi import Send
+from tandem_router.openai.asgi import Send
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from tandem_router.errors import ApiError
 from tandem_router.gateway.placement import Placed, endpoint
-from tandem_router.http.asgi import NOSNIFF
 from tandem_router.openai.answer import MAX_UNPACKED_BYTES, NotAnAnswer, answer_of, unpacked
+from tandem_router.openai.asgi import NOSNIFF
 from tandem_router.openai.sse import DONE, event_data
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tandem_router.gateway.messages import OVERWRITE_IF_EXISTS_OR_ADD, ProcessingResponse
-from tandem_router.http.asgi import NOSNIFF
+from tandem_router.openai.asgi import NOSNIFF
 
 Headers = Sequence[tuple[bytes, bytes]]
 

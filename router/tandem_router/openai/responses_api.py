@@ -12,7 +12,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from tandem_router.errors import bad_request
-from tandem_router.http.asgi import Send
+from tandem_router.openai.asgi import Send
 from tandem_router.openai.body import LOGPROBS, InputItem, InputPart, NamedFunction, Response
 from tandem_router.openai.declared import checked
 from tandem_router.openai.response_items import OutputItems

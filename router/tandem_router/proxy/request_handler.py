@@ -14,11 +14,11 @@ from typing import Any
 from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
-from tandem_router.http.asgi import NOSNIFF, Send
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import EagerRun
 from tandem_router.http.exchange import Exchange
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
+from tandem_router.openai.asgi import NOSNIFF, Send
 from tandem_router.openai.sse import DONE, encode_json
 from tandem_router.policy import Reason
 from tandem_router.proxy.arrival import Arrival

@@ -17,10 +17,10 @@ from tandem_router.config import TierConfig
 from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.engines.protocol import PlainWire
 from tandem_router.errors import UpstreamError
-from tandem_router.http.asgi import Send
 from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import Landing
 from tandem_router.http.exchange import Exchange
+from tandem_router.openai.asgi import Send
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import (
     EventSplitter,

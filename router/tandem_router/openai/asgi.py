@@ -1,4 +1,4 @@
-"""The words of ASGI that the router speaks."""
+"""The words of ASGI that answers are sent with."""
 
 from __future__ import annotations
 
