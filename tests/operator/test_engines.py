@@ -21,7 +21,7 @@ from tandem_operator.reconcile.engine_reports import EngineReports, is_foreign
 from tandem_operator.reconcile.pod_client import WorkerPods
 from tandem_operator.resources import Model
 from tandem_operator.resources.base import Object
-from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE, VLLM_SET_BY
+from tandem_operator.resources.rules.engines import VLLM_LOADS_CODE, VLLM_SET_BY
 from tandem_router.testing.fake_vllm import FakeVLLM
 
 HEAD = """\

@@ -415,7 +415,7 @@ def test_nothing_but_the_adapters_knows_an_engines_name() -> None:
     declared = (
         "router/tandem_router/config/tiers.py",
         "operator/tandem_operator/resources/model.py",
-        "operator/tandem_operator/resources/engine_rules.py",
+        "operator/tandem_operator/resources/rules/engines.py",
         "operator/tandem_operator/cli/init.py",
         "router/tandem_router/testing",
     )

@@ -15,9 +15,9 @@ from tandem_operator.plan.objects import SCRATCH_DIR, Problem, Settings
 from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
-from tandem_operator.resources.engine_rules import VLLM_LOADS_CODE
 from tandem_operator.resources.field_errors import show_path
 from tandem_operator.resources.pod_patch import misfits
+from tandem_operator.resources.rules.engines import VLLM_LOADS_CODE
 from tandem_router.config.addresses import Outward, networks
 
 # What may be patched: scheduling, resources, storage, environment, and what only tightens.

@@ -1,7 +1,7 @@
 """What a single value must be beyond its form: each field's own bounds, as CEL and as Python.
 
 A value that no worker, router or cluster would take is refused where it is written, not when a pod
-fails on it. Rules between fields are in `rules.py`.
+fails on it. Rules between fields are in `model.py`, `router.py` and `scaling.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_operator.resources.base import DURATION_PATTERN, QUANTITY_PATTERN, quantity, seconds
+from tandem_operator.resources.rules.rule import Rule
 
 Path = tuple[str, ...]
 ROLES = ("unified", "prefill", "decode")
@@ -19,12 +20,17 @@ ROLES = ("unified", "prefill", "decode")
 
 @dataclass(frozen=True)
 class ValueRule:
-    """A rule on the value at a path, as CEL and as Python; see `rules.Rule`."""
+    """A rule on the value at a path, as CEL and as Python; see `Rule`."""
 
     path: Path
     cel: str
     message: str
     check: Callable[[Any], bool]
+
+
+def rule_of(rule: ValueRule) -> Rule:
+    """Among the rules between fields."""
+    return Rule(rule.path, rule.cel, rule.message, lambda o, _: rule.check(o))
 
 
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
