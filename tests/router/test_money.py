@@ -266,6 +266,9 @@ def test_no_answer_that_is_let_through_can_cost_more_than_any_ceiling(
         ({"prompt_tokens": -1, "completion_tokens": 3}, (None, 3)),
         ({"prompt_tokens": 7, "total_tokens": 27}, (7, 20)),
         ([1], (None, 250)),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (None, 250)),
+        ({"prompt_tokens": 7, "completion_tokens": 0}, (7, 250)),
+        ({"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 716}, (7, 709)),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

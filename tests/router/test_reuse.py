@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from tandem_router.policy import PlainScore
+from tandem_router.testing.fake_provider import FakeProvider
+from tandem_router.testing.fake_server import Seen
+from tandem_router.testing.two_tiers import TIERS
 
 CACHE = {"enabled": True, "max_bytes": 100_000}
+
+
+@dataclass(eq=False)
+class Thinking(FakeProvider):
+    """more: what its messages and first deltas say besides text."""
+
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def whole(self, seen: Seen) -> dict[str, Any]:
+        reply = super().whole(seen)
+        reply["choices"][0]["message"] |= self.more
+        return reply
+
+    def events(self) -> list[bytes]:
+        first, *rest = super().events()
+        return [first, self.chunk(self.more), *rest]
 
 
 class Scores:
@@ -102,6 +122,26 @@ async def test_a_stream_that_failed_over_is_asked_again_and_then_kept(
 
     assert ["x-tandem-cache" in reply.headers for reply in replies] == [False, False, True]
     assert len({reply.text() for reply in replies}) == 1
+
+
+@pytest.mark.parametrize("more", ["reasoning_content", "reasoning", "refusal", "tool_calls"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+async def test_what_is_more_than_text_is_not_kept(
+    run_router: Any, more: str, first: bool, second: bool
+) -> None:
+    """Thoughts and calls came back as an answer without them."""
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    provider = await Thinking(more={more: [call] if more == "tool_calls" else "because"}).start()
+    tiers = [{**TIERS[1], "kind": "external", "url": f"{provider.url}/v1"}]
+
+    async with run_router({}, cache=CACHE, tiers=tiers, background=False) as (client, _):
+        one = await client.chat("q", temperature=0, stream=first)
+        two = await client.chat("q", temperature=0, stream=second)
+    await provider.stop()
+
+    assert "x-tandem-cache" not in two.headers
+    assert all(more.encode() in reply.body for reply in (one, two))
 
 
 async def test_tenants_do_not_share_answers(run_router: Any, make_worker: Any) -> None:

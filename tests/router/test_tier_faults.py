@@ -239,6 +239,57 @@ async def test_a_worker_that_fails_every_request_is_left_out_whatever_it_reports
     assert 'tandem_ejections_total{tier="large"} 1.0' in metrics
 
 
+async def test_who_failed_others_lately_is_asked_before_a_request_is_lost(
+    run_router: Any, make_worker: Any, provider: Any
+) -> None:
+    """A provider that is back before its ejection ends, beside a pool that has just broken."""
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    pool = await make_worker()
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        {"small": {"unified": [pool]}},
+        tiers=tiers,
+        predictor=Scores(0.1, 0.9),
+        failover={},
+        background=False,
+    ) as (client, app):
+        provider.always = Fault.STATUS_502
+        first = [await client.chat(f"question {number}") for number in range(8)]
+        out = app.picker.num_usable("large") == 0
+        provider.always = Fault.NONE
+        pool.refuse = [crash] * 10
+        replies = [await client.chat(f"again {number}", stream=number % 2 > 0) for number in (1, 2)]
+
+    assert {reply.headers["x-tandem-tier"] for reply in first} == {"small"}
+    assert out
+    for reply in replies:
+        assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "large")
+
+
+async def test_the_one_worker_that_is_well_is_found_among_those_that_were_left_out(
+    run_router: Any, make_worker: Any
+) -> None:
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    workers = [await make_worker(refuse=[crash] * 5), await make_worker(), await make_worker()]
+
+    async with run_router({"large": {"unified": workers}}, background=False) as (client, app):
+
+        async def ask(text: str) -> int:
+            for known in app.picker.workers:
+                app.picker.observed(known, Load())  # it reports that it is well
+            return int((await client.chat(text, model="large")).status)
+
+        before = [await ask(f"question {number}") for number in range(60)]
+        out = app.picker.num_usable("large")
+        for broken in workers[1:]:
+            broken.refuse = [crash] * 100
+        after = [await ask(f"again {number}") for number in range(4)]
+
+    assert (set(before), out, len(workers[0].inference)) == ({200}, 2, 9)
+    assert set(after) == {200}
+
+
 async def test_a_pool_that_fails_is_left_for_the_other_tier(
     run_router: Any, make_worker: Any
 ) -> None:
@@ -277,6 +328,44 @@ async def test_every_try_that_reached_a_provider_is_booked(
     assert attempt["cost_usd"] > 0.0
     assert record["cost_usd"] > attempt["cost_usd"]
     assert after < before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_is_repeated_on_a_new_connection_is_booked_twice(
+    run_router: Any, provider: Any, stream: bool
+) -> None:
+    """A provider that closes a kept connection unanswered may have read the request."""
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router({}, tiers=tiers, failover=patience(), background=False) as (client, app):
+        await client.chat(model="large")
+        provider.faults = [Fault.RESET]
+        reply = await client.chat(model="large", stream=stream, max_tokens=100)
+        (record,) = app.services.decisions.last(1)
+
+    assert reply.status == 200
+    assert len(provider.seen) == 3
+    (attempt,) = record["attempts"]
+    assert attempt["cost_usd"] > (0.0 if stream else 100 * 20e-6)
+    assert record["cost_usd"] > attempt["cost_usd"]
+
+
+async def test_a_whole_answer_to_a_stream_is_booked_as_a_whole(
+    run_router: Any, make_worker: Any, provider: Any
+) -> None:
+    provider.always = Fault.WRONG_FORM
+    table = {"small": {"unified": [await make_worker()]}}
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        table, tiers=tiers, predictor=Scores(0.1, 0.9), failover=patience(), background=False
+    ) as (client, app):
+        reply = await client.chat(stream=True, max_tokens=100)
+        (record,) = app.services.decisions.last(1)
+
+    assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "small")
+    (attempt,) = record["attempts"]
+    assert attempt["cost_usd"] > 100 * 20e-6
 
 
 @given(

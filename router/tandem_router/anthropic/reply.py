@@ -8,7 +8,7 @@ from typing import Any
 
 from tandem_router.anthropic.blocks import BlockWriter, event
 from tandem_router.openai.asgi import Send
-from tandem_router.openai.said import calls_of, text_of
+from tandem_router.openai.said import calls_of, choices_of, finish_of, part_of, text_of
 from tandem_router.openai.sse import DONE, encode_json, event_data, split_events
 from tandem_router.openai.usage import read_usage
 
@@ -85,8 +85,8 @@ class MessagesSend:
     # -- whole ------------------------------------------------------------------------------
 
     def _whole(self, chat: Mapping[str, Any]) -> bytes:
-        choice = chat["choices"][0]
-        said = choice.get("message") or {}
+        choice = choices_of(chat)[0]
+        said = part_of(choice, "message")
         content: list[dict[str, Any]] = []
         if thought := text_of(said, "reasoning_content", "reasoning"):
             content.append({"type": "thinking", "thinking": thought, "signature": ""})
@@ -109,7 +109,7 @@ class MessagesSend:
         }
 
     def _note(self, choice: Mapping[str, Any]) -> None:
-        self._finish = choice.get("finish_reason") or self._finish
+        self._finish = finish_of(choice) or self._finish
         stopped_by = choice.get("stop_reason")
         self._stopped_by = stopped_by if isinstance(stopped_by, str) else self._stopped_by
 
@@ -129,8 +129,8 @@ class MessagesSend:
         if not payload.startswith(b"{"):
             return b""
         chunk = json.loads(payload)
-        if "error" in chunk:
-            status = 400 if (chunk["error"] or {}).get("type") == "invalid_request_error" else 500
+        if chunk.get("error"):
+            status = 400 if part_of(chunk, "error").get("type") == "invalid_request_error" else 500
             return b"event: error\ndata: " + error_of(status, payload, self._id) + b"\n\n"
         events = b""
         if not self._begun:
@@ -138,8 +138,8 @@ class MessagesSend:
             head = {**self._message(chunk, []), "stop_reason": None, "stop_sequence": None}
             events = event("message_start", message={**head, "usage": _usage(None)})
         self._usage = chunk.get("usage") or self._usage
-        for choice in chunk.get("choices") or []:
-            events += self._blocks.delta(choice.get("delta") or {})
+        for choice in choices_of(chunk):
+            events += self._blocks.delta(part_of(choice, "delta"))
             self._note(choice)
         return events
 

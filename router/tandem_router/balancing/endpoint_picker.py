@@ -9,8 +9,9 @@ covered prefix. Pure: randomness and clock are passed in, I/O happens elsewhere.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import reduce
 
 from msgspec import Struct
@@ -178,6 +179,14 @@ class Picker:
             if worker.usable(now):
                 return True
         return False
+
+    def resting(self, tier: str, exclude: Set[str] = frozenset()) -> bool:
+        """Whether a worker that nobody excludes is out only because it failed others lately."""
+        workers = self._decoders.get(tier, ())
+        return any(
+            worker.url not in exclude and worker.usable(math.inf, ejected_too=True)
+            for worker in workers
+        )
 
     def queue_wait_s(self, tier: str) -> float:
         """Seconds of prefill before a new request at the least busy worker; 0 where unknown."""

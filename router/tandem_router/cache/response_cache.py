@@ -24,7 +24,15 @@ from tandem_router.cache import (
 from tandem_router.config import RouterConfig, served_by
 from tandem_router.limits.prices import list_price
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
+from tandem_router.openai.said import choices_of, finish_of, part_of
+from tandem_router.openai.sse import (
+    DONE,
+    decode_json,
+    encode_event,
+    encode_json,
+    event_data,
+    split_events,
+)
 from tandem_router.policy import Decision
 
 _MORE_THAN_TEXT = ("logprobs", "top_logprobs", "tools", "functions", "audio", "modalities")
@@ -96,9 +104,24 @@ class Reuse:
         return answer
 
     def keep(self, key: bytes, body: bytes, tier: str, cost_usd: float) -> None:
-        """Unless the cache or the tier went while it was made."""
-        if self.cache is not None and (rank := self._ranks.get(tier)) is not None:
+        """Unless it says more than text, or the cache or the tier went while it was made."""
+        rank = self._ranks.get(tier)
+        if self.cache is not None and rank is not None and _is_text(body):
             self.cache.put(key, CachedAnswer(body, tier, rank, cost_usd, self._clock()))
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether text is all that a whole reply says: thoughts and calls do not fit every form."""
+    try:
+        choices = choices_of(decode_json(body))
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return bool(choices) and all(_is_plain(part_of(choice, "message")) for choice in choices)
+
+
+def _is_plain(said: Mapping[str, Any]) -> bool:
+    """Whether a message or delta says text and nothing else."""
+    return all(not value or name in ("content", "role") for name, value in said.items())
 
 
 def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes | None:
@@ -114,17 +137,18 @@ def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes
         if not chunk.get("choices"):
             continue
         first = first or chunk
-        choice = chunk["choices"][0]
-        if choice.get("index", 0) != 0 or len(chunk["choices"]) != 1:
+        choices = choices_of(chunk)
+        if len(choices) != 1 or choices[0].get("index", 0) != 0:
             return None
-        delta = choice.get("delta")
-        piece = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-        if piece:
-            text.append(piece)
-        finish = choice.get("finish_reason") or finish
+        said = part_of(choices[0], "delta") if kind == "chat" else choices[0]
+        piece = said.get("content" if kind == "chat" else "text")
+        if not isinstance(piece, str | None) or (kind == "chat" and not _is_plain(said)):
+            return None
+        text.append(piece or "")
+        finish = finish_of(choices[0]) or finish
     if first is None or finish is None or usage is None:
         return None
-    choice = {"index": 0, "logprobs": None, "finish_reason": finish}
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish}
     if kind == "chat":
         choice["message"] = {"role": "assistant", "content": "".join(text)}
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -110,6 +110,7 @@ class UpstreamClient:
         stall_timeout_s: float | None = None,
         begin_within_s: float | None = None,
         outward: bool = False,
+        may_repeat: Callable[[], bool] | None = None,
     ) -> Response:
         """Send one request and return once the reply's headers are here.
 
@@ -117,7 +118,8 @@ class UpstreamClient:
         `Response.began` was called by then. outward: to a provider, whose address is checked.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
-        timed it out. Our requests may be repeated safely, since ids and seeds travel with them.
+        timed it out. Our requests may be repeated safely, since ids and seeds travel with them;
+        may_repeat is asked before, where the first may have to be paid.
         Raises UpstreamError (UnreachableError where the server never saw the request); on
         cancellation the connection is closed.
         """
@@ -152,7 +154,8 @@ class UpstreamClient:
                 if not response.status:
                     response.check_headers()
             except UpstreamError:
-                if reused and not response.received_any:
+                may = reused and not response.received_any
+                if may and (may_repeat is None or may_repeat()):
                     reused = False
                     connection = None
                     continue

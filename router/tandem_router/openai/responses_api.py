@@ -16,7 +16,9 @@ from tandem_router.openai.asgi import Send
 from tandem_router.openai.body import LOGPROBS, InputItem, InputPart, NamedFunction, Response
 from tandem_router.openai.declared import checked
 from tandem_router.openai.response_items import OutputItems
+from tandem_router.openai.said import choices_of, finish_of, part_of
 from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
+from tandem_router.openai.usage import read_usage
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt")
@@ -157,9 +159,9 @@ class ResponsesSend:
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
 
     def _whole(self, chat: Mapping[str, Any]) -> bytes:
-        choice = chat["choices"][0]
-        self._items.delta(choice.get("message") or {}, _logprobs(choice))
-        self._finish = choice.get("finish_reason")
+        choice = choices_of(chat)[0]
+        self._items.delta(part_of(choice, "message"), _logprobs(choice))
+        self._finish = finish_of(choice)
         self._usage = chat.get("usage")
         self._model = chat.get("model")
         self._created = chat.get("created", 0)
@@ -173,8 +175,8 @@ class ResponsesSend:
         if not payload.startswith(b"{"):
             return b""
         chunk = json.loads(payload)
-        if "error" in chunk:
-            error = chunk["error"]
+        if chunk.get("error"):
+            error = part_of(chunk, "error")
             return self._event("error", code=error.get("code"), message=error.get("message"))
         events = b""
         if self._model is None:
@@ -182,9 +184,9 @@ class ResponsesSend:
             self._created = chunk.get("created", 0)
             events += self._first_events()
         self._usage = chunk.get("usage") or self._usage
-        for choice in chunk.get("choices") or []:
-            self._finish = choice.get("finish_reason") or self._finish
-            events += self._items.delta(choice.get("delta") or {}, _logprobs(choice))
+        for choice in choices_of(chunk):
+            self._finish = finish_of(choice) or self._finish
+            events += self._items.delta(part_of(choice, "delta"), _logprobs(choice))
         return events
 
     def _first_events(self) -> bytes:
@@ -207,13 +209,13 @@ class ResponsesSend:
         cut, tools = self._finish == "length", self._fields.get("tools") or []
         usage = None
         if self._usage is not None and status is None:
-            given = self._usage
+            used = read_usage(self._usage, 0, 0)
             usage = {
-                "input_tokens": given.get("prompt_tokens", 0),
-                "output_tokens": given.get("completion_tokens", 0),
-                "total_tokens": given.get("total_tokens", 0),
-                "input_tokens_details": {"cached_tokens": _cached(given)},
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "input_tokens": used.prompt_tokens,
+                "output_tokens": used.output_tokens,
+                "total_tokens": used.prompt_tokens + used.output_tokens,
+                "input_tokens_details": {"cached_tokens": used.cached_tokens},
+                "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
             }
         return {
             "id": f"resp_{self._id}",
@@ -244,12 +246,6 @@ def _logprobs(choice: Mapping[str, Any]) -> list[Any]:
     said = choice.get("logprobs")
     content = said.get("content") if isinstance(said, dict) else None
     return content if isinstance(content, list) else []
-
-
-def _cached(usage: Mapping[str, Any]) -> int:
-    details = usage.get("prompt_tokens_details")
-    value = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return value if isinstance(value, int) else 0
 
 
 def _without_length(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -20,6 +20,23 @@ class Call(NamedTuple):
     arguments: str
 
 
+def choices_of(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of its choices that are objects."""
+    choices = reply.get("choices")
+    return [each for each in choices if isinstance(each, dict)] if type(choices) is list else []
+
+
+def part_of(choice: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The message or delta of a choice; empty where it is no object."""
+    part = choice.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def finish_of(choice: Mapping[str, Any]) -> str | None:
+    """Why a choice ended; None while it has not."""
+    return _text(choice.get("finish_reason")) or None
+
+
 def text_of(said: Mapping[str, Any], *names: str) -> str:
     """The first of the named fields that is text; empty where none is."""
     return next((text for name in names if (text := _text(said.get(name)))), "")

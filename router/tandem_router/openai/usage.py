@@ -41,25 +41,33 @@ _DETAILS = frozenset({"prompt_tokens_details", "completion_tokens_details"})
 
 
 def read_usage(usage: Any, prompt_estimate: int, output_estimate: int) -> Usage:
-    """The provider's numbers, each replaced by its estimate where it is missing or senseless."""
+    """The provider's numbers, each replaced by its estimate where it is missing or senseless.
+
+    Nothing is senseless where something was seen: there is no prompt without a token. Where the
+    total is more than both, thoughts are what is missing: some providers bill them beside the
+    completion.
+    """
     fields: Mapping[str, Any] = usage if type(usage) is dict else {}
     prompt, output = fields.get("prompt_tokens"), fields.get("completion_tokens")
+    total = fields.get("total_tokens")
     if (
         type(prompt) is int
         and type(output) is int
-        and 0 <= prompt <= MOST_TOKENS
-        and 0 <= output <= MOST_TOKENS
+        and 0 < prompt <= MOST_TOKENS
+        and 0 < output <= MOST_TOKENS
+        and (total is None or total == prompt + output)
         and _DETAILS.isdisjoint(fields)
     ):
         return Usage(prompt, output)
     prompt = _count(fields.get("prompt_tokens"))
-    output = _count(fields.get("completion_tokens"))
-    if output is None and prompt is not None:
-        total = _count(fields.get("total_tokens"))
-        output = total - prompt if total is not None and total >= prompt else None
+    output, total = _count(fields.get("completion_tokens")), _count(total)
+    if prompt and total is not None and total >= prompt + (output or 0):
+        output = total - prompt
     estimated = prompt is None or output is None
-    prompt = prompt_estimate if prompt is None else prompt
-    output = output_estimate if output is None else output
+    if not prompt:
+        prompt, estimated = prompt_estimate, estimated or prompt_estimate > 0
+    if not output:
+        output, estimated = output_estimate, estimated or output_estimate > 0
     cached = _detail(fields, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(fields, "completion_tokens_details", "reasoning_tokens")
     return Usage(prompt, output, min(cached, prompt), min(reasoning, output), estimated)

@@ -62,7 +62,8 @@ class Fault(Exception):
     """An attempt that gave no answer, by the tier's or the operator's fault.
 
     status: as the tier answered, None where it did not. body: what the client may read, for
-    INCAPABLE only. retry_after_s: as the tier asked.
+    INCAPABLE only. retry_after_s: as the tier asked. whole: it has generated all of an answer, also
+    where a stream was asked for.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Fault(Exception):
         retry_after_s: float | None = None,
         draining: bool = False,
         body: bytes = b"",
+        whole: bool = False,
     ) -> None:
         super().__init__(why)
         self.kind = kind
@@ -81,6 +83,7 @@ class Fault(Exception):
         self.retry_after_s = retry_after_s
         self.draining = draining
         self.body = body
+        self.whole = whole
 
     @property
     def reached(self) -> bool:

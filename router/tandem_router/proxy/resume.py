@@ -37,6 +37,11 @@ def _choices(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield choice
 
 
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index", 0)
+    return index if isinstance(index, int) else 0
+
+
 def _text_of(choice: dict[str, Any]) -> str:
     delta = choice.get("delta")
     text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
@@ -97,8 +102,7 @@ class StreamJournal:
                 self._account(choice)
 
     def _account(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index", 0)
-        state = self._choices.setdefault(index if isinstance(index, int) else 0, _ChoiceState())
+        state = self._choices.setdefault(_index(choice), _ChoiceState())
         delta = choice.get("delta")
         if isinstance(delta, dict) and "role" in delta:
             state.role_sent = True
@@ -189,7 +193,7 @@ class StreamJournal:
 
     def _without_repeat(self, choice: dict[str, Any]) -> dict[str, Any] | None:
         """The choice, a shortened copy, or None when nothing of it is new."""
-        index = choice.get("index", 0)
+        index = _index(choice)
         self._condense()
         state = self._choices.get(index)
         if state is None:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
-from tandem_router.balancing.endpoint_picker import Pick
+from tandem_router.balancing.endpoint_picker import MAX_BACKOFF_S, Pick
 from tandem_router.balancing.worker import Worker
 from tandem_router.engines import engine_of
 from tandem_router.engines.protocol import Headers, Resumption
@@ -84,6 +84,8 @@ class Retries:
     _num_failures = 0
     _waits_since: float | None = None  # no worker of it could be had since then
     _full: Fault | None = None
+    # Only those are left that failed others lately: each is asked once, and soon.
+    _last_resort = False
 
     def __init__(self, services: Services, assignment: TierAssignment) -> None:
         self._services = services
@@ -165,13 +167,14 @@ class Retries:
         assignment, worker = self._assignment, self.lost(fault)
         external = assignment.is_external
         if fault.kind is FaultKind.INCAPABLE:
-            if not self._change_tier():
+            if not self._change_tier() and not self._change_tier(last_resort=True):
                 raise RequestRefused(fault.status or 400, fault.body)
         elif fault.kind in _BUSY:
             self._busy.add(worker.url)
             if fault.kind is FaultKind.FULL:
                 self._full = fault
-            if external and not self._change_tier() and not self._queues():
+            changed = not external or self._change_tier() or self._queues()
+            if not changed and not self._change_tier(last_resort=True):
                 raise refusal_of(self._faults)
         elif assignment.committed:
             if external:
@@ -217,7 +220,8 @@ class Retries:
         if not leave:
             if self._has_other_worker(worker) and self._may_retry(fault):
                 return
-            if restarting and self._num_attempts < self._failover.max_attempts:
+            waits = not self._last_resort and self._num_attempts < self._failover.max_attempts
+            if restarting and waits:
                 return  # `_acquire` waits for it, and changes tier where that takes long
         if self._change_tier():
             return
@@ -226,7 +230,12 @@ class Retries:
         if may_pass and self._num_attempts < PROVIDER_TRIES and self._may_retry(fault):
             self._left_out.discard(worker.url)
             return
-        raise self._refused()
+        resting = self._services.picker.resting(self._assignment.name, self._left_out)
+        if resting and self._may_retry(fault):
+            self._last_resort = True
+            return
+        if not self._change_tier(last_resort=True):
+            raise self._refused()
 
     def let_end(self) -> None:
         """The answer is complete; what is left of the reply may come, for its connection's sake."""
@@ -285,6 +294,7 @@ class Retries:
                 stall_timeout_s=stall_s,
                 begin_within_s=self._patience_s(),
                 outward=external,
+                may_repeat=self._repeats if external else None,
             )
             status = response.status
             if status != 200:
@@ -298,8 +308,15 @@ class Retries:
                 self.asked = False  # refused: nothing was generated
             raise verdict
         if request.stream and _is_no_stream(response.headers):
-            raise Fault(FaultKind.BAD_ANSWER, "no stream where one was asked for", status=200)
+            why = "no stream where one was asked for"
+            is_json = response.headers.get(b"content-type", b"").find(b"json") >= 0
+            raise Fault(FaultKind.BAD_ANSWER, why, status=200, whole=is_json)
         return response
+
+    def _repeats(self) -> bool:
+        """A provider closed its kept connection on a request that it may have read, and bill."""
+        fault = Fault(FaultKind.BROKEN, "closed a kept connection")
+        return self._assignment.gave_up(fault)
 
     async def _prefilled(self, pick: Pick, headers: Headers, path: str, body: bytes) -> bytes:
         """The decode worker's body once the prefill worker is done, where the router asks it.
@@ -381,6 +398,8 @@ class Retries:
                     if assignment.has_answer and not assignment.committed:
                         raise self._refused("none is ready, and another answer is there")
                     changed = self._change_tier()
+                    if not changed and now >= self._waits_since + failover.wait_s / 2.0:
+                        changed = self._change_tier(last_resort=True)
                 if changed:
                     services.arrivals.let_go(held)
                     held = None
@@ -396,6 +415,8 @@ class Retries:
                     limit = self._deadline
                 if now >= limit:
                     raise self._refused(f"none came within {now - self._arrival.started_at:.3g} s")
+                if self._last_resort and now >= self._waits_since + MAX_BACKOFF_S:
+                    raise self._refused("those that failed lately still do")
                 if held is None:
                     services.arrivals.held(name)
                     held = name
@@ -445,9 +466,10 @@ class Retries:
         self._retry_of = name
         return True
 
-    def _change_tier(self) -> bool:
-        if not self._assignment.change():
+    def _change_tier(self, last_resort: bool = False) -> bool:
+        if not self._assignment.change(last_resort):
             return False
+        self._last_resort = last_resort
         self._num_failures = 0
         self._waits_since = None
         self._left_out.clear()

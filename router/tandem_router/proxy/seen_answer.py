@@ -50,7 +50,7 @@ class SeenAnswer:
         self.whole_reply = reply
         prompt, usage = self._request.num_prompt_tokens, reply.get("usage")
         self.whole_usage = read_usage(usage, prompt, 0)
-        if self.whole_usage.estimated:
+        if self.whole_usage.estimated or not self.whole_usage.output_tokens:
             self.whole_usage = read_usage(usage, prompt, text_tokens(reply_chars(reply)))
 
     def used(self, assignment: TierAssignment) -> Usage:
@@ -61,7 +61,7 @@ class SeenAnswer:
         prompt = self._request.num_prompt_tokens
         if relay is not None:
             usage = read_usage(relay.usage, prompt, 0)
-            if usage.estimated:
+            if usage.estimated or not usage.output_tokens:
                 usage = read_usage(relay.usage, prompt, relay.journal.num_tokens())
         elif self.whole_usage is not None:
             usage = self.whole_usage

@@ -123,10 +123,10 @@ class _Unseen(TierAssignment):
         super().__init__(services, arrival, served.scored, decision, None, None, recorded=False)
         self.lost_usd = 0.0
 
-    def others(self) -> bool:
+    def others(self, last_resort: bool = False) -> bool:
         return False
 
-    def change(self) -> bool:
+    def change(self, last_resort: bool = False) -> bool:
         return False
 
     def gave_up(self, fault: Fault) -> bool:

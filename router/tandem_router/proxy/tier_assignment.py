@@ -280,24 +280,29 @@ class TierAssignment:
         external = self.is_external = tier.kind == "external"
         self.queue_wait_s = 0.0 if external else routing.queue_wait_s(name)
 
-    def others(self) -> bool:
-        """Whether the router may choose and some other tier could take the request now."""
+    def others(self, last_resort: bool = False) -> bool:
+        """Whether the router may choose and some other tier could take the request now.
+
+        last_resort: or has workers that failed other requests lately, which is better than none.
+        """
         if self.arrival.forced or self.counted is None or self.committed or self.has_answer:
             return False  # an answer that was read takes the place of another tier's
         services, own, failed = self._services, self.name, self._failed_tiers
         now, picker = services.clock(), services.picker
         for name in services.routing.tiers:
-            if name != own and name not in failed and picker.ready(name, now):
+            if name == own or name in failed:
+                continue
+            if picker.ready(name, now) or (last_resort and picker.resting(name)):
                 return True
         return False
 
-    def change(self) -> bool:
+    def change(self, last_resort: bool = False) -> bool:
         """Leave a tier that cannot serve, where the router may choose; False where it may not.
 
         Every ceiling holds for the new tier, too. Count, money and record move along.
         """
         services, arrival, counted = self._services, self.arrival, self.counted
-        if counted is None or not self.others():
+        if counted is None or not self.others(last_resort):
             return False
         failed = self._failed_tiers | {self.tier.name}
         decision = services.routing.choose(
@@ -400,12 +405,15 @@ class TierAssignment:
         usd_in, usd_out, _, _ = prices.per_1m[self.name]
         return (usage.prompt_tokens * usd_in + usage.output_tokens * usd_out) / 1e6
 
-    def unseen(self) -> Usage:
-        """An answer that was asked for and never read: ours stops with us, a provider bills it."""
+    def unseen(self, whole: bool = False) -> Usage:
+        """An answer that was asked for and never read: ours stops with us, a provider bills it.
+
+        whole: all of it, though a stream was asked for.
+        """
         if not self.is_external:
             return NOTHING_USED
         request, output = self.arrival.request, 0
-        if not request.stream:
+        if whole or not request.stream:
             bounds = (self.decision.max_tokens, request.max_tokens, DEFAULT_OUTPUT_TOKENS)
             output = min(each for each in bounds if each is not None) * request.num_choices
         return Usage(request.num_prompt_tokens, output, estimated=True)
@@ -416,7 +424,7 @@ class TierAssignment:
         The tier's money is held anew for another try; False where it is not there.
         """
         services, tier = self._services, self.tier.name
-        usage = self.unseen() if fault.reached and not self.committed else NOTHING_USED
+        usage = self.unseen(fault.whole) if fault.reached and not self.committed else NOTHING_USED
         cost_usd = self.cost_usd(usage)
         self.record.attempts += (Attempt(tier, str(fault.kind), cost_usd),)
         if usage is NOTHING_USED:

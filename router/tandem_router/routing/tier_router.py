@@ -292,7 +292,9 @@ class Routing:
         if forced is not None or not is_any_available:
             # Held until a worker is there rather than refused: the exchange waits.
             options = [
-                option if option.available else replace(option, available=True)
+                option
+                if option.available or option.name in failed
+                else replace(option, available=True)
                 for option in options
             ]
         route = RouteRequest(
