@@ -229,6 +229,7 @@ def worker() -> Iterator[tuple[Target, list[bytes]]]:
 def frames() -> Iterator[tuple[Target, list[bytes]]]:
     """What comes first on the KV port: header and fields of one frame after the other."""
     from tandem_worker.transfer.errors import TransferError
+    from tandem_worker.transfer.frame_reader import decode_header, decode_meta
     from tandem_worker.transfer.frames import (
         HEADER_BYTES,
         Abort,
@@ -239,8 +240,6 @@ def frames() -> Iterator[tuple[Target, list[bytes]]]:
         Open,
         Opened,
         Stopped,
-        decode_header,
-        decode_meta,
         encode,
     )
 

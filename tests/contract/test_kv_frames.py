@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tandem_worker.transfer.frame_reader import decode_header, decode_meta
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
     Abort,
@@ -29,8 +30,6 @@ from tandem_worker.transfer.frames import (
     Opened,
     Stopped,
     Welcome,
-    decode_header,
-    decode_meta,
     encode,
     receiver_mac,
     sender_mac,

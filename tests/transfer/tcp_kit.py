@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import ClassVar
 
+from tandem_worker.transfer.frame_reader import decode_header, decode_meta
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
     Blocks,
@@ -16,8 +17,6 @@ from tandem_worker.transfer.frames import (
     Open,
     Opened,
     Welcome,
-    decode_header,
-    decode_meta,
     encode,
     sender_mac,
 )

@@ -16,6 +16,7 @@ from tandem_worker.transfer.errors import (
     ProtocolError,
     TransferError,
 )
+from tandem_worker.transfer.frame_reader import decode_header, decode_meta
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
     Abort,
@@ -32,8 +33,6 @@ from tandem_worker.transfer.frames import (
     Opened,
     Stopped,
     Welcome,
-    decode_header,
-    decode_meta,
     encode,
 )
 from tandem_worker.transfer.interface import FinalState

@@ -13,12 +13,11 @@ import socket
 from collections.abc import Callable, Sequence
 
 from tandem_worker.transfer.errors import PeerUnreachableError, ProtocolError
+from tandem_worker.transfer.frame_reader import decode_header, decode_meta
 from tandem_worker.transfer.frames import (
     HEADER_BYTES,
     Frame,
     Header,
-    decode_header,
-    decode_meta,
     encode,
 )
 
