@@ -78,6 +78,10 @@ class Faulty:
             raise ApiError(self.random.choice((0, 429, 500)), "refused")
         return self.store.read(kind, namespace, name)
 
+    async def version(self, kind: str, namespace: str, name: str) -> str | None:
+        found = await self.named(kind, namespace, name)
+        return None if found is None else str(found["metadata"]["resourceVersion"])
+
     async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
         found = await self.named("Secret", namespace, name)
         return None if found is None else found["metadata"].get("labels") or {}

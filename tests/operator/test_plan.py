@@ -237,7 +237,11 @@ async def test_routers_may_read_endpoint_slices_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("predictor", "argument", "init"),
     [
-        ('{type: Learned, artifact: "configmap://c"}', "/var/lib/tandem/predictor", False),
+        (
+            '{type: Learned, artifact: "configmap://c/k"}',
+            "/var/lib/tandem/copied-predictor/k",
+            False,
+        ),
         ('{type: Learned, artifact: "file:///a"}', "/var/lib/tandem/predictor", False),
         (
             '{type: Learned, training: {data: "file:///d/x.jsonl.gz"}}',

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from stored_cluster import BOTH, Cluster
 from tandem_operator.plan.router_facts import (
@@ -20,9 +21,15 @@ from tandem_operator.resources.base import Object
 LEARNED = BOTH + '  predictor: {artifact: "configmap://p"}\n'
 
 
+P = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: p}\ndata: {predictor.json: '{}'}\n"
+
+
 async def running(text: str, facts: TrafficFacts | None = None) -> Cluster:
-    """Router `r` with a ready pod that reports these facts."""
+    """Router `r` with a ready pod that reports these facts, and ConfigMap `p`."""
     cluster = Cluster(text)
+    (source,) = yaml.safe_load_all(P)
+    source["metadata"]["namespace"] = "default"
+    cluster.store.write(source, manager="user")
 
     async def traffic(_: list[Object]) -> TrafficFacts | None:
         return facts
@@ -40,7 +47,11 @@ def reporting(*tiers: str, version: str = "v1", problem: str = "") -> TrafficFac
 
 def config_of(cluster: Cluster) -> str:
     """What the pods of `r` are told."""
-    (name,) = [n for n in cluster.names("ConfigMap") if n.startswith("r-router-")]
+    (name,) = [
+        n
+        for n in cluster.names("ConfigMap")
+        if n.startswith("r-router-") and n != "r-router-predictor"
+    ]
     text: str = cluster.get("ConfigMap", name)["data"]["config.json"]
     return text
 
@@ -118,13 +129,28 @@ async def test_loaded_is_what_the_pods_report(
     assert said in found["message"]
 
 
-async def test_loaded_is_not_said_while_the_new_pod_waits_for_its_file() -> None:
+async def test_loaded_is_not_said_while_there_is_nothing_to_load() -> None:
     cluster = await running(LEARNED, reporting("small", "large"))
+    pods = cluster.get("Deployment", "r-router")["spec"]["template"]
 
     cluster.apply(LEARNED.replace("configmap://p", "configmap://missing"))
     await cluster.settle()
+
+    found = cluster.condition("Router", "r", "PredictorReady")
+    assert (found["status"], found["reason"]) == ("False", "VolumeMissing")
+    assert "ConfigMap missing does not exist; create it" in found["message"]
+    assert found["message"].endswith("; predictor v1 stays in use")
+    assert cluster.get("ConfigMap", "r-router-predictor")["data"] == {"predictor.json": "{}"}
+    assert cluster.get("Deployment", "r-router")["spec"]["template"] == pods
+
+
+async def test_loaded_is_not_said_while_the_new_pod_waits_for_its_claim() -> None:
+    cluster = await running(LEARNED, reporting("small", "large"))
+
+    cluster.apply(LEARNED.replace("configmap://p", "pvc://missing"))
+    await cluster.settle()
     new = cluster.get("Deployment", "r-router")["spec"]["template"]
-    state = {"waiting": {"reason": "FailedMount", "message": 'configmap "missing" not found'}}
+    state = {"waiting": {"reason": "FailedMount", "message": 'claim "missing" not found'}}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",

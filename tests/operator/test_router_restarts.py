@@ -14,8 +14,8 @@ from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.resources import SPECS, Router
 from tandem_operator.resources.base import Object
 
-# Every other field is live; predictor.artifact and predictor.embedding where they name another path
-# in the image, claim or ConfigMap that they named before. docs/operator.md says the same.
+# Every other field is live; predictor.artifact and predictor.embedding unless they name another
+# claim or folder of nodes than they named before. docs/operator.md says the same.
 NEW_PODS = {
     "image": "a pod is its image",
     "resources": "what a node sets aside is fixed when a pod is bound",
@@ -97,6 +97,9 @@ def learned(artifact: str) -> Object:
         ({"tiers": [TIER]}, {"tiers": [TIER], "predictor": {"type": "Fixed"}}),
         (learned("pvc://claim/a"), learned("pvc://claim/b")),
         (learned("configmap://c/a"), learned("configmap://c/b")),
+        (learned("configmap://c/a"), learned("configmap://d/b")),
+        (learned("image:///a"), learned("configmap://c")),
+        ({"tiers": [TIER], "predictor": {"type": "Length"}}, learned("configmap://c")),
     ],
 )
 def test_what_mounts_nothing_new_is_taken_up_by_running_pods(before: Object, after: Object) -> None:
@@ -113,9 +116,9 @@ def test_what_mounts_nothing_new_is_taken_up_by_running_pods(before: Object, aft
         ({"tiers": [TIER]}, {"tiers": BOTH}, "mounts: Secret keys"),
         ({"tiers": BOTH}, {"tiers": [TIER]}, "mounts: no longer Secret keys"),
         (
-            learned("configmap://c"),
-            learned("configmap://d"),
-            "mounts: ConfigMap d, no longer ConfigMap c",
+            learned("pvc://one"),
+            learned("pvc://two"),
+            "mounts: claim two, no longer claim one",
         ),
         (
             {"tiers": [TIER]},

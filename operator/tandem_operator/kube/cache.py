@@ -271,6 +271,10 @@ class CachedApi:
         """See ClusterApi."""
         return await self._api.named(kind, namespace, name)
 
+    async def version(self, kind: str, namespace: str, name: str) -> str | None:
+        """See ClusterApi."""
+        return await self._api.version(kind, namespace, name)
+
     async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """See ClusterApi. Asked for at most once in a while."""
         key, now = (namespace, name), self._clock()

@@ -24,6 +24,7 @@ PAGE = 500
 WATCH_S = 300
 CALL_TIMEOUT_S = 30.0
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class Gone(Exception):
@@ -123,6 +124,15 @@ class KubeApi:
         page = await self._call("GET", path(kind, namespace), query)
         for item in page.get("items") or []:
             return {**item, "kind": kind, "apiVersion": KIND_INFO[kind].api_version}
+        return None
+
+    async def version(self, kind: str, namespace: str, name: str) -> str | None:
+        """See ClusterApi. A list of one, without the content."""
+        self.num_reads += 1
+        query = {"fieldSelector": f"metadata.name={name}"}
+        page = await self._call("GET", path(kind, namespace), query, accept=METADATA_LIST)
+        for item in page.get("items") or []:
+            return str(item["metadata"]["resourceVersion"])
         return None
 
     async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:

@@ -157,6 +157,11 @@ class Store:
         """See ClusterApi."""
         return self.read(kind, namespace, name)
 
+    async def version(self, kind: str, namespace: str, name: str) -> str | None:
+        """See ClusterApi."""
+        found = self.read(kind, namespace, name)
+        return None if found is None else str(found["metadata"]["resourceVersion"])
+
     async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """See ClusterApi."""
         found = self.read("Secret", namespace, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tandem_operator.plan.objects import SCRATCH_DIR, Settings, security_context
+from tandem_operator.plan.predictor_copy import copied_source, copy_path, copy_volume
 from tandem_operator.plan.router_store import STORE_DIR, store_of
 from tandem_operator.resources import Router
 from tandem_operator.resources.base import Object
@@ -42,6 +43,8 @@ def artifact_path(router: Router) -> str | None:
         return f"{PREDICTOR_DIR}/artifact"
     if predictor.artifact.startswith("image://"):
         return predictor.artifact.removeprefix("image://")
+    if (copied := copied_source(router)) is not None:
+        return copy_path(copied[1])
     return f"{PREDICTOR_DIR}/{_source(predictor.artifact, 'predictor')[1]}".rstrip("/")
 
 
@@ -79,6 +82,9 @@ def add_predictor(
 ) -> None:
     """Add the trained predictor, or the step that trains one, to a router pod."""
     predictor = router.spec.predictor
+    copied, shown_at = copy_volume(router)
+    volumes.append(copied)
+    mounts.append(shown_at)
     if predictor.kind != "Learned":
         return
     if predictor.embedding is not None:
@@ -87,7 +93,7 @@ def add_predictor(
             volumes.append(volume)
             mounts.append({"name": "embedding", "mountPath": EMBEDDING_DIR, "readOnly": True})
     if predictor.artifact is not None:
-        if not predictor.artifact.startswith("image://"):
+        if not predictor.artifact.startswith(("image://", "configmap://")):
             volumes.append(_source(predictor.artifact, "predictor")[0])
             mounts.append({"name": "predictor", "mountPath": PREDICTOR_DIR, "readOnly": True})
         return

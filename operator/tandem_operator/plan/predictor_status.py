@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tandem_operator.plan.conditions import Conditions
-from tandem_operator.plan.objects import REVISION_LABEL, Plan
+from tandem_operator.plan.objects import REVISION_LABEL, Plan, Problem
 from tandem_operator.plan.pods import Blocker, first_blocker, is_ready
 from tandem_operator.plan.router_facts import PredictorFacts, TrafficFacts
 from tandem_operator.resources import Router
@@ -29,6 +29,9 @@ def add_predictor_conditions(
     kind = router.spec.predictor.kind
     if kind == "Learned" and not router.spec.predictor.has_source:
         conditions.add("PredictorReady", False, "NoLabels", NO_LABELS)
+    elif (missing := _problem(plan)) is not None:
+        text = missing.message + _meanwhile(traffic)
+        conditions.add("PredictorReady", False, missing.reason, text)
     elif kind == "Learned":
         _learned(conditions, router, _current(plan, pods), traffic, refused_pods)
     else:
@@ -44,6 +47,18 @@ def add_predictor_conditions(
             "(predictor.training or predictor.artifact), or remove qualityFloor"
         )
         conditions.add("FloorNotHeld", True, "NothingMeasuresQuality", text)
+
+
+def _problem(plan: Plan) -> Problem | None:
+    return next((p for p in plan.problems if p.condition == "PredictorReady"), None)
+
+
+def _meanwhile(traffic: TrafficFacts | None) -> str:
+    """What answers while the artifact is not there."""
+    known = sorted({p.version for p in (traffic.predictors if traffic else {}).values() if p.tiers})
+    if known:
+        return f"; predictor {', '.join(known)} stays in use"
+    return "; the fallback tier answers meanwhile"
 
 
 def _current(plan: Plan, pods: list[Object]) -> list[Object]:

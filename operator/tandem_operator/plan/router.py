@@ -39,6 +39,7 @@ from tandem_operator.plan.objects import (
     spread,
 )
 from tandem_operator.plan.predictor import add_predictor
+from tandem_operator.plan.predictor_copy import copied_source, copy_name
 from tandem_operator.plan.provider_keys import add_provider_keys
 from tandem_operator.plan.router_config import (
     DRAIN_TIMEOUT_S,
@@ -153,13 +154,15 @@ def plan_router(
     policy_error: str = "",
     measured: Mapping[str, TokenPrice] | None = None,
     training_run: str = "",
+    predictor_copy: Object | None = None,
 ) -> Plan:
     """What should exist for a Router.
 
     models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
     that it names exists there; policy_error: what is wrong with it. measured: prices of
-    tokens by tier. training_run: the training of a predictor that its pods ask
-    for. With a Model missing nothing is planned anew and what runs keeps running.
+    tokens by tier. training_run: the training of a predictor that its pods ask for.
+    predictor_copy: the copy of the ConfigMap that holds its predictor. With a Model missing
+    nothing is planned anew and what runs keeps running.
     """
     plan = Plan(problems=cross_problems(router, models, routers, policy_found, policy_error))
     if missing_models(router, models):
@@ -200,6 +203,10 @@ def plan_router(
             {REVISION_LABEL: revision},
         )
     )
+    if predictor_copy is not None:
+        plan.apply.append(predictor_copy)
+    elif copied_source(router) is not None:
+        plan.keep.add(("ConfigMap", copy_name(router.metadata.name)))
     plan.apply += store_claims(router, settings)
     plan.apply += _access(router, name, settings)
     if settings.endpoints == "file":

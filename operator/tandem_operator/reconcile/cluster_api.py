@@ -94,6 +94,9 @@ class ClusterApi(Protocol):
     async def named(self, kind: str, namespace: str, name: str) -> Object | None:
         """The object as it is right now, whoever made it; None when there is none."""
 
+    async def version(self, kind: str, namespace: str, name: str) -> str | None:
+        """The object's resourceVersion right now, whoever made it; None when there is none."""
+
     async def secret_labels(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """Labels of a Secret, whose data are not read; None when there is none."""
 

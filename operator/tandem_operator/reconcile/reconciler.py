@@ -49,6 +49,11 @@ from tandem_operator.reconcile.events import News, news_in
 from tandem_operator.reconcile.missing_sources import missing_source
 from tandem_operator.reconcile.namespace_claim import TAKEN_RETRY_S, NamespaceClaims
 from tandem_operator.reconcile.owners import is_controlled
+from tandem_operator.reconcile.predictor_source import (
+    PredictorSource,
+    predictor_source,
+    show_at_once,
+)
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources import Model, Router, WorkerPool
 
@@ -249,7 +254,9 @@ class Reconciler:
         measured = measured_prices(router, models, old, traffic)
         retraining = traffic.retraining if traffic is not None else None
         plan = Plan(problems=await self._refusals(router, result))
+        source = PredictorSource()
         if not plan.problems:
+            source = await predictor_source(self.api, router, children)
             plan = plan_router(
                 router,
                 models,
@@ -260,7 +267,11 @@ class Reconciler:
                 policy_error,
                 measured,
                 retraining.run if retraining is not None else "",
+                source.copy,
             )
+        if source.problem is not None:
+            plan.problems.append(source.problem)
+            result.look_again(SECRET_RETRY_S)
         if retraining is None:
             # No pod says whether it is wanted any more.
             plan.keep |= {("Job", o["metadata"]["name"]) for o in children if o["kind"] == "Job"}
@@ -268,6 +279,8 @@ class Reconciler:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
         await apply_plan(self.api, router, plan, children, pods, result)
+        if source.is_new and source.copy is not None and source.copy in plan.apply:
+            result.writes += await show_at_once(self.api, source.copy, pods)
         await self._tell_of_new_pods(obj, plan, children, result)
         endpoint = (
             self.endpoint(router)
