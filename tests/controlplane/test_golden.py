@@ -68,6 +68,9 @@ class Observed:
         for manifest in load_paths([OBJECTS]):
             metadata = {**manifest.obj["metadata"], "namespace": NAMESPACE}
             self.store.write({**manifest.obj, "metadata": metadata}, manager="user")
+        metadata = {"name": "chat-difficulty", "namespace": NAMESPACE}
+        artifact = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        self.store.write({**artifact, "data": {"artifact": "learned"}}, manager="user")
 
     async def settle(self) -> None:
         """Reconcile until nothing changes, with the pods that the Deployments ask for."""

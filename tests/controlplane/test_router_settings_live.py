@@ -204,6 +204,32 @@ def test_tiers_come_and_go_in_the_same_pods_and_a_later_pod_reads_the_same(route
     assert told(routed, "NewPods") == ""
 
 
+def test_another_config_maps_predictor_is_read_in_the_same_pods(routed: Any) -> None:
+    """The artifact moves from no ConfigMap to a broken one and on to a good one."""
+    before = pods(routed)
+    good = str(Path(CHART).parents[1] / "examples" / "01-hybrid" / "predictor")
+    routed.kubectl("create", "configmap", "broken", *IN, "--from-literal=artifact=nothing")
+    routed.kubectl("create", "configmap", "good", *IN, f"--from-file=artifact={good}")
+
+    def says(name: str, text: str) -> bool:
+        artifact = {"type": "Learned", "artifact": f"configmap://{name}/artifact"}
+        change = json.dumps({"spec": {"predictor": artifact}})
+        routed.kubectl("patch", *IN, "router/chat", "--type=merge", "-p", change)
+        path = '-o=jsonpath={.status.conditions[?(@.type=="PredictorReady")].message}'
+        return bool(
+            eventually_in_another_process(
+                lambda: text in routed.kubectl("get", *IN, "router/chat", path), 60.0
+            )
+        )
+
+    assert says("missing", "ConfigMap missing does not exist")
+    assert says("broken", "the fallback tier answers meanwhile")
+    # It is in use: what is said is that it was trained for other tiers.
+    assert says("good", "was trained on tiers small, large")
+    assert pods(routed) == before
+    assert told(routed, "NewPods") == ""
+
+
 def test_an_event_says_why_there_are_new_pods(routed: Any) -> None:
     change = {"spec": {"resources": {"cpu": "200m"}}}
     routed.kubectl("patch", *IN, "router/chat", "--type=merge", "-p", json.dumps(change))
