@@ -59,9 +59,6 @@ async def test_a_pool_names_the_router_as_picker_of_its_workers_and_of_itself() 
         ]
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert spec["selector"]["matchLabels"].items() <= labels.items()
-    ready = condition(cluster, "GatewayReady")
-    assert ready is not None
-    assert ready["status"] == "True"
 
 
 async def test_the_router_listens_where_the_service_points() -> None:
@@ -135,3 +132,77 @@ def test_a_cluster_that_lost_the_kind_is_told_of() -> None:
 
     assert problem is not None
     assert (problem.condition, problem.reason) == ("GatewayReady", "NoInferencePools")
+
+
+async def spoken(kind: str, name: str, *said: Object) -> Object:
+    """The condition of a Router after a controller wrote these parents' statuses."""
+    route = {"host": "{router}.{namespace}.ai.test"}
+    parent = {"name": "public", "namespace": "gateways"}
+    rules = Entrance.model_validate(
+        {"inferencePools": True, "httpRoute": {**route, "parentRefs": [parent]}}
+    )
+    cluster = await settled(settings=Settings(entrance=rules))
+    if said:
+        status = {"parents": [{"parentRef": parent, "conditions": [each]} for each in said]}
+        cluster.store.write({**cluster.get(kind, name), "status": status}, manager="gateway")
+        await cluster.settle()
+    found = condition(cluster, "RouteReady" if kind == "HTTPRoute" else "GatewayReady")
+    assert found is not None
+    return found
+
+
+def verdict(kind: str, status: str, reason: str = "Accepted", message: str = "") -> Object:
+    return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+async def test_a_route_whose_gateway_is_not_there_says_what_to_look_at() -> None:
+    found = await spoken("HTTPRoute", "r-router")
+
+    assert (found["status"], found["reason"]) == ("Unknown", "NoGateway")
+    assert "Gateway public in namespace gateways is not there" in found["message"]
+    assert "correct routers.httpRoute.parentRefs" in found["message"]
+
+
+async def test_a_route_is_ready_once_its_gateway_says_so() -> None:
+    found = await spoken("HTTPRoute", "r-router", verdict("Accepted", "True"))
+
+    assert (found["status"], found["reason"]) == ("True", "RouteAccepted")
+    assert found["message"] == "Gateway public in namespace gateways leads r.default.ai.test here"
+
+
+async def test_a_refused_route_says_why_and_what_to_do() -> None:
+    for reason, step in (
+        ("NotAllowedByListeners", "take routes of namespace default (allowedRoutes)"),
+        ("NoMatchingListenerHostname", "give the Gateway a listener for r.default.ai.test"),
+        ("OfItsOwn", "kubectl describe httproute r-router says more"),
+    ):
+        no = verdict("Accepted", "False", reason, "it says no.")
+        found = await spoken("HTTPRoute", "r-router", no)
+
+        assert (found["status"], found["reason"]) == ("False", "RouteRefused")
+        assert f"does not take it: {reason}, it says no; " in found["message"]
+        assert step in found["message"]
+
+
+async def test_a_pool_that_no_gateway_uses_is_told_of_with_the_namespace_that_may() -> None:
+    waiting = verdict("Accepted", "Unknown", "Pending", "Waiting for controller")
+
+    for found in (
+        await spoken("InferencePool", "r"),
+        await spoken("InferencePool", "r", waiting),
+    ):
+        assert (found["status"], found["reason"]) == ("Unknown", "NoGateway")
+        assert "kubectl get pods -n gateways" in found["message"]
+
+
+async def test_a_pool_is_ready_with_the_gateway_that_uses_it_and_not_with_one_that_refuses() -> (
+    None
+):
+    taken = await spoken("InferencePool", "r", verdict("Accepted", "True"))
+    lost = verdict("ResolvedRefs", "False", "BackendNotFound", "no Service")
+    refused = await spoken("InferencePool", "r", verdict("Accepted", "True"), lost)
+
+    assert (taken["status"], taken["reason"]) == ("True", "Pooled")
+    assert "for Gateway public in namespace gateways" in taken["message"]
+    assert (refused["status"], refused["reason"]) == ("False", "PoolRefused")
+    assert "see whether the Service or pool is there" in refused["message"]

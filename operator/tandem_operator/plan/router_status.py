@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tandem_operator.plan.conditions import Conditions
+from tandem_operator.plan.gateway_status import add_gateway_conditions
 from tandem_operator.plan.measured_prices import TokenPrice
 from tandem_operator.plan.objects import Plan, service_name
 from tandem_operator.plan.pods import NO_CLAIMS, Blocker, first_blocker, is_ready
@@ -37,12 +38,14 @@ def router_status(
     claims: Claims = NO_CLAIMS,
     prices: Mapping[str, TokenPrice] | None = None,
     failed_training: str = "",
+    children: Iterable[Object] = (),
 ) -> Object:
     """The status of a Router.
 
     model_objects: the raw Models with their status, by name. traffic: what its pods measured.
     refused_pods: why it gets no more of them. claims: its own PersistentVolumeClaims by name.
     prices: measured ones of tokens, by tier. failed_training: what its last Job ended with.
+    children: as they are, with what others say of them.
     """
     conditions = Conditions(old_status.get("conditions") or [], router.metadata.generation, now)
     problems = {p.condition: p for p in reversed(plan.problems)}
@@ -75,12 +78,7 @@ def router_status(
     add_quality_conditions(conditions, router, traffic, now)
     if router.spec.cascade is not None:
         _cascade(conditions, traffic)
-    if router.spec.gateway is not None:
-        if unpointed := problems.get("GatewayReady"):
-            conditions.add("GatewayReady", False, unpointed.reason, unpointed.message)
-        else:
-            text = f"InferencePool {router.metadata.name} names this Router as its endpoint picker"
-            conditions.add("GatewayReady", True, "Pooled", text)
+    add_gateway_conditions(conditions, router, plan, children)
     wanted = router.spec.replicas
     # A Model that goes takes its tier with it; what serves the others goes on.
     if unresolved and not (ready_pods and any_ready):

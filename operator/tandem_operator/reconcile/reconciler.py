@@ -308,6 +308,7 @@ class Reconciler:
             claims=claims_of(children),
             prices=measured,
             failed_training=failed_training(children),
+            children=children,
         )
         if decisions:
             status["decisions"] = decisions

@@ -130,9 +130,9 @@ class RouterStatus(Resource):
         default_factory=list,
         max_length=16,
         description="Accepted, ModelsResolved, PredictorReady, SLOMet, WithinBudget, Durable and "
-        "Ready; with a cascade CascadeReady; with a gateway GatewayReady; with a floor FloorHeld; "
-        "with learning Learning and QualityProven; where they hold, also FloorNotHeld and "
-        "QualityDrifted.",
+        "Ready; with a cascade CascadeReady; with a gateway GatewayReady; where the chart makes "
+        "HTTPRoutes RouteReady; with a floor FloorHeld; with learning Learning and QualityProven; "
+        "where they hold, also FloorNotHeld and QualityDrifted.",
     )
     endpoint: LabelValue | None = Field(default=None, description="Base URL for clients.")
     ready: ShortText | None = Field(
