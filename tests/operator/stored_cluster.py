@@ -9,7 +9,7 @@ from objects_table import model
 from tandem_operator.local.store import Store
 from tandem_operator.manifests import load_text
 from tandem_operator.plan import Settings
-from tandem_operator.plan.model_status import LinkTest, WorkerReports
+from tandem_operator.plan.model_status import LinkTest, Measured, WorkerReports
 from tandem_operator.reconcile.reconciler import Reconciler
 from tandem_operator.reconcile.requeue import Key, Result
 from tandem_operator.resources.base import Object
@@ -79,6 +79,7 @@ class Cluster:
         self.store = Store()
         self.link = LinkTest(True, "tested")
         self.weights: dict[str, dict[str, str]] = {}
+        self.measured: dict[str, Measured] = {}
         self.reconciler = Reconciler(
             api=self.store,
             settings=settings or Settings(),
@@ -93,7 +94,10 @@ class Cluster:
 
     async def _reports(self, pods: list[Object]) -> WorkerReports:
         names = {pod["metadata"]["name"] for pod in pods}
-        return WorkerReports({name: w for name, w in self.weights.items() if name in names})
+        return WorkerReports(
+            {name: w for name, w in self.weights.items() if name in names},
+            measured={name: m for name, m in self.measured.items() if name in names},
+        )
 
     def apply(self, text: str) -> None:
         write(self.store, text)

@@ -9,7 +9,7 @@ import pytest
 
 from objects_table import POLICY
 from stored_cluster import BOTH, NOW, SPLIT, Cluster
-from tandem_operator.plan.model_status import LinkTest
+from tandem_operator.plan.model_status import LinkTest, Measured
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.plan.router_facts import (
     LatencyFacts,
@@ -390,3 +390,52 @@ async def test_a_tier_whose_model_was_deleted_leaves_the_router_serving() -> Non
     cluster.store.remove("Model", "default", "s")
     await cluster.settle()
     assert cluster.condition("Router", "r", "Ready")["reason"] == "ModelMissing"
+
+
+EXACT = Measured("exact", "the checkpoint's own type")
+WITHIN = Measured("within_loss", "int8 KV blocks: +0.10%")
+UNMEASURED = Measured("not_measured", "awq weights: not measured")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        ([EXACT, EXACT], "True", "Exact"),
+        ([EXACT, WITHIN], "True", "WithinLoss"),
+        ([WITHIN, UNMEASURED], "Unknown", "NotMeasured"),
+        ([], "Unknown", "NotLoaded"),
+    ],
+)
+async def test_a_model_is_qualified_once_its_workers_measured_what_its_settings_cost(
+    said: list[Measured], status: str, reason: str
+) -> None:
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.start_pods()
+    cluster.measured = {f"m-decode-{i}": worker for i, worker in enumerate(said)}
+
+    await cluster.settle()
+
+    qualified = cluster.condition("Model", "m", "Qualified")
+    assert (qualified["status"], qualified["reason"]) == (status, reason)
+    assert cluster.condition("Model", "m", "Ready")["status"] == "True"
+
+
+async def test_a_worker_that_loses_too_much_is_the_first_blocking_cause() -> None:
+    said = "tandem-worker: fp8 KV blocks: the perplexity of 12 exact answers changes by +9.00%"
+    ended = {"exitCode": 65, "message": said}
+    cluster = Cluster()
+    await cluster.settle()
+    cluster.start_pods(
+        containerStatuses=[
+            {"name": "worker", "restartCount": 1, "state": {"waiting": {}}}
+            | {"lastState": {"terminated": ended}}
+        ]
+    )
+
+    await cluster.settle()
+
+    for condition in ("Qualified", "Ready"):
+        found = cluster.condition("Model", "m", condition)
+        assert (found["status"], found["reason"]) == ("False", "QualityLoss")
+        assert said in found["message"]

@@ -21,6 +21,9 @@ WORKER: dict[str, Tests | Probe] = {
     "kv_cache_dtype": told_apart(
         "worker/test_kv_cache_dtype.py::test_bytes_of_a_block_are_counted_with_their_scales"
     ),
+    "max_loss": told_apart(
+        "worker/test_qualification.py::test_answers_that_lose_more_than_stated_end_the_worker"
+    ),
     "device": told_apart("worker/test_warm_up.py::test_warm_up_compiles_on_a_gpu_and_not_on_a_cpu"),
     "block_size": shown_by("worker/test_config.py::test_a_broken_rule_is_named_with_its_value"),
     "kv_cache_bytes": shown_by("worker/test_config.py::test_a_broken_rule_is_named_with_its_value"),

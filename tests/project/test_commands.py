@@ -29,6 +29,7 @@ NOTHING_TO_PARSE = {
     "init": "writes YAML",
     "completion": "writes a script",
     "serve": "a server",
+    "exact-answers": "-o writes the answers, which are JSON",
 }
 
 

@@ -27,6 +27,7 @@ PAIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "role": ("unified", "prefill", {}),
     "dtype": ("float32", "bfloat16", {}),
     "kv_cache_dtype": ("auto", "int8", {}),
+    "max_loss": (0.0, 1.0, {"kv_cache_dtype": "fp8"}),
     "device": ("cpu", "cuda", {}),
     "num_kv_blocks": (16, 32, {}),
     "max_num_seqs": (4, 8, {}),

@@ -77,6 +77,15 @@ class WorkerConfig(BaseModel):
         description="KV blocks. auto: as dtype. int8: codes with a scale per token and KV head. "
         "fp8: e4m3 without a scale. Both are lossy and hold two to four times the tokens.",
     )
+    max_loss: float = Field(
+        default=0.05,
+        ge=0,
+        le=1000,
+        description="By which share the perplexity of the exact model's answers may rise through "
+        "lossy settings (8-bit KV blocks, quantized weights, a narrower dtype). A worker measures "
+        "it when it starts, on exact_answers.json beside the weights or, for KV blocks, on answers "
+        "of its own, and does not serve above it.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where torch finds one, else cpu."
     )

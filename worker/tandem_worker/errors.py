@@ -28,6 +28,10 @@ class ModelError(WorkerError):
     """A model directory is incomplete, inconsistent or of an unknown family."""
 
 
+class UnqualifiedError(WorkerError):
+    """Lossy settings change the model's answers by more than the stated loss."""
+
+
 class RequestError(WorkerError):
     """A request cannot be served; rendered as an OpenAI error object.
 

@@ -14,6 +14,7 @@ _PLUGINS = {
     ("train", "evaluate", "score"): "tandem_router.predictor.cli",
     ("grade", "verify"): "tandem_router.grading.cli",
     ("serve",): "tandem_worker.cli.serve",
+    ("exact-answers",): "tandem_worker.cli.exact_answers",
     ("demo",): "tandem_operator.demo.run",
     ("keys",): "tandem_operator.cli.keys",
     ("labels",): "tandem_operator.cli.labels",

@@ -39,11 +39,20 @@ class Remark:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a worker says its lossy settings cost: exact, within_loss or not_measured, and why."""
+
+    state: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class WorkerReports:
-    """What ready pods say, by name: the identity of their weights, and remarks."""
+    """What ready pods say, by name: the identity of their weights, remarks, and lossy settings."""
 
     weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: Mapping[str, Remark] = field(default_factory=dict)
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
 
 SILENT = WorkerReports()
@@ -105,6 +114,7 @@ def model_status(
         conditions.add("WeightsReady", True, "Loaded", "a worker has loaded them")
     else:
         conditions.add("WeightsReady", None, "NotLoaded", "no worker has loaded them yet")
+    _add_qualified(conditions, cause, reports.measured.values())
     names = {"unified": "DecodeReady", "prefill": "PrefillReady", "decode": "DecodeReady"}
     for entry in roles:
         role, ready_count, wanted = entry["role"], entry["ready"], entry["wanted"]
@@ -187,6 +197,28 @@ def _served(
         return dict(old)
     first = min(held, default=None)
     return dict(held[first]) if first is not None else None
+
+
+def _add_qualified(
+    conditions: Conditions, cause: Blocker | None, measured: Iterable[Measured]
+) -> None:
+    """Do lossy settings leave the answers as they were?
+
+    A worker that lost too much has ended, so that no router sends to it; whatever served before
+    a rollout goes on.
+    """
+    said = {worker.state: worker.message for worker in measured}
+    if cause is not None and cause.reason == "QualityLoss":
+        conditions.add("Qualified", False, cause.reason, cause.message)
+    elif "not_measured" in said:
+        conditions.add("Qualified", None, "NotMeasured", said["not_measured"])
+    elif "within_loss" in said:
+        conditions.add("Qualified", True, "WithinLoss", said["within_loss"])
+    elif "exact" in said:
+        conditions.add("Qualified", True, "Exact", said["exact"])
+    else:
+        text = "no worker has said yet what its settings cost in quality"
+        conditions.add("Qualified", None, "NotLoaded", text)
 
 
 def _different(held: Mapping[str, Mapping[str, str]]) -> str:

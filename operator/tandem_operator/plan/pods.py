@@ -32,6 +32,8 @@ NO_CLAIMS: Claims = {}
 _SIGNALLED = frozenset({0, 137, 143})
 # A worker of ours whose weights are not there, or are no model that it reads; docs/contract.md.
 _NO_WEIGHTS = 66
+# One whose lossy settings change its answers by more than the stated loss.
+_UNQUALIFIED = 65
 _SLACK_S = 30.0  # by which probes and clocks of a node are late
 
 # Most basic first: the first one that holds for any pod is the one to show.
@@ -42,6 +44,7 @@ _ORDER = (
     "ImagePull",
     "WeightsDownload",
     "WeightsUnusable",
+    "QualityLoss",
     "PredictorTraining",
     "EngineCrash",
     "RouterCrash",
@@ -130,6 +133,8 @@ def _waiting(pod: str, entry: Object) -> Blocker | None:
         text = f"pod {pod}, restarted {count} times: {detail}"
         if entry["name"] == "worker" and ended.get("exitCode") == _NO_WEIGHTS:
             return Blocker("WeightsUnusable", f"{text}; correct weights.source, or what it names")
+        if entry["name"] == "worker" and ended.get("exitCode") == _UNQUALIFIED:
+            return Blocker("QualityLoss", text)
         return Blocker(kind, f"{text}; its log says more")
     return None
 

@@ -36,6 +36,8 @@ def worker_config(model: Model, role: str, settings: Settings, revision: str = "
         data["tensor_parallel"] = ranks
     if engine.kv_cache_dtype != "auto":  # written only if set: no new pods by an upgrade
         data["kv_cache_dtype"] = engine.kv_cache_dtype
+    if "max-loss" in engine.args:
+        data["max_loss"] = float(engine.args["max-loss"])
     if engine.max_model_len is not None:
         data["max_model_len"] = engine.max_model_len
     if engine.kv_cache_memory is not None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from tandem_operator.plan.model_status import LinkTest, Remark, WorkerReports
+from tandem_operator.plan.model_status import LinkTest, Measured, Remark, WorkerReports
 from tandem_operator.plan.objects import PEER_SECRET, ROLE_LABEL, Object, Settings
 from tandem_operator.plan.pods import is_ready
 from tandem_operator.plan.router_facts import (
@@ -131,6 +131,7 @@ class WorkerPods:
         """What pods say of themselves, each asked once; those that do not answer are left out."""
         remarks: dict[str, Remark] = {}
         weights: dict[str, dict[str, str]] = {}
+        measured: dict[str, Measured] = {}
         foreign = {pod["metadata"]["name"] for pod in pods if is_foreign(pod)}
         for name, load in (await self._loads(pods)).items():
             notes = tuple(str(note)[:500] for note in load.get("notes") or [])
@@ -139,7 +140,11 @@ class WorkerPods:
             # Other engines know of no identity.
             if name not in foreign and (held := _identity_of_weights(load.get("weights"))):
                 weights[name] = held
-        return WorkerReports(weights, remarks)
+            cost = load.get("qualification")
+            if name not in foreign and isinstance(cost, dict) and cost.get("state"):
+                message = str(cost.get("message") or "")[:1024]
+                measured[name] = Measured(str(cost["state"])[:32], message)
+        return WorkerReports(weights, remarks, measured)
 
     async def _loads(self, pods: list[Object]) -> dict[str, Object]:
         """`GET /v1/load` of each pod, by name; pods that do not answer are left out."""

@@ -91,7 +91,9 @@ class Engine(Resource):
         max_length=64,
         description="Flags of the engine by name without dashes, such as {quantization: fp8}; "
         '"true" gives the bare flag, "false" its --no- form. For VLLM and OpenAI; Tandem sets '
-        "model, names, addresses and what other fields of this resource say.",
+        "model, names, addresses and what other fields of this resource say. Of Tandem itself: "
+        "max-loss, the share by which lossy settings may raise the perplexity of the exact "
+        "model's answers before a worker refuses to serve; 0.05 when absent.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -347,8 +349,8 @@ class ModelStatus(Resource):
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=16,
-        description="Accepted, WeightsReady, PrefillReady, DecodeReady, KVLinkReady, Progressing "
-        "and Ready; Ready's reason is the first blocking cause.",
+        description="Accepted, WeightsReady, Qualified, PrefillReady, DecodeReady, KVLinkReady, "
+        "Progressing and Ready; Ready's reason is the first blocking cause.",
     )
     revision: LabelValue | None = Field(
         default=None, description="Hash that pairs the pods of both roles."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.engine.malloc import keep_freed_memory
-from tandem_worker.errors import ModelError, WorkerError
+from tandem_worker.errors import ModelError, UnqualifiedError, WorkerError
 from tandem_worker.server.secret_file import SecretFile
 from tandem_worker.telemetry.logs import configure
 
@@ -26,6 +26,8 @@ _LOOK_EVERY_S = 1.0
 # Exit status of a worker whose weights are not there or are no model (EX_NOINPUT): status tells
 # that apart from a worker that crashed.
 NO_WEIGHTS = 66
+# Of one whose lossy settings change its answers by more than the stated loss (EX_DATAERR).
+UNQUALIFIED = 65
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except WorkerError as error:
         print(f"tandem-worker: {error}", file=sys.stderr)
+        if isinstance(error, UnqualifiedError):
+            return UNQUALIFIED
         return NO_WEIGHTS if isinstance(error, ModelError) else 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +98,22 @@ class ModelRunner:
         """The KV caches of each process of this worker, rank by rank."""
         return [self.kv_caches]
 
-    def _allocate(self, file: str | None = None) -> list[Pair]:
+    @contextlib.contextmanager
+    def exact_kv(self, num_blocks: int) -> Iterator[None]:
+        """Meanwhile compute with so many KV blocks of the model's own type; the others rest."""
+        own, kind = self.kv_caches, self.kv_dtype
+        self.kv_dtype = self.dtype
+        self.kv_caches = self._allocate(num_blocks=num_blocks)
+        try:
+            yield
+        finally:
+            self.kv_caches, self.kv_dtype = own, kind
+
+    def _allocate(self, file: str | None = None, num_blocks: int | None = None) -> list[Pair]:
         spec = self.own_spec
         return allocate(
             spec.num_layers,
-            self.num_blocks,
+            self.num_blocks if num_blocks is None else num_blocks,
             spec.num_kv_heads,
             spec.head_dim,
             self.kv_dtype,
@@ -153,6 +166,10 @@ class ModelRunner:
         for row, (index, token) in enumerate(zip(sampling, tokens, strict=True)):
             drawn[index] = failures.get(row, token)
         return drawn
+
+    def end_with(self, token_ids: frozenset[int]) -> None:
+        """These end an answer too."""
+        self.spec = replace(self.spec, eos_token_ids=self.spec.eos_token_ids | token_ids)
 
     def close(self) -> None:
         """Give up what outlives this object; here nothing."""

@@ -135,8 +135,20 @@ class TensorParallelRunner(ModelRunner):
             _stdout(process).close()
         self._scratch.cleanup()
 
+    @contextlib.contextmanager
+    def exact_kv(self, num_blocks: int) -> Iterator[None]:
+        """See :meth:`ModelRunner.exact_kv`; on every rank."""
+        with super().exact_kv(num_blocks):
+            self._tell(json.dumps({"exact_blocks": num_blocks}).encode() + b"\n")
+            try:
+                yield
+            finally:
+                self._tell(json.dumps({"exact_blocks": 0}).encode() + b"\n")
+
     def _announce(self, batch: Batch) -> None:
-        data = encode_batch(batch)
+        self._tell(encode_batch(batch))
+
+    def _tell(self, data: bytes) -> None:
         for process in self.ranks:
             assert process.stdin is not None
             process.stdin.write(data)
@@ -173,12 +185,17 @@ def encode_batch(batch: Batch) -> bytes:
     )
 
 
-def decode_batch(stream: IO[bytes]) -> Batch | None:
-    """The inverse; None at the end of the stream."""
+def decode_batch(stream: IO[bytes]) -> Batch | int | None:
+    """The inverse; None at the end of the stream.
+
+    A number instead of a batch: use so many exact KV blocks from now on, 0 for the rank's own.
+    """
     line = stream.readline()
     if not line:
         return None
     head: dict[str, Any] = json.loads(line)
+    if "exact_blocks" in head:
+        return int(head["exact_blocks"])
     tensors = {}
     for name, (dtype, *shape) in head["tensors"].items():
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -257,9 +274,15 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.buffer.write(b"loaded\n")
         sys.stdout.buffer.flush()
         group = _meet(meeting, rank, shard.size)
-        while (batch := decode_batch(sys.stdin.buffer)) is not None:
-            with torch.inference_mode():
-                runner.model.forward(batch, runner.kv_caches)
+        with contextlib.ExitStack() as exact:
+            while (told := decode_batch(sys.stdin.buffer)) is not None:
+                if isinstance(told, int):
+                    exact.close()
+                    if told:
+                        exact.enter_context(runner.exact_kv(told))
+                    continue
+                with torch.inference_mode():
+                    runner.model.forward(told, runner.kv_caches)
     except (WorkerError, RuntimeError) as error:  # gloo's way to say that another rank is gone
         sys.stderr.write(f"tandem-worker: rank {rank}: {error}\n")
         return 1

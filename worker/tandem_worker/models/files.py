@@ -19,6 +19,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+EXACT_ANSWERS = "exact_answers.json"
 TEXT_FILES = (
     CONFIG,
     "generation_config.json",
@@ -26,6 +27,7 @@ TEXT_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
     "chat_template.jinja",
+    EXACT_ANSWERS,
 )
 """Read where present; besides them only weights."""
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tandem_worker.dialects.reader import AnswerReader
     from tandem_worker.disaggregation.decode_side import RemotePrefill
     from tandem_worker.disaggregation.prefill_side import PrefillService
+    from tandem_worker.engine.qualification import Qualification
     from tandem_worker.engine.runner import ModelRunner
     from tandem_worker.engine.thread import EngineLoad, EngineThread
     from tandem_worker.models.identity import WeightsIdentity
@@ -108,6 +109,7 @@ class Worker:
         self.kv_layout: KVLayout | None = None
         """Shape of the KV blocks that travel; None until loaded and in a unified worker."""
         self._weights: dict[str, str] = {}
+        self._qualification: dict[str, str] = {}
         self._runner: ModelRunner | None = None
         self.metrics.watch(
             lambda: self.engine.load if self._is_loaded else None,
@@ -226,6 +228,7 @@ class Worker:
             "served_model": self.config.served_model,
             "revision": self.revision,
             "weights": self._weights,
+            "qualification": self._qualification,
             "ready": self.is_ready,
             "draining": self.is_draining,
             "num_running": load.num_running if load else 0,
@@ -278,8 +281,11 @@ class Worker:
     async def _load_model(self) -> None:
         started = time.perf_counter()
         # torch is imported here, in another thread, so that probes are answered meanwhile.
-        runner, tokenizer, identity = await asyncio.to_thread(_load, self.config, self.weights_dir)
+        runner, tokenizer, identity, qualification = await asyncio.to_thread(
+            _load, self.config, self.weights_dir
+        )
         self._weights = identity.as_dict()
+        self._qualification = qualification.as_dict()
         self._runner = runner
         from tandem_worker.engine.core import EngineCore
         from tandem_worker.engine.profile import StepProfile
@@ -480,21 +486,39 @@ class Worker:
         )
 
 
-def _load(config: WorkerConfig, weights_dir: Path) -> tuple[Any, Tokenizer, WeightsIdentity]:
+def _load(
+    config: WorkerConfig, weights_dir: Path
+) -> tuple[Any, Tokenizer, WeightsIdentity, Qualification]:
+    from tandem_worker.engine.qualification import qualify
     from tandem_worker.models.files import check_formats, names_in
     from tandem_worker.models.identity import identify
+    from tandem_worker.server.exact_answers import PROMPTS, asked
     from tandem_worker.tokenization.tokenizer import Tokenizer
 
     check_formats(names_in(weights_dir), str(weights_dir))
     identity = identify(weights_dir)
     tokenizer = Tokenizer(weights_dir)
     runner = _runner(config, weights_dir)
-    runner.spec = replace(
-        runner.spec, eos_token_ids=runner.spec.eos_token_ids | tokenizer.eos_token_ids
-    )
+    runner.end_with(tokenizer.eos_token_ids)
     say_what_surprises(config, runner, tokenizer)
-    runner.warm_up()
-    return runner, tokenizer, identity
+    try:
+        runner.warm_up()
+        qualification = qualify(
+            runner,
+            lambda: [asked(tokenizer, text) for text in PROMPTS],
+            weights_dir,
+            max_loss=config.max_loss,
+        )
+    except WorkerError:
+        runner.close()
+        raise
+    if qualification.state != "exact":
+        logger.log(
+            logging.INFO if qualification.state == "within_loss" else logging.WARNING,
+            "%s",
+            qualification.message,
+        )
+    return runner, tokenizer, identity, qualification
 
 
 def _runner(config: WorkerConfig, weights_dir: Path) -> ModelRunner:

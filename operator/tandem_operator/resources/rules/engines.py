@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,7 @@ def _type(spec: Obj) -> str:
 
 _TYPE = "(has(self.engine) && has(self.engine.type) ? self.engine.type : 'Tandem')"
 _ARGS = "has(self.engine) && has(self.engine.args)"
+_LOSS = "^[0-9]{1,3}([.][0-9]{1,6})?$"
 
 
 def _args(spec: Obj) -> list[str]:
@@ -186,10 +188,22 @@ ENGINE_RULES: list[EngineRule] = [
         "image",
     ),
     EngineRule(
-        f"{_TYPE} != 'Tandem' || !({_ARGS}) || size(self.engine.args) == 0",
+        f"{_TYPE} != 'Tandem' || !({_ARGS}) || self.engine.args.all(k, k == 'max-loss')",
         "engine.args are flags of engine.type VLLM or OpenAI; Tandem's settings are fields of "
-        "engine: set type, or remove args",
-        lambda o: _type(o) != "Tandem" or not _args(o),
+        "engine, but for max-loss: set type, or remove the others",
+        lambda o: _type(o) != "Tandem" or set(_args(o)) <= {"max-loss"},
+        "engine.args",
+    ),
+    EngineRule(
+        f"{_TYPE} != 'Tandem' || !({_ARGS}) || !('max-loss' in self.engine.args) || "
+        f"self.engine.args['max-loss'].matches('{_LOSS}')",
+        "engine.args.max-loss must be a share like 0.05: the most that lossy settings may raise "
+        "the perplexity of exact answers by, below 1000",
+        lambda o: (
+            _type(o) != "Tandem"
+            or "max-loss" not in _args(o)
+            or re.search(_LOSS, str(o["engine"]["args"]["max-loss"])) is not None
+        ),
         "engine.args",
     ),
     EngineRule(
