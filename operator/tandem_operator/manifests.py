@@ -184,8 +184,10 @@ def load_text(text: str, file: str = "<text>", base: Path | None = None) -> list
         reason = error.problem or error.context or "cannot be parsed"
         hint = "; indent with spaces" if "\\t" in repr(reason) else ""
         raise ManifestError([Mistake(file, line, "", "", f"not YAML: {reason}{hint}")]) from error
-    except yaml.YAMLError as error:
-        raise ManifestError([Mistake(file, 1, "", "", f"not YAML: {error}")]) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "lists and mappings lie too deep in one another" if deep else f"not YAML: {error}"
+        raise ManifestError([Mistake(file, 1, "", "", reason)]) from error
     manifests: list[Manifest] = []
     problems: list[Mistake] = []
     for node in nodes:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.controlplane
 
 CHART = str(Path(__file__).resolve().parents[2] / "charts" / "tandem")
 OWN, TEAM = "fortress", "tenants"
+SEEN = "--for=jsonpath={.status.observedGeneration}"
 MALLORY = ("--as=mallory", "--as-group=system:authenticated")
 
 PEOPLE = f"""\
@@ -139,8 +140,7 @@ def accepted(cluster: Any, attack: Object) -> Object:
     """The condition, once the operator has looked at the object."""
     kind, metadata = attack["kind"].lower(), attack["metadata"]
     here = ("-n", metadata["namespace"])
-    seen = "--for=jsonpath={.status.observedGeneration}"
-    cluster.kubectl("wait", *here, seen, f"{kind}/{metadata['name']}", "--timeout=30s")
+    cluster.kubectl("wait", *here, SEEN, f"{kind}/{metadata['name']}", "--timeout=30s")
     status = cluster.get(kind, metadata["name"], *here)["status"]
     return next(c for c in status["conditions"] if c["type"] == "Accepted")
 
@@ -158,6 +158,30 @@ def test_what_reaches_beyond_serving_is_refused_with_its_rule(guarded: Any, case
     label = f"tandem.dev/{attack['kind'].lower()}={name}"
     made = "deployments,services,configmaps,roles,serviceaccounts,networkpolicies,pods"
     assert guarded.get(made, "-A", "-l", label)["items"] == []
+
+
+def test_an_object_that_is_nested_too_deep_is_refused_and_stops_nobody(guarded: Any) -> None:
+    """Whoever lists or watches Models has it among what is to be read."""
+
+    def told(name: str) -> str:
+        where = "jsonpath={.status.conditions[?(@.type=='Accepted')].message}"
+        guarded.kubectl("wait", "-n", TEAM, f"model/{name}", "--timeout=60s", SEEN)
+        text: str = guarded.kubectl("get", "model", name, "-n", TEAM, "-o", where)
+        return text
+
+    for levels in (900, 9000):
+        text = json.dumps(a_model(f"deep-{levels}", {"affinity": "DEEP"}))
+        deep = '{"a":' * levels + "{}" + "}" * levels
+        guarded.kubectl("create", "-f", "-", *MALLORY, stdin=text.replace('"DEEP"', deep))
+
+        assert "nested deeper than 64 levels" in told(f"deep-{levels}")
+
+    # Who starts now reads them in a list.
+    guarded.kubectl("delete", "pod", "-n", OWN, "-l", "app.kubernetes.io/component=operator")
+    text = json.dumps(a_model("after", {"hostPID": True}))
+    guarded.kubectl("create", "-f", "-", *MALLORY, stdin=text)
+
+    assert "hostPID" in told("after")
 
 
 def test_objects_of_others_are_as_they_were(guarded: Any) -> None:

@@ -19,4 +19,7 @@ def test_no_mutated_input_crashes_grows_or_shows_a_stack_trace() -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    assert found == ["http", "worker", "frames", "resources", "checkpoints", "artifacts"]
+    assert found == [
+        *("http", "admin", "provider", "gateway", "worker", "kv", "frames", "resources"),
+        *("checkpoints", "formats", "tokenizers", "artifacts", "prompts", "labels", "traces"),
+    ]

@@ -142,6 +142,11 @@ def _loaded_or_explained(text: str) -> bool:
         return bool(error.problems) and all(p.message and p.line >= 1 for p in error.problems)
 
 
+def test_lists_that_lie_too_deep_in_one_another_are_told() -> None:
+    with pytest.raises(ManifestError, match="too deep in one another"):
+        load_text("a: " + "[" * 5000)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_gives_manifests_or_problems(text: str) -> None:

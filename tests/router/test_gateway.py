@@ -225,6 +225,26 @@ async def test_a_stream_that_breaks_ends_with_an_error_and_pays_for_what_was_sen
         assert nothing_is_held(app)
 
 
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]\n\n"], ids=["cut", "done"])
+async def test_a_chunk_that_is_not_json_ends_as_other_broken_answers_do(
+    picker: Any, end: bytes
+) -> None:
+    broken = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}].1\n\n'
+    async with picker() as app:
+        plane = DataPlane(app)
+        plane.say(asked(), body(question(stream=True)))
+        await plane.until(2)
+        plane.say(answered(content_type="text/event-stream"))
+        plane.say(body(EVENTS[1] + broken, False, "response"), body(end, True, "response"))
+        told = await plane.end()
+
+        shown, ends = streamed(told, "response")
+        assert shown.startswith(EVENTS[1] + broken)
+        assert ends[-1]
+        assert last(app).output_tokens > 1
+        assert nothing_is_held(app)
+
+
 async def test_an_answer_without_usage_is_estimated_never_free(picker: Any) -> None:
     reply = json.dumps({"choices": REPLY["choices"]}).encode()
     async with picker() as app:
@@ -543,6 +563,19 @@ async def test_modes_that_cannot_work_are_named(
         status, error = refusal(told)
         assert (status, error["code"]) == (500, "gateway_body_mode")
         assert said in error["message"]
+
+
+async def test_metadata_that_holds_nothing_says_nothing(picker: Any) -> None:
+    first = asked()
+    entry = first.metadata_context.filter_metadata.add(key="envoy.lb.subset_hint")
+    entry.value.fields["x-gateway-destination-endpoint-subset"].SetInParent()
+    async with picker() as app:
+        plane = DataPlane(app)
+        plane.say(first, body(question()))
+        told = await plane.until(2)
+        await plane.end()
+
+        assert heads(told[0])[ENDPOINT]
 
 
 async def test_what_is_not_the_protocol_ends_the_conversation(picker: Any) -> None:

@@ -73,6 +73,12 @@ def test_own_lines_may_give_lengths_per_tier_and_qualities(tmp_path: Path) -> No
         ('{"at_s": 1, "prompt_tokens": 2}\n', ":1: 'output_tokens' is missing"),
         ('{"at_s": 1, "prompt_tokens": 2, "output_tokens": 3, "qualty": {}}', "unknown field"),
         ("{not json\n", ":1:"),
+        ('{"a":' * 20_000, ":1: maximum recursion depth"),
+        ("at_s,prompt_tokens,output_tokens\n0,1,inf\n", ":2: inf is no number to count with"),
+        ("at_s,prompt_tokens,output_tokens\nnan,1,2\n", ":2: nan is no number to count with"),
+        ('{"at_s": 0, "prompt_tokens": 1e300, "output_tokens": 1}', "tokens are more than"),
+        ('{"at_s": 0, "prompt_tokens": 1, "output_tokens": 1, "predicted": 3}', "by tier"),
+        ('{"at_s": 0, "prompt_tokens": 1, "output_tokens": 1, "tier": []}', "a tier's name"),
     ],
 )
 def test_a_trace_that_cannot_be_read_says_where_and_why(
@@ -94,6 +100,23 @@ def test_generated_gaps_have_the_rate_asked_for_and_come_in_bursts_when_asked() 
     assert len(steady) == pytest.approx(20_000, rel=0.03)
     assert spread(steady) == pytest.approx(1.0, rel=0.1)
     assert spread(bursts) == pytest.approx(5.0, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        gzip.compress(b'{"quality": {}}')[:-9],
+        gzip.compress(b'{"a":' * 20_000),
+        b"\x1f\x8bx",
+        b"\xff",
+    ],
+)
+def test_outcomes_that_cannot_be_read_say_so(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "graded.jsonl.gz"
+    path.write_bytes(data)
+
+    with pytest.raises(TraceError, match="rows look like those of `tandem train`"):
+        read_outcomes(path)
 
 
 def test_requests_of_one_conversation_draw_one_outcome(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _gold(args: argparse.Namespace) -> int:
             continue
         try:
             label = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CommandError(f"{args.file}:{number} is not JSON: {error}") from error
         if not isinstance(label, dict):
             raise CommandError(f"{args.file}:{number} is no object with request_id and quality")

@@ -7,7 +7,6 @@ the calls themselves.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
+from tandem_operator.kube.nested_json import read_json
 from tandem_operator.reconcile.cluster_api import FIELD_MANAGER, KIND_INFO, SEED_MANAGER, ApiError
 from tandem_operator.resources.base import Object
 
@@ -198,7 +198,7 @@ class KubeApi:
             if response.status >= 400:
                 raise ApiError(response.status, f"watch {kind}: {response.reason}")
             async for line in _lines(response.content):
-                event = json.loads(line)
+                event = read_json(line)
                 obj = event["object"]
                 if event["type"] == "ERROR":
                     if obj.get("code") == 410:
@@ -337,7 +337,7 @@ class KubeApi:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, f"{method} {target}: {error!r}") from error
         try:
-            parsed = json.loads(data) if data else {}
+            parsed = read_json(data) if data else {}
         except ValueError as error:
             raise ApiError(response.status, f"{method} {target}: the reply is cut") from error
         if response.status >= 400:

@@ -24,6 +24,7 @@ import kopf
 
 from tandem_operator.kube.cache import RELIST_S, RETRY_FIRST_S, RETRY_MAX_S, Copies, Namespaces
 from tandem_operator.kube.client import PAGE, WATCH_S, KubeApi, path
+from tandem_operator.kube.nested_json import ReadableLines, readable
 from tandem_operator.reconcile.cluster_api import KIND_INFO
 from tandem_operator.resources.base import Object
 
@@ -219,10 +220,14 @@ class CustomResourceWatches:
         request.headers.update(await self._api.authorization())
         response = await send(request)
         listed = self._paths.get(request.url.path)
-        if "watch" in request.url.query or listed is None or response.status != 200:
+        if listed is None or response.status != 200:
+            return response
+        if "watch" in request.url.query:
+            response.content = ReadableLines(response.content)  # type: ignore[assignment]
             return response
         self._api.num_reads += 1
-        listed.page(json.loads(await response.read()), first="continue" not in request.url.query)
+        data = response._body = readable(await response.read())  # which kopf reads after us
+        listed.page(json.loads(data), first="continue" not in request.url.query)
         return response
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 GROUP = "tandem.dev"
@@ -21,6 +21,23 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 # A Kubernetes object as JSON gives it.
 Object = dict[str, Any]
+
+MOST_LEVELS = 64
+
+
+def _is_flat(value: Object) -> Object:
+    """What walks through a value that is nobody's schema calls itself."""
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for part in inner for each in part if isinstance(each, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {MOST_LEVELS} levels; flatten it")
+
+
+OpaqueObject = Annotated[Object, AfterValidator(_is_flat)]
+"""Of any fields, lists and mappings at most so deep in one another."""
 
 DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)){1,4}$"
 DECIMAL_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -18,6 +18,7 @@ from tandem_operator.resources.base import (
     ModelName,
     Name,
     ObjectRef,
+    OpaqueObject,
     Quantity,
     Resource,
     Text,
@@ -212,7 +213,7 @@ class RoleSpec(Resource):
         default_factory=list, max_length=32, description="Taints that the pods tolerate."
     )
     priority_class_name: Name | None = Field(default=None, description="PriorityClass of the pods.")
-    pod_patch: dict[str, Any] | None = Field(
+    pod_patch: OpaqueObject | None = Field(
         default=None,
         description="Anything else: merged into the pod template last (strategic for containers, "
         "by name).",

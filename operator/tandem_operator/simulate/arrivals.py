@@ -11,10 +11,15 @@ import datetime
 import json
 import math
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an answer."""
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
 
 
 class TraceError(ValueError):
@@ -102,17 +107,15 @@ def _csv_rows(path: Path, header: str) -> Iterator[tuple[int, Arrival]]:
         raise TraceError(f"{path} has the columns {', '.join(columns)}; wanted: {wanted}")
     when, prompt, output = form
     read_time = _timestamp if when == "TIMESTAMP" else float
-    with path.open(encoding="utf-8", newline="") as f:
-        for line, row in enumerate(csv.DictReader(f), start=2):
-            try:
-                arrival = Arrival(
-                    read_time(row[when]),
-                    max(1, int(float(row[prompt]))),
-                    {"": max(1, int(float(row[output])))},
-                )
-            except (TypeError, ValueError) as error:
-                raise TraceError(f"{path}:{line}: {error}") from error
-            yield line, arrival
+    with path.open(encoding="utf-8", errors="replace", newline="") as f:
+        rows = csv.DictReader(f)
+        try:
+            for row in rows:
+                at_s = _finite(read_time(row[when]))
+                lengths = {"": _tokens(float(row[output]))}
+                yield rows.line_num, Arrival(at_s, _tokens(float(row[prompt])), lengths)
+        except (*_UNREADABLE, csv.Error) as error:
+            raise TraceError(f"{path}:{rows.line_num}: {_said(error)}") from error
 
 
 def _timestamp(text: str) -> float:
@@ -122,24 +125,52 @@ def _timestamp(text: str) -> float:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Arrival]]:
-    with path.open(encoding="utf-8") as f:
+    with path.open(encoding="utf-8", errors="replace") as f:
         for number, line in enumerate(f, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 arrival = _mooncake(row) if "input_length" in row else _own(row)
-            except (KeyError, TypeError, ValueError) as error:
-                what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-                raise TraceError(f"{path}:{number}: {what}") from error
+            except _UNREADABLE as error:
+                raise TraceError(f"{path}:{number}: {_said(error)}") from error
             yield number, arrival
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no number to count with")
+    return number
+
+
+def _tokens(value: Any) -> int:
+    """A length, at least one token. Raises ValueError."""
+    number = int(_finite(value))
+    if number > MOST_TOKENS:
+        raise ValueError(f"{number} tokens are more than {MOST_TOKENS}; is the column right?")
+    return max(1, number)
+
+
+def _shares(row: Mapping[str, Any], name: str) -> dict[str, float] | None:
+    """Numbers by tier, or None where the row has none. Raises ValueError."""
+    found = row.get(name)
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be an object of numbers by tier")
+    return {str(tier): _finite(number) for tier, number in found.items()}
 
 
 def _mooncake(row: Mapping[str, Any]) -> Arrival:
     return Arrival(
-        float(row["timestamp"]) / 1000.0,
-        max(1, int(row["input_length"])),
-        {"": max(1, int(row["output_length"]))},
+        _finite(row["timestamp"]) / 1000.0,
+        _tokens(row["input_length"]),
+        {"": _tokens(row["output_length"])},
         tuple(int(block) for block in row.get("hash_ids", ())),
     )
 
@@ -156,16 +187,19 @@ def _own(row: Mapping[str, Any]) -> Arrival:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_OWN))}")
     output = row["output_tokens"]
     lengths = output if isinstance(output, dict) else {"": output}
+    tier, expected = row.get("tier"), row.get("expected_tokens")
+    if not isinstance(tier, str | None):
+        raise ValueError(f"tier={tier!r} must be a tier's name")
     return Arrival(
-        float(row["at_s"]),
-        max(1, int(row["prompt_tokens"])),
-        {str(tier): max(1, int(length)) for tier, length in lengths.items()},
+        _finite(row["at_s"]),
+        _tokens(row["prompt_tokens"]),
+        {str(tier): _tokens(length) for tier, length in lengths.items()},
         tuple(int(block) for block in row.get("prefix", ())),
-        int(row.get("block_tokens", 512)),
-        row.get("quality"),
-        row.get("predicted"),
-        row.get("tier"),
-        None if row.get("expected_tokens") is None else max(1, int(row["expected_tokens"])),
+        _tokens(row.get("block_tokens", 512)),
+        _shares(row, "quality"),
+        _shares(row, "predicted"),
+        tier,
+        None if expected is None else _tokens(expected),
     )
 
 
@@ -218,17 +252,17 @@ def read_outcomes(
             for line in f:
                 row = json.loads(line)
                 lengths = row.get("output_tokens") or {}
-                predicted = row.get("predicted")
+                predicted: Mapping[str, float] | None = _shares(row, "predicted")
                 if predicted is None and predict is not None:
                     predicted = predict(row["prompt"])
                 rows.append(
                     OutcomeRow(
-                        {str(t): float(q) for t, q in row["quality"].items()},
-                        {str(t): int(n) for t, n in lengths.items()},
+                        {str(t): _finite(q) for t, q in row["quality"].items()},
+                        {str(t): _tokens(n) for t, n in lengths.items()},
                         predicted,
                     )
                 )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, *_UNREADABLE) as error:
         raise TraceError(f"{path}: {error} (rows look like those of `tandem train`)") from error
     if not rows:
         raise TraceError(f"{path} holds no outcome")

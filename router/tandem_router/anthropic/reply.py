@@ -8,7 +8,7 @@ from typing import Any
 
 from tandem_router.anthropic.blocks import BlockWriter, event
 from tandem_router.openai.asgi import Send
-from tandem_router.openai.said import calls_of, choices_of, finish_of, part_of, text_of
+from tandem_router.openai.said import calls_of, choices_of, chunk_of, finish_of, part_of, text_of
 from tandem_router.openai.sse import DONE, encode_json, event_data, split_events
 from tandem_router.openai.usage import read_usage
 
@@ -125,13 +125,13 @@ class MessagesSend:
     def _converted(self, chunk_event: bytes) -> bytes:
         if chunk_event == DONE:
             return self._last_events()
-        payload = event_data(chunk_event)
-        if not payload.startswith(b"{"):
+        chunk = chunk_of(chunk_event)
+        if chunk is None:
             return b""
-        chunk = json.loads(payload)
         if chunk.get("error"):
             status = 400 if part_of(chunk, "error").get("type") == "invalid_request_error" else 500
-            return b"event: error\ndata: " + error_of(status, payload, self._id) + b"\n\n"
+            told = error_of(status, event_data(chunk_event), self._id)
+            return b"event: error\ndata: " + told + b"\n\n"
         events = b""
         if not self._begun:
             self._begun = True

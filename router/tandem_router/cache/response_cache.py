@@ -24,7 +24,7 @@ from tandem_router.cache import (
 from tandem_router.config import RouterConfig, served_by
 from tandem_router.limits.prices import list_price
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.said import choices_of, finish_of, part_of
+from tandem_router.openai.said import choices_of, chunk_of, finish_of, part_of
 from tandem_router.openai.sse import (
     DONE,
     decode_json,
@@ -130,11 +130,10 @@ def assemble(events: bytes, kind: str, usage: Mapping[str, Any] | None) -> bytes
     finish: str | None = None
     first: dict[str, Any] | None = None
     for event in split_events(events):
-        payload = event_data(event)
-        if not payload.startswith(b"{"):
-            continue
-        chunk = json.loads(payload)
-        if not chunk.get("choices"):
+        chunk = chunk_of(event)
+        if chunk is None and event_data(event).startswith(b"{"):
+            return None
+        if chunk is None or not chunk.get("choices"):
             continue
         first = first or chunk
         choices = choices_of(chunk)

@@ -16,7 +16,8 @@ from typing import Any
 from tandem_router.engines.protocol import Resumption, SentChoice
 from tandem_router.errors import UpstreamError
 from tandem_router.openai.request import InferenceRequest
-from tandem_router.openai.sse import encode_event, event_data, split_events
+from tandem_router.openai.said import chunk_of
+from tandem_router.openai.sse import encode_event, split_events
 
 # A quote inside of a string is escaped, so these bytes stand only where the key does.
 _IDS = re.compile(rb',"(?:prompt_)?token_ids":\s*(?:\[[\d,\s]*\]|null)')
@@ -58,7 +59,7 @@ class VLLMWire:
     def _look_at(self, events: bytes) -> None:
         """Keep the prompt's ids, which come once, with the first chunk."""
         for event in split_events(events):
-            payload = _object(event)
+            payload = chunk_of(event)
             if payload is None or "choices" not in payload:
                 continue
             self._head = {k: payload[k] for k in ("id", "created", "model") if k in payload}
@@ -114,13 +115,14 @@ class VLLMWire:
 
     def _translated(self, event: bytes) -> bytes:
         """A chunk of the completion that goes on, as a chunk of what the client asked for."""
-        payload = _object(event)
+        payload = chunk_of(event)
         if payload is None or payload.get("error"):
             return event
         payload.update(self._head or {})
         usage = payload.get("usage")
         if isinstance(usage, dict) and self._prompt_ids is not None:
-            made = int(usage.get("completion_tokens") or 0) + self._num_continued
+            said = usage.get("completion_tokens")
+            made = (said if isinstance(said, int) else 0) + self._num_continued
             usage["prompt_tokens"] = len(self._prompt_ids)
             usage["completion_tokens"] = made
             usage["total_tokens"] = len(self._prompt_ids) + made
@@ -131,14 +133,6 @@ class VLLMWire:
         if self._request.kind == "chat":
             payload["object"] = "chat.completion.chunk"
         return encode_event(payload)
-
-
-def _object(event: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(event_data(event) or b"null")
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _stateful(fields: Mapping[str, Any]) -> bool:

@@ -339,7 +339,9 @@ def _headers(map_: Any) -> Headers:
 
 def _metadata(message: Any, namespace: str, key: str) -> Any:
     for entry in message.metadata_context.filter_metadata:
-        if entry.key == namespace and key in entry.value.fields:
+        # A value may be there and hold nothing, which reading it would raise for.
+        fields = entry.value.fields
+        if entry.key == namespace and key in fields and fields[key].WhichOneof("kind"):
             return entry.value[key]
     return None
 

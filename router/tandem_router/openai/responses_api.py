@@ -16,8 +16,8 @@ from tandem_router.openai.asgi import Send
 from tandem_router.openai.body import LOGPROBS, InputItem, InputPart, NamedFunction, Response
 from tandem_router.openai.declared import checked
 from tandem_router.openai.response_items import OutputItems
-from tandem_router.openai.said import choices_of, finish_of, part_of
-from tandem_router.openai.sse import DONE, encode_event, encode_json, event_data, split_events
+from tandem_router.openai.said import choices_of, chunk_of, finish_of, part_of
+from tandem_router.openai.sse import DONE, encode_event, encode_json, split_events
 from tandem_router.openai.usage import read_usage
 
 _PASSED_ON = ("temperature", "top_p", "seed", "user", "metadata", "stop", "top_k", "min_p")
@@ -171,10 +171,9 @@ class ResponsesSend:
     def _converted(self, event: bytes) -> bytes:
         if event == DONE:
             return self._last_events()
-        payload = event_data(event)
-        if not payload.startswith(b"{"):
+        chunk = chunk_of(event)
+        if chunk is None:
             return b""
-        chunk = json.loads(payload)
         if chunk.get("error"):
             error = part_of(chunk, "error")
             return self._event("error", code=error.get("code"), message=error.get("message"))

@@ -1,4 +1,4 @@
-"""What a chat's message or delta says: its text and its calls of functions, for other protocols.
+"""What a reply or a chunk says: its choices, their text and calls, for other protocols.
 
 Providers put other things there than text now and then; what has no words says nothing, and
 arguments that came as an object are written as the JSON that they stand for.
@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tandem_router.openai.sse import decode_json, event_data
+
 
 class Call(NamedTuple):
     """A call of a function, or a piece of one. number: which of the answer's calls it is."""
@@ -18,6 +20,21 @@ class Call(NamedTuple):
     call_id: str | None
     name: str | None
     arguments: str
+
+
+def chunk_of(event: bytes) -> dict[str, Any] | None:
+    """The object that an event of a stream carries; None where it carries none that can be read.
+
+    It is forwarded all the same: whoever has to look into it looks at what there is.
+    """
+    payload = event_data(event)
+    if not payload.startswith(b"{"):
+        return None
+    try:
+        chunk = decode_json(payload)
+    except (ValueError, RecursionError):
+        return None
+    return chunk if isinstance(chunk, dict) else None
 
 
 def choices_of(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:

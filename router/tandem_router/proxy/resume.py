@@ -6,43 +6,23 @@ when a stream has to be carried on elsewhere (or when the bytes outgrow their bo
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tandem_router.engines.protocol import SentChoice
-from tandem_router.errors import UpstreamError
+from tandem_router.openai.said import choices_of, chunk_of
 from tandem_router.openai.sse import encode_event, event_data, split_events
 from tandem_router.openai.usage import generated_chars, text_tokens
 
 
-def _parse(event: bytes) -> dict[str, Any] | None:
-    payload = event_data(event)
-    if not payload.startswith(b"{"):
-        return None
-    try:
-        value = json.loads(payload)
-    except ValueError as error:
-        raise UpstreamError(f"a chunk is not JSON: {error}") from error
-    return value if isinstance(value, dict) else None
-
-
-def _choices(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    choices = payload.get("choices")
-    if isinstance(choices, list):
-        for choice in choices:
-            if isinstance(choice, dict):
-                yield choice
-
-
-def _index(choice: dict[str, Any]) -> int:
+def _index(choice: Mapping[str, Any]) -> int:
     index = choice.get("index", 0)
     return index if isinstance(index, int) else 0
 
 
-def _text_of(choice: dict[str, Any]) -> str:
+def _text_of(choice: Mapping[str, Any]) -> str:
     delta = choice.get("delta")
     text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
     return text if isinstance(text, str) else ""
@@ -60,6 +40,11 @@ class _ChoiceState:
     only_text: bool = True
     # False once a worker began again: those of what was left out are not known.
     ids_whole: bool = True
+
+    def could_not_read(self, num_chars: int) -> None:
+        """A chunk that is not JSON, or whose ids are none, went on as it was: text without ids."""
+        self.text_without_ids = True
+        self.num_generated_chars += num_chars
 
 
 class StreamJournal:
@@ -97,11 +82,13 @@ class StreamJournal:
         self._kept.clear()
         self._num_kept_bytes = 0
         for event in split_events(kept):
-            payload = _parse(event)
-            for choice in _choices(payload or {}):
+            chunk = chunk_of(event)
+            if chunk is None and (unread := event_data(event)) not in (b"", b"[DONE]"):
+                self._choices.setdefault(0, _ChoiceState()).could_not_read(len(unread))
+            for choice in choices_of(chunk or {}):
                 self._account(choice)
 
-    def _account(self, choice: dict[str, Any]) -> None:
+    def _account(self, choice: Mapping[str, Any]) -> None:
         state = self._choices.setdefault(_index(choice), _ChoiceState())
         delta = choice.get("delta")
         if isinstance(delta, dict) and "role" in delta:
@@ -111,8 +98,8 @@ class StreamJournal:
         if isinstance(token_ids, list):
             try:
                 state.token_ids.extend(token_ids)
-            except (TypeError, OverflowError) as error:
-                raise UpstreamError(f"token_ids of a chunk are not token ids: {error}") from error
+            except (TypeError, OverflowError):
+                state.could_not_read(generated_chars(delta) or len(text))
         else:
             # Text, or anything else that a repetition would say twice: thoughts, a tool call.
             num_chars = generated_chars(delta) or len(text)
@@ -175,13 +162,13 @@ class StreamJournal:
         """After a resume: drop what the client already has (roles, finished choices, echo)."""
         kept = []
         for event in split_events(events):
-            payload = _parse(event)
+            payload = chunk_of(event)
             if payload is None or not payload.get("choices"):
                 kept.append(event)
                 continue
             changed = False
             choices = []
-            for choice in _choices(payload):
+            for choice in choices_of(payload):
                 new = self._without_repeat(choice)
                 changed = changed or new is not choice
                 if new is not None:
@@ -191,7 +178,7 @@ class StreamJournal:
             kept.append(encode_event({**payload, "choices": choices}) if changed else event)
         return b"".join(kept)
 
-    def _without_repeat(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+    def _without_repeat(self, choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The choice, a shortened copy, or None when nothing of it is new."""
         index = _index(choice)
         self._condense()

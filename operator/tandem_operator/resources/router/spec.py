@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from tandem_operator.resources.base import (
     Fraction,
     Name,
     ObjectRef,
+    OpaqueObject,
     Quantity,
     Resource,
     SecretKeyRef,
@@ -174,7 +175,7 @@ class RouterSpec(Resource):
     image: Image | None = Field(
         default=None, description="Router image; the operator's own version when absent."
     )
-    pod_patch: dict[str, Any] | None = Field(
+    pod_patch: OpaqueObject | None = Field(
         default=None,
         description="Anything else: merged into the pod template last (strategic for containers, "
         "by name).",
