@@ -221,6 +221,8 @@ class Day:
             await self.push({"tiers": {episode.tier: {"url": self.url_of(episode.tier)}}})
         for server in servers:
             server.now = None
+            server.over.set()  # as a probe ends what hangs
+            server.over = asyncio.Event()
             if isinstance(server, Worker):
                 server.draining = False
             await server.recover()

@@ -85,15 +85,18 @@ def _look(
         counts["left"] += 1
         return
     kinds = {kind for each in providers for kind in each.kinds_of.get(one.request_id, ())}
-    if one.error and one.pieces and one.tier != POOL and kinds & ENDS_STREAMS:
-        counts["cut_after_first_token"] += 1
-        return
     may = TIERS if one.model not in TIERS else (one.model,)
+    if one.pieces:
+        may = (one.tier,)  # nobody else can go on after the first token
     well = [
         tier
         for tier in may
         if not any(start < one.ended and one.started < end for start, end in sick[tier])
     ]
+    broken = kinds & ENDS_STREAMS or not well
+    if one.error and one.pieces and one.tier != POOL and broken:
+        counts["cut_after_first_token"] += 1
+        return
     if well or one.broke or not (one.error and one.error.get("message")):
         said = one.broke or one.error
         verdict.lost.append(f"{_name(one)}: {', '.join(well) or 'no tier'} could, {said}")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eventually import eventually
 from tandem_router.balancing.worker import Load
 from tandem_router.testing.fake_provider import PROVIDER_TEXT, WORDS, FakeProvider, Fault
 from tandem_router.testing.fake_worker import FakeWorker
@@ -288,6 +289,36 @@ async def test_the_one_worker_that_is_well_is_found_among_those_that_were_left_o
 
     assert (set(before), out, len(workers[0].inference)) == ({200}, 2, 9)
     assert set(after) == {200}
+
+
+async def test_a_retry_that_is_answered_leaves_its_place_in_the_budget(
+    run_router: Any, make_worker: Any
+) -> None:
+    """A stream that was retried goes on for seconds, and others may be retried meanwhile."""
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    bad = await make_worker(refuse=[crash] * 100)
+    slow = await make_worker(num_tokens=400, pause_s=0.01, write_size=400)
+    failover = {"min_retries": 1, "retry_share": 0.0, "outliers": {"consecutive_failures": 99}}
+
+    async with run_router(
+        {"large": {"unified": [bad, slow]}}, failover=failover, background=False
+    ) as (client, app):
+
+        async def ask(stream: bool) -> Any:
+            for known in app.picker.workers:
+                load = Load(num_requests=0 if known.url == bad.url else 50)
+                app.picker.observed(known, load)  # the bad one looks idle and well
+            return await client.chat(model="large", stream=stream)
+
+        streamed = asyncio.ensure_future(ask(stream=True))
+        retries = app.services.picker.retries("large")
+        await eventually(lambda: slow.inference and not retries.num_retries)
+        replies = [await ask(stream=False) for _ in range(3)]
+        under_way = not streamed.done()
+        await streamed
+
+    assert under_way
+    assert [reply.status for reply in replies] == [200] * 3
 
 
 async def test_a_pool_that_fails_is_left_for_the_other_tier(

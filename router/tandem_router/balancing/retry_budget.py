@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class RetryBudget:
-    """Of one tier: `take` before each retry, `give_back` when its attempt has ended."""
+    """Of one tier: `take` before each retry, `give_back` when it is answered or has failed."""
 
     def __init__(self, share: float, least: int) -> None:
         self.share = share

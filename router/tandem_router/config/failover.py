@@ -60,7 +60,7 @@ class FailoverConfig(Section):
     max_attempts: int = Field(default=8, ge=1, description="Workers tried per request.")
     retry_share: Fraction = Field(
         default=0.2,
-        description="Retries on the same tier that may be under way at once, as a share of its "
+        description="Retries on the same tier that may await an answer at once, as a share of its "
         "requests in flight.",
     )
     min_retries: int = Field(

@@ -156,6 +156,8 @@ class Retries:
         """The reply is an answer: its first token is here, or all of it."""
         if self._pick is not None:
             self._services.picker.answered_well(self._pick)
+        if self._retry_of is not None:
+            self._give_back_retry()  # what is answered adds to no storm
         if self._response is not None:
             self._response.began()
 
@@ -251,13 +253,17 @@ class Retries:
             self._services.metrics.tiers[tier].inflight.value -= 1.0
             self._pick = None
         if self._retry_of is not None:
-            self._services.picker.retries(self._retry_of).give_back()
-            self._retry_of = None
+            self._give_back_retry()
         response = self._response
         if response is not None and (close or response.done):
             response.close()
             self._response = None
         self.holds = self._response is not None
+
+    def _give_back_retry(self) -> None:
+        assert self._retry_of is not None
+        self._services.picker.retries(self._retry_of).give_back()
+        self._retry_of = None
 
     # -- one attempt ------------------------------------------------------------------------
 
