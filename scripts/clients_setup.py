@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PINNED = Path(__file__).parent / "clients"
-PYTHON_SETS = ("current", "openai2", "openai1", "agents", "evaluations")
+PYTHON_SETS = ("current", "openai2", "openai1", "openai_agents", "agents", "evaluations")
 NODE = "npm"
 SHARES_TORCH = frozenset({"evaluations"})
 UNABLE = 3  # exit status where this machine cannot run a set, whatever is installed

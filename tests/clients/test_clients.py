@@ -28,6 +28,7 @@ def test_openais_python_client_of_three_majors(router: LiveRouter, name: str) ->
         "model": "small",
         "response": SAID,
         "response_stream": SAID,
+        "response_agent": [ADDED, ADDED],
         "tier": "small",
         "request_id": True,
         "unknown": ["NotFoundError", 404, "model_not_found"],
@@ -53,7 +54,7 @@ def test_anthropics_client_with_tools_and_errors(router: LiveRouter) -> None:
         "whole": SAID,
         "usage": [5, 5],
         "stream": SAID,
-        "agent": ADDED,
+        "agent": [ADDED, ADDED],
         "count": 2,
         "unknown": ["NotFoundError", "not_found_error"],
         "long": ["BadRequestError", "invalid_request_error"],
@@ -88,6 +89,17 @@ def test_an_agent_of_pydantic_ai(router: LiveRouter) -> None:
     found = found_by("current", "pydantic_ai_client.py", router.url)
 
     assert found == {"agent": ADDED, "stream": ADDED}
+
+
+def test_an_agent_of_openais_sdk_over_responses_and_chat(router: LiveRouter) -> None:
+    found = found_by("openai_agents", "openai_agents_client.py", router.url)
+
+    items = ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
+    assert found == {
+        **dict.fromkeys(("responses", "chat"), ADDED),
+        **{f"{name}_calls": items for name in ("responses", "chat")},
+        **{f"{name}_stream": [ADDED, ADDED] for name in ("responses", "chat")},
+    }
 
 
 def test_lm_eval_chooses_by_token_ids_and_generates(router: LiveRouter) -> None:

@@ -15,11 +15,14 @@ TOOLS = [{"name": "add", "input_schema": NUMBERS}]
 CALL = {"model": "chat", "max_tokens": 64}
 
 
-def agent() -> str:
+def agent(streams: bool) -> str:
     messages = list(TURN)
     for _ in range(4):
-        with client.messages.stream(messages=messages, tools=TOOLS, **CALL) as stream:
-            said = stream.get_final_message()
+        if streams:
+            with client.messages.stream(messages=messages, tools=TOOLS, **CALL) as stream:
+                said = stream.get_final_message()
+        else:
+            said = client.messages.create(messages=messages, tools=TOOLS, **CALL)
         uses = [block for block in said.content if block.type == "tool_use"]
         if said.stop_reason != "tool_use":
             return said.content[0].text
@@ -49,7 +52,7 @@ FOUND["whole"] = whole.content[0].text
 FOUND["usage"] = [whole.usage.input_tokens, whole.usage.output_tokens]
 with client.messages.stream(messages=TURN, **CALL) as stream:
     FOUND["stream"] = "".join(stream.text_stream)
-FOUND["agent"] = agent()
+FOUND["agent"] = [agent(streams) for streams in (True, False)]
 FOUND["count"] = client.messages.count_tokens(model="pool", messages=TURN).input_tokens
 FOUND["unknown"] = error_of(model="nobody")
 FOUND["long"] = error_of(messages=[{"role": "user", "content": "word " * 5000}])

@@ -58,6 +58,36 @@ def agent() -> str:
     return "no end"
 
 
+def responses_agent(stream: bool) -> str:
+    """The same over the responses API, with its events where it streams."""
+    tools = [{"type": "function", **TOOLS[0]["function"]}]
+    said = list(TURN)
+    for _ in range(4):
+        asked = {"model": "chat", "input": said, "tools": tools}
+        if stream:
+            arguments, last = {}, None
+            for event in client.responses.create(**asked, stream=True):
+                if event.type == "response.function_call_arguments.delta":
+                    arguments[event.item_id] = arguments.get(event.item_id, "") + event.delta
+                last = event
+            assert last.type == "response.completed", last
+            response = last.response
+            calls = [item for item in response.output if item.type == "function_call"]
+            assert [call.arguments for call in calls] == list(arguments.values())
+        else:
+            response = client.responses.create(**asked)
+            calls = [item for item in response.output if item.type == "function_call"]
+        if not calls:
+            return response.output_text
+        said += [item.model_dump(exclude_none=True) for item in response.output]
+        for call in calls:
+            numbers = json.loads(call.arguments)
+            result = str(numbers["a"] + numbers["b"])
+            output = {"type": "function_call_output", "call_id": call.call_id, "output": result}
+            said.append(output)
+    return "no end"
+
+
 def error_of(call) -> list:
     try:
         call()
@@ -86,6 +116,7 @@ response = client.responses.create(model="chat", input="hello", include=[], stre
 FOUND["response"] = response.output_text
 events = list(client.responses.create(model="chat", input="hello", stream=True))
 FOUND["response_stream"] = events[-1].response.output_text
+FOUND["response_agent"] = [responses_agent(stream) for stream in (False, True)]
 raw = client.chat.completions.with_raw_response.create(model="small", messages=TURN)
 FOUND["tier"] = raw.headers["x-tandem-tier"]
 FOUND["request_id"] = whole._request_id is not None
