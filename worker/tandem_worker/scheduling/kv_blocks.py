@@ -16,7 +16,6 @@ equal shares of what is known: who holds no more than that loses nothing to who 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 
 from tandem_worker.errors import InvariantError
 from tandem_worker.scheduling.eviction import ReuseOrder
+from tandem_worker.scheduling.leaves import Leaf, Leaves
 
 ROOT = b""
 """Parent of a sequence's first block."""
@@ -86,9 +86,8 @@ class BlockManager:
         self._known: dict[bytes, _Known] = {}
         # Known blocks whose parent is not known any more, by the parent's hash.
         self._parentless: dict[bytes, set[bytes]] = {}
-        self._leaves: dict[str, list[tuple[float, int, bytes]]] = {}
-        self._num_leaf_entries = 0
         self._num_known: Counter[str] = Counter()
+        self._leaves = Leaves(num_blocks, self._num_known, self._is_leaf)
         self._num_cached = 0
         self._stamp = 0
         self.num_evictions = 0
@@ -186,6 +185,9 @@ class BlockManager:
         self._order.computed(block_hash)
         known = _Known(block_id=block_id, parent=parent, owner=owner)
         self._num_known[owner] += 1
+        if self._num_known[owner] == 1:
+            self._share_anew()
+        self._leaves.grew(owner)
         # Children may have outlived an evicted parent; they can be hit again from now on.
         known.num_children = len(self._parentless.pop(block_hash, ()))
         self._known[block_hash] = known
@@ -238,59 +240,31 @@ class BlockManager:
         self._stamp += 1
         known.stamp = self._stamp
         if known.num_children == 0:
-            leaves = self._leaves.setdefault(known.owner, [])
-            heapq.heappush(leaves, (known.priority, known.stamp, block_hash))
-            self._num_leaf_entries += 1
-        if self._num_leaf_entries > 2 * self.num_blocks:
-            self._drop_stale_leaves()
+            self._leaves.offer(known.owner, (known.priority, known.stamp, block_hash))
 
     @property
     def num_leaf_entries(self) -> int:
         """Length of the queues of blocks to evict, entries that are no longer true included."""
-        return self._num_leaf_entries
+        return self._leaves.num_entries
 
-    def _drop_stale_leaves(self) -> None:
-        """Where hits are many and evictions rare, stale candidates would pile up for ever."""
-        self._leaves = {}
-        self._num_leaf_entries = 0
-        for block_hash, known in self._known.items():
-            if known.num_children == 0 and self._references[known.block_id] == 0:
-                leaves = self._leaves.setdefault(known.owner, [])
-                leaves.append((known.priority, known.stamp, block_hash))
-                self._num_leaf_entries += 1
-        for leaves in self._leaves.values():
-            heapq.heapify(leaves)
+    def _is_leaf(self, leaf: Leaf) -> bool:
+        """Whether it is unused and without children since it was offered."""
+        known = self._known.get(leaf[2])
+        return (
+            known is not None
+            and known.stamp == leaf[1]
+            and known.num_children == 0
+            and self._references[known.block_id] == 0
+        )
 
-    def _first_leaf(self, owner: str) -> tuple[float, int, bytes] | None:
-        """What an owner's blocks would lose first; entries that are no longer true go."""
-        leaves = self._leaves.get(owner)
-        while leaves:
-            _, stamp, block_hash = leaves[0]
-            known = self._known.get(block_hash)
-            # Entries are never removed when a block is hit, grows a child or goes: check here.
-            if (
-                known is not None
-                and known.stamp == stamp
-                and known.num_children == 0
-                and self._references[known.block_id] == 0
-            ):
-                return leaves[0]
-            heapq.heappop(leaves)
-            self._num_leaf_entries -= 1
-        self._leaves.pop(owner, None)
-        return None
+    def _share_anew(self) -> None:
+        """An owner came or went."""
+        self._leaves.share(self.num_blocks // max(1, len(self._num_known)))
 
     def _evict_one(self) -> None:
-        firsts = [
-            (leaf, owner) for owner in list(self._leaves) if (leaf := self._first_leaf(owner))
-        ]
-        if firsts:
-            share = self.num_blocks // len(self._num_known)
-            above = [each for each in firsts if self._num_known[each[1]] > share]
-            (_, _, block_hash), owner = min(above or firsts)
-            heapq.heappop(self._leaves[owner])
-            self._num_leaf_entries -= 1
-            self._forget(block_hash, self._known[block_hash])
+        leaf = self._leaves.take()
+        if leaf is not None:
+            self._forget(leaf[2], self._known[leaf[2]])
             return
         # Only parents of used blocks are left (a twin of the parent is in use): give up the
         # cheapest one; its children wait as orphans until the parent is published again.
@@ -313,6 +287,7 @@ class BlockManager:
         self._num_known[known.owner] -= 1
         if not self._num_known[known.owner]:
             del self._num_known[known.owner]
+            self._share_anew()
         self._free.append(known.block_id)
         if known.num_children:
             children = {h for h, other in self._known.items() if other.parent == block_hash}
