@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,14 @@ NOTHING_TO_PARSE = {
     "completion": "writes a script",
     "serve": "a server",
     "exact-answers": "-o writes the answers, which are JSON",
+}
+#: What commands call the options they were given.
+ARGUMENTS = {"args", "arguments"}
+#: Read by a name that is put together: a tier's, a limit's.
+READ_BY_NAME = {"small", "small_price", "large", "large_price"} | {
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
 }
 
 
@@ -75,3 +84,39 @@ def test_a_file_that_cannot_be_written_or_read_is_a_sentence(
     assert said.startswith(f"tandem {words[0]}: ")
     assert "nowhere" in said
     assert "Traceback" not in said
+
+
+def _read_attributes() -> set[str]:
+    """Every `something.name` that the three programs and their commands read."""
+    return {
+        node.attr
+        for package in ("operator", "router", "worker")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ARGUMENTS
+    }
+
+
+def _unread(parsers: list[argparse.ArgumentParser], read: set[str]) -> list[str]:
+    return [
+        f"{parser.prog} {action.dest}"
+        for parser in parsers
+        for action in parser._actions
+        if action.dest not in {*read, "help", "version", "==SUPPRESS=="}
+        and not isinstance(action, argparse._SubParsersAction)
+    ]
+
+
+def test_every_option_of_every_program_is_read() -> None:
+    """An option that nobody reads would be taken, shown by --help, and do nothing."""
+    assert _unread(list(commands.parsers()), _read_attributes() | READ_BY_NAME) == []
+
+
+def test_an_option_that_nobody_reads_is_found() -> None:
+    planted = argparse.ArgumentParser(prog="planted")
+    planted.add_argument("--wired-to-nothing")
+
+    assert _unread([planted], _read_attributes()) == ["planted wired_to_nothing"]

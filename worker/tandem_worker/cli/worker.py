@@ -46,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer-token-file", type=Path, default=None, help="shared secret of router and workers"
     )
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning"), help="least severe"
+    )
     return parser
 
 
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads these when torch is imported, which happens later; spinning threads would take
     # the core from the HTTP side and from the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    configure(os.environ.get("TANDEM_LOG_LEVEL", "INFO"))
+    configure(arguments.log_level)
     try:
         config = WorkerConfig.load(arguments.config)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
