@@ -108,14 +108,14 @@ def test_a_flood_of_the_cache_leaves_others_their_share(num_owners: int) -> None
 class SlowBlocks(BlockManager):
     """Looks at every block for each eviction."""
 
-    def _evict_one(self) -> None:
+    def evict_one(self) -> None:
         leaves = [
             (known.priority, known.stamp, block_hash, known.owner)
             for block_hash, known in self._known.items()
             if not known.num_children and not self._references[known.block_id]
         ]
         if not leaves:
-            super()._evict_one()
+            super().evict_one()
             return
         share = self.num_blocks // len(self._num_known)
         above = [each for each in leaves if self._num_known[each[3]] > share]
@@ -171,9 +171,9 @@ def test_an_eviction_does_not_look_at_every_tenant() -> None:
     class Counting(BlockManager):
         num_looks = 0
 
-        def _is_leaf(self, leaf: Leaf) -> bool:
+        def is_leaf(self, leaf: Leaf) -> bool:
             self.num_looks += 1
-            return super()._is_leaf(leaf)
+            return super().is_leaf(leaf)
 
     blocks = Counting(4000, block_size=1)
     for number in range(1000):

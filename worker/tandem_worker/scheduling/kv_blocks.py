@@ -87,7 +87,7 @@ class BlockManager:
         # Known blocks whose parent is not known any more, by the parent's hash.
         self._parentless: dict[bytes, set[bytes]] = {}
         self._num_known: Counter[str] = Counter()
-        self._leaves = Leaves(num_blocks, self._num_known, self._is_leaf)
+        self._leaves = Leaves(num_blocks, self._num_known, self.is_leaf)
         self._num_cached = 0
         self._stamp = 0
         self.num_evictions = 0
@@ -143,7 +143,7 @@ class BlockManager:
         if count > self.num_available:
             return None
         while len(self._free) < count:
-            self._evict_one()
+            self.evict_one()
         block_ids = [self._free.pop() for _ in range(count)]
         for block_id in block_ids:
             self._references[block_id] = 1
@@ -205,7 +205,7 @@ class BlockManager:
     def forget_cached(self) -> None:
         """Empty the prefix cache of blocks nobody uses."""
         while self._num_cached:
-            self._evict_one()
+            self.evict_one()
 
     def check(self) -> None:
         """Recount everything.
@@ -247,7 +247,7 @@ class BlockManager:
         """Length of the queues of blocks to evict, entries that are no longer true included."""
         return self._leaves.num_entries
 
-    def _is_leaf(self, leaf: Leaf) -> bool:
+    def is_leaf(self, leaf: Leaf) -> bool:
         """Whether it is unused and without children since it was offered."""
         known = self._known.get(leaf[2])
         return (
@@ -261,7 +261,8 @@ class BlockManager:
         """An owner came or went."""
         self._leaves.share(self.num_blocks // max(1, len(self._num_known)))
 
-    def _evict_one(self) -> None:
+    def evict_one(self) -> None:
+        """Forget the cached block that goes next. Raises InvariantError where none is cached."""
         leaf = self._leaves.take()
         if leaf is not None:
             self._forget(leaf[2], self._known[leaf[2]])
