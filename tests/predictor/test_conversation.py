@@ -88,3 +88,18 @@ def test_all_three_commands_read_messages_alike(write: Callable[..., Path], tmp_
 
     assert row.prompt == f"{HARD}\n\n{FOLLOW_UP}"
     assert list(read_prompts(str(path))) == [row.prompt]
+
+
+@given(
+    st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+    st.sampled_from(["", "  \n", "Be brief.", "s" * 300, None, [{"type": "text", "text": "Be."}]]),
+    st.sampled_from(["", "Why?", None, [{"type": "text", "text": "Why?"}]]),
+)
+def test_the_commonest_shape_reads_as_any_other(role: str, first: Any, last: Any) -> None:
+    """An answer in between sends the same two messages the general way."""
+    messages = [{"role": role, "content": first}, {"role": "user", "content": last}]
+    answer = {"role": "assistant", "content": "4"}
+
+    found = conversation.scored_text(messages)
+
+    assert found == conversation.scored_text([messages[0], answer, messages[1]])

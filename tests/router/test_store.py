@@ -418,7 +418,7 @@ async def test_what_is_written_while_somebody_asks_is_counted_once(
     backend.goes_on.set()
     store = Store(backend, wall_clock=lambda: 0.0, flush_s=1.0)
     await store.step()
-    store.spent("2026-11-30", "team", "small", 1, 1, 0.5, 1.0)
+    store.add_spend(Spend("2026-11-30", "team", "small", 1, 1, 1, 0.5, 1.0))
     backend.goes_on.clear()
 
     asked, written = asyncio.create_task(store.spend()), asyncio.create_task(store.step())

@@ -15,7 +15,7 @@ from tandem_router.balancing import kubernetes_discovery as endpointslices
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
 from tandem_router.errors import UnreachableError, UpstreamError
 from tandem_router.http.client import UpstreamClient
-from tandem_router.http.connection_pool import PAUSE_ABOVE_BYTES
+from tandem_router.http.response import PAUSE_ABOVE_BYTES
 
 Script = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Any]
 

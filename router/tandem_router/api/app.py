@@ -50,6 +50,7 @@ from tandem_router.proxy.context import Services
 from tandem_router.proxy.judge_calls import JudgeKeys
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.proxy.random_ids import new_request_id
+from tandem_router.proxy.tally import Tally
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
@@ -162,6 +163,7 @@ class RouterApp:
             prices.dearest,
             wall_clock,
         )
+        decisions = DecisionLog(config.decisions_kept)
         self.services = Services(
             config=config,
             picker=self.picker,
@@ -175,7 +177,8 @@ class RouterApp:
             learner=learner,
             quality=quality,
             metrics=metrics,
-            decisions=DecisionLog(config.decisions_kept),
+            decisions=decisions,
+            tally=Tally(metrics, decisions, store),
             clock=clock,
             wall_clock=wall_clock,
             peer_tokens=_secrets(peer_token),

@@ -188,6 +188,16 @@ class Picker:
             for worker in workers
         )
 
+    def all_ready(self, tiers: Sequence[str], now: float) -> bool:
+        """Whether each of the tiers is `ready`."""
+        for tier in tiers:
+            for worker in self._decoders.get(tier, ()):
+                if worker.usable(now):
+                    break
+            else:
+                return False
+        return True
+
     def queue_wait_s(self, tier: str) -> float:
         """Seconds of prefill before a new request at the least busy worker; 0 where unknown."""
         waits = [

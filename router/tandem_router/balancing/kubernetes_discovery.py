@@ -21,7 +21,7 @@ from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
 from tandem_router.errors import ConfigError, UpstreamError
 from tandem_router.http.client import UpstreamClient
-from tandem_router.http.connection_pool import Response
+from tandem_router.http.response import Response
 
 logger = logging.getLogger("tandem.router")
 

@@ -87,25 +87,28 @@ class OnlineControl:
 
     def set_points(self, now: float) -> PolicySetPoints:
         """Set-points for a decision at `now`."""
-        price = self.pacer.lambda_per_usd if self.pacer else self.base.lambda_per_usd
-        threshold = self.base.gain_threshold
+        base = self.base
+        threshold = base.gain_threshold
         if self.floor is not None:
             threshold = self.floor.threshold
         if self.share is not None:
             tracked = self.share.threshold
             threshold = max(threshold, tracked) if self.share_ceiling else tracked
+        made = self._made
+        if made is not None and made[0] is base and made[1] == threshold and self.pacer is None:
+            return made[2]
+        asked = threshold
         # A controller says "all" or "none" by infinity, which JSON and gauges cannot show.
         threshold = min(BEYOND_ANY_GAIN, max(-BEYOND_ANY_GAIN, threshold))
         if self.pacer is None:
-            made = self._made
-            if made is None or made[0] is not self.base or made[1] != threshold:
-                points = replace(self.base, gain_threshold=threshold)
-                made = self._made = (self.base, threshold, points)
-            return made[2]
+            points = replace(base, gain_threshold=threshold)
+            self._made = (base, asked, points)
+            return points
+        price = self.pacer.lambda_per_usd
         if price > 0.0:
             threshold = max(threshold, _STRONG_PREFERENCE)
         return replace(
-            self.base,
+            base,
             gain_threshold=threshold,
             lambda_per_usd=price,
             budget_remaining_usd=self.pacer.remaining_usd(now),

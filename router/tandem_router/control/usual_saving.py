@@ -25,13 +25,15 @@ class UsualSaving:
 
     def observe(self, decision: Decision) -> float:
         """Count one decision; returns its stake, 1 where nothing is known yet."""
-        cheapest, dearest = decision.verdicts[0], decision.verdicts[-1]
-        saving = dearest.expected_cost_usd - cheapest.expected_cost_usd
-        self._num_seen = min(WINDOW, self._num_seen + 1)
-        self._mean_usd += (saving - self._mean_usd) / self._num_seen
-        if self._num_seen >= NEEDED and abs(self._mean_usd - self.usd) > STEP * self.usd:
-            self.usd = max(0.0, self._mean_usd)
-        return in_proportion(saving, self.usd, MOST_STAKE) if self.usd > 0.0 else 1.0
+        verdicts, num, usd = decision.verdicts, self._num_seen, self.usd
+        saving = verdicts[-1].expected_cost_usd - verdicts[0].expected_cost_usd
+        if num < WINDOW:
+            num = self._num_seen = num + 1
+        mean = self._mean_usd
+        mean = self._mean_usd = mean + (saving - mean) / num
+        if num >= NEEDED and abs(mean - usd) > STEP * usd:
+            usd = self.usd = max(0.0, mean)
+        return in_proportion(saving, usd, MOST_STAKE) if usd > 0.0 else 1.0
 
     def in_force(
         self,

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from tandem_router.config.addresses import Outward
 from tandem_router.errors import UpstreamError
-from tandem_router.http.connection_pool import Origin, OriginPool, Response
+from tandem_router.http.connection_pool import Origin, OriginPool
 from tandem_router.http.deadlines import Deadlines
+from tandem_router.http.response import Response
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ Python 3.12's eager tasks begin so, too; they go on like any other.
 from __future__ import annotations
 
 import asyncio
+import threading
 import types
 from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task
@@ -23,6 +24,15 @@ Value = TypeVar("Value")
 # What asyncio offers to those who run tasks of their own.
 _enter: Callable[[asyncio.AbstractEventLoop, Any], None] = _enter_task
 _leave: Callable[[asyncio.AbstractEventLoop, Any], None] = _leave_task
+
+
+class _Running(threading.local):
+    """Whether an `EagerRun` goes on now, in this thread: asking asyncio is a call of the system."""
+
+    step = False
+
+
+_running = _Running()
 
 
 class Waited:
@@ -38,10 +48,9 @@ class Waited:
 
     @types.coroutine
     def until_awake(self) -> Generator[Any, None, None]:
-        task: object = current_task()
         try:
-            if type(task) is EagerRun:
-                yield self  # it sets `_resume`
+            if _running.step:
+                yield self  # its `EagerRun` sets `_resume`
             else:
                 future = asyncio.get_running_loop().create_future()
                 self._resume = lambda: None if future.done() else future.set_result(None)
@@ -106,6 +115,7 @@ class EagerRun:
     def _step(self, step: Callable[[], Any]) -> None:
         loop = self._loop
         _enter(loop, self)
+        _running.step = True
         try:
             waits = step()
         except StopIteration:
@@ -118,6 +128,7 @@ class EagerRun:
             self._is_ended = True
             raise
         finally:
+            _running.step = False
             _leave(loop, self)
         if isinstance(waits, Waited):
             self._waits = waits

@@ -55,8 +55,11 @@ class Exchange:
     _body_bytes = 0
     _length = 0
     _told_all = False
+    more_body = False
+    _body: list[bytes]
     _gone = False
     _waiter: asyncio.Future[None] | None = None
+    _whole: bytes | None = None  # the body of a request whose head is known, until it is told
     _reply_head: bytes | None = None
     _chunked = False
     started = False
@@ -89,11 +92,10 @@ class Exchange:
         # Headers by name, the last of those with one name: whether there is one is seen at once.
         self.names = names
         self.keep_alive = keep_alive
-        self.more_body = body is None
-        self._body: list[bytes] = []
         if body is not None:
-            self._body.append(body)
-            self._length = len(body)
+            self._whole, self._length = body, len(body)
+        else:
+            self.more_body, self._body = True, []
 
     @property
     def scope(self) -> Message:
@@ -117,6 +119,10 @@ class Exchange:
         if self.more_body or self._told_all:
             return None
         self._told_all = True
+        whole = self._whole
+        if whole is not None:
+            self._whole = None
+            return whole
         self._body_bytes = 0
         self.connection.resume_reading()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -149,12 +155,14 @@ class Exchange:
 
     async def receive(self) -> Message:
         connection = self.connection
+        if self._whole is not None:
+            self._body, self._whole = [self._whole], None
         if self.more_body and not self._body and not self.started and self._expects_continue():
             connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
             if self._gone or self.complete:
                 return {"type": "http.disconnect"}
-            if self._body or (not self.more_body and not self._told_all):
+            if (not self._told_all and not self.more_body) or (self.more_body and self._body):
                 body = b"".join(self._body)
                 self._body.clear()
                 self._body_bytes = 0
@@ -202,16 +210,9 @@ class Exchange:
 
     @property
     def relays_chunks(self) -> bool:
-        """Whether what follows are chunks, the reply's head is written: `write_chunks` may be."""
+        """Whether what follows are chunks, the reply's head is written: they may be, as they are,
+        to the connection's transport until it is `closing`."""
         return self._chunked and self._reply_head is None
-
-    def write_chunks(self, chunks: bytes) -> bool:
-        """Parts of the reply's body in their framing; whether they could be written."""
-        connection = self.connection
-        if connection.closing:
-            return False
-        connection.transport.write(chunks)
-        return True
 
     def begin(
         self,

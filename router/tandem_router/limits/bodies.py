@@ -76,11 +76,11 @@ class HeldBody(Struct, eq=False):
         bodies.by_sender[sender] = of_sender
 
     def release(self) -> None:
-        bodies = self._bodies
-        bodies.num_bytes -= self._num_bytes
-        left = bodies.by_sender.get(self._sender, 0) - self._num_bytes
-        self._num_bytes = 0
+        bodies, sender, num_bytes = self._bodies, self._sender, self._num_bytes
+        by_sender, self._num_bytes = bodies.by_sender, 0
+        bodies.num_bytes -= num_bytes
+        left = by_sender.get(sender, 0) - num_bytes
         if left > 0:
-            bodies.by_sender[self._sender] = left
+            by_sender[sender] = left
         else:
-            bodies.by_sender.pop(self._sender, None)
+            by_sender.pop(sender, None)

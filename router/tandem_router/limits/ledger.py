@@ -241,12 +241,14 @@ class Ledger:
     def hold(self, tenant: str, num_tokens: float, key: str | None = None) -> Hold:
         """Pass every gate or raise ApiError (429 with Retry-After); nothing is half taken."""
         accounts = self.check(tenant, num_tokens, key)
-        now = self._clock()
+        now: float | None = None
         for account in accounts:
-            if account.requests is not None:
-                account.requests.settle(now, 0.0, 1.0)
-            if account.tokens is not None:
-                account.tokens.hold(now, num_tokens, overdraw=True)
+            if account.requests is not None or account.tokens is not None:
+                now = self._clock() if now is None else now
+                if account.requests is not None:
+                    account.requests.settle(now, 0.0, 1.0)
+                if account.tokens is not None:
+                    account.tokens.hold(now, num_tokens, overdraw=True)
             account.num_inflight += 1
         self.num_inflight += 1
         return Hold(self._tenants[tenant], accounts, num_tokens)
@@ -277,13 +279,13 @@ class Ledger:
         False when tenant, key or budget cannot pay: `used` is booked all the same, and what was
         held and not used stays held.
         """
-        now = self._clock()
         if used is not NOTHING:
-            self._book(hold, now, used)
+            self._book(hold, self._clock(), used)
         if not self._has_ceiling(hold):
             hold.tier, hold.usd = tier, usd
             hold.budget_usd = 0.0 if tier in self.unbilled else usd
             return True
+        now = self._clock()
         budget_usd = 0.0 if tier in self.unbilled else usd
         changed: list[tuple[Bucket, float, float]] = []
         buckets = [(each.usd, hold.usd, usd) for each in hold.accounts]
@@ -350,20 +352,25 @@ class Ledger:
         """
         assert not hold.settled
         hold.settled = True
-        now = self._clock()
         self.num_inflight -= 1
         for account in hold.accounts:
             account.num_inflight -= 1
-            if account.tokens is not None:
-                account.tokens.settle(now, hold.tokens, used.tokens)
-            if account.usd is not None:
-                account.usd.settle(now, hold.usd, used.usd)
+            if account.tokens is not None or account.usd is not None:
+                self._end(account, hold, used)
         if self.budget is not None and hold.tier is not None:
             billed = 0.0 if hold.tier in self.unbilled else used.usd
-            self.budget.settle(now, hold.budget_usd, billed)
+            self.budget.settle(self._clock(), hold.budget_usd, billed)
         if hold.used is NOTHING:
             return used
         return Used(hold.used.tokens + used.tokens, hold.used.usd + used.usd)
+
+    def _end(self, account: Account, hold: Hold, used: Used) -> None:
+        """Of what an account holds for a request, what was used is spent."""
+        now = self._clock()
+        if account.tokens is not None:
+            account.tokens.settle(now, hold.tokens, used.tokens)
+        if account.usd is not None:
+            account.usd.settle(now, hold.usd, used.usd)
 
 
 def _bucket(

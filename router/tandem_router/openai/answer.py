@@ -38,13 +38,13 @@ def answer_of(body: bytes, kind: str) -> dict[str, Any]:
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise NotAnAnswer("the reply has no choices")
+    name, wanted = ("message", dict) if kind == "chat" else ("text", str)
     for choice in choices:
         if not isinstance(choice, dict):
             raise NotAnAnswer("a choice of the reply is not an object")
         if choice.get("error"):
             raise NotAnAnswer("a choice of the reply holds an error", choice["error"])
-        part = choice.get("message") if kind == "chat" else choice.get("text")
-        if not isinstance(part, dict if kind == "chat" else str):
+        if not isinstance(choice.get(name), wanted):
             raise NotAnAnswer("a choice of the reply has no message")
     return reply
 

@@ -92,7 +92,7 @@ def parse_inference(kind: Kind, body: bytes, bodies: Bodies) -> InferenceRequest
         _refuse(fields)
     if kind == "embeddings":
         return _embeddings(body, fields, bodies)
-    num_prompts, ids, is_text = 1, _NO_IDS, True
+    num_prompts, ids, is_text, longest = 1, _NO_IDS, True, 0
     prompt: str | None
     said: Chat | Completion
     if kind == "chat":
@@ -116,7 +116,6 @@ def parse_inference(kind: Kind, body: bytes, bodies: Bodies) -> InferenceRequest
             f"{num_prompts * num_choices} sequences; at most {limits.max_sequences} in one request",
             "prompt" if num_prompts > 1 else "n",
         )
-    longest = 0
     if ids:
         num_expected = num_most = sum(map(len, ids))
         longest = max(map(len, ids))
@@ -134,8 +133,8 @@ def parse_inference(kind: Kind, body: bytes, bodies: Bodies) -> InferenceRequest
         body,
         fields,
         said.model,
-        bool(said.stream),
-        options is not None and bool(options.include_usage),
+        said.stream is True,
+        options is not None and options.include_usage is True,
         num_choices * num_prompts,
         max_tokens,
         prompt,

@@ -72,6 +72,10 @@ def split_events(data: bytes) -> list[bytes]:
 
 def event_data(event: bytes) -> bytes:
     """The payload of an event: its data lines joined; b"" for a comment."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event[-1] == 10:
+        data = event[6:-2]
+        if data.find(b"\r") < 0:
+            return data  # one line, as in most
     lines = []
     for line in event.splitlines():
         if line.startswith(b"data:"):

@@ -60,7 +60,10 @@ class GainRule:
     ) -> None:
         self._tiers = tuple(
             [
-                (t.name, t.at, t.usd_in, t.usd_out, t.mean_tokens, t.least_gain, t.is_unbilled, t)
+                (
+                    *(t.name, t.at, t.usd_in, t.usd_out, t.mean_tokens, 2.0 * t.mean_tokens),
+                    *(t.least_gain, t.is_unbilled, t),
+                )
                 for t in tiers
             ]
         )
@@ -99,13 +102,12 @@ class GainRule:
             price_of_money /= num_expected_uses
         verdicts = []
         best: TierVerdict | None = None
-        best_utility = best_cost = cheapest_against = cheapest_cost = against = most = 0.0
-        for name, at, usd_in, usd_out, mean, least_gain, is_unbilled, _ in tiers:
+        best_utility = best_cost = cheapest_against = cheapest_cost = against = 0.0
+        stated: float | None = None
+        for name, at, usd_in, usd_out, mean, high, least_gain, is_unbilled, _ in tiers:
             stated = quality.get(name)
             if stated is None or not 0.0 <= stated <= 1.0:
                 return None
-            most = stated
-            high = 2.0 * mean
             if max_tokens is not None:
                 if max_tokens < mean:
                     mean = max_tokens
@@ -115,7 +117,7 @@ class GainRule:
                 usd_out *= num_choices
             expected = prompt_tokens * usd_in
             cost = expected + mean * usd_out
-            money = 0.0 if is_unbilled else price_of_money * cost
+            money = 0.0 if is_unbilled or not price_of_money else price_of_money * cost
             if usual > 0.0:
                 if best is None:
                     cheapest_cost = cost
@@ -139,14 +141,15 @@ class GainRule:
             elif utility > best_utility or (utility == best_utility and cost < best_cost):
                 best, best_utility, best_cost = verdict, utility, cost
             verdicts.append(verdict)
-        assert best is not None
         cheapest = verdicts[0]
         least = cheapest.quality
+        assert best is not None
         assert least is not None
+        assert stated is not None
         return Decision(
             best.tier,
             _SUFFICIENT if best is cheapest else _GAIN,
-            most - least,
+            stated - least,
             against - cheapest_against,
             1.0 - least,
             best_cost,

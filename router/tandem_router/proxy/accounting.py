@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from functools import lru_cache, partial
+from functools import partial
 
 from msgspec import Struct
 
@@ -24,9 +23,6 @@ from tandem_router.proxy.tier_assignment import TierAssignment
 from tandem_router.routing.decision_log import DecisionRecord, explained
 from tandem_router.telemetry.logs import REQUESTS
 
-# Requests after which what histograms have noted is counted.
-FOLDED_EVERY = 256
-
 
 class Outcome(Struct, frozen=True):
     """How a request ended; times are of the router's clock."""
@@ -43,8 +39,7 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     """Settle what was set aside, complete the record and count the request; once per request."""
     record, arrival, tier = assignment.record, assignment.arrival, assignment.name
     status, usage, ended_at = outcome.status, outcome.usage, outcome.ended_at
-    prompt_tokens, output_tokens = usage.prompt_tokens, usage.output_tokens
-    num_prompt, num_output = prompt_tokens, output_tokens  # of what was served
+    num_prompt, num_output = usage.prompt_tokens, usage.output_tokens  # of what was served
     if assignment.cached is not None:
         # Nothing was computed or billed, but this much was answered.
         body = assignment.cached.body
@@ -52,16 +47,16 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
         num_prompt, num_output = answered.prompt_tokens, answered.output_tokens
     if outcome.booked:
         used, usage, last_cost = NOTHING, NOTHING_USED, 0.0
-        prompt_tokens = output_tokens = 0
     else:
         last_cost = assignment.cost_usd(usage)
-        used = Used(float(prompt_tokens + output_tokens), last_cost)
+        used = Used(float(usage.prompt_tokens + usage.output_tokens), last_cost)
     # What attempts elsewhere used is part of what the request cost.
     cost = services.ledger.settle(arrival.hold, used).usd
     if assignment.counted is not None:
         services.steering.answered(assignment.counted, cost)
     record.status = status
-    error = record.error = record.error or outcome.error
+    if record.error is None:
+        record.error = outcome.error
     e2e_s = record.e2e_s = ended_at - arrival.started_at
     record.prompt_tokens, record.output_tokens = num_prompt, num_output
     record.cost_usd = cost
@@ -74,33 +69,13 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
         expected = _expected_output(assignment, dearest, num_output)
         all_large = services.prices.cost_usd(dearest, num_prompt, expected)
     record.cost_all_large_usd = all_large
-    metrics, tenant = services.metrics, record.tenant
-    bound = metrics.tiers[tier]
-    label = "broke_off" if status == 200 and error is not None else _label(status)
-    counters = metrics.of_outcome(tier, record.reason, label, tenant)
-    # Counters are plain numbers: adding to them here spares a call for each.
-    counters.decisions.value += 1.0
-    counters.requests.value += 1.0
-    counters.tenant_cost.value += cost
-    bound.prompt_tokens.value += prompt_tokens
-    bound.output_tokens.value += output_tokens
-    bound.cost.value += last_cost
-    metrics.cost_all_large.value += all_large
-    if status == 200:
-        alone = record.read is None or record.reason == Reason.VERIFIED
-        if alone and assignment.cached is None and not record.attempts:
-            services.routing.latency[tier].last_whole.saw(e2e_s, ended_at)
-        bound.e2e.note(e2e_s)
-        bound.prompt_length.note(outcome.usage.prompt_tokens)
-        bound.output_length.note(outcome.usage.output_tokens)
-        if not record.sequence % FOLDED_EVERY:
-            metrics.fold()
+    services.tally.note(record, outcome.usage, usage, last_cost)
+    alone = record.read is None or record.reason == Reason.VERIFIED
+    if status == 200 and alone and assignment.cached is None and not record.attempts:
+        services.routing.latency[tier].last_whole.saw(e2e_s, ended_at)
     if record.stream and outcome.first_token_at is not None:
         _account_stream(services, assignment, outcome.first_token_at, ended_at)
-    services.decisions.finished(tier, num_prompt, num_output, cost, all_large)
     store = services.store
-    day = _day(int(record.time) // 86_400)
-    store.spent(day, tenant, tier, num_prompt, num_output, cost, all_large)
     if store.backend is not None:
         store.add_decision(partial(explained, record))
     if services.tracing is not None or REQUESTS.isEnabledFor(logging.INFO):
@@ -152,17 +127,6 @@ def _tell(services: Services, record: DecisionRecord, arrival: Arrival) -> None:
     times = {"ttft_s": record.ttft_s, "e2e_s": record.e2e_s, "error": record.error}
     named = {"request_id": arrival.request_id, "model": record.model}
     REQUESTS.info("request", extra={**named, **said, **tokens, **times})
-
-
-@lru_cache(maxsize=64)
-def _label(status: int) -> str:
-    return str(status)
-
-
-@lru_cache(maxsize=8)
-def _day(number: int) -> str:
-    """The date of a day since 1970, UTC."""
-    return time.strftime("%Y-%m-%d", time.gmtime(number * 86_400))
 
 
 def _expected_output(assignment: TierAssignment, tier: str, output_tokens: int) -> float:

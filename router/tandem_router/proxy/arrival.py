@@ -18,7 +18,6 @@ from tandem_router.openai.prompt_size import images_of
 from tandem_router.openai.request import DEFAULT_OUTPUT_TOKENS, InferenceRequest
 from tandem_router.policy import Overrides
 from tandem_router.proxy.context import Services
-from tandem_router.proxy.random_ids import new_seed
 
 # A longest answer assumed for the deadline of a whole reply, and the most that counts.
 UNBOUNDED_ANSWER_TOKENS = 1024
@@ -37,7 +36,6 @@ class Arrival(Struct, frozen=True):
     tenant: str | None  # None where nobody needs a key
     hold: Hold
     request_id: str
-    seed: int
     created: int  # Unix time
     started_at: float  # of the router's clock
     deadline: float  # of the router's clock: no worker, no first token by then is a refusal
@@ -89,7 +87,6 @@ def admit(
         tenant if key is not None else None,
         hold,
         request_id,
-        new_seed(),
         int(services.wall_clock()),
         started_at,
         started_at + failover.wait_s,

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tandem_router.http.exchange import ClientConnection
+from tandem_router.proxy.resume import StreamJournal
+
 # Lines that begin a chunk: where its content begins and ends, and it itself, if it is the first.
 # As many as there are lengths of events.
 _PLACES: dict[bytes, tuple[int, int, int]] = {}
@@ -44,21 +47,19 @@ def payload_of(data: bytes) -> bytes | None:
 
 
 def passing_on(
-    write: Callable[[bytes], bool],
-    remember: Callable[[bytes], None],
-    failed: Callable[[Exception], None],
+    client: ClientConnection, journal: StreamJournal, failed: Callable[[Exception], None]
 ) -> Callable[[bytes], bool]:
     """What lets whole chunks of events that nobody has to read or change go on as they came.
 
-    It says whether it has taken what it was given. write: to the client, whether it could be;
-    remember: the events that were written; failed: told why they could not be. One call for a
-    chunk, since a stream has many.
+    It says whether it has taken what it was given, which is then written to the client and in the
+    journal; failed: told why it could not be kept. One call for a chunk, since a stream has many.
     """
-    places, most = _PLACES, MOST_DIGITS + 2
+    places, most, write = _PLACES, MOST_DIGITS + 2, client.transport.write
+    kept, most_kept = journal.kept, journal.max_kept_bytes
 
     def pass_on(data: bytes) -> bool:
         start, end, after = places.get(data[: data.find(b"\r\n", 0, most)], _NOWHERE)
-        if after == len(data) and data[-4:] == _END:
+        if after == len(data) and data.endswith(_END):
             events = data[start:end]
             if CR in events:
                 return False
@@ -71,13 +72,17 @@ def passing_on(
             events.find(b'"usage"') >= 0
             or events.find(b"[DONE]") >= 0
             or events.find(b'"error"') >= 0
-            or not write(data)
+            or client.closing
         ):
             return False
-        try:
-            remember(events)
-        except Exception as error:
-            failed(error)
+        write(data)
+        kept.append(events)
+        size = journal.num_kept_bytes = journal.num_kept_bytes + len(events)
+        if size > most_kept:
+            try:
+                journal.condense()
+            except Exception as error:
+                failed(error)
         return True
 
     return pass_on

@@ -13,6 +13,7 @@ from tandem_router.http.client import UpstreamClient
 from tandem_router.limits.ledger import Ledger
 from tandem_router.limits.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
+from tandem_router.proxy.tally import Tally
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import Learner
 from tandem_router.quality.live import LiveQuality
@@ -43,6 +44,7 @@ class Services:
     quality: LiveQuality
     metrics: Metrics
     decisions: DecisionLog
+    tally: Tally
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     peer_tokens: Callable[[], Sequence[bytes]]

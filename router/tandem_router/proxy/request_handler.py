@@ -14,9 +14,9 @@ from typing import Any
 from tandem_router.cache import CachedAnswer
 from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.errors import ApiError, UpstreamError
-from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import EagerRun
 from tandem_router.http.exchange import Exchange
+from tandem_router.http.response import Response
 from tandem_router.openai.answer import NotAnAnswer, answer_of, unpacked
 from tandem_router.openai.asgi import NOSNIFF, Send
 from tandem_router.openai.sse import DONE, encode_json
@@ -182,18 +182,17 @@ class RequestHandler:
 
     async def _whole(self, assignment: TierAssignment, retries: Retries) -> None:
         body, reply = await self._whole_answer(assignment, retries)
-        self._seen.saw_first_token()
         retries.release()
-        exchange = self._exchange
+        seen, exchange = self._seen, self._exchange
         if exchange is not None and not exchange.connection.writing_paused:
-            cost_usd = self._seen.cost_usd(assignment)
-            self._seen.headers_sent = self.complete = True
-            self._seen.completed()
+            cost_usd = seen.cost_usd(assignment)
+            seen.headers_sent = self.complete = True
+            seen.completed()
             exchange.reply(_JSON_LINES + assignment.reply_lines(cost_usd), body)
         else:
             await self._send_whole(assignment, body, JSON)
         if self._arrival.cache_key is not None and isinstance(reply.get("usage"), dict):
-            self._seen.keep(assignment, body)
+            seen.keep(assignment, body)
 
     async def _whole_answer(
         self, assignment: TierAssignment, retries: Retries
@@ -223,9 +222,8 @@ class RequestHandler:
         Raises Fault, RequestRefused.
         """
         try:
-            encoding = response.headers.get(b"content-encoding")
-            if encoding is not None:
-                body = unpacked(body, encoding)
+            if response.encoding is not None:
+                body = unpacked(body, response.encoding)
             return body, answer_of(body, self._request.kind)
         except NotAnAnswer as error:
             if isinstance(error.error, dict) and error.error.get("type") == "invalid_request_error":

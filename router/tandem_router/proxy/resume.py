@@ -51,9 +51,10 @@ class StreamJournal:
     """What a client has been sent, and how to go on from there."""
 
     def __init__(self, max_kept_bytes: int = 256 * 1024) -> None:
-        self._max_kept_bytes = max_kept_bytes
-        self._kept: list[bytes] = []
-        self._num_kept_bytes = 0
+        self.max_kept_bytes = max_kept_bytes
+        # As `forwarded` keeps them; it is spared a call for every chunk.
+        self.kept: list[bytes] = []
+        self.num_kept_bytes = 0
         self._choices: dict[int, _ChoiceState] = {}
         # Characters of each choice still to be dropped after a restart from the beginning.
         self._skip_chars: dict[int, int] = {}
@@ -61,26 +62,23 @@ class StreamJournal:
         self._condensed = False
 
     @property
-    def num_kept_bytes(self) -> int:
-        return self._num_kept_bytes
-
-    @property
     def events(self) -> bytes | None:
         """All that was forwarded, as long as nothing had to be condensed; else None."""
-        return None if self._condensed else b"".join(self._kept)
+        return None if self._condensed else b"".join(self.kept)
 
     def forwarded(self, events: bytes) -> None:
         """Remember complete events that were sent to the client."""
-        self._kept.append(events)
-        size = self._num_kept_bytes = self._num_kept_bytes + len(events)
-        if size > self._max_kept_bytes:
-            self._condense()
+        self.kept.append(events)
+        self.num_kept_bytes += len(events)
+        if self.num_kept_bytes > self.max_kept_bytes:
+            self.condense()
 
-    def _condense(self) -> None:
-        kept = b"".join(self._kept)
+    def condense(self) -> None:
+        """Make of what is kept how far each choice is."""
+        kept = b"".join(self.kept)
         self._condensed = self._condensed or bool(kept)
-        self._kept.clear()
-        self._num_kept_bytes = 0
+        self.kept.clear()
+        self.num_kept_bytes = 0
         for event in split_events(kept):
             chunk = chunk_of(event)
             if chunk is None and (unread := event_data(event)) not in (b"", b"[DONE]"):
@@ -116,7 +114,7 @@ class StreamJournal:
 
     def num_tokens(self) -> int:
         """Generated tokens forwarded so far, all choices; estimated where no ids came along."""
-        self._condense()
+        self.condense()
         return sum(
             len(state.token_ids) + text_tokens(state.num_generated_chars)
             for state in self._choices.values()
@@ -124,13 +122,13 @@ class StreamJournal:
 
     def all_finished(self, num_choices: int) -> bool:
         """Whether every choice has been told its finish reason."""
-        self._condense()
+        self.condense()
         finished = sum(state.finished for state in self._choices.values())
         return finished >= max(1, num_choices)
 
     def sent(self, num_choices: int) -> list[SentChoice]:
         """What the client has, choice by choice."""
-        self._condense()
+        self.condense()
         states = [self._choices.get(index, _ChoiceState()) for index in range(num_choices)]
         return [
             SentChoice(
@@ -145,7 +143,7 @@ class StreamJournal:
 
     def resume(self, repeats: Literal["nothing", "unsettled", "all"]) -> None:
         """Another worker's reply comes next; repeats: what of the sent tokens it says again."""
-        self._condense()
+        self.condense()
         self.resumed = True
         self._skip_chars.clear()
         for index, state in self._choices.items():
@@ -181,7 +179,7 @@ class StreamJournal:
     def _without_repeat(self, choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The choice, a shortened copy, or None when nothing of it is new."""
         index = _index(choice)
-        self._condense()
+        self.condense()
         state = self._choices.get(index)
         if state is None:
             return choice

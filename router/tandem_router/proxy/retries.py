@@ -20,7 +20,7 @@ from tandem_router.balancing.worker import Worker
 from tandem_router.engines import engine_of
 from tandem_router.engines.protocol import Headers, Resumption
 from tandem_router.errors import ApiError, UpstreamError, overloaded
-from tandem_router.http.connection_pool import Response
+from tandem_router.http.response import Response
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import (
     Fault,
@@ -78,6 +78,8 @@ class Retries:
     # Whether a worker or provider has the request, or answered it: it may have used tokens.
     asked = False
     holds = False  # a worker, or a reply
+    _left_out: frozenset[str]  # workers that failed this request
+    _busy: frozenset[str]  # workers to be asked again a little later
     _is_funded = True  # there is money for another try of this tier
     _retry_of: str | None = None  # tier whose retry budget the present attempt uses
     # Of the present tier:
@@ -94,8 +96,7 @@ class Retries:
         self._arrival = assignment.arrival
         self._deadline = assignment.arrival.deadline
         self._faults: dict[str, Fault] = {}  # the last one of each tier
-        self._left_out: set[str] = set()  # workers that failed this request
-        self._busy: set[str] = set()  # workers to be asked again a little later
+        self._left_out = self._busy = NOBODY
 
     @cached_property
     def _chain(self) -> Sequence[int]:
@@ -172,7 +173,7 @@ class Retries:
             if not self._change_tier() and not self._change_tier(last_resort=True):
                 raise RequestRefused(fault.status or 400, fault.body)
         elif fault.kind in _BUSY:
-            self._busy.add(worker.url)
+            self._busy |= {worker.url}
             if fault.kind is FaultKind.FULL:
                 self._full = fault
             changed = not external or self._change_tier() or self._queues()
@@ -217,7 +218,7 @@ class Retries:
             self._num_failures += 1
         restarting = not external and fault.kind in _RESTARTING
         if not restarting:
-            self._left_out.add(worker.url)
+            self._left_out |= {worker.url}
         leave = self._assignment.others() and self._num_failures >= FAILURES_BEFORE_LEAVING
         if not leave:
             if self._has_other_worker(worker) and self._may_retry(fault):
@@ -230,7 +231,7 @@ class Retries:
         num_tries = self._num_failures if fault.kind is not FaultKind.UNREACHABLE else 0
         may_pass = external and fault.kind in _PASSING and num_tries < PROVIDER_TRIES
         if may_pass and self._num_attempts < PROVIDER_TRIES and self._may_retry(fault):
-            self._left_out.discard(worker.url)
+            self._left_out -= {worker.url}
             return
         resting = self._services.picker.resting(self._assignment.name, self._left_out)
         if resting and self._may_retry(fault):
@@ -432,7 +433,7 @@ class Retries:
                         await services.workers_changed.wait()
                 except TimeoutError:
                     pass
-                self._busy.clear()
+                self._busy = NOBODY
         finally:
             services.arrivals.let_go(held)
 
@@ -441,7 +442,7 @@ class Retries:
         picker, assignment = self._services.picker, self._assignment
         name, arrival = assignment.name, self._arrival
         num_tokens = float(arrival.request.num_prompt_tokens)
-        exclude = self._busy | self._left_out if self._busy or self._left_out else NOBODY
+        exclude = self._busy | self._left_out
         if arrival.adapter is not None:
             exclude = exclude | picker.without(name, arrival.adapter)
         remembers = not assignment.is_external or self._services.routing.holds_prefixes(name)
@@ -478,8 +479,7 @@ class Retries:
         self._last_resort = last_resort
         self._num_failures = 0
         self._waits_since = None
-        self._left_out.clear()
-        self._busy.clear()
+        self._left_out = self._busy = NOBODY
         self._full = None
         return True
 

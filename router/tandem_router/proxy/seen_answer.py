@@ -48,25 +48,28 @@ class SeenAnswer:
     def saw_whole(self, reply: dict[str, Any]) -> None:
         """All of a reply that is not a stream."""
         self.whole_reply = reply
-        prompt, usage = self._request.num_prompt_tokens, reply.get("usage")
-        self.whole_usage = read_usage(usage, prompt, 0)
-        if self.whole_usage.estimated or not self.whole_usage.output_tokens:
-            self.whole_usage = read_usage(usage, prompt, text_tokens(reply_chars(reply)))
+        prompt, said = self._request.num_prompt_tokens, reply.get("usage")
+        usage = read_usage(said, prompt, 0)
+        if usage.estimated or not usage.output_tokens:
+            usage = read_usage(said, prompt, text_tokens(reply_chars(reply)))
+        self.whole_usage = usage
 
     def used(self, assignment: TierAssignment) -> Usage:
         """What the try that ended it used: the provider's usage, else by what was seen."""
-        retries, relay = self.retries, self.relay
+        retries, relay, whole = self.retries, self.relay, self.whole_usage
         if assignment.cached is not None or retries is None or not retries.asked:
             return NOTHING_USED
-        prompt = self._request.num_prompt_tokens
         if relay is not None:
+            prompt = self._request.num_prompt_tokens
             usage = read_usage(relay.usage, prompt, 0)
             if usage.estimated or not usage.output_tokens:
                 usage = read_usage(relay.usage, prompt, relay.journal.num_tokens())
-        elif self.whole_usage is not None:
-            usage = self.whole_usage
-        else:
+        elif whole is None:
             return assignment.unseen()
+        elif whole.output_tokens:
+            return whole
+        else:
+            usage = whole
         generates = self._request.kind != "embeddings"
         if generates and not usage.output_tokens and not self.headers_sent:
             return assignment.unseen()

@@ -17,9 +17,9 @@ from tandem_router.config import TierConfig
 from tandem_router.engines import Resumption, Wire, engine_of
 from tandem_router.engines.protocol import PlainWire
 from tandem_router.errors import UpstreamError
-from tandem_router.http.connection_pool import Response
 from tandem_router.http.eager import Landing
 from tandem_router.http.exchange import Exchange
+from tandem_router.http.response import Response
 from tandem_router.openai.asgi import Send
 from tandem_router.openai.request import InferenceRequest
 from tandem_router.openai.sse import (
@@ -167,7 +167,7 @@ class Relay:
             response.pour(None)
             last.fail(error)
 
-        pass_on = passing_on(exchange.write_chunks, journal.forwarded, failed)
+        pass_on = passing_on(exchange.connection, journal, failed)
 
         def take(data: bytes) -> None:
             try:

@@ -113,7 +113,7 @@ def _look(
     routing, set_points = services.routing, services.steering.set_points_now()
     if known.given_up:
         set_points = replace(set_points, on_exhausted="reject")
-    if known.chain is None and not arrival.forced and routing.weighs_prefixes():
+    if known.chain is None and not arrival.forced and routing.weighs_prefixes:
         known.chain = chain_of(services, arrival)
     decision = known.decision = routing.choose(
         request,
@@ -200,6 +200,16 @@ class TierAssignment:
     the first answer is to be read before anything is sent. recorded: whether people see it.
     """
 
+    # What most requests leave as it is, so that making one costs little.
+    _failed_tiers: frozenset[str] = frozenset()
+    committed = False  # once the client has headers, the tier they name stays
+    # Of a first answer that was read: it may still be sent, and it is booked already.
+    has_answer = False
+    first_cost_usd = 0.0
+    _first: Decision | None = None
+    replaced: Replaced | None = None
+    _priced: tuple[Usage, str, float] | None = None  # what was asked of `cost_usd` last
+
     def __init__(
         self,
         services: Services,
@@ -215,22 +225,14 @@ class TierAssignment:
         assert decision.tier is not None
         self._services = services
         self.arrival = arrival
-        self._failed_tiers: frozenset[str] = frozenset()
-        # Once the client has headers, the tier they name stays.
-        self.committed = False
         self.scored = scored
         self.chain = chain  # of its prompt; None: nobody has made it yet
         self.decision = decision
         self.cached = cached
         self.counted = counted
         self.middle = middle
-        # Of a first answer that was read: it may still be sent, and it is booked already.
-        self.has_answer = False
-        self.first_cost_usd = 0.0
-        self._first: Decision | None = None
-        self.replaced: Replaced | None = None
         self._at(decision.tier)
-        self.reason = self._reason()
+        self.reason = str(decision.reason) if cached is None else "cached"
         request = arrival.request
         # By place: names would cost as much as the record itself.
         self.record = DecisionRecord(
@@ -392,18 +394,19 @@ class TierAssignment:
         self.reason = self.record.reason = self._reason()
 
     def cost_usd(self, usage: Usage) -> float:
-        """Price of an answer of this tier."""
-        prices, cached, reasoning = (
-            self._services.prices,
+        """Price of an answer of this tier; asked again for the one that was asked for last."""
+        priced = self._priced
+        if priced is not None and priced[0] is usage and priced[1] == self.name:
+            return priced[2]
+        cost_usd = self._services.prices.cost_usd(
+            self.name,
+            usage.prompt_tokens,
+            usage.output_tokens,
             usage.cached_tokens,
             usage.reasoning_tokens,
         )
-        if cached or reasoning:
-            return prices.cost_usd(
-                self.name, usage.prompt_tokens, usage.output_tokens, cached, reasoning
-            )
-        usd_in, usd_out, _, _ = prices.per_1m[self.name]
-        return (usage.prompt_tokens * usd_in + usage.output_tokens * usd_out) / 1e6
+        self._priced = (usage, self.name, cost_usd)
+        return cost_usd
 
     def unseen(self, whole: bool = False) -> Usage:
         """An answer that was asked for and never read: ours stops with us, a provider bills it.

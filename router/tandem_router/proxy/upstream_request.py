@@ -21,6 +21,7 @@ from tandem_router.engines.openai import as_provider
 from tandem_router.openai.request import InferenceRequest, with_max_tokens
 from tandem_router.proxy.arrival import Arrival
 from tandem_router.proxy.context import Services
+from tandem_router.proxy.random_ids import seed_of
 from tandem_router.proxy.tier_assignment import TierAssignment
 
 Headers = list[tuple[bytes, bytes]]
@@ -59,7 +60,7 @@ def told(services: Services, assignment: TierAssignment, pick: Pick) -> Told:
     return Told(
         request_id=arrival.request_id,
         created=arrival.created,
-        seed=arrival.seed,
+        seed=seed_of(arrival.request_id),
         served_model=arrival.adapter or tier.served_model,
         prefill_url=pick.prefill.url if pick.prefill is not None else None,
         deadline_ms=deadline_ms,
@@ -137,22 +138,24 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
     A body that spells `"model"` once and escapes no letter has no other such key at any depth, and
     the router has read one at the top.
     """
-    body, fields = request.body, request.fields
+    body = request.body
     at = body.find(b'"model"')
     if at < 0 or body.find(b'"model"', at + 7) >= 0 or body.find(b"\\u00") >= 0:
         return None
     found = _MODEL.match(body, at)
     if found is None or found[1] != request.model.encode():
         return None
-    start = 0
+    start, end = found.span(1)
     if request.stream:
-        options = fields.get("stream_options")
+        fields = request.fields
         if "stream_options" not in fields:
-            start = body.index(b"{") + 1
-        elif options is None or options.get("include_usage") is not True:
+            first = body.index(b"{") + 1
+            tells = body[:first] + _TELLS_USAGE
+            return b"%b%b%b%b" % (tells, body[first:start], _quoted(model), body[end:])
+        options = fields["stream_options"]
+        if options is None or options.get("include_usage") is not True:
             return None
-    tells = body[:start] + _TELLS_USAGE if start else b""
-    return b"%b%b%b%b" % (tells, body[start : found.start(1)], _quoted(model), body[found.end(1) :])
+    return b"%b%b%b" % (body[:start], _quoted(model), body[end:])
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ A record holds numbers and names, never a word of the prompt or the answer.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,13 +106,29 @@ class TierTotals:
 
 @dataclass
 class DecisionLog:
-    """A bounded log and running totals since the start."""
+    """A bounded log and running totals since the start.
+
+    before_read: called before totals are read, for who has not told them all yet.
+    """
 
     max_kept: int
     sequence: int = 0
-    totals: dict[str, TierTotals] = field(default_factory=dict)
-    cost_all_large_usd: float = 0.0
+    before_read: Callable[[], None] = lambda: None
+    _totals: dict[str, TierTotals] = field(default_factory=dict)
+    _cost_all_large_usd: float = 0.0
     _kept: deque[DecisionRecord] = field(default_factory=deque)
+
+    @property
+    def totals(self) -> dict[str, TierTotals]:
+        """By tier."""
+        self.before_read()
+        return self._totals
+
+    @property
+    def cost_all_large_usd(self) -> float:
+        """What all of it would have cost on the dearest tier."""
+        self.before_read()
+        return self._cost_all_large_usd
 
     def next_sequence(self) -> int:
         self.sequence += 1
@@ -125,30 +141,31 @@ class DecisionLog:
 
     def add_totals(self, tier: str, spend: SpentBefore) -> None:
         """Count what earlier processes have served."""
-        totals = self.totals.setdefault(tier, TierTotals())
+        totals = self._totals.setdefault(tier, TierTotals())
         totals.num_requests += spend.num_requests
         totals.prompt_tokens += spend.prompt_tokens
         totals.output_tokens += spend.output_tokens
         totals.cost_usd += spend.cost_usd
-        self.cost_all_large_usd += spend.cost_all_large_usd
+        self._cost_all_large_usd += spend.cost_all_large_usd
 
     def finished(
         self,
         tier: str,
+        num_requests: int,
         prompt_tokens: int,
         output_tokens: int,
         cost_usd: float,
         cost_all_large_usd: float,
     ) -> None:
-        """Count one request of this process."""
-        totals = self.totals.get(tier)
+        """Count requests of this process."""
+        totals = self._totals.get(tier)
         if totals is None:
-            totals = self.totals[tier] = TierTotals()
-        totals.num_requests += 1
+            totals = self._totals[tier] = TierTotals()
+        totals.num_requests += num_requests
         totals.prompt_tokens += prompt_tokens
         totals.output_tokens += output_tokens
         totals.cost_usd += cost_usd
-        self.cost_all_large_usd += cost_all_large_usd
+        self._cost_all_large_usd += cost_all_large_usd
 
     def last(self, number: int, after: int = 0) -> list[dict[str, Any]]:
         """Newest first, at most `number`, only those with a sequence above `after`."""

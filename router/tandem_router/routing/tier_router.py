@@ -131,6 +131,7 @@ class Routing:
             if tier.kind == "pool" or tier.usd_per_1m_cached_input_tokens is not None
         }
         self._holding = holding if len(config.tiers) > 1 else {}
+        self.weighs_prefixes = bool(self._holding)
         self.tiers = {tier.name: tier for tier in config.tiers}
         self.router_name = config.name
         self.reads_answers = config.cascade is not None
@@ -226,10 +227,6 @@ class Routing:
     def holds_prefixes(self, tier: str) -> bool:
         """Whether it is worth something that a tier has seen a prompt's beginning."""
         return tier in self._holding
-
-    def weighs_prefixes(self) -> bool:
-        """Whether any does, and there is a choice."""
-        return bool(self._holding)
 
     def _held_tokens(self, chain: Sequence[int]) -> dict[str, float] | None:
         """Tokens of a prompt by the tiers that hold them; None where none does."""
@@ -354,16 +351,15 @@ class Routing:
         if rule.gain is None:
             return None
         now = self._clock()
+        if not self._picker.all_ready(rule.tiers, now):
+            return None
         waits_s: list[float | None] = []
-        known = True
         for name in rule.tiers:
-            if not self._picker.ready(name, now):
-                return None
             latency = self.latency[name]
             if latency.ttft_s is None or now - latency.updated >= LATENCY_BELIEVED_S:
-                known = False
-            elif known:
-                waits_s.append(max(0.0, self.queue_wait_s(name)) + latency.ttft_s)
+                waits_s = rule.unknown_waits
+                break
+            waits_s.append(max(0.0, self.queue_wait_s(name)) + latency.ttft_s)
         return rule.gain.decide(
             score.quality,
             request.num_prompt_tokens,
@@ -371,7 +367,7 @@ class Routing:
             request.num_choices,
             request.needs.features,
             expected_uses,
-            waits_s if known else rule.unknown_waits,
+            waits_s,
         )
 
     def _ceilings_of(self, tenant: TenantConfig, remaining_usd: float | None) -> TenantCeilings:

@@ -55,6 +55,7 @@ class Store:
     on_keys: called with all keys whenever they may have changed. on_open: called once, when the
     store answers first, with what it knew before. on_flush: awaited at each step that the store
     answers; on_trouble: called at each that it does not; on_close: awaited before it is closed.
+    before_read: called before spend is read or written, for who has not told it all yet.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Store:
         self.on_trouble: Callable[[], None] = lambda: None
         self.on_close: Callable[[Backend], Awaitable[None]] | None = None
         self.on_flush: Callable[[Backend], Awaitable[None]] | None = None
+        self.before_read: Callable[[], None] = lambda: None
         self._known = False
         self.health = Health(
             backend.kind if backend is not None else "memory", durable=backend is not None
@@ -98,27 +100,6 @@ class Store:
         key = (spend.day, spend.tenant, spend.tier)
         known = self._spend.get(key)
         self._spend[key] = spend if known is None else known.plus(spend)
-
-    def spent(
-        self,
-        day: str,
-        tenant: str,
-        tier: str,
-        prompt_tokens: int,
-        output_tokens: int,
-        cost_usd: float,
-        cost_all_large_usd: float,
-    ) -> None:
-        """As `add_spend` of one request."""
-        key = (day, tenant, tier)
-        row = self._spend.get(key)
-        if row is None:
-            row = self._spend[key] = Spend(day, tenant, tier)
-        row.num_requests += 1
-        row.prompt_tokens += prompt_tokens
-        row.output_tokens += output_tokens
-        row.cost_usd += cost_usd
-        row.cost_all_large_usd += cost_all_large_usd
 
     def add_decision(self, decision: Callable[[], Mapping[str, Any]]) -> None:
         """`decision` is called when a batch is made, away from the request."""
@@ -151,6 +132,7 @@ class Store:
         if self._backend is not None:
             async with self._one_at_a_time:  # or what is written meanwhile counts twice
                 kept = await self._backend.spend(since_day)
+        self.before_read()
         rows = {key: copy(row) for key, row in self._spend.items() if row.day >= since_day}
         waiting = self._unwritten.spend if self._unwritten is not None else []
         for row in (*kept, *waiting):
@@ -246,6 +228,7 @@ class Store:
         """The batch that could not be written yet, else a new one of what came since."""
         if self._unwritten is not None:
             return self._unwritten
+        self.before_read()
         batch = Batch(self._writer, self._sequence + 1, spend=list(self._spend.values()))
         while self._decisions and len(batch.decisions) < MOST_IN_A_BATCH:
             batch.decisions.append(self._decisions.popleft()())

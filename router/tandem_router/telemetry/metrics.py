@@ -10,9 +10,9 @@ lock for each step and cost a tenth of a request. They become its families when 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -64,40 +64,29 @@ class Gauge:
 
 
 class Histogram:
-    """How many observations were at most each bound, and their sum.
+    """How many observations were at most each bound, and their sum."""
 
-    note: takes a value as `observe` does, for an eighth of its cost; the caller calls `fold` once
-    in a while.
-    """
-
-    __slots__ = ("_counts", "_noted", "_sum", "bounds", "note")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-        self._noted: list[float] = []
-        self.note = self._noted.append
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self._sum += value
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
-    def fold(self) -> None:
-        """Count what was noted."""
-        for value in self._noted:
-            self.observe(value)
-        self._noted.clear()
-
-    @property
-    def counts(self) -> list[int]:
-        self.fold()
-        return self._counts
-
-    @property
-    def sum(self) -> float:
-        self.fold()
-        return self._sum
+    def observe_all(self, values: list[float]) -> None:
+        """As `observe` of each: their order is looked up for each bound, not a bound for each."""
+        values.sort()
+        before = 0
+        for index, bound in enumerate(self.bounds):
+            upto = bisect_right(values, bound, before)
+            self.counts[index] += upto - before
+            before = upto
+        self.counts[-1] += len(values) - before
+        self.sum += math.fsum(values)
 
 
 class Family(dict[tuple[str, ...], Child], Generic[Child]):
@@ -122,11 +111,13 @@ class _Scraped(Collector):
     """The families as the client library writes them."""
 
     def __init__(self) -> None:
+        self.before: Callable[[], None] = lambda: None
         self.counters: list[Family[Counter]] = []
         self.gauges: list[Family[Gauge]] = []
         self.histograms: list[Family[Histogram]] = []
 
     def collect(self) -> Iterator[Metric]:
+        self.before()
         for counters in self.counters:
             summed = CounterMetricFamily(counters.name, counters.text, labels=counters.names)
             for labels, counter in counters.items():
@@ -169,19 +160,6 @@ class TierMetrics:
         self.inflight = metrics.inflight[(tier,)]
         self.waiting = metrics.waiting[(tier,)]
 
-    def fold(self) -> None:
-        """Count what is noted of answers."""
-        for histogram in (self.e2e, self.prompt_length, self.output_length):
-            histogram.fold()
-
-
-class OutcomeMetrics(NamedTuple):
-    """What is counted once per request, by how it came out."""
-
-    decisions: Counter
-    requests: Counter
-    tenant_cost: Counter
-
 
 class _ByTier(dict[str, TierMetrics]):
     """Those of each tier, made when it is first asked for; of a tier that is gone they stay."""
@@ -199,7 +177,7 @@ class Metrics:
 
     def __init__(self, tiers: Sequence[str]) -> None:
         self.registry = CollectorRegistry()
-        scraped = _Scraped()
+        scraped = self._scraped = _Scraped()
 
         def counters(name: str, text: str, labels: Sequence[str]) -> Family[Counter]:
             family = Family(f"tandem_{name}", text, labels, Counter)
@@ -299,29 +277,20 @@ class Metrics:
         self.registry.register(scraped)
         self.tiers = _ByTier(self)
         self.show(tiers)
-        self._outcomes: dict[tuple[str, str, str, str], OutcomeMetrics] = {}
-
-    def of_outcome(self, tier: str, reason: str, status: str, tenant: str) -> OutcomeMetrics:
-        """The counters of one outcome; as many as there are label values."""
-        key = (tier, reason, status, tenant)
-        found = self._outcomes.get(key)
-        if found is None:
-            found = self._outcomes[key] = OutcomeMetrics(
-                self.decisions[(tier, reason)],
-                self.requests[(tier, status)],
-                self.tenant_cost[(tenant,)],
-            )
-        return found
-
-    def fold(self) -> None:
-        """Count what histograms have noted."""
-        for tier in self.tiers.values():
-            tier.fold()
 
     def show(self, tiers: Sequence[str]) -> None:
         """Name these tiers before anything was counted."""
         for name in tiers:
             _ = self.tiers[name]
+
+    @property
+    def before_read(self) -> Callable[[], None]:
+        """Called before anybody reads, for who has not counted all yet."""
+        return self._scraped.before
+
+    @before_read.setter
+    def before_read(self, counts: Callable[[], None]) -> None:
+        self._scraped.before = counts
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

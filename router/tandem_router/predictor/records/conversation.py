@@ -101,6 +101,8 @@ def scored_text(messages: Sequence[Message]) -> str:
     """
     if not messages:
         return ""
+    if len(messages) <= 2 and (text := _one_turn(messages)) is not None:
+        return text
     recent: list[Message] = []  # the user's, newest first
     for message in reversed(messages):
         if isinstance(message, dict) and message.get("role") == "user":
@@ -119,6 +121,26 @@ def scored_text(messages: Sequence[Message]) -> str:
     for message in reversed(recent[1:]):
         texts.append(content_text(message.get("content"))[:MAX_TURN_CHARS].strip())
     return "\n\n".join([*filter(None, texts), last])
+
+
+def _one_turn(messages: Sequence[Message]) -> str | None:
+    """As `scored_text` for the commonest: one turn after a system prompt, or alone, of texts."""
+    last = messages[-1]
+    if type(last) is not dict or last.get("role") != "user":
+        return None
+    text = last.get("content")
+    if type(text) is not str:
+        return None
+    if len(messages) == 1:
+        return text
+    first = messages[0]
+    if type(first) is not dict or first.get("role") != "system":
+        return None
+    system = first.get("content")
+    if type(system) is not str:
+        return None
+    system = system[:MAX_SYSTEM_CHARS].strip()
+    return f"{system}\n\n{text}" if system else text
 
 
 def _role(message: Any) -> Any:
