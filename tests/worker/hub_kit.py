@@ -93,7 +93,7 @@ class FakeHub:
         if url.path.startswith("/api/models/org/name"):
             return 200, {}, json.dumps({"id": "org/name", "sha": self.commit}).encode()
         if url.path.startswith("/org/name/resolve/"):
-            name = url.path.rpartition("/")[2]
+            name = url.path.removeprefix("/org/name/resolve/").partition("/")[2]
             if name not in self.files:
                 return 404, {}, b""
             body = self.files[name]
@@ -105,7 +105,10 @@ class FakeHub:
         return 404, {}, b""
 
     def tree(self, path: str, query: Mapping[str, list[str]]) -> Answer:
-        entries = [self.entry(name) for name in self.files]
+        inside = path.removeprefix("/api/models/org/name/tree/").partition("/")[2]
+        entries = [self.entry(n) for n in self.files if n.rpartition("/")[0] == inside]
+        folders = {n.partition("/")[0] for n in self.files if "/" in n and not inside}
+        entries += [{"type": "directory", "path": name, "oid": "0" * 40} for name in folders]
         at = int(query.get("cursor", ["0"])[0])
         page = entries[at : at + self.page_size]
         links = {}

@@ -1,15 +1,13 @@
-"""One vector from the hidden states of a prompt's tokens: the last one's, or their mean."""
+"""One vector from a prompt's hidden states: the last token's, the first's, or the mean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from tandem_worker.engine.drawn import Failed, Pooled
-
-PoolingKind = Literal["last", "mean"]
+from tandem_worker.models.embedding_settings import PoolingKind
 
 
 @dataclass(slots=True)
@@ -28,6 +26,10 @@ class Pooling:
         """Take a chunk's hidden states, ``(num_tokens, hidden_size)``."""
         if self.kind == "last":
             self.total, self.num_tokens = hidden[-1].float(), 1
+            return
+        if self.kind == "cls":
+            if self.total is None:
+                self.total, self.num_tokens = hidden[0].float(), 1
             return
         part = hidden.float().sum(0)
         self.total = part if self.total is None else self.total + part

@@ -33,6 +33,7 @@ from tandem_worker.models.fetching import (
 )
 from tandem_worker.models.files import (
     INDEX,
+    POOLING,
     TEXT_FILES,
     check_formats,
     loaded_files,
@@ -88,6 +89,7 @@ def download(
     """
     repository = open_source(uri, env)
     with contextlib.closing(repository), only_writer(folder, say, sleep):
+        _keep_inside(folder)
         done = read_manifest(folder)
         same = done is not None and done.source == uri and pinned_commit in ("", done.commit)
         if done is not None and same and done.is_current(folder):
@@ -159,6 +161,13 @@ def _is_there(file: RemoteFile, target: Path) -> bool:
         and target.stat().st_size == file.size
         and hash_of(target, file.kind) == file.hash
     )
+
+
+def _keep_inside(folder: Path) -> None:
+    """Nothing is written or deleted through a link that somebody left in the place of a folder."""
+    nested = (folder / POOLING).parent
+    if nested.is_symlink() or nested.is_file():
+        nested.unlink()
 
 
 def _drop_others(folder: Path, names: set[str]) -> None:

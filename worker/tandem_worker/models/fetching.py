@@ -147,7 +147,9 @@ def fetch_file(
         try:
             _continue(source, file, part)
             _verify(file, part)
-            part.replace(folder / file.name)
+            target = folder / file.name
+            target.parent.mkdir(exist_ok=True)
+            part.replace(target)
             say(f"{file.name}: {file.size / 1e6:.1f} MB")
             return
         except BrokenTransferError as error:
@@ -208,7 +210,8 @@ def _begun(folder: Path, files: Sequence[RemoteFile]) -> list[RemoteFile]:
 
 def _part(folder: Path, file: RemoteFile) -> Path:
     content = f"{file.size} {file.kind} {file.hash} {file.version}"
-    return folder / f".{file.name}.{hashlib.sha256(content.encode()).hexdigest()[:16]}.part"
+    name = file.name.replace("/", "--")
+    return folder / f".{name}.{hashlib.sha256(content.encode()).hexdigest()[:16]}.part"
 
 
 def _size(path: Path) -> int:

@@ -20,6 +20,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 EXACT_ANSWERS = "exact_answers.json"
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+"""The one file that is read from a folder inside the directory."""
 TEXT_FILES = (
     CONFIG,
     "generation_config.json",
@@ -28,6 +31,8 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     EXACT_ANSWERS,
+    MODULES,
+    POOLING,
 )
 """Read where present; besides them only weights."""
 
@@ -107,13 +112,14 @@ def locate(directory: Path, name: str) -> Path | None:
     Raises:
         ModelError: the name leaves the directory, by itself or by a link, or is no regular file.
     """
-    if not name or Path(name).name != name or name in (".", "..") or "\0" in name:
+    is_plain = Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+    if not is_plain and name != POOLING:
         raise ModelError(f"{directory}: {name!r} must be a plain file name")
     path = directory / name
     try:
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise ModelError(f"{path} is a link to nothing; bring the whole folder") from None
         return None

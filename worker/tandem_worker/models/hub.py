@@ -22,11 +22,13 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from tandem_worker.models.fetching import BrokenTransferError, RemoteFile, WeightsError
+from tandem_worker.models.files import POOLING
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 60.0
 MAX_FILES = 20_000
 MAX_LISTING_BYTES = 64 * 2**20
+_POOLING_FOLDER = POOLING.partition("/")[0]
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _HINTS = {
     401: "give a token in weights.secretRef (HF_TOKEN); if there is one, check the name too",
@@ -76,6 +78,8 @@ class Hub:
     def listing(self) -> dict[str, RemoteFile]:
         """The files at the root of the resolved commit, by name; all pages of the listing.
 
+        Of those in folders the pooling's alone.
+
         Raises:
             WeightsError: the listing fails or does not end.
         """
@@ -89,6 +93,13 @@ class Hub:
                     )
                 if isinstance(entry, huggingface_hub.RepoFile) and "/" not in entry.path:
                     files[entry.path] = self._file(entry)
+                elif entry.path == _POOLING_FOLDER:
+                    nested = self._api.list_repo_tree(
+                        self.name, _POOLING_FOLDER, revision=self.commit, recursive=False
+                    )
+                    for found in itertools.islice(nested, MAX_FILES):
+                        if isinstance(found, huggingface_hub.RepoFile) and found.path == POOLING:
+                            files[POOLING] = self._file(found)
         return files
 
     def _file(self, entry: Any) -> RemoteFile:

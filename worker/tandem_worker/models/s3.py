@@ -20,6 +20,7 @@ import httpx
 
 from tandem_worker.models.aws_credentials import Credentials
 from tandem_worker.models.fetching import BrokenTransferError, RemoteFile, WeightsError
+from tandem_worker.models.files import POOLING
 
 TIMEOUT_S = 60.0
 MAX_FILES = 20_000
@@ -81,7 +82,7 @@ class S3:
                 seen += 1
                 key = entry.findtext(f"{space}Key") or ""
                 name = key.removeprefix(self._prefix)
-                if key.startswith(self._prefix) and name and "/" not in name:
+                if key.startswith(self._prefix) and name and ("/" not in name or name == POOLING):
                     size = entry.findtext(f"{space}Size") or ""
                     etag = (entry.findtext(f"{space}ETag") or "").strip('"')
                     files[name] = self._file(name, size, etag)

@@ -44,7 +44,7 @@ class EmbeddingsBody(Declared):
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1, le=INT32)
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "mean", "cls"] | None = None
     add_special_tokens: bool = True
     parse_special_tokens: bool = False
     cache_salt: str | None = Field(default=None, min_length=1, max_length=MAX_SALT)
@@ -57,13 +57,14 @@ def embeddings_reply(
     dimensions: int | None,
     model: str,
     num_tokens: int,
+    normalize: bool = True,
 ) -> bytes:
-    """The whole reply; each vector has length 1, as OpenAI's."""
+    """The whole reply; each vector has length 1, as OpenAI's, unless the checkpoint's have not."""
     data = []
     for index, vector in enumerate(vectors):
         array = np.asarray(vector, dtype=np.float64)[:dimensions]
         length = float(np.linalg.norm(array))
-        array = array / length if length > 0 else array
+        array = array / length if normalize and length > 0 else array
         written: Any = array.tolist()
         if encoding == "base64":
             written = base64.b64encode(array.astype("<f4").tobytes()).decode()

@@ -322,6 +322,9 @@ class WorkerApp:
         with worker.counted():
             body = EmbeddingsBody.read(read_object(call.body))
             context = context_of(call.headers, worker.config.served_model, model=body.model, seed=0)
+            own = worker.embedding
+            if own.problem and body.pooling is None:
+                raise RequestError(own.problem, param="pooling", code="unsupported_parameter")
             if body.dimensions not in (None, worker.hidden_size):
                 raise RequestError(
                     f"dimensions={body.dimensions}: this model's vectors have {worker.hidden_size} "
@@ -341,14 +344,17 @@ class WorkerApp:
         prompts: list[tuple[int, ...]],
         context: RequestContext,
     ) -> None:
-        salt = salt_digest(body.cache_salt)
-        vectors = await embed(self._worker.engine, prompts, body.pooling, context, salt)
+        salt, own = salt_digest(body.cache_salt), self._worker.embedding
+        vectors = await embed(
+            self._worker.engine, prompts, body.pooling or own.pooling, context, salt
+        )
         reply = embeddings_reply(
             vectors,
             encoding=body.encoding_format,
             dimensions=body.dimensions,
             model=context.model,
             num_tokens=sum(map(len, prompts)),
+            normalize=own.normalize,
         )
         await call.reply(reply, headers={"x-request-id": context.request_id})
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from tandem_worker.engine.pooling import Pooling, PoolingKind
+from tandem_worker.engine.pooling import Pooling
 from tandem_worker.engine.requests import EngineRequest, ErrorEvent, Event, VectorEvent
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
 from tandem_worker.errors import RequestError
+from tandem_worker.models.embedding_settings import PoolingKind
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
@@ -47,7 +48,7 @@ async def embed(
             deadline_s=arrival_s + context.deadline_ms / 1e3 if context.deadline_ms else None,
             priority=context.priority,
             predicted_output_tokens=0,
-            reuse_prefix=pooling == "last",  # a mean needs every token's state
+            reuse_prefix=pooling == "last",  # the others need states of earlier tokens
             salt=salt,
             tenant=context.tenant,
         )

@@ -16,6 +16,7 @@ from tandem_worker.engine.constraints import ConstraintFactory, GrammarError, op
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.errors import RequestError, WorkerError
 from tandem_worker.metrics import WorkerMetrics
+from tandem_worker.models.embedding_settings import EmbeddingSettings, read_embedding_settings
 from tandem_worker.scheduling.kv_blocks import BlockManager
 from tandem_worker.scheduling.places import FairGate, Places
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -110,6 +111,7 @@ class Worker:
         """Shape of the KV blocks that travel; None until loaded and in a unified worker."""
         self._weights: dict[str, str] = {}
         self._qualification: dict[str, str] = {}
+        self.embedding = EmbeddingSettings()
         self._runner: ModelRunner | None = None
         self.metrics.watch(
             lambda: self.engine.load if self._is_loaded else None,
@@ -258,7 +260,7 @@ class Worker:
             "structured_output": formats,
             "images": False,
             "logprobs": True,
-            "embeddings": self._is_loaded,
+            "embeddings": self._is_loaded and not self.embedding.problem,
             "context_length": self.max_model_len,
         }
 
@@ -285,6 +287,7 @@ class Worker:
             _load, self.config, self.weights_dir
         )
         self._weights = identity.as_dict()
+        self.embedding = await asyncio.to_thread(read_embedding_settings, self.weights_dir)
         self._qualification = qualification.as_dict()
         self._runner = runner
         from tandem_worker.engine.core import EngineCore
