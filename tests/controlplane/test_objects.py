@@ -20,7 +20,12 @@ from wrong_values import WRONG
 MENDED = {"given twice", "empty value"}
 # CEL cannot know these; local mode tells them at once, the operator as a condition: by itself, or
 # because the apiserver refuses the Deployment that follows.
-TOLD_LATER = {"cron line", "time zone", "pod patch with a typo"}
+TOLD_LATER = {
+    "cron line",
+    "time zone",
+    "pod patch with a typo",
+    "pod patch with amounts that are none",
+}
 MESSAGES = {rule.message for rules in RULES.values() for rule in rules}
 
 # What the apiserver says to each bad object, word for word.

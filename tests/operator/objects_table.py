@@ -395,6 +395,14 @@ bad(
     "8: Model/m: spec.unified.podPatch.spec.containers[0].imagePul: no field of a pod; did you mean image?",
 )
 bad(
+    "pod patch with amounts that are none",
+    model(
+        "  unified:\n    podPatch:\n"
+        "      spec: {containers: [{name: worker, resources: {limits: {memory: 8GB, cpu: 2}}}]}\n"
+    ),
+    "8: Model/m: spec.unified.podPatch.spec.containers[0].resources.limits.memory: '8GB' is not a quantity; write 500m, 4, 4Gi or the like",
+)
+bad(
     "name with dots",
     MODEL.replace("name: m", "name: qwen2.5"),
     "3: metadata.name: 'qwen2.5' is not a name; use at most 40 lower-case letters, digits and inner dashes, such as 'qwen2-5'",

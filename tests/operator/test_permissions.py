@@ -100,6 +100,18 @@ def test_a_misspelt_field_of_a_pod_is_told_what_it_may_mean() -> None:
     )
 
 
+def test_an_amount_that_is_none_is_told_with_its_place() -> None:
+    limits = {"memory": "lots", "cpu": 2, "example.com/nic": "1", "ephemeral-storage": "1e3"}
+    worker = {"name": "worker", "resources": {"limits": limits}}
+
+    (text,) = said(a_model(unified={"podPatch": {"spec": {"containers": [worker]}}}))
+
+    assert text == (
+        "Invalid: spec.unified.podPatch.spec.containers[0].resources.limits.memory: 'lots' is not "
+        "a quantity; write 500m, 4, 4Gi or the like"
+    )
+
+
 @pytest.mark.parametrize("flag", ["worker-cls", "middleware", "tool_parser_plugin", "scheduler-c"])
 def test_no_engine_type_is_a_way_around_flags_that_load_code(flag: str) -> None:
     def asking(flag: str) -> Model:

@@ -14,6 +14,7 @@ _SOURCE = "source names a repository, bucket, claim or folder"
 _ARTIFACT = "artifact names a ConfigMap, claim or folder"
 _DEVICE = "cuda computes on GPUs that the role asks for, cpu would hold them idle"
 _BYTES = "a number without a unit counts bytes"
+_CORES = "cpu is a count of cores, from 1m to 1024"
 _MEMORY = f"memory below 64Mi starts no process; {_BYTES}"
 _LABEL = "a label has a key such as gpu or example.com/gpu"
 
@@ -97,8 +98,17 @@ _wrong(
     "cores in bytes",
     _role("{resources: {cpu: 4Gi}}"),
     "spec.unified.resources.cpu",
-    "cpu is a count of cores, at most 1024",
+    _CORES,
 )
+_wrong("no core at all", _role('{resources: {cpu: "0"}}'), "spec.unified.resources.cpu", _CORES)
+_wrong("no core for a router", router('  resources: {cpu: "0"}\n'), "spec.resources.cpu", _CORES)
+for field in ("checksum: true", "maxInflight: 1Gi", "localPrefillMaxTokens: 64"):
+    _wrong(
+        f"transfer of one role, {field}",
+        model(f"  unified: {{}}\n  kvTransfer: {{{field}}}\n"),
+        "spec.kvTransfer",
+        "kvTransfer is between prefill and decode workers, and unified ones transfer nothing",
+    )
 _wrong(
     "KV cache in bytes",
     model('  engine: {kvCacheMemory: "1"}\n  unified: {}\n'),

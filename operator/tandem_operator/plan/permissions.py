@@ -16,7 +16,7 @@ from tandem_operator.resources import Model, Router
 from tandem_operator.resources.allow_list import USABLE_BY_LABEL, AllowList
 from tandem_operator.resources.base import Object
 from tandem_operator.resources.field_errors import show_path
-from tandem_operator.resources.pod_patch import misfits
+from tandem_operator.resources.pod_patch import misfits, wrong_quantities
 from tandem_operator.resources.rules.engines import VLLM_LOADS_CODE
 from tandem_router.config.addresses import Outward, networks
 
@@ -173,6 +173,10 @@ def refusals(resource: Model | Router, settings: Settings, secrets: SecretLabels
             found += _priority(spec.priority_class_name, where, allow)
     for path, patch in patches(resource).items():
         found += _misspelt(patch, path, _patch(patch, path, settings, allow))
+        found += [
+            Problem("Accepted", "Invalid", f"{show_path((path, *at))}: {said}")
+            for at, said in wrong_quantities(patch)
+        ]
     found += _secrets(resource, allow, secrets)
     if isinstance(resource, Router):
         found += _providers(resource, allow)

@@ -11,13 +11,31 @@ from typing import Any
 
 from tandem_operator.resources.field_errors import YamlPath, suggest
 
+_QUANTITY = re.compile(
+    r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+)
 _ITEMS = re.compile(r"^[Ll]ist\[(.+)\]$")
 _VALUES = re.compile(r"^[Dd]ict\[str, (.+)\]$")
 
 
 def misfits(patch: Mapping[str, Any]) -> list[tuple[YamlPath, str]]:
     """Path below the patch and a sentence for each field that a pod template cannot have."""
-    return list(_misfits(patch, "V1PodTemplateSpec", ()))
+    return [*_misfits(patch, "V1PodTemplateSpec", ()), *wrong_quantities(patch)]
+
+
+def wrong_quantities(patch: Mapping[str, Any]) -> Iterator[tuple[YamlPath, str]]:
+    """The same for what containers ask for, of which an apiserver says no path."""
+    spec = patch.get("spec")
+    for kind in ("initContainers", "containers"):
+        listed = spec.get(kind) if isinstance(spec, Mapping) else None
+        for number, container in enumerate(listed if isinstance(listed, list) else ()):
+            resources = container.get("resources") if isinstance(container, Mapping) else None
+            for part in ("requests", "limits"):
+                asked = resources.get(part) if isinstance(resources, Mapping) else None
+                for name, value in (asked if isinstance(asked, Mapping) else {}).items():
+                    if value is not None and _QUANTITY.match(str(value)) is None:
+                        at = ("spec", kind, number, "resources", part, str(name))
+                        yield at, f"{value!r} is not a quantity; write 500m, 4, 4Gi or the like"
 
 
 def _misfits(value: Any, kind: str, at: YamlPath) -> Iterator[tuple[YamlPath, str]]:

@@ -179,6 +179,24 @@ def _device(role: str) -> EngineRule:
     )
 
 
+# Defaults are stored, so that what nobody wrote is there, too.
+NO_TRANSFER = (
+    "!has(self.kvTransfer) || (!(has(self.kvTransfer.checksum) && self.kvTransfer.checksum) "
+    "&& (!has(self.kvTransfer.maxInflight) || self.kvTransfer.maxInflight == '64Mi') "
+    "&& !has(self.kvTransfer.localPrefillMaxTokens))"
+)
+
+
+def says_no_transfer(o: Obj) -> bool:
+    """NO_TRANSFER in local mode: nothing but defaults."""
+    transfer = o.get("kvTransfer", {})
+    return (
+        not transfer.get("checksum")
+        and transfer.get("maxInflight", "64Mi") == "64Mi"
+        and "localPrefillMaxTokens" not in transfer
+    )
+
+
 ENGINE_RULES: list[EngineRule] = [
     _needs(
         _OTHERS,
@@ -244,15 +262,9 @@ ENGINE_RULES: list[EngineRule] = [
     ),
     _needs(
         _OTHERS,
-        "!has(self.kvTransfer) || (!(has(self.kvTransfer.checksum) && self.kvTransfer.checksum) "
-        "&& (!has(self.kvTransfer.maxInflight) || self.kvTransfer.maxInflight == '64Mi') "
-        "&& !has(self.kvTransfer.localPrefillMaxTokens))",
+        NO_TRANSFER,
         "kvTransfer's fields steer Tandem's own KV link; this engine brings its own: remove them",
-        lambda o: (
-            not o.get("kvTransfer", {}).get("checksum")
-            and o.get("kvTransfer", {}).get("maxInflight", "64Mi") == "64Mi"
-            and "localPrefillMaxTokens" not in o.get("kvTransfer", {})
-        ),
+        says_no_transfer,
         "kvTransfer",
     ),
     _needs(

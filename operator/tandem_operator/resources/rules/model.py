@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tandem_operator.resources.rules.engines import ENGINE_RULES, EngineRule
+from tandem_operator.resources.rules.engines import (
+    ENGINE_RULES,
+    NO_TRANSFER,
+    EngineRule,
+    says_no_transfer,
+)
 from tandem_operator.resources.rules.rule import Rule
 from tandem_operator.resources.rules.values import MODEL_VALUES, rule_of
 
@@ -59,6 +64,14 @@ MODEL_RULES: list[Rule] = [
         "has(self.prefill) == has(self.decode)",
         "prefill and decode go together; add the missing one or use unified",
         lambda o, _: ("prefill" in o) == ("decode" in o),
+    ),
+    Rule(
+        ("spec",),
+        f"!has(self.unified) || {NO_TRANSFER}",
+        "kvTransfer is between prefill and decode workers, and unified ones transfer nothing; "
+        "remove it, or use prefill and decode",
+        lambda o, _: "unified" not in o or says_no_transfer(o),
+        "kvTransfer",
     ),
     Rule(
         ("spec",),

@@ -119,7 +119,7 @@ def _memory(path: Path) -> ValueRule:
 
 def _cores(path: Path) -> ValueRule:
     return _quantity(
-        path, "", "1024", "cpu is a count of cores, at most 1024; write 500m, 4 or the like"
+        path, "1m", "1024", "cpu is a count of cores, from 1m to 1024; write 500m, 4 or the like"
     )
 
 
