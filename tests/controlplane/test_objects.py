@@ -13,6 +13,7 @@ import yaml
 import objects_table
 from tandem_operator.resources import API_VERSION, KINDS
 from tandem_operator.resources.rules import RULES
+from wrong_by_hand import REFUSED, TOLD
 from wrong_values import WRONG
 
 # The apiserver takes these: of a field given twice a YAML parser keeps the last, an empty value
@@ -114,6 +115,19 @@ def test_every_value_that_nothing_runs_with_is_refused_with_its_sentence(crds: A
         assert status == 422, name
         assert path in message, name
         assert sentence in message, (name, message)
+
+
+def test_what_people_get_wrong_by_hand_is_refused_or_taken_as_the_table_says(crds: Any) -> None:
+    """What it takes is told by the operator (test_wrong_by_hand.py)."""
+    texts = {name: text for name, (text, *_) in {**REFUSED, **TOLD}.items()}
+    answers = create(crds, [_objects(text)[0] for text in texts.values()])
+
+    for name, (status, message) in zip(texts, answers, strict=True):
+        if name in TOLD:
+            assert status == 201, (name, message)
+        else:
+            assert status in (400, 422), (name, status)
+            assert REFUSED[name][1] in message, (name, message)
 
 
 def test_a_pool_by_hand_is_refused_unless_a_model_could_have_it(crds: Any) -> None:
