@@ -26,6 +26,7 @@ from tandem_router.policy import (
     TierOption,
     decide,
 )
+from tandem_router.quality.budget_share import BudgetShare
 from tandem_router.quality.shadow_gate import Explored, ShadowGate
 from tandem_router.routing.new_tiers import EXPLORED_SHARE, NewTiers
 from tandem_router.store.records import Label
@@ -62,11 +63,17 @@ def _run(
     known = tuple(name for name in names if name != new)
     bucket = budget_bucket(usd_per_request * 3600.0, 0.0, 300.0)
     control = OnlineControl(PolicySetPoints(gain_threshold=0.0), pacer=BudgetPacer(bucket, 0.0))
-    state, gate, learned = PolicyState(), ShadowGate(SHARE, lambda tier: None), NewTiers()
+    state, learned, share, at_now = PolicyState(), NewTiers(), BudgetShare(), [0.0]
+
+    def closed(tier: str, exploring: bool) -> str | None:
+        return "used up" if share.is_used_up(at_now[0], usd_per_request, exploring) else None
+
+    gate = ShadowGate(SHARE, closed)
     arrives = len(order) // 3
     served, spent, learning, delivered = np.zeros(len(order)), 0.0, 0.0, 0.0
     for at, place in enumerate(order):
         row, now, here = place % len(quality), float(at), at >= arrives
+        at_now[0] = now
         if at == arrives and not known_at_once:
             learned.set_tiers(by_price, known)
         tiers = [options[name] for name in names if here or name != new]
@@ -104,6 +111,8 @@ def _run(
         if not bucket.hold(now, paid):
             continue
         bucket.settle(now, paid, paid)
+        share.pay(now, usd_per_request, paid)
+        gate.look_again()
         learning += paid
         compared = {draw.tier, decision.tier}
         said = {tier: float(quality[row, names.index(tier)]) for tier in compared}

@@ -109,9 +109,14 @@ def test_arrival_rate_is_right_from_the_first_seconds_on():
     assert rate.per_s(10.0) == pytest.approx(10.0, rel=0.05)
 
 
-def run_budget(usd_per_hour: float, rate_at, seconds: float, *, price_jump: float = 1.0):
-    """Replay Poisson arrivals whose rate is `rate_at(t)`; real costs jump half-way."""
-    rng = random.Random(7)
+def run_budget(
+    usd_per_hour: float, rate_at, seconds: float, *, price_jump: float = 1.0, odd=0.0, seed=7
+):
+    """Replay Poisson arrivals whose rate is `rate_at(t)`; real costs jump half-way.
+
+    odd: share of answers that cost ten times as much as expected.
+    """
+    rng = random.Random(seed)
     pacer = BudgetPacer(budget_bucket(usd_per_hour, 0.0), 0.0)
     control, state = OnlineControl(PolicySetPoints(), pacer=pacer), PolicyState()
     now, spent, quality, count, stops = 0.0, 0.0, 0.0, 0, 0
@@ -129,6 +134,7 @@ def run_budget(usd_per_hour: float, rate_at, seconds: float, *, price_jump: floa
         control.decided(now, decision, 500)
         jump = price_jump if now > seconds / 2 else 1.0
         usd = decision.expected_cost_usd * rng.uniform(0.5, 1.5) * jump
+        usd *= 10.0 if odd and rng.random() < odd else 1.0
         pacer.bucket.settle(now, decision.reserve_cost_usd, usd)
         control.answered(decision.tier, decision.expected_cost_usd, usd)
         spent += usd
@@ -146,6 +152,12 @@ def test_spend_is_within_one_percent_under_a_threefold_load_step():
 def test_spend_is_within_one_percent_when_answers_get_longer_than_predicted():
     spend, _, _, _ = run_budget(25.0, lambda t: 2.5, 1200.0, price_jump=1.5)
     assert abs(spend - 1.0) < 0.01
+
+
+def test_spend_is_not_above_the_budget_where_one_answer_costs_what_a_hundred_requests_may():
+    spends = [run_budget(4.0, lambda t: 2.0, 900.0, odd=0.02, seed=s)[0] for s in (0, 1)]
+    assert max(spends) < 1.004
+    assert min(spends) > 0.9
 
 
 def test_more_budget_buys_more_quality():

@@ -102,7 +102,7 @@ def test_where_nothing_is_learned_no_tier_is_new(known: tuple[str, ...] | None) 
 def test_half_of_the_requests_look_at_it_whoever_answered(
     chosen: str, by_dearest: bool, tier: str, beside: str | None
 ) -> None:
-    rng, gate = random.Random(3), ShadowGate(0.02, lambda tier: None)
+    rng, gate = random.Random(3), ShadowGate(0.02, lambda tier, exploring: None)
     explored = Explored("new", 0.5, by_dearest)
 
     draws = [
@@ -116,7 +116,7 @@ def test_half_of_the_requests_look_at_it_whoever_answered(
 
 
 def test_a_tier_that_cannot_take_shadows_is_not_looked_at() -> None:
-    gate = ShadowGate(0.02, lambda tier: "it is slow" if tier == "large" else None)
+    gate = ShadowGate(0.02, lambda tier, exploring: "it is slow" if tier == "large" else None)
 
     found = gate.draw(0.0, 0.0, "small", "new", "large", False, Explored("new", 0.5))
 

@@ -286,6 +286,21 @@ async def test_a_budget_that_cannot_pay_pauses_learning_and_no_request(
     assert set(told["closed"].values()) == {"the budget cannot pay it now"}
 
 
+async def test_learning_takes_its_part_of_a_budget_and_leaves_the_rest_to_answers(
+    world: World, ask: Any
+) -> None:
+    config = world.config(daily_usd=100.0)
+    config["learning"]["judge"] |= {"usd_per_1m_input_tokens": 1000.0}
+    async with ask(config, budget={"usd_per_hour": 100.0}) as (client, app):
+        await questions(client, app, 60)
+        told = await learning(client)
+
+    assert 0 < told["num_labelled"] < 60, told
+    assert told["failed"] == {}
+    assert set(told["closed"].values()) == {"learning has had its part of the budget"}
+    assert set(told["skipped"]) == {"learning has had its part of the budget"}
+
+
 async def test_what_was_captured_is_deleted_after_retention_days(world: World, ask: Any) -> None:
     async with ask(world.config(capture="Prompts", retention_days=2.0)) as (client, app):
         await client.chat("a question")

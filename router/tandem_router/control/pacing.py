@@ -8,6 +8,10 @@ head or load ends up in the next second's target and is paid back within `horizo
 Why not the plain step `lambda += eta*(spend - budget)`: it was the first version, and after a
 threefold load step it needs about a hundred requests per factor of two to find the new price, in
 which the bucket empties (benchmarks/policy.py keeps it for comparison).
+
+A single answer may cost as much as a hundred requests may (a dear tier under a small budget). So
+much is kept beside the level that is aimed at, saved slowly: a clump of such answers then takes
+what was saved, and what was spent is not above the budget, wherever one stops to count.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from tandem_router.control.bucket import Bucket
 from tandem_router.policy import Decision, Reason
 
 _ABSENT = -1e18  # value of a tier that a request could not use
+#: Over which the cost of the dearest answer is saved, and of the answers after it by how much it
+#: fades with each; of the level that is aimed at as much may be saved beside it.
+_SAVING_S, _FADES, _MOST_BESIDE = 600.0, 0.9995, 0.8
 
 
 class ArrivalRate:
@@ -85,6 +92,7 @@ class BudgetPacer:
         self._sample: deque[tuple[tuple[str, float, float], ...]] = deque(maxlen=window)
         self._in_flight_usd = 0.0
         self._bias: dict[str, float] = {}  # realised over expected cost per tier, smoothed
+        self._dearest_usd = 0.0  # answer, of late
         self._lambda = 0.0
         self._solved_at = -math.inf
 
@@ -134,6 +142,7 @@ class BudgetPacer:
         expected = self._expected(tier, expected_usd)
         self._add_in_flight(-expected)
         if expected > 0.0 and math.isfinite(actual_usd):
+            self._dearest_usd = max(self._dearest_usd * _FADES, actual_usd)
             ratio = min(10.0, actual_usd / expected)
             old = self._bias.get(tier, 1.0)
             self._bias[tier] = old + 0.01 * (ratio - old)
@@ -159,8 +168,12 @@ class BudgetPacer:
     def target_usd_per_s(self, now: float) -> float:
         """What may be spent per second now: the budget plus the payback of past error."""
         bucket = self.bucket
-        error = bucket.balance(now) - self._in_flight_usd - bucket.pace_goal
-        return max(0.0, bucket.pace_per_s + error / self.horizon_s)
+        level = bucket.balance(now) - self._in_flight_usd - bucket.pace_goal
+        full = min(self._dearest_usd, _MOST_BESIDE * bucket.pace_goal)
+        # What is saved of it and may be missing for a while.
+        saved = min(full, max(level, full / 2))
+        payback = (level - saved) / self.horizon_s + (saved - full) / _SAVING_S
+        return max(0.0, bucket.pace_per_s + payback)
 
     def _solve(self, now: float) -> float:
         rate = self._rate.per_s(now)

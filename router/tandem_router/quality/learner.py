@@ -16,6 +16,7 @@ from typing import Any
 
 from tandem_router.config import LearningConfig
 from tandem_router.limits.ledger import Ledger
+from tandem_router.quality.budget_share import BudgetShare
 from tandem_router.quality.capture import captured
 from tandem_router.quality.daily_cap import DailyCap
 from tandem_router.quality.judge import Judge, JudgeFailed, Post
@@ -116,6 +117,7 @@ class Learner:
         self._random = random
         self._tasks: set[asyncio.Task[None]] = set()
         self.cap = DailyCap(0.0)
+        self._share = BudgetShare()
         self.gate = ShadowGate(0.0, self._closed)
         self.judge: Judge | None = None
         self.counts = Counts()
@@ -156,10 +158,15 @@ class Learner:
         """Whether the judge tells the better of any two answers; rules need one that is right."""
         return self.judge is not None and self.judge.external
 
+    @property
+    def _budget_per_s(self) -> float | None:
+        budget = self._ledger.budget
+        return None if budget is None else budget.pace_per_s
+
     def day(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._wall_clock()))
 
-    def _closed(self, tier: str) -> str | None:
+    def _closed(self, tier: str, exploring: bool = False) -> str | None:
         """Why no shadow request goes to a tier now."""
         if self.judge is not None and self.judge.paused():
             return "the judge is away"
@@ -167,6 +174,8 @@ class Learner:
             return "the day's money is spent"
         if self._clock() < self._poor_until:
             return "the budget cannot pay it now"
+        if self._share.is_used_up(self._clock(), self._budget_per_s, exploring):
+            return "learning has had its part of the budget"
         return self._unfit(tier)
 
     def draw(
@@ -320,6 +329,8 @@ class Learner:
         self.cap.settle(day, held, usd)
         if billed:
             self._ledger.settle_aside(held, usd)
+            self._share.pay(self._clock(), self._budget_per_s, usd)
+            self.gate.look_again()
         if usd > 0.0:
             self.cost_usd += usd
             self._metrics.learning_cost.inc(usd)

@@ -48,14 +48,17 @@ class Explored:
 
 
 class ShadowGate:
-    """closed: why a tier takes no shadow request now; None where it does."""
+    """closed: why a tier takes no shadow request now, None where it does.
 
-    def __init__(self, share: float, closed: Callable[[str], str | None]) -> None:
+    It is told whether that is to know a tier of which little is known.
+    """
+
+    def __init__(self, share: float, closed: Callable[[str, bool], str | None]) -> None:
         self._closed = closed
         self.set_share(share)
         self._open: dict[str, deque[bool]] = {}
         self._num_open: Counter[str] = Counter()
-        self._looked: dict[str, tuple[float, str | None]] = {}
+        self._looked: dict[tuple[str, bool], tuple[float, str | None]] = {}
         self.skipped: Counter[str] = Counter()
 
     def set_share(self, share: float) -> None:
@@ -67,11 +70,11 @@ class ShadowGate:
         seen = self._open.get(tier)
         return (1 + self._num_open[tier]) / (1 + len(seen)) if seen else 1.0
 
-    def _reason(self, tier: str, now: float) -> str | None:
+    def _reason(self, tier: str, exploring: bool, now: float) -> str | None:
         """Why a tier is closed, as of a moment ago."""
-        looked = self._looked.get(tier)
+        looked = self._looked.get((tier, exploring))
         if looked is None or not 0.0 <= now - looked[0] < LOOK_S:
-            looked = self._looked[tier] = (now, self._closed(tier))
+            looked = self._looked[tier, exploring] = (now, self._closed(tier, exploring))
         return looked[1]
 
     def look_again(self) -> None:
@@ -101,9 +104,10 @@ class ShadowGate:
             tier = dearest if chosen == explored.tier else explored.tier
             if explored.by_dearest and dearest not in (chosen, tier):
                 beside = dearest
-        why = "too many under way" if full else self._reason(tier, now)
+        exploring = explored is not None
+        why = "too many under way" if full else self._reason(tier, exploring, now)
         if why is None and beside is not None:
-            why = self._reason(beside, now)
+            why = self._reason(beside, exploring, now)
         self._saw(tier, why is None)
         if why is not None:
             self.skipped[why] += 1
