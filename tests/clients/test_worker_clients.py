@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -28,7 +30,14 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The command, for a random model of Qwen3's form that ends whatever may end."""
-    folder = save_family(tmp_path_factory.mktemp("models") / "tiny", "hermes")
+    with serving(tmp_path_factory.mktemp("models") / "tiny", "hermes") as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path, family: str) -> Iterator[Served]:
+    """``tandem serve`` of a random model of a family."""
+    save_family(folder, family)
     think = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<think>")
     process = subprocess.Popen(
         [sys.executable, "-m", "tandem_operator.cli", "serve", str(folder), "--port", "0"],
@@ -45,6 +54,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def test_openais_parse_langchain_and_pydantic_ai(served: Served) -> None:
@@ -82,4 +93,22 @@ def test_instructor_and_llama_index(served: Served) -> None:
         "json_schema_mode": True,
         "structured": True,
         "calls": [True],
+    }
+
+
+@pytest.mark.parametrize("family", ["llama3_json", "mistral"])
+def test_tools_of_every_family_in_three_clients(family: str, tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny", family) as running:
+        found = found_by("current", "worker_dialects.py", running.url)
+
+    assert found == {
+        "whole": [True],
+        "ids": True,
+        "deltas": True,
+        "named": True,
+        "after": True,
+        "bound": ["weather", True],
+        "again": [True],
+        "structured": True,
+        "runs": [True, True],
     }

@@ -107,6 +107,12 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
         ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
         (),
     ),
+    "mistral_tekken": (
+        "mistral",
+        MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS]["),
+        ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+        (),
+    ),
     "deepseek": ("qwen2", DEEPSEEK, ("<|User|>", "<|Assistant|>"), ("<think>", "</think>")),
 }
 

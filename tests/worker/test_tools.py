@@ -30,7 +30,7 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "now"}}
-CALLING = ("hermes", "hermes_spelled", "llama3_json", "mistral")
+CALLING = ("hermes", "hermes_spelled", "llama3_json", "mistral", "mistral_tekken")
 USER = {"role": "user", "content": "hello"}
 DEEP: dict[str, Any] = {}
 for _ in range(600):
@@ -124,12 +124,30 @@ async def test_a_required_call_parses_whole_and_streamed(
     assert again["tool_calls"] == whole["tool_calls"]
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"), [("mistral", '[TOOL_CALLS] [{"'), ("mistral_tekken", '[TOOL_CALLS][{"')]
+)
+async def test_a_call_begins_with_the_space_that_the_template_shows(
+    start_worker: Any, family: Callable[[str], Path], name: str, begins: str
+) -> None:
+    """As history has it, so as the model was trained: another beginning is other tokens."""
+    worker = await start_worker(weights=family(name))
+
+    reply = await ask(worker, tool_choice="required", stream=True)
+
+    chunks = [json.loads(line[6:]) for line in reply.text.split("\n\n") if "{" in line]
+    ids = [i for c in chunks for choice in c["choices"] for i in choice.get("token_ids", [])]
+    assert worker.tokenizer.decode(ids, skip_special_tokens=False).startswith(begins)
+
+
 @pytest.mark.parametrize("name", CALLING)
 async def test_with_auto_an_answer_is_text_or_calls_that_parse(
     start_worker: Any, family: Callable[[str], Path], name: str
 ) -> None:
     worker = await start_worker(weights=family(name))
-    marker = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]"}.get(name)
+    marker = {"hermes": "<tool_call>"}.get(name)
+    if name.startswith("mistral"):
+        marker = "[TOOL_CALLS]"
     bias = {}
     if marker is not None:
         bias = {"logit_bias": {worker.tokenizer.added_token_id(marker): 12}}
@@ -257,7 +275,7 @@ async def test_history_with_results_reaches_the_template_as_transformers_renders
     import transformers
 
     worker = await start_worker(weights=family(name))
-    call_id = "call_0a1b2c3d4e5f" if name != "mistral" else "abcdEFG12"
+    call_id = "call_0a1b2c3d4e5f" if not name.startswith("mistral") else "abcdEFG12"
     arguments = {"city": "Köln", "unit": "C"}
     called = {"name": "get_weather", "arguments": json.dumps(arguments)}
     calls = [{"id": call_id, "type": "function", "function": called}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ LLAMA3 = CallFormat(
 MISTRAL = CallFormat(
     name="mistral",
     marker="[TOOL_CALLS]",
-    begin="[TOOL_CALLS][",
+    begin="[TOOL_CALLS] [",
     before_name='{"name": "',
     between='", "arguments": ',
     after="}",
@@ -69,6 +69,9 @@ MISTRAL = CallFormat(
     end="]",
     id_length=9,
 )
+"""Mistral with sentencepiece, whose first token after a control token begins with a space."""
+MISTRAL_TEKKEN = replace(MISTRAL, begin="[TOOL_CALLS][")
+"""Mistral Nemo and others with the tekken tokenizer."""
 MISTRAL_ARGS = CallFormat(
     name="mistral_args",
     marker="[TOOL_CALLS]",
@@ -87,7 +90,9 @@ def call_format(template: str) -> CallFormat | None:
     if "tools" not in template or "<function=" in template:  # Qwen3-Coder's XML
         return None
     if "[TOOL_CALLS]" in template:
-        return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
+        if "[ARGS]" in template:
+            return MISTRAL_ARGS
+        return MISTRAL if "[TOOL_CALLS] [" in template else MISTRAL_TEKKEN
     if "<tool_call>" in template:
         return HERMES
     if re.search(r'"parameters":\s*(dictionary|["\'}])', template) and "ipython" in template:
