@@ -27,8 +27,10 @@ STABILIZATION_S = 300.0  # HPA's, before it removes
 
 
 def planned(workers: Mapping[Key, int], state: Mapping[str, Any]) -> Plan:
-    """A plan that leaves the threshold where it is."""
-    return Plan(dict(workers), state["set_points"]["gain_threshold"], (), None, True)
+    """A plan that leaves the threshold where it is: as far as the routers' floor lets it."""
+    floor = state["threshold"]["limit"] is not None
+    threshold = 1.0 if floor else state["set_points"]["gain_threshold"]
+    return Plan(dict(workers), threshold, (), None, True)
 
 
 class Stabilized:

@@ -14,6 +14,7 @@ from outcomes import DATA, Floats, azure_arrivals, load
 
 from tandem_operator.simulate.arrivals import Arrival
 from tandem_router.control import RoutingCurve
+from tandem_router.control.floor_limit import FloorLimit
 from tandem_router.control.predicted_floor import threshold_for_floor
 from tandem_router.policy import (
     PlainScore,
@@ -26,6 +27,9 @@ from tandem_router.policy import (
 )
 
 WINDOW_S = 600.0
+# A router's floor and curve are of its last thousand requests: followed in strides of EVERY, once
+# WARM are there, MOVING times.
+EVERY, WARM, MOVING = 64, 1024, 2048
 LEAST, MOST = 5.0, 60.0
 Rate = Callable[[float], float]
 """Requests per second at a time in seconds."""
@@ -108,13 +112,25 @@ def _calibrated(score: Floats, label: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """What a router knows at a moment: of its recent requests, not of all that may come."""
+
+    limit: float
+    curve: tuple[dict[str, object], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """Where thresholds lead, as routers report it, and what is measured there."""
 
-    curve: tuple[dict[str, object], ...]
-    limit: float  # the threshold that the floor lets through
+    limit: float  # the threshold that the floor lets through, over all prompts
+    moving: tuple[Point, ...]  # what a router says after every `EVERY` requests, for ever round
     gains: tuple[float, ...]  # sorted
     measured: tuple[float, ...]  # quality kept where so many of the lowest gains go to small
+
+    def after(self, requests: float) -> Point:
+        """What a router says after so many."""
+        return self.moving[int(requests / EVERY) % len(self.moving)]
 
     def share_small(self, threshold: float) -> float:
         """Share of prompts whose gain is at most the threshold."""
@@ -132,19 +148,30 @@ class Routing:
         return self.measured[round(self.share_small(threshold) * len(self.gains))]
 
 
-def routing(found: Prompts, floor: float) -> Routing:
-    """From all rows, through the production curve and floor."""
-    curve = RoutingCurve(window=len(found.rows))
+def _moving(found: Prompts, floor: float, limit: float, seed: int = 0) -> Iterator[Point]:
+    """The production curve and floor under requests that are drawn like the trace's."""
+    curve, held = RoutingCurve(), FloorLimit(floor, limit)
     options = [TierOption(name=name) for name in ("small", "large")]
-    state = PolicyState()
-    for p_small, p_large, _, _ in found.rows:
+    state, rng = PolicyState(), random.Random(seed)
+    for number in range(1, WARM + MOVING * EVERY + 1):
+        p_small, p_large, _, _ = rng.choice(found.rows)
         score = PlainScore({"small": p_small, "large": p_large})
         request = RouteRequest(prompt_tokens=1, score=score, score_status=ScoreStatus.OK)
         curve.observe(decide(request, options, PolicySetPoints(), state))
-    points = tuple(
-        {"threshold": p.threshold, "shares": p.shares, "quality_ratio": p.quality_ratio}
-        for p in curve.points()
-    )
+        held.observe(p_large - p_small, p_large)
+        if number > WARM and number % EVERY == 0:
+            points = curve.points()
+            yield Point(
+                held.threshold,
+                tuple(
+                    {"threshold": p.threshold, "shares": p.shares, "quality_ratio": p.quality_ratio}
+                    for p in points
+                ),
+            )
+
+
+def routing(found: Prompts, floor: float) -> Routing:
+    """From all rows, through the production curve and floor."""
     ordered = sorted(found.rows, key=lambda row: row[1] - row[0])
     large = math.fsum(row[3] for row in ordered)
     kept, measured = large, [1.0]
@@ -152,4 +179,5 @@ def routing(found: Prompts, floor: float) -> Routing:
         kept += row[2] - row[3]
         measured.append(kept / large)
     limit = threshold_for_floor([(b - a, b) for a, b, _, _ in found.rows], floor)
-    return Routing(points, limit, tuple(b - a for a, b, _, _ in ordered), tuple(measured))
+    moving = tuple(_moving(found, floor, limit))
+    return Routing(limit, moving, tuple(b - a for a, b, _, _ in ordered), tuple(measured))

@@ -203,6 +203,7 @@ class World:
         self._prompts, self._routing = prompts, routing
         self._rng = np.random.default_rng(seed)
         self._asked: float | None = None
+        self._num_requests = 0.0
         self._arrived = dict.fromkeys(TIERS, 0.0)
         self._prompt_tokens = dict.fromkeys(TIERS, 0.0)
         self._served = dict.fromkeys(TIERS, 0.0)
@@ -211,6 +212,10 @@ class World:
 
     def step(self, now: float, rate: float, scale: Scale | None) -> None:
         """Serve for a step at that rate, then let the loop look."""
+        point = self._routing.after(self._num_requests)
+        self._num_requests += rate * STEP_S
+        asked = point.limit if self._asked is None else self._asked
+        self.threshold = min(asked, point.limit)
         small = self._routing.share_small(self.threshold)
         rates = {"small": rate * small, "large": rate * (1.0 - small)}
         shares = {"small": 1.0, "large": 1.0}
@@ -239,13 +244,13 @@ class World:
             if wanted != workers[key]:
                 self.tally.actions += 1
                 self.pools[key].scale(now + STEP_S, wanted)
-        self._asked = plan.threshold
-        limited = min(plan.threshold, self._routing.limit)
-        if limited != self.threshold:
+        if plan.threshold != self.threshold:
             self.tally.threshold_moves += 1
-            self.threshold = limited
+        self._asked = plan.threshold
+        self.threshold = min(plan.threshold, point.limit)
 
     def _state(self) -> dict[str, Any]:
+        point = self._routing.after(self._num_requests)
         held = dict.fromkeys(TIERS, 0.0)
         tiers = {
             tier: {
@@ -267,11 +272,11 @@ class World:
                 }
                 for tier in TIERS
             ],
-            "curve": list(self._routing.curve),
+            "curve": list(point.curve),
             "set_points": {"gain_threshold": self.threshold},
             "threshold": {
                 "asked": self._asked,
-                "limit": self._routing.limit,
+                "limit": point.limit,
                 "in_force": self.threshold,
             },
         }

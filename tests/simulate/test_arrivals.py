@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tandem_operator.cli.traffic import scores_of
+from tandem_operator.demo.suite import generate as generate_questions
 from tandem_operator.simulate.arrivals import (
     Arrival,
     TraceError,
@@ -16,7 +18,10 @@ from tandem_operator.simulate.arrivals import (
     read_trace,
     with_outcomes,
 )
+from tandem_router.predictor import load
+from tandem_router.routing.scorer import with_gains
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(),
@@ -130,3 +135,26 @@ def test_requests_of_one_conversation_draw_one_outcome(tmp_path: Path) -> None:
 
     by_root = {(a.prefix[1], a.quality["small"]) for a in drawn if a.quality}
     assert len(by_root) == 3
+
+
+def test_an_artifact_scores_outcomes_as_its_router_would(tmp_path: Path) -> None:
+    """By its gains, with the lengths that price the choice."""
+    predictor = load(ROOT / "examples" / "01-hybrid" / "predictor")
+    prompts = [question.prompt for question in generate_questions("test", 3, 30)]
+    rows = [{"prompt": p, "quality": {"small": 1, "large": 1}} for p in prompts]
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = read_outcomes(path, scores_of(predictor))
+
+    for prompt, row in zip(prompts, found, strict=True):
+        said = predictor.score(prompt)
+        live = with_gains(said)
+        assert live is not None
+        assert row.predicted == live.quality
+        assert row.predicted_tokens == said.mean_tokens
+    assert any(
+        row.predicted != predictor.score(p).quality for p, row in zip(prompts, found, strict=True)
+    )
+    (drawn,) = with_outcomes(iter([Arrival(0.0, 9, {"": 5})]), found[:1], seed=1)
+    assert drawn.predicted_tokens == found[0].predicted_tokens

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tandem_operator.cli.traffic import add_traffic, inputs
+from tandem_operator.cli.traffic import add_traffic, artifact_of, inputs
 
 
 def register(subparsers: Any) -> None:
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             startup_s=arguments.startup,
             scaling=not arguments.fixed,
+            predictor=artifact_of(arguments),
         )
         result = Simulation(plan, arrivals).run(_progress if sys.stderr.isatty() else None)
     if sys.stderr.isatty():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def _arrivals(trace: str, arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.limit is not None:
         arrivals = itertools.islice(arrivals, arguments.limit)
     if arguments.outcomes is not None:
-        rows = read_outcomes(arguments.outcomes, _predictor(arguments.artifact))
+        rows = read_outcomes(arguments.outcomes, scores_of(artifact_of(arguments)))
         arrivals = with_outcomes(arrivals, rows, arguments.seed)
     elif arguments.artifact is not None:
         raise CommandError("--artifact scores the prompts of --outcomes; name both")
@@ -135,14 +135,19 @@ def _numbers(trace: str, text: str, kind: str) -> tuple[float, float, float]:
     return numbers[0], numbers[1], numbers[2] if wanted == 3 else 1.0
 
 
-def _predictor(artifact: Path | None) -> Any:
-    if artifact is None:
+def scores_of(predictor: Any) -> Callable[[str], Any] | None:
+    """What a router decides by: the predictor's gains, not two qualities subtracted."""
+    if predictor is None:
+        return None
+    from tandem_router.routing.scorer import with_gains
+
+    return lambda prompt: with_gains(predictor.score(prompt))
+
+
+def artifact_of(arguments: argparse.Namespace) -> Any:
+    """The predictor of `--artifact`; None without one."""
+    if arguments.artifact is None:
         return None
     from tandem_router.predictor.runtime import load
 
-    predictor = load(artifact)
-
-    def predict(prompt: str) -> Mapping[str, float]:
-        return dict(predictor.score(prompt).quality)
-
-    return predict
+    return load(arguments.artifact)

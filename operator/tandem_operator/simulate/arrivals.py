@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tandem_router.policy import Score
+
 MOST_TOKENS = 10_000_000
 """Of a prompt or an answer."""
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
@@ -40,6 +42,8 @@ class Arrival:
         predicted: What the predictor says of them; empty: nothing.
         tier: Forced, or None.
         expected_tokens: Predicted length of the answer, or None.
+        predicted_tokens: Lengths that the predictor expects of each tier's answer; they price the
+            choice.
     """
 
     at_s: float
@@ -51,6 +55,7 @@ class Arrival:
     predicted: Mapping[str, float] | None = None
     tier: str | None = None
     expected_tokens: int | None = None
+    predicted_tokens: Mapping[str, float] | None = None
 
     def output_of(self, tier: str) -> int:
         """Length of a tier's answer, at least one token."""
@@ -234,11 +239,10 @@ class OutcomeRow:
     quality: Mapping[str, float]
     output_tokens: Mapping[str, int]
     predicted: Mapping[str, float] | None
+    predicted_tokens: Mapping[str, float] | None = None
 
 
-def read_outcomes(
-    path: Path, predict: Callable[[str], Mapping[str, float]] | None = None
-) -> list[OutcomeRow]:
+def read_outcomes(path: Path, score: Callable[[str], Score] | None = None) -> list[OutcomeRow]:
     """Rows as `tandem train` reads them, gzip or plain; each prompt scored once if asked.
 
     Raises TraceError.
@@ -253,13 +257,16 @@ def read_outcomes(
                 row = json.loads(line)
                 lengths = row.get("output_tokens") or {}
                 predicted: Mapping[str, float] | None = _shares(row, "predicted")
-                if predicted is None and predict is not None:
-                    predicted = predict(row["prompt"])
+                tokens: Mapping[str, float] | None = None
+                if predicted is None and score is not None:
+                    said = score(row["prompt"])
+                    predicted, tokens = dict(said.quality), getattr(said, "mean_tokens", None)
                 rows.append(
                     OutcomeRow(
                         {str(t): _finite(q) for t, q in row["quality"].items()},
                         {str(t): _tokens(n) for t, n in lengths.items()},
                         predicted,
+                        tokens,
                     )
                 )
     except (OSError, EOFError, zlib.error, *_UNREADABLE) as error:
@@ -288,4 +295,10 @@ def with_outcomes(
         lengths = arrival.output_tokens
         if not keep_lengths and row.output_tokens:
             lengths = row.output_tokens
-        yield replace(arrival, quality=row.quality, predicted=row.predicted, output_tokens=lengths)
+        yield replace(
+            arrival,
+            quality=row.quality,
+            predicted=row.predicted,
+            predicted_tokens=row.predicted_tokens,
+            output_tokens=lengths,
+        )

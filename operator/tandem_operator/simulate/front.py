@@ -8,7 +8,7 @@ labels, money that other replicas spend, and metrics.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,9 @@ class Front:
         threshold: Gain threshold at the start.
         quality_floor: Held on predictions, as the router does before it has labels.
         available: Whether a tier has a worker now.
+        training: (gain, quality of the dearest tier) of the prompts that the predictor was trained
+            on: they stand for traffic until there is some.
+        margin: Of the limit that is predicted, where labels are to come.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class Front:
         ttft_slo_s: float | None,
         tpot_slo_s: float | None,
         available: Callable[[str], bool],
+        training: Iterable[tuple[float, float]] = (),
+        margin: float = 0.0,
     ) -> None:
         self._tiers = tiers
         self._available = available
@@ -91,7 +96,10 @@ class Front:
         self._asked: float | None = None
         self._saving = UsualSaving()
         self._state = PolicyState()
-        self._floor = FloorLimit(quality_floor, threshold) if quality_floor is not None else None
+        self._floor: FloorLimit | None = None
+        if quality_floor is not None:
+            self._floor = FloorLimit(quality_floor, threshold, training, margin=margin)
+            self._move_base()
         self.counts = {tier.name: [0, 0, 0] for tier in tiers}  # requests, prompt, output tokens
         self.num_inflight = 0
         self.num_refused = 0
@@ -106,7 +114,9 @@ class Front:
     def choose(self, arrival: Arrival) -> Decision:
         """The policy's decision, counted."""
         self._now = arrival.at_s
-        score = PlainScore(arrival.predicted) if arrival.predicted else None
+        score = None
+        if arrival.predicted:
+            score = PlainScore(arrival.predicted, mean_tokens=arrival.predicted_tokens)
         options = [
             TierOption(
                 name=tier.name,

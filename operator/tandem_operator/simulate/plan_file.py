@@ -20,6 +20,10 @@ from tandem_operator.simulate.front import TierPlan
 from tandem_operator.simulate.outcome import Targets
 from tandem_operator.simulate.profiles import Profile
 from tandem_operator.simulate.simulation import SimulationPlan
+from tandem_router.control.floor_limit import MARGIN
+from tandem_router.limits.prices import Prices
+from tandem_router.predictor import Predictor
+from tandem_router.routing.predictor_source import training_gains
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "unified")
 EXTERNAL_TTFT_S = 0.5
@@ -74,12 +78,14 @@ def simulation_plan(
     seed: int = 0,
     startup_s: float = 60.0,
     scaling: bool = True,
+    predictor: Predictor | None = None,
 ) -> SimulationPlan:
     """What is simulated for these resources.
 
     Args:
         profiles: By tier name, for each tier with a Model.
         scaling: Whether `mode: Managed` moves replicas and threshold.
+        predictor: The router's artifact, whose training data stands for traffic at the start.
 
     Raises PlanError.
     """
@@ -123,7 +129,12 @@ def simulation_plan(
         picking=config.picking,
         startup_s=startup_s,
         seed=seed,
+        margin=MARGIN if config.learning.shadow_share > 0.0 else 0.0,
     )
+    if predictor is not None and len(config.tiers) > 1:
+        prices = Prices(config)
+        known = training_gains(predictor, prices.dearest, prices.cheapest)
+        plan = replace(plan, training=tuple(known))
     if scaling and router.spec.scaling.mode == "Managed":
         plan = replace(plan, scale=_managed(resources))
     return plan

@@ -31,6 +31,8 @@ class SimulationPlan:
     Attributes:
         scale: The control loop's step, or None: replicas stay.
         interval_s: Between two steps of the loop.
+        training: What the predictor knows of typical prompts (`Front`).
+        margin: Of its predicted limit (`Front`).
     """
 
     tiers: tuple[TierPlan, ...]
@@ -44,6 +46,8 @@ class SimulationPlan:
     scale: Scale | None = None
     interval_s: float = 10.0
     seed: int = 0
+    training: tuple[tuple[float, float], ...] = ()
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Simulation:
             ttft_slo_s=plan.targets.ttft_s,
             tpot_slo_s=plan.targets.tpot_s,
             available=self._has_worker,
+            training=plan.training,
+            margin=plan.margin,
         )
         self.outcomes = Outcomes(tuple(tier.name for tier in plan.tiers))
         self.timeline: list[TimelinePoint] = []

@@ -172,29 +172,35 @@ class ArtifactPredictor:
         return True
 
     def training_gains(self, dearest: str, cheapest: str) -> list[tuple[float, float]]:
-        """(gain, quality of the dearest tier) of typical prompts; empty where nothing is known.
+        """(gain, quality of the dearest tier) of typical prompts; empty where nothing is known."""
+        return [] if self._loaded is None else training_gains(self._loaded, dearest, cheapest)
 
-        The artifact holds deciles of its out-of-fold utilities, which sum to zero over tiers;
-        with two tiers a gain is therefore twice the dearest tier's utility.
-        """
-        loaded = self._loaded
-        if loaded is None or set(loaded.tiers) != {dearest, cheapest}:
-            return []
-        deciles = loaded.utility_deciles
-        means = loaded.meta.get("mean_quality")
-        if not isinstance(means, list) or len(means) != len(loaded.tiers):
-            return []
-        if not all(isinstance(mean, float | int) and 0.0 <= mean <= 1.0 for mean in means):
-            return []  # a damaged file that still scores: the router goes on without them
-        column = loaded.tiers.index(dearest)
-        gains = [2.0 * float(value) for value in deciles[:, column]]
-        steps = TRAINING_SAMPLES // (len(gains) - 1)
-        between = [
-            low + (high - low) * (step + 0.5) / steps
-            for low, high in pairwise(gains)
-            for step in range(steps)
-        ]
-        return [(gain, float(means[column])) for gain in between]
+
+def training_gains(
+    predictor: LearnedPredictor, dearest: str, cheapest: str
+) -> list[tuple[float, float]]:
+    """(gain, quality of the dearest tier) of typical prompts; empty where nothing is known.
+
+    The artifact holds deciles of its out-of-fold utilities, which sum to zero over tiers;
+    with two tiers a gain is therefore twice the dearest tier's utility.
+    """
+    if set(predictor.tiers) != {dearest, cheapest}:
+        return []
+    deciles = predictor.utility_deciles
+    means = predictor.meta.get("mean_quality")
+    if not isinstance(means, list) or len(means) != len(predictor.tiers):
+        return []
+    if not all(isinstance(mean, float | int) and 0.0 <= mean <= 1.0 for mean in means):
+        return []  # a damaged file that still scores: the router goes on without them
+    column = predictor.tiers.index(dearest)
+    gains = [2.0 * float(value) for value in deciles[:, column]]
+    steps = TRAINING_SAMPLES // (len(gains) - 1)
+    between = [
+        low + (high - low) * (step + 0.5) / steps
+        for low, high in pairwise(gains)
+        for step in range(steps)
+    ]
+    return [(gain, float(means[column])) for gain in between]
 
 
 def _embedding(directory: str | None) -> StaticEmbedding | None:
