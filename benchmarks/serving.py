@@ -9,7 +9,9 @@ differs is named in the row. `docs/studies/serving.md` says what follows.
 from __future__ import annotations
 
 import argparse
+import bisect
 import csv
+import functools
 import json
 import random
 from collections import defaultdict
@@ -22,7 +24,7 @@ from outcomes import DATA, azure_arrivals, markdown
 
 from tandem_operator.simulate.arrivals import Arrival, read_trace
 from tandem_operator.simulate.cluster import PoolPlan, Role
-from tandem_operator.simulate.engine import EngineSettings
+from tandem_operator.simulate.engine import EngineSettings, SimulatedWorker
 from tandem_operator.simulate.front import TierPlan
 from tandem_operator.simulate.outcome import Targets
 from tandem_operator.simulate.profiles import Profile
@@ -225,6 +227,55 @@ class _ByRequests(Picker):
         super().observed(worker, replace(load, expected_tokens=None))
 
 
+class _LeastOfAll(_Considering):
+    """The least loaded of all workers, not of two by chance."""
+
+    def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        return workers
+
+
+class _BatchedByLength(_Considering):
+    """Answers of like length share a worker: workers stand in a row from short to long.
+
+    Each takes an equal part of all work, by the length that is stated; the less loaded of the
+    two next to the place takes the request.
+    """
+
+    place: Callable[[int], float]
+
+    def pick(self, tier: str, chain: Sequence[int], *rest: Any, **named: Any) -> Any:
+        self._at = self.place(named.get("expected_tokens") or 1)
+        return super().pick(tier, chain, *rest, **named)
+
+    def _candidates(self, workers: list[Worker], chain: Sequence[int]) -> list[Worker]:
+        row = sorted(workers, key=lambda worker: worker.url)
+        low = min(len(row) - 1, max(0, int(self._at * len(row) - 0.5)))
+        return row[low : low + 2]
+
+
+def batched_by(how: str) -> type[Picker]:
+    """That picker, with equal parts of the work of such statements."""
+    stated = sorted(
+        (a.expected_tokens or 1, a.output_of("")) for a in predicted_lengths(4000, 1.0, how, seed=9)
+    )
+    known = [length for length, _ in stated]
+    prompt, _ = _mean_lengths()
+    _, b, c = PROFILE.decode
+    work = [PROFILE.prefill[1] * prompt + n * (b * (prompt + n / 2) + c) for _, n in stated]
+    total, done, parts = sum(work), 0.0, []
+    for one in work:
+        parts.append((done + one / 2) / total)
+        done += one
+
+    def place(length: int) -> float:
+        # Statements that are alike, as of one class, are spread over all of their places.
+        low, high = bisect.bisect_left(known, length), bisect.bisect_right(known, length)
+        return parts[min(len(parts) - 1, rng.randrange(low, max(low + 1, high)))]
+
+    rng = random.Random(5)
+    return type("_Batched", (_BatchedByLength,), {"place": staticmethod(place)})
+
+
 def with_picker(kind: type[Picker]) -> Callable[[Simulation], None]:
     """Puts another picker into a simulation before it begins."""
 
@@ -266,6 +317,9 @@ def by_length() -> dict[str, Any]:
             ("expected tokens, unknown lengths", Picker, "unknown"),
             ("expected tokens, proxy's lengths", Picker, "proxy"),
             ("expected tokens, true lengths", Picker, "true"),
+            ("least of all workers, proxy's lengths", _LeastOfAll, "proxy"),
+            ("batched by the proxy's lengths", batched_by("proxy"), "proxy"),
+            ("batched by true lengths", batched_by("true"), "true"),
         ):
             arrivals = predicted_lengths(2 * NUM_REQUESTS, rate, how)
             rows[name] = _latencies(simulate(arrivals, {"unified": 8}, ENGINE, with_picker(kind)))
@@ -279,34 +333,65 @@ def rejection() -> dict[str, Any]:
     pairs = lengths("conv")
     for rate in (8.0, 12.0, 16.0):
         rows = {}
-        for name, early in (("all are taken", False), ("early rejection", True)):
-            rows[name] = _latencies(
-                simulate(
-                    poisson(rate, pairs, count=2 * NUM_REQUESTS),
-                    {"unified": 4},
-                    alter=_early if early else None,
-                )
+        for name, refuses in (
+            ("all are taken", None),
+            ("refused by TTFT", _late_first),
+            ("refused by TPOT", _late_next),
+            ("refused by either", lambda *seen: _late_first(*seen) or _late_next(*seen)),
+        ):
+            result = simulate(
+                poisson(rate, pairs, count=2 * NUM_REQUESTS),
+                {"unified": 4},
+                alter=None if refuses is None else _refusing(refuses),
             )
+            rows[name] = {**_latencies(result), "taken": result["served"] / result["requests"]}
         found[f"{rate:g} requests/s on 4 unified workers"] = rows
     return found
 
 
-def _early(simulation: Simulation) -> None:
-    """Refuse at arrival where the queue and the own prompt take longer than the target."""
-    cluster, submit = simulation.cluster, simulation._send
+def _late_first(worker: SimulatedWorker, prompt_tokens: int) -> bool:
+    """Whether the queue and the own prompt take longer than the target here."""
+    assert TARGETS.ttft_s is not None
+    waits = worker.scheduler.num_pending_prefill_tokens + prompt_tokens
+    # Steps that also decode take half as long again.
+    return 1.5 * PROFILE.prefill[1] * waits > TARGETS.ttft_s
 
-    def send(running: Any, until_s: float) -> None:
-        b = PROFILE.prefill[1]
-        waits = [pod.worker.scheduler.num_pending_prefill_tokens for pod in cluster.pods.values()]
-        own = running.arrival.prompt_tokens
-        assert TARGETS.ttft_s is not None
-        # Steps that also decode take half as long again.
-        if 1.5 * b * (min(waits) + own) > TARGETS.ttft_s:
-            simulation._give_up(rejected=True)
-        else:
-            submit(running, until_s)
 
-    simulation._send = send  # type: ignore[method-assign]
+def _late_next(worker: SimulatedWorker, prompt_tokens: int) -> bool:
+    """Whether one more answer makes the steps here longer than the target.
+
+    While n answers of a mean length run, n prompts of a mean length are computed in their steps.
+    """
+    assert TARGETS.tpot_s is not None
+    prompt, answer = _mean_lengths()
+    number = worker.num_requests + 1
+    a, b, c = PROFILE.decode
+    step = max(a, PROFILE.prefill[0]) + number * (b * (prompt + answer / 2) + c)
+    return step + number * PROFILE.prefill[1] * prompt / answer > TARGETS.tpot_s
+
+
+@functools.cache
+def _mean_lengths() -> tuple[float, float]:
+    pairs = lengths("conv")
+    return sum(p for p, _ in pairs) / len(pairs), sum(a for _, a in pairs) / len(pairs)
+
+
+def _refusing(late: Callable[[SimulatedWorker, int], bool]) -> Callable[[Simulation], None]:
+    """Refuse on arrival what would be late at every worker."""
+
+    def alter(simulation: Simulation) -> None:
+        cluster, submit = simulation.cluster, simulation._send
+
+        def send(running: Any, until_s: float) -> None:
+            prompt = running.arrival.prompt_tokens
+            if all(late(pod.worker, prompt) for pod in cluster.pods.values()):
+                simulation._give_up(rejected=True)
+            else:
+                submit(running, until_s)
+
+        simulation._send = send  # type: ignore[method-assign]
+
+    return alter
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {

@@ -244,10 +244,11 @@ class World:
             if wanted != workers[key]:
                 self.tally.actions += 1
                 self.pools[key].scale(now + STEP_S, wanted)
-        if plan.threshold != self.threshold:
+        # As the routers are told: only what differs from what is in force.
+        if plan.threshold != self.threshold and plan.threshold != self._asked:
             self.tally.threshold_moves += 1
-        self._asked = plan.threshold
-        self.threshold = min(plan.threshold, point.limit)
+            self._asked = plan.threshold
+            self.threshold = min(plan.threshold, point.limit)
 
     def _state(self) -> dict[str, Any]:
         point = self._routing.after(self._num_requests)
