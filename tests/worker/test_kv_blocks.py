@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tandem_worker.errors import InvariantError
-from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, chain_hashes, hash_block
+from tandem_worker.scheduling.kv_blocks import ROOT, BlockManager, hash_block
 from tandem_worker.scheduling.leaves import Leaf
 
 NUM_BLOCKS = 12
+
+
+def chain_hashes(token_ids: list[int], block_size: int, salt: bytes = b"") -> list[bytes]:
+    """Hashes of all full blocks of a token sequence, first to last."""
+    hashes: list[bytes] = []
+    parent = ROOT
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = hash_block(parent, token_ids[start : start + block_size], salt)
+        hashes.append(parent)
+    return hashes
 
 
 class BlockMachine(RuleBasedStateMachine):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import hmac
 import re
 import urllib.parse
 import xml.etree.ElementTree as ET
@@ -19,6 +17,7 @@ from collections.abc import Iterator, Mapping
 import httpx
 
 from tandem_worker.models.aws_credentials import Credentials
+from tandem_worker.models.aws_signature import signed_headers
 from tandem_worker.models.fetching import BrokenTransferError, RemoteFile, WeightsError
 from tandem_worker.models.files import POOLING
 
@@ -189,27 +188,8 @@ class S3:
         headers = {"accept-encoding": "identity"}
         if (keys := self._credentials.current()) is None:
             return full, headers
-        parts = urllib.parse.urlsplit(url)
-        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        empty = hashlib.sha256(b"").hexdigest()
-        signed = {"host": parts.netloc, "x-amz-content-sha256": empty, "x-amz-date": stamp}
-        if keys.session:
-            signed["x-amz-security-token"] = keys.session
-        names = ";".join(sorted(signed))
-        lines = [f"{name}:{signed[name]}" for name in sorted(signed)]
-        canonical = "\n".join([method, parts.path, canonical_query, *lines, "", names, empty])
-        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
-        signing = f"AWS4{keys.secret}".encode()
-        for part in scope.split("/"):
-            signing = hmac.digest(signing, part.encode(), "sha256")
-        signature = hmac.digest(signing, text.encode(), "sha256").hex()
-        signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={keys.key}/{scope}, SignedHeaders={names}, "
-            f"Signature={signature}"
-        )
-        return full, headers | signed
+        now = datetime.datetime.now(datetime.UTC)
+        return full, headers | signed_headers(keys, self._region, method, url, canonical_query, now)
 
 
 def _from_base64(text: str) -> str:

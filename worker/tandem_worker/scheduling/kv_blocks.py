@@ -36,16 +36,6 @@ def hash_block(parent: bytes, token_ids: Sequence[int], salt: bytes = b"") -> by
     return digest.digest()
 
 
-def chain_hashes(token_ids: Sequence[int], block_size: int, salt: bytes = b"") -> list[bytes]:
-    """Hashes of all full blocks of a token sequence, first to last."""
-    hashes: list[bytes] = []
-    parent = ROOT
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        parent = hash_block(parent, token_ids[start : start + block_size], salt)
-        hashes.append(parent)
-    return hashes
-
-
 @dataclass(slots=True)
 class _Known:
     """A block whose content is known by its hash."""
