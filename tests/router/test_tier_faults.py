@@ -291,6 +291,41 @@ async def test_the_one_worker_that_is_well_is_found_among_those_that_were_left_o
     assert set(after) == {200}
 
 
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_pool_is_come_back_to_where_one_of_it_was_not_asked(
+    run_router: Any, make_worker: Any, provider: Any, status: int
+) -> None:
+    """Left while its good worker was out, for a provider that then failed, too."""
+    crash = (500, {}, b'{"error": {"message": "boom"}}')
+    bad, good = await make_worker(), await make_worker(refuse=[crash] * 5)
+    tiers = [TIERS[0], external(provider.url)]
+
+    async with run_router(
+        {"small": {"unified": [bad, good]}},
+        tiers=tiers,
+        predictor=Scores(0.9, 0.1),
+        failover={},
+        background=False,
+    ) as (client, app):
+
+        async def ask(text: str) -> Any:
+            for known in app.picker.workers:
+                if known.tier == "small":
+                    app.picker.observed(known, Load())
+            return await client.chat(text)
+
+        before = [await ask(f"question {number}") for number in range(40)]
+        out = app.picker.num_usable("small")
+        bad.refuse = [(status, {}, b'{"error": {"message": "no"}}')] * 100
+        provider.always = Fault.STATUS_401
+        reply = await ask("again")
+        (record,) = app.services.decisions.last(1)
+
+    assert ({each.status for each in before}, out) == ({200}, 1)
+    assert (reply.status, reply.headers["x-tandem-tier"]) == (200, "small")
+    assert {attempt["tier"] for attempt in record["attempts"]} >= {"small"}
+
+
 async def test_a_retry_that_is_answered_leaves_its_place_in_the_budget(
     run_router: Any, make_worker: Any
 ) -> None:

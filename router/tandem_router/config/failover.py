@@ -64,7 +64,7 @@ class FailoverConfig(Section):
         "requests in flight.",
     )
     min_retries: int = Field(
-        default=3, ge=0, le=10_000, description="Retries that may always be under way per tier."
+        default=10, ge=0, le=10_000, description="Retries that may always be under way per tier."
     )
     outliers: OutlierConfig = OutlierConfig()
     connect_timeout_s: Positive = Field(default=2.0, description="Name look-up and TCP connect.")

@@ -78,7 +78,8 @@ class Retries:
     # Whether a worker or provider has the request, or answered it: it may have used tokens.
     asked = False
     holds = False  # a worker, or a reply
-    _left_out: frozenset[str]  # workers that failed this request
+    _left_out: frozenset[str]  # workers of the tier that failed this request
+    _left_out_of: Mapping[str, frozenset[str]] = {}  # the same of the tiers before
     _busy: frozenset[str]  # workers to be asked again a little later
     _is_funded = True  # there is money for another try of this tier
     _retry_of: str | None = None  # tier whose retry budget the present attempt uses
@@ -217,7 +218,7 @@ class Retries:
         if fault.kind is not FaultKind.UNREACHABLE:
             self._num_failures += 1
         restarting = not external and fault.kind in _RESTARTING
-        if not restarting:
+        if not restarting or self._last_resort:
             self._left_out |= {worker.url}
         leave = self._assignment.others() and self._num_failures >= FAILURES_BEFORE_LEAVING
         if not leave:
@@ -474,12 +475,16 @@ class Retries:
         return True
 
     def _change_tier(self, last_resort: bool = False) -> bool:
-        if not self._assignment.change(last_resort):
+        assignment, left_out = self._assignment, self._left_out | self._busy
+        left = assignment.name
+        spent = not self._services.picker.resting(left, left_out)
+        if not assignment.change(last_resort, spent):
             return False
+        self._left_out_of = {**self._left_out_of, left: left_out}
         self._last_resort = last_resort
         self._num_failures = 0
         self._waits_since = None
-        self._left_out = self._busy = NOBODY
+        self._left_out, self._busy = self._left_out_of.get(assignment.name, NOBODY), NOBODY
         self._full = None
         return True
 

@@ -126,7 +126,7 @@ class _Unseen(TierAssignment):
     def others(self, last_resort: bool = False) -> bool:
         return False
 
-    def change(self, last_resort: bool = False) -> bool:
+    def change(self, last_resort: bool = False, spent: bool = True) -> bool:
         return False
 
     def gave_up(self, fault: Fault) -> bool:

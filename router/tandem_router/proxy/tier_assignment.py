@@ -202,6 +202,7 @@ class TierAssignment:
 
     # What most requests leave as it is, so that making one costs little.
     _failed_tiers: frozenset[str] = frozenset()
+    _spent_tiers: frozenset[str] = frozenset()  # of them: nobody is left to be asked
     committed = False  # once the client has headers, the tier they name stays
     # Of a first answer that was read: it may still be sent, and it is booked already.
     has_answer = False
@@ -289,7 +290,8 @@ class TierAssignment:
         """
         if self.arrival.forced or self.counted is None or self.committed or self.has_answer:
             return False  # an answer that was read takes the place of another tier's
-        services, own, failed = self._services, self.name, self._failed_tiers
+        services, own = self._services, self.name
+        failed = self._spent_tiers if last_resort else self._failed_tiers
         now, picker = services.clock(), services.picker
         for name in services.routing.tiers:
             if name == own or name in failed:
@@ -298,15 +300,18 @@ class TierAssignment:
                 return True
         return False
 
-    def change(self, last_resort: bool = False) -> bool:
+    def change(self, last_resort: bool = False, spent: bool = True) -> bool:
         """Leave a tier that cannot serve, where the router may choose; False where it may not.
 
-        Every ceiling holds for the new tier, too. Count, money and record move along.
+        Every ceiling holds for the new tier, too. Count, money and record move along. spent: nobody
+        of it is left; else it may be come back to as a last resort.
         """
         services, arrival, counted = self._services, self.arrival, self.counted
         if counted is None or not self.others(last_resort):
             return False
-        failed = self._failed_tiers | {self.tier.name}
+        here = frozenset({self.name})
+        spent_tiers = self._spent_tiers | here if spent else self._spent_tiers
+        failed = here | (spent_tiers if last_resort else self._failed_tiers)
         decision = services.routing.choose(
             arrival.request,
             arrival.overrides,
@@ -321,7 +326,7 @@ class TierAssignment:
             return False
         if not services.ledger.move(arrival.hold, decision.tier, decision.reserve_cost_usd):
             return False
-        self._failed_tiers = failed
+        self._failed_tiers, self._spent_tiers = self._failed_tiers | here, spent_tiers
         services.steering.move(counted, decision)
         self.middle = None  # whoever takes over answers directly
         self._take(decision, Reason.UNAVAILABLE)
