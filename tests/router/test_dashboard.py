@@ -78,7 +78,7 @@ async def test_the_page_has_a_place_for_everything_that_its_script_writes(run_ro
 
 
 SHOWN = """
-import { byTenant, passes, whatIf } from "%s";
+import { budgetOf, byTenant, passes, whatIf } from "%s";
 const one = (tier, tenant, status, usd) =>
   ({ tier, tenant, status, error: null, reason: "gain", cost_usd: usd });
 const rows = [one("large", "a", 200, 3), one("small", "a", 500, null), one("small", "b", 200, 1)];
@@ -102,6 +102,9 @@ console.log(JSON.stringify({
   tenants: byTenant(rows, "large"),
   kept: whatIf(state, 0.95),
   never: whatIf({ ...state, curve: [] }, 0.95),
+  budgets: [null, 4.5, 5.5].map((left) => budgetOf({
+    ...state, set_points: { budget_remaining_usd: left, budget_refill_usd_per_s: 0.01 },
+  })),
 }));
 """
 
@@ -127,6 +130,12 @@ def test_the_page_filters_adds_up_by_tenant_and_reads_what_if_from_the_curve() -
     assert said["kept"]["point"]["threshold"] == 0.1
     assert said["kept"]["usd"] == pytest.approx(0.6 * 0.25 + 0.4 * 5.0)
     assert said["never"] is None
+    # An answer of the large tier cost 5 dollars so far.
+    assert said["budgets"] == [
+        {"note": "", "broken": False},
+        {"note": "budget: 4.50 left of 36.0 an hour", "broken": True},
+        {"note": "budget: 5.50 left of 36.0 an hour", "broken": False},
+    ]
 
 
 async def test_a_row_of_the_page_opens_with_what_its_script_reads(

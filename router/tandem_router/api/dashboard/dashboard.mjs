@@ -1,8 +1,11 @@
 // Keeps the page live from /admin/state and /admin/decisions, and runs the playground.
 
 import { gainChart, lineChart, qualityChart } from "./charts.mjs";
-import { RANGES, byTenant, ofRange, offer, passes, whatIf } from "./shown.mjs";
+import { RANGES, budgetOf, byTenant, ofRange, offer, passes, whatIf } from "./shown.mjs";
 import { explain } from "./why.mjs";
+
+// Nothing can be fetched from an address with a name and password in it; the browser knows them now.
+if (new URL(document.baseURI).username) location.replace(location.origin + location.pathname);
 
 const byId = (id) => document.getElementById(id);
 const dearest = document.body.dataset.dearest;
@@ -14,6 +17,7 @@ let decisions = [];
 let lastSequence = 0;
 let tierNames = [];
 let lastState = null;
+let rangeNote = ""; // what is to be said of the range besides its number of requests
 let ranged = null; // decisions of a range, out of the store; null: the last ones
 const opened = new Map(); // request id -> its row's explanation
 
@@ -98,8 +102,9 @@ function showState(state) {
   put("quality", ratio === null ? "–" : `${(ratio * 100).toFixed(1)} %`);
   const broken = ratio !== null && state.quality_floor !== null && ratio < state.quality_floor - 0.005;
   byId("quality").className = broken ? "bad" : "";
-  const left = state.set_points.budget_remaining_usd;
-  byId("cost").className = left !== null && left <= 0 ? "bad" : "";
+  const budget = budgetOf(state);
+  byId("cost").className = budget.broken ? "bad" : "";
+  put("cost-note", budget.note);
   put("quality-note", state.quality_floor === null ? "predicted, last 500 scored"
     : `floor ${(state.quality_floor * 100).toFixed(1)} %, predicted`);
 
@@ -183,10 +188,13 @@ function showWhatIf(state) {
   const found = whatIf(state, floor);
   if (found === null) return put("what-if", state.curve.length ? "no threshold keeps that floor on recent requests" : "no scored request yet");
   const { point, usd: each, allUsd, large } = found;
+  const quality = state.expected_quality_ratio === null
+    ? "prompt length ranks requests and says nothing of quality"
+    : `expected quality ${percent(point.quality_ratio)} of all-${dearest}`;
   const cost = each === null ? "" : `, ${usd(1000 * each)} USD per 1,000 requests`
     + (allUsd ? ` (all to ${dearest}: ${usd(1000 * allUsd)})` : "");
   put("what-if", `${percent(large)} to ${dearest} at a threshold of ${number(point.threshold)}${cost}; `
-    + `expected quality ${percent(point.quality_ratio)} of all-${dearest}. From the last scored requests (1,000 at most), and what each tier's answers cost so far.`);
+    + `${quality}. From the last scored requests (1,000 at most), and what each tier's answers cost so far.`);
 }
 
 function whyRow(id, columns) {
@@ -219,6 +227,9 @@ function showDecisions(state) {
   offer(byId("of-tenant"), everything.map((one) => one.tenant));
   const wanted = filters();
   const shown = everything.filter((one) => passes(one, wanted));
+  const some = shown.length < everything.length;
+  put("range-note", ranged === null && !some ? rangeNote
+    : `${some ? `${shown.length} of ` : ""}${everything.length} requests${rangeNote}`);
   byId("tenants").tBodies[0].replaceChildren(...byTenant(shown, dearest).map((tenant) =>
     row([tenant.tenant, tenant.requests, percent(tenant.large / tenant.requests), tenant.failed || "", usd(tenant.usd)])));
   showWhatIf(state);
@@ -417,9 +428,10 @@ async function changeRange() {
   try {
     const found = seconds ? await ofRange(seconds) : null;
     ranged = found?.decisions ?? null;
-    put("range-note", found === null ? "" : `${found.decisions.length} requests${found.cut ? ", the newest; the range has more" : ""}`);
+    rangeNote = found?.cut ? ", the newest; the range has more" : "";
   } catch {
-    put("range-note", "the router does not answer");
+    ranged = null;
+    rangeNote = "the router does not answer";
   }
   if (lastState) showDecisions(lastState);
 }

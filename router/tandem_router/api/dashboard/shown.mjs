@@ -59,6 +59,16 @@ export function byTenant(decisions, dearest) {
   return [...rows.values()].sort((a, b) => b.usd - a.usd);
 }
 
+// What the budget has left, and whether a usual answer of the dearest tier is more than that.
+export function budgetOf(state) {
+  const { budget_remaining_usd: left, budget_refill_usd_per_s: refill } = state.set_points;
+  if (left === null || left === undefined) return { note: "", broken: false };
+  const large = state.tiers.find((tier) => tier.name === state.dearest_tier);
+  const usual = large && large.num_requests ? large.cost_usd / large.num_requests : 0;
+  const hourly = refill ? ` of ${(refill * 3600).toPrecision(3)} an hour` : "";
+  return { note: `budget: ${Math.max(0, left).toPrecision(3)} left${hourly}`, broken: left <= usual };
+}
+
 // Where a floor of quality leads, from the router's own curve: the cheapest point that keeps it.
 export function whatIf(state, floor) {
   const kept = state.curve.filter((point) => point.quality_ratio >= floor - 1e-9);
