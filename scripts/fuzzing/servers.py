@@ -47,10 +47,10 @@ def sent(port: int, data: bytes, patience_s: float = PATIENCE_S) -> bytes:
             # Who has closed its side is no longer answered; half a request is never.
             while part := _received(connection, patience_s):
                 reply += part
-        except ConnectionError:
-            return reply
         except TimeoutError as error:
             raise Finding("no reply and no end of the connection") from error
+        except OSError:  # reset, or closed before we did
+            return reply
     return reply
 
 

@@ -97,6 +97,46 @@ ATTACKS = {
     "image": (a_model("image", image="evil/miner:1"), "ImageNotAllowed"),
     "node": (a_model("node", weights={"source": "file:///etc"}), "VolumeNotAllowed"),
     "volume": (a_model("volume", {"volumes": [ROOT]}), "VolumeNotAllowed"),
+    "config": (
+        a_router("config")
+        | {
+            "spec": {
+                "tiers": [{"name": "t", "external": external()}],
+                "podPatch": {"spec": {"volumes": [{"name": "config", "configMap": {"name": "m"}}]}},
+            }
+        },
+        "FieldNotAllowed",
+    ),
+    "step": (
+        a_model("step", {"initContainers": [{"name": "fetch-weights", "command": ["sh"]}]}),
+        "FieldNotAllowed",
+    ),
+    "token": (
+        a_model(
+            "token",
+            {
+                "volumes": [
+                    {
+                        "name": "x",
+                        "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]},
+                    }
+                ]
+            },
+        ),
+        "VolumeNotAllowed",
+    ),
+    "compiled": (
+        a_model(
+            "compiled",
+            {
+                "containers": [
+                    {"name": "worker", "volumeMounts": [{"name": "x", "mountPath": "/tmp"}]}
+                ],
+                "volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "x"}}],
+            },
+        ),
+        "FieldNotAllowed",
+    ),
     "own": (a_model("own", namespace=OWN), "NamespaceNotAllowed"),
     "metadata": (a_router("metadata", url="http://2852039166/v1"), "AddressNotAllowed"),
     "inside": (a_router("inside", url="https://kubernetes.default.svc/v1"), "AddressNotAllowed"),

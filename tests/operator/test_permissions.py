@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stored_cluster import BOTH, Cluster
+from tandem_operator import plan
 from tandem_operator.plan import Settings
 from tandem_operator.plan.permissions import refusals, secrets_of
 from tandem_operator.plan.router_config import router_config
@@ -222,6 +225,89 @@ ESCAPES = {
     ),
     "a block of a disk": (container(volumeDevices=[{"devicePath": "/dev/x"}]), "{volumeDevices}"),
     "a directive of the merge": (container(**{"$patch": "replace"}), "{$patch}"),
+    "a configuration of one's own": (
+        {"spec": {"volumes": [{"name": "config", "configMap": {"name": "mine"}}]}},
+        "allow.podFields={volumes}",
+    ),
+    "kernels of a claim": (
+        {"spec": {"volumes": [{"name": "scratch", "persistentVolumeClaim": {"claimName": "x"}}]}},
+        "allow.podFields={volumes}",
+    ),
+    "kernels of a copied disk": (
+        {"spec": {"volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}}]}},
+        "allow.podFields={volumes}",
+    ),
+    "another file of keys": (
+        {"spec": {"volumes": [{"name": "keys-0a1b2c3d4e", "configMap": {"name": "mine"}}]}},
+        "allow.podFields={volumes}",
+    ),
+    "what a compiler finds in its folder": (
+        {
+            "spec": {
+                "volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "x"}}],
+                "containers": [
+                    {
+                        "name": "worker",
+                        "volumeMounts": [{"name": "x", "mountPath": "/tmp/torchinductor_root"}],
+                    }
+                ],
+            }
+        },
+        "allow.podFields={volumeMounts}",
+    ),
+    "another folder for it": (container(env=[{"name": "TMPDIR", "value": "/data"}]), "{TMPDIR}"),
+    "an apiserver of one's own": (
+        container(env=[{"name": "KUBERNETES_SERVICE_HOST", "value": "evil.example"}]),
+        "{KUBERNETES_SERVICE_HOST}",
+    ),
+    "a command of the first step": (
+        {"spec": {"initContainers": [{"name": "fetch-weights", "command": ["sh"]}]}},
+        "allow.podFields={command}",
+    ),
+    "an image of the first step": (
+        {"spec": {"initContainers": [{"name": "fetch-weights", "image": "evil/x:1"}]}},
+        "allow.images={evil/x:1}",
+    ),
+    "variables of the first step": (
+        {"spec": {"initContainers": [{"name": "fetch-weights", "envFrom": [{"secretRef": {}}]}]}},
+        "{envFrom}",
+    ),
+    "a first step that stays": (
+        {"spec": {"initContainers": [{"name": "fetch-weights", "restartPolicy": "Always"}]}},
+        "{restartPolicy}",
+    ),
+    "a file of the node as a message": (
+        container(terminationMessagePath="/etc/passwd"),
+        "{terminationMessagePath}",
+    ),
+    "another folder to start in": (container(workingDir="/data"), "allow.podFields={workingDir}"),
+    "a profile of the node": (
+        {
+            "metadata": {
+                "annotations": {"container.apparmor.security.beta.kubernetes.io/worker": ""}
+            }
+        },
+        "allow.podFields={annotations}",
+    ),
+    "a cloud's identity": (
+        {"metadata": {"labels": {"azure.workload.identity/use": "true"}}},
+        "allow.podFields={labels}",
+    ),
+    "a hook that nobody waits for": (
+        {"metadata": {"finalizers": ["evil.example/x"]}},
+        "finalizers",
+    ),
+    "an owner of one's choice": ({"metadata": {"ownerReferences": []}}, "{ownerReferences}"),
+    "the user of Windows": (
+        container(securityContext={"windowsOptions": {"hostProcess": True}}),
+        "{securityContext}",
+    ),
+    "other users of the node": ({"spec": {"hostUsers": True}}, "allow.podFields={hostUsers}"),
+    "another operating system": ({"spec": {"os": {"name": "windows"}}}, "allow.podFields={os}"),
+    "a network of the node's own": ({"spec": {"hostname": "bank"}}, "allow.podFields={hostname}"),
+    "the names of all Services": ({"spec": {"enableServiceLinks": True}}, "enableServiceLinks"),
+    "an Event per failed pull": ({"spec": {"restartPolicy": "Never"}}, "{restartPolicy}"),
+    "a gate that never opens": ({"spec": {"readinessGates": []}}, "{readinessGates}"),
     "a field of tomorrow": ({"spec": {"hostEverything": True}}, "{hostEverything}"),
 }
 
@@ -248,18 +334,48 @@ def test_what_the_sentence_says_to_set_is_what_allows_it(case: str) -> None:
     assert said(a_model(patch), AllowList.model_validate({field: [value.strip("{}")]})) == []
 
 
+def test_every_volume_of_the_operators_own_is_known_as_such() -> None:
+    """By what `plan` writes: a name, and where its content comes from."""
+    sources = {"configMap", "secret", "emptyDir", "hostPath", "persistentVolumeClaim"}
+    planned = {"embedding", "predictor"}
+    for file in Path(plan.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Dict):
+                fields = {k.value: v for k, v in zip(node.keys, node.values, strict=True)
+                          if isinstance(k, ast.Constant)}  # fmt: skip
+                name = fields.get("name")
+                if sources & fields.keys() and isinstance(name, ast.Constant):
+                    planned.add(name.value)
+
+    assert len(planned) > 8
+    for name in planned:
+        volume = {"name": name, "configMap": {"name": "mine"}}
+        (text,) = said(a_model({"spec": {"volumes": [volume]}}))
+        assert "of the operator's own" in text
+        assert said(a_model({"spec": {"volumes": [{"name": name, "emptyDir": {}}]}})) == []
+
+
 def test_what_teams_patch_every_day_is_allowed() -> None:
     patch = container(
         env=[{"name": "HF_HUB_OFFLINE", "value": "1"}],
         resources={"limits": {"amd.com/gpu": 1}},
-        volumeMounts=[{"name": "shm", "mountPath": "/dev/shm"}],
+        volumeMounts=[
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "claim", "mountPath": "/data"},
+        ],
         livenessProbe={"periodSeconds": 30},
     )
     patch["spec"] |= {
         "affinity": {},
         "topologySpreadConstraints": [],
         "runtimeClassName": "nvidia",
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": "20Gi"}},
+            {"name": "claim", "persistentVolumeClaim": {"claimName": "documents"}},
+        ],
     }
 
     assert said(a_model(patch)) == []

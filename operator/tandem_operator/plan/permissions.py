@@ -54,6 +54,16 @@ _CONTAINER_FIELDS = frozenset(
     }
 )
 _OWN_CONTAINERS = frozenset({"worker", "router", "fetch-weights", "train-predictor"})
+# Volumes of the operator's own: what another source would put there is configuration, a token,
+# weights or compiled code. An empty one is its owner's to have.
+_OWN_VOLUMES = frozenset(
+    {
+        *("config", "copied-predictor", "data", "embedding", "endpoints", "gateway-tls"),
+        *("metrics-token", "peer", "pin", "predictor", "scratch", "store", "store-url", "training"),
+        *("tenant-key", "weights"),
+    }
+)
+_OWN_VOLUME_PREFIXES = ("keys-",)
 _VOLUMES = frozenset(
     {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret"}
 )
@@ -67,6 +77,8 @@ _CODE_PREFIXES = (
 _CODE_VARIABLES = frozenset(
     {
         *("BASH_ENV", "CC", "CXX", "ENV", "GCONV_PATH", "GLIBC_TUNABLES", "HOME", "LOCPATH"),
+        # Where code that was compiled before is looked for, and whom a pod's token is shown to.
+        *("TEMP", "TMP", "TMPDIR", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
         *("NODE_OPTIONS", "PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
         *("HF_MODULES_CACHE", "TORCH_EXTENSIONS_DIR", "TORCH_HOME", "UCX_MODULE_DIR"),
         *("NCCL_CONF_FILE", "NCCL_ENV_PLUGIN", "NCCL_GIN_PLUGIN", "NCCL_NET_PLUGIN"),
@@ -90,6 +102,8 @@ _NAMES_CODE = {
 }
 # Where volumes may appear: nowhere that code is loaded from.
 _MOUNTS = ("/data", "/dev/shm", "/mnt", "/tmp", "/var/cache", "/var/lib/tandem")
+# Here a compiler keeps code, so that only what begins empty may be mounted.
+_EMPTY_MOUNTS = ("/tmp",)
 _MAY_NOT = " may not be patched; remove it"
 _PROBES = frozenset({"livenessProbe", "readinessProbe", "startupProbe"})
 
@@ -313,6 +327,7 @@ def _patch(
         elif key == "spec" and isinstance(value, Mapping):
             for field, inner in value.items():
                 found += _pod_field(field, inner, f"{where}.{field}", settings, allow)
+            found += _prepared_mounts(value, where, allow)
         else:
             found.append(_field(key, where))
     return found
@@ -359,6 +374,11 @@ def _pod_field(
 
 def _volume(entry: Any, where: str, allow: AllowList) -> list[Problem]:
     types = set(entry) - {"name"} if isinstance(entry, Mapping) else set()
+    name = str(entry.get("name")) if isinstance(entry, Mapping) else ""
+    own = name in _OWN_VOLUMES or name.startswith(_OWN_VOLUME_PREFIXES)
+    if own and not types <= {"emptyDir"}:
+        text = f"{where} {name!r} is a volume of the operator's own; call yours by another name"
+        return [_refusal("FieldNotAllowed", text, "allow.podFields={volumes}")]
     return [
         _refusal(
             "VolumeNotAllowed",
@@ -368,6 +388,33 @@ def _volume(entry: Any, where: str, allow: AllowList) -> list[Problem]:
         for kind in sorted(types)
         if kind not in _VOLUMES and kind not in allow.volumes
     ]
+
+
+def _prepared_mounts(spec: Mapping[str, Any], where: str, allow: AllowList) -> list[Problem]:
+    """Mounts of volumes that do not begin empty where compiled code is loaded from."""
+    if "volumeMounts" in allow.pod_fields:
+        return []
+    empty = {
+        entry.get("name")
+        for entry in _mappings(spec.get("volumes"))
+        if set(entry) <= {"name", "emptyDir"}
+    } | {"scratch"}
+    return [
+        _field("volumeMounts", f"{where}.{kind}[{index}].volumeMounts {mount.get('mountPath')}")
+        for kind in ("containers", "initContainers")
+        for index, entry in enumerate(_mappings(spec.get(kind)))
+        for mount in _mappings(entry.get("volumeMounts"))
+        if any(
+            _at_or_below(posixpath.normpath(str(mount.get("mountPath"))), root)
+            for root in _EMPTY_MOUNTS
+        )
+        and mount.get("name") not in empty
+    ]
+
+
+def _mappings(entries: Any) -> list[Mapping[str, Any]]:
+    found = entries if isinstance(entries, list) else []
+    return [entry for entry in found if isinstance(entry, Mapping)]
 
 
 def _container(entry: Any, where: str, settings: Settings, allow: AllowList) -> list[Problem]:
@@ -439,8 +486,7 @@ def _reaches_out(probe: Any) -> bool:
 
 
 def _names(entries: Any, key: str) -> list[str]:
-    found = entries if isinstance(entries, list) else []
-    return [str(entry.get(key)) for entry in found if isinstance(entry, Mapping)]
+    return [str(entry.get(key)) for entry in _mappings(entries)]
 
 
 def _secrets(resource: Model | Router, allow: AllowList, secrets: SecretLabels) -> list[Problem]:
