@@ -1,6 +1,7 @@
 """What a request costs in the router, beside nginx and the Rust routers, in one run.
 
     python benchmarks/router.py [--rounds 3] [--only tandem,vllm-router] [--json] [--results DIR]
+    python benchmarks/router.py --only tandem --before ANOTHER_CHECKOUT
     python benchmarks/router.py --memory 200000
 
 On loopback: one fast fake upstream, one load generator, and one router at a time, alone on one core
@@ -13,6 +14,8 @@ replies and streams in slices that take turns; the figures are medians over the 
 * added TTFT: median time to a stream's first byte, eight streams under way, less the upstream's.
 
 CPU time hardly changes on a busy machine; latencies do, so compare them within one run only.
+`--before` runs Tandem of another checkout (`git worktree add`) beside this one's, and tells the
+ratios: the way to see what a change is worth.
 `--memory N` sends N requests through Tandem alone and prints how its memory grows.
 """
 
@@ -36,7 +39,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 from proxying.load import BadReply, drive
-from proxying.peers import ROOT, Peer, peers
+from proxying.peers import ROOT, Peer, earlier, peers
 from proxying.upstream import NUM_CHUNKS
 
 UPSTREAM = Path(__file__).parent / "proxying" / "upstream.py"
@@ -219,8 +222,8 @@ def compare(chosen: list[Peer], rounds: int, sizes: Sizes) -> dict[str, dict[str
     }
 
 
-def ratios(figures: dict[str, dict[str, float]]) -> dict[str, float] | None:
-    ours, theirs = figures.get("tandem"), figures.get("vllm-router")
+def ratios(figures: dict[str, dict[str, float]], other: str) -> dict[str, float] | None:
+    ours, theirs = figures.get("tandem"), figures.get(other)
     if ours is None or theirs is None:
         return None
     return {name: ours[name] / theirs[name] for name in ours}
@@ -262,6 +265,7 @@ def main() -> int:
     parser.add_argument("--singles", type=int, default=600, help="whole replies one at a time")
     parser.add_argument("--streams", type=int, default=120, help="streams a round")
     parser.add_argument("--only", help="routers to run, of nginx,vllm-router,sglang-router,tandem")
+    parser.add_argument("--before", type=Path, help="a checkout whose Tandem is run, too")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--results", type=Path, help="folder to write router-<date>.json into")
     parser.add_argument("--memory", type=int, help="requests through Tandem alone, for its memory")
@@ -282,6 +286,8 @@ def main() -> int:
     if args.only:
         names = args.only.split(",")
         chosen = [peer for peer in chosen if peer.name in names]
+    if args.before:
+        chosen.append(earlier(args.before.resolve()))
     sizes = Sizes(args.requests, args.singles, args.streams)
     figures = compare(chosen, args.rounds, sizes)
     result = {
@@ -290,7 +296,8 @@ def main() -> int:
         "rounds": args.rounds,
         "sizes": asdict(sizes),
         "microseconds": figures,
-        "tandem_over_vllm_router": ratios(figures),
+        "tandem_over_vllm_router": ratios(figures, "vllm-router"),
+        "tandem_over_before": ratios(figures, "before"),
     }
     if args.json:
         print(json.dumps(result, indent=1))
@@ -299,8 +306,9 @@ def main() -> int:
         print(f"{'microseconds':14}" + "".join(f"{name:>17}" for name in columns))
         for name, row in figures.items():
             print(f"{name:14}" + "".join(f"{row[column]:17.1f}" for column in columns))
-        if (shown := ratios(figures)) is not None:
-            print(f"{'over vllm':14}" + "".join(f"{shown[column]:17.2f}" for column in columns))
+        for other, title in (("vllm-router", "over vllm"), ("before", "over before")):
+            if (shown := ratios(figures, other)) is not None:
+                print(f"{title:14}" + "".join(f"{shown[column]:17.2f}" for column in columns))
     if args.results:
         path = args.results / f"router-{about['date']}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -143,6 +143,15 @@ class Peer:
     command: Callable[[int, int, Path], list[str]]
 
 
+def earlier(tree: Path) -> Peer:
+    """Tandem of another checkout, with the packages that are installed here."""
+
+    def command(port: int, upstream: int, folder: Path) -> list[str]:
+        return ["env", f"PYTHONPATH={tree / 'router'}", *tandem(port, upstream, folder)]
+
+    return Peer("before", str(tree), command)
+
+
 def peers() -> list[Peer]:
     return [
         Peer("nginx", nginx_version(), nginx),
