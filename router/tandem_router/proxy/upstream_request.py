@@ -142,10 +142,15 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
     at = body.find(b'"model"')
     if at < 0 or body.find(b'"model"', at + 7) >= 0 or body.find(b"\\u00") >= 0:
         return None
-    found = _MODEL.match(body, at)
-    if found is None or found[1] != request.model.encode():
-        return None
-    start, end = found.span(1)
+    for spelled, before in _spellings(request.model):
+        if body.startswith(spelled, at):
+            start, end = at + before, at + len(spelled) - 1
+            break
+    else:
+        found = _MODEL.match(body, at)
+        if found is None or found[1] != request.model.encode():
+            return None
+        start, end = found.span(1)
     if request.stream:
         fields = request.fields
         if "stream_options" not in fields:
@@ -156,6 +161,15 @@ def spliced(request: InferenceRequest, model: str) -> bytes | None:
         if options is None or options.get("include_usage") is not True:
             return None
     return b"%b%b%b" % (body[:start], _quoted(model), body[end:])
+
+
+@lru_cache(maxsize=256)
+def _spellings(model: str) -> tuple[tuple[bytes, int], ...]:
+    """How clients write the field, and where its value begins: as OpenAI's, or closely."""
+    name = model.encode()
+    if b'"' in name or b"\\" in name:
+        return ()
+    return ((b'"model": "%b"' % name, 10), (b'"model":"%b"' % name, 9))
 
 
 @lru_cache(maxsize=256)
