@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from eventually import eventually
 from tandem_router.balancing import kubernetes_discovery as endpointslices
 from tandem_router.config import EndpointSliceEndpoints, ServiceRef
-from tandem_router.errors import UnreachableError, UpstreamError
+from tandem_router.errors import TimedOutError, UnreachableError, UpstreamError
 from tandem_router.http.client import UpstreamClient
-from tandem_router.http.response import PAUSE_ABOVE_BYTES
+from tandem_router.http.deadlines import Deadlines
+from tandem_router.http.response import PAUSE_ABOVE_BYTES, Response
 
 Script = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Any]
 
@@ -366,3 +368,36 @@ async def test_a_watch_that_tells_nothing_is_asked_for_more_and_more_rarely(
         task.cancel()
 
     assert waits == [endpointslices.FIRST_RETRY_S * 2**i for i in range(4)]
+
+
+@pytest.mark.parametrize(("more_s", "ends_at"), [(0.0, 2.0), (3.0, 5.0), (math.inf, 50.0)])
+async def test_whether_a_reply_may_take_longer_is_asked_once_and_when_its_time_is_over(
+    more_s: float, ends_at: float
+) -> None:
+    """Of nearly all replies it is never asked: they have begun by then."""
+    asked: list[float] = []
+
+    class Line:
+        name = "worker"
+        transport: asyncio.Transport | None = None
+        response: Response | None = None
+        deadlines = Deadlines(asyncio.get_running_loop())
+
+        def abort(self) -> None: ...
+
+    def more() -> float:
+        asked.append(at)
+        return more_s
+
+    reply = Response(Line(), asyncio.get_running_loop())
+    at = reply.last_data = 0.0
+    reply.watch(50.0, 2.0, more)
+
+    at = 2.0
+    while (due := reply.due(at)) < math.inf:
+        at = due
+
+    assert at == ends_at
+    assert isinstance(reply.error, TimedOutError)
+    assert asked == [2.0]
+    Line.deadlines.close()

@@ -110,13 +110,15 @@ class UpstreamClient:
         body: bytes = b"",
         stall_timeout_s: float | None = None,
         begin_within_s: float | None = None,
+        more_s: Callable[[], float] | None = None,
         outward: bool = False,
         may_repeat: Callable[[], bool] | None = None,
     ) -> Response:
         """Send one request and return once the reply's headers are here.
 
         headers: by name, or as they are written. begin_within_s: the reply fails unless
-        `Response.began` was called by then. outward: to a provider, whose address is checked.
+        `Response.began` was called by then, or in so many more seconds as more_s then says.
+        outward: to a provider, whose address is checked.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
         timed it out. Our requests may be repeated safely, since ids and seeds travel with them;
@@ -148,7 +150,7 @@ class UpstreamClient:
                 connection = await pool.connect(min(limit_s, begin_within_s or limit_s))
             response = Response(connection, pool.loop)
             connection.send(head, body, response)
-            response.watch(stall_s, begin_within_s)
+            response.watch(stall_s, begin_within_s, more_s)
             try:
                 while not response.status and not response.done:
                     await response.until_awake()

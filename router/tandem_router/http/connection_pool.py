@@ -120,11 +120,8 @@ class Connection(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         headers = response.headers
         response.encoding = headers.get(b"content-encoding")
-        response.until_eof = (
-            b"content-length" not in headers
-            and b"transfer-encoding" not in headers
-            and status not in (204, 304)
-        )
+        if b"content-length" not in headers:
+            response.until_eof = b"transfer-encoding" not in headers and status not in (204, 304)
 
     def on_chunk_header(self) -> None:
         self._is_after_chunk = False

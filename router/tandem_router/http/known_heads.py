@@ -32,7 +32,17 @@ _NEVER = frozenset(
 class Head:
     """One head as it was read. reading: what the application made of it, the server's not."""
 
-    __slots__ = ("_after", "_at", "_before", "headers", "keep_alive", "names", "reading", "scope")
+    __slots__ = (
+        "_after",
+        "_at",
+        "_before",
+        "_digits_at",
+        "headers",
+        "keep_alive",
+        "names",
+        "reading",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class Head:
         end = data.find(_ENDS) + 4
         at = _length_at(data, end)
         self._before, self._after = data[:at], data[data.find(b"\r", at) : end]
+        self._digits_at = at
         self.scope = scope  # without what belongs to one request or connection
         self.headers = headers
         self.names = names
@@ -55,10 +66,9 @@ class Head:
 
     def body_in(self, data: bytes) -> bytes | None:
         """The body, where `data` is one whole request with this head."""
-        before, after = self._before, self._after
-        if not data.startswith(before):
+        if not data.startswith(self._before):
             return None
-        at = len(before)
+        after, at = self._after, self._digits_at
         stop = data.find(b"\r", at, at + MOST_DIGITS + 1)
         if stop < 0 or not data.startswith(after, stop):
             return None

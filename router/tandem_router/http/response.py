@@ -53,6 +53,7 @@ class Response(Waited):
     _is_watched = False
     _stall_s = math.inf
     _begin_by = math.inf
+    _more_s: Callable[[], float] | None = None
     _sink: Callable[[bytes], None] | None = None
     _pass_on: Callable[[bytes], bool] | None = None
 
@@ -75,10 +76,16 @@ class Response(Waited):
 
     # -- how long it may take ---------------------------------------------------------------
 
-    def watch(self, stall_s: float, begin_s: float | None = None) -> None:
+    def watch(
+        self,
+        stall_s: float,
+        begin_s: float | None = None,
+        more_s: Callable[[], float] | None = None,
+    ) -> None:
         """Fail the reply after stall_s without a byte, or begin_s without `began` being called.
 
-        A provider that keeps a connection alive and answers nothing sends bytes, too.
+        A provider that keeps a connection alive and answers nothing sends bytes, too. more_s: asked
+        once, when begin_s are over, how much longer it may take: nearly all have begun by then.
         """
         connection = self._connection
         if connection is None:
@@ -86,6 +93,7 @@ class Response(Waited):
         now, self._stall_s, self._is_watched = self.last_data, stall_s, True
         due = now + stall_s
         if begin_s is not None:
+            self._more_s = more_s
             begin_by = self._begin_by = now + begin_s
             if begin_by < due:
                 due = begin_by
@@ -100,6 +108,9 @@ class Response(Waited):
         due, why = self.last_data + self._stall_s, f"no byte for {self._stall_s:g} s"
         if self._paused:
             due = now + self._stall_s  # it is we who do not read
+        more_s = self._more_s
+        if more_s is not None and self._begin_by <= now:
+            self._more_s, self._begin_by = None, now + more_s()
         if self._begin_by < due:
             due, why = self._begin_by, "no answer began in time"
         if due > now:
@@ -192,7 +203,7 @@ class Response(Waited):
         """Nobody reads on; where it ends within that time, its connection is used again."""
         if self.done or self._connection is None:
             return
-        self._begin_by = self._loop.time() + within_s
+        self._begin_by, self._more_s = self._loop.time() + within_s, None
         self._connection.deadlines.watch(self, self._begin_by)
         self.pour(_drop)
 

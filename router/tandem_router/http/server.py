@@ -516,7 +516,7 @@ class Connection(asyncio.Protocol):
             self.deadline = self.loop.time() + self.limits.header_timeout_s
         if self._pipeline:
             self._start(self._pipeline.popleft())
-        if not self._pipeline:
+        if self._reading_paused and not self._pipeline:
             self.resume_reading()
 
     def refuse(self, error: ApiError) -> None:

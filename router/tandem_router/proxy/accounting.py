@@ -60,7 +60,8 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     e2e_s = record.e2e_s = ended_at - arrival.started_at
     record.prompt_tokens, record.output_tokens = num_prompt, num_output
     record.cost_usd = cost
-    record.usage_estimated = outcome.usage.estimated
+    if outcome.usage.estimated:
+        record.usage_estimated = True
     dearest = services.prices.dearest
     is_plain = not usage.cached_tokens and not usage.reasoning_tokens
     if tier == dearest and used is not NOTHING and is_plain and assignment.cached is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
@@ -301,6 +302,7 @@ class Retries:
                 body=body,
                 stall_timeout_s=stall_s,
                 begin_within_s=self._patience_s(),
+                more_s=self._more_patience_s,
                 outward=external,
                 may_repeat=self._repeats if external else None,
             )
@@ -353,24 +355,32 @@ class Retries:
     def _patience_s(self) -> float | None:
         """How long an attempt may go without the beginning of an answer; None: until it stalls.
 
-        Where another tier could answer, a tier gets part of the time. A worker of ours that
-        reports its load is alive and may take as long as its queue is.
+        That is the part of the time that a tier gets where another one could answer: whether any
+        could is looked at when it is over (`_more_patience_s`).
         """
-        assignment = self._assignment
-        if assignment.committed:
+        if self._assignment.committed:
             return None
-        answer_s, external = self._arrival.answer_s, assignment.is_external
+        answer_s = self._arrival.answer_s
         left = self._deadline + answer_s - self._services.clock()
-        if left < 0.001:
-            left = 0.001
-        if not assignment.has_answer and not assignment.others():
-            return left if external else None
         share = self._failover.wait_s / 2.0
-        if external:
+        if self._assignment.is_external:
             patience_s = self._failover.tier_patience_s
             share = patience_s if patience_s < share else share
         share += answer_s
-        return share if share < left else left
+        least = share if share < left else left
+        return least if least > 0.001 else 0.001
+
+    def _more_patience_s(self) -> float:
+        """How much longer an attempt may take; none where something else could be answered.
+
+        A worker of ours that reports its load is alive and may take as long as its queue is.
+        """
+        assignment = self._assignment
+        if assignment.has_answer or assignment.others():
+            return 0.0
+        if not assignment.is_external:
+            return math.inf
+        return self._deadline + self._arrival.answer_s - self._services.clock()
 
     # -- who is next ------------------------------------------------------------------------
 
