@@ -24,16 +24,9 @@ class HeldBodies:
 
     def hold(self, sender: str, num_bytes: int = 0) -> HeldBody:
         """num_bytes: what is here of it. Raises ApiError (503 or 429) where there is no room."""
-        num_bytes += PER_BODY_BYTES
-        of_sender = self.by_sender.get(sender, 0) + num_bytes
-        of_all = self.num_bytes + num_bytes
-        if of_sender > self.max_bytes_per_sender or of_all > self.max_bytes:
-            refusal = self.refusal(sender, num_bytes)
-            assert refusal is not None
-            raise refusal
-        self.num_bytes = of_all
-        self.by_sender[sender] = of_sender
-        return HeldBody(self, sender, num_bytes)
+        body = HeldBody(self, sender, 0)
+        body.grow(PER_BODY_BYTES + num_bytes)
+        return body
 
     def refusal(self, sender: str, num_bytes: int) -> ApiError | None:
         """Why `num_bytes` more cannot be held, if so."""
