@@ -21,7 +21,7 @@ from tandem_router.proxy.faults import Fault, RequestRefused
 from tandem_router.proxy.first_answer import asked_whole
 from tandem_router.proxy.retries import Retries
 from tandem_router.proxy.tier_assignment import Replaced, TierAssignment
-from tandem_router.quality.learner import Answered, NoAnswer, Shadow, Unseen
+from tandem_router.quality.learner import Answered, Lesson, NoAnswer, Shadow, Unseen
 from tandem_router.quality.shadow_gate import Explored
 from tandem_router.routing.answer_reading import text_of
 from tandem_router.routing.new_tiers import EXPLORED_SHARE
@@ -70,7 +70,7 @@ def offer(services: Services, assignment: TierAssignment, answer: Callable[[], s
     )
     shadow = _known(replaced) if replaced else _shadow(services, assignment, draw.tier)
     beside = _shadow(services, assignment, draw.beside) if draw.beside is not None else None
-    learner.start(draw, answered, prices.dearest, shadow, beside)
+    learner.start(Lesson(draw, answered, prices.dearest, shadow, beside))
 
 
 def _known(replaced: Replaced) -> Shadow:

@@ -80,6 +80,20 @@ class Shadow:
     source: LabelSource | None = None  # of the label; None: by who judges
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """An answered request that was drawn, and who else answers it. dearest: the dearest tier.
+
+    beside: how to ask the dearest one too, where neither answer is its own.
+    """
+
+    draw: Draw
+    answered: Answered
+    dearest: str
+    shadow: Shadow
+    beside: Shadow | None = None
+
+
 @dataclass(slots=True)
 class Counts:
     """What became of shadow requests since the start."""
@@ -200,66 +214,46 @@ class Learner:
             return None
         return Draw(tier, share, share)
 
-    def start(
-        self,
-        draw: Draw,
-        answered: Answered,
-        dearest: str,
-        shadow: Shadow,
-        beside: Shadow | None = None,
-    ) -> None:
-        """Begin to learn from a request that was drawn; returns at once."""
+    def start(self, lesson: Lesson) -> None:
+        """Begin to learn from it; returns at once."""
         self.counts.num_drawn += 1
-        learned = self._learn(draw, answered, dearest, shadow, beside)
-        name = f"shadow {answered.request_id}"
-        task = asyncio.get_running_loop().create_task(learned, name=name)
+        name = f"shadow {lesson.answered.request_id}"
+        task = asyncio.get_running_loop().create_task(self._learn(lesson), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _learn(
-        self,
-        draw: Draw,
-        answered: Answered,
-        dearest: str,
-        shadow: Shadow,
-        beside: Shadow | None,
-    ) -> None:
+    async def _learn(self, lesson: Lesson) -> None:
+        request_id = lesson.answered.request_id
         try:
-            label = await self._label(draw, answered, dearest, shadow, beside)
+            label = await self._label(lesson)
         except (NoAnswer, JudgeFailed) as error:
             what = "no money" if isinstance(error, NoMoney) else "no answer"
             if isinstance(error, JudgeFailed):
                 what = "no verdict"
             self.counts.failed[what] += 1
-            logger.info("shadow of request %s: %s: %s", answered.request_id, what, error)
+            logger.info("shadow of request %s: %s: %s", request_id, what, error)
         except asyncio.CancelledError:
             raise
         except Exception:
             self.counts.failed["the router failed"] += 1
-            logger.exception("shadow of request %s failed inside the router", answered.request_id)
+            logger.exception("shadow of request %s failed inside the router", request_id)
         else:
             self.counts.num_labelled += 1
             self._labels.add(label)
 
-    async def _label(
-        self,
-        draw: Draw,
-        answered: Answered,
-        dearest: str,
-        shadow: Shadow,
-        beside: Shadow | None,
-    ) -> Label:
+    async def _label(self, lesson: Lesson) -> Label:
         judge = self.judge
         if judge is None:
             raise JudgeFailed("there is none any more")
-        unseen = await self._paid(draw.tier, shadow)
+        draw, answered, dearest = lesson.draw, lesson.answered, lesson.dearest
+        unseen = await self._paid(draw.tier, lesson.shadow)
         asked_usd = unseen.usd
         texts = {answered.tier: answered.answer, draw.tier: unseen.text}
-        if beside is not None:
-            reference = await self._paid(dearest, beside)
+        if lesson.beside is not None:
+            reference = await self._paid(dearest, lesson.beside)
             asked_usd += reference.usd
             texts = {draw.tier: unseen.text, dearest: reference.text}
-        source = shadow.source or ("judge" if judge.external else "shadow")
+        source = lesson.shadow.source or ("judge" if judge.external else "shadow")
         if dearest not in texts:
             source, dearest = "explored", answered.tier
         other = next(tier for tier in texts if tier != dearest)
