@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from tandem_worker.scheduling.kv_blocks import BlockManager
-from tandem_worker.scheduling.ranking import Order
+from tandem_worker.scheduling.ranking import Order, Ranking, nominal_time
 from tandem_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from tandem_worker.scheduling.sequence import Sequence, Step
 
@@ -202,3 +202,44 @@ def test_quiet_steps_at_once_are_those_one_by_one(
             if num_steps < most:  # as many as there could be
                 assert single.step().preempted
         life.step()
+
+
+@given(
+    ranks=st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(0, 3)), max_size=30),
+    most=st.integers(0, 12),
+)
+def test_whoever_takes_part_under_levels_is_the_first_of_all_and_running_ones_win_ties(
+    ranks: list[tuple[bool, int, int]], most: int
+) -> None:
+    ranking = Ranking("mlfq", 4, 0.5, nominal_time)
+    everyone = [
+        (runs, Sequence(str(number), [1], 1, level=level, arrival_s=float(arrival)))
+        for number, (runs, level, arrival) in enumerate(ranks)
+    ]
+    running, waiting = (
+        sorted((s for runs, s in everyone if runs is which), key=ranking.key)
+        for which in (True, False)
+    )
+
+    best = sorted(running + waiting, key=ranking.key)[:most]
+
+    assert ranking.num_first(running, waiting, most) == sum(s in running for s in best)
+
+
+@given(seeds=seeds, num_blocks=num_blocks)
+@settings(max_examples=40, deadline=None)
+def test_under_levels_only_the_first_of_all_take_part_in_a_step(
+    seeds: list[int], num_blocks: int
+) -> None:
+    for life in lives("mlfq", seeds, num_blocks):
+        scheduler = life.scheduler
+        step = life.begin()
+
+        computed = {c.sequence.request_id for c in step.chunks}
+        sat_out = [s for s in scheduler.running if s.request_id not in computed]
+        others = [s for s in scheduler.running if s.request_id in computed]
+        if not step.preempted and sum(c.num_tokens for c in step.chunks) < 10:  # of its budget
+            assert len(computed) <= 3
+            assert not sat_out or max(map(life.rank, others)) <= min(map(life.rank, sat_out))
+        assert scheduler.waiting == sorted(scheduler.waiting, key=life.rank)
+        life.end(step)

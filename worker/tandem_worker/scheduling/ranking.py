@@ -7,6 +7,7 @@ levels, through which a sequence sinks with what it has been served.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -47,8 +48,10 @@ class Ranking:
         self._starvation_s = starvation_s
         self._service_time = service_time
         self.has_levels = order == "mlfq"
-        self.moves = order in ("mlfq", "edf")
-        """Ranks change while waiting: by starvation, and with what the measured steps take."""
+        self.moves = order == "edf"
+        """Ranks change while waiting, with what the measured steps take."""
+        self._starves_at_s = math.inf
+        """Nobody waits too long before."""
 
     def key(self, sequence: Sequence) -> tuple[float, ...]:
         """Sort key; the smallest goes first."""
@@ -67,6 +70,7 @@ class Ranking:
 
     def insert(self, waiting: list[Sequence], sequence: Sequence) -> None:
         """Into a sorted list, at its place."""
+        self._starves_at_s = min(self._starves_at_s, sequence.queued_since_s + self._starvation_s)
         bisect.insort_right(waiting, sequence, key=self.key)
 
     def join(self, sequence: Sequence) -> None:
@@ -76,21 +80,44 @@ class Ranking:
             level += 1
         sequence.level = level
 
-    def demote(self, chunks: Iterable[Chunk]) -> None:
-        """Count what a step has served; who has used a level up sinks to the next."""
-        quantum, running = self._quantum_tokens, State.RUNNING
+    def demote(self, chunks: Iterable[Chunk]) -> bool:
+        """Count what a step has served; who has used a level up sinks to the next.
+
+        Returns:
+            Whether any has.
+        """
+        quantum, running, sank = self._quantum_tokens, State.RUNNING, False
         for sequence, _, num_tokens in chunks:
             if sequence.state is not running:
                 continue
             served = sequence.served_tokens + num_tokens
             if served >= quantum << sequence.level and sequence.level < _NUM_LEVELS - 1:
                 sequence.level += 1
-                served = 0
+                served, sank = 0, True
             sequence.served_tokens = served
+        return sank
 
-    def lift(self, waiting: Iterable[Sequence], now_s: float) -> None:
-        """Back to the highest level with who has waited too long."""
+    def lift(self, waiting: list[Sequence], now_s: float) -> None:
+        """Back to the highest level with who has waited too long, and to its place in the list."""
+        if now_s <= self._starves_at_s:
+            return
         for sequence in waiting:
             if now_s - sequence.queued_since_s > self._starvation_s:
                 sequence.level = 0
                 sequence.queued_since_s = now_s
+        waiting.sort(key=self.key)
+        since_s = min((sequence.queued_since_s for sequence in waiting), default=math.inf)
+        self._starves_at_s = since_s + self._starvation_s
+
+    def num_first(self, running: list[Sequence], waiting: list[Sequence], most: int) -> int:
+        """How many of two sorted lists' first ``most`` are of the running ones, which win ties."""
+        high = min(most, len(running))
+        low = min(high, max(0, most - len(waiting)))
+        while low < high:
+            middle = (low + high) // 2
+            # One more of the running ones goes before the last of the waiting ones?
+            if self.key(waiting[most - middle - 1]) < self.key(running[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low

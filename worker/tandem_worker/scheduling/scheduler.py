@@ -87,6 +87,8 @@ class Scheduler:
         self._shares = StepShares(self.turns, limits.max_batched_tokens, limits.max_num_seqs)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._is_sorted = True
+        """Whether those that are computed stand in order, where they have levels."""
         self.awaiting_kv: dict[str, Sequence] = {}
         self.holding: dict[str, Sequence] = {}
         self.num_prefix_queries = 0
@@ -133,6 +135,7 @@ class Scheduler:
         sequence.state = State.RUNNING
         self._shares.resumes(sequence)
         self.running.append(sequence)
+        self._is_sorted = False
 
     def remote_failed(self, sequence: Sequence, now_s: float) -> list[int]:
         """Back to the queue, to be prefilled here.
@@ -243,8 +246,8 @@ class Scheduler:
         """Record that a step's chunks are computed; sampled tokens are appended by the caller."""
         size = self.blocks.block_size
         caches = self.blocks.prefix_cache
-        if self._ranking.has_levels:
-            self._ranking.demote(step.chunks)
+        if self._ranking.has_levels and self._ranking.demote(step.chunks):
+            self._is_sorted = False
         running = State.RUNNING
         for sequence, start, num_tokens in step.chunks:
             if sequence.state is not running:
@@ -321,16 +324,22 @@ class Scheduler:
         # blocks (unless memory is needed) and simply sit out. A pinned one cannot give its blocks
         # up, so sitting out would only hold up who needs them.
         self._ranking.lift(self.waiting, now_s)
+        if not self._is_sorted:
+            self.running.sort(key=self._ranking.key)
+            self._is_sorted = True
+        most = self.limits.max_num_seqs
+        if not self.turns.are_shared:
+            num_first = self._ranking.num_first(self.running, self.waiting, most)
+            rest = self.running[num_first:]
+            running = self.running[:num_first] + [s for s in rest if s.pinned]
+            return running, [s for s in rest if not s.pinned]
         everyone = sorted(self.running + self.waiting, key=self._ranking.key)
-        best = one_by_one(everyone) if self.turns.are_shared else everyone
-        chosen = {id(s) for s in best[: self.limits.max_num_seqs]}
-        running: list[Sequence] = []
-        paused: list[Sequence] = []
-        for sequence in everyone:
-            if sequence.state is State.RUNNING:
-                takes_part = sequence.pinned or id(sequence) in chosen
-                (running if takes_part else paused).append(sequence)
-        return running, paused
+        chosen = {id(s) for s in one_by_one(everyone)[:most]}
+        takes_part = [s.pinned or id(s) in chosen for s in self.running]
+        return (
+            [s for s, takes in zip(self.running, takes_part, strict=True) if takes],
+            [s for s, takes in zip(self.running, takes_part, strict=True) if not takes],
+        )
 
     def _admit(
         self,
@@ -393,6 +402,7 @@ class Scheduler:
             sequence.state = State.RUNNING
             sequence.remote_prefill = False
             self.running.append(sequence)
+            self._is_sorted = False
             num_tokens = min(cap, uncached)
             step.chunks.append(Chunk(sequence, num_cached, num_tokens))
             budget -= num_tokens
