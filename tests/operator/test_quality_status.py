@@ -96,6 +96,45 @@ async def test_quality_is_proven_by_its_interval_alone(
     assert status["quality"]["labels"] == quality.num_labels
 
 
+def of_pod(ratio: float, low: float, high: float, labels: int, **more: Any) -> Object:
+    said = {"measured": ratio, "low": low, "high": high, "num_labels": labels, **more}
+    return {**REPORT, "quality": {**REPORT["quality"], **said}}
+
+
+@pytest.mark.parametrize(
+    ("other", "proven"),
+    [
+        ((0.98, 0.96, 0.99, 300), ("True", "Proven")),
+        ((0.90, 0.87, 0.93, 300), ("Unknown", "ReplicasDisagree")),
+        ((0.94, 0.90, 0.965, 300), ("True", "Proven")),
+    ],
+    ids=["the same", "apart", "both may be right"],
+)
+async def test_replicas_that_disagree_prove_nothing_and_status_says_who_measured_what(
+    other: tuple[float, float, float, int], proven: tuple[str, str]
+) -> None:
+    states = [of_pod(0.97, 0.955, 0.985, 400), of_pod(*other)]
+
+    for pods in (states, states[::-1]):
+        conditions, status = await status_of(LEARNING, TrafficFacts(quality=quality_facts(pods)))
+        assert conditions["QualityProven"] == proven
+
+    (said,) = [c["message"] for c in status["conditions"] if c["type"] == "QualityProven"]
+    if proven[1] == "ReplicasDisagree":
+        assert "measured 0.900 (0.870-0.930, 300 labels), another 0.970 (0.955-0.985" in said
+        assert "spec.store.postgres" in said
+
+
+async def test_what_is_wrong_with_one_replica_is_said_though_another_knows_more() -> None:
+    well = of_pod(0.97, 0.955, 0.985, 400)
+    blind = of_pod(0.97, 0.955, 0.985, 40, error="labels cannot be read: locked")
+    deaf = {**well, "learning": {**REPORT["learning"], "judge": {"error": "status 500"}}}
+
+    for states, reason in (([well, blind], "LabelsUnavailable"), ([well, deaf], "JudgeFails")):
+        conditions, _ = await status_of(LEARNING, TrafficFacts(quality=quality_facts(states)))
+        assert conditions["Learning"] == ("False", reason)
+
+
 def test_status_quality_has_interval_since_and_cost() -> None:
     assert quality_status(measured(0.9612, 0.94, 0.98)) == {
         "measured": "0.961",

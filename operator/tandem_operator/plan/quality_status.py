@@ -76,7 +76,13 @@ def _proven(conditions: Conditions, floor: float, learned: QualityFacts | None) 
         f"measured {learned.measured:.3f}, within {learned.low:.3f}-{learned.high:.3f} with 95 % "
         f"certainty after {learned.num_labels} labels, floor {floor:g}"
     )
-    if learned.low >= floor:
+    if learned.disagreement:
+        text = (
+            f"{learned.disagreement}: nothing is proven of the Router; share labels by "
+            "spec.store.postgres, or see in GET /admin/decisions what one gets that others do not"
+        )
+        conditions.add("QualityProven", None, "ReplicasDisagree", text)
+    elif learned.low >= floor:
         conditions.add("QualityProven", True, "Proven", text)
     elif learned.high < floor:
         conditions.add("QualityProven", False, "BelowFloor", text)

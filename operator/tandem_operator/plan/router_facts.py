@@ -70,7 +70,8 @@ class QualityFacts:
     """What a router learned of the quality that it delivered; ratios of the last tier's.
 
     since, drifted_at: Unix times. drift: the last change of a tier's quality in words, and whether
-    it rose. The last four say why nothing is learned now; empty where that is not why.
+    it rose. disagreement: of pods whose intervals exclude each other. The last four say
+    why nothing is learned now; empty where that is not why.
     """
 
     measured: float | None = None
@@ -82,6 +83,7 @@ class QualityFacts:
     drift: str = ""
     rose: bool = False
     drifted_at: float | None = None
+    disagreement: str = ""
     judge_error: str = ""
     labels_error: str = ""
     cap_error: str = ""

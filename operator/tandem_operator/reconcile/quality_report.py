@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from tandem_operator.plan.router_facts import QualityFacts, RetrainingFacts
 from tandem_operator.resources.base import Object
@@ -10,7 +11,10 @@ from tandem_operator.resources.timestamps import timestamp
 
 
 def quality_facts(states: list[Object]) -> QualityFacts | None:
-    """What the pod says that knows most labels; None where none learns or has labels."""
+    """What the pod says that knows most labels, and what is wrong with any.
+
+    None where none learns or has labels.
+    """
     known = [state for state in states if isinstance(state.get("quality"), dict)]
     if not known:
         return None
@@ -20,7 +24,8 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
         return None
     changes = quality.get("changes") or []
     change = changes[-1] if changes else None
-    judge, closed = learning.get("judge") or {}, learning.get("closed") or {}
+    closed = learning.get("closed") or {}
+    judges = [(s.get("learning") or {}).get("judge") or {} for s in (most, *known)]
     return QualityFacts(
         measured=_number(quality.get("measured")),
         low=_number(quality.get("low")),
@@ -31,8 +36,9 @@ def quality_facts(states: list[Object]) -> QualityFacts | None:
         drift=_drift(change) if change is not None else "",
         rose=change is not None and change.get("rose") is True,
         drifted_at=_number(change.get("at")) if change is not None else None,
-        judge_error=str(judge.get("error") or "")[:900],
-        labels_error=str(quality.get("error") or "")[:900],
+        disagreement=_disagreement([s["quality"] for s in known]),
+        judge_error=_first(judge.get("error") for judge in judges),
+        labels_error=_first(s["quality"].get("error") for s in (most, *known)),
         cap_error=_cap_error(learning),
         paused="; ".join(dict.fromkeys(map(str, closed.values())))[:900],
     )
@@ -72,6 +78,26 @@ def _changes(retrainings: list[Object]) -> tuple[str, ...]:
         for step in steps
     )
     return tuple(dict.fromkeys(texts))
+
+
+def _first(texts: Iterable[object]) -> str:
+    return next((str(text) for text in texts if text), "")[:900]
+
+
+def _disagreement(qualities: list[Object]) -> str:
+    """In words, where what one pod measured is surely not what another did."""
+    found = []
+    for quality in qualities:
+        ratio, low, high = (_number(quality.get(name)) for name in ("measured", "low", "high"))
+        if ratio is not None and low is not None and high is not None:
+            found.append((ratio, low, high, int(quality.get("num_labels") or 0)))
+    if not found:
+        return ""
+    worst, best = min(found, key=lambda one: one[2]), max(found, key=lambda one: one[1])
+    if worst[2] >= best[1]:
+        return ""
+    said = [f"{r:.3f} ({lo:.3f}-{hi:.3f}, {num} labels)" for r, lo, hi, num in (worst, best)]
+    return f"one router pod measured {said[0]}, another {said[1]}"
 
 
 def _drift(change: Object) -> str:
