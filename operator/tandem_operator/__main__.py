@@ -15,10 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tandem_operator.kube.operator import build_parser, serve
 
     args = build_parser().parse_args(argv)
-    _log(args.log_level, args.log_format)
-    if args.log_level != "debug":
-        # kopf tells of each event at info.
-        logging.getLogger("kopf").setLevel(logging.WARNING)
+    log_as(args.log_level, args.log_format)
     # Not asyncio.run(), which would wait for tasks that kopf left behind and that never end.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -32,8 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _log(level: str, form: str) -> None:
+def log_as(level: str, form: str) -> None:
     """Lines as text, or one JSON object each."""
+    if level.lower() != "debug":
+        # kopf tells of each event at info, httpx of each question to a pod.
+        for chatty in ("kopf", "httpx"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     handler = logging.StreamHandler()
     if form == "json":
         from pythonjsonlogger.json import JsonFormatter

@@ -158,6 +158,13 @@ def test_the_second_half_of_getting_started_ends_with_a_measured_saving(reader: 
     assert "large calls saved" in verified
 
 
+def test_the_two_operators_of_a_plain_installation_are_on_different_nodes(reader: Reader) -> None:
+    chosen = ("-n", SYSTEM, "-l", "app.kubernetes.io/name=tandem-operator")
+    found = reader.cluster.get("pods", *chosen)["items"]
+
+    assert {pod["spec"]["nodeName"] for pod in found} == {"node-0", "node-1"}
+
+
 def test_teams_get_their_keys_through_a_forwarded_port(reader: Reader) -> None:
     there = reader.within("teams")
     lines = of_cluster(DOCS / "tasks" / "teams.md")

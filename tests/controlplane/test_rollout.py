@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eventually import eventually_in_another_process
 from running_cluster import operating
 
 NAMESPACE = "rollout"
@@ -78,8 +79,22 @@ def full(crds: Any) -> Iterator[Any]:
         yield cluster
 
 
-def progress(cluster: Any) -> dict[str, Any]:
-    conditions = cluster.get("model", "m", *IN)["status"]["conditions"]
+SPLIT_NAMESPACE = "stand-in-rollout"
+SPLIT = {
+    "apiVersion": "tandem.dev/v1alpha1",
+    "kind": "Model",
+    "metadata": {"name": "m", "namespace": SPLIT_NAMESPACE},
+    "spec": {
+        "weights": {"source": "image:///opt/tandem/m"},
+        "drain": {"timeout": "1s"},
+        "prefill": {"gpus": 1, "gpuResource": SLICES},
+        "decode": {"gpus": 1, "gpuResource": SLICES},
+    },
+}
+
+
+def progress(cluster: Any, namespace: str = NAMESPACE) -> dict[str, Any]:
+    conditions = cluster.get("model", "m", "-n", namespace)["status"]["conditions"]
     return next(c for c in conditions if c["type"] == "Progressing")
 
 
@@ -108,3 +123,32 @@ def test_a_rollout_without_room_is_said_and_goes_on_when_one_may_go(full: Any) -
     assert (status["ready"], status["roles"][0]["updated"], status["gpus"]) == ("2/2", 2, 2)
     settled = "--for=jsonpath={.spec.strategy.rollingUpdate.maxUnavailable}=0"
     full.kubectl("wait", *IN, settled, "deployment/m-unified", "--timeout=30s")
+
+
+def test_the_only_workers_of_two_roles_stay_until_the_model_allows_the_outage(full: Any) -> None:
+    """Each role's pair of old and new is told of; allowed to, both give way and the pair is new."""
+    full.kubectl("delete", "model", "m", *IN, "--wait=true")
+    full.kubectl("wait", "--for=delete", "pod", *IN, "-l", "tandem.dev/model=m", "--timeout=60s")
+    there = ("-n", SPLIT_NAMESPACE)
+    with operating(full, SPLIT_NAMESPACE):
+        full.kubectl("apply", "-f", "-", stdin=json.dumps(SPLIT))
+        full.kubectl(
+            "wait", *there, "--for=jsonpath={.status.ready}=2/2", "model/m", "--timeout=50s"
+        )
+        change = json.dumps({"spec": {"rollout": {"startupTimeout": "5m"}}})
+        full.kubectl("patch", *there, "model", "m", "--type=merge", "-p", change)
+        both = [f"the new {role} worker" for role in ("prefill", "decode")]
+        eventually_in_another_process(
+            lambda: all(text in progress(full, SPLIT_NAMESPACE)["message"] for text in both), 60.0
+        )
+
+        said = progress(full, SPLIT_NAMESPACE)["message"]
+        assert said.count("the only ready worker is not taken down: add nodes, or set") == 2
+        assert full.get("model", "m", *there)["status"]["ready"] == "2/2"
+
+        allow = json.dumps({"spec": {"rollout": {"maxUnavailable": 1}}})
+        full.kubectl("patch", *there, "model", "m", "--type=merge", "-p", allow)
+        done = '--for=jsonpath={.status.conditions[?(@.type=="Progressing")].status}=False'
+        full.kubectl("wait", *there, done, "model/m", "--timeout=60s")
+        roles = full.get("model", "m", *there)["status"]["roles"]
+        assert [(role["ready"], role["updated"]) for role in roles] == [(1, 1), (1, 1)]

@@ -126,6 +126,20 @@ def test_settings_are_in_force_within_seconds_in_the_same_pods(routed: Any) -> N
     assert any("threshold: null -> 0.31" in text for text in told)
 
 
+def test_router_pods_are_on_different_nodes_and_one_node_alone_will_do(routed: Any) -> None:
+    assert {pod["spec"]["nodeName"] for pod in router_pods(routed)} == {"node-0", "node-1"}
+    (leaving,) = [p for p in router_pods(routed) if p["spec"]["nodeName"] == "node-1"]
+    routed.kubectl("cordon", "node-1")
+    try:
+        routed.kubectl("delete", "pod", leaving["metadata"]["name"], *IN, "--grace-period=2")
+        ready = "--for=jsonpath={.status.ready}=2/2"
+        routed.kubectl("wait", *IN, ready, "router/chat", "--timeout=60s")
+    finally:
+        routed.kubectl("uncordon", "node-1")
+
+    assert [pod["spec"]["nodeName"] for pod in router_pods(routed)] == ["node-0", "node-0"]
+
+
 def test_routers_that_get_no_cpu_for_a_while_stay_in_the_service(routed: Any) -> None:
     """Both are stopped for ten seconds, as on a machine that gives them nothing: not one of them
     is taken out, since a Service without routers answers nobody."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tandem_operator.__main__ import log_as
 from tandem_operator.kube.cache import RETRY_FIRST_S, KindCache
 from tandem_operator.kube.client import Gone, path
 from tandem_operator.kube.leader import Elector, LeaseTimes
@@ -398,3 +400,17 @@ def test_an_allow_list_that_is_misspelt_is_refused(capsys: pytest.CaptureFixture
         build_parser().parse_args(['--allow={"image": ["x"]}'])
 
     assert "argument --allow: image: Extra inputs are not permitted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("level", "quiet"), [("info", True), ("debug", False)])
+def test_each_question_to_a_pod_is_a_line_only_where_everything_is(level: str, quiet: bool) -> None:
+    asking = logging.getLogger("httpx")
+    before, root = asking.level, logging.getLogger().level
+    asking.setLevel(logging.NOTSET)
+    try:
+        logging.getLogger().setLevel(level.upper())
+        log_as(level, "text")
+        assert asking.isEnabledFor(logging.INFO) is not quiet
+    finally:
+        asking.setLevel(before)
+        logging.getLogger().setLevel(root)
