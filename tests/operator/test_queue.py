@@ -13,7 +13,7 @@ from tandem_operator.kube.cache import SECRET_S, CachedApi
 from tandem_operator.kube.traffic import SampledTraffic
 from tandem_operator.plan.objects import ROUTER_LABEL
 from tandem_operator.plan.router_facts import TrafficFacts
-from tandem_operator.reconcile.requeue import Key
+from tandem_operator.reconcile.requeue import SETTLE_S, Key
 from tandem_operator.reconcile.work_queue import MAX_DELAY_S, REST_S, WorkQueue
 from tandem_operator.resources.base import Object
 
@@ -321,3 +321,20 @@ async def test_a_routers_new_pod_is_asked_at_once() -> None:
     assert await traffic([router_pod("r", "a")]) == first
     assert await traffic([router_pod("r", "a"), router_pod("r", "b")]) != first
     assert len(looks.asked) == 2
+
+
+async def test_pods_that_were_given_something_new_are_asked_again_once_they_had_time() -> None:
+    looks, timers = Looks(), Timers()
+    traffic = SampledTraffic(looks, 30.0, lambda: timers.now)
+    pods = [router_pod("r", "a")]
+    namespace = pods[0]["metadata"]["namespace"]
+    first = await traffic(pods)
+
+    traffic.ask_again(namespace, "r")
+    at_once = await traffic(pods)
+    timers.advance(SETTLE_S)
+    settled = await traffic(pods)
+
+    assert at_once == first
+    assert settled != first
+    assert await traffic(pods) == settled

@@ -117,6 +117,7 @@ class Operator:
         workers = WorkerPods(self.cache, settings, time.monotonic)
         scaling = ScalingDriver(self.cache, settings)
         routers = RouterPods(self.cache, settings)
+        traffic = SampledTraffic(routers.traffic, settings.status_period_s, time.monotonic)
         reconciler = Reconciler(
             api=self.cache,
             settings=settings,
@@ -124,11 +125,8 @@ class Operator:
             link_tester=workers.test_link,
             busy=workers.busy,
             reports=workers.reports,
-            traffic=SampledTraffic(
-                routers.traffic,
-                settings.status_period_s,
-                time.monotonic,
-            ),
+            traffic=traffic,
+            stale=traffic.ask_again,
             push=routers.push,
             scaling=scaling.step,
             forget=scaling.forget,

@@ -15,6 +15,7 @@ from tandem_operator.resources.base import Object
 
 COPY_DIR = "/var/lib/tandem/copied-predictor"
 COPIED_ANNOTATION = "tandem.dev/copied-from"
+AT_ANNOTATION = "tandem.dev/copied-at"
 _PREFIX = "configmap://"
 _CONTENT = ("data", "binaryData")
 
@@ -51,10 +52,17 @@ def is_current(copy: Object, name: str, version: str) -> bool:
     return bool(said == _origin(name, version, copy))
 
 
-def planned_copy(router: Router, name: str, version: str, content: Mapping[str, Object]) -> Object:
-    """The copy. content: an object with the same data; version: the original's."""
+def copied_at(copy: Object) -> str:
+    """Since when a copy holds what it does, RFC 3339."""
+    return str((copy["metadata"].get("annotations") or {}).get(AT_ANNOTATION, ""))
+
+
+def planned_copy(
+    router: Router, name: str, version: str, content: Mapping[str, Object], at: str
+) -> Object:
+    """The copy. content: an object with the same data; version: the original's; at: since when."""
     body = {field: content[field] for field in _CONTENT if content.get(field)}
-    marks = {COPIED_ANNOTATION: _origin(name, version, body)}
+    marks = {COPIED_ANNOTATION: _origin(name, version, body), AT_ANNOTATION: at}
     return child(
         router, "v1", "ConfigMap", copy_name(router.metadata.name), body, annotations=marks
     )

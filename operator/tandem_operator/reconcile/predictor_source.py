@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tandem_operator.plan.objects import Problem
 from tandem_operator.plan.predictor_copy import (
     COPIED_ANNOTATION,
+    copied_at,
     copied_source,
     copy_name,
     is_current,
@@ -34,7 +35,7 @@ class PredictorSource:
 
 
 async def predictor_source(
-    api: ClusterApi, router: Router, children: Iterable[Object]
+    api: ClusterApi, router: Router, children: Iterable[Object], now: str
 ) -> PredictorSource:
     """What a Router's copy should hold; nothing where its artifact is in no ConfigMap.
 
@@ -51,26 +52,26 @@ async def predictor_source(
     )
     version = await api.version("ConfigMap", namespace, name) if name != own else None
     if version is not None and held is not None and is_current(held, name, version):
-        return PredictorSource(
-            planned_copy(router, name, version, held), missing_key(name, key, held)
-        )
+        copy = planned_copy(router, name, version, held, copied_at(held))
+        return PredictorSource(copy, missing_key(name, key, held))
     found = await api.named("ConfigMap", namespace, name) if version is not None else None
     if found is None:
         return PredictorSource(problem=missing_copy(name, own))
-    seen = found["metadata"]["resourceVersion"]
-    copy = planned_copy(router, name, seen, found)
+    copy = planned_copy(router, name, found["metadata"]["resourceVersion"], found, now)
     return PredictorSource(copy, missing_key(name, key, found), is_new=True)
 
 
 async def show_at_once(api: ClusterApi, copy: Object, pods: Iterable[Object]) -> int:
-    """Let kubelets show running pods a new copy now; the number of writes."""
-    mark: Mapping[str, str] = {
-        TOUCH_ANNOTATION: copy["metadata"]["annotations"][COPIED_ANNOTATION].rpartition(" ")[2]
-    }
+    """Let kubelets show a copy now to pods that are older than it; the number of writes."""
+    shown = copy["metadata"]["annotations"][COPIED_ANNOTATION].rpartition(" ")[2]
     touched = 0
     for pod in pods:
         metadata = pod["metadata"]
-        if not metadata.get("deletionTimestamp"):
-            await api.annotate("Pod", metadata["namespace"], metadata["name"], mark)
-            touched += 1
+        known = (metadata.get("annotations") or {}).get(TOUCH_ANNOTATION)
+        younger = str(metadata.get("creationTimestamp", "")) >= copied_at(copy)
+        if metadata.get("deletionTimestamp") or younger or known == shown:
+            continue
+        mark = {TOUCH_ANNOTATION: shown}
+        await api.annotate("Pod", metadata["namespace"], metadata["name"], mark)
+        touched += 1
     return touched

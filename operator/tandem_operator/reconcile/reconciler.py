@@ -54,7 +54,7 @@ from tandem_operator.reconcile.predictor_source import (
     predictor_source,
     show_at_once,
 )
-from tandem_operator.reconcile.requeue import Key, Result
+from tandem_operator.reconcile.requeue import SETTLE_S, Key, Result
 from tandem_operator.resources import Model, Router, WorkerPool
 
 LINK_RETRY_S = 5.0
@@ -115,8 +115,10 @@ class Reconciler:
     reports: what worker pods say of their weights, and of what people should know.
     endpoint: the URL under which a Router answers. scaling: steps the control loop of a managed
     Router, writing replicas and thresholds; gives its last decisions. forget: told the namespace
-    and name of a Router that is gone. rotate: takes a step of a change of a namespace's token.
-    claims: which release looks after a namespace; None where there can be no other.
+    and name of a Router that is gone. stale: told those of one whose pods were given something
+    new, so that `traffic` measures again after SETTLE_S. rotate: takes a step of a change of a
+    namespace's token. claims: which release looks after a namespace; None where there can be no
+    other.
     """
 
     api: ClusterApi
@@ -130,6 +132,7 @@ class Reconciler:
     endpoint: Endpoint | None = None
     scaling: Scaling = _unscaled
     forget: Forget = _nothing_remembered
+    stale: Forget = _nothing_remembered
     rotate: Rotate = _never_rotated
     claims: NamespaceClaims | None = None
 
@@ -256,7 +259,7 @@ class Reconciler:
         plan = Plan(problems=await self._refusals(router, result))
         source = PredictorSource()
         if not plan.problems:
-            source = await predictor_source(self.api, router, children)
+            source = await predictor_source(self.api, router, children, self.now())
             plan = plan_router(
                 router,
                 models,
@@ -279,8 +282,10 @@ class Reconciler:
             if revision := pod["metadata"]["labels"].get(REVISION_LABEL):
                 plan.keep.add(("ConfigMap", f"{router.metadata.name}-router-{revision}"))
         await apply_plan(self.api, router, plan, children, pods, result)
-        if source.is_new and source.copy is not None and source.copy in plan.apply:
+        if source.copy is not None and source.copy in plan.apply:
             result.writes += await show_at_once(self.api, source.copy, pods)
+        if source.is_new and pods:
+            self._settle(router.metadata.namespace, router.metadata.name, result)
         await self._tell_of_new_pods(obj, plan, children, result)
         endpoint = (
             self.endpoint(router)
@@ -327,12 +332,19 @@ class Reconciler:
             result.look_again(SECRET_RETRY_S)
         return missing
 
+    def _settle(self, namespace: str, name: str, result: Result) -> None:
+        """What pods say is asked anew once they had the time to take up what changed."""
+        self.stale(namespace, name)
+        result.look_again(SETTLE_S)
+
     async def _push(self, obj: Object, plan: Plan, pods: list[Object], result: Result) -> None:
         """Changed settings to the pods that run; each change is an Event on the Router."""
         changed, done = await self.push(pods, plan.revision, plan.live or {})
         if not done:
             result.look_again(PUSH_RETRY_S)
         if changed:
+            metadata = obj["metadata"]
+            self._settle(metadata["namespace"], metadata["name"], result)
             await self._tell(obj, News("Normal", "SettingsChanged", "; ".join(changed)), result)
 
     async def _tell_of_new_pods(

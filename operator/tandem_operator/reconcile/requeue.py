@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+# How long router pods may take to read a new artifact; they look every two seconds.
+SETTLE_S = 5.0
+
 
 @dataclass(frozen=True)
 class Key:
