@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_router.errors import UpstreamError
 from tandem_router.openai.sse import EventSplitter, split_events
 from tandem_router.proxy.resume import StreamJournal
 
@@ -272,12 +271,14 @@ def test_journal_drops_the_echoed_prompt_that_the_client_already_has() -> None:
     )
 
 
-def test_journal_refuses_token_ids_that_are_none() -> None:
+def test_token_ids_that_are_none_are_text_that_nobody_can_go_on_from() -> None:
     journal = StreamJournal()
     journal.forwarded(b'data: {"choices": [{"index": 0, "text": "x", "token_ids": ["7"]}]}\n\n')
 
-    with pytest.raises(UpstreamError, match="token_ids"):
-        journal.sent(1)
+    (sent,) = journal.sent(1)
+
+    assert sent.text_without_ids
+    assert not sent.token_ids
 
 
 async def test_a_stopped_worker_loses_its_streams_to_another(
