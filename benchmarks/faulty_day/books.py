@@ -44,7 +44,8 @@ def judge(
     """sick: when each tier could not answer. decisions: by request, as the store holds them."""
     verdict = Verdict()
     counts = verdict.counts
-    names = "answered", "moved", "resumed", "left", "cut_after_first_token", "no_tier_throughout"
+    names = "answered", "moved", "resumed", "left", "cut_after_first_token"
+    names += "named_tier_failed", "no_tier_throughout"
     counts.update({"requests": len(asked), **dict.fromkeys(names, 0)})
     for one in asked:
         record = decisions.get(one.request_id)
@@ -101,7 +102,7 @@ def _look(
         said = one.broke or one.error
         verdict.lost.append(f"{_name(one)}: {', '.join(well) or 'no tier'} could, {said}")
     else:
-        counts["no_tier_throughout"] += 1
+        counts["named_tier_failed" if one.model in TIERS else "no_tier_throughout"] += 1
 
 
 def _add_up(

@@ -85,6 +85,32 @@ async def test_a_tenant_is_held_to_its_rates_and_tiers(run_router: Any, make_wor
     assert other.status == 200
 
 
+async def test_a_rate_that_is_used_up_says_what_is_left_and_what_was_asked_for(
+    run_router: Any, make_worker: Any
+) -> None:
+    limits = [{"requests_per_minute": 1}, {"tokens_per_minute": 100}]
+    tenants = [
+        {"name": name, "key_hashes": [key_hash(SECRET, name)], **each}
+        for name, each in zip(("few", "short"), limits, strict=True)
+    ]
+    table = {"large": {"decode": [await make_worker()]}}
+
+    async with run_router(table, tenants=tenants, key_secret=SECRET) as (client, _):
+
+        async def last(name: str, max_tokens: int) -> str:
+            for _ in range(2):
+                reply = await client.chat(
+                    max_tokens=max_tokens, headers={"authorization": f"Bearer {name}"}
+                )
+            return str(reply.error["message"])
+
+        few, short = await last("few", 8), await last("short", 95)
+
+    assert few.startswith("tenant 'few' has 0 of its 1 requests a minute left")
+    assert "tenant 'short' has 8" in short  # 13 of a hundred were used, some are back
+    assert "of its 100 tokens a minute left; this request may use 1" in short
+
+
 async def test_concurrency_and_money_of_a_tenant_are_bounded(
     run_router: Any, make_worker: Any
 ) -> None:

@@ -60,6 +60,8 @@ class Fleet:
                 "tenants": [{"name": "team", **tenant}],
             }
         )
+        self._config = config
+        self._spent_by_killed = 0.0
         self.ledgers = [Ledger(config, self.clock) for _ in range(number)]
         self.shared = [SharedLimits(ledger, self.clock) for ledger in self.ledgers]
 
@@ -84,9 +86,18 @@ class Fleet:
         ledger.settle(hold, Used(10.0 if served else 0.0, usd if served else 0.0))
         return served
 
+    def kill(self, router: int) -> None:
+        """It hands nothing back and tells nobody what it used; another one begins in its place."""
+        budget = self.ledgers[router].budget
+        assert budget is not None
+        self._spent_by_killed += budget.spent
+        self.ledgers[router] = Ledger(self._config, self.clock)
+        self.shared[router] = SharedLimits(self.ledgers[router], self.clock)
+
     @property
     def spent(self) -> float:
-        return sum(ledger.budget.spent for ledger in self.ledgers if ledger.budget is not None)
+        own = sum(ledger.budget.spent for ledger in self.ledgers if ledger.budget is not None)
+        return own + self._spent_by_killed
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,6 +118,50 @@ def test_together_they_never_use_more_than_the_budget(number: int, seed: int, bu
         if rng.random() < 0.8:
             fleet.step()
         assert fleet.spent <= 300.0 + fleet.clock.now * 1.0 + 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(number=st.integers(1, 4), seed=st.integers(0, 1000), kills=st.floats(0.0, 0.1))
+def test_together_they_stay_within_it_whoever_is_killed(
+    number: int, seed: int, kills: float
+) -> None:
+    """Whatever it had used was leased before; what it had not used is lost to all of them.
+
+    A new router asks the store before it serves, so it has nothing by its own clock.
+    """
+    fleet, rng = Fleet(number), random.Random(seed)
+    fleet.step()
+
+    for _ in range(200):
+        fleet.clock.now += rng.choice([0.1, 0.5, 2.0])
+        for _ in range(rng.randrange(8)):
+            fleet.ask(rng.randrange(number), rng.uniform(0.0, 5.0))
+        if rng.random() < kills:
+            fleet.kill(rng.randrange(number))
+            fleet.step()
+        if rng.random() < 0.8:
+            fleet.step()
+        assert fleet.spent <= 300.0 + fleet.clock.now * 1.0 + 1e-6
+
+
+def test_after_a_kill_the_rest_have_all_that_refills() -> None:
+    fleet = Fleet(3)
+    fleet.step()
+    for _ in range(1000):
+        fleet.clock.now += 0.5
+        for router in range(3):
+            fleet.ask(router, 1.0)
+        fleet.step()
+    fleet.kill(0)
+    before, began = fleet.spent, fleet.clock.now
+
+    for _ in range(2000):
+        fleet.clock.now += 0.5
+        fleet.ask(1, 1.0)
+        fleet.ask(2, 1.0)
+        fleet.step()
+
+    assert fleet.spent - before >= 0.9 * (fleet.clock.now - began)
 
 
 def test_a_router_that_has_all_the_traffic_gets_all_of_the_budget() -> None:

@@ -402,8 +402,10 @@ def _too_fast(account: Account, now: float, num_tokens: float) -> ApiError | Non
             continue
         wait_s = bucket.wait_s(now, amount, overdraw=True)
         if wait_s is None or wait_s > 0.0:
+            left = max(0.0, bucket.left(now))
             return overloaded(
-                f"{account.name} is above {rate:g} {unit} a minute",
+                f"{account.name} has {left:.0f} of its {rate:g} {unit} a minute left; this request "
+                f"may use {amount:.0f}",
                 code=f"{code}_rate_limit",
                 retry_after_s=wait_s if wait_s is not None else MINUTE_S,
             )
