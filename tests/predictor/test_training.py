@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tandem_router.predictor import ArtifactError, DataError, artifact, loads
+from tandem_router.predictor.evaluation import html_report, terminal
 from tandem_router.predictor.evaluation.predictions import predict_rows
 from tandem_router.predictor.evaluation.report import make_report
 from tandem_router.predictor.records.dataset import Dataset, read_dataset
@@ -320,6 +321,40 @@ def test_the_verifier_travels_in_the_artifact(make_outcomes: Make, write: Write)
     sure = predictor.cascade.verifier.verify(rows[0]["prompt"], "It is certainly so.")
     unsure = predictor.cascade.verifier.verify(rows[0]["prompt"], "It is perhaps so.")
     assert sure.gain < unsure.gain
+
+
+def test_each_view_of_the_verifier_is_told_with_its_worth(
+    make_outcomes: Make, write: Write
+) -> None:
+    def answered(num: int, seed: int) -> list[dict[str, Any]]:
+        """Words give the answer away, tokens now and then, its question hardly."""
+        rows, rng = make_outcomes(num, seed=seed), np.random.default_rng(seed)
+        for row in rows:
+            right = bool(row["quality"]["small"] == 1.0)
+            row["responses"] = {"small": f"It is {'certainly' if right else 'perhaps'} so."}
+            sure = -0.1 if right != (rng.random() < 0.2) else -0.9
+            names = ("mean_logprob", "lowest_logprob", "final_logprob")
+            tokens = {"num_tokens": 5, "doubtful_share": 0.1, **dict.fromkeys(names, sure)}
+            row["token_statistics"] = {"small": tokens}
+        return rows
+
+    predictor = loads(trained_on(answered(150, 0), write).dumps())
+    unseen = read_dataset([write(answered(100, 7))])
+    found = make_report(unseen, predict_rows(predictor, unseen), repeats=20)
+
+    views = found["cascade"]["views"]
+    assert set(views) == {
+        "form and sums of the answer",
+        "words of the answer",
+        "words of the question",
+        "agreement with reference pairs",
+        "certainty of tokens",
+    }
+    words, tokens = views["words of the answer"], views["certainty of tokens"]
+    assert (words["auc"], words["false_positive_rate"]) == (1.0, 0.0)
+    assert 0.7 < tokens["auc_interval"][0] <= tokens["auc"] <= tokens["auc_interval"][1] < 0.95
+    assert any("by itself, certainty of tokens: AUC 0." in line for line in terminal.lines(found))
+    assert "By itself, words of the answer: AUC 1.000" in html_report.render(found, "t")
 
 
 def test_real_outcomes_are_routed_better_than_by_length() -> None:

@@ -9,9 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_router.predictor.cascade.stored import Cascade, weighed
+from tandem_router.predictor.cascade.verifier import features_of, sigmoid
 from tandem_router.predictor.evaluation import metrics
 from tandem_router.predictor.linear_algebra import FloatArray
 from tandem_router.predictor.records.dataset import Dataset
+
+#: Rows below which a number says nothing.
+MIN_ROWS = 5
 
 
 def verdicts(cascade: Cascade, dataset: Dataset, predicted: FloatArray) -> FloatArray:
@@ -32,10 +36,76 @@ def verdicts(cascade: Cascade, dataset: Dataset, predicted: FloatArray) -> Float
     return out
 
 
+#: In the order of `verifier.VIEWS`.
+VIEW_NAMES = (
+    "form and sums of the answer",
+    "words of the answer",
+    "words of the question",
+    "agreement with reference pairs",
+)
+CERTAINTY = "certainty of tokens"
+
+
+def said_by_views(cascade: Cascade, dataset: Dataset) -> dict[str, FloatArray]:
+    """How good each view takes the first tier's answer for, 0..1, (num_rows,); NaN: not known.
+
+    The certainty of tokens is one of the features; by itself it is their mean probability.
+    """
+    count = len(dataset.rows)
+    found = {name: np.full(count, np.nan) for name in (*VIEW_NAMES, CERTAINTY)}
+    for index, row in enumerate(dataset.rows):
+        answer = row.responses.get(cascade.first)
+        if answer is None:
+            continue
+        tokens = row.token_statistics.get(cascade.first)
+        x = features_of([row.prompt], [answer], [tokens])
+        said = sigmoid(cascade.verifier.views.logits(x, [row.prompt], [answer])[0, 0])
+        for name, value in zip(VIEW_NAMES, said, strict=True):
+            found[name][index] = value
+        if tokens is not None:
+            found[CERTAINTY][index] = np.exp(tokens.mean_logprob)
+    return found
+
+
+def _view_report(
+    name: str,
+    said: FloatArray,
+    right: FloatArray,
+    groups: npt.NDArray[Any],
+    repeats: int,
+    seed: int,
+) -> Mapping[str, Any] | None:
+    """One view's worth by itself; None where too few rows have it or all answers are alike."""
+    rows = np.flatnonzero(~np.isnan(said) & ~np.isnan(right))
+    if len(rows) < MIN_ROWS:
+        return None
+    said, right = said[rows], right[rows]
+    auc, passed = metrics.auc(said, right), metrics.false_positive_rate(said, right)
+    if auc is None or passed is None:
+        return None
+    drawn = list(metrics.resamples(groups[rows], repeats, seed))
+    around = metrics.interval([metrics.auc(said[r], right[r]) for r in drawn])
+    spread = metrics.interval([metrics.false_positive_rate(said[r], right[r]) for r in drawn])
+    within = f" ({around[0]:.3f} to {around[1]:.3f})" if around is not None else ""
+    between = f" ({spread[0]:.0%} to {spread[1]:.0%})" if spread is not None else ""
+    return {
+        "num_rows": len(rows),
+        "auc": auc,
+        "auc_interval": around,
+        "false_positive_rate": passed,
+        "false_positive_rate_interval": spread,
+        "sentence": (
+            f"{name}: AUC {auc:.3f}{within}, {passed:.0%}{between} of the wrong ones taken for "
+            f"right, {len(rows):,} rows"
+        ),
+    }
+
+
 def cascade_report(
     found: FloatArray,
     quality: FloatArray,
     names: tuple[str, str],
+    views: Mapping[str, FloatArray],
     groups: npt.NDArray[Any],
     folds: npt.NDArray[np.int64],
     repeats: int,
@@ -43,7 +113,7 @@ def cascade_report(
 ) -> Mapping[str, Any] | None:
     """What routing gains when the first tier's answer is read before deciding."""
     rows = np.flatnonzero(~np.isnan(found).any(axis=1) & ~np.isnan(quality).any(axis=1))
-    if len(rows) < 5:
+    if len(rows) < MIN_ROWS:
         return None
     score, low, high = found[rows, 1] - found[rows, 0], quality[rows, 0], quality[rows, 1]
     curve = metrics.curve(score, low, high)
@@ -84,6 +154,11 @@ def cascade_report(
             f"{curve.saved(0.01):.0%} at a 1 % drop"
         ),
         "verifier_sentence": _told(first, auc, metrics.interval(aucs), passed, passes),
+        "views": {
+            name: one
+            for name, told in views.items()
+            if (one := _view_report(name, told, quality[:, 0], groups, repeats, seed)) is not None
+        },
     }
 
 

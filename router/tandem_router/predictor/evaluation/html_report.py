@@ -148,6 +148,7 @@ def _cascade(found: Report | None) -> list[str]:
         "<h2>With the first tier's answer</h2>",
         f'<p class="say">{escape(found["sentence"])}</p>',
         f"<p>{escape(found['verifier_sentence'])}</p>" if found["verifier_sentence"] else "",
+        *(f"<p>By itself, {escape(view['sentence'])}</p>" for view in found["views"].values()),
         '<div class="wide"><table><tr><th>rows with an answer</th><th>APGR</th><th>95 %</th>'
         "<th>CPT50</th><th>CPT80</th><th>saved, no drop</th><th>saved, 1 % drop</th></tr>",
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr></table></div>",

@@ -35,6 +35,8 @@ class Predictions:
     cascade: tuple[str, str] | None = None
     cost_usd: Mapping[str, FloatArray] = field(default_factory=dict)  # tier -> (num_rows,)
     verdicts: FloatArray | None = None  # (num_rows, 2): both qualities after the first's answer
+    # (num_rows,): how good each view of the verifier takes the first's answer for; NaN: unknown
+    verifier_views: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def gain(self, first: int, second: int) -> FloatArray:
         return self.utility[:, second] - self.utility[:, first]
@@ -74,6 +76,7 @@ def predict_rows(predictor: Predictor, dataset: Dataset) -> Predictions:
         cascade_report.verdicts(cascade, dataset, _of_pair(predictor, cascade, quality))
         if cascade
         else None,
+        cascade_report.said_by_views(cascade, dataset) if cascade else {},
     )
 
 

@@ -64,6 +64,7 @@ def make_report(
             predictions.verdicts,
             labels[:, [first, second]],
             predictions.cascade,
+            predictions.verifier_views,
             groups,
             predictions.fold,
             repeats,

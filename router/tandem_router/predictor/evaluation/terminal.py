@@ -34,6 +34,7 @@ def lines(found: Report) -> list[str]:
         out.append(verifier["sentence"])
         if verifier["verifier_sentence"]:
             out.append(verifier["verifier_sentence"])
+        out += [f"  by itself, {view['sentence']}" for view in verifier["views"].values()]
     return out + sentences(found)
 
 
