@@ -106,7 +106,7 @@ def _unread(parsers: list[argparse.ArgumentParser], read: set[str]) -> list[str]
         for parser in parsers
         for action in parser._actions
         if action.dest not in {*read, "help", "version", "==SUPPRESS=="}
-        and not isinstance(action, argparse._SubParsersAction)
+        and not isinstance(action.choices, dict)  # one that names commands
     ]
 
 
