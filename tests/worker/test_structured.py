@@ -22,6 +22,12 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "p", "schema": SCHEMA, "strict": True}}
+# Grammars that explode: by what all patterns must share, by rules that double, by depth.
+SHARED = " & ".join(f"/(?s:.*)[{letter}].{{{10 + i}}}/" for i, letter in enumerate("abcdefghij"))
+DOUBLING = "start: r0\n" + "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(3000)) + 'r3000: "b"'
+DEEP_ITEMS: dict[str, Any] = {"type": "string"}
+for _ in range(500):
+    DEEP_ITEMS = {"type": "array", "items": DEEP_ITEMS}
 
 
 async def ask(worker: Worker, *, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -150,6 +156,12 @@ async def test_a_prefill_worker_draws_the_first_token_from_the_mask(start_worker
         ({"guided_json": {"allOf": [{"pattern": f"a.*{i}.*b"} for i in range(40)]}}, "work"),
         ({"guided_json": {"enum": [f"v{i}" for i in range(60_000)]}}, "characters"),
         ({"guided_json": {"type": "object", "required": ["a"], "properties": {"a": False}}}, "Uns"),
+        ({"guided_regex": "(x?){2000}x{2000}"}, "work"),
+        ({"guided_grammar": f"start: T\nT: {SHARED}"}, "fuel exhausted"),
+        ({"guided_grammar": DOUBLING}, "building it ended"),
+        ({"guided_json": DEEP_ITEMS}, "recursion limit"),
+        ({"guided_json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}, "no text"),
+        ({"guided_json": {"anyOf": [{"const": "x" * 5000}] * 60}}, "characters"),
         ({"guided_choice": []}, "must be a list of texts"),
         ({"guided_choice": ["a"], "guided_regex": "b"}, "both ask for a format"),
         ({"structured_outputs": {"json": {}, "regex": "a"}}, "must hold exactly one"),
