@@ -237,6 +237,38 @@ def test_a_floor_that_is_tried_out_is_in_the_yaml_that_is_run() -> None:
     Router.model_validate({"metadata": metadata, "spec": written[-1]["spec"]})
 
 
+def test_a_tier_that_another_holds_alone_is_left_out_where_that_is_cheaper() -> None:
+    """The formulas would give the large tier two workers for everything; one does."""
+
+    def large_alone(plan: Candidate, num_requests: int) -> Score:
+        holds = plan.count(("large", "unified")) > 0
+        return Score(1.0 if holds else 0.0, 1.0, 0.1, 0.01)
+
+    plans = [
+        candidate({("small", "unified"): 1, ("large", "unified"): 1}, 0.1, TIERS),
+        candidate({("large", "unified"): 2}, 0.1, TIERS),
+    ]
+    wanted = Wanted(0.95, quality_floor=0.99)
+
+    found = search(plans, TIERS, wanted, large_alone, 400, lambda text: None)
+
+    assert found.best is not None
+    assert dict(found.best.candidate.workers) == {("large", "unified"): 1}
+    assert "one tier is enough: large holds everything alone" in sentences(
+        found, wanted, scored=True
+    )
+
+
+def test_a_plan_that_sends_all_to_the_dearest_tier_is_yaml_that_is_taken() -> None:
+    router, models = resources_of_two_tiers()
+    plan = candidate({("small", "unified"): 1, ("large", "unified"): 1}, -0.007, TIERS)
+
+    written = list(yaml.safe_load_all(manifests(plan, router, models, threshold_is_free=True)))
+
+    assert written[-1]["spec"]["threshold"] == "0.0000"
+    Router.model_validate({"metadata": router.metadata, "spec": written[-1]["spec"]})
+
+
 @pytest.mark.parametrize(("spec", "floor"), [({"threshold": "0.3"}, 0.9), ({}, 1.5)])
 def test_a_floor_that_the_router_cannot_have_is_refused(
     spec: dict[str, object], floor: float

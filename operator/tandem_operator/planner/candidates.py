@@ -56,6 +56,12 @@ class Candidate:
         changed = candidate({**dict(self.workers), key: count}, self.threshold, tiers)
         return replace(changed, max_batched_tokens=self.max_batched_tokens)
 
+    def without_tier(self, name: str, tiers: Sequence[TierSpec]) -> Candidate:
+        """The same without a tier: its requests go to those that remain."""
+        left = {key: count for key, count in self.workers if key[0] != name}
+        changed = candidate(left, self.threshold, tiers)
+        return replace(changed, max_batched_tokens=self.max_batched_tokens)
+
     def describe(self) -> str:
         """In a line."""
         pools = ", ".join(f"{tier}/{role} {count}" for (tier, role), count in self.workers)

@@ -105,7 +105,8 @@ def manifests(
         documents.append(_document("Model", model.metadata.name, spec))
     spec = router.spec.to_wire()
     if threshold_is_free and len(router.spec.tiers) > 1:
-        spec["threshold"] = f"{plan.threshold:.4f}"
+        # A Router takes 0 to 1: below, all that is worth anything goes to the dearest tier.
+        spec["threshold"] = f"{min(1.0, max(0.0, plan.threshold)):.4f}"
     documents.append(_document("Router", router.metadata.name, spec))
     return yaml.safe_dump_all(documents, sort_keys=False)
 

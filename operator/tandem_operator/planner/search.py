@@ -176,7 +176,7 @@ def _trim(
     simulate: Simulate,
     num_requests: int,
 ) -> tuple[Judged, Judged | None, int]:
-    """Take workers away, the dearest first, while everything holds."""
+    """Take workers away, the dearest first, then whole tiers, while everything holds."""
     failed: Judged | None = None
     simulated = 0
     again = True
@@ -184,9 +184,13 @@ def _trim(
         again = False
         pools = sorted(best.candidate.workers, key=lambda item: -_price(item[0][0], tiers))
         for key, count in pools:
-            if count < 2:
+            if count > 1:
+                fewer = best.candidate.with_workers(key, count - 1, tiers)
+            elif len({tier for (tier, _), _ in best.candidate.workers}) > 1:
+                # The last of its pool: what remains may hold everything alone.
+                fewer = best.candidate.without_tier(key[0], tiers)
+            else:
                 continue
-            fewer = best.candidate.with_workers(key, count - 1, tiers)
             judged = Judged(fewer, simulate(fewer, num_requests), num_requests)
             simulated += 1
             if wanted.held(judged.score):
