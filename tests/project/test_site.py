@@ -110,6 +110,18 @@ QUESTIONS = [
     ("where do dollars come from", "tasks/budget.html", "usdPer1MInputTokens"),
     ("prefill and decode apart", "concepts.html", "tandem plan"),
     ("uninstall everything", "faq.html", "helm uninstall"),
+    ("which edits restart router pods", "faq.html", "another ConfigMap's predictor"),
+    ("delete a Model used by a Router", "faq.html", "takes the Model up again"),
+    ("StorageClass does not exist", "faq.html", "names the claim, the class"),
+    ("rollout stuck no free GPU", "faq.html", "WaitingForRoom"),
+    ("TLS certificate for the endpoint", "faq.html", "clusterIssuer"),
+    ("pull secret for images", "faq.html", "images.pullSecrets"),
+    ("how do I see traces", "faq.html", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ("Prometheus cannot scrape workers", "faq.html", "networkPolicies.metricsFrom"),
+    ("two operators in one cluster", "faq.html", "OtherRelease"),
+    ("node drain loses requests", "faq.html", "carries the stream on"),
+    ("run behind a proxy", "faq.html", "HTTPS_PROXY"),
+    ("AMD GPUs", "tasks/gpus.html", "amd.com/gpu"),
 ]
 
 
