@@ -25,13 +25,19 @@ GPU = StepCosts(0.01, 20e-6, 0.0, 30e-6, 0.0)
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: n sequences, as a body with so many choices makes them."""
+    """One request: n sequences, as a body with so many choices makes them.
+
+    stays_s: a client that leaves after this time, answered or not. text: what its prompt says;
+    requests of the same text have the same prefix.
+    """
 
     at_s: float
     tenant: str
     num_prompt: int
     num_answer: int
     n: int = 1
+    stays_s: float | None = None
+    text: int | None = None
 
 
 @dataclass
@@ -66,6 +72,7 @@ class World:
         heapq.heapify(coming)
         wanted: dict[str, tuple[int, int]] = {}  # id: request, tokens of its answer
         left: dict[int, int] = {}
+        here: dict[int, list[Sequence]] = {}
         scheduler = self.scheduler
         while coming or scheduler.has_work:
             if not scheduler.has_work:
@@ -86,7 +93,8 @@ class World:
                     wanted[name] = (number, ask.num_answer)
                     sequence = Sequence(
                         name,
-                        [number % 100, index, *range(ask.num_prompt - 2)],
+                        [number % 100 if ask.text is None else ask.text, index]
+                        + list(range(ask.num_prompt - 2)),
                         ask.num_prompt,
                         arrival_s=ask.at_s,
                         tenant=tenant,
@@ -94,6 +102,12 @@ class World:
                         predicted_output_tokens=ask.num_answer,
                     )
                     scheduler.add(sequence, self.now_s)
+                    if ask.stays_s is not None:
+                        here.setdefault(number, []).append(sequence)
+            for number in [n for n, own in here.items() if self._has_left(asks[n])]:
+                for sequence in here.pop(number):
+                    scheduler.finish(sequence)
+                self._held.pop(number)[0].close()
             step = scheduler.schedule(self.now_s)
             if not step.chunks:
                 if not coming:
@@ -117,8 +131,12 @@ class World:
                     scheduler.finish(sequence)
                     left[number] -= 1
                     if not left[number]:
+                        here.pop(number, None)
                         self._held.pop(number)[0].close()
                         yield asks[number], self.now_s - asks[number].at_s
+
+    def _has_left(self, ask: Ask) -> bool:
+        return ask.stays_s is not None and self.now_s - ask.at_s >= ask.stays_s
 
 
 def p99(values: list[float]) -> float:
