@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from eventually import eventually
 from tandem_router.openai.sse import event_data, split_events
 from tandem_router.predictor.cascade import TokenStatistics, Verdict, VerifierPower
+from tandem_router.testing.fake_provider import FakeProvider
+from tandem_router.testing.fake_server import Seen
 from tandem_router.testing.fake_vllm import FakeVLLM
 from tandem_router.testing.two_tiers import TIERS, Scores
 
@@ -172,6 +174,88 @@ async def test_a_verified_stream_is_the_small_answer_as_events(
     assert events[-1]["usage"]["completion_tokens"] == 8
     assert asked(large) == 0
     assert whole.headers["x-tandem-reason"] == "verified"
+
+
+@dataclass(eq=False)
+class Says(FakeProvider):
+    """A provider whose answer is this message."""
+
+    message: dict[str, Any] = field(default_factory=dict)
+
+    def whole(self, seen: Seen) -> dict[str, Any]:
+        reply = super().whole(seen)
+        reply["choices"][0]["message"] = {"role": "assistant", **self.message}
+        return reply
+
+
+async def provided(run_router: Any, reads: Reads, **body: Any) -> Any:
+    """What a client gets of two providers, the smaller of which says `message`."""
+    small, large = await Says(message=body.pop("message")).start(), await FakeProvider().start()
+    tiers = [
+        {**TIERS[0], "kind": "external", "url": f"{small.url}/v1"},
+        {**TIERS[1], "kind": "external", "url": f"{large.url}/v1"},
+    ]
+    try:
+        async with run_router({}, predictor=Cascading(reads), tiers=tiers, cascade=STREAMS) as (
+            client,
+            app,
+        ):
+            reply = await client.chat(**body)
+            outcomes = dict(app.services.routing.answers.outcomes)
+    finally:
+        await small.stop()
+        await large.stop()
+    return reply, outcomes, asked(large)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("text", ['{"answer": "forty \\u00fc", "of": [1, 2]}', "[1, 2", "null"])
+async def test_an_answer_that_is_raw_json_is_read_and_sent_as_it_stands(
+    run_router: Any, stream: bool, text: str
+) -> None:
+    reads = Reads(GOOD)
+    form = {"response_format": {"type": "json_object"}, "stream": stream}
+    reply, outcomes, num_large = await provided(
+        run_router, reads, message={"content": text}, **form
+    )
+
+    assert [answer for _, answer, _ in reads.seen] == [text]
+    assert (reply.headers["x-tandem-reason"], num_large) == ("verified", 0)
+    assert outcomes == {"verified": 1}
+    if stream:
+        payloads = [event_data(event) for event in split_events(reply.body)]
+        events = [json.loads(payload) for payload in payloads if payload != b"[DONE]"]
+        said = "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+    else:
+        said = reply.json["choices"][0]["message"]["content"]
+    assert said == text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_a_call_of_a_tool_is_sent_unread_and_whole(
+    run_router: Any, stream: bool
+) -> None:
+    """Some providers call what nobody offered; there is no text to read."""
+    reads = Reads(BAD)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    reply, outcomes, num_large = await provided(
+        run_router, reads,
+        message={"content": None, "reasoning_content": "hm", "tool_calls": [call]}, stream=stream,
+    )  # fmt: skip
+
+    assert reads.seen == []
+    assert (reply.headers["x-tandem-reason"], num_large) == ("unverified", 0)
+    assert outcomes == {"no_text": 1}
+    if stream:
+        payloads = [event_data(event) for event in split_events(reply.body)]
+        events = [json.loads(payload) for payload in payloads if payload != b"[DONE]"]
+        deltas = [c["delta"] for e in events for c in e["choices"]]
+        calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+        assert [d["reasoning_content"] for d in deltas if "reasoning_content" in d] == ["hm"]
+        assert [c["index"] for c in calls] == [0]
+    else:
+        calls = reply.json["choices"][0]["message"]["tool_calls"]
+    assert [(c["id"], c["function"]) for c in calls] == [("c1", call["function"])]
 
 
 async def test_streams_go_straight_to_their_tier_unless_the_router_says_otherwise(

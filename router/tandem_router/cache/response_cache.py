@@ -169,6 +169,14 @@ def with_new_id(body: bytes, kind: str, request_id: str, created: int) -> dict[s
     return {**json.loads(body), "id": f"{prefix}-{request_id}", "created": created}
 
 
+def _delta(message: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a message as one piece of a stream: its thought and its calls of tools, too."""
+    more = {name: value for name, value in message.items() if value is not None}
+    if calls := more.get("tool_calls"):
+        more["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
+    return {"role": "assistant", "content": None, **more}
+
+
 def as_stream(reply: Mapping[str, Any], kind: str, include_usage: bool) -> bytes:
     """A whole reply as the events of a stream."""
     chat = kind == "chat"
@@ -181,9 +189,9 @@ def as_stream(reply: Mapping[str, Any], kind: str, include_usage: bool) -> bytes
     events = []
     for choice in reply["choices"]:
         message = choice.get("message") or {}
-        text = message.get("content") if chat else choice.get("text")
+        text = choice.get("text")
         part = {"index": choice.get("index", 0), "logprobs": None, "finish_reason": None}
-        body = {"delta": {"role": "assistant", "content": text}} if chat else {"text": text}
+        body = {"delta": _delta(message)} if chat else {"text": text}
         last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         events.append(encode_event({**frame, "choices": [{**part, **body}]}))
         end = {**part, **last, "finish_reason": choice.get("finish_reason")}
