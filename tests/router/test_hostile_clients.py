@@ -17,6 +17,8 @@ from eventually import eventually
 from tandem_router.api.api_keys import key_hash
 from tandem_router.api.app import RouterApp
 from tandem_router.api.origin import loopback_names
+from tandem_router.api.request_body import read_body
+from tandem_router.config.limits import LimitsConfig
 from tandem_router.errors import ApiError
 from tandem_router.http.server import Listener, ServerLimits
 from tandem_router.limits.bodies import PER_BODY_BYTES, HeldBodies
@@ -199,6 +201,32 @@ def test_bodies_are_counted_by_sender_and_in_all() -> None:
     assert (own.value.status, everybodys.value.status) == (429, 503)
     assert bodies.num_bytes == 0
     assert not +bodies.by_sender
+
+
+async def test_a_body_that_grows_beyond_its_senders_share_is_refused_while_it_is_read() -> None:
+    """In pieces, none of which is large, and none of which is the last."""
+    bodies = HeldBodies(10 * PER_BODY_BYTES, 4 * PER_BODY_BYTES)
+    limits = LimitsConfig(max_body_bytes=100 * PER_BODY_BYTES)
+    other = bodies.hold("b")
+    other.grow(PER_BODY_BYTES)
+    num_pieces = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal num_pieces
+        num_pieces += 1
+        return {"type": "http.request", "body": b" " * (PER_BODY_BYTES // 2), "more_body": True}
+
+    held = bodies.hold("a")
+    with pytest.raises(ApiError) as refused:
+        await read_body({"headers": []}, receive, limits, held)
+
+    assert refused.value.status == 429
+    assert num_pieces == 7
+    assert bodies.by_sender["a"] == 4 * PER_BODY_BYTES
+    held.release()
+    other.grow(PER_BODY_BYTES)  # of somebody else nothing is taken
+    other.release()
+    assert bodies.num_bytes == 0
 
 
 async def test_a_router_answers_to_its_allowed_hosts_only(run_router: Any) -> None:
