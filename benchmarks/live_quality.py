@@ -450,6 +450,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write everything to this file")
     args = parser.parse_args()
+    if args.questions < 1 or args.questions % (10 * args.step):
+        parser.error(
+            f"--questions {args.questions} is no multiple of ten steps of {args.step}: the router "
+            "is killed at five tenths and the drop planted at six, each between two steps"
+        )
     result = asyncio.run(Run(args).run())
     print(json.dumps({k: v for k, v in result.items() if k not in ("looks", "log")}, indent=1))
     if args.json:
