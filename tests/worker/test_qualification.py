@@ -254,6 +254,22 @@ def test_what_no_exact_answers_come_of_is_one_sentence(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "told"), [([], 0.05), (["--max-loss", "0.5"], 0.5)])
+def test_tandem_serve_takes_the_stated_loss(
+    given: list[str], told: float, exact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    async def serve(config: WorkerConfig, weights: Path, **more: Any) -> int:
+        seen.append(config.max_loss)
+        return 0
+
+    monkeypatch.setattr("tandem_worker.cli.serve.serve", serve)
+
+    assert tandem(["serve", str(exact), "--threads", "1", *given]) == 0
+    assert seen == [told]
+
+
 async def test_a_worker_says_what_its_settings_cost(exact: Path, start_worker: Any) -> None:
     worker = await start_worker(kv_cache_dtype="int8", max_loss=0.5)
 

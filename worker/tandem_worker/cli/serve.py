@@ -44,6 +44,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest prompt + answer, tokens"
     )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="by how much lossy weights may raise the perplexity of exact_answers.json",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.set_defaults(run=run)
 
@@ -61,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "dtype": arguments.dtype,
                 "num_threads": threads,
                 "max_model_len": arguments.max_model_len,
+                "max_loss": arguments.max_loss,
             },
             source="tandem serve",
         )
