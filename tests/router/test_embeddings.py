@@ -154,7 +154,13 @@ async def test_what_is_no_input_is_refused_by_name(
     assert said in reply.error["message"]
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"data": []}', b'{"data": [{"index": 0}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>", b"{}", b'{"data": []}', b'{"data": [{"index": 0}]}'),
+        *(b'"<script>alert(1)</script>"', b"[]"),
+    ],
+)
 async def test_a_reply_without_vectors_is_not_passed_on(
     run_router: Any, provider: Any, body: bytes
 ) -> None:
