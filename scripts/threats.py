@@ -54,6 +54,8 @@ def tried(tree: Path, mutation: Mutation) -> str | None:
             cwd=tree, capture_output=True, text=True, timeout=900,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
         )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None  # what is not bounded any more need not come back
     finally:
         file.write_text(before)
     if done.returncode == 1:
