@@ -209,6 +209,7 @@ STATUS = {
     "RequestError": 400,
     "wrong": 400,
     "ErrorEvent": 500,
+    "Failed": 500,
 }
 
 

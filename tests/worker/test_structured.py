@@ -183,6 +183,25 @@ async def test_a_format_that_cannot_be_had_is_refused(
     assert (await ask(worker, guided_choice=["ok"])).status_code == 200
 
 
+async def test_a_format_that_leads_nowhere_is_the_requests_own_fault(start_worker: Any) -> None:
+    """The check at the start sees no more of it than the first token."""
+    schema = {"allOf": [{"multipleOf": p} for p in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)]}
+    worker = await start_worker()
+
+    whole = await ask(worker, guided_json={"type": "integer", **schema})
+    streamed = await ask(worker, guided_json={"type": "integer", **schema}, stream=True)
+
+    assert whole.status_code == 400, whole.text
+    error = whole.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == "grammar_dead_end"
+    assert "the format that this request asks for" in error["message"]
+    assert "simplify its schema" in error["message"]
+    assert json.loads(streamed.text.strip().split("data: ")[-1]) == {"error": error}
+    assert 'reason="grammar_dead_end"} 2.0' in worker.metrics.render().decode()
+    assert (await ask(worker, guided_choice=["ok"])).status_code == 200
+
+
 async def test_logits_that_are_not_finite_fail_their_request_alone(
     start_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tandem_worker.engine.core import EngineCounters
+from tandem_worker.engine.drawn import FailureCode
 from tandem_worker.engine.thread import EngineLoad
 
 if TYPE_CHECKING:  # the transfer package imports torch, which is loaded later
@@ -130,7 +131,7 @@ class _EngineCollector:
             "Requests that no token could be drawn for, by reason.",
             labels=["model_name", "reason"],
         )
-        for reason in ("logits_not_finite", "grammar_dead_end"):
+        for reason in get_args(FailureCode):
             failed.add_metric([self._model, reason], counters.failed.get(reason, 0))
         yield failed
         totals = [

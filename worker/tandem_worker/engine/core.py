@@ -274,7 +274,7 @@ class EngineCore:
             self.scheduler.blocks.forget_cached()
         self._count("error")
         self.counters.failed[failed.code] = self.counters.failed.get(failed.code, 0) + 1
-        return [(request.sink, ErrorEvent(failed.message, failed.code))]
+        return [(request.sink, ErrorEvent(failed.message, failed.code, failed.status))]
 
     def _emit(self, request: EngineRequest, token: Sampled) -> Delivery:
         """Announce a token that was just appended, and finish the request if it is the last."""

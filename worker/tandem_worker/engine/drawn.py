@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+FailureCode = Literal["logits_not_finite", "grammar_dead_end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,12 @@ class Failed:
     Attributes:
         message: A sentence for the client.
         code: Machine-readable reason, counted in the metrics.
+        status: Of the reply: 400 where the request itself is at fault.
     """
 
     message: str
-    code: str
+    code: FailureCode
+    status: int = 500
 
 
 @dataclass(frozen=True, slots=True)

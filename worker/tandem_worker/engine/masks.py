@@ -64,7 +64,7 @@ class PendingMasks:
             row: Failed(
                 "the model's logits are not finite; the prompt may overflow this dtype, or the "
                 "weights are broken",
-                "logits_not_finite",
+                code="logits_not_finite",
             )
             for row, is_finite in enumerate(peaks)
             if not is_finite
@@ -75,7 +75,10 @@ class PendingMasks:
                 masks[row] = future.result()
             except GrammarError as error:
                 failures[row] = Failed(
-                    f"the answer's format cannot be continued: {error}", "grammar_dead_end"
+                    "the format that this request asks for (response_format, guided fields or "
+                    f"tools) cannot be gone on with: {error}; simplify its schema or grammar",
+                    code="grammar_dead_end",
+                    status=400,
                 )
         if not masks:
             return None, failures

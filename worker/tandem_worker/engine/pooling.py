@@ -43,6 +43,6 @@ class Pooling:
             return Failed(
                 "the model's hidden states are not finite; the input may overflow this dtype, or "
                 "the weights are broken",
-                "logits_not_finite",
+                code="logits_not_finite",
             )
         return Pooled(tuple(vector.tolist()))

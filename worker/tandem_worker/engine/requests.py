@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tandem_worker.engine.drawn import Drawn, TokenLogprobs
 from tandem_worker.engine.packing import BlockRow
 from tandem_worker.engine.sampling import SamplingParams
+from tandem_worker.errors import RequestError
 from tandem_worker.scheduling.sequence import Chunk
 from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
@@ -64,10 +65,26 @@ class ReservedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent:
-    """The request failed inside the engine."""
+    """The request failed inside the engine.
+
+    Attributes:
+        status: 400 where the request itself is at fault, so that nobody tries it again.
+    """
 
     message: str
     code: str | None = None
+    status: int = 500
+
+    def as_refusal(self) -> RequestError:
+        """What the client is told, whole or at the end of its stream."""
+        if self.status == 400:
+            return RequestError(self.message, code=self.code)
+        return RequestError(
+            f"the engine failed: {self.message}",
+            status=self.status,
+            type="server_error",
+            code=self.code,
+        )
 
 
 Event = TokenEvent | PromptLogprobsEvent | VectorEvent | ReservedEvent | ErrorEvent

@@ -12,7 +12,6 @@ from tandem_worker.engine.pooling import Pooling
 from tandem_worker.engine.requests import EngineRequest, ErrorEvent, Event, VectorEvent
 from tandem_worker.engine.sampling import SamplingParams
 from tandem_worker.engine.thread import EngineThread
-from tandem_worker.errors import RequestError
 from tandem_worker.models.embedding_settings import PoolingKind
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
@@ -67,12 +66,7 @@ async def embed(
             index, event = await events.get()
             if isinstance(event, ErrorEvent):
                 del left[index]
-                raise RequestError(
-                    f"the engine failed: {event.message}",
-                    status=500,
-                    type="server_error",
-                    code=event.code,
-                )
+                raise event.as_refusal()
             if isinstance(event, VectorEvent):
                 del left[index]
                 vectors[index] = event.vector

@@ -23,7 +23,6 @@ from tandem_worker.engine.requests import (
 )
 from tandem_worker.engine.sampling import SamplingParams, choice_seed
 from tandem_worker.engine.thread import EngineThread
-from tandem_worker.errors import RequestError
 from tandem_worker.metrics import WorkerMetrics
 from tandem_worker.openai.context import RequestContext
 from tandem_worker.openai.request import CompletionRequest
@@ -158,12 +157,7 @@ class Generation:
             if isinstance(event, ReservedEvent):
                 self._start_remote(choice, event)
             elif isinstance(event, ErrorEvent):
-                raise RequestError(
-                    f"the engine failed: {event.message}",
-                    status=500,
-                    type="server_error",
-                    code=event.code,
-                )
+                raise event.as_refusal()
             elif isinstance(event, PromptLogprobsEvent):
                 if event.finish_reason is not None:
                     choice.is_done = True
