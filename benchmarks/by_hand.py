@@ -11,6 +11,7 @@ from the same client, whose time is in both. docs/decisions/0046 rests on the ra
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import socket
@@ -86,6 +87,7 @@ def cpu_us(work: Callable[[], None]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     rounds = [(cpu_us(by_hand), cpu_us(by_library)) for _ in range(ROUNDS)]
     mine, library = (statistics.median(side) for side in zip(*rounds, strict=True))
     print(f"own splitter {mine:.2f} us a chunk, openai's decoder {library:.2f} us")

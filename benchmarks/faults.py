@@ -1,6 +1,6 @@
 """A day of random faults in ten minutes: nothing lost, wrong, unbooked or shown; else status 1.
 
-usage: faults.py [--minutes 10] [--seed 1] [--rate 10] [--hurried] [--json FILE]
+usage: faults.py [--minutes 10] [--seed 1] [--rate 10] [--hurried] [--json FILE] [--keep FOLDER]
 
 A router process of its own, two external tiers and a pool of three fake workers. Some tier is
 always well; the others break in every way of `faulty_day/schedule.py`, keys rotate and settings are

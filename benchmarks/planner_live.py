@@ -122,7 +122,7 @@ def process(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield running
     finally:
-        running.send_signal(signal.SIGINT)
+        running.terminate()  # what a shell starts in the background ignores SIGINT
         try:
             running.wait(60)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 """What the online controllers are worth on real outcomes with real arrival times.
 
-    python benchmarks/policy.py [budget|share|floor|managed|change|cascade|coverage|bias|drop|all]
-        [--runs 200] [--first-seed 0] [--json FILE]
+    python benchmarks/policy.py [budget|share|floor|managed|change|cascade|"new tier"|verifier|
+        coverage|bias|drop|all] [--runs 200] [--first-seed 0] [--json FILE]
 
 Outcomes: mmlu and gsm8k of `shared/data/routing` (Mixtral-8x7B against GPT-4-1106); arrivals,
 prompt and answer lengths: Azure's conversation trace of 2023. Compared with
