@@ -146,3 +146,16 @@ async def test_the_copy_itself_cannot_be_named() -> None:
     said = cluster.condition("Router", "r", "PredictorReady")["message"]
 
     assert "is the operator's copy; name the ConfigMap that you made" in said
+
+
+async def test_a_config_map_of_that_name_that_somebody_made_is_left_alone() -> None:
+    cluster = Copied(naming("configmap://one/artifact"))
+    cluster.config_map("one", artifact="b25l")
+    cluster.config_map(COPY, artifact="bWluZQ==")
+
+    await cluster.settle()
+
+    assert cluster.held == {"artifact": "bWluZQ=="}
+    refused = cluster.condition("Router", "r", "Accepted")
+    assert refused["reason"] == "NameTaken"
+    assert f"ConfigMap {COPY} exists and belongs to nobody" in refused["message"]

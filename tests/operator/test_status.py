@@ -9,7 +9,9 @@ import pytest
 
 from objects_table import POLICY
 from stored_cluster import BOTH, NOW, SPLIT, Cluster
+from tandem_operator.local import store
 from tandem_operator.plan.model_status import LinkTest, Measured
+from tandem_operator.plan.objects import PEER_SECRET, peer_secret
 from tandem_operator.plan.pods import first_blocker
 from tandem_operator.plan.router_facts import (
     LatencyFacts,
@@ -17,6 +19,7 @@ from tandem_operator.plan.router_facts import (
     TrafficFacts,
 )
 from tandem_operator.reconcile.events import news_in
+from tandem_operator.reconcile.rotation import TokenRotation
 from tandem_operator.resources import RouterStatus
 from tandem_operator.resources.base import Object
 
@@ -439,3 +442,58 @@ async def test_a_worker_that_loses_too_much_is_the_first_blocking_cause() -> Non
         found = cluster.condition("Model", "m", condition)
         assert (found["status"], found["reason"]) == ("False", "QualityLoss")
         assert said in found["message"]
+
+
+async def test_what_was_stored_before_a_rule_and_changes_nothing_goes_on_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An upgrade brings rules for fields that had no effect: nothing stands still for them."""
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    cluster.start_pods()
+    no_core = {"resources": {"cpu": "0"}}
+    model = {"kvTransfer": {"maxInflight": "1Gi"}, "unified": no_core}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(store, "violations", lambda *_: [])
+        cluster.store.change("Model", "default", "s", {"spec": model})
+        cluster.store.change("Router", "default", "r", {"spec": no_core})
+    await cluster.settle()
+
+    cluster.store.change("WorkerPool", "default", "s-unified", {"spec": {"replicas": 3}})
+    await cluster.settle()
+
+    assert cluster.get("Deployment", "s-unified")["spec"]["replicas"] == 3
+    assert cluster.condition("Model", "s", "Accepted")["status"] == "True"
+    ready = cluster.condition("Model", "s", "Ready")
+    assert (ready["status"], ready["reason"]) == ("True", "Serving")
+    assert "; spec.kvTransfer: kvTransfer is between prefill and decode" in ready["message"]
+    assert "; spec.unified.resources.cpu: cpu of 0 asks for no core" in ready["message"]
+    assert cluster.condition("Router", "r", "ModelsResolved")["status"] == "True"
+    serving = cluster.condition("Router", "r", "Ready")
+    assert (serving["status"], serving["reason"]) == ("True", "Serving")
+    assert "; spec.resources.cpu: cpu of 0 asks for no core" in serving["message"]
+
+
+async def test_a_shared_secret_that_was_deleted_is_told_while_all_pods_run() -> None:
+    cluster = Cluster(BOTH)
+
+    async def ready() -> list[Object]:
+        """Of a Model and its Router, once a minute has passed."""
+        cluster.reconciler.rotate = TokenRotation(cluster.store, lambda: 1e6).step
+        await cluster.settle()
+        return [cluster.condition(*of, "Ready") for of in (("Model", "s"), ("Router", "r"))]
+
+    await ready()
+    cluster.start_pods()
+    before = await ready()
+    cluster.store.remove("Secret", "default", PEER_SECRET)
+    gone = await ready()
+    cluster.store.add(peer_secret("default", "written back"))
+    again = await ready()
+
+    assert again == before
+    for was, said in zip(before, gone, strict=True):
+        assert (said["status"], said["reason"]) == (was["status"], was["reason"])
+        added = said["message"].removeprefix(was["message"])
+        assert added.startswith("; Secret tandem-peer-token is gone: ")
+        assert "write the Secret back, or delete a pod" in added

@@ -14,7 +14,7 @@ _SOURCE = "source names a repository, bucket, claim or folder"
 _ARTIFACT = "artifact names a ConfigMap, claim or folder"
 _DEVICE = "cuda computes on GPUs that the role asks for, cpu would hold them idle"
 _BYTES = "a number without a unit counts bytes"
-_CORES = "cpu is a count of cores, from 1m to 1024"
+_NO_CORE = "cpu of 0 asks for no core; write 500m, 4 or the like"
 _MEMORY = f"memory below 64Mi starts no process; {_BYTES}"
 _LABEL = "a label has a key such as gpu or example.com/gpu"
 
@@ -98,10 +98,10 @@ _wrong(
     "cores in bytes",
     _role("{resources: {cpu: 4Gi}}"),
     "spec.unified.resources.cpu",
-    _CORES,
+    "cpu is a count of cores, at most 1024",
 )
-_wrong("no core at all", _role('{resources: {cpu: "0"}}'), "spec.unified.resources.cpu", _CORES)
-_wrong("no core for a router", router('  resources: {cpu: "0"}\n'), "spec.resources.cpu", _CORES)
+_wrong("no core at all", _role('{resources: {cpu: "0"}}'), "spec.unified.resources.cpu", _NO_CORE)
+_wrong("no core for a router", router('  resources: {cpu: "0"}\n'), "spec.resources.cpu", _NO_CORE)
 for field in ("checksum: true", "maxInflight: 1Gi", "localPrefillMaxTokens: 64"):
     _wrong(
         f"transfer of one role, {field}",

@@ -14,7 +14,7 @@ from tandem_operator.resources import (
     WorkerPool,
 )
 from tandem_operator.resources.field_errors import explain, show_path
-from tandem_operator.resources.rules import violations
+from tandem_operator.resources.rules import Violation, violations
 
 
 def models_of(router: Object) -> list[str]:
@@ -39,7 +39,16 @@ def parse(obj: Object) -> Model | Router | AutoscalingPolicy | WorkerPool | Prob
             texts.append(f"{show_path(('spec', *path))}: {message}")
         return Problem("Accepted", "Invalid", "; ".join(texts))
     wire = {"spec": resource.spec.to_wire()}
-    if broken := violations(obj["kind"], wire):
-        text = "; ".join(f"{show_path(v.path)}: {v.message}" for v in broken)
-        return Problem("Accepted", "Invalid", text)
+    if broken := _sentences(violations(obj["kind"], wire, harmless=False)):
+        return Problem("Accepted", "Invalid", "; ".join(broken))
     return resource
+
+
+def leftovers(resource: Model | Router) -> list[str]:
+    """What is refused today where it is written, and was stored before: it changes nothing."""
+    wire = {"spec": resource.spec.to_wire()}
+    return _sentences(violations(type(resource).__name__, wire, harmless=True))
+
+
+def _sentences(broken: list[Violation]) -> list[str]:
+    return [f"{show_path(v.path)}: {v.message}" for v in broken]

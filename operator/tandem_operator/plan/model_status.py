@@ -168,7 +168,7 @@ def model_status(
         elif cause is not None and cause.reason != "Starting":
             text = f"{text}; {cause.message}"
         notes = dict.fromkeys(note for r in reports.remarks.values() for note in r.notes)
-        text = "; ".join([text, *unfit, *notes])
+        text = "; ".join([text, *unfit, *notes, *plan.notes])
         conditions.add("Ready", True, "Serving", text)
     else:
         conditions.add("Ready", False, blocking.reason, blocking.message)

@@ -97,7 +97,7 @@ class Plan:
 
     create: made when absent and left alone afterwards. apply: made equal to this by server-side
     apply. scale: written through the pool's spec once. keep: names of children of older revisions
-    that still serve.
+    that still serve. notes: what people should know of it although it runs.
     """
 
     create: list[Object] = field(default_factory=list)
@@ -105,6 +105,7 @@ class Plan:
     scale: list[Scale] = field(default_factory=list)
     keep: set[tuple[str, str]] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     # Of a Router: the settings that its pods of this revision take up while they run.
     live: Object | None = None
     revision: str = ""

@@ -100,7 +100,7 @@ def router_status(
         if refused:
             # It serves, and a one-line view shows what is wrong all the same.
             reason, text = refused.reason, f"{text}; {refused.message}"
-        conditions.add("Ready", True, reason, text)
+        conditions.add("Ready", True, reason, "; ".join([text, *plan.notes]))
     else:
         conditions.add("Ready", False, blocking.reason, blocking.message)
     status: Object = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tandem_operator.plan import Plan, Settings, plan_model, plan_router, revision_of
 from tandem_operator.plan.conditions import condition
-from tandem_operator.plan.decode import models_of, parse
+from tandem_operator.plan.decode import leftovers, models_of, parse
 from tandem_operator.plan.made_of import MADE_OF_ANNOTATION, why_new_pods
 from tandem_operator.plan.measured_prices import measured_prices
 from tandem_operator.plan.model_status import (
@@ -55,6 +55,7 @@ from tandem_operator.reconcile.predictor_source import (
     show_at_once,
 )
 from tandem_operator.reconcile.requeue import SETTLE_S, Key, Result
+from tandem_operator.reconcile.rotation import Looked
 from tandem_operator.resources import Model, Router, WorkerPool
 
 LINK_RETRY_S = 5.0
@@ -68,7 +69,7 @@ Reports = Callable[[list[Object]], Awaitable[WorkerReports]]
 Scaling = Callable[[Router, Mapping[str, Model], list[Object]], Awaitable[list[dict[str, str]]]]
 Endpoint = Callable[[Router], str]
 Forget = Callable[[str, str], None]
-Rotate = Callable[[str], Awaitable[float | None]]
+Rotate = Callable[[str], Awaitable[Looked]]
 
 
 async def _unmeasured(_: list[Object]) -> TrafficFacts | None:
@@ -97,8 +98,8 @@ def _nothing_remembered(namespace: str, name: str) -> None:
     return None
 
 
-async def _never_rotated(namespace: str) -> float | None:
-    return None
+async def _never_rotated(namespace: str) -> Looked:
+    return Looked()
 
 
 async def _untested(_: list[Object]) -> LinkTest:
@@ -155,15 +156,16 @@ class Reconciler:
                 await self._tell(obj, News("Warning", "OtherRelease", text), result)
             result.look_again(TAKEN_RETRY_S)
             return result
-        if (again_s := await self.rotate(key.namespace)) is not None:
-            result.look_again(again_s)
+        token = await self.rotate(key.namespace)
+        if token.again_s is not None:
+            result.look_again(token.again_s)
         resource = parse(obj)
         if isinstance(resource, Problem):
             await self._refuse(obj, resource, result)
         elif isinstance(resource, Model):
-            await self._model(resource, obj, result)
+            await self._model(resource, obj, token, result)
         elif isinstance(resource, Router):
-            await self._router(resource, obj, result)
+            await self._router(resource, obj, token, result)
         elif isinstance(resource, WorkerPool):
             if not is_controlled(obj):
                 await self._write_status(obj, by_hand(obj, self.now()), result)
@@ -171,7 +173,7 @@ class Reconciler:
             await self._accept(obj, result)
         return result
 
-    async def _model(self, model: Model, obj: Object, result: Result) -> None:
+    async def _model(self, model: Model, obj: Object, held: Looked, result: Result) -> None:
         namespace = model.metadata.namespace
         labels = {**MANAGED, MODEL_LABEL: model.metadata.name}
         children = await own_children(self.api, obj, labels)
@@ -181,6 +183,7 @@ class Reconciler:
         plan = Plan(problems=await self._refusals(model, result))
         if not plan.problems:
             plan = plan_model(model, children, pods, self.settings, token, old.get("weights"))
+        plan.notes += _notes(model, held, pods)
         await self._price_deletions(plan, pods, result)
         await apply_plan(self.api, model, plan, children, pods, result)
         # As they were seen: one made in this pass has nothing to say yet, and wakes the next one.
@@ -228,7 +231,7 @@ class Reconciler:
                     await self.api.annotate("Pod", namespace, name, {COST_ANNOTATION: str(busy)})
                     result.writes += 1
 
-    async def _router(self, router: Router, obj: Object, result: Result) -> None:
+    async def _router(self, router: Router, obj: Object, held: Looked, result: Result) -> None:
         namespace = router.metadata.namespace
         labels = {**MANAGED, ROUTER_LABEL: router.metadata.name}
         models: dict[str, Model] = {}
@@ -272,6 +275,7 @@ class Reconciler:
                 retraining.run if retraining is not None else "",
                 source.copy,
             )
+        plan.notes += _notes(router, held, pods)
         if source.problem is not None:
             plan.problems.append(source.problem)
             result.look_again(SECRET_RETRY_S)
@@ -463,6 +467,18 @@ class Reconciler:
             raise
         for news in (n for n in found if not n.once):
             await self._tell(obj, news, result)
+
+
+def _notes(resource: Model | Router, token: Looked, pods: list[Object]) -> list[str]:
+    """What people should know of a resource although it runs."""
+    found = leftovers(resource)
+    if token.is_missing and any(map(is_ready, pods)):
+        found.append(
+            f"Secret {PEER_SECRET} is gone: pods that run keep its token, and the operator cannot "
+            "ask them; write the Secret back, or delete a pod: with its successor a new token is "
+            "made, which the others read within a minute or two and refuse until then"
+        )
+    return found
 
 
 def _both_roles_ready(pods: list[Object]) -> bool:

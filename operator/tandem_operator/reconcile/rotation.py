@@ -28,6 +28,17 @@ LOOK_S = 60.0
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What a look at the Secret found.
+
+    again_s: until the next look that is needed; None when no rotation is under way.
+    """
+
+    again_s: float | None = None
+    is_missing: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """What the Secret shall hold next; None in annotations removes one."""
 
@@ -78,27 +89,27 @@ class TokenRotation:
         self._clock = clock
         self._looked: dict[str, float] = {}
 
-    async def step(self, namespace: str) -> float | None:
-        """Seconds until the next look that is needed; None when no rotation is under way.
+    async def step(self, namespace: str) -> Looked:
+        """Take the step that is due, and say what was seen.
 
         Raises ApiError when the cluster fails a call.
         """
         now = self._clock()
         if abs(now - self._looked.get(namespace, -LOOK_S)) < LOOK_S:
-            return None
+            return Looked()
         secret = await self._api.get("Secret", namespace, PEER_SECRET)
         self._looked = {k: at for k, at in self._looked.items() if abs(now - at) < LOOK_S}
-        self._looked[namespace] = now
         if secret is None:
-            return None
+            return Looked(is_missing=True)  # the next pass looks again
+        self._looked[namespace] = now
         annotations = secret["metadata"].get("annotations") or {}
         text = base64.b64decode((secret.get("data") or {}).get("token", "")).decode()
         step = next_step(text.split(), annotations, now, secrets.token_urlsafe(32))
         if step is None:
-            return LOOK_S if STEP in annotations else None
+            return Looked(LOOK_S if STEP in annotations else None)
         encoded = base64.b64encode("\n".join(step.tokens).encode()).decode()
         version = secret["metadata"]["resourceVersion"]
         metadata = {"annotations": dict(step.annotations), "resourceVersion": version}
         body = {"metadata": metadata, "data": {"token": encoded}}
         await self._api.patch_secret(namespace, PEER_SECRET, body)
-        return LOOK_S if step.annotations.get(STEP) else None
+        return Looked(LOOK_S if step.annotations.get(STEP) else None)

@@ -40,15 +40,17 @@ def _find(obj: Any, path: tuple[str, ...], at: tuple[str | int, ...]) -> list[An
     return _find(obj[head], rest, (*at, head))
 
 
-def violations(kind: str, obj: Obj, old: Obj | None = None) -> list[Violation]:
+def violations(
+    kind: str, obj: Obj, old: Obj | None = None, *, harmless: bool | None = None
+) -> list[Violation]:
     """The rules of the kind that the object breaks.
 
     obj and old hold all defaults, as Resource.to_wire gives them; without old, rules that compare
-    with the previous object are left out.
+    with the previous object are left out. harmless: only rules that are, or only the others.
     """
     found: list[Violation] = []
     for rule in RULES[kind]:
-        if rule.transition and old is None:
+        if (rule.transition and old is None) or harmless not in (None, rule.harmless):
             continue
         before = dict(_find(old, rule.path, ())) if rule.transition and old is not None else {}
         for at, value in _find(obj, rule.path, ()):

@@ -72,6 +72,7 @@ MODEL_RULES: list[Rule] = [
         "remove it, or use prefill and decode",
         lambda o, _: "unified" not in o or says_no_transfer(o),
         "kvTransfer",
+        harmless=True,
     ),
     Rule(
         ("spec",),

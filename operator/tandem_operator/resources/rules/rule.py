@@ -20,6 +20,8 @@ class Rule:
     path: where in the kind it hangs, such as ("spec", "tiers", "*"); "*" is any list item.
     field: the field to name in the error, relative to path; "" names the object itself.
     check: true when the rule holds; the second argument is the old object for transition rules.
+    harmless: what breaks it runs all the same: refused where it is written, and told of where it
+        was stored before there was the rule.
     """
 
     path: tuple[str, ...]
@@ -28,3 +30,4 @@ class Rule:
     check: Callable[[Obj, Obj | None], bool]
     field: str = ""
     transition: bool = False
+    harmless: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tandem_operator.resources.base import DURATION_PATTERN, QUANTITY_PATTERN, quantity, seconds
@@ -26,11 +26,13 @@ class ValueRule:
     cel: str
     message: str
     check: Callable[[Any], bool]
+    harmless: bool = False
 
 
 def rule_of(rule: ValueRule) -> Rule:
     """Among the rules between fields."""
-    return Rule(rule.path, rule.cel, rule.message, lambda o, _: rule.check(o))
+    check = rule.check
+    return Rule(rule.path, rule.cel, rule.message, lambda o, _: check(o), harmless=rule.harmless)
 
 
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -117,17 +119,21 @@ def _memory(path: Path) -> ValueRule:
     )
 
 
-def _cores(path: Path) -> ValueRule:
-    return _quantity(
-        path, "1m", "1024", "cpu is a count of cores, from 1m to 1024; write 500m, 4 or the like"
-    )
+def _cores(path: Path) -> list[ValueRule]:
+    none = "cpu of 0 asks for no core; write 500m, 4 or the like"
+    many = "cpu is a count of cores, at most 1024; write 500m, 4 or the like"
+    # With none a pod runs on what its node has left.
+    return [
+        replace(_quantity(path, "1m", "", none), harmless=True),
+        _quantity(path, "", "1024", many),
+    ]
 
 
 def _of_role(role: str) -> list[ValueRule]:
     path = ("spec", role)
     return [
         _memory((*path, "resources", "memory")),
-        _cores((*path, "resources", "cpu")),
+        *_cores((*path, "resources", "cpu")),
         _without(
             (*path, "gpuResource"),
             "(^|[.])kubernetes[.]io/",
@@ -264,7 +270,7 @@ ROUTER_VALUES: list[ValueRule] = [
         "^https?://[^/]*$",
     ),
     _memory(("spec", "resources", "memory")),
-    _cores(("spec", "resources", "cpu")),
+    *_cores(("spec", "resources", "cpu")),
 ]
 
 POLICY_VALUES: list[ValueRule] = [
