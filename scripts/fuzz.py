@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fuzzing import Finding, files, servers
+from fuzzing import Finding, files, servers, workers
 
 # What a target may keep after it has warmed up.
 MOST_GROWTH_BYTES = 192 * 2**20
@@ -82,8 +82,8 @@ TARGETS = {
     "admin": servers.admin,
     "provider": servers.provider,
     "gateway": servers.gateway,
-    "worker": servers.worker,
-    "kv": servers.kv,
+    "worker": workers.worker,
+    "kv": workers.kv,
     "frames": files.frames,
     "resources": files.resources,
     "checkpoints": files.checkpoints,

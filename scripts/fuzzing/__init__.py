@@ -1,4 +1,4 @@
-"""What reads somebody else's bytes: `servers` over a connection, `files` from a disk.
+"""What reads somebody else's bytes: `servers` and `workers` over a connection, `files`.
 
 Each target is a context that gives a function of bytes and its seeds. The function may refuse the
 bytes with the errors of what it calls; any other exception is a finding.

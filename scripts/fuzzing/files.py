@@ -285,8 +285,8 @@ def prompts() -> Iterator[tuple[Target, list[bytes]]]:
                 try:
                     given: Any = [path] if reader is read_dataset else str(path)
                     found = reader(given)
-                    if not isinstance(found, tuple):
-                        list(itertools.islice(found, 100)) if reader is read_prompts else None
+                    if reader is read_prompts:  # which reads as it is asked
+                        list(itertools.islice(found, 100))
                 except (PredictorError, GradingError):
                     continue
 
