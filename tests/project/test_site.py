@@ -70,6 +70,11 @@ def test_a_page_fetches_nothing_from_elsewhere(site: Path) -> None:
     assert elsewhere == []
 
 
+def test_steps_keep_their_numbers_around_what_stands_between_them(site: Path) -> None:
+    assert '<ol start="2">' in (site / "tasks" / "predictor-canary.html").read_text()
+    assert '<ol start="3">' in (site / "tasks" / "gateway.html").read_text()
+
+
 def test_nothing_makes_the_theme_load_a_library_on_demand(site: Path) -> None:
     """The theme fetches mermaid from elsewhere where a page has such a diagram: draw an SVG."""
     assert [p.name for p in site.rglob("*.html") if 'class="mermaid"' in p.read_text()] == []
