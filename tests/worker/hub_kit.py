@@ -150,7 +150,9 @@ def get(hub: FakeHub, folder: Path, uri: str = "hf://org/name", **options: Any) 
 
 
 def present(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in (LOCK, MANIFEST)}
+    """The files directly in a folder."""
+    files = (p for p in folder.iterdir() if p.is_file() and p.name not in (LOCK, MANIFEST))
+    return {p.name: p.read_bytes() for p in files}
 
 
 def cut(hub: FakeHub, name: str, *lengths: int) -> None:

@@ -59,12 +59,15 @@ def bucket() -> Iterator[FakeBucket]:
 def test_s3_is_listed_page_by_page_and_requests_are_signed(
     bucket: FakeBucket, tmp_path: Path
 ) -> None:
-    bucket.files |= {"readme.md": b"x", "sub/config.json": b"x"}
+    pooling = {"1_Pooling/config.json": b"{}"}
+    bucket.files |= {"readme.md": b"x", "sub/config.json": b"x", **pooling}
     cut(bucket, "model.safetensors", 300)
 
     get_s3(bucket, tmp_path)
 
     assert present(tmp_path) == FILES
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["1_Pooling"]
+    assert (tmp_path / "1_Pooling" / "config.json").read_bytes() == b"{}"
     signatures = [headers.get("authorization", "") for _, _, headers in bucket.requests]
     assert all(s.startswith("AWS4-HMAC-SHA256 Credential=k/") for s in signatures)
     assert [h.get("range") for h in bucket.gets("model.safetensors")] == [None, "bytes=300-"]

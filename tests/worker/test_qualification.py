@@ -181,6 +181,25 @@ def test_weights_that_give_no_numbers_are_never_qualified(exact: Path) -> None:
     assert loss_of(runner, [answer]).rise == math.inf
 
 
+def test_many_prompts_are_answered_in_bounded_memory(
+    exact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of(exact)
+    allocate, asked_for = ModelRunner._allocate, []
+
+    def allocated(self: ModelRunner, file: str | None = None, num_blocks: int | None = None) -> Any:
+        asked_for.append(num_blocks)
+        return allocate(self, file, num_blocks)
+
+    monkeypatch.setattr(ModelRunner, "_allocate", allocated)
+    long, short = [5] * 200, [7, 8]
+    answers = answer_exactly(runner, [*[long, short] * 60], 2)
+
+    assert asked_for == [255, 45]
+    assert [answer.prompt for answer in answers] == [tuple(long), tuple(short)] * 60
+    assert len(set(answers)) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -13,8 +13,7 @@ from typing import Any
 
 from tandem_worker.config import WorkerConfig
 from tandem_worker.errors import WorkerError
-
-MAX_PROMPTS = 1024
+from tandem_worker.models.exact_answers import MAX_ANSWERS
 
 
 def register(subparsers: Any) -> None:
@@ -100,6 +99,6 @@ def read_prompts(path: Path) -> Sequence[str]:
         if not isinstance(prompt, str) or not prompt:
             raise WorkerError(f'{path}, line {number}: must be {{"prompt": "some text"}}')
         texts.append(prompt)
-    if not 1 <= len(texts) <= MAX_PROMPTS:
-        raise WorkerError(f"{path} holds {len(texts)} prompts; give 1 to {MAX_PROMPTS}")
+    if not 1 <= len(texts) <= MAX_ANSWERS:
+        raise WorkerError(f"{path} holds {len(texts)} prompts; give 1 to {MAX_ANSWERS}")
     return texts

@@ -32,6 +32,9 @@ from tandem_worker.scheduling.sequence import Sequence as ScheduledSequence
 
 ANSWER_TOKENS = 32
 _STEP_TOKENS = 256
+_MOST_BLOCKS = 256
+"""Exact KV blocks, which lie beside the worker's own, at a time: a thousand long prompts together
+would need more memory than the model itself."""
 _BITS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -142,19 +145,23 @@ def answer_exactly(
         for prompt in prompts
         if prompt and max(prompt) < runner.spec.vocab_size
     ]
-    per_answer = -(-(max(map(len, kept), default=0) + num_tokens) // BLOCK_SIZE)
-    with runner.exact_kv(per_answer * len(kept)):
-        made = [
-            ExactAnswer(tuple(prompt), tuple(answer), ())
-            for prompt, answer in zip(
-                kept, _continue(runner, kept, num_tokens, per_answer), strict=True
-            )
-            if answer
-        ]
-        return [
-            replace(exact, logprobs=tuple(min(0.0, p.logprob) for p in _score(runner, exact)))
-            for exact in made
-        ]
+    answers: list[ExactAnswer] = []
+    while kept:
+        spans = _spans(kept, num_tokens)
+        together, kept = kept[: len(spans)], kept[len(spans) :]
+        with runner.exact_kv(spans[-1].stop):
+            made = [
+                ExactAnswer(tuple(prompt), tuple(answer), ())
+                for prompt, answer in zip(
+                    together, _continue(runner, together, num_tokens, spans), strict=True
+                )
+                if answer
+            ]
+            answers += [
+                replace(exact, logprobs=tuple(min(0.0, p.logprob) for p in _score(runner, exact)))
+                for exact in made
+            ]
+    return answers
 
 
 def loss_of(runner: ModelRunner, answers: Sequence[ExactAnswer]) -> Loss:
@@ -180,8 +187,20 @@ def _most_tokens(runner: ModelRunner) -> int:
     return min(runner.max_model_len, runner.num_blocks * BLOCK_SIZE)
 
 
+def _spans(prompts: Sequence[list[int]], num_tokens: int) -> list[range]:
+    """The KV blocks of as many of the first prompts as are answered together; one at least."""
+    spans: list[range] = []
+    end = 0
+    for prompt in prompts:
+        start, end = end, end - (-(len(prompt) + num_tokens) // BLOCK_SIZE)
+        if spans and end > _MOST_BLOCKS:
+            break
+        spans.append(range(start, end))
+    return spans
+
+
 def _continue(
-    runner: ModelRunner, prompts: Sequence[list[int]], num_tokens: int, num_blocks: int
+    runner: ModelRunner, prompts: Sequence[list[int]], num_tokens: int, spans: Sequence[range]
 ) -> list[list[int]]:
     """Greedy tokens of all prompts together, up to an end token, which is one of them."""
     running = [
@@ -190,7 +209,7 @@ def _continue(
                 f"exact-{index}",
                 list(prompt),
                 len(prompt),
-                block_ids=list(range(index * num_blocks, (index + 1) * num_blocks)),
+                block_ids=list(spans[index]),
             ),
             SamplingParams(temperature=0.0),
             _ignore,

@@ -68,7 +68,10 @@ def _read(directory: Path) -> EmbeddingSettings:
     folder = modules[kinds.index("Pooling")].get("path")
     found = locate(directory, POOLING)
     if found is None or folder != POOLING.partition("/")[0]:
-        raise ModelError(f"{MODULES} names the pooling {str(folder)[:80]!r}; {POOLING} is read")
+        raise ModelError(
+            f"{MODULES} names the pooling {str(folder)[:80]!r}; only {POOLING} is read, and has to "
+            "be there"
+        )
     return EmbeddingSettings(_kind(read_json(found)), normalize="Normalize" in kinds)
 
 

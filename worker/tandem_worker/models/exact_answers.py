@@ -19,8 +19,8 @@ from tandem_worker.models.files import EXACT_ANSWERS, locate, read_json
 
 MAX_ANSWERS = 1024
 _RULE = (
-    "each of 1 to 1024 answers has prompt and answer (token ids, not empty) and logprobs (a number "
-    "per token of the answer, at most 0); write the file with `tandem exact-answers`"
+    f"each of 1 to {MAX_ANSWERS} answers has prompt and answer (token ids, not empty) and logprobs "
+    "(a number per token of the answer, at most 0); write the file with `tandem exact-answers`"
 )
 
 
