@@ -453,6 +453,11 @@ bad(
     "8: Router/r: spec.cascade: a cascade reads answers with the verifier of a Learned predictor; add predictor.training or predictor.artifact, or remove cascade",
 )
 bad(
+    "a judge of a cascade that is not there",
+    router("  learning: {judge: {type: ExternalInCascade, url: https://j.example/v1, model: m}}\n"),
+    "8: Router/r: spec.learning.judge.type: is 'ExternalInCascade', but a judge of type ExternalInCascade is asked by spec.cascade; add cascade: {}, or write type: External",
+)
+bad(
     "trained from labels without their prompts",
     router('  predictor: {training: {data: "pvc://c/d", fromLabels: true}}\n'),
     "8: Router/r: spec.predictor.training.fromLabels: is True, but training from labels needs something of their prompts; set learning.capture to Features or Prompts, or fromLabels to false",

@@ -85,6 +85,21 @@ async def test_what_the_pods_of_a_router_measured_is_averaged() -> None:
     assert facts.tiers["small"] == TierFacts(share=pytest.approx(0.6))
 
 
+async def test_the_trouble_that_any_pod_has_with_the_cascades_judge_is_told() -> None:
+    def state(problem: str) -> bytes:
+        judge = {"problem": problem, "outcomes": {"bad": 3}}
+        cascade = {"zones": {}, "outcomes": {"verified": 2}, "problem": "", "judge": judge}
+        return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps({"cascade": cascade}).encode()
+
+    async with serving([state(""), state("it answered with status 500")]) as (hosts, port):
+        facts = await router_traffic([ready_pod(host) for host in hosts], port)
+
+    assert facts is not None
+    assert facts.cascade is not None
+    assert facts.cascade.judge_problem == "it answered with status 500"
+    assert facts.cascade.outcomes == {"verified": 4}
+
+
 def ready_pod(ip: str) -> Object:
     status = {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]}
     return {"metadata": {"name": ip}, "status": status}

@@ -199,6 +199,12 @@ READING = LEARNED + "  cascade: {streams: true, deadline: 100ms}\n"
             "Reading",
             "50% of requests so far, 20% of these answers were replaced",
         ),
+        (
+            CascadeFacts(judge_problem="the judge gives no verdicts: status 500"),
+            "True",
+            "Reading",
+            "before they are sent; the judge gives no verdicts: status 500",
+        ),
     ],
 )
 async def test_whether_answers_are_read_is_a_condition_where_it_was_asked_for(
@@ -213,6 +219,28 @@ async def test_whether_answers_are_read_is_a_condition_where_it_was_asked_for(
     assert "CascadeReady" not in types(plain)
     told = json.loads(config_of(cluster))
     assert told["cascade"] == {"streams": True, "deadline_ms": 100.0}
+
+
+JUDGE = "url: https://judge.example/v1, model: m"
+
+
+@pytest.mark.parametrize(
+    ("kind", "deadline", "waits_s"),
+    [
+        ("External", "250ms", None),
+        ("ExternalInCascade", "250ms", 3.0),
+        ("ExternalInCascade", "5s", 5.0),
+    ],
+)
+async def test_a_judge_reads_answers_of_the_cascade_only_where_its_type_says_so(
+    kind: str, deadline: str, waits_s: float | None
+) -> None:
+    text = LEARNED + f"  cascade: {{deadline: {deadline}}}\n"
+    cluster = await running(text + f"  learning: {{judge: {{type: {kind}, {JUDGE}}}}}\n")
+
+    told = json.loads(config_of(cluster))
+    assert told["cascade"].get("judge_timeout_s") == waits_s
+    assert told["learning"]["judge"]["type"] == "External"
 
 
 @pytest.mark.parametrize(("percentile", "status"), [(99, "False"), (90, "True")])

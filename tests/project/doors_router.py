@@ -198,6 +198,13 @@ ROUTER: dict[str, Tests | Probe] = {
         10_000.0,
         then=shown_by("router/test_cascade.py::test_a_late_verdict_does_not_count"),
     ),
+    "cascade.judge_timeout_s": shown_by(
+        "router/test_cascade_judge.py::"
+        "test_without_judge_timeout_s_a_judge_sees_no_answer_before_it_is_sent",
+        "router/test_cascade_judge.py::"
+        "test_a_judge_that_says_nothing_leaves_the_verifier_to_decide",
+        word="judge_timeout_s",
+    ),
     "cache.enabled": Probe(cached, False, True),
     "cache.max_bytes": Probe(
         cache_bounds,

@@ -21,6 +21,8 @@ from tandem_router.config import RouterConfig
 # Longer than a worker's: what a worker leaves unfinished another one carries on, but a client's
 # stream ends with its router. An idle router ends at once.
 DRAIN_TIMEOUT_S = 300
+# What a judge has of an answer that waits for it; the SLO may leave less.
+JUDGE_READS_S = 3.0
 
 # Tokens that one worker makes in an hour, to turn a price per hour into one per token where no
 # profile was measured: 1,000 tokens/s. Only the ratio between tiers matters for routing.
@@ -166,6 +168,10 @@ def router_config(
             "streams": spec.cascade.streams,
             "deadline_ms": seconds(spec.cascade.deadline) * 1000,
         }
+        judge = spec.learning.judge if spec.learning is not None else None
+        if judge is not None and judge.type == "ExternalInCascade":
+            waits_s = max(JUDGE_READS_S, seconds(spec.cascade.deadline))
+            data["cascade"]["judge_timeout_s"] = waits_s
     if spec.cache.enabled:
         data["cache"] = {
             "enabled": True,
@@ -232,8 +238,9 @@ def _learning(learning: Learning) -> Object:
     if (judge := learning.judge) is None:
         return data
     data["judge"] = {"type": judge.type}
-    if judge.type == "External":
+    if judge.is_external:
         data["judge"] |= {
+            "type": "External",
             "url": judge.url,
             "model": judge.model,
             "usd_per_1m_input_tokens": float(judge.usd_per_1m_input_tokens),

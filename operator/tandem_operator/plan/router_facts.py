@@ -58,11 +58,15 @@ class StoreFacts:
 
 @dataclass(frozen=True)
 class CascadeFacts:
-    """What routers did with answers that they could read; problem says why they read none."""
+    """What routers did with answers that they could read; problem says why they read none.
+
+    judge_problem: why an external judge says nothing of them.
+    """
 
     zones: Mapping[str, int] = field(default_factory=dict)
     outcomes: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
+    judge_problem: str = ""
 
 
 @dataclass(frozen=True)

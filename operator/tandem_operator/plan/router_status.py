@@ -301,6 +301,8 @@ def _cascade(conditions: Conditions, traffic: TrafficFacts | None) -> None:
             read, replaced = facts.zones.get("verify", 0), facts.outcomes.get("escalated", 0)
             text += f"; {read / zones:.0%} of requests so far, {replaced / outcomes:.0%} of these "
             text += "answers were replaced"
+        if facts.judge_problem:
+            text += f"; {facts.judge_problem}"
         conditions.add("CascadeReady", True, "Reading", text)
 
 

@@ -300,8 +300,13 @@ def _cascade(states: list[Object]) -> CascadeFacts | None:
                 if isinstance(number, int):
                     counter[str(key)[:32]] += number
     problems = [str(report["problem"]) for report in reports if report.get("problem")]
+    judges = [report["judge"] for report in reports if isinstance(report.get("judge"), dict)]
+    troubles = [str(judge["problem"]) for judge in judges if judge.get("problem")]
     return CascadeFacts(
-        dict(counts["zones"]), dict(counts["outcomes"]), problems[0][:500] if problems else ""
+        dict(counts["zones"]),
+        dict(counts["outcomes"]),
+        problems[0][:500] if problems else "",
+        troubles[0][:500] if troubles else "",
     )
 
 

@@ -252,7 +252,7 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "set_points": to_builtins(services.steering.set_points),
         "threshold": services.steering.threshold_limit,
         "control": asdict(services.steering.control.state(now)),
-        "cascade": services.routing.answers.report(),
+        "cascade": _cascade(services),
         "retraining": None if services.retraining is None else services.retraining.state(),
         "curve": [asdict(point) for point in services.steering.control.curve.points()],
         "expected_quality_ratio": services.steering.expected_quality_ratio,
@@ -274,6 +274,11 @@ def router_state(services: Services, settings: LiveSettings) -> dict[str, Any]:
         "workers": workers,
         "cache": asdict(cache.stats) if (cache := services.reuse.cache) is not None else None,
     }
+
+
+def _cascade(services: Services) -> dict[str, Any] | None:
+    report = services.routing.answers.report()
+    return None if report is None else {**report, "judge": services.answer_judge.report()}
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -35,7 +35,7 @@ from tandem_router.balancing.file_discovery import EndpointTable
 from tandem_router.balancing.health_check import poll_loads
 from tandem_router.balancing.known_workers import KnownWorkers
 from tandem_router.cache.response_cache import Reuse
-from tandem_router.config import RouterConfig
+from tandem_router.config import JudgeConfig, RouterConfig
 from tandem_router.errors import ApiError, ConfigError
 from tandem_router.http.client import UpstreamClient
 from tandem_router.http.exchange import Exchange
@@ -51,6 +51,7 @@ from tandem_router.proxy.judge_calls import JudgeKeys
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.proxy.random_ids import new_request_id
 from tandem_router.proxy.tally import Tally
+from tandem_router.quality.answer_judge import AnswerJudge
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.quality.live import LiveQuality
@@ -140,6 +141,10 @@ class RouterApp:
         routing = Routing(config, predictor, self.picker, steering, ledger, metrics, clock)
         labels = Labels(store)
         judge_keys = JudgeKeys(config, clock)
+
+        async def ask_judge(judge: JudgeConfig, body: bytes) -> tuple[int, bytes]:
+            return await judge_keys.post(client, judge, body)
+
         learner = Learner(
             config.learning,
             config.replicas,
@@ -147,7 +152,7 @@ class RouterApp:
             store,
             ledger,
             metrics,
-            lambda judge, body: judge_keys.post(client, judge, body),
+            ask_judge,
             routing.unfit,
             clock,
             wall_clock,
@@ -163,6 +168,9 @@ class RouterApp:
             prices.dearest,
             wall_clock,
         )
+        answer_judge = AnswerJudge(
+            config, learner, quality.opinions, ledger, metrics, ask_judge, clock
+        )
         decisions = DecisionLog(config.decisions_kept)
         self.services = Services(
             config=config,
@@ -176,6 +184,7 @@ class RouterApp:
             labels=labels,
             learner=learner,
             quality=quality,
+            answer_judge=answer_judge,
             metrics=metrics,
             decisions=decisions,
             tally=Tally(metrics, decisions, store),
@@ -286,6 +295,7 @@ class RouterApp:
     def _store_opened(self, before: Sequence[Spend]) -> None:
         """Go on counting where earlier processes stopped."""
         self.services.learner.restore(before)
+        self.services.answer_judge.restore(before)
         for row in before:
             if row.tenant != LEARNING:
                 self.services.decisions.add_totals(row.tier, row)

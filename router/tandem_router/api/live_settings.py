@@ -69,6 +69,7 @@ class LiveSettings:
         services.reuse.reconfigure(after)
         services.picker.reconfigure(after.failover)
         services.learner.reconfigure(after.learning, after.replicas)
+        services.answer_judge.reconfigure(after)
         services.quality.reconfigure(after, services.prices.cheapest, services.prices.dearest)
         services.client.connect_timeout_s = after.failover.connect_timeout_s
         services.client.stall_timeout_s = after.failover.stall_timeout_s

@@ -75,3 +75,8 @@ class CascadeConfig(Section):
         description="A verdict on an answer that is later than this does not count: the answer is "
         "sent.",
     )
+    judge_timeout_s: Positive | None = Field(
+        default=None,
+        description="Also ask `learning.judge` (External) of an answer whose verdict its word can "
+        "change, and wait so long for it at most, seconds; absent: it is not asked.",
+    )

@@ -154,6 +154,13 @@ class RouterConfig(Section):
         tenants = [tenant.name for tenant in self.tenants]
         if len(set(tenants)) != len(tenants):
             raise ValueError("two tenants have the same name")
+        judge = self.learning.judge
+        asks = self.cascade is not None and self.cascade.judge_timeout_s is not None
+        if asks and (judge is None or judge.type != "External"):
+            raise ValueError(
+                "cascade.judge_timeout_s asks learning.judge, which is not of type External; give "
+                "one, or remove it"
+            )
         for tenant in self.tenants:
             for tier in tenant.allowed_tiers or ():
                 if tier not in names:

@@ -73,7 +73,9 @@ def account(services: Services, assignment: TierAssignment, outcome: Outcome) ->
     services.tally.note(record, outcome.usage, usage, last_cost)
     alone = record.read is None or record.reason == Reason.VERIFIED
     if status == 200 and alone and assignment.cached is None and not record.attempts:
-        services.routing.latency[tier].last_whole.saw(e2e_s, ended_at)
+        # How quick the tier is, without the wait for a judge.
+        judge_s = (record.read or {}).get("judge_s", 0.0)
+        services.routing.latency[tier].last_whole.saw(e2e_s - judge_s, ended_at)
     if record.stream and outcome.first_token_at is not None:
         _account_stream(services, assignment, outcome.first_token_at, ended_at)
     store = services.store

@@ -14,6 +14,7 @@ from tandem_router.limits.ledger import Ledger
 from tandem_router.limits.prices import Prices
 from tandem_router.proxy.provider_keys import ProviderKeys
 from tandem_router.proxy.tally import Tally
+from tandem_router.quality.answer_judge import AnswerJudge
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.learner import Learner
 from tandem_router.quality.live import LiveQuality
@@ -42,6 +43,7 @@ class Services:
     labels: Labels
     learner: Learner
     quality: LiveQuality
+    answer_judge: AnswerJudge
     metrics: Metrics
     decisions: DecisionLog
     tally: Tally

@@ -14,10 +14,11 @@ from tandem_router.cache.response_cache import as_stream, with_new_id
 from tandem_router.openai.sse import encode_json
 from tandem_router.openai.usage import Usage
 from tandem_router.policy import Reason
-from tandem_router.predictor.cascade import TokenStatistics
+from tandem_router.predictor.cascade import TokenStatistics, Verdict
 from tandem_router.proxy.arrival import Arrival, answer_s
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.tier_assignment import TierAssignment
+from tandem_router.quality.answer_judge import Asked
 from tandem_router.routing.answer_reading import text_of
 
 INTERNAL = "tandem"
@@ -100,6 +101,8 @@ async def wants_another(
         services.steering.read(assignment.counted, None)
         assignment.was_read(Reason.UNVERIFIED)
         return False
+    if services.answer_judge.judge is not None:
+        verdict = await _judged(services, assignment, verdict, answer.text or "", said)
     said |= {"probability": verdict.quality_small, "probability_other": verdict.quality_large}
     services.steering.read(
         assignment.counted,
@@ -110,3 +113,30 @@ async def wants_another(
     reader.count("verified")
     assignment.was_read(Reason.VERIFIED)
     return False
+
+
+async def _judged(
+    services: Services,
+    assignment: TierAssignment,
+    verdict: Verdict,
+    text: str,
+    said: dict[str, Any],
+) -> Verdict:
+    """The verdict together with the external judge's word, if that can be had in time."""
+    middle, reader, arrival = assignment.middle, services.routing.answers, assignment.arrival
+    assert middle is not None
+    now, escalates = services.clock(), reader.wants_another(middle, verdict)
+    slack_s = middle.terms.slo_slack_s - (now - arrival.started_at)
+    asked = Asked(
+        assignment.record.request_id,
+        middle.first,
+        arrival.request.prompt or "",
+        text,
+        arrival.hold.tenant.learning,
+        min(slack_s, arrival.deadline - now),
+        lambda other: reader.wants_another(middle, other) != escalates,
+    )
+    word = await services.answer_judge.weigh(verdict, asked)
+    said |= {"judge": word.outcome, "judge_usd": word.cost_usd}
+    said |= {"judge_s": services.clock() - now, "probability_unjudged": verdict.quality_small}
+    return word.verdict

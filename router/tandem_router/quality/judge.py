@@ -1,8 +1,9 @@
 """Two answers become grades: compared by rule, or by an external judge asked in both orders.
 
-The rules and the judge's questions are those of `tandem grade` (`grading/graders`). A judge that is
-down, slow, garbled or dear costs labels, never a request: failures are counted and told, and after
-several in a row it is left alone for a while.
+An external judge can also be asked of one answer alone (`quality/answer_judge`). The rules and the
+judge's questions are those of `tandem grade` (`grading/graders`). A judge that is down, slow,
+garbled or dear costs labels, never a request: failures are counted and told, and after several in a
+row it is left alone for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem_router.config import JudgeConfig
 from tandem_router.errors import UpstreamError
@@ -32,6 +33,9 @@ _RULES: dict[str, references.Kind] = {
     "Numeric": "numeric",
     "Json": "json",
 }
+
+
+Said = TypeVar("Said")
 
 
 class JudgeFailed(Exception):
@@ -68,8 +72,16 @@ class Grades:
     cost_usd: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What an external judge says of one answer, and what that cost."""
+
+    good: bool
+    cost_usd: float
+
+
 class Judge:
-    """Grades pairs of answers; the second is the dearest tier's."""
+    """Grades pairs of answers, of which the second is the dearest tier's, or one alone."""
 
     def __init__(self, config: JudgeConfig, post: Post, clock: Callable[[], float]) -> None:
         self.config = config
@@ -88,10 +100,14 @@ class Judge:
         """The most that a verdict in both orders can cost."""
         if not self.external:
             return 0.0
-        # A token is rarely less than two bytes of text; both orders show the same text.
-        shown = (question, first, second)
+        # Both orders show the same text.
+        return 2 * self.most_usd_of_one(question, first, second)
+
+    def most_usd_of_one(self, *shown: str) -> float:
+        """The most that one verdict on texts can cost."""
+        # A token is rarely less than two bytes of text.
         num_bytes = sum(len(text[: judging.MAX_SHOWN_CHARS].encode()) for text in shown) + 2000
-        return 2 * self._price(num_bytes / 2, VERDICT_TOKENS)
+        return self._price(num_bytes / 2, VERDICT_TOKENS)
 
     async def grade(self, question: str, other: str, dearest: str) -> Grades:
         """Raises JudgeFailed."""
@@ -102,13 +118,22 @@ class Judge:
             return Grades(1.0, 1.0)
         cost_usd, verdicts = 0.0, []
         for first, second, turned in ((other, dearest, False), (dearest, other, True)):
-            verdict, usd = await self._verdict(question, first, second, cost_usd)
+            asked = judging.messages(question, first, second)
+            verdict: judging.Verdict
+            verdict, usd = await self._verdict(asked, judging.parse, cost_usd)
             cost_usd += usd
             verdicts.append(judging.turned(verdict) if turned else verdict)
         self.health.num_contradicted += set(verdicts) == {"first", "second"}
         self.health.num_in_a_row, self.health.error = 0, None
         own, of_dearest = judging.scores(verdicts)
         return Grades(own, of_dearest, cost_usd)
+
+    async def opinion(self, question: str, answer: str, timeout_s: float) -> Opinion:
+        """Whether one answer is good, by an external judge. Raises JudgeFailed."""
+        asked = judging.messages_of_one(question, answer)
+        good, cost_usd = await self._verdict(asked, judging.parse_of_one, 0.0, timeout_s)
+        self.health.num_in_a_row, self.health.error = 0, None
+        return Opinion(good, cost_usd)
 
     def _by_rule(self, other: str, dearest: str) -> Grades:
         """The dearest tier's answer is the reference: does the other say the same?"""
@@ -121,20 +146,27 @@ class Judge:
         return Grades(same, 1.0)
 
     async def _verdict(
-        self, question: str, first: str, second: str, paid_usd: float
-    ) -> tuple[judging.Verdict, float]:
+        self,
+        messages: list[dict[str, str]],
+        parse: Callable[[str], Said | None],
+        paid_usd: float,
+        timeout_s: float = math.inf,
+    ) -> tuple[Said, float]:
         config, paid = self.config, paid_usd
+        timeout_s = min(timeout_s, config.timeout_s)
         body = {
             "model": config.model,
-            "messages": judging.messages(question, first, second),
+            "messages": messages,
             "temperature": 0,
             "max_tokens": VERDICT_TOKENS,
         }
         try:
-            async with asyncio.timeout(config.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 status, reply = await self._post(config, json.dumps(body).encode())
         except TimeoutError:
-            raise self._failed(f"no verdict within {config.timeout_s:g} s", paid) from None
+            # Who was asked may bill the question all the same.
+            paid += self._price(len(json.dumps(body)) / 4, 0)
+            raise self._failed(f"no verdict within {timeout_s:.3g} s", paid) from None
         except UpstreamError as error:
             raise self._failed(f"it cannot be reached: {error}", paid) from error
         if status != 200:
@@ -149,10 +181,10 @@ class Judge:
         )
         cost_usd = self._price(usage.prompt_tokens, usage.output_tokens)
         text = said["choices"][0]["message"].get("content")
-        verdict = judging.parse(text) if isinstance(text, str) else None
+        verdict = parse(text) if isinstance(text, str) else None
         if verdict is None:
             self.health.num_garbled += 1
-            raise self._failed("its reply names no winner", paid + cost_usd)
+            raise self._failed("its reply names no verdict", paid + cost_usd)
         return verdict, cost_usd
 
     def _price(self, prompt_tokens: float, output_tokens: float) -> float:

@@ -325,6 +325,10 @@ class Learner:
             self._ledger.settle_aside(held, usd)
             self._share.pay(self._clock(), self._budget_per_s, usd)
             self.gate.look_again()
+        self.book(day, tier, usd, tokens)
+
+    def book(self, day: str, tier: str, usd: float, tokens: tuple[int, int] = (0, 0)) -> None:
+        """What was spent on finding out about quality, told and kept."""
         if usd > 0.0:
             self.cost_usd += usd
             self._metrics.learning_cost.inc(usd)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tandem_router.config import RouterConfig
+from tandem_router.predictor.cascade.opinions import Opinions
 from tandem_router.quality.labels import Labels
 from tandem_router.quality.measured import Change, Measured
 from tandem_router.routing.set_points import Steering
@@ -30,6 +31,8 @@ LABELS_KEPT_S = 365 * DAY_S
 STEP_S = 10.0
 #: Labels that move the floor's limit: one a request, drawn at a known probability.
 CERTIFYING = frozenset({"judge", "shadow"})
+#: Labels that say whether a judge was right of an answer before it was sent.
+CHECKING = frozenset({"judge", "cascade", "gold"})
 RETENTION_STEPS = 60
 #: Under which the store keeps whose verdicts the labels are.
 JUDGE = "judge"
@@ -92,6 +95,7 @@ class LiveQuality:
         # What was learned already: the store says it again.
         self._known: OrderedDict[tuple[str, str, float], None] = OrderedDict()
         self._newest = 0.0
+        self.opinions = Opinions()
         self.replayed = False
         self.error: str | None = None
         labels.on_label.append(self.learn_new)
@@ -112,6 +116,7 @@ class LiveQuality:
         if before:
             logger.warning("another judge: what was learned from the one before is forgotten")
             self._since = now
+            self.opinions.forget()
             self.measured.restart(now)
             self._steering.forget_labels()
         self._unkept = True
@@ -160,6 +165,9 @@ class LiveQuality:
             self._steering.new_tiers.learn(label)
             return
         self.measured.learn(label)
+        if label.source in CHECKING:
+            is_gold = label.source == "gold"
+            self.opinions.found(label.request_id, label.quality, label.probability, is_gold)
         if self._retrained is not None:
             self._retrained.learn(label)
         if label.source in CERTIFYING:
@@ -221,8 +229,11 @@ class LiveQuality:
         if self.store.backend is not None:
             since = max(now - LABELS_KEPT_S, self._since)
             kept = await self.store.labels(since)
+            decisions = await self.store.backend.decisions(MOST_REPLAYED)
+            for decision in reversed(decisions):
+                self._judged_before(decision)
             await self._learn_again(kept[-MOST_REPLAYED:])
-            for decision in reversed(await self.store.backend.decisions(MOST_REPLAYED)):
+            for decision in reversed(decisions):
                 self._served_before(decision)
             self.measured.estimate_anew()
         self.replayed = True
@@ -243,6 +254,12 @@ class LiveQuality:
             self.learn(label, steers)
             if number % 10 == 9:
                 await asyncio.sleep(0)  # requests go on
+
+    def _judged_before(self, decision: Mapping[str, Any]) -> None:
+        read = decision.get("read") or {}
+        if read.get("judge") in ("good", "bad") and decision["time"] > self._since:
+            good = read["judge"] == "good"
+            self.opinions.said(decision["request_id"], read["tier"], good)
 
     def _served_before(self, decision: Mapping[str, Any]) -> None:
         since = self.measured.since

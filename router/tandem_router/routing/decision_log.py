@@ -57,7 +57,7 @@ class DecisionRecord(Struct, eq=False, gc=False):
     attempts: tuple[Attempt, ...] = ()  # those that gave no answer
     advised: str | None = None  # what would have been taken, where routing only advises
     # Of an answer that was read before another or itself was sent: by whom it was, what the
-    # verifier said, what became of it, what it cost.
+    # verifier and the judge said, what became of it, what it cost.
     read: Mapping[str, Any] | None = None
     verdicts: tuple[TierVerdict, ...] = ()  # how every tier stood
     decode_worker: str | None = None

@@ -265,6 +265,12 @@ class Metrics:
             "Answers that were to be read: verified, escalated, or why neither.",
             ("outcome",),
         )
+        self.cascade_judge = counters(
+            "cascade_judge",
+            "Answers of which the judge was to be asked before they were sent: good, bad, or why "
+            "it said neither.",
+            ("outcome",),
+        )
         self.predictor_outcomes = counters("predictor_outcomes", "Scores by outcome.", ("outcome",))
         self.workers = gauges("workers", "Workers known.", ("tier", "role", "state"))
         self.tenant_cost = counters("tenant_cost_usd", "Realised cost per tenant.", ("tenant",))

@@ -65,14 +65,15 @@ class PlantedProvider(FakeProvider):
 
 
 _SHOWN = re.compile(r"Start of Assistant ([AB])'s Answer\]\n(.*?)\n\[The End", re.DOTALL)
+_ALONE = re.compile(r"Start of the Assistant's Answer\]\n(.*?)\n\[The End", re.DOTALL)
 
 
 @dataclass(eq=False)
 class FakeJudge(FakeServer):
     """errs: share of verdicts that name another winner than the truth. mood: how it behaves.
 
-    honest; garbled (names no winner); down (500); silent (never answers); liar (always for B);
-    page (HTML).
+    honest; garbled (names no winner); down (500); silent (never answers); liar (always for B, and
+    each answer alone is good); page (HTML).
     """
 
     errs: float = 0.0
@@ -85,9 +86,15 @@ class FakeJudge(FakeServer):
             return await plain_reply(writer, 500, {}, b'{"error": {"message": "boom"}}')
         if self.mood == "page":
             return await plain_reply(writer, 200, {}, b"<html>", "text/html")
-        text = {"garbled": "Both have their merits.", "liar": "[[B]]"}.get(self.mood)
-        if text is None:
-            text = f"[[{self.verdict(question_of(seen))}]]"
+        shown = question_of(seen)
+        alone = _ALONE.search(shown)
+        lie = "[[B]]" if alone is None else "[[GOOD]]"
+        text = {"garbled": "Both have their merits.", "liar": lie}.get(self.mood)
+        if text is None and alone is not None:
+            is_good = ("right" in alone[1]) != (uniform("judge", shown) < self.errs)
+            text = "[[GOOD]]" if is_good else "[[BAD]]"
+        elif text is None:
+            text = f"[[{self.verdict(shown)}]]"
         reply = {
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},

@@ -20,11 +20,14 @@ from tandem_operator.resources.base import (
 class Judge(Resource):
     """Who says which of two answers is good."""
 
-    type: Literal["Exact", "Normalised", "Numeric", "Json", "External"] = Field(
-        default="External",
-        description="External: a model is asked which answer is better, in both orders. The others "
-        "take the last tier's answer for right and compare: the same characters, words, number or "
-        "JSON value.",
+    type: Literal["Exact", "Normalised", "Numeric", "Json", "External", "ExternalInCascade"] = (
+        Field(
+            default="External",
+            description="External: a model is asked which answer is better, in both orders; "
+            "ExternalInCascade: and of answers that spec.cascade reads, where its word changes "
+            "what is done. The others take the last tier's answer for right and compare: the same "
+            "characters, words, number or JSON value.",
+        )
     )
     url: ProviderUrl | None = Field(
         default=None, description="External: base URL up to and including /v1."
@@ -41,6 +44,11 @@ class Judge(Resource):
     usd_per_1m_output_tokens: Decimal = Field(
         default="0", description="External: price of a million output tokens in US dollars."
     )
+
+    @property
+    def is_external(self) -> bool:
+        """Whether a model is asked."""
+        return self.type in ("External", "ExternalInCascade")
 
 
 class Learning(Resource):

@@ -103,5 +103,5 @@ class Cascade(Resource):
     deadline: Duration = Field(
         default="250ms",
         description="A verdict on an answer later than this does not count, and the answer is "
-        "sent.",
+        "sent. A judge that is asked too has 3s where this is less.",
     )

@@ -91,13 +91,13 @@ ROUTER_RULES: list[Rule] = [
     ),
     Rule(
         ("spec", "learning", "judge"),
-        "self.type == 'External' ? has(self.url) && has(self.model) : "
+        "self.type in ['External', 'ExternalInCascade'] ? has(self.url) && has(self.model) : "
         "!has(self.url) && !has(self.model) && !has(self.apiKeySecretRef)",
-        "a judge of type External has url and model (and apiKeySecretRef), and only that type; add "
-        "them or remove them",
+        "a judge of type External or ExternalInCascade has url and model (and apiKeySecretRef), "
+        "and only these types; add them or remove them",
         lambda o, _: (
             "url" in o and "model" in o
-            if o["type"] == "External"
+            if o["type"] in ("External", "ExternalInCascade")
             else not o.keys() & {"url", "model", "apiKeySecretRef"}
         ),
         "type",
@@ -188,6 +188,18 @@ ROUTER_RULES: list[Rule] = [
         "cascade",
         lambda o, _: "cascade" not in o or len(o["tiers"]) > 1,
         "cascade",
+    ),
+    Rule(
+        ("spec",),
+        "has(self.cascade) || !has(self.learning) || !has(self.learning.judge) || "
+        "self.learning.judge.type != 'ExternalInCascade'",
+        "a judge of type ExternalInCascade is asked by spec.cascade; add cascade: {}, or write "
+        "type: External",
+        lambda o, _: (
+            "cascade" in o
+            or ((o.get("learning") or {}).get("judge") or {}).get("type") != "ExternalInCascade"
+        ),
+        "learning.judge.type",
     ),
     Rule(
         ("spec", "predictor"),

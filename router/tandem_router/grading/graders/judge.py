@@ -1,4 +1,4 @@
-"""A judge compares two answers in both orders: what it is asked, what it said, what that is worth.
+"""What a judge is asked, of two answers in both orders or of one alone, and what it said.
 
 Judges favour a position, so each pair is shown twice, once in each order, and both verdicts count
 half. A tie grades both answers 1: a tier's quality is then the share of prompts on which its
@@ -28,6 +28,18 @@ _TEMPLATE = (
 )
 #: Characters of an answer that a judge is shown.
 MAX_SHOWN_CHARS = 20_000
+
+_SYSTEM_ALONE = (
+    "You are an impartial judge. You see a user's question and an assistant's answer. Decide "
+    "whether the answer is good enough to be sent: it is correct, and it does what was asked. "
+    "Its length and style do not count. Reply with exactly one of [[GOOD]] or [[BAD]], and nothing "
+    "else."
+)
+_TEMPLATE_ALONE = (
+    "[User Question]\n{question}\n\n"
+    "[The Start of the Assistant's Answer]\n{answer}\n[The End of the Assistant's Answer]"
+)
+_MARK_ALONE = re.compile(r"\[\[\s*(GOOD|BAD)\s*\]\]", re.IGNORECASE)
 
 _MARK = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 _WORDS: dict[str, Verdict] = {
@@ -69,6 +81,22 @@ def parse(reply: str) -> Verdict | None:
     except (ValueError, RecursionError):
         pass
     return _WORDS.get(str(word).strip(" .*`\"'[]()").lower())
+
+
+def messages_of_one(question: str, answer: str) -> list[dict[str, str]]:
+    """What the judge is asked about an answer that has no other beside it."""
+    shown = _TEMPLATE_ALONE.format(
+        question=question[:MAX_SHOWN_CHARS], answer=answer[:MAX_SHOWN_CHARS]
+    )
+    return [{"role": "system", "content": _SYSTEM_ALONE}, {"role": "user", "content": shown}]
+
+
+def parse_of_one(reply: str) -> bool | None:
+    """Whether a judge's reply says that the answer is good; the last mark counts, None: no mark."""
+    marks = _MARK_ALONE.findall(reply)
+    if marks:
+        return bool(marks[-1].lower() == "good")
+    return {"good": True, "bad": False}.get(reply.strip(" .*`\"'[]()\n").lower())
 
 
 def turned(verdict: Verdict) -> Verdict:
