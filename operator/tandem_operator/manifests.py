@@ -186,7 +186,8 @@ def load_text(text: str, file: str = "<text>", base: Path | None = None) -> list
         raise ManifestError([Mistake(file, line, "", "", f"not YAML: {reason}{hint}")]) from error
     except (yaml.YAMLError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
-        reason = "lists and mappings lie too deep in one another" if deep else f"not YAML: {error}"
+        too_deep = "lists and mappings lie too deep in one another; flatten them"
+        reason = too_deep if deep else f"not YAML: {error}"
         raise ManifestError([Mistake(file, 1, "", "", reason)]) from error
     manifests: list[Manifest] = []
     problems: list[Mistake] = []

@@ -140,6 +140,18 @@ async def test_what_is_missing_is_said_with_what_to_do_and_taken_up_once_it_is_t
     assert cluster.held["artifact"] == "b25l"
 
 
+async def test_a_config_map_without_the_key_does_not_take_the_place_of_what_is_in_use() -> None:
+    cluster = await running("configmap://one/artifact", one="b25l")
+    cluster.config_map("two", model="dHdv")
+
+    cluster.apply(naming("configmap://two/artifact"))
+    await cluster.settle()
+
+    said = cluster.condition("Router", "r", "PredictorReady")["message"]
+    assert "ConfigMap two has no key artifact, only model" in said
+    assert cluster.held == {"artifact": "b25l"}
+
+
 async def test_the_copy_itself_cannot_be_named() -> None:
     cluster = await running(f"configmap://{COPY}/artifact")
 

@@ -474,6 +474,24 @@ async def test_what_was_stored_before_a_rule_and_changes_nothing_goes_on_and_is_
     assert "; spec.resources.cpu: cpu of 0 asks for no core" in serving["message"]
 
 
+async def test_a_model_that_is_there_and_wrong_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(BOTH)
+    await cluster.settle()
+    cluster.start_pods()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(store, "violations", lambda *_: [])
+        cluster.store.change("Model", "default", "s", {"spec": {"unified": {"gpus": 2}}})
+    await cluster.settle()
+
+    found = cluster.condition("Router", "r", "ModelsResolved")
+
+    assert (found["status"], found["reason"]) == ("False", "ModelInvalid")
+    assert found["message"].startswith("Model s is not accepted, and this Router stays as it is")
+    assert "spec.unified.gpus: a worker computes on tensorParallel GPUs" in found["message"]
+
+
 async def test_a_shared_secret_that_was_deleted_is_told_while_all_pods_run() -> None:
     cluster = Cluster(BOTH)
 

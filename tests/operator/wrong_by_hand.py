@@ -1,8 +1,8 @@
 """Objects that people got wrong by hand: what they wrote, and what the apiserver has to answer.
 
 Typing, units, names, references and roles; each was applied to a real cluster. REFUSED are held
-against one (test_objects.py) and local mode (test_manifests.py); TOLD are taken and become a
-condition with the next step (test_wrong_by_hand.py).
+against one (test_objects.py) and local mode; TOLD are taken and become a condition with the next
+step (test_wrong_by_hand.py).
 """
 
 from __future__ import annotations

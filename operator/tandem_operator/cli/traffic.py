@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -146,8 +147,12 @@ def scores_of(predictor: Any) -> Callable[[str], Any] | None:
 
 def artifact_of(arguments: argparse.Namespace) -> Any:
     """The predictor of `--artifact`; None without one."""
-    if arguments.artifact is None:
-        return None
+    return None if arguments.artifact is None else _loaded(arguments.artifact)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(artifact: Path) -> Any:
+    """It scores outcomes and stands for the router's: read once."""
     from tandem_router.predictor.runtime import load
 
-    return load(arguments.artifact)
+    return load(artifact)

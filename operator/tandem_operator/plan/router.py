@@ -73,7 +73,7 @@ def rates_name(name: str) -> str:
 
 
 def missing_models(router: Router, models: Mapping[str, Model]) -> list[str]:
-    """Names of Models that the tiers want and that do not exist."""
+    """Names of Models that the tiers want and that do not exist, or are wrong."""
     wanted = [t.model_ref.name for t in router.spec.tiers if t.model_ref is not None]
     return [name for name in dict.fromkeys(wanted) if name not in models]
 
@@ -84,11 +84,15 @@ def cross_problems(
     routers: list[Router],
     policy_found: bool,
     policy_error: str,
+    model_errors: Mapping[str, str],
 ) -> list[Problem]:
     """What is wrong between this Router and other objects, each with its fix."""
     problems: list[Problem] = []
     spec = router.spec
-    if missing := missing_models(router, models):
+    for name, error in model_errors.items():
+        text = f"Model {name} is not accepted, and this Router stays as it is meanwhile: {error}"
+        problems.append(Problem("ModelsResolved", "ModelInvalid", text))
+    if missing := [n for n in missing_models(router, models) if n not in model_errors]:
         names = ", ".join(missing)
         problems.append(
             Problem(
@@ -155,16 +159,20 @@ def plan_router(
     measured: Mapping[str, TokenPrice] | None = None,
     training_run: str = "",
     predictor_copy: Object | None = None,
+    model_errors: Mapping[str, str] | None = None,
 ) -> Plan:
     """What should exist for a Router.
 
     models and routers: those of the same namespace. policy_found: whether the AutoscalingPolicy
     that it names exists there; policy_error: what is wrong with it. measured: prices of
     tokens by tier. training_run: the training of a predictor that its pods ask for.
-    predictor_copy: the copy of the ConfigMap that holds its predictor. With a Model missing
-    nothing is planned anew and what runs keeps running.
+    predictor_copy: the copy of the ConfigMap that holds its predictor. model_errors: what is wrong
+    with Models that are there and not among models. With a Model missing or wrong nothing is
+    planned anew and what runs keeps running.
     """
-    plan = Plan(problems=cross_problems(router, models, routers, policy_found, policy_error))
+    errors = model_errors or {}
+    problems = cross_problems(router, models, routers, policy_found, policy_error, errors)
+    plan = Plan(problems=problems)
     if missing_models(router, models):
         return plan
     predictor = router.spec.predictor

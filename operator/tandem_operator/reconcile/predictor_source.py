@@ -39,8 +39,8 @@ async def predictor_source(
 ) -> PredictorSource:
     """What a Router's copy should hold; nothing where its artifact is in no ConfigMap.
 
-    Of a ConfigMap that was copied before only the version is asked for. While it is missing the
-    copy stays, and so does what the router pods read from it.
+    Of a ConfigMap that was copied before only the version is asked for. While it, or its key, is
+    missing the copy stays, and so does what the router pods read from it.
     """
     wanted = copied_source(router)
     if wanted is None:
@@ -57,8 +57,10 @@ async def predictor_source(
     found = await api.named("ConfigMap", namespace, name) if version is not None else None
     if found is None:
         return PredictorSource(problem=missing_copy(name, own))
+    if (keyless := missing_key(name, key, found)) is not None:
+        return PredictorSource(problem=keyless)
     copy = planned_copy(router, name, found["metadata"]["resourceVersion"], found, now)
-    return PredictorSource(copy, missing_key(name, key, found), is_new=True)
+    return PredictorSource(copy, is_new=True)
 
 
 async def show_at_once(api: ClusterApi, copy: Object, pods: Iterable[Object]) -> int:

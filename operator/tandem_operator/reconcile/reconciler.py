@@ -236,10 +236,14 @@ class Reconciler:
         labels = {**MANAGED, ROUTER_LABEL: router.metadata.name}
         models: dict[str, Model] = {}
         objects: dict[str, Object] = {}
+        model_errors: dict[str, str] = {}
         for name in models_of(obj):
             other = await self.api.get("Model", namespace, name)
-            if other is not None and isinstance(parsed := parse(other), Model):
+            parsed = parse(other) if other is not None else None
+            if other is not None and isinstance(parsed, Model):
                 models[name], objects[name] = parsed, other
+            elif isinstance(parsed, Problem):
+                model_errors[name] = parsed.message
         routers: list[Router] = []
         if router.spec.scaling.mode == "Managed":
             # Only those that could manage the same Model are worth the parsing.
@@ -274,6 +278,7 @@ class Reconciler:
                 measured,
                 retraining.run if retraining is not None else "",
                 source.copy,
+                model_errors,
             )
         plan.notes += _notes(router, held, pods)
         if source.problem is not None:
@@ -288,8 +293,8 @@ class Reconciler:
         await apply_plan(self.api, router, plan, children, pods, result)
         if source.copy is not None and source.copy in plan.apply:
             result.writes += await show_at_once(self.api, source.copy, pods)
-        if source.is_new and pods:
-            self._settle(router.metadata.namespace, router.metadata.name, result)
+            if source.is_new and pods:
+                self._settle(router.metadata.namespace, router.metadata.name, result)
         await self._tell_of_new_pods(obj, plan, children, result)
         endpoint = (
             self.endpoint(router)
