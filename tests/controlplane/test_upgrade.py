@@ -36,6 +36,8 @@ MODEL = {
     "spec": {
         "weights": {"source": "hf://org/name", "cache": {"size": "1Mi"}},
         "unified": {"nodeSelector": {"no-node": "has-this"}, "replicas": 2},
+        # Without effect, and refused by now.
+        "kvTransfer": {"maxInflight": "1Gi"},
     },
 }
 
@@ -112,6 +114,9 @@ def test_an_upgrade_from_the_first_release_keeps_everything(cluster: Any, tmp_pa
 
         assert uid("model", "m") == before
         assert {k: uid(k, n) for k, n in (("pvc", "m-weights"), ("wp", "m-unified"))} == kept
+        conditions = cluster.get("model", "m", *IN)["status"]["conditions"]
+        accepted = next(c for c in conditions if c["type"] == "Accepted")
+        assert accepted["status"] == "True", accepted
         deployment = cluster.get("deployment", "m-unified", *IN)
         assert deployment["spec"]["replicas"] == 3
         operator = cluster.get("deployment", "tandem-operator", *IN)["spec"]["template"]
