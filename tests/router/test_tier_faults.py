@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from eventually import eventually
 from tandem_router.balancing.worker import Load
 from tandem_router.testing.fake_provider import PROVIDER_TEXT, WORDS, FakeProvider, Fault
+from tandem_router.testing.fake_server import Seen, plain_reply
 from tandem_router.testing.fake_worker import FakeWorker
 from tandem_router.testing.two_tiers import TIERS, Scores
 
@@ -354,6 +356,58 @@ async def test_a_retry_that_is_answered_leaves_its_place_in_the_budget(
 
     assert under_way
     assert [reply.status for reply in replies] == [200] * 3
+
+
+@dataclass(eq=False)
+class Failing(FakeWorker):
+    """Answers 500: at once to who asks for the first time, else once it is `over`."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    known: set[str] = field(default_factory=set)  # requests that somebody has refused
+    num_held: int = 0
+
+    async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        request_id = seen.headers["x-request-id"]
+        if request_id in self.known:
+            self.num_held += 1
+            await self.over.wait()
+        self.known.add(request_id)
+        return await plain_reply(writer, 500, {}, b'{"error": {"message": "boom"}}')
+
+
+@pytest.mark.parametrize(("number", "most"), [(12, 10), (100, 20)])
+async def test_a_pool_that_fails_every_request_gets_few_of_them_again(
+    run_router: Any, number: int, most: int
+) -> None:
+    """With the defaults: ten at once, or a fifth of what is in flight; the others are refused."""
+    over, known = asyncio.Event(), set[str]()
+    workers = [await Failing(over=over, known=known).start() for _ in range(3)]
+    lasting = {"consecutive_failures": 1000}  # else who fails is left out, and gets fewer still
+
+    async with run_router(
+        {"large": {"unified": workers}}, failover={"outliers": lasting}, background=False
+    ) as (client, app):
+        asked = [
+            asyncio.ensure_future(client.chat(f"question {each}", model="large"))
+            for each in range(number)
+        ]
+        budget = app.services.picker.retries("large")
+
+        def settled() -> bool:
+            held = sum(worker.num_held for worker in workers)
+            return sum(task.done() for task in asked) + held == number
+
+        await eventually(settled)
+        under_way = budget.num_retries
+        over.set()
+        replies = await asyncio.gather(*asked)
+
+    for worker in workers:
+        await worker.stop()
+    assert 0 < under_way <= most
+    assert {reply.status for reply in replies} == {502}
+    assert sum(len(worker.inference) for worker in workers) <= number + 2 * most
+    assert budget.num_retries == 0
 
 
 async def test_a_pool_that_fails_is_left_for_the_other_tier(

@@ -445,7 +445,7 @@ class Picker:
         if worker.num_failures or worker.down_until:
             self.answered(worker)
 
-    def outcome(self, worker: Worker, good: bool) -> bool:
+    def outcome(self, worker: Worker, good: bool, hangs: bool = False) -> bool:
         """Count what a request came to there; True when that ejects the worker for a while."""
         if good:
             worker.outcomes.succeeded()
@@ -456,7 +456,7 @@ class Picker:
             for other in self._workers.values()
             if other is not worker and (other.tier, other.role) == (worker.tier, worker.role)
         ]
-        return worker.outcomes.failed(self._clock(), self._failover.outliers, others)
+        return worker.outcomes.failed(self._clock(), self._failover.outliers, others, hangs)
 
     def answered(self, worker: Worker) -> None:
         worker.num_failures = 0

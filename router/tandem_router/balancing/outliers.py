@@ -30,16 +30,20 @@ class Outcomes:
         self.num_ejections = 0
         self.ejected_until = 0.0
 
-    def failed(self, now: float, config: OutlierConfig, others: Sequence[Outcomes]) -> bool:
-        """Count a failure; True when it ejects the worker.
+    def failed(
+        self,
+        now: float,
+        config: OutlierConfig,
+        others: Sequence[Outcomes],
+        hangs: bool = False,
+    ) -> bool:
+        """Count a failure; True when it ejects the worker, as one that hangs does at once.
 
         others: outcomes of the tier's other workers, which bound how many may be out at once.
         """
         self.num_failures += 1
-        on_probation = self.num_ejections > 0
-        if self.ejected(now) or (
-            self.num_failures < config.consecutive_failures and not on_probation
-        ):
+        sure = hangs or self.num_ejections > 0
+        if self.ejected(now) or (self.num_failures < config.consecutive_failures and not sure):
             return False
         num_out = sum(other.ejected(now) for other in others)
         if num_out > 0 and num_out + 1 > config.max_ejected_share * (len(others) + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -127,6 +128,9 @@ class Worker:
     down_until: float = 0.0
     draining: bool = False
     last_error: str | None = None
+    # Of the whole replies asked for since it was idle, the most tokens that one may have.
+    longest_answer: int = 1
+    heard_at: float = -math.inf  # loop time: the last byte of an answer that has begun or ended
     outcomes: Outcomes = field(default_factory=Outcomes)
 
     def usable(self, now: float, ejected_too: bool = False) -> bool:

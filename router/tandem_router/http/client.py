@@ -8,6 +8,7 @@ cookies, proxies, compression, HTTP/2. asyncio and uvloop set TCP_NODELAY on eve
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -110,14 +111,14 @@ class UpstreamClient:
         body: bytes = b"",
         stall_timeout_s: float | None = None,
         begin_within_s: float | None = None,
-        more_s: Callable[[], float] | None = None,
+        more_s: Callable[[float, float], float] | None = None,
         outward: bool = False,
         may_repeat: Callable[[], bool] | None = None,
     ) -> Response:
         """Send one request and return once the reply's headers are here.
 
         headers: by name, or as they are written. begin_within_s: the reply fails unless
-        `Response.began` was called by then, or in so many more seconds as more_s then says.
+        `Response.began` was called by then, or in so many more seconds as more_s says (`watch`).
         outward: to a provider, whose address is checked.
 
         A reused connection that closes before a byte of reply is replaced once: the server had
@@ -181,6 +182,11 @@ class UpstreamClient:
                     response.close()
         except TimeoutError as error:
             raise UpstreamError(f"GET {url}: no reply within {timeout_s:g} s") from error
+
+    def heard_at(self, url: str) -> float:
+        """Loop time of the last byte of any answer that goes on at an origin; -inf for none."""
+        pool = self._pools.get(split_url(url)[0])
+        return pool.heard_at() if pool is not None else -math.inf
 
     def abandon(self, url: str, why: str) -> None:
         """Break every exchange with an origin, for one that is connected but does not answer."""

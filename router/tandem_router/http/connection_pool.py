@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -251,6 +252,12 @@ class OriginPool:
         self.busy.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
+
+    def heard_at(self) -> float:
+        """As `UpstreamClient.heard_at`."""
+        replies = [connection.response for connection in self.busy]
+        times = [each.last_data for each in replies if each is not None and each.has_begun]
+        return max(times, default=-math.inf)
 
     def abandon(self, why: str) -> None:
         for connection in list(self.busy):

@@ -53,7 +53,9 @@ class Response(Waited):
     _is_watched = False
     _stall_s = math.inf
     _begin_by = math.inf
-    _more_s: Callable[[], float] | None = None
+    _sent_at = 0.0
+    _more_s: Callable[[float, float], float] | None = None
+    has_begun = False  # it is an answer, as whoever reads it says
     _sink: Callable[[bytes], None] | None = None
     _pass_on: Callable[[bytes], bool] | None = None
 
@@ -80,12 +82,13 @@ class Response(Waited):
         self,
         stall_s: float,
         begin_s: float | None = None,
-        more_s: Callable[[], float] | None = None,
+        more_s: Callable[[float, float], float] | None = None,
     ) -> None:
         """Fail the reply after stall_s without a byte, or begin_s without `began` being called.
 
         A provider that keeps a connection alive and answers nothing sends bytes, too. more_s: asked
-        once, when begin_s are over, how much longer it may take: nearly all have begun by then.
+        whenever that time is over how much longer it may take, with the time now and when it was
+        sent: nearly all have begun by then.
         """
         connection = self._connection
         if connection is None:
@@ -93,7 +96,7 @@ class Response(Waited):
         now, self._stall_s, self._is_watched = self.last_data, stall_s, True
         due = now + stall_s
         if begin_s is not None:
-            self._more_s = more_s
+            self._sent_at, self._more_s = now, more_s
             begin_by = self._begin_by = now + begin_s
             if begin_by < due:
                 due = begin_by
@@ -102,6 +105,7 @@ class Response(Waited):
     def began(self) -> None:
         """The answer has begun: from here only silence ends it."""
         self._begin_by = math.inf
+        self.has_begun = True
 
     def due(self, now: float) -> float:
         """When it may be late, after `now`; fails a reply that is."""
@@ -110,7 +114,7 @@ class Response(Waited):
             due = now + self._stall_s  # it is we who do not read
         more_s = self._more_s
         if more_s is not None and self._begin_by <= now:
-            self._more_s, self._begin_by = None, now + more_s()
+            self._begin_by = now + more_s(now, self._sent_at)
         if self._begin_by < due:
             due, why = self._begin_by, "no answer began in time"
         if due > now:

@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
 from tandem_router.balancing.endpoint_picker import MAX_BACKOFF_S, Pick
+from tandem_router.balancing.silence import longest_silence_s
 from tandem_router.balancing.worker import Worker
 from tandem_router.engines import engine_of
 from tandem_router.engines.protocol import Headers, Resumption
 from tandem_router.errors import ApiError, UpstreamError, overloaded
 from tandem_router.http.response import Response
+from tandem_router.proxy.arrival import LONGEST_ANSWER_TOKENS
 from tandem_router.proxy.context import Services
 from tandem_router.proxy.faults import (
     Fault,
@@ -53,6 +55,8 @@ FAILURES_BEFORE_LEAVING = 3
 PROVIDER_TRIES = 3
 # A whole reply sends nothing until it is complete, so silence says less than in a stream.
 WHOLE_REPLY_PATIENCE = 10.0
+# Workers that one request may find to hang; then it is rather the request that takes long.
+MOST_HUNG = 3
 # How long a reply whose answer is complete may take to end.
 ENDING_S = 0.05
 
@@ -78,12 +82,14 @@ class Retries:
     _num_attempts = 0
     # Whether a worker or provider has the request, or answered it: it may have used tokens.
     asked = False
-    holds = False  # a worker, or a reply
+    holds = False  # a worker, a reply, or a place among the retries of a tier
     _left_out: frozenset[str]  # workers of the tier that failed this request
     _left_out_of: Mapping[str, frozenset[str]] = {}  # the same of the tiers before
     _busy: frozenset[str]  # workers to be asked again a little later
     _is_funded = True  # there is money for another try of this tier
     _retry_of: str | None = None  # tier whose retry budget the present attempt uses
+    _num_hung = 0  # workers that this request was with and that were found to hang
+    _hangs = False  # the worker that has it was
     # Of the present tier:
     _num_failures = 0
     _waits_since: float | None = None  # no worker of it could be had since then
@@ -144,6 +150,12 @@ class Retries:
         record.prefill_worker = pick.prefill.url if pick.prefill is not None else None
         self._num_attempts += 1
         self.asked = True
+        worker, request, num_tokens = pick.decode, self._arrival.request, 1
+        if not request.stream:
+            most = request.max_tokens
+            num_tokens = LONGEST_ANSWER_TOKENS if most is None else most
+        if num_tokens > worker.longest_answer or worker.num_inflight == 1:
+            worker.longest_answer = num_tokens
 
     def stood_in(self, worker: Worker) -> None:
         """Whoever asks in our stead did not reach the worker that was taken, but this one."""
@@ -159,6 +171,8 @@ class Retries:
         """The reply is an answer: its first token is here, or all of it."""
         if self._pick is not None:
             self._services.picker.answered_well(self._pick)
+            if self._response is not None:
+                self._pick.decode.heard_at = self._response.last_data
         if self._retry_of is not None:
             self._give_back_retry()  # what is answered adds to no storm
         if self._response is not None:
@@ -215,7 +229,8 @@ class Retries:
 
     def _after_failure(self, fault: Fault, worker: Worker) -> None:
         """Before the first token: another worker, another tier, or the same worker once more."""
-        external = self._assignment.is_external
+        external, hung = self._assignment.is_external, self._hangs
+        self._hangs = False
         if fault.kind is not FaultKind.UNREACHABLE:
             self._num_failures += 1
         restarting = not external and fault.kind in _RESTARTING
@@ -223,7 +238,8 @@ class Retries:
             self._left_out |= {worker.url}
         leave = self._assignment.others() and self._num_failures >= FAILURES_BEFORE_LEAVING
         if not leave:
-            if self._has_other_worker(worker) and self._may_retry(fault):
+            # What a worker that hangs had is moved like what one had that died: all of it.
+            if self._has_other_worker(worker) and (hung or self._may_retry(fault)):
                 return
             waits = not self._last_resort and self._num_attempts < self._failover.max_attempts
             if restarting and waits:
@@ -251,7 +267,9 @@ class Retries:
     def release(self, close: bool = False) -> None:
         """Let go of the worker; `close` gives up what is left of its reply."""
         if self._pick is not None:
-            tier = self._pick.decode.tier
+            worker, tier = self._pick.decode, self._pick.decode.tier
+            if self._response is not None and self._response.has_begun:
+                worker.heard_at = max(worker.heard_at, self._response.last_data)
             self._services.picker.finished(self._pick)
             self._services.metrics.tiers[tier].inflight.value -= 1.0
             self._pick = None
@@ -370,17 +388,41 @@ class Retries:
         least = share if share < left else left
         return least if least > 0.001 else 0.001
 
-    def _more_patience_s(self) -> float:
+    def _more_patience_s(self, now: float, sent_at: float) -> float:
         """How much longer an attempt may take; none where something else could be answered.
 
-        A worker of ours that reports its load is alive and may take as long as its queue is.
+        A worker of ours that reports its load and answers somebody may take as long as its queue
+        is. Times are the loop's.
         """
         assignment = self._assignment
+        external = assignment.is_external
+        left_s = 0.0 if external else self._silence_left_s(now, sent_at)
         if assignment.has_answer or assignment.others():
             return 0.0
-        if not assignment.is_external:
+        if external:
+            return self._deadline + self._arrival.answer_s - self._services.clock()
+        return left_s
+
+    def _silence_left_s(self, now: float, sent_at: float) -> float:
+        """How much longer our worker may answer nobody before it hangs: not above 0 if it does.
+
+        Without another worker there is nothing to leave it for; it is looked at again.
+        """
+        assert self._pick is not None
+        worker, failover = self._pick.decode, self._failover
+        if self._num_hung >= MOST_HUNG or self._num_attempts >= failover.max_attempts:
             return math.inf
-        return self._deadline + self._arrival.answer_s - self._services.clock()
+        num_tokens = float(self._arrival.request.num_prompt_tokens)
+        heard_at = max(sent_at, worker.heard_at, self._services.client.heard_at(worker.url))
+        silence_s = longest_silence_s(worker, num_tokens, failover)
+        left_s = heard_at + silence_s - now
+        if left_s > 0.0:
+            return left_s
+        if not self._has_other_worker(worker):
+            return silence_s
+        self._hangs = True
+        self._num_hung += 1
+        return 0.0
 
     # -- who is next ------------------------------------------------------------------------
 
@@ -481,7 +523,7 @@ class Retries:
         name, picker = self._assignment.name, self._services.picker
         if not picker.retries(name).take(picker.num_inflight(name)):
             return False
-        self._retry_of = name
+        self._retry_of, self.holds = name, True  # it may be refused before it has a worker
         return True
 
     def _change_tier(self, last_resort: bool = False) -> bool:
@@ -514,8 +556,14 @@ class Retries:
         if fault.kind is FaultKind.UNREACHABLE and self._assignment.tier.kind == "pool":
             # Waiting for a restart is bounded by time, not by knocks on its door.
             self._num_attempts -= 1
+        if self._hangs:
+            logger.warning(
+                "worker %s of tier %s hangs: it reports its load and answers nobody",
+                worker.url,
+                worker.tier,
+            )
         picker.failed(worker, str(fault))
-        if picker.outcome(worker, good=False):
+        if picker.outcome(worker, good=False, hangs=self._hangs):
             self._services.metrics.ejections[(worker.tier,)].inc()
             logger.warning("worker %s of tier %s is left out: %s", worker.url, worker.tier, fault)
 

@@ -52,6 +52,7 @@ class FakeWorker(FakeServer):
     # Bytes of the next stream after which the worker answers nobody any more.
     freeze_after: int | None = None
     frozen: asyncio.Event = field(default_factory=asyncio.Event)
+    mute: bool = False  # it reports its load and answers nobody
     revision: str = ""
     token_ids_in_chunks: bool = True
     pause_s: float = 0.0
@@ -157,6 +158,8 @@ class FakeWorker(FakeServer):
             if self.capabilities is not None:
                 load["capabilities"] = self.capabilities
             return await plain_reply(writer, 200, {}, json.dumps(load).encode())
+        if self.mute:
+            await asyncio.Event().wait()
         if self.refuse:
             return await plain_reply(writer, *self.refuse.pop(0))
         size = len(seen.body)
