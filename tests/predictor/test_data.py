@@ -44,6 +44,13 @@ def test_csv_has_dotted_columns(tmp_path: Path) -> None:
     assert found.rows[0].output_tokens == {"large": 12.0}
 
 
+def test_what_a_judge_said_may_stand_in_columns_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,quality.small,judged.small\na,1,true\nb,0,\n")
+
+    assert [row.judged for row in read_dataset([path]).rows] == [{"small": 1.0}, {}]
+
+
 def test_several_samples_are_kept_and_averaged(write: Callable[..., Path]) -> None:
     found = read_dataset([write([{"prompt": "p", "quality": {"small": [1, 0, 1, 1]}}])])
 
@@ -79,6 +86,10 @@ def test_rows_with_the_same_prompt_or_group_share_a_group(write: Callable[..., P
         (
             {"prompt": "p", "quality": {"small": 1}, "output_tokens": {"small": -3}},
             "output_tokens.small=-3 is not between",
+        ),
+        (
+            {"prompt": "p", "quality": {"small": 1}, "judged": {"small": 2}},
+            "judged.small=2 is not between 0 and 1",
         ),
         (["prompt"], "is a list, not an object"),
     ],

@@ -327,7 +327,7 @@ def test_each_view_of_the_verifier_is_told_with_its_worth(
     make_outcomes: Make, write: Write
 ) -> None:
     def answered(num: int, seed: int) -> list[dict[str, Any]]:
-        """Words give the answer away, tokens now and then, its question hardly."""
+        """Words give the answer away, tokens now and then, a judge mostly, its question hardly."""
         rows, rng = make_outcomes(num, seed=seed), np.random.default_rng(seed)
         for row in rows:
             right = bool(row["quality"]["small"] == 1.0)
@@ -336,6 +336,7 @@ def test_each_view_of_the_verifier_is_told_with_its_worth(
             names = ("mean_logprob", "lowest_logprob", "final_logprob")
             tokens = {"num_tokens": 5, "doubtful_share": 0.1, **dict.fromkeys(names, sure)}
             row["token_statistics"] = {"small": tokens}
+            row["judged"] = {"small": float(right != (rng.random() < 0.1))}
         return rows
 
     predictor = loads(trained_on(answered(150, 0), write).dumps())
@@ -349,10 +350,15 @@ def test_each_view_of_the_verifier_is_told_with_its_worth(
         "words of the question",
         "agreement with reference pairs",
         "certainty of tokens",
+        "a judge of the answer",
     }
     words, tokens = views["words of the answer"], views["certainty of tokens"]
     assert (words["auc"], words["false_positive_rate"]) == (1.0, 0.0)
     assert 0.7 < tokens["auc_interval"][0] <= tokens["auc"] <= tokens["auc_interval"][1] < 0.95
+    judge = views["a judge of the answer"]
+    assert 0.8 < judge["auc_interval"][0] <= judge["auc"] <= judge["auc_interval"][1] < 1.0
+    low, high = judge["false_positive_rate_interval"]
+    assert low <= judge["false_positive_rate"] <= high < 0.3
     assert any("by itself, certainty of tokens: AUC 0." in line for line in terminal.lines(found))
     assert "By itself, words of the answer: AUC 1.000" in html_report.render(found, "t")
 

@@ -126,6 +126,31 @@ async def test_a_judge_that_says_nothing_leaves_the_verifier_to_decide(
     assert state["paused"]
 
 
+async def test_half_a_letter_in_an_answer_is_shown_like_any_other(world: World, ask: Any) -> None:
+    world.small.said = lambda seen: "It is right \ud83d."  # type: ignore[method-assign]
+    async with ask() as (client, _):
+        reply = await client.chat("what is it?")
+        state = await told(client)
+
+    assert reply.status == 200
+    assert state["outcomes"] == {"good": 1}
+
+
+async def test_what_breaks_inside_costs_no_request(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    async with ask() as (client, app):
+        monkeypatch.setattr(app.services.answer_judge.judge, "opinion", broken)
+        reply = await client.chat("what is it?")
+        state = await told(client)
+
+    assert (reply.status, reply.headers["x-tandem-reason"]) == (200, "verified")
+    assert state["outcomes"] == {"failed": 1}
+
+
 async def test_a_judge_that_is_too_slow_for_answers_may_still_grade_labels(
     world: World, ask: Any
 ) -> None:

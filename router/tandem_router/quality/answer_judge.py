@@ -7,6 +7,7 @@ is down, slow, garbled or dear leaves the decision to the other views; each time
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tandem_router.quality.judge import Judge, JudgeFailed, Opinion, Post
 from tandem_router.quality.learner import LEARNING, Learner
 from tandem_router.store.records import Spend
 from tandem_router.telemetry.metrics import Metrics
+
+logger = logging.getLogger("tandem.router")
 
 #: Under whose name the store keeps what this costs.
 READING = "(judge of answers)"
@@ -102,7 +105,11 @@ class AnswerJudge:
 
     async def weigh(self, verdict: Verdict, asked: Asked) -> Word:
         """The verdict together with the judge's word, where that can be had."""
-        word = await self._weigh(verdict, asked)
+        try:
+            word = await self._weigh(verdict, asked)
+        except Exception:
+            logger.exception("the judge of request %s failed inside the router", asked.request_id)
+            word = Word("failed", verdict)
         self.outcomes[word.outcome] += 1
         self._metrics.cascade_judge[(word.outcome,)].inc()
         return word

@@ -106,7 +106,8 @@ class Judge:
     def most_usd_of_one(self, *shown: str) -> float:
         """The most that one verdict on texts can cost."""
         # A token is rarely less than two bytes of text.
-        num_bytes = sum(len(text[: judging.MAX_SHOWN_CHARS].encode()) for text in shown) + 2000
+        cut = (text[: judging.MAX_SHOWN_CHARS].encode("utf-8", "replace") for text in shown)
+        num_bytes = sum(map(len, cut)) + 2000
         return self._price(num_bytes / 2, VERDICT_TOKENS)
 
     async def grade(self, question: str, other: str, dearest: str) -> Grades:

@@ -20,7 +20,7 @@ from tandem_router.testing.fake_server import FakeServer, Seen, plain_reply
 
 def uniform(*parts: object) -> float:
     """A number in [0, 1) that is the same for the same parts."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:7], "big") / 2.0**56
 
 

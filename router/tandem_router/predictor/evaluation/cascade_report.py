@@ -44,20 +44,23 @@ VIEW_NAMES = (
     "agreement with reference pairs",
 )
 CERTAINTY = "certainty of tokens"
+JUDGE = "a judge of the answer"
 
 
 def said_by_views(cascade: Cascade, dataset: Dataset) -> dict[str, FloatArray]:
     """How good each view takes the first tier's answer for, 0..1, (num_rows,); NaN: not known.
 
-    The certainty of tokens is one of the features; by itself it is their mean probability.
+    The certainty of tokens is one of the features; by itself it is their mean probability. A
+    judge's word is no part of the verifier; it is what rows say under `judged`.
     """
     count = len(dataset.rows)
-    found = {name: np.full(count, np.nan) for name in (*VIEW_NAMES, CERTAINTY)}
+    found = {name: np.full(count, np.nan) for name in (*VIEW_NAMES, CERTAINTY, JUDGE)}
     for index, row in enumerate(dataset.rows):
         answer = row.responses.get(cascade.first)
         if answer is None:
             continue
         tokens = row.token_statistics.get(cascade.first)
+        found[JUDGE][index] = row.judged.get(cascade.first, np.nan)
         x = features_of([row.prompt], [answer], [tokens])
         said = sigmoid(cascade.verifier.views.logits(x, [row.prompt], [answer])[0, 0])
         for name, value in zip(VIEW_NAMES, said, strict=True):

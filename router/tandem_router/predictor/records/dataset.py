@@ -1,8 +1,8 @@
 """Reading outcome data: which model answered which prompt how well.
 
 One row is ``{"prompt" | "messages", "quality": {tier: 0..1 or [samples]}, "output_tokens"?,
-"cost_usd"?, "responses"?, "token_statistics"?, "group"?, "task"?}``; JSON lines, a JSON list or a
-table, gzipped or not (:mod:`..records.files`), also in the shapes of other tools
+"cost_usd"?, "responses"?, "token_statistics"?, "judged"?, "group"?, "task"?}``; JSON lines, a JSON
+list or a table, gzipped or not (:mod:`..records.files`), also in the shapes of other tools
 (:mod:`..records.shapes`). A row that cannot be used is named by line and reason and left out; more
 than 1 % of such rows stops, because then the file is probably not what its name says.
 """
@@ -50,6 +50,7 @@ class Row:
     cost_usd: dict[str, float] = field(default_factory=dict)
     token_statistics: dict[str, TokenStatistics] = field(default_factory=dict)  # of `responses`
     captured: Captured | None = None  # instead of the prompt, which is then only its name
+    judged: dict[str, float] = field(default_factory=dict)  # what a judge said of `responses`
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ def parse(value: Any, where: str = "", *, need_quality: bool = True) -> Row:
         costs,
         _token_statistics(value),
         captured,
+        _bounded(value, "judged", 1),
     )
 
 
@@ -257,6 +259,7 @@ def _joined(first: Row, other: Row) -> Row:
         cost_usd={**other.cost_usd, **first.cost_usd},
         responses={**other.responses, **first.responses},
         token_statistics={**other.token_statistics, **first.token_statistics},
+        judged={**other.judged, **first.judged},
     )
 
 

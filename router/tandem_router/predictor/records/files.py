@@ -32,13 +32,14 @@ _OURS = (
     "output_tokens",
     "cost_usd",
     "responses",
+    "judged",
     "group",
     "task",
     "id",
     "reference",
     "grader",
 )
-_NUMBERS = ("quality", "output_tokens", "cost_usd")
+_NUMBERS = ("quality", "output_tokens", "cost_usd", "judged")
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 
