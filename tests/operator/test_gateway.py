@@ -183,6 +183,9 @@ async def test_a_refused_route_says_why_and_what_to_do() -> None:
         assert f"does not take it: {reason}, it says no; " in found["message"]
         assert step in found["message"]
 
+    silent = await spoken("HTTPRoute", "r-router", verdict("Accepted", "False", "OfItsOwn"))
+    assert "does not take it: OfItsOwn; kubectl describe" in silent["message"]
+
 
 async def test_a_pool_that_no_gateway_uses_is_told_of_with_the_namespace_that_may() -> None:
     waiting = verdict("Accepted", "Unknown", "Pending", "Waiting for controller")

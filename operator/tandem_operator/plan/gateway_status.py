@@ -105,7 +105,8 @@ def _refused(parents: Iterable[Mapping[str, Any]], obj: Object) -> str:
                 name=obj["metadata"]["name"],
             )
             by = _called(parent.get("parentRef") or {}, obj)
-            return f"{by} does not take it: {reason}, {message.rstrip('. ')}; {step}"
+            why = ", ".join(filter(None, (reason, message.rstrip(". "))))
+            return f"{by} does not take it: {why}; {step}"
     return ""
 
 
