@@ -103,8 +103,10 @@ class Scheduler:
         self._ranking.join(sequence)
         self._now_s = now_s
         costs, size = self._costs(), self.limits.max_batched_tokens
-        prompt_s = costs.chunk_s(0, sequence.num_uncomputed_tokens, is_decode=False)
-        steps_s = costs.base_s * sequence.num_uncomputed_tokens / size
+        num_cached = self._num_cached(sequence)
+        num_tokens = len(sequence.token_ids) - num_cached
+        prompt_s = costs.chunk_s(num_cached, num_tokens, is_decode=False)
+        steps_s = costs.base_s * num_tokens / size
         self.turns.came(sequence.tenant, prompt_s + steps_s, now_s)
         self._ranking.insert(self.waiting, sequence)
 
@@ -489,7 +491,12 @@ class Scheduler:
             self.waiting,
             costs,
             lambda s: has_slot and self._num_blocks(len(s.token_ids)) <= self.blocks.num_available,
+            self._num_cached,
         )
+
+    def _num_cached(self, sequence: Sequence) -> int:
+        """Tokens of a waiting sequence that need not be computed, were it admitted now."""
+        return len(cached_blocks(self.blocks, sequence)) * self.blocks.block_size
 
     def _costs(self) -> StepCosts:
         return self._step_costs() or NOMINAL

@@ -16,12 +16,14 @@ class Waited:
         tenant_s: What its tenant had got by then.
         own_s: What it would have taken alone so far; None before its first token.
         prompt_s: What the first chunk of its prompt would have been alone.
+        whole_s: The most of its tenant's prompts that one step wanted while it was among them.
     """
 
     since_s: float
     tenant_s: float
     own_s: float | None = None
     prompt_s: float = 0.0
+    whole_s: float = 0.0
 
 
 class State(enum.Enum):

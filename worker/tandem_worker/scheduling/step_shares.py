@@ -45,6 +45,9 @@ class _Wish:
     given_s: float = 0.0
     decodes: list[Sequence] = field(default_factory=list)
     start: int = 1 << 30
+    prompts: list[Waited] = field(default_factory=list)
+    prompts_s: float = 0.0
+    prompts_whole_s: float = 0.0
 
 
 class StepShares:
@@ -57,8 +60,6 @@ class StepShares:
         self._wishes: dict[str, _Wish] = {}
         self._tenant_s: dict[str, float] = {}
         """What each tenant's steps would have taken alone, since it shares."""
-        self._whole_s: dict[str, float] = {}
-        """The most of prompts that it has wanted in one step, since it is here."""
         self._clock_s = 0.0
         """What all steps since then have taken, by their costs."""
         self._looked_at_s = float("-inf")
@@ -70,6 +71,7 @@ class StepShares:
         waiting: Iterable[Sequence],
         costs: StepCosts,
         has_room: Callable[[Sequence], bool],
+        num_cached: Callable[[Sequence], int],
     ) -> dict[str, int]:
         """Leave out of a step what would make it too long for somebody.
 
@@ -79,6 +81,7 @@ class StepShares:
             waiting: Those that may be admitted.
             costs: What a step costs.
             has_room: Whether one that waits could be admitted, were it the only one.
+            num_cached: Tokens of one that waits that need not be computed.
 
         Returns:
             Tokens of prompts that a tenant may still add; absent: no bound.
@@ -87,14 +90,13 @@ class StepShares:
         expected = turns.expected()
         for tenant in [each for each in self._tenant_s if each not in turns.here]:
             del self._tenant_s[tenant]
-            self._whole_s.pop(tenant, None)
         number = len(turns.here) + len(expected)
         if number < 2:
             self._wishes = {}
             self._looked_at_s = turns.now_s
             return {}
         times = MARGIN * number
-        wishes = self._wishes = self._wished(selected, waiting, costs, times, has_room)
+        wishes = self._wishes = self._wished(selected, waiting, costs, times, has_room, num_cached)
         self._looked_at_s = turns.now_s
         order = sorted((t for t, w in wishes.items() if w.seconds), key=turns.used)
         if not order:
@@ -180,10 +182,9 @@ class StepShares:
         costs: StepCosts,
         times: float,
         has_room: Callable[[Sequence], bool],
+        num_cached: Callable[[Sequence], int],
     ) -> dict[str, _Wish]:
         wishes: dict[str, _Wish] = {}
-        prompts_s: dict[str, float] = {}
-        prompts_whole_s: dict[str, float] = {}
         for is_here, sequences in ((True, selected), (False, waiting)):
             for sequence in sequences:
                 tenant = sequence.tenant
@@ -191,12 +192,15 @@ class StepShares:
                 if wish is None:
                     wish = wishes[tenant] = _Wish(self._max_tokens, self._max_sequences)
                 start = sequence.num_computed_tokens
+                is_next = not is_here and wish.left_tokens > 0 and wish.left_sequences > 0
+                if is_next:
+                    start = num_cached(sequence)
                 num_tokens = len(sequence.token_ids) - start
                 is_decode = num_tokens == 1
                 waited = sequence.share
                 if waited is None:
                     waited = sequence.share = self._came(sequence)
-                if not is_decode and not waited.prompt_s:
+                if not is_decode and (is_next or not waited.prompt_s):
                     most = min(num_tokens, self._max_tokens)
                     waited.prompt_s = costs.chunk_s(start, most, is_decode)
                 own_s = waited.own_s
@@ -218,17 +222,17 @@ class StepShares:
                     seconds = costs.chunk_s(start, num_tokens, is_decode)
                     wish.seconds += seconds
                     if not is_decode:
-                        prompts_s[tenant] = prompts_s.get(tenant, 0.0) + seconds
-                        whole_s = max(seconds, waited.prompt_s)
-                        prompts_whole_s[tenant] = prompts_whole_s.get(tenant, 0.0) + whole_s
+                        wish.prompts.append(waited)
+                        wish.prompts_s += seconds
+                        wish.prompts_whole_s += max(seconds, waited.prompt_s)
                     wish.left_tokens -= num_tokens
                     wish.left_sequences -= 1
-        for tenant, wish in wishes.items():
-            wish.whole_s = wish.seconds
-            if tenant in prompts_s:
-                whole_s = max(prompts_whole_s[tenant], self._whole_s.get(tenant, 0.0))
-                self._whole_s[tenant] = whole_s
-                wish.whole_s += whole_s - prompts_s[tenant]
+        for wish in wishes.values():
+            whole_s = 0.0
+            for waited in wish.prompts:
+                waited.whole_s = max(waited.whole_s, wish.prompts_whole_s)
+                whole_s = max(whole_s, waited.whole_s)
+            wish.whole_s = wish.seconds - wish.prompts_s + whole_s
         return wishes
 
     def _came(self, sequence: Sequence) -> Waited:
