@@ -128,6 +128,7 @@ INSIDE = {
     "_outward_pools": "one client's connections are closed under it",
     "_pool": "instructions are counted of a connection that no socket is behind",
     "_run": "a full disk: a limit of one connection of sqlite",
+    "_allocate": "how much memory a worker asks for at once",
 }
 
 
