@@ -15,6 +15,7 @@ from tandem_router.balancing.prefix_index import PrefixIndex
 from tandem_router.balancing.silence import longest_silence_s
 from tandem_router.balancing.worker import Load, Worker
 from tandem_router.config import FailoverConfig
+from tandem_router.proxy.tier_assignment import TierAssignment
 
 DEFAULTS = FailoverConfig()
 SPEEDS = {"prefill_profile": (0.01, 1e-4, 0.0), "decode_profile": (0.02, 1e-7, 1e-4)}
@@ -215,6 +216,28 @@ async def test_all_that_a_worker_that_hangs_holds_moves_whatever_the_retries(
 
     assert {reply.status for reply in replies} == {200}
     assert len(good.inference) == 12
+
+
+async def test_what_may_be_asked_for_once_is_not_moved(
+    run_router: Any, make_worker: Any, passed: list[float], monkeypatch: Any
+) -> None:
+    """A ceiling, or a shadow: there is no money for another try."""
+    monkeypatch.setattr(TierAssignment, "gave_up", lambda self, fault: False)
+    workers = [await make_worker(mute=True), await make_worker(mute=True)]
+
+    async with run_router({"large": {"unified": workers}}, failover=HURRIED, background=False) as (
+        client,
+        _,
+    ):
+        task = asyncio.ensure_future(client.chat(**ASKED))
+        await asked_of(workers)
+        for each in workers:
+            each.mute = False
+        passed[0] = 4.5
+        reply = await asyncio.wait_for(task, 20)
+
+    assert reply.status == 502
+    assert sum(len(each.inference) for each in workers) == 1
 
 
 async def test_a_request_that_all_are_silent_about_is_slow_itself(

@@ -71,7 +71,8 @@ class FailoverConfig(Section):
     stall_timeout_s: Positive = Field(
         default=120.0,
         description="No byte for this long counts as a dead worker: above the longest queue "
-        "wait plus prefill, because failing over a live worker only adds load.",
+        "wait plus prefill, because failing over a live worker only adds load. Ten times as long "
+        "for a whole reply, which sends nothing before its end.",
     )
     dead_after_s: Positive = Field(
         default=15.0,

@@ -238,8 +238,7 @@ class Retries:
             self._left_out |= {worker.url}
         leave = self._assignment.others() and self._num_failures >= FAILURES_BEFORE_LEAVING
         if not leave:
-            # What a worker that hangs had is moved like what one had that died: all of it.
-            if self._has_other_worker(worker) and (hung or self._may_retry(fault)):
+            if self._has_other_worker(worker) and self._may_retry(fault, hung):
                 return
             waits = not self._last_resort and self._num_attempts < self._failover.max_attempts
             if restarting and waits:
@@ -514,12 +513,15 @@ class Retries:
         usable = picker.usable(name)
         return any(other.url not in gone for other in usable)
 
-    def _may_retry(self, fault: Fault) -> bool:
-        """Whether the tier can bear one more try; what nobody has seen costs it nothing."""
+    def _may_retry(self, fault: Fault, hung: bool = False) -> bool:
+        """Whether the tier can bear one more try; what nobody has seen costs it nothing.
+
+        hung: its worker hangs. What that had is moved like what one had that died: all of it.
+        """
         if fault.kind is FaultKind.UNREACHABLE:
             return True
-        if not self._is_funded:
-            return False
+        if not self._is_funded or hung:
+            return self._is_funded
         name, picker = self._assignment.name, self._services.picker
         if not picker.retries(name).take(picker.num_inflight(name)):
             return False
