@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,13 @@ def test_many_prompts_are_answered_in_bounded_memory(
     exact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of(exact)
-    allocate, asked_for = ModelRunner._allocate, []
+    exact_kv, asked_for = runner.exact_kv, []
 
-    def allocated(self: ModelRunner, file: str | None = None, num_blocks: int | None = None) -> Any:
+    def counted(num_blocks: int) -> AbstractContextManager[None]:
         asked_for.append(num_blocks)
-        return allocate(self, file, num_blocks)
+        return exact_kv(num_blocks)
 
-    monkeypatch.setattr(ModelRunner, "_allocate", allocated)
+    monkeypatch.setattr(runner, "exact_kv", counted)
     long, short = [5] * 200, [7, 8]
     answers = answer_exactly(runner, [*[long, short] * 60], 2)
 
