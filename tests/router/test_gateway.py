@@ -165,6 +165,8 @@ async def test_a_whole_answer_brings_its_cost_and_is_booked(picker: Any) -> None
         assert (last(app).status, last(app).output_tokens) == (200, 8)
         assert last(app).cost_usd == pytest.approx(21e-6)
         assert nothing_is_held(app)
+        # What it answers elsewhere shows that it does not hang.
+        assert max(worker.heard_at for worker in app.picker.workers) > 0.0
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 100_000])

@@ -171,8 +171,9 @@ class Retries:
         """The reply is an answer: its first token is here, or all of it."""
         if self._pick is not None:
             self._services.picker.answered_well(self._pick)
-            if self._response is not None:
-                self._pick.decode.heard_at = self._response.last_data
+            response = self._response  # None: a gateway carries it
+            now = self._services.clock() if response is None else response.last_data
+            self._pick.decode.heard_at = now
         if self._retry_of is not None:
             self._give_back_retry()  # what is answered adds to no storm
         if self._response is not None:
