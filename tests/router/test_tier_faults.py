@@ -328,6 +328,24 @@ async def test_a_pool_is_come_back_to_where_one_of_it_was_not_asked(
     assert {attempt["tier"] for attempt in record["attempts"]} >= {"small"}
 
 
+async def test_tiers_that_all_say_a_prompt_is_too_long_are_asked_once_each(
+    run_router: Any, make_worker: Any
+) -> None:
+    error = {"message": "too long", "type": "invalid_request_error"}
+    error["code"] = "context_length_exceeded"
+    full = (400, {}, json.dumps({"error": error}).encode())
+    workers = [await make_worker(refuse=[full] * 9) for _ in range(3)]
+    names = ["small", "middle", "large"]
+    tiers = [{**TIERS[0], "name": name, "served_model": name} for name in names]
+    pools = {name: {"unified": [each]} for name, each in zip(names, workers, strict=True)}
+
+    async with run_router(pools, tiers=tiers, predictor=None, background=False) as (client, _):
+        reply = await client.chat("much")
+
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert [len(each.inference) for each in workers] == [1, 1, 1]
+
+
 async def test_a_retry_that_is_answered_leaves_its_place_in_the_budget(
     run_router: Any, make_worker: Any
 ) -> None:

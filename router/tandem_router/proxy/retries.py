@@ -187,7 +187,8 @@ class Retries:
         assignment, worker = self._assignment, self.lost(fault)
         external = assignment.is_external
         if fault.kind is FaultKind.INCAPABLE:
-            if not self._change_tier() and not self._change_tier(last_resort=True):
+            changed = self._change_tier(spent=True)  # what it cannot do it cannot do later either
+            if not changed and not self._change_tier(last_resort=True, spent=True):
                 raise RequestRefused(fault.status or 400, fault.body)
         elif fault.kind in _BUSY:
             self._busy |= {worker.url}
@@ -529,10 +530,10 @@ class Retries:
         self._retry_of, self.holds = name, True  # it may be refused before it has a worker
         return True
 
-    def _change_tier(self, last_resort: bool = False) -> bool:
+    def _change_tier(self, last_resort: bool = False, spent: bool = False) -> bool:
         assignment, left_out = self._assignment, self._left_out | self._busy
         left = assignment.name
-        spent = not self._services.picker.resting(left, left_out)
+        spent = spent or not self._services.picker.resting(left, left_out)
         if not assignment.change(last_resort, spent):
             return False
         self._left_out_of = {**self._left_out_of, left: left_out}
