@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tandem_worker.transfer as transfer
-from tandem_worker import cli
+from tandem_worker.cli import worker as cli
 from tandem_worker.config import BLOCK_SIZE, WorkerConfig
 from tandem_worker.disaggregation import decode_side
 from tandem_worker.engine.core import EngineCore
